@@ -1,0 +1,1 @@
+"""Models and what they need to run: pure torch, no training code."""

@@ -1,0 +1,782 @@
+"""GPT-OSS in one file, read from leaf to root.
+
+The order is that of OpenAI's reference (ModelConfig, RMSNorm, RotaryEmbedding, attention, MLPBlock,
+TransformerBlock, Transformer), and so are the parameter names and layouts, so that the two can be
+compared side by side. The switches of ModelConfig default to gpt-oss exactly.
+
+Shapes: B batch, T query tokens, S key tokens, N = B*T, D hidden_size, V vocabulary, L layers,
+H query heads, G key/value heads, M = H/G, C head_dim, E experts, k experts_per_token, F intermediate_size.
+
+A variant overrides one of four seams of Transformer as a whole: embed, run_blocks, head, init_weights.
+Attention and experts stand here as specifications; backends.py has the fast paths, chosen by name from
+ATTENTION_BACKENDS and EXPERT_BACKENDS.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from architecture import backends, registry
+from architecture.interface import (
+    IGNORE_INDEX,
+    ModelOutput,
+    RouterStats,
+    load_balancing_loss,
+    load_share,
+    next_token_loss,
+)
+
+logger = logging.getLogger(__name__)
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+SWIGLU_ALPHA = 1.702  # gpt-oss gates with x * sigmoid(1.702 x), a close fit of GELU
+EMPTY_SLOT = -(2**62)  # position of a cache slot that holds nothing: below every window
+
+
+# ----------------------------------------------------------------------------------------------- config
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a model: the 16 fields of the official config.json, then the switches for ablations."""
+
+    num_hidden_layers: int = 36
+    num_experts: int = 128
+    experts_per_token: int = 4
+    vocab_size: int = 201088
+    hidden_size: int = 2880
+    intermediate_size: int = 2880
+    swiglu_limit: float = 7.0
+    head_dim: int = 64
+    num_attention_heads: int = 64
+    num_key_value_heads: int = 8
+    sliding_window: int = 128
+    initial_context_length: int = 4096
+    rope_theta: float = 150000.0
+    rope_scaling_factor: float = 32.0
+    rope_ntk_alpha: float = 1.0
+    rope_ntk_beta: float = 32.0
+
+    layer_types: tuple[str, ...] | None = None  # None: sliding, full, sliding, full, ...
+    attention_sinks: bool = True
+    nope_stride: int | None = None  # layers with (layer + 1) % nope_stride == 0 are not rotated
+    position: str = "rope"  # rope | learned | none
+    norm: str = "rmsnorm"  # rmsnorm | layernorm
+    mlp: str = "swiglu"  # swiglu | gelu
+    tie_embeddings: bool = False
+    attention_bias: bool = True
+    dropout: float = 0.0
+    moe_layers: tuple[int, ...] | None = None  # None: every layer; the others get one dense MLP
+    capacity_factor: float | None = None  # None: dropless
+    used_vocab_size: int | None = (
+        None  # ids from here to vocab_size are padding; None: all are used
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("num_hidden_layers", "num_experts", "experts_per_token", "vocab_size", "hidden_size",
+                     "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
+                     "sliding_window", "initial_context_length"):  # fmt: skip
+            self._require(
+                name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1 or more"
+            )
+        for name in ("swiglu_limit", "rope_theta", "rope_ntk_alpha", "rope_ntk_beta"):
+            self._require(name, getattr(self, name) > 0, "must be positive", "the official value is "
+                          f"{type(self).__dataclass_fields__[name].default}")  # fmt: skip
+        for name, choices in (("position", ("rope", "learned", "none")), ("norm", ("rmsnorm", "layernorm")),
+                              ("mlp", ("swiglu", "gelu"))):  # fmt: skip
+            self._require(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}",
+                          f"set {name}={choices[0]}")  # fmt: skip
+        h, g, k, e = (self.num_attention_heads, self.num_key_value_heads, self.experts_per_token, self.num_experts)  # fmt: skip
+        self._require("num_attention_heads", h % g == 0, f"must be a multiple of num_key_value_heads ({g})",
+                      f"for multi-head attention set num_key_value_heads={h}")  # fmt: skip
+        self._require("experts_per_token", k <= e, f"must be at most num_experts ({e})",
+                      f"set experts_per_token={e} or fewer, or num_experts={k} or more")  # fmt: skip
+        self._require("head_dim", self.head_dim % 2 == 0 or self.position != "rope",
+                      "must be even, because RoPE rotates pairs", f"set head_dim={self.head_dim + 1}")  # fmt: skip
+        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0")
+        self._require("rope_scaling_factor", self.rope_scaling_factor >= 1, "must be at least 1",
+                      "set rope_scaling_factor=1 to turn YaRN off")  # fmt: skip
+        if self.capacity_factor is not None:
+            self._require("capacity_factor", self.capacity_factor > 0, "must be positive",
+                          "set capacity_factor=none for dropless routing")  # fmt: skip
+        if self.nope_stride is not None:
+            self._require("nope_stride", self.nope_stride >= 1, "must be at least 1",
+                          "set nope_stride=none to rotate every layer")  # fmt: skip
+        if self.used_vocab_size is not None:
+            self._require("used_vocab_size", 1 <= self.used_vocab_size <= self.vocab_size,
+                          f"must be between 1 and vocab_size ({self.vocab_size})",
+                          "set used_vocab_size=none when every id is used")  # fmt: skip
+        if self.layer_types is not None:
+            object.__setattr__(
+                self, "layer_types", tuple(self.layer_types)
+            )  # JSON and YAML bring lists
+            self._require("layer_types", len(self.layer_types) == self.num_hidden_layers
+                          and set(self.layer_types) <= {SLIDING, FULL},
+                          f"must name {SLIDING} or {FULL} once per layer ({self.num_hidden_layers})",
+                          "set layer_types=none to alternate")  # fmt: skip
+        if self.moe_layers is not None:
+            object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
+            self._require("moe_layers", len(set(self.moe_layers)) == len(self.moe_layers)
+                          and all(0 <= i < self.num_hidden_layers for i in self.moe_layers),
+                          f"must hold different layer numbers from 0 to {self.num_hidden_layers - 1}",
+                          "set moe_layers=none for experts in every layer")  # fmt: skip
+        if self.position == "rope" and self.rope_scaling_factor > 1:
+            low, high = self.yarn_range
+            self._require("initial_context_length", 0 < low < high < self.head_dim / 2 - 1,
+                          "must exceed 2 pi rope_ntk_beta and put YaRN's ramp, here "
+                          f"{low:.2f} to {high:.2f}, inside the {self.head_dim // 2} rotated pairs",
+                          "set rope_scaling_factor=1 to turn YaRN off")  # fmt: skip
+
+    def _require(self, name: str, holds: bool, rule: str, way_out: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} {rule}, got {getattr(self, name)}; {way_out}")
+
+    @property
+    def resolved_layer_types(self) -> tuple[str, ...]:
+        return self.layer_types or tuple(
+            (SLIDING, FULL)[i % 2] for i in range(self.num_hidden_layers)
+        )
+
+    @property
+    def resolved_moe_layers(self) -> tuple[int, ...]:
+        return tuple(range(self.num_hidden_layers)) if self.moe_layers is None else self.moe_layers
+
+    @property
+    def context_limit(self) -> int:
+        """Most tokens a sequence may have."""
+        return int(self.initial_context_length * self.rope_scaling_factor)
+
+    @property
+    def yarn_range(self) -> tuple[float, float]:
+        """Between these pairs of dimensions YaRN goes from extrapolation to interpolation."""
+        pairs, context, base = (
+            self.head_dim / 2,
+            self.initial_context_length,
+            math.log(self.rope_theta),
+        )
+        low = pairs * math.log(context / (self.rope_ntk_beta * 2 * math.pi)) / base
+        high = pairs * math.log(context / (self.rope_ntk_alpha * 2 * math.pi)) / base
+        return low, high
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Values in the model: total; active, what one token passes through (head in, input
+        embedding out); embedding, the input table alone."""
+        d, c, h, g, f, e, k = (self.hidden_size, self.head_dim, self.num_attention_heads, self.num_key_value_heads,
+                               self.intermediate_size, self.num_experts, self.experts_per_token)  # fmt: skip
+        norm = d * (2 if self.norm == "layernorm" else 1)
+        qkv = (h + 2 * g) * c
+        attention = (
+            norm + d * qkv + h * c * d + (qkv + d) * self.attention_bias + h * self.attention_sinks
+        )
+        up = f * (2 if self.mlp == "swiglu" else 1)
+        expert = d * up + up + f * d + d
+        router = e * d + e
+        moe, layers = len(self.resolved_moe_layers), self.num_hidden_layers
+        shared = layers * (attention + norm) + (layers - moe) * expert + moe * router + norm
+        embedding = self.vocab_size * d
+        learned = self.context_limit * d if self.position == "learned" else 0
+        head = 0 if self.tie_embeddings else embedding
+        return {
+            "total": shared + moe * e * expert + embedding + learned + head,
+            "active": shared + moe * k * expert + embedding,  # the head is as large when it is tied
+            "embedding": embedding + learned,
+        }
+
+    def flops_per_token(self, block_size: int) -> float:
+        """Training FLOPs (forward and backward) per token in sequences of block_size.
+
+        6 per active parameter, and 12 C H per visible key: two products of 2 C FLOPs for each head,
+        three times (forward, and two gradients). The window leaves min(i + 1, W) keys to token i.
+        """
+        keys = 0.0
+        for kind in self.resolved_layer_types:
+            w = min(self.sliding_window, block_size) if kind == SLIDING else block_size
+            keys += (w * (w + 1) / 2 + (block_size - w) * w) / block_size  # mean over the sequence
+        return (
+            6 * self.parameter_counts()["active"]
+            + 12 * self.head_dim * self.num_attention_heads * keys
+        )
+
+
+OFFICIAL = dict(
+    num_hidden_layers=24, num_experts=32
+)  # gpt-oss-20b; ModelConfig's defaults are 120b
+PRESETS: dict[str, dict[str, Any]] = {
+    # a laptop, minutes
+    "toy": dict(num_hidden_layers=4, num_experts=8, experts_per_token=2, vocab_size=4096, hidden_size=128,
+                intermediate_size=192, head_dim=32, num_attention_heads=4, num_key_value_heads=2,
+                initial_context_length=1024, rope_scaling_factor=1.0),
+    # one GPU, an hour
+    "medium": dict(num_hidden_layers=8, num_experts=16, experts_per_token=4, vocab_size=4096, hidden_size=384,
+                   intermediate_size=384, head_dim=64, num_attention_heads=6, num_key_value_heads=2,
+                   initial_context_length=2048, rope_scaling_factor=1.0),
+    # as many active parameters as GPT-2 124M, with its vocabulary
+    "large": dict(num_hidden_layers=12, num_experts=18, experts_per_token=4, vocab_size=50304, hidden_size=768,
+                  intermediate_size=608, head_dim=64, num_attention_heads=12, num_key_value_heads=4,
+                  initial_context_length=4096, rope_scaling_factor=1.0),
+    # the official recipe (vocabulary, YaRN, 32 experts top-4) at a width that one machine can train
+    "gpt-oss-small": dict(num_hidden_layers=12, num_experts=32, hidden_size=768, intermediate_size=768,
+                          num_attention_heads=12, num_key_value_heads=4),
+    "gpt-oss-20b": OFFICIAL,
+    "gpt-oss-120b": dict(),
+    # the shape used by GPT-OSS-LAB: 8 wide experts top-2, multi-head attention, tied head
+    "lab-small": dict(num_hidden_layers=12, num_experts=8, experts_per_token=2, vocab_size=50304,
+                      hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_key_value_heads=12,
+                      initial_context_length=4096, rope_scaling_factor=1.0, tie_embeddings=True),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- norm, positions
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32, cast back after the scale. (..., D) -> (..., D)"""
+
+    def __init__(self, size: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.double() if x.dtype == torch.float64 else x.float()
+        return F.rms_norm(wide, self.scale.shape, self.scale.to(wide.dtype), self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """GPT-2's norm under the trunk's parameter names. (..., D) -> (..., D)"""
+
+    def __init__(self, size: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.scale.shape, self.scale, self.bias, self.eps)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+class RotaryEmbedding:
+    """RoPE with YaRN (arXiv:2309.00071), gpt-oss's form: half-split pairs, concentration on both tables."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+
+    def tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions (B or 1, T) int64 -> cos and sin (B or 1, T, 1, C/2), float32."""
+        cfg, device = self.config, positions.device
+        pair = torch.arange(cfg.head_dim // 2, dtype=torch.float32, device=device)
+        inverse = 1.0 / cfg.rope_theta ** (2 * pair / cfg.head_dim)
+        concentration = 1.0
+        if cfg.rope_scaling_factor > 1:
+            low, high = cfg.yarn_range
+            interpolated = ((pair - low) / (high - low)).clamp(
+                0, 1
+            )  # 0: fast pairs keep their angle
+            inverse = (
+                inverse * (1 - interpolated) + inverse / cfg.rope_scaling_factor * interpolated
+            )
+            concentration = 0.1 * math.log(cfg.rope_scaling_factor) + 1.0
+        angle = (positions[..., None].float() * inverse)[:, :, None, :]
+        return angle.cos() * concentration, angle.sin() * concentration
+
+    @staticmethod
+    def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """(B, T, heads, C) -> the same, pair (i, i + C/2) turned by its angle."""
+        cos, sin = (table.to(x.dtype) for table in tables)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+# ------------------------------------------------------------------------------------------ masks, cache
+def visible_keys(
+    query_positions: torch.Tensor, key_positions: torch.Tensor, window: int | None
+) -> torch.Tensor:
+    """Which keys a query may see: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
+
+    The window counts the current token: key j is visible to query i when i - window < j <= i.
+    Negative positions are padding, invisible to all but themselves, so that no row is ever empty.
+    """
+    query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    visible = (key <= query) & (key >= 0)
+    if window is not None:
+        visible &= key > query - window
+    return visible | (key == query)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far; sliding layers keep only their window.
+
+    Updated in place by forward, for inference only. A row's padding is marked by negative positions.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        max_length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.length, self.max_length = 0, max_length
+        self.layer_types = config.resolved_layer_types
+        self.window = config.sliding_window
+        shape = (config.num_key_value_heads, config.head_dim)
+        slots = {SLIDING: min(self.window, max_length), FULL: max_length}
+        self.positions = {
+            kind: torch.full((batch, slots[kind]), EMPTY_SLOT, device=device)
+            for kind in dict.fromkeys(self.layer_types)
+        }
+        self.keys = [
+            torch.zeros(batch, slots[t], *shape, device=device, dtype=dtype)
+            for t in self.layer_types
+        ]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+
+    def extend(self, kind: str, positions: torch.Tensor) -> torch.Tensor:
+        """Positions (B, S) of the keys that a forward with these query positions (B, T) sees."""
+        return self._append(self.positions, kind, kind, positions)
+
+    def extend_layer(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value (B, T, G, C) of the new tokens -> those of all tokens seen, (B, S, G, C)."""
+        kind = self.layer_types[layer]
+        return self._append(self.keys, layer, kind, key), self._append(
+            self.values, layer, kind, value
+        )
+
+    def _append(self, store: Any, name: int | str, kind: str, new: torch.Tensor) -> torch.Tensor:
+        if kind == FULL:  # written into its place: no copy of what is there
+            end = self.length + new.shape[1]
+            store[name][:, self.length : end] = new
+            return store[name][:, :end]
+        seen = torch.cat((store[name], new.to(store[name].dtype)), dim=1)
+        store[name] = seen[:, -store[name].shape[1] :]
+        return seen
+
+
+# --------------------------------------------------------------------------------------------- attention
+def eager_attention(q, k, v, sinks, mask, dropout):
+    """The specification: softmax over the visible keys and the sink, whose share is then dropped.
+
+    q: (B, T, H, C).  k, v: (B, S, G, C).  sinks: (H,) or None.  mask: (B or 1, 1, T, S) bool.
+    Returns (B, T, H, C). The softmax is taken in float32 or wider.
+    """
+    (B, T, H, C), G = q.shape, k.shape[2]
+    q = q.view(
+        B, T, G, H // G, C
+    )  # (B, T, H, C) -> (B, T, G, M, C): heads of one group are adjacent
+    scores = torch.einsum("btgmc,bsgc->bgmts", q, k) / math.sqrt(C)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype).view(1, G, H // G, 1, 1).expand(B, -1, -1, T, 1)
+        scores = torch.cat((scores, column), dim=-1)  # (B, G, M, T, S + 1)
+    weights = scores.softmax(-1)[..., : k.shape[1]]
+    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
+    return torch.einsum("bgmts,bsgc->btgmc", weights, v).reshape(B, T, H, C)
+
+
+ATTENTION_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
+    "eager": eager_attention,
+    "sdpa": backends.sdpa_attention,
+}
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm grouped-query attention with sinks; returns what is added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str):
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.attend = ATTENTION_BACKENDS[backend]
+        stride = config.nope_stride
+        self.rotated = config.position == "rope" and not (stride and (layer + 1) % stride == 0)
+        heads, groups, c = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.norm = NORMS[config.norm](config.hidden_size)
+        self.qkv = nn.Linear(
+            config.hidden_size, (heads + 2 * groups) * c, bias=config.attention_bias
+        )
+        self.sinks = nn.Parameter(torch.zeros(heads)) if config.attention_sinks else None
+        self.out = nn.Linear(heads * c, config.hidden_size, bias=config.attention_bias)
+
+    def forward(
+        self, hidden: torch.Tensor, rope, mask: torch.Tensor, cache: KVCache | None
+    ) -> torch.Tensor:
+        """hidden (B, T, D), rope tables or None, mask (B or 1, 1, T, S) -> (B, T, D)."""
+        cfg = self.config
+        heads, groups = cfg.num_attention_heads, cfg.num_key_value_heads
+        qkv = self.qkv(self.norm(hidden)).unflatten(-1, (heads + 2 * groups, cfg.head_dim))
+        q, k, v = qkv.split((heads, groups, groups), dim=2)  # (B, T, H, C), (B, T, G, C) twice
+        if self.rotated:
+            q, k = RotaryEmbedding.rotate(q, rope), RotaryEmbedding.rotate(k, rope)
+        if cache is not None:
+            k, v = cache.extend_layer(self.layer, k, v)
+        out = self.attend(q, k, v, self.sinks, mask, cfg.dropout if self.training else 0.0)
+        return F.dropout(self.out(out.flatten(2)), cfg.dropout, self.training)
+
+
+# ------------------------------------------------------------------------------------- router and experts
+class LayerRouting(NamedTuple):
+    """One router's part of RouterStats."""
+
+    load: torch.Tensor  # (E,)
+    mean_probability: torch.Tensor  # (E,)
+    z_loss: torch.Tensor  # ()
+    entropy: torch.Tensor  # ()
+    dropped: torch.Tensor  # ()
+
+
+class ExpertWeights(NamedTuple):
+    """What an expert backend works with; U = 2F interleaved (gate, up) for swiglu, F for gelu."""
+
+    mlp1_weight: torch.Tensor  # (E, U, D)
+    mlp1_bias: torch.Tensor  # (E, U)
+    mlp2_weight: torch.Tensor  # (E, D, F)
+    mlp2_bias: torch.Tensor  # (E, D)
+    activation: Callable[[torch.Tensor], torch.Tensor]  # (..., U) -> (..., F)
+
+
+def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
+    """gpt-oss's clamped SwiGLU. (..., 2F) interleaved gate and up -> (..., F)"""
+    gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
+    gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    return (
+        gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
+    )  # up + 1: half of a shut gate still passes
+
+
+def loop_experts(x, index, weight, experts):
+    """The specification: expert by expert, the tokens that chose it.
+
+    x: (N, D).  index: (N, k) int64, E where the assignment was dropped.  weight: (N, k).
+    Returns (N, D), the weighted sum over the k, taken after un-permuting, so that it is deterministic.
+    """
+    chosen = x.new_zeros(*index.shape, x.shape[-1])  # (N, k, D)
+    for e in range(experts.mlp1_weight.shape[0]):
+        token, slot = torch.where(index == e)
+        up = F.linear(x[token], experts.mlp1_weight[e], experts.mlp1_bias[e])
+        down = F.linear(experts.activation(up), experts.mlp2_weight[e], experts.mlp2_bias[e])
+        chosen[token, slot] = down.to(x.dtype)
+    return (chosen * weight[..., None].to(x.dtype)).sum(1)
+
+
+EXPERT_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
+    "loop": loop_experts,
+    "sorted": backends.sorted_experts,
+}
+
+
+def over_capacity(
+    index: torch.Tensor, probability: torch.Tensor, capacity: int, num_experts: int
+) -> torch.Tensor:
+    """Which assignments an expert has no room for: those of lowest probability. All (N, k) -> bool.
+
+    An index of num_experts marks an assignment that takes no room. Ties go to the earlier token.
+    """
+    flat = index.flatten()
+    by_probability = probability.flatten().argsort(descending=True, stable=True)
+    order = by_probability[
+        flat[by_probability].argsort(stable=True)
+    ]  # by expert, then by probability
+    sizes = (flat[:, None] == torch.arange(num_experts + 1, device=flat.device)).sum(0)
+    first = sizes.cumsum(0) - sizes
+    place = torch.arange(flat.numel(), device=flat.device) - first[flat[order]]
+    return (
+        torch.empty_like(flat, dtype=torch.bool)
+        .scatter_(0, order, place >= capacity)
+        .view_as(index)
+    )
+
+
+class MLPBlock(nn.Module):
+    """Pre-norm mixture of experts, or one dense expert; returns what is added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str):
+        super().__init__()
+        self.config = config
+        self.run_experts = EXPERT_BACKENDS[backend]
+        self.routed = layer in config.resolved_moe_layers
+        d, f, e = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_experts if self.routed else 1,
+        )
+        u = 2 * f if config.mlp == "swiglu" else f
+        self.norm = NORMS[config.norm](d)
+        if self.routed:
+            self.gate = nn.Linear(
+                d, e
+            )  # the router; "gate" is its name in the official checkpoints
+            self.register_buffer("selection_bias", torch.zeros(e))  # moved by the bias rule only
+        self.mlp1_weight = nn.Parameter(torch.zeros(e, u, d))
+        self.mlp1_bias = nn.Parameter(torch.zeros(e, u))
+        self.mlp2_weight = nn.Parameter(torch.zeros(e, d, f))
+        self.mlp2_bias = nn.Parameter(torch.zeros(e, d))
+
+    def activation(self, x: torch.Tensor) -> torch.Tensor:
+        if self.config.mlp == "gelu":
+            return F.gelu(x, approximate="tanh")
+        return swiglu(x, self.config.swiglu_limit)
+
+    def forward(
+        self, hidden: torch.Tensor, counted: torch.Tensor | None
+    ) -> tuple[torch.Tensor, LayerRouting | None]:
+        """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's statistics."""
+        x = self.norm(hidden).flatten(0, 1)  # (B, T, D) -> (N, D)
+        experts = ExpertWeights(
+            self.mlp1_weight, self.mlp1_bias, self.mlp2_weight, self.mlp2_bias, self.activation
+        )
+        if self.routed:
+            index, weight, stats = self.route(x, None if counted is None else counted.flatten())
+        else:
+            index, weight, stats = (
+                torch.zeros_like(x[:, :1], dtype=torch.int64),
+                torch.ones_like(x[:, :1]),
+                None,
+            )
+        out = self.run_experts(x, index, weight, experts)
+        return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
+
+    def route(
+        self, x: torch.Tensor, counted: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
+        """x (N, D), counted (N,) bool or None -> expert index (N, k), its weight (N, k), statistics.
+
+        Top-k of the logits, then softmax over the k. selection_bias takes part in the choice only.
+        """
+        E, k = self.config.num_experts, self.config.experts_per_token
+        with torch.autocast(x.device.type, enabled=False):  # the router is a float32 island
+            wide = x.double() if x.dtype == torch.float64 else x.float()
+            logits = F.linear(
+                wide, self.gate.weight.to(wide.dtype), self.gate.bias.to(wide.dtype)
+            )  # (N, E)
+        index = (logits.detach() + self.selection_bias).topk(k, dim=-1).indices
+        weight = logits.gather(1, index).softmax(-1)
+
+        probability = logits.softmax(-1)
+        normaliser = logits.logsumexp(-1)
+        counts = torch.ones_like(normaliser) if counted is None else counted.to(normaliser.dtype)
+        total = counts.sum().clamp(min=1)
+        entropy = normaliser - (probability * logits).sum(-1)
+        assigned = (index[..., None] == torch.arange(E, device=x.device)).sum(1)  # (N, E), 0 or 1
+        dropped = logits.new_zeros(())
+        if self.training and self.config.capacity_factor is not None:
+            tokens = x.shape[0] if counted is None else int(counted.sum())
+            capacity = math.ceil(self.config.capacity_factor * tokens * k / E)
+            if counted is not None:
+                index = index.where(counted[:, None], E)  # padding takes nobody's place
+            lost = over_capacity(index, probability.gather(1, index.clamp(max=E - 1)), capacity, E)
+            lost = lost & (index < E)
+            dropped = lost.sum() / max(1, tokens * k)
+            index, weight = index.where(~lost, E), weight.masked_fill(lost, 0.0)
+        stats = LayerRouting(
+            load=(assigned * counts[:, None]).sum(0).detach(),
+            mean_probability=(probability * counts[:, None]).sum(0) / total,
+            z_loss=(normaliser.square() * counts).sum() / total,
+            entropy=((entropy * counts).sum() / total / math.log(max(E, 2))).detach(),
+            dropped=dropped.to(logits.dtype),
+        )
+        return index, weight, stats
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then experts, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, attention: str, experts: str):
+        super().__init__()
+        self.attn = AttentionBlock(config, layer, attention)
+        self.mlp = MLPBlock(config, layer, experts)
+
+    def forward(
+        self, hidden, rope, mask, counted, cache
+    ) -> tuple[torch.Tensor, LayerRouting | None]:
+        hidden = hidden + self.attn(hidden, rope, mask, cache)
+        update, stats = self.mlp(hidden, counted)
+        return hidden + update, stats
+
+
+# ----------------------------------------------------------------------------------------------- the model
+class Transformer(nn.Module):
+    """The whole model. Its four seams, in the order forward calls them after init_weights:
+    embed, run_blocks, head."""
+
+    config_class, presets = ModelConfig, PRESETS
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        attention: str = "auto",
+        experts: str = "auto",
+        generator: torch.Generator | None = None,
+    ):
+        """attention, experts: names of backends. generator: where the initial weights come from."""
+        super().__init__()
+        self.config = config
+        self.tokenizer = None  # set by from_checkpoint
+        self.attention_backend = _choose("attention", attention, ATTENTION_BACKENDS, auto="sdpa")
+        self.experts_backend = _choose("experts", experts, EXPERT_BACKENDS, auto="sorted")
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.context_limit, config.hidden_size)
+        self.block = nn.ModuleList(
+            TransformerBlock(config, layer, self.attention_backend, self.experts_backend)
+            for layer in range(config.num_hidden_layers)
+        )
+        self.norm = NORMS[config.norm](config.hidden_size)
+        self.unembedding = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.unembedding.weight = self.embedding.weight
+        self.rope = RotaryEmbedding(config) if config.position == "rope" else None
+        self.init_weights(generator)
+
+    @classmethod
+    def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> Transformer:
+        """The model a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`."""
+        return registry.load_model(path, device=device, model_class=cls)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        positions: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        carry: Any = None,
+        return_logits: bool | None = None,
+        **inputs: torch.Tensor,
+    ) -> ModelOutput:
+        """Logits without targets; the summed cross-entropy with them.
+
+        input_ids, targets: (B, T) int64; targets are IGNORE_INDEX where not scored.
+        positions: (B, T) int64, rising along a row, negative for left padding; None counts on from 0 or
+        from the cache. return_logits asks for logits beside a loss. carry, inputs: for variants.
+        """
+        hidden, positions, counted = self.embed(
+            input_ids, targets, positions, cache, carry, **inputs
+        )
+        hidden, router = self.run_blocks(hidden, positions, counted, cache)
+        wanted = targets is None if return_logits is None else return_logits
+        return self.head(hidden, targets, wanted)._replace(router=router, cache=cache)
+
+    # ----------------------------------------------------------------------------------------- the seams
+    def embed(self, input_ids, targets, positions, cache, carry):
+        """-> hidden (B, T, D), positions (B or 1, T) int64, counted (B, T) bool or None for all.
+
+        counted: the positions whose routing counts in the statistics, those that have a target.
+        """
+        if carry is not None:
+            raise ValueError(
+                "this model carries nothing from one segment to the next; leave out carry"
+            )
+        cfg, start, T = self.config, cache.length if cache is not None else 0, input_ids.shape[1]
+        for limit, name in ((cfg.context_limit, "initial_context_length * rope_scaling_factor"),
+                            (cache.max_length if cache is not None else math.inf, "the cache's max_length")):  # fmt: skip
+            if start + T > limit:
+                raise ValueError(f"a sequence may have {limit} tokens ({name}), got {start + T}; shorten it or raise "
+                                 f"{name}")  # fmt: skip
+        if positions is None:
+            positions = torch.arange(start, start + T, device=input_ids.device)[None]  # (1, T)
+        hidden = self.embedding(input_ids)
+        if cfg.position == "learned":
+            hidden = hidden + self.position_embedding(positions.clamp(min=0))
+        hidden = F.dropout(hidden, cfg.dropout, self.training)
+        return hidden, positions, None if targets is None else targets != IGNORE_INDEX
+
+    def run_blocks(self, hidden, positions, counted, cache):
+        """hidden (B, T, D) through every block and the last norm -> (B, T, D) and RouterStats or None."""
+        cfg = self.config
+        rope = self.rope.tables(positions) if self.rope is not None else None
+        masks = {}  # once per forward, keyed by layer type
+        for kind in dict.fromkeys(cfg.resolved_layer_types):
+            keys = (
+                positions
+                if cache is None
+                else cache.extend(kind, positions.expand(hidden.shape[0], -1))
+            )
+            masks[kind] = visible_keys(
+                positions, keys, cfg.sliding_window if kind == SLIDING else None
+            )
+        stats = []
+        for block, kind in zip(self.block, cfg.resolved_layer_types):
+            hidden, layer_stats = block(hidden, rope, masks[kind], counted, cache)
+            if layer_stats is not None:
+                stats.append(layer_stats)
+        if cache is not None:
+            cache.length += hidden.shape[1]
+        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers)
+
+    def head(self, hidden, targets, return_logits: bool) -> ModelOutput:
+        """hidden (B, T, D) -> logits and/or loss. Padded ids get no probability in either."""
+        used = self.config.used_vocab_size or self.config.vocab_size
+        logits = loss_sum = num_targets = token_losses = None
+        if targets is not None:
+            weight = self.unembedding.weight
+            weight = (
+                weight if used == len(weight) else weight[:used]
+            )  # a slice would copy the gradient
+            loss_sum, num_targets, token_losses = next_token_loss(hidden, weight, targets)
+        if return_logits:
+            logits = self.unembedding(hidden)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if used < self.config.vocab_size:
+                logits = torch.cat(
+                    (logits[..., :used], torch.full_like(logits[..., used:], -torch.inf)), dim=-1
+                )
+        return ModelOutput(logits, loss_sum, num_targets, token_losses, router=None)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Normal weights, zero biases, unit norms; a variant that adds parameters extends this and calls
+        it again at the end of its own __init__.
+
+        Matrices: std 0.02 as gpt-oss, whatever the width; those that write to the residual stream divided
+        by sqrt(2 L) as GPT-2, so that its variance does not grow with depth.
+        """
+        residual = (2 * self.config.num_hidden_layers) ** -0.5
+        for name, p in self.named_parameters():
+            if name.endswith("norm.scale"):
+                p.fill_(1.0)
+            elif name.endswith("bias"):
+                p.zero_()
+            else:
+                std = 0.02 * (
+                    residual if name.endswith(("attn.out.weight", "mlp2_weight")) else 1.0
+                )
+                p.normal_(0.0, std, generator=generator)
+
+    def new_cache(self, batch: int, max_length: int) -> KVCache:
+        """An empty cache for `batch` rows of at most max_length tokens each, padding included."""
+        weight = self.unembedding.weight
+        return KVCache(self.config, batch, max_length, weight.device, weight.dtype)
+
+
+def _choose(kind: str, name: str, backends: dict[str, Any], auto: str) -> str:
+    if name == "auto":
+        logger.info("%s backend: %s", kind, auto)
+        return auto
+    if name not in backends:
+        raise ValueError(
+            f"{kind} must be auto or one of {', '.join(backends)}, got {name!r}; use {kind}={auto}"
+        )
+    return name
+
+
+def _router_stats(
+    routing: list[LayerRouting], layers: tuple[int, ...]
+) -> RouterStats | None:
+    if not routing:
+        return None
+    load, probability, z_loss, entropy, dropped = (torch.stack(column) for column in zip(*routing))
+    balance = load_balancing_loss(probability, load_share(load))
+    return RouterStats(
+        balance, z_loss.mean(), load, probability, entropy, dropped, tuple(sorted(layers))
+    )

@@ -1,0 +1,152 @@
+"""What every model here promises: one output, one loss, one definition of router balance.
+
+Models are judged by the same ruler, so the ruler lives here and no model brings its own.
+
+Shapes: B batch, T tokens, N = tokens in a batch, D hidden_size, V vocabulary, L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+IGNORE_INDEX = (
+    -100
+)  # a target with this value is not scored, as in torch.nn.functional.cross_entropy
+LOGITS_PER_CHUNK = (
+    2**26
+)  # largest block of logits held at once by next_token_loss: 256 MB in float32
+
+
+class RouterStats(NamedTuple):
+    """How the routers of one forward pass spread their tokens; one row per MoE layer.
+
+    Only positions that have a target are counted (all of them when no targets were given), so that
+    padding cannot look like balance.
+    """
+
+    balance_loss: torch.Tensor  # () float32, 1.0 when even, E/k when k experts take everything
+    z_loss: torch.Tensor  # () float32, mean squared logsumexp of the router logits
+    load: torch.Tensor  # (L, E) float32, assignments per expert before capacity drops any
+    mean_probability: torch.Tensor  # (L, E) float32, mean full softmax; carries the gradient
+    entropy: torch.Tensor  # (L,) float32, mean per-token entropy / ln E: 1 undecided, 0 certain
+    dropped: torch.Tensor  # (L,) float32, share of the assignments over capacity
+    layers: tuple[int, ...]  # the model's layer behind each row
+
+
+class ModelOutput(NamedTuple):
+    """What forward returns. Losses are cross-entropy only, in nats; auxiliary terms are the trainer's."""
+
+    logits: torch.Tensor | None  # (B, T, V) float32; None with targets unless asked for
+    loss_sum: torch.Tensor | None  # () float32, summed over the targets
+    num_targets: torch.Tensor | None  # () int64
+    token_losses: torch.Tensor | None  # (B, T) float32 without gradient, 0 where there is no target
+    router: RouterStats | None  # None for a dense model
+    cache: Any = None  # what to pass as `cache` next
+    carry: Any = None  # what a variant keeps from one segment to the next
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Nats per target token, () float32."""
+        return self.loss_sum / self.num_targets.clamp(min=1)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable values; a tied matrix counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def load_balancing_loss(mean_probability: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Switch-style balance penalty: per layer E * sum_e f_e * P_e, then the mean over layers.
+
+    mean_probability: (L, E) float32, P.  share: (L, E) float32, f, rows sum to 1, without gradient.
+    Returns () float32: 1.0 when even, E/k when k experts take everything.
+    Source: Fedus et al. 2021 (arXiv:2101.03961) eq. 4-6, with f a share of the N*k assignments.
+    Per layer first: pooled over layers, two layers collapsed onto opposite experts look balanced.
+    """
+    num_experts = mean_probability.shape[-1]
+    return (num_experts * (share.detach() * mean_probability).sum(-1)).mean()
+
+
+def load_share(load: torch.Tensor) -> torch.Tensor:
+    """(L, E) assignment counts -> (L, E) shares that sum to 1 in each row."""
+    return load / load.sum(-1, keepdim=True).clamp(min=1)
+
+
+def next_token_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cross-entropy of `hidden @ weight.T` without ever holding all the logits.
+
+    hidden: (B, T, D).  weight: (V, D).  targets: (B, T) int64, IGNORE_INDEX where not scored.
+    Returns loss_sum () float32 in nats, num_targets () int64, token_losses (B, T) float32 detached.
+    """
+    flat = targets.reshape(-1)
+    if flat.shape[0] != hidden[..., 0].numel():
+        raise ValueError(
+            f"targets must have one entry per position of hidden {tuple(hidden.shape[:-1])}, "
+            f"got {tuple(targets.shape)}; pass targets of the same shape as input_ids"
+        )
+    loss_sum, token_losses = _LinearCrossEntropy.apply(
+        hidden.reshape(flat.shape[0], -1), weight, flat, torch.is_grad_enabled()
+    )
+    return loss_sum, (flat != IGNORE_INDEX).sum(), token_losses.view(targets.shape)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Head and loss in blocks of rows, with the gradients taken while a block of logits is at hand.
+
+    Three matrix products per block, as many as the naive way, and nothing is computed twice: only the
+    gradients (N, D) and (V, D) outlive a block. torch 2.13 has F.linear_cross_entropy for this; we
+    run on 2.11 too and need the loss of every token.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, grad_enabled):
+        device = hidden.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+        block_weight = weight.to(dtype)
+        # needs_input_grad does not know about no_grad
+        need_hidden, need_weight = (grad_enabled and need for need in ctx.needs_input_grad[:2])
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        losses = []
+        rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            block = slice(start, start + rows)
+            x = hidden[block].to(dtype)
+            logits = x @ block_weight.T  # (rows, V)
+            if logits.dtype in (torch.bfloat16, torch.float16):
+                logits = logits.float()
+            scored = (targets[block] != IGNORE_INDEX).unsqueeze(1)
+            target = targets[block].unsqueeze(1).clamp(min=0)
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            losses.append(((normaliser - logits.gather(1, target)) * scored).squeeze(1))
+            if not (need_hidden or need_weight):
+                continue
+            grad = logits.sub_(normaliser).exp_()  # the softmax, in the logits' memory
+            grad.scatter_add_(1, target, torch.full_like(normaliser, -1.0))
+            grad = grad.mul_(scored).to(dtype)
+            if need_hidden:
+                grad_hidden[block] = grad @ block_weight
+            if need_weight and dtype == weight.dtype:
+                grad_weight.addmm_(grad.T, x)
+            elif need_weight:
+                grad_weight += grad.T @ x  # accumulated in the weight's own, wider type
+        token_losses = torch.cat(losses)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(token_losses)
+        return token_losses.sum(), token_losses
+
+    @staticmethod
+    def backward(ctx, grad_loss_sum, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad_loss_sum,
+            None if grad_weight is None else grad_weight * grad_loss_sum,
+            None,
+            None,
+        )

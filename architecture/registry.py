@@ -1,0 +1,166 @@
+"""Models by name, and the one reader of checkpoints.
+
+Names are strings and the model's module is imported when it is asked for, so that this file can be
+used by the models themselves. A model class brings `config_class`, a frozen dataclass, and `presets`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pickle
+import zipfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+MODELS = {"gptoss": "architecture.gptoss:Transformer"}
+REQUIRED_KEYS = ("model_name", "config", "model", "tokenizer", "step")  # of any checkpoint
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class behind a model's name."""
+    if name not in MODELS:
+        raise ValueError(
+            f"model must be one of {', '.join(MODELS)}, got {name!r}{_nearest(name, MODELS)}"
+        )
+    module, _, attribute = MODELS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def model_name(model: nn.Module | type[nn.Module]) -> str:
+    """The name of a model or its class, the inverse of model_class."""
+    cls = model if isinstance(model, type) else type(model)
+    return {target: name for name, target in MODELS.items()}[f"{cls.__module__}:{cls.__qualname__}"]
+
+
+def build_config(name: str, size: str, overrides: dict[str, Any] | None = None) -> Any:
+    """The preset `size` of a model with some fields replaced."""
+    cls = model_class(name)
+    if size not in cls.presets:
+        raise ValueError(
+            f"model_size must be one of {', '.join(cls.presets)}, got {size!r}{_nearest(size, cls.presets)}"
+        )
+    return config_from_dict(name, {**cls.presets[size], **(overrides or {})})
+
+
+def build_model(name: str, config: Any, **arguments: Any) -> nn.Module:
+    """A new model; arguments are its constructor's: attention, experts, generator."""
+    return model_class(name)(config, **arguments)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values, ready for JSON."""
+    return asdict(config)
+
+
+def config_from_dict(name: str, values: dict[str, Any]) -> Any:
+    """A validated config; a key that is not a field of it is an error."""
+    cls = model_class(name).config_class
+    known = {f.name for f in fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{key} is not a field of {cls.__name__}{_nearest(key, known)}")
+    return cls(**values)
+
+
+def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The dictionary a checkpoint holds. Code inside a pickle is never run (weights_only).
+
+    Raises ValueError, in one sentence, for a missing, truncated, corrupt or foreign file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
+        )
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise ValueError(
+                f"checkpoint {path} holds more than tensors and plain values and was not loaded, "
+                "because that could run code; use a checkpoint written by this project"
+            ) from error
+        raise ValueError(f"checkpoint {path} {_DAMAGED}") from error
+    except (
+        Exception
+    ) as error:  # torch raises many kinds for damaged bytes; all mean the same to a person
+        raise ValueError(f"checkpoint {path} {_DAMAGED}") from error
+    missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise ValueError(
+            f"checkpoint {path} is not one of this project's, it has no {', '.join(missing)}; "
+            "use a checkpoint_<step>.pt that train.py wrote"
+        )
+    return state
+
+
+_DAMAGED = "is truncated or corrupt; use an earlier checkpoint_<step>.pt from the same folder"
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Give tensors to a model by name, also one on the meta device; a missing, surplus or misshapen one is an error."""
+    expected = model.state_dict()
+    for problem, names in (
+        ("tensors that this model lacks", weights.keys() - expected.keys()),
+        ("no tensor for some of this model's", expected.keys() - weights.keys()),
+        (
+            "tensors of another shape",
+            {n for n in expected if n in weights and weights[n].shape != expected[n].shape},
+        ),
+    ):
+        if names:
+            raise ValueError(
+                f"{source} has {problem} ({len(names)}, first {sorted(names)[0]}); "
+                "use the model and shape that it was trained with"
+            )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if not any(p.is_meta for p in parameters.values()):
+        model.load_state_dict(weights)
+        return
+    # nothing to copy into: the tensors become the parameters, and a tied parameter stays one object
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in parameters.items():
+        made.setdefault(id(parameter), nn.Parameter(weights[name]))
+    tied = {name: made[id(parameter)] for name, parameter in parameters.items()}
+    model.load_state_dict({**weights, **tied}, assign=True)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    attention: str = "auto",
+    experts: str = "auto",
+    model_class: type[nn.Module] | None = None,
+) -> nn.Module:
+    """The model of a checkpoint, in eval mode, with its tokenizer at `.tokenizer`.
+
+    model_class: refuse a checkpoint of any other architecture.
+    """
+    from architecture.tokenizer import tokenizer_from_state  # tiktoken is needed only when loading
+
+    state = read_checkpoint(path)
+    name = state["model_name"]
+    if model_class is not None and name != model_name(model_class):
+        raise ValueError(
+            f"checkpoint {path} holds a {name!r} model, not {model_name(model_class)!r}; "
+            f"load it with architecture.registry.load_model"
+        )
+    config = config_from_dict(name, state["config"])
+    with torch.device(
+        "meta"
+    ):  # the checkpoint's tensors become the weights: nothing is initialised
+        model = build_model(name, config, attention=attention, experts=experts)
+    load_weights(model, state["model"], path)
+    model.tokenizer = tokenizer_from_state(state["tokenizer"])
+    return model.to(device).eval()
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,249 @@
+"""The tokenizers, by name. All are `tiktoken.Encoding`; the end-of-text id is `encoding.eot_token`.
+
+    stories4k       4,096 tokens, trained on TinyStories by data/train_tokenizer.py and shipped: no network
+    gpt2            50,257 tokens, GPT-2's
+    o200k_harmony   201,088 tokens, gpt-oss's
+    PATH            a .tiktoken rank file with its .json beside it, as data/train_tokenizer.py writes them
+
+Text is always encoded with `encode_ordinary`: "<|endoftext|>" inside a story is text, never the special token.
+"""
+
+import base64
+import binascii
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import tiktoken
+import torch
+
+SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
+SHIPPED = ("stories4k",)
+# What tiktoken downloads for each encoding of its own that we offer.
+DOWNLOADS = {
+    "gpt2": ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json"),
+    "o200k_harmony": ("encodings/o200k_base.tiktoken",),
+}
+DOWNLOAD_HOST = "https://openaipublic.blob.core.windows.net/"
+PROBE_SECONDS = 3.0
+END_OF_TEXT = "<|endoftext|>"
+
+
+def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
+    """The encoding of that name, or of the rank file at that path.
+
+    Raises ValueError for an unknown name, a damaged rank file, or a table that cannot be downloaded
+    (noticed within about PROBE_SECONDS).
+    """
+    name = str(name_or_path)
+    if name in SHIPPED:
+        return load_rank_file(SHIPPED_FOLDER / f"{name}.tiktoken")
+    if name in DOWNLOADS:
+        return _load_well_known(name)
+    path = Path(name).expanduser()
+    if path.suffix == ".tiktoken" or path.exists():
+        return load_rank_file(path)
+    known = [*SHIPPED, *DOWNLOADS]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"unknown tokenizer {name!r}; did you mean {near!r}? "
+        f"Known are {', '.join(known)}, or the path of a .tiktoken rank file"
+    )
+
+
+def padded_vocab_size(encoding: tiktoken.Encoding) -> int:
+    """The number of ids a model needs, up to the next multiple of 64 (a good matrix size)."""
+    return -(-encoding.n_vocab // 64) * 64
+
+
+def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
+    """UTF-8 bytes that each id stands for: (vocab_size,) int64, 0 for special, unused and padded ids."""
+    lengths = torch.zeros(vocab_size, dtype=torch.int64)
+    ranks = encoding._mergeable_ranks
+    lengths[torch.tensor(list(ranks.values()))] = torch.tensor([len(token) for token in ranks])
+    return lengths
+
+
+def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
+    """Plain strings and ints that rebuild the encoding; the ranks only when it is not a well-known one.
+
+    `sha256` covers ranks, pattern and special tokens, so equal hashes mean equal ids for every text.
+    """
+    ranks = _ranks_as_text(encoding._mergeable_ranks)
+    state = {
+        "name": encoding.name,
+        "sha256": _fingerprint(ranks, encoding._pat_str, encoding._special_tokens),
+        "pattern": encoding._pat_str,
+        "special_tokens": dict(encoding._special_tokens),
+    }
+    return state if encoding.name in DOWNLOADS else {**state, "ranks": ranks}
+
+
+def tokenizer_from_state(state: dict) -> tiktoken.Encoding:
+    """The encoding that `tokenizer_state` described; ValueError if it is not exactly that one."""
+    name = state.get("name")
+    if "ranks" in state:
+        encoding = _build(state, state["ranks"], f"the saved tokenizer {name!r}")
+    else:
+        encoding = get_tokenizer(name)
+    found = tokenizer_state(encoding)["sha256"]
+    if found != state.get("sha256"):
+        raise ValueError(
+            f"tokenizer {name!r} has sha256 {found[:12]}, but {str(state.get('sha256'))[:12]} was saved; "
+            "it gives other ids than the model was trained on, so use the version that it was saved with"
+        )
+    return encoding
+
+
+def save_rank_file(encoding: tiktoken.Encoding, path: Path, provenance: dict) -> None:
+    """Write `path` (base64 token and rank per line) and, beside it, a .json with everything else."""
+    if encoding.name in DOWNLOADS:
+        raise _reserved_name(encoding.name)
+    state = tokenizer_state(encoding)
+    description = {key: state[key] for key in ("name", "sha256", "pattern", "special_tokens")}
+    description |= {"vocab_size": encoding.n_vocab, "provenance": provenance}
+    path.write_text(_ranks_as_text(encoding._mergeable_ranks), encoding="ascii")
+    text = json.dumps(description, indent=2, ensure_ascii=True)
+    path.with_suffix(".json").write_text(text + "\n", encoding="ascii")
+
+
+def load_rank_file(path: Path) -> tiktoken.Encoding:
+    """Read what `save_rank_file` wrote; ValueError with one sentence for whatever is wrong with it."""
+    description_path = path.with_suffix(".json")
+    for needed in (path, description_path):
+        if not needed.is_file():
+            raise ValueError(
+                f"no tokenizer file {needed}; a tokenizer is a .tiktoken rank file with its .json beside it, "
+                "as data/train_tokenizer.py writes them"
+            )
+    try:
+        description = json.loads(description_path.read_bytes())
+        ranks = path.read_text(encoding="ascii")
+        encoding = _build(description, ranks, f"tokenizer {path}")
+        found = tokenizer_state(encoding)["sha256"]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"tokenizer {path} is damaged ({error}); write it again with data/train_tokenizer.py"
+        ) from error
+    if found != description.get("sha256"):
+        raise ValueError(
+            f"tokenizer {path} is damaged: its sha256 is {found[:12]}, but its .json says "
+            f"{str(description.get('sha256'))[:12]}; write it again with data/train_tokenizer.py"
+        )
+    return encoding
+
+
+def call_within(seconds: float, function, *args, **kwargs):
+    """function(...), or TimeoutError after `seconds`, whatever it hangs in (name look-up obeys no timeout)."""
+    outcome = {}
+
+    def run():
+        try:
+            outcome["value"] = function(*args, **kwargs)
+        except Exception as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "value" not in outcome:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return outcome["value"]
+
+
+def _load_well_known(name):
+    try:
+        if not _is_cached(name):
+            import requests  # what tiktoken downloads with, so that proxies and certificates are the same
+
+            call_within(PROBE_SECONDS, requests.head, DOWNLOAD_HOST, timeout=PROBE_SECONDS)
+        return tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        reason = "no answer" if isinstance(error, TimeoutError) else type(error).__name__
+        raise ValueError(
+            f"the table of tokenizer {name!r} is not here and cannot be downloaded ({reason}); on a machine "
+            f'with a network run TIKTOKEN_CACHE_DIR=DIR python -c "import tiktoken; '
+            f"tiktoken.get_encoding('{name}')\", copy DIR here and set TIKTOKEN_CACHE_DIR to it, "
+            f"or use --tokenizer {SHIPPED[0]}, which needs no network"
+        ) from error
+
+
+def _is_cached(name):
+    """Whether tiktoken has every file of this encoding: it looks in the same place, under sha1(url)."""
+    default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir()) / "data-gym-cache")
+    folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
+    keys = (hashlib.sha1((DOWNLOAD_HOST + path).encode()).hexdigest() for path in DOWNLOADS[name])
+    return all((folder / key).is_file() for key in keys)
+
+
+def _build(description, ranks_text, where):
+    """An encoding from a description (name, pattern, special_tokens) and ranks as text."""
+    ranks = _parse_ranks(ranks_text, where)
+    if not isinstance(description, dict):
+        raise ValueError(f"the description of {where} must be a JSON object")
+    missing = [key for key in ("name", "pattern", "special_tokens") if key not in description]
+    if missing:
+        raise ValueError(f"the description of {where} lacks {', '.join(missing)}")
+    name, special_tokens = description["name"], description["special_tokens"]
+    if name in DOWNLOADS:
+        raise _reserved_name(name)
+    if not isinstance(special_tokens, dict) or END_OF_TEXT not in special_tokens:
+        raise ValueError(f"{where} has no special token {END_OF_TEXT}; documents end with it")
+    try:
+        return tiktoken.Encoding(
+            name,
+            pat_str=description["pattern"],
+            mergeable_ranks=ranks,
+            special_tokens=special_tokens,
+            explicit_n_vocab=len(ranks) + len(special_tokens),
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where} is damaged: {len(ranks)} ranks, special tokens {special_tokens} and its pattern "
+            "do not make an encoding; write it again with data/train_tokenizer.py"
+        ) from error
+
+
+def _parse_ranks(text, where):
+    ranks = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (binascii.Error, ValueError):
+            raise ValueError(
+                f"line {number} of {where} must be a base64 token and its rank, but is {line[:40]!r}"
+            ) from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(
+            f"{where} must give its {len(ranks)} tokens the ranks 0 to {len(ranks) - 1}"
+        )
+    absent = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if absent:
+        raise ValueError(
+            f"{where} lacks {len(absent)} of the 256 single bytes (first {absent[0]:#04x}), "
+            "so some text could not be encoded"
+        )
+    return ranks
+
+
+def _reserved_name(name):
+    return ValueError(
+        f"a rank file must not be named {name!r}, a tokenizer of tiktoken; choose another"
+    )
+
+
+def _ranks_as_text(ranks):
+    in_order = sorted(ranks.items(), key=lambda item: item[1])
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in in_order)
+
+
+def _fingerprint(ranks_text, pattern, special_tokens):
+    rest = json.dumps([pattern, special_tokens], sort_keys=True)
+    return hashlib.sha256((ranks_text + rest).encode()).hexdigest()

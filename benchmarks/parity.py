@@ -1,0 +1,211 @@
+"""Whole-model parity with transformers' GptOssForCausalLM on mapped random weights.
+
+    python benchmarks/parity.py          writes benchmarks/results/parity.json
+
+Logits and the gradient of the mean loss with respect to every parameter, at sizes where no two axes
+are equal, over prompts longer than three windows, with YaRN on and off. Biases and sinks are of order
+one, some gates and ups are clamped, and no router decision is close enough to a tie to flip.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO_ROOT))
+
+from architecture.gptoss import ModelConfig, Transformer  # noqa: E402
+
+BATCH, TOKENS = 2, 23
+# heads / groups = 5 is not groups = 3; 23 tokens are almost four windows of 6
+SHAPE = dict(num_hidden_layers=4, num_experts=7, experts_per_token=2, vocab_size=37, hidden_size=20,
+             intermediate_size=9, swiglu_limit=1.5, head_dim=12, num_attention_heads=15, num_key_value_heads=3,
+             sliding_window=6, initial_context_length=64, rope_theta=500.0, rope_ntk_beta=4.0)  # fmt: skip
+YARN_FACTOR = {"yarn": 8.0, "plain rope": 1.0}  # of the cases below
+CASES = [(dtype, rope) for dtype in ("float32", "float64") for rope in YARN_FACTOR]
+SMALLEST_MARGIN = 1e-4  # between the k-th and the next router logit: far above the rounding of float32
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 1) -> Transformer:
+    """A model with weights far from their initial values: unit biases and sinks, uneven norms."""
+    model = Transformer(config, attention="eager", experts="loop")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(0.0, 1.0, generator=generator)
+            if name.endswith("norm.scale"):
+                p.mul_(0.3).add_(1.0)
+            elif name.endswith("sinks"):
+                p.add_(1.0)
+            elif not name.endswith("bias"):  # matrices keep the scale of what they multiply
+                p.mul_(0.7 * p.shape[-1] ** -0.5)
+    return model.to(dtype)
+
+
+def peer_names(layer: int) -> dict[str, str]:
+    """Our parameter names of one block -> the peer's, for the tensors that differ in name alone."""
+    ours, peer = f"block.{layer}.", f"model.layers.{layer}."
+    return {
+        ours + "attn.norm.scale": peer + "input_layernorm.weight",
+        ours + "attn.sinks": peer + "self_attn.sinks",
+        ours + "attn.out.weight": peer + "self_attn.o_proj.weight",
+        ours + "attn.out.bias": peer + "self_attn.o_proj.bias",
+        ours + "mlp.norm.scale": peer + "post_attention_layernorm.weight",
+        ours + "mlp.gate.weight": peer + "mlp.router.weight",
+        ours + "mlp.gate.bias": peer + "mlp.router.bias",
+        ours + "mlp.mlp1_bias": peer + "mlp.experts.gate_up_proj_bias",
+        ours + "mlp.mlp2_bias": peer + "mlp.experts.down_proj_bias",
+    }
+
+
+def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Our parameters, or their gradients, under the peer's names and in its layouts; a total map."""
+    same = {
+        "embedding.weight": "model.embed_tokens.weight",
+        "norm.scale": "model.norm.weight",
+        "unembedding.weight": "lm_head.weight",
+    }
+    left = dict(tensors)
+    mapped = {}
+    heads, groups, c = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    for layer in range(config.num_hidden_layers):
+        same |= peer_names(layer)
+        ours, peer = f"block.{layer}.", f"model.layers.{layer}."
+        for kind in ("weight", "bias"):  # rows of qkv: all queries, all keys, all values
+            rows = left.pop(f"{ours}attn.qkv.{kind}").split((heads * c, groups * c, groups * c))
+            for letter, part in zip("qkv", rows):
+                mapped[f"{peer}self_attn.{letter}_proj.{kind}"] = part
+        for our_name, peer_name in (("mlp1", "gate_up_proj"), ("mlp2", "down_proj")):
+            stack = left.pop(f"{ours}mlp.{our_name}_weight")  # ours (E, out, in), the peer's (E, in, out)
+            mapped[f"{peer}mlp.experts.{peer_name}"] = stack.transpose(1, 2)
+    mapped |= {peer_name: left.pop(our_name) for our_name, peer_name in same.items()}
+    assert not left, f"parameters without a place in the peer: {sorted(left)}"
+    return mapped
+
+
+def build_peer(model: Transformer):
+    """The peer with the same weights, on its plainest paths."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    cfg = model.config
+    rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
+    if cfg.rope_scaling_factor > 1:
+        rope |= {"rope_type": "yarn", "factor": cfg.rope_scaling_factor, "truncate": False,
+                 "beta_fast": cfg.rope_ntk_beta, "beta_slow": cfg.rope_ntk_alpha,
+                 "original_max_position_embeddings": cfg.initial_context_length}  # fmt: skip
+    same = ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "swiglu_limit", "head_dim",
+            "num_attention_heads", "num_key_value_heads", "sliding_window")  # fmt: skip
+    peer_config = GptOssConfig(
+        **{name: getattr(cfg, name) for name in same},
+        num_local_experts=cfg.num_experts,
+        num_experts_per_tok=cfg.experts_per_token,
+        max_position_embeddings=cfg.context_limit,
+        rope_parameters=rope,
+        layer_types=list(cfg.resolved_layer_types),
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    dtype = model.embedding.weight.dtype
+    peer = GptOssForCausalLM(peer_config).to(dtype).eval()
+    weights = to_peer(dict(model.named_parameters()), cfg)
+    peer.load_state_dict({name: w.detach().clone() for name, w in weights.items()}, strict=True)
+    return peer
+
+
+def compare(dtype: str, rope: str, attention: str = "eager", experts: str = "loop") -> dict:
+    """Largest absolute differences of logits and gradients, and what the comparison covered."""
+    config = ModelConfig(**SHAPE, rope_scaling_factor=YARN_FACTOR[rope])
+    reference = random_model(config, getattr(torch, dtype))
+    peer = build_peer(reference)
+    model = Transformer(config, attention=attention, experts=experts).to(getattr(torch, dtype))
+    model.load_state_dict(reference.state_dict())
+    generator = torch.Generator().manual_seed(2)
+    input_ids, targets = torch.randint(config.vocab_size, (2, BATCH, TOKENS), generator=generator)
+
+    margins, clamped = [], []  # of the peer's own router and experts
+    for layer in peer.model.layers:
+        layer.mlp.router.register_forward_hook(lambda _, __, out: margins.append(
+            out[0].topk(config.experts_per_token + 1).values.diff().abs()[:, -1].min()))  # fmt: skip
+        gate = layer.mlp.experts._apply_gate
+        layer.mlp.experts._apply_gate = lambda x, gate=gate: (
+            clamped.append((x.abs() > config.swiglu_limit).double().mean()) or gate(x)
+        )
+    peer_logits = peer(input_ids).logits
+    F.cross_entropy(peer_logits.flatten(0, 1), targets.flatten()).backward()
+
+    logits = model(input_ids).logits
+    output = model(input_ids, targets)
+    output.loss.backward()
+    gradients = to_peer({name: p.grad for name, p in model.named_parameters()}, config)
+    peer_gradients = {name: p.grad for name, p in peer.named_parameters()}
+    assert gradients.keys() == peer_gradients.keys()
+    differences = {n: (gradients[n] - g).abs().max().item() for n, g in peer_gradients.items()}
+    worst = max(differences, key=differences.get)
+    return {
+        "dtype": dtype,
+        "rope": rope,
+        "attention": attention,
+        "experts": experts,
+        "logits_max_difference": (logits - peer_logits).abs().max().item(),
+        "logits_max": peer_logits.abs().max().item(),
+        "gradient_max_difference": differences[worst],
+        "gradient_max_difference_at": worst,
+        "gradient_max": max(g.abs().max().item() for g in peer_gradients.values()),
+        "gradient_smallest_of_tensor_maxima": min(
+            g.abs().max().item() for g in peer_gradients.values()
+        ),
+        "router_smallest_margin": min(margins).item(),
+        "clamped_share": (sum(clamped) / len(clamped)).item(),
+    }
+
+
+def main() -> None:
+    import transformers
+
+    cases = [compare(dtype, rope) for dtype, rope in CASES]
+    cases += [compare(dtype, rope, "sdpa", "sorted") for dtype, rope in CASES]
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO_ROOT, capture_output=True, text=True)
+    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=REPO_ROOT, capture_output=True, text=True)
+    result = {
+        "command": "python benchmarks/parity.py",
+        "commit": git.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "")
+        if git.returncode == 0
+        else "none",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "shape": SHAPE | {"batch": BATCH, "tokens": TOKENS},
+        "logits_max_difference": {
+            dtype: max(c["logits_max_difference"] for c in cases if c["dtype"] == dtype)
+            for dtype in ("float32", "float64")
+        },
+        "gradient_max_difference": {
+            dtype: max(c["gradient_max_difference"] for c in cases if c["dtype"] == dtype)
+            for dtype in ("float32", "float64")
+        },
+        "cases": cases,
+    }
+    path = REPO_ROOT / "benchmarks" / "results" / "parity.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for case in cases:
+        print(
+            f"{case['dtype']:8} {case['rope']:10} {case['attention']:5} {case['experts']:6} "
+            f"logits {case['logits_max_difference']:.1e} of {case['logits_max']:.2g}, "
+            f"gradients {case['gradient_max_difference']:.1e} of {case['gradient_max']:.2g}, "
+            f"margin {case['router_smallest_margin']:.1e}, clamped {case['clamped_share']:.0%}"
+        )
+    print(f"wrote {path.relative_to(REPO_ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

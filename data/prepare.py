@@ -1,0 +1,75 @@
+"""Write a dataset as token files, which training then reads by memory map instead of tokenising.
+
+    python -m data.prepare --dataset tinystories --tokenizer stories4k --out_dir data/prepared/tinystories
+    python train.py --dataset data/prepared/tinystories
+
+Memory stays at one shard whatever the size. A folder is written under a temporary name and renamed when it is whole;
+after an interruption run the same command again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from architecture.tokenizer import get_tokenizer
+from training.data_loader import encode
+from training.data_sources import open_dataset
+from training.data_tokens import TokenFolderWriter
+
+
+def prepare(
+    dataset, out_dir: Path, tokenizer, *, val_dataset=None, text_column="text"
+) -> dict[str, dict]:
+    """Write both splits of a dataset as ids of `tokenizer`; returns the number of documents and tokens of each."""
+    options = {"val_dataset": val_dataset, "text_column": text_column}
+    sources = {
+        split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")
+    }
+    writer = TokenFolderWriter(out_dir, tokenizer)
+    totals = {}
+    for split, source in sources.items():
+        source.check_tokenizer(tokenizer)
+        total = len(source) if hasattr(source, "__len__") else None
+        texts = tqdm(source.documents(), desc=split, total=total, unit=" documents")
+        totals[split] = writer.write_split(split, (encode(tokenizer, text) for text in texts))
+    writer.finish()
+    return totals
+
+
+def parse_command_line(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, help="whatever train.py --dataset takes")
+    add(
+        "--val_dataset",
+        help="validation documents (default: the dataset's own, or by the hash of the text)",
+    )
+    add("--text_column", default="text", help="column of the text (default: text)")
+    add("--tokenizer", default="stories4k", help="name or rank file (default: stories4k)")
+    add("--out_dir", required=True, type=Path, help="folder to write; must not exist")
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse_command_line(argv)
+    totals = prepare(
+        args.dataset,
+        args.out_dir,
+        get_tokenizer(args.tokenizer),
+        val_dataset=args.val_dataset,
+        text_column=args.text_column,
+    )
+    for split, total in totals.items():
+        print(f"{split}: {total['documents']:,} documents, {total['tokens']:,} tokens")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

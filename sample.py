@@ -1,0 +1,163 @@
+"""Sample a checkpoint from the command line.
+
+    python sample.py --checkpoint model --prompt "Once upon a time"
+    python sample.py --checkpoint model/checkpoint_500.pt --prompts prompts.txt --num_samples 3 --seed 7
+
+The text goes to stdout, everything else to stderr. A single sample appears as it is written; several
+run in one batch and are printed when all have ended. torch is imported after the flags are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from pathlib import Path
+
+MAX_TOKENS = 256  # unless --max_tokens says otherwise, or the context limit leaves less
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"{message}; --help lists the flags")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="sample.py", description="Sample a checkpoint.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="CKPT",
+        help="a checkpoint_<step>.pt, or a run's folder: its best checkpoint by best.json, else its newest")  # fmt: skip
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT",
+                         help="one or more texts to continue (default: start a new text)")  # fmt: skip
+    prompts.add_argument("--prompts", metavar="FILE",
+                         help="a UTF-8 file with one prompt per line; blank lines are skipped")  # fmt: skip
+    add("--num_samples", type=int, default=1, metavar="N", help="samples per prompt (default: 1)")
+    add("--max_tokens", type=int, metavar="N",
+        help=f"most new tokens per sample (default: {MAX_TOKENS}, or what the context limit leaves)")  # fmt: skip
+    add("--temperature", type=float, default=0.8, metavar="X",
+        help="0 = always the most probable token, 1 = the model's own distribution (default: 0.8)")  # fmt: skip
+    add("--top_k", type=int, metavar="N", help="only the N most probable tokens (default: all)")
+    add("--top_p", type=float, metavar="X",
+        help="only the most probable tokens that together reach X (default: all)")  # fmt: skip
+    add("--min_p", type=float, metavar="X",
+        help="only tokens at least X times as probable as the most probable (default: all)")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="same seed, same text (default: drawn and printed)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.num_samples < 1:
+        raise ValueError(f"--num_samples must be at least 1, got {args.num_samples}")
+    return args
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts that were asked for; "" starts a new text."""
+    if args.prompts is None:
+        prompts = [""] if args.prompt is None else args.prompt
+        for prompt in prompts:
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise ValueError(f"--prompt must be UTF-8 text, got {prompt!r}")
+        return prompts
+    try:
+        text = Path(args.prompts).read_text(encoding="utf-8-sig")  # Windows puts a mark in front
+    except OSError as error:
+        raise ValueError(f"--prompts {args.prompts} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompts {args.prompts} must be UTF-8 text, and byte {error.start} is not; "
+            "save the file as UTF-8"
+        ) from None
+    prompts = [line for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise ValueError(f"--prompts {args.prompts} has no prompt; write one per line")
+    return prompts
+
+
+def find_checkpoint(path: str) -> Path:
+    """A file as it is; of a run's folder the best checkpoint, or the newest where none is the best."""
+    if not Path(path).is_dir():
+        return Path(path)
+    from training.checkpoint import best_checkpoint, latest_checkpoint
+
+    best = best_checkpoint(path)
+    found = Path(path) / best["checkpoint"] if best else latest_checkpoint(path)
+    if found is None:
+        raise ValueError(f"--checkpoint {path} is a folder without a checkpoint_<step>.pt; train a model into "
+                         f"it with train.py --out_dir {path}")  # fmt: skip
+    return found
+
+
+def room(model, prompts: list[str]) -> tuple[int, int]:
+    """The longest prompt in tokens, and how many more the context limit allows."""
+    from architecture.generation import encode_prompt
+
+    longest = max(len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts)
+    return longest, model.config.context_limit - longest
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    prompts = read_prompts(args)
+    from inference import load_model, stream_text
+    from training.device import choose_device
+
+    device, path = choose_device(args.device), find_checkpoint(args.checkpoint)
+    seed = secrets.randbits(31) if args.seed is None else args.seed
+    model = load_model(path, device=device)
+    max_tokens, (longest, left) = args.max_tokens, room(model, prompts)
+    bounded = max_tokens is None and 0 < left < MAX_TOKENS
+    if max_tokens is None:
+        max_tokens = left if bounded else MAX_TOKENS
+
+    texts = [prompt for prompt in prompts for _ in range(args.num_samples)]
+    pieces = stream_text(  # raises here, before anything is printed
+        model,
+        texts,
+        max_tokens=max_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        seed=seed,
+    )
+    note(f"{path}, {device}, seed {seed}")
+    if bounded:
+        note(
+            f"at most {left} new tokens fit behind a prompt of {longest} (context limit {longest + left})"
+        )
+    if len(texts) == 1:
+        print(texts[0], end="", flush=True)
+        for _, piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    for row, piece in pieces:
+        texts[row] += piece
+    for row, text in enumerate(texts):
+        prompt, sample = row // args.num_samples + 1, row % args.num_samples + 1
+        print(f"=== prompt {prompt} of {len(prompts)}, sample {sample} of {args.num_samples} ===")
+        print(text, end="\n\n", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    try:
+        run(parse(argv))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        note(f"sample.py: {error}")
+        return 2
+    except KeyboardInterrupt:
+        print(flush=True)
+        note("stopped")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""Every attention and expert backend against its specification, and the specifications against plain loops.
+
+Backends are taken from the registries, so a later one is held to the same by being registered.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from architecture.gptoss import (
+    ATTENTION_BACKENDS,
+    EXPERT_BACKENDS,
+    ExpertWeights,
+    eager_attention,
+    loop_experts,
+    over_capacity,
+    swiglu,
+    visible_keys,
+)
+
+FAST_ATTENTION = [name for name in ATTENTION_BACKENDS if name != "eager"]
+FAST_EXPERTS = [name for name in EXPERT_BACKENDS if name != "loop"]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+B, T, H, G, C, W = 2, 19, 15, 3, 4, 6  # more than three windows; H / G = 5 is not G
+N, k, E, D, I = 13, 2, 7, 20, 9  # noqa: E741  I is intermediate_size
+
+
+def values_and_gradients(function, tensors):
+    """function(*tensors) and the gradients of a fixed random projection of it."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    out = function(*leaves)
+    direction = torch.randn(
+        out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
+    )
+    return out.detach(), torch.autograd.grad(out, leaves, direction.to(out.dtype))
+
+
+def assert_same(function, reference, tensors):
+    tolerance = TOLERANCE[tensors[0].dtype]
+    ours, theirs = (values_and_gradients(f, tensors) for f in (function, reference))
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+# ----------------------------------------------------------------------------------------- attention
+def attention_case(dtype=torch.float64, keys=T):
+    draw = torch.Generator().manual_seed(1)
+    shapes = (B, T, H, C), (B, keys, G, C), (B, keys, G, C), (H,)
+    q, k, v, sinks = (torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes)
+    return [t.to(dtype) for t in (2 * q, k, v, 3 * sinks + 1)]  # sinks from about -5 to 7
+
+
+def window_mask(window, padding=(0, 0)):
+    positions = torch.arange(T)[None] - torch.tensor(padding)[:, None]
+    return visible_keys(positions, positions, window)
+
+
+def attention_by_loops(q, k, v, sinks, window, padding=(0, 0)):
+    """The formula, one query, head and key at a time."""
+    rows = []
+    for b in range(B):
+        for i in range(T):
+            for h in range(H):
+                g = h // (H // G)
+                seen = [j for j in range(T) if j <= i and j > i - window and j >= padding[b]]
+                seen = seen or [i]  # a padded query sees itself alone
+                terms = [torch.exp((q[b, i, h] * k[b, j, g]).sum() / math.sqrt(C)) for j in seen]
+                total = sum(terms) + (0 if sinks is None else torch.exp(sinks[h]))
+                rows.append(sum(t * v[b, j, g] for t, j in zip(terms, seen)) / total)
+    return torch.stack(rows).view(B, T, H, C)
+
+
+@pytest.mark.parametrize("window", [W, T])
+def test_the_attention_specification_is_the_formula_in_values_and_gradients(window):
+    *qkv, sinks = attention_case()
+    mask = window_mask(window, padding := (0, 3))
+    assert_same(
+        lambda *x: eager_attention(*x, mask, 0.0),
+        lambda *x: attention_by_loops(*x, window, padding),
+        (*qkv, sinks),
+    )
+
+
+def test_the_window_includes_the_current_token():
+    visible = window_mask(W)[0, 0]
+    for i in range(T):
+        assert visible[i].nonzero().flatten().tolist() == list(range(max(0, i - W + 1), i + 1))
+
+
+def test_padding_is_visible_to_itself_alone_and_no_row_is_empty():
+    visible = window_mask(W, (0, 3))[1, 0]
+    for i in range(T):
+        first = i if i < 3 else max(3, i - W + 1)
+        assert visible[i].nonzero().flatten().tolist() == list(range(first, i + 1))
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (0, 3), (17, 5)])
+@pytest.mark.parametrize("sinks_on", [True, False])
+@pytest.mark.parametrize("window", [W, None])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", FAST_ATTENTION)
+def test_an_attention_backend_equals_eager(name, dtype, window, sinks_on, padding):
+    *qkv, sinks = attention_case(dtype)
+    mask = window_mask(window, padding)
+    tensors = (*qkv, sinks) if sinks_on else qkv
+
+    def call(backend):
+        return lambda q, k, v, s=None: backend(q, k, v, s, mask, 0.0)
+
+    assert_same(call(ATTENTION_BACKENDS[name]), call(eager_attention), tensors)
+
+
+@pytest.mark.parametrize("name", FAST_ATTENTION)
+def test_an_attention_backend_takes_more_keys_than_queries(name):
+    *qkv, sinks = attention_case(keys=T + 5)
+    mask = visible_keys(torch.arange(5, T + 5)[None], torch.arange(T + 5)[None], W)
+    assert_same(
+        lambda *x: ATTENTION_BACKENDS[name](*x, mask, 0.0),
+        lambda *x: eager_attention(*x, mask, 0.0),
+        (*qkv, sinks),
+    )
+
+
+@pytest.mark.parametrize("name", FAST_ATTENTION)
+def test_an_attention_backend_takes_extreme_sinks_without_nan(name):
+    q, k, v, _ = attention_case(torch.float32)
+    mask = window_mask(W)
+    for extreme in (-80.0, 80.0):
+        sinks = torch.full((H,), extreme)
+        assert_same(
+            lambda *x: ATTENTION_BACKENDS[name](*x, mask, 0.0),
+            lambda *x: eager_attention(*x, mask, 0.0),
+            (q, k, v, sinks),
+        )
+
+
+@pytest.mark.parametrize("name", FAST_ATTENTION)
+def test_an_attention_backend_rounds_no_worse_than_eager_in_bfloat16(name):
+    exact = [t.bfloat16().double() for t in attention_case()]
+    mask = window_mask(W)
+    truth = eager_attention(*exact, mask, 0.0)
+
+    def error(backend):
+        out = backend(*(t.bfloat16() for t in exact), mask, 0.0).double()
+        return (out - truth).square().mean().sqrt().item()
+
+    assert error(ATTENTION_BACKENDS[name]) < 1.5 * error(eager_attention)
+
+
+@pytest.mark.parametrize("name", ATTENTION_BACKENDS)
+def test_attention_dropout_keeps_the_mean(name):
+    torch.manual_seed(0)
+    q, k, v, sinks = attention_case(torch.float32)
+    mask = window_mask(None)
+    backend = ATTENTION_BACKENDS[name]
+    mean = torch.stack([backend(q, k, v, sinks, mask, 0.3) for _ in range(300)]).mean(0)
+    assert not torch.equal(
+        backend(q, k, v, sinks, mask, 0.3), backend(q, k, v, sinks, mask, 0.3)
+    )
+    torch.testing.assert_close(mean, backend(q, k, v, sinks, mask, 0.0), rtol=0, atol=0.35)
+
+
+# ------------------------------------------------------------------------------------------- experts
+def swiglu_by_formula(x, limit):
+    gate, up = x[..., 0::2], x[..., 1::2]
+    gate = torch.where(gate > limit, torch.full_like(gate, limit), gate)
+    up = torch.where(up > limit, torch.full_like(up, limit), up)
+    up = torch.where(up < -limit, torch.full_like(up, -limit), up)
+    return gate / (1 + torch.exp(-1.702 * gate)) * (up + 1)
+
+
+def test_swiglu_is_the_official_formula_with_its_clamps():
+    x = 2 * torch.randn(N, 2 * I, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    limit = 1.5
+    gate, up = x[:, ::2], x[:, 1::2]
+    assert (gate > limit).any() and (gate < -limit).any() and (up.abs() > limit).any()
+    assert_same(lambda x: swiglu(x, limit), lambda x: swiglu_by_formula(x, limit), [x])
+
+
+def test_swiglu_by_hand():
+    x = torch.tensor([9.0, 9.0, -9.0, -9.0, 1.0, 0.0])  # (gate, up) three times
+    expected = [7 / (1 + math.exp(-7 * 1.702)) * 8, -9 / (1 + math.exp(9 * 1.702)) * -6,
+                1 / (1 + math.exp(-1.702))]  # fmt: skip
+    torch.testing.assert_close(swiglu(x, 7.0), torch.tensor(expected))
+
+
+def routing(kind):
+    draw = torch.Generator().manual_seed(4)
+    index = torch.rand(N, E, generator=draw).topk(k).indices
+    if kind == "one expert gets nothing":
+        index = torch.rand(N, E - 1, generator=draw).topk(k).indices
+        index = index + (index >= 3)
+        assert not (index == 3).any()
+    elif kind == "all on the same experts":
+        index = torch.tensor([[5, 1]]).repeat(N, 1)
+    elif kind == "one expert per token, always the same":
+        index = torch.full((N, 1), E - 1)
+    elif kind == "some dropped":
+        index[::3, 0] = E
+        index[4] = E
+    elif kind == "all dropped":
+        index = torch.full((N, k), E)
+    return index
+
+
+ROUTINGS = ("even", "one expert gets nothing", "all on the same experts",
+            "one expert per token, always the same", "some dropped", "all dropped")  # fmt: skip
+
+
+def expert_case(dtype, slots):
+    draw = torch.Generator().manual_seed(5)
+    shapes = (N, D), (N, slots), (E, 2 * I, D), (E, 2 * I), (E, D, I), (E, D)
+    x, weight, *experts = (torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes)
+    return [t.to(dtype) for t in (x, weight.softmax(-1), *experts)]
+
+
+def expert_caller(backend, index):
+    def call(x, weight, *experts):
+        return backend(x, index, weight, ExpertWeights(*experts, lambda up: swiglu(up, 1.5)))
+
+    return call
+
+
+def experts_by_loops(x, index, weight, experts):
+    """The formula, one assignment at a time."""
+    rows = []
+    for n in range(N):
+        total = 0 * x[n]
+        for slot, e in enumerate(index[n].tolist()):
+            if e < E:
+                inner = experts.activation(experts.mlp1_weight[e] @ x[n] + experts.mlp1_bias[e])
+                outer = experts.mlp2_weight[e] @ inner + experts.mlp2_bias[e]
+                total = total + weight[n, slot] * outer
+        rows.append(total)
+    return torch.stack(rows) + 0 * sum(w.sum() for w in (weight, *experts[:4]))
+
+
+@pytest.mark.parametrize("kind", ROUTINGS)
+def test_the_expert_specification_is_the_formula_in_values_and_gradients(kind):
+    index = routing(kind)
+    tensors = expert_case(torch.float64, index.shape[1])
+    ours, theirs = expert_caller(loop_experts, index), expert_caller(experts_by_loops, index)
+    assert_same(ours, theirs, tensors)
+
+
+@pytest.mark.parametrize("kind", ROUTINGS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", FAST_EXPERTS)
+def test_an_expert_backend_equals_the_loop(name, dtype, kind):
+    index = routing(kind)
+    tensors = expert_case(dtype, index.shape[1])
+    fast, loop = EXPERT_BACKENDS[name], loop_experts
+    assert_same(expert_caller(fast, index), expert_caller(loop, index), tensors)
+
+
+@pytest.mark.parametrize("name", EXPERT_BACKENDS)
+def test_an_expert_backend_gives_the_same_bits_twice(name):
+    index = routing("even")
+    tensors = expert_case(torch.float32, k)
+    first, second = (
+        values_and_gradients(expert_caller(EXPERT_BACKENDS[name], index), tensors)
+        for _ in range(2)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", EXPERT_BACKENDS)
+def test_an_expert_backend_runs_under_bfloat16_autocast_with_gradients_of_the_parameters_type(name):
+    index = routing("one expert gets nothing")
+    tensors = expert_case(torch.float32, k)
+    call = expert_caller(EXPERT_BACKENDS[name], index)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = call(*leaves)
+    out.sum().backward()
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, call(*tensors), rtol=0.05, atol=0.05 * out.std().item())
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+# ------------------------------------------------------------------------------------------ capacity
+def test_over_capacity_takes_the_lowest_probabilities_of_each_expert():
+    draw = torch.Generator().manual_seed(6)
+    index, probability = routing("even"), torch.rand(N, k, generator=draw)
+    lost = over_capacity(index, probability, 2, E)
+    for e in range(E):
+        mine = probability[index == e].sort(descending=True).values
+        assert sorted(probability[(index == e) & lost].tolist(), reverse=True) == mine[2:].tolist()
+
+
+def test_over_capacity_ties_go_to_the_earlier_token():
+    lost = over_capacity(torch.zeros(5, 1, dtype=torch.int64), torch.full((5, 1), 0.5), 3, E)
+    assert lost.flatten().tolist() == [False, False, False, True, True]
+
+
+# ---------------------------------------------------------------------------------------- torch's own
+def test_eager_without_sinks_and_window_is_torchs_attention():
+    q, k, v, _ = attention_case()
+    wide = [x.repeat_interleave(H // x.shape[2], 2).transpose(1, 2) for x in (q, k, v)]
+    theirs = F.scaled_dot_product_attention(*wide, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(eager_attention(q, k, v, None, window_mask(None), 0.0), theirs)

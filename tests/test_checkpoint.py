@@ -1,0 +1,214 @@
+"""Checkpoints that are whole or absent, best.json, random state, and one writer per folder."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import checkpoint
+from training.checkpoint import (
+    atomic_write,
+    best_checkpoint,
+    claim_out_dir,
+    latest_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    update_best,
+    write_json_atomic,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def steps_in(folder):
+    return [int(path.stem.split("_")[1]) for path in checkpoint.checkpoints(folder)]
+
+
+# checkpoints
+
+
+def test_a_checkpoint_is_read_back_without_running_code(tmp_path):
+    state = {"step": 7, "weights": torch.arange(6.0).view(2, 3), "rng": rng_state(CPU)}
+    path = save_checkpoint(tmp_path, 7, state)
+    assert path == tmp_path / "checkpoint_7.pt" and names(tmp_path) == [path.name]
+    loaded = torch.load(path, weights_only=True)
+    assert loaded["step"] == 7 and torch.equal(loaded["weights"], state["weights"])
+
+
+def test_the_latest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
+    assert latest_checkpoint(tmp_path) is None and latest_checkpoint(tmp_path / "no") is None
+    for step in (500, 1000, 90):
+        save_checkpoint(tmp_path, step, {})
+    (tmp_path / "checkpoint_final.pt").touch()
+    (tmp_path / ".checkpoint_2000.pt.tmp").touch()
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint_1000.pt"
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_remains(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {"value": 1})
+
+    def full_disk(state, file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 1, {"value": 2})
+    assert names(tmp_path) == ["checkpoint_1.pt"]
+    assert torch.load(tmp_path / "checkpoint_1.pt", weights_only=True) == {"value": 1}
+
+
+def test_a_file_has_its_name_only_after_it_is_on_the_disk(tmp_path, monkeypatch):
+    events, path = [], tmp_path / "file"
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(path.exists()), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("renamed"), replace(a, b)))
+    with atomic_write(path) as file:
+        file.write(b"whole")
+    assert events == [False, "renamed", True]  # the file, its name, the folder
+    assert path.read_bytes() == b"whole"
+
+
+def test_keep_removes_the_oldest_but_never_the_best(tmp_path):
+    for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 2.6)]:
+        save_checkpoint(tmp_path, step, {}, keep=2)
+        update_best(tmp_path, step, loss)
+    assert steps_in(tmp_path) == [2, 4, 5]
+
+
+def test_all_checkpoints_stay_when_keep_is_not_given(tmp_path):
+    for step in range(5):
+        save_checkpoint(tmp_path, step, {})
+    assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
+
+
+# best.json
+
+
+def test_best_json_points_at_the_lowest_loss(tmp_path):
+    for step, loss in [(10, 2.0), (20, 1.5), (30, 1.5), (40, math.nan), (50, 1.75)]:
+        save_checkpoint(tmp_path, step, {})
+        assert update_best(tmp_path, step, loss, val_bits_per_byte=loss / 2) is (step <= 20)
+    assert json.loads((tmp_path / "best.json").read_text()) == {
+        "step": 20,
+        "checkpoint": "checkpoint_20.pt",
+        "val_loss": 1.5,
+        "val_bits_per_byte": 0.75,
+    }
+
+
+def test_a_deleted_checkpoint_is_not_the_best_any_more(tmp_path):
+    save_checkpoint(tmp_path, 10, {}).touch()
+    update_best(tmp_path, 10, 1.0)
+    (tmp_path / "checkpoint_10.pt").unlink()
+    assert best_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, 20, {})
+    assert update_best(tmp_path, 20, 2.0)
+    assert best_checkpoint(tmp_path)["step"] == 20
+
+
+def test_json_that_strict_readers_refuse_is_not_written(tmp_path):
+    with pytest.raises(ValueError):
+        write_json_atomic(tmp_path / "config.json", {"lr": math.nan})
+    assert names(tmp_path) == []
+
+
+# random state
+
+
+def test_random_numbers_continue_where_the_state_was_taken(tmp_path):
+    torch.manual_seed(3)
+    random.seed(3)
+    save_checkpoint(tmp_path, 0, {"rng": rng_state(CPU)})
+    expected = torch.rand(5), random.random()
+    set_rng_state(torch.load(tmp_path / "checkpoint_0.pt", weights_only=True)["rng"], CPU)
+    assert torch.equal(torch.rand(5), expected[0]) and random.random() == expected[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_random_numbers_continue_on_cuda_too(tmp_path):
+    device = torch.device("cuda")
+    save_checkpoint(tmp_path, 0, {"rng": rng_state(device)})
+    expected = torch.rand(5, device=device)
+    path = tmp_path / "checkpoint_0.pt"
+    set_rng_state(torch.load(path, weights_only=True, map_location=device)["rng"], device)
+    assert torch.equal(torch.rand(5, device=device), expected)
+
+
+# the folder
+
+
+def test_a_new_folder_is_made_and_an_empty_one_is_taken(tmp_path):
+    with claim_out_dir(tmp_path / "a" / "b", resume=False):
+        assert (tmp_path / "a" / "b").is_dir()
+    with claim_out_dir(tmp_path / "a" / "b", resume=False):
+        pass  # a run that ended before it wrote anything is not in the way
+
+
+def test_a_folder_with_other_output_is_refused_and_left_as_it_was(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="holds another run; continue that with --resume or"):
+        claim_out_dir(tmp_path, resume=False)
+    assert names(tmp_path) == ["metrics.jsonl"]
+
+
+def test_resume_needs_a_checkpoint_and_makes_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="needs a checkpoint_<step>.pt"):
+        claim_out_dir(tmp_path / "model", resume=True)
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "model").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        claim_out_dir(tmp_path / "model", resume=False)
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
+    save_checkpoint(tmp_path, 1, {})
+    with claim_out_dir(tmp_path, resume=True):
+        with pytest.raises(ValueError, match=f"process {os.getpid()} is writing"):
+            claim_out_dir(tmp_path, resume=True)
+    claim_out_dir(tmp_path, resume=True).close()
+
+
+def test_the_lock_of_a_killed_process_is_not_in_the_way(tmp_path):
+    save_checkpoint(tmp_path, 1, {})
+    script = (
+        "import sys, time\n"
+        "from training.checkpoint import claim_out_dir\n"
+        "lock = claim_out_dir(sys.argv[1], resume=True)\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline() == "locked\n"
+    with pytest.raises(ValueError, match=f"process {first.pid} is writing"):
+        claim_out_dir(tmp_path, resume=True)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    with claim_out_dir(tmp_path, resume=True):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_what_a_killed_write_left_behind_is_removed(tmp_path):
+    save_checkpoint(tmp_path, 1, {})
+    (tmp_path / ".checkpoint_2.pt.tmp").write_bytes(b"half")
+    with claim_out_dir(tmp_path, resume=True):
+        assert names(tmp_path) == [".lock", "checkpoint_1.pt"]

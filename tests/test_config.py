@@ -1,0 +1,334 @@
+"""Flags, YAML, defaults and what --resume lets through."""
+
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+
+from training.command_line import cast, parse_command_line
+from training.config import (
+    RESOLVED_BY_THE_RUN,
+    RESUMABLE_CHANGES,
+    TrainConfig,
+    check_resume,
+    option,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL_FIELDS = {
+    "num_experts": int,
+    "sliding_window": int | None,
+    "rope_theta": float,
+    "attention_sinks": bool,
+    "layer_types": tuple[str, ...] | None,
+    "moe_layers": tuple[int, ...] | None,
+}
+
+
+def parse(*argv):
+    return parse_command_line(list(argv), lambda: MODEL_FIELDS)
+
+
+def refused(*argv) -> str:
+    with pytest.raises(ValueError) as caught:
+        parse(*argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+# precedence
+
+
+def test_without_flags_every_field_has_its_default():
+    line = parse()
+    assert line.config == TrainConfig()
+    assert (line.model_overrides, line.given, line.help_model) == ({}, frozenset(), False)
+
+
+def test_a_flag_beats_yaml_and_yaml_beats_the_default(yaml_file):
+    path = yaml_file("lr: 0.01\nbatch_size: 4\nnum_experts: 16\n")
+    line = parse("--config", path, "--batch_size", "8", "--num_experts=32")
+    assert (line.config.lr, line.config.batch_size, line.config.seed) == (0.01, 8, 1337)
+    assert line.model_overrides == {"num_experts": 32}
+    assert line.given == {"lr", "batch_size", "num_experts"}
+
+
+def test_a_value_may_follow_a_space_or_an_equals_sign():
+    assert parse("--lr", "1e-3").config == parse("--lr=1e-3").config == TrainConfig(lr=1e-3)
+
+
+def test_the_model_is_asked_for_its_fields_only_when_a_name_is_not_ours(yaml_file):
+    def fail():
+        raise AssertionError("asked")
+
+    parse_command_line(["--lr", "1e-3", "--config", yaml_file("seed: 1")], fail)
+    with pytest.raises(AssertionError, match="asked"):
+        parse_command_line(["--num_experts", "4"], fail)
+
+
+def test_a_subclass_adds_a_flag_and_changes_a_default():
+    @dataclass(frozen=True, kw_only=True)
+    class ContextConfig(TrainConfig):
+        tbptt: int = option(1, "segments that gradients flow through", at_least=1)
+        out_dir: str = option("model_context", "folder of the run")
+
+    line = parse_command_line(["--tbptt", "3"], dict, config_class=ContextConfig)
+    assert line.config == ContextConfig(tbptt=3)
+    assert line.config.out_dir == "model_context"
+    with pytest.raises(ValueError, match="tbptt must be at least 1; got 0"):
+        ContextConfig(tbptt=0)
+
+
+# values
+
+
+@pytest.mark.parametrize(
+    "value, hint, expected",
+    [
+        ("3e-4", float, 3e-4),
+        (2, float, 2.0),
+        ("65_536", int, 65536),
+        ("none", int | None, None),
+        (None, float | None, None),
+        ("5", int | None, 5),
+        ("True", bool, True),
+        (False, bool, False),
+        ("a,b", tuple[str, ...] | None, ("a", "b")),
+        ("0, 2", tuple[int, ...] | None, (0, 2)),
+        ([0, 2], tuple[int, ...], (0, 2)),
+        ("", tuple[int, ...], ()),
+        ("none", tuple[int, ...] | None, None),
+        ("none", str, "none"),
+    ],
+)
+def test_a_value_becomes_the_type_of_its_field(value, hint, expected):
+    result = cast("x", value, hint)
+    assert result == expected and type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "value, hint",
+    [
+        ("1e3", int),
+        ("1.0", int),
+        (1.0, int),
+        (True, int),
+        (None, int),
+        ("nan", float),
+        ("inf", float),
+        (True, float),
+        ("0,x", tuple[int, ...]),
+        (3, tuple[int, ...]),
+        ("yes", bool),
+        (1, bool),
+        (7, str),
+        ("", str),
+        (None, str),
+        ({"a": 1}, float),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_its_name(value, hint):
+    with pytest.raises(ValueError, match="^x must be .*; got "):
+        cast("x", value, hint)
+
+
+def test_a_switch_is_set_by_its_name_or_its_negation_or_a_word():
+    for argv in (["--compile"], ["--compile", "true"], ["--compile=true"]):
+        assert parse(*argv).config.compile is True
+    for argv in (["--no-use_tensorboard"], ["--use_tensorboard", "false"]):
+        assert parse(*argv).config.use_tensorboard is False
+    assert parse("--no-attention_sinks").model_overrides == {"attention_sinks": False}
+    assert parse("--sliding_window", "none").model_overrides == {"sliding_window": None}
+
+
+@pytest.mark.parametrize(
+    "name, value, rule",
+    [
+        ("batch_size", 0, "at least 1"),
+        ("lr", 0.0, "above 0"),
+        ("warmup", 1.0, "below 1"),
+        ("decay", 1.5, "at most 1"),
+        ("keep", 0, "at least 1"),
+        ("schedule", "linear", "one of wsd, cosine"),
+        ("balance", None, "one of none, aux, aux_global, bias"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_with_the_rule(name, value, rule):
+    with pytest.raises(ValueError, match=f"^{name} must be {rule}; got {value!r}"):
+        TrainConfig(**{name: value})
+
+
+def test_warmup_and_decay_must_fit_into_the_run_of_a_wsd_schedule():
+    with pytest.raises(ValueError, match="warmup \\+ decay must be at most 1"):
+        TrainConfig(warmup=0.7, decay=0.4)
+    TrainConfig(warmup=0.7, decay=0.4, schedule="cosine")
+
+
+# length of the run
+
+
+def test_the_length_is_given_in_steps_or_in_minutes_and_the_higher_level_decides(yaml_file):
+    def length(*argv):
+        config = parse(*argv).config
+        return config.max_iters, config.max_minutes
+
+    assert length("--max_minutes", "2.5") == (None, 2.5)
+    minutes, steps = yaml_file("max_minutes: 20"), ["--max_iters", "7"]
+    assert length("--config", minutes) == (None, 20.0)
+    assert length("--config", minutes, *steps) == (7, None)
+    assert length("--config", yaml_file("max_iters: 9"), "--max_minutes", "3") == (None, 3.0)
+
+
+def test_both_lengths_on_one_level_are_refused(yaml_file):
+    assert "give one of them" in refused("--max_iters", "5", "--max_minutes", "1")
+    assert "run.yaml" in refused("--config", yaml_file("max_iters: 5\nmax_minutes: 1"))
+    with pytest.raises(ValueError, match="either max_iters or max_minutes"):
+        TrainConfig(max_minutes=1.0)
+
+
+# bad input
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest_name():
+    assert "'--batch_sise' is unknown; did you mean '--batch_size'?" in refused("--batch_sise", "4")
+    assert "did you mean '--num_experts'?" in refused("--num_expert=4")
+    assert "--help_model" in refused("--zzzz", "4")
+
+
+def test_a_prefix_of_a_flag_is_no_flag():
+    assert "did you mean '--batch_size'?" in refused("--batch_siz", "4")
+
+
+def test_a_stray_word_and_a_missing_value_are_refused():
+    assert "'train.txt' is not a flag" in refused("train.txt")
+    assert "--lr: expected one argument" in refused("--lr")
+
+
+def test_a_wrong_type_names_the_field_and_the_yaml_file(yaml_file):
+    assert refused("--max_iters", "1e3").startswith("max_iters must be a whole number")
+    assert "run.yaml: max_iters must be a whole" in refused("--config", yaml_file("max_iters: 1e3"))
+    assert "run.yaml: num_experts must be" in refused("--config", yaml_file("num_experts: many"))
+
+
+def test_yaml_reads_a_number_that_it_takes_for_text(yaml_file):
+    assert parse("--config", yaml_file("lr: 3e-4")).config.lr == 3e-4
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("batch_sise: 4", "did you mean 'batch_size'?"),
+        ("lr: 1\nseed: 2\nlr: 3", "'lr' is set 2 times"),
+        ("- lr\n- seed", "must hold lines of `name: value`"),
+        ("lr: [1", "is not valid YAML"),
+        ("lr: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        (b"dataset: caf\xe9", "is not UTF-8"),
+        ("1: 2", "key '1' is unknown"),
+        ("batch_size: 0", "batch_size must be at least 1"),
+    ],
+)
+def test_a_bad_yaml_file_is_refused_in_one_line(yaml_file, text, reason):
+    assert reason in refused("--config", yaml_file(text))
+
+
+def test_a_missing_yaml_file_and_a_folder_are_refused(tmp_path):
+    assert "nothing.yaml: cannot be read" in refused("--config", str(tmp_path / "nothing.yaml"))
+    assert "cannot be read" in refused("--config", str(tmp_path))
+
+
+def test_an_empty_yaml_file_changes_nothing(yaml_file):
+    assert parse("--config", yaml_file("# nothing yet\n")).config == TrainConfig()
+
+
+# help
+
+
+def test_help_lists_every_flag_with_its_default_within_a_second_and_without_torch():
+    script = (
+        "import sys\n"
+        "from training.command_line import parse_command_line\n"
+        "try: parse_command_line(['--help'], dict, prog='train.py')\n"
+        "finally: assert not {'torch', 'yaml'} & sys.modules.keys()\n"
+    )
+    start = time.perf_counter()
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - start < 1
+    for f in fields(TrainConfig):
+        assert f"--{f.name} " in run.stdout
+    assert "(default: 65536)" in run.stdout and "(default: none)" in run.stdout
+
+
+def test_help_model_is_a_flag_that_only_the_caller_acts_on():
+    assert parse("--help_model").help_model is True
+
+
+# resume
+
+SAVED = asdict(TrainConfig(lr=0.01, device="cpu", dtype="float32", attention="sdpa", threads=2))
+SAVED_MODEL = {"num_experts": 8, "layer_types": ["full", "sliding"]}
+
+
+def resumed(*argv):
+    line = parse("--resume", *argv)
+    return check_resume(SAVED, line.config, SAVED_MODEL, line.model_overrides, line.given)
+
+
+def test_resume_takes_everything_that_was_not_given_from_the_saved_run():
+    assert resumed() == TrainConfig(**SAVED | {"resume": True})
+
+
+def test_resume_accepts_what_equals_the_saved_run_and_what_asks_for_nothing():
+    same = ["--lr", "1e-2", "--num_experts", "8", "--layer_types", "full,sliding"]
+    open_choices = ["--device", "auto", "--attention", "auto", "--threads", "none"]
+    assert resumed(*same, *open_choices) == resumed()
+
+
+def test_resume_takes_what_leaves_the_sequence_alone_from_this_call():
+    config = resumed("--keep", "3", "--eval_every", "7", "--out_dir", "moved")
+    assert config == replace(resumed(), keep=3, eval_every=7, out_dir="moved")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("lr", "0.02"),
+        ("max_iters", "6000"),
+        ("max_minutes", "20"),
+        ("threads", "1"),
+        ("attention", "eager"),
+        ("num_experts", "16"),
+        ("layer_types", "full,full"),
+    ],
+)
+def test_resume_refuses_what_changes_the_sequence_and_names_what_may_change(name, value):
+    with pytest.raises(ValueError) as caught:
+        resumed(f"--{name}", value)
+    message = str(caught.value)
+    assert f"{name}={float(value) if name == 'max_minutes' else value} (saved: " in message
+    assert ", ".join(sorted(RESUMABLE_CHANGES)) in message and "--init_from" in message
+
+
+def test_resume_refuses_a_saved_config_of_other_code():
+    with pytest.raises(ValueError, match="unknown setting, 'momentum'"):
+        check_resume(SAVED | {"momentum": 1}, TrainConfig(), {}, {}, frozenset())
+
+
+def test_the_names_with_a_special_role_on_resume_are_fields():
+    names = {f.name for f in fields(TrainConfig)}
+    assert RESUMABLE_CHANGES <= names and RESOLVED_BY_THE_RUN <= names

@@ -1,0 +1,358 @@
+"""Generation: filters against brute force, sampling statistics, and cached = uncached = alone."""
+
+import dataclasses
+import math
+
+import pytest
+import tiktoken
+import torch
+
+from architecture import generation
+from architecture.generation import TextStream, draw, filter_logits, generate, generate_steps
+from architecture.gptoss import ModelConfig, Transformer
+
+# every axis differs, so that a transpose shows; 300 ids of which the last 40 are padding
+CONFIG = ModelConfig(
+    num_hidden_layers=2, num_experts=5, experts_per_token=2, vocab_size=300, used_vocab_size=260,
+    hidden_size=20, intermediate_size=9, head_dim=4, num_attention_heads=6, num_key_value_heads=3,
+    sliding_window=6, initial_context_length=40, rope_scaling_factor=1.0,
+)  # fmt: skip
+RAGGED = [[7, 3, 250, 9, 11, 2, 8, 100, 4, 5, 6], [42], [200, 1, 30, 31], [7, 7]]  # 11, 1, 4, 2 ids
+
+
+def tiny_tokenizer() -> tiktoken.Encoding:
+    """256 bytes, three merges and end-of-text: 260 ids."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"he": 257, b"the": 258}
+    return tiktoken.Encoding(
+        "tiny", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 259}
+    )
+
+
+def build(seed: int = 0, **changes) -> Transformer:
+    """A model in float64 whose distribution is far from flat, so that its text depends on the context."""
+    model = Transformer(
+        dataclasses.replace(CONFIG, **changes), generator=torch.Generator().manual_seed(seed)
+    ).double()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.tokenizer = tiny_tokenizer()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return build()
+
+
+def generators(count: int, seed: int = 5) -> list[torch.Generator]:
+    return generation.row_generators(seed, count)
+
+
+# --------------------------------------------------------------------------------------------------
+# filters
+
+
+def reference_filter(logits, top_k=None, top_p=None, min_p=None) -> set[int]:
+    """The ids that stay, one filter after the other, in plain Python."""
+    kept = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    kept = kept[:top_k]
+    if top_p is not None:
+        weights = [math.exp(logits[i] - logits[kept[0]]) for i in kept]
+        smallest = next(
+            (n for n in range(1, len(kept)) if sum(weights[:n]) / sum(weights) >= top_p), len(kept)
+        )
+        kept = kept[:smallest]
+    if min_p is not None:
+        kept = [i for i in kept if math.exp(logits[i] - logits[kept[0]]) >= min_p]
+    return set(kept)
+
+
+def kept_ids(logits: torch.Tensor) -> list[set[int]]:
+    return [set(row.isfinite().nonzero().flatten().tolist()) for row in logits]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(top_k=1),
+        dict(top_k=4),
+        dict(top_k=99),
+        dict(top_p=0.001),
+        dict(top_p=0.63),
+        dict(top_p=0.97),
+        dict(min_p=0.11),
+        dict(min_p=0.9),
+        dict(top_k=7, top_p=0.8),
+        dict(top_p=0.9, min_p=0.2),
+        dict(top_k=9, top_p=0.95, min_p=0.05),
+    ],
+    ids=str,
+)
+def test_filters_keep_what_a_plain_reference_keeps(options):
+    logits = 2 * torch.randn(
+        50, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    filtered = filter_logits(logits, **options)
+    assert kept_ids(filtered) == [reference_filter(row.tolist(), **options) for row in logits]
+    shifted = logits - logits.amax(-1, keepdim=True)
+    assert torch.equal(filtered[filtered.isfinite()], shifted[filtered.isfinite()])
+
+
+def test_filters_at_their_edges():
+    flat = torch.zeros(1, 4, dtype=torch.float64)  # four probabilities of exactly 1/4
+    assert kept_ids(generation.keep_top_k(flat, 2)) == [{0, 1}]  # among equals the lower id
+    assert kept_ids(generation.keep_top_p(flat, 0.5)) == [{0, 1}]  # reaching p is enough
+    assert kept_ids(generation.keep_top_p(flat, 0.5000001)) == [{0, 1, 2}]
+    assert kept_ids(generation.keep_top_p(flat, 1e-9)) == [{0}]  # at least one
+    assert kept_ids(generation.keep_top_p(flat, 1)) == [{0, 1, 2, 3}]
+    assert kept_ids(generation.keep_min_p(flat, 1)) == [{0, 1, 2, 3}]
+    assert kept_ids(generation.keep_min_p(flat, 0)) == [{0, 1, 2, 3}]
+    halves = torch.tensor([[0.5, 0.25, 0.25 - 1e-9]], dtype=torch.float64).log()
+    assert kept_ids(generation.keep_min_p(halves, 0.5)) == [{0, 1}]
+
+
+def test_temperature_divides_before_the_filters():
+    logits = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
+    assert kept_ids(filter_logits(logits, min_p=0.3)) == [{0, 1}]  # e^-1 = 0.37
+    assert kept_ids(filter_logits(logits, temperature=0.5, min_p=0.3)) == [{0}]  # e^-2 = 0.14
+    assert kept_ids(filter_logits(logits, temperature=2.0, min_p=0.3)) == [{0, 1, 2}]
+
+
+def test_a_tiny_temperature_is_greedy_and_not_nan():
+    logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.float64)
+    assert draw(filter_logits(logits, temperature=1e-320), generators(1)).tolist() == [1]
+
+
+# --------------------------------------------------------------------------------------------------
+# drawing
+
+
+def test_many_samples_follow_the_softmax():
+    logits = torch.tensor([1.0, -torch.inf, 0.0, 2.0, -3.0, -torch.inf], dtype=torch.float64)
+    draws = 20_000
+    counts = torch.zeros(6, dtype=torch.float64)
+    (generator,) = generators(1, seed=11)
+    ids = draw(logits.expand(draws, -1), [generator] * draws)
+    counts.scatter_add_(0, ids, torch.ones(draws, dtype=torch.float64))
+    expected = draws * logits.softmax(0)
+    assert counts[1] == counts[5] == 0
+    possible = expected > 0
+    chi_square = ((counts - expected)[possible].square() / expected[possible]).sum()
+    assert chi_square < 16.27  # 3 degrees of freedom, exceeded once in 1,000
+
+
+def test_padded_ids_are_never_sampled(model):
+    ids = generate(
+        model, [[1]] * 40, max_tokens=25, temperature=50.0, generators=generators(40)
+    )  # nearly flat
+    assert max(map(max, ids)) < CONFIG.used_vocab_size
+    assert len({token for row in ids for token in row}) > 200
+
+
+def test_row_generators_differ_and_do_not_depend_on_the_number_of_rows():
+    few, many = generators(2, seed=3), generators(5, seed=3)
+    first = [torch.rand((), generator=g).item() for g in many]
+    assert [torch.rand((), generator=g).item() for g in few] == first[:2]
+    others = [torch.rand((), generator=g).item() for g in generators(5, seed=4)]
+    assert len({*first, *others}) == 10
+
+
+# --------------------------------------------------------------------------------------------------
+# the same ids whichever way they are computed
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(position="learned", norm="layernorm", moe_layers=(1,)),
+        dict(layer_types=("full_attention",) * 2, attention_sinks=False, nope_stride=2),
+        dict(layer_types=("sliding_attention",) * 2, position="none", sliding_window=1),
+        dict(sliding_window=100, tie_embeddings=True),
+    ],
+    ids=["trunk", "learned positions", "full, nope", "window of 1", "window over all"],
+)
+def test_cached_and_uncached_generation_agree_across_the_window(changes, temperature):
+    model = build(**changes)
+    options = dict(max_tokens=20, temperature=temperature)  # past three windows of 6 in every row
+    cached = generate(model, RAGGED, generators=generators(4), **options)
+    assert cached == generate(model, RAGGED, generators=generators(4), use_cache=False, **options)
+    assert [len(row) for row in cached] == [20] * 4
+    if temperature:
+        assert len(set(map(tuple, cached))) == 4  # the rows are different texts
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
+def test_each_prompt_of_a_ragged_batch_is_continued_as_if_alone(model, temperature):
+    options = dict(max_tokens=20, temperature=temperature)
+    together = generate(model, RAGGED, generators=generators(4), **options)
+    for row, prompt in enumerate(RAGGED):
+        alone = generate(model, [prompt], generators=generators(4)[row : row + 1], **options)
+        assert alone == together[row : row + 1]
+
+
+def test_greedy_ids_are_the_argmax_of_a_plain_forward(model):
+    (new,) = generate(model, [RAGGED[0]], max_tokens=20, temperature=0)
+    logits = model(torch.tensor([RAGGED[0] + new])).logits[0]
+    assert logits[len(RAGGED[0]) - 1 : -1].argmax(-1).tolist() == new
+
+
+def test_a_row_that_ends_does_not_change_the_others(model):
+    free = generate(model, RAGGED, max_tokens=20, generators=generators(4))
+    stop = free[1][3]
+    assert stop not in free[1][:3]
+    expected = [row[: row.index(stop) + 1] if stop in row else row for row in free]
+    own = generators(4)
+    stopped = generate(model, RAGGED, max_tokens=20, stop_tokens=[stop], generators=own)
+    assert stopped == expected
+    # one number per id: the generator of an ended row has not moved on
+    again = generators(4)[1]
+    torch.rand(4, generator=again, dtype=torch.float64)
+    assert torch.equal(again.get_state(), own[1].get_state())
+
+
+def test_generation_stops_when_every_row_has_ended(model):
+    (greedy,) = generate(model, [[5]], max_tokens=10, temperature=0)
+    steps = list(
+        generate_steps(model, [[5]], max_tokens=10, temperature=0, stop_tokens=greedy[2:3])
+    )
+    length = greedy.index(greedy[2]) + 1
+    assert steps == [[token] for token in greedy[:length]]
+
+
+def test_generation_may_fill_the_context_to_the_last_token(model):
+    limit = CONFIG.context_limit
+    options = dict(temperature=0, max_tokens=limit - len(RAGGED[0]))
+    cached = generate(model, [RAGGED[0]], **options)
+    assert cached == generate(model, [RAGGED[0]], use_cache=False, **options)
+    assert len(RAGGED[0]) + len(cached[0]) == limit
+
+
+def test_generation_leaves_the_mode_and_the_global_randomness_alone(model):
+    model.train()
+    before = torch.get_rng_state()
+    steps = generate_steps(model, [[5]], max_tokens=3, generators=generators(1))
+    next(steps)
+    assert torch.is_grad_enabled()
+    steps.close()  # a reader that stops early
+    assert model.training and torch.equal(before, torch.get_rng_state())
+    model.eval()
+
+
+def test_dropout_and_capacity_do_not_touch_generation():
+    prompt, options = RAGGED[:1], dict(max_tokens=10, temperature=0)
+    plain = generate(build(), prompt, **options)
+    assert generate(build(dropout=0.5, capacity_factor=0.1).train(), prompt, **options) == plain
+
+
+# --------------------------------------------------------------------------------------------------
+# text
+
+
+def test_streamed_pieces_join_to_what_decode_gives():
+    tokenizer = tiny_tokenizer()
+    texts = ["the theme", "caf\u00e9 \u732b \U0001f600 the", "\u00e9"]
+    for data in [*(text.encode() for text in texts), b"\xe7\x8c", b"a\xff\xf0\x9f\x98the\x80"]:
+        ids = list(data)  # one id per byte: every character beyond ASCII comes in pieces
+        stream = TextStream(tokenizer)
+        pieces = [stream.push(token) for token in ids] + [stream.finish()]
+        assert "".join(pieces) == tokenizer.decode(ids)
+    stream = TextStream(tokenizer)
+    assert [stream.push(byte) for byte in "\u732b".encode()] == ["", "", "\u732b"]
+
+
+def test_an_id_without_text_becomes_a_replacement_character():
+    assert TextStream(tiny_tokenizer()).push(299) == "\ufffd"
+
+
+def test_streaming_equals_not_streaming(model):
+    prompts = ["the cat", "", "caf\u00e9"]
+    options = dict(max_tokens=20, temperature=1.0, seed=2)
+    streamed = list(prompts)
+    for row, piece in generation.stream_text(model, prompts, **options):
+        streamed[row] += piece
+    assert streamed == generation.generate_texts(model, prompts, **options)
+    ids = generate(
+        model,
+        [generation.encode_prompt(model.tokenizer, prompt) for prompt in prompts],
+        max_tokens=20,
+        generators=generators(3, seed=2),
+        stop_tokens=[259],
+    )
+    decoded = [model.tokenizer.decode([i for i in row if i != 259]) for row in ids]
+    assert streamed == [prompt + text for prompt, text in zip(prompts, decoded)]
+
+
+def test_text_starts_after_end_of_text_and_ends_before_it(model):
+    tokenizer = model.tokenizer
+    assert generation.encode_prompt(tokenizer, "the") == [259, 258]
+    assert generation.encode_prompt(tokenizer, "") == [259]
+    assert 259 not in generation.encode_prompt(tokenizer, "<|endoftext|>")[1:]  # it is text there
+
+    ending = build()  # as `model`, but end-of-text is all that follows
+    with torch.no_grad():
+        ending.norm.scale.zero_()
+    original = ending.unembedding.forward
+    ending.unembedding.forward = lambda hidden: original(hidden).index_fill(
+        -1, torch.tensor([259]), 9.0
+    )
+    assert generation.generate_text(ending, "the cat", 20, 0) == "the cat"
+
+
+def test_same_seed_same_text_and_no_seed_another_one(model):
+    texts = [
+        generation.generate_text(model, "the", 12, 1.0, seed=seed) for seed in (1, 1, 2, None, None)
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 4
+    assert all(text.startswith("the") for text in texts)
+
+
+# --------------------------------------------------------------------------------------------------
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(prompts=[]), "at least one prompt"),
+        (dict(prompts=[[1], []]), "prompt 1 has none; start a new text with the end-of-text"),
+        (dict(prompts=[[300]]), "0 to 299"),
+        (dict(prompts=[[-1]]), "0 to 299"),
+        (dict(max_tokens=0), "max_tokens must be at least 1, got 0"),
+        (dict(max_tokens=39), "40 tokens .* prompt of 2 and max_tokens=39"),
+        (dict(temperature=-0.1), "temperature must be finite and at least 0"),
+        (dict(temperature=math.nan), "temperature must be finite"),
+        (dict(temperature=math.inf), "temperature must be finite"),
+        (dict(top_k=0), "top_k must be at least 1"),
+        (dict(top_p=0.0), "top_p must be above 0 and at most 1"),
+        (dict(top_p=1.1), "top_p must be above 0 and at most 1"),
+        (dict(min_p=-0.1), "min_p must be from 0 to 1"),
+        (dict(generators=None), "one generator per prompt .* got none"),
+        (dict(generators=[]), "one generator per prompt .* got 0"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_before_anything_runs(model, change, message):
+    good = dict(prompts=[[1, 2]], max_tokens=5, generators=generators(1))
+    with pytest.raises(ValueError, match=message):
+        generate_steps(model, **{**good, **change})  # not one step was asked for
+
+
+def test_logits_that_are_not_finite_are_named(model):
+    broken = build()
+    with torch.no_grad():
+        broken.norm.scale.fill_(math.nan)
+    for temperature in (0, 1.0):
+        with pytest.raises(ValueError, match="not finite"):
+            generate(broken, [[1]], max_tokens=2, temperature=temperature, generators=generators(1))
+
+
+def test_text_needs_a_tokenizer():
+    model = build()
+    model.tokenizer = None
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        generation.generate_text(model, "the", 5, 0)

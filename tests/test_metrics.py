@@ -1,0 +1,165 @@
+"""One record in three places: metrics.jsonl, TensorBoard and the progress line."""
+
+import io
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from training.metrics import MetricsWriter, new_run_dir, read_metrics
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def writer(out_dir, **arguments):
+    arguments = {"tensorboard_dir": None, "stream": io.StringIO()} | arguments
+    return MetricsWriter(out_dir, **arguments)
+
+
+def tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+
+
+# metrics.jsonl
+
+
+def test_a_record_is_one_line_with_its_step_and_on_the_disk_at_once(tmp_path):
+    w = writer(tmp_path)
+    w.log(10, {"train/loss": torch.tensor(2.5), "optim/lr": 1e-3, "data/epoch": 2})
+    w.log(20, {"train/loss": 2.25})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 10, "train/loss": 2.5, "optim/lr": 0.001, "data/epoch": 2},
+        {"step": 20, "train/loss": 2.25},
+    ]
+    w.close()
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path):
+    w = writer(tmp_path)
+    w.log(1, {"train/loss": math.nan, "optim/grad_norm": math.inf})
+    w.close()
+    path = tmp_path / "metrics.jsonl"
+    assert path.read_text() == '{"step": 1, "train/loss": null, "optim/grad_norm": null}\n'
+    (record,) = read_metrics(path)
+    assert math.isnan(record["train/loss"]) and record["step"] == 1
+
+
+def test_resume_drops_the_records_past_its_step_and_goes_on(tmp_path):
+    w = writer(tmp_path)
+    for step in (1, 2, 3, 4):
+        w.log(step, {"train/loss": step / 10})
+    w.close()
+    w = writer(tmp_path, resume_step=2)
+    w.log(3, {"train/loss": 9.0})
+    w.close()
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["train/loss"]) for r in records] == [(1, 0.1), (2, 0.2), (3, 9.0)]
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/lo')
+    assert read_metrics(path) == [{"step": 1, "train/loss": 0.5}]
+    w = writer(tmp_path, resume_step=2)
+    w.log(3, {"train/loss": 0.25})
+    w.close()
+    assert [r["step"] for r in read_metrics(path)] == [1, 3]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\noops\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2 is 'oops'"):
+        read_metrics(path)
+
+
+# TensorBoard
+
+
+def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
+    w = writer(tmp_path, tensorboard_dir=tmp_path / "run")
+    w.log(10, {"train/loss": 2.5, "optim/lr": 0.5})
+    w.log(20, {"train/loss": 2.25})
+    w.text(20, "samples", "Once upon a **time**")
+    w.heat_map(20, "moe/load", torch.tensor([[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]), white=2.0)
+    w.hparams({"lr": 0.5, "keep": None, "optimizer": "muon"}, {"val/loss": 2.0})
+    w.close()
+    events = tensorboard(tmp_path / "run")
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 2.5), (20, 2.25)]
+    assert [(e.step, e.value) for e in events.Scalars("optim/lr")] == [(10, 0.5)]
+    assert [e.value for e in events.Scalars("hparam/val/loss")] == [2.0]
+    (image,) = events.Images("moe/load")
+    assert (image.height, image.width) == (2 * 16, 3 * 16)
+    assert "samples/text_summary" in events.Tags()["tensors"]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    text, heat = read_metrics(tmp_path / "metrics.jsonl")[2:]
+    assert text == {"step": 20, "samples": "Once upon a **time**"}
+    assert heat == {"step": 20, "moe/load": [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]}
+
+
+def test_a_resumed_run_replaces_what_tensorboard_holds_past_its_step(tmp_path):
+    w = writer(tmp_path, tensorboard_dir=tmp_path / "run")
+    for step in (1, 2, 3, 4):
+        w.log(step, {"train/loss": step})
+    w.close()
+    w = writer(tmp_path, tensorboard_dir=tmp_path / "run", resume_step=2)
+    w.log(3, {"train/loss": 9.0})
+    w.close()
+    scalars = tensorboard(tmp_path / "run").Scalars("train/loss")
+    assert [(e.step, e.value) for e in scalars] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_a_missing_tensorboard_is_named_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install tensorboard, or pass --no-use_tensorboard"):
+        writer(tmp_path, tensorboard_dir=tmp_path / "run")
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.metrics.time.strftime", lambda form: "20250102-030405")
+    made = [new_run_dir("some/where/model", root=tmp_path) for _ in range(3)]
+    assert [path.name for path in made] == [
+        "model-20250102-030405",
+        "model-20250102-030405-2",
+        "model-20250102-030405-3",
+    ]
+    assert all(path.is_dir() for path in made)
+
+
+# the progress line
+
+
+def test_without_a_terminal_progress_is_one_clean_line_per_record(tmp_path, monkeypatch):
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr("training.metrics.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    w = writer(tmp_path, stream=stream)
+    w.log(5, {"val/bits_per_byte": 1.5, "val/loss": 3.0})  # no progress, no line
+    w.log(10, {"train/loss": 2.5, "perf/tokens_per_second": 12345.6}, progress=0.1)
+    w.log(20, {"train/loss": 2.25}, progress=0.2)
+    w.say("Once upon a time")
+    w.close()
+    assert stream.getvalue().splitlines() == [
+        "step 10   10%  loss 2.5000  val 1.500 bits/byte  12,346 tokens/s",
+        "step 20   20%  loss 2.2500  val 1.500 bits/byte  12,346 tokens/s  04:00 left",
+        "Once upon a time",
+    ]
+
+
+def test_on_a_terminal_progress_is_one_bar(tmp_path):
+    stream = Terminal()
+    w = writer(tmp_path, stream=stream)
+    w.log(10, {"train/loss": 2.5}, progress=0.25)
+    w.log(20, {"train/loss": 2.25}, progress=0.5)
+    w.close()
+    frames = stream.getvalue().split("\r")
+    assert any("50%|##########" in f.replace("\u2588", "#") and "loss 2.2500" in f for f in frames)
+    assert stream.getvalue().count("\n") <= 1

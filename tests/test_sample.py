@@ -1,0 +1,264 @@
+"""sample.py and inference.py on a tiny checkpoint: what is printed, where, and every bad input."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_generation import build, tiny_tokenizer
+
+import inference
+import sample
+from architecture import generation, registry
+from architecture.gptoss import Transformer
+from architecture.tokenizer import tokenizer_state
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_checkpoint(path: Path, seed: int = 0) -> Path:
+    model = build(seed).float()
+    state = {
+        "model_name": "gptoss",
+        "config": registry.config_to_dict(model.config),
+        "model": model.state_dict(),
+        "tokenizer": tokenizer_state(tiny_tokenizer()),
+        "step": 20,
+    }
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint_20.pt")
+
+
+@pytest.fixture
+def run(capsys):
+    """main(flags) -> exit code, stdout, stderr"""
+
+    def call(*flags):
+        code = sample.main([str(flag) for flag in flags])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+SHORT = ("--max_tokens", 8, "--device", "cpu")
+
+
+# --------------------------------------------------------------------------------------------------
+# what it prints
+
+
+def test_one_sample_is_the_prompt_and_its_continuation(run, checkpoint):
+    code, out, err = run("--checkpoint", checkpoint, "--prompt", "the cat", "--seed", 3, *SHORT)
+    model = inference.load_model(checkpoint)
+    assert code == 0
+    assert out == inference.generate_text(model, "the cat", 8, 0.8, seed=3) + "\n"
+    assert out.startswith("the cat") and len(out) > len("the cat\n")
+    assert err == f"{checkpoint}, cpu, seed 3\n"
+
+
+def test_a_single_sample_is_streamed_piece_by_piece(checkpoint, monkeypatch):
+    written = []
+
+    class Recorder(io.StringIO):
+        def write(self, text):
+            written.append(text)
+
+    monkeypatch.setattr(sys, "stdout", Recorder())
+    flags = ["--checkpoint", checkpoint, "--prompt", "the", "--seed", 3, *SHORT]
+    assert sample.main(list(map(str, flags))) == 0
+    assert written[0] == "the" and len(written) > 4
+
+
+def test_several_prompts_and_samples_have_separators(run, checkpoint, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\ufeffthe cat\r\n\n  \ncaf\u00e9\n", encoding="utf-8", newline="")
+    flags = ("--checkpoint", checkpoint, "--num_samples", 2, "--seed", 1, *SHORT)
+    code, out, _ = run(*flags, "--prompts", prompts)
+    assert code == 0
+    model = inference.load_model(checkpoint)
+    rows = ["the cat", "the cat", "caf\u00e9", "caf\u00e9"]
+    texts = inference.generate_texts(model, rows, 8, 0.8, seed=1)
+    heads = [f"=== prompt {p} of 2, sample {s} of 2 ===" for p in (1, 2) for s in (1, 2)]
+    assert out == "".join(f"{head}\n{text}\n\n" for head, text in zip(heads, texts))
+    assert texts[0] != texts[1]
+    assert out == run(*flags, "--prompt", "the cat", "caf\u00e9")[1]
+    assert out == run(*flags, "--prompt", "the cat", "--prompt", "caf\u00e9")[1]
+
+
+def test_no_prompt_starts_a_new_text(run, checkpoint):
+    code, out, _ = run("--checkpoint", checkpoint, "--seed", 1, *SHORT)
+    assert code == 0 and len(out) > 1
+    assert out == run("--checkpoint", checkpoint, "--prompt", "", "--seed", 1, *SHORT)[1]
+
+
+def test_the_printed_seed_repeats_the_text(run, checkpoint):
+    flags = ("--checkpoint", checkpoint, "--temperature", 1, *SHORT)
+    _, out, err = run(*flags)
+    assert run(*flags, "--seed", err.split()[-1])[1] == out
+    assert run(*flags)[1] != out
+
+
+def test_filters_reach_the_sampler(run, checkpoint):
+    flags = ("--checkpoint", checkpoint, "--prompt", "the", *SHORT, "--temperature")
+    greedy = run(*flags, 0)[1]
+    for name, value in (("--top_k", 1), ("--top_p", 1e-9), ("--min_p", 1)):
+        assert run(*flags, 1, name, value)[1] == greedy
+    assert run(*flags, 1, "--seed", 1)[1] != greedy
+
+
+def test_default_length_fits_the_context_limit_and_says_so(run, checkpoint):
+    code, out, err = run("--checkpoint", checkpoint, "--prompt", "q" * 29, "--device", "cpu")
+    assert code == 0 and out
+    assert "at most 10 new tokens fit behind a prompt of 30 (context limit 40)" in err
+
+
+def test_a_run_folder_means_its_best_checkpoint_else_its_newest(run, tmp_path):
+    for step in (9, 10, 20):
+        write_checkpoint(tmp_path / f"checkpoint_{step}.pt", seed=step)
+    assert "checkpoint_20.pt" in run("--checkpoint", tmp_path, *SHORT)[2]
+    best = {"step": 9, "checkpoint": "checkpoint_9.pt", "val_loss": 1.5}
+    (tmp_path / "best.json").write_text(json.dumps(best))
+    assert "checkpoint_9.pt" in run("--checkpoint", tmp_path, *SHORT)[2]
+
+
+def test_help_comes_without_torch():
+    code = (
+        "import sys, sample\n"
+        "try: sample.main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    for flag in ("checkpoint", "prompt", "prompts", "num_samples", "max_tokens", "temperature",
+                 "top_k", "top_p", "min_p", "seed", "device"):  # fmt: skip
+        assert f"--{flag} " in shown.stdout
+
+
+# --------------------------------------------------------------------------------------------------
+# the functions to import
+
+
+def test_load_model_and_generate_counts_all_tokens(checkpoint):
+    # "the cat" is end-of-text, "the" and four bytes: 6 tokens
+    text = inference.load_model_and_generate(checkpoint, "the cat", 10, 0.8, seed=4)
+    model = Transformer.from_checkpoint(checkpoint)
+    assert text == generation.generate_text(model, "the cat", 4, 0.8, seed=4)
+    with pytest.raises(ValueError, match="above the prompt's 6 tokens .* got 6"):
+        inference.load_model_and_generate(checkpoint, "the cat", 6, 0.8)
+    with pytest.raises(ValueError, match="40 tokens"):
+        inference.load_model_and_generate(checkpoint, "the cat", 41, 0.8)
+
+
+def test_a_loaded_model_has_the_weights_that_were_saved(checkpoint):
+    model, saved = Transformer.from_checkpoint(checkpoint), build().float().state_dict()
+    assert not model.training and model.tokenizer.eot_token == 259
+    assert model.state_dict().keys() == saved.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+# --------------------------------------------------------------------------------------------------
+# bad input, and the end of patience
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, (str(ROOT / "it_ran"),)
+
+
+def bad_checkpoint(kind: str, folder: Path, good: Path) -> Path:
+    path = folder / "checkpoint_1.pt"
+    if kind == "truncated":
+        path.write_bytes(good.read_bytes()[:-5000])
+    elif kind == "corrupt":
+        path.write_bytes(b"not a checkpoint")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "code":
+        torch.save({"model": RunsCode()}, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(RunsCode()))
+    elif kind == "foreign":
+        torch.save({"weights": torch.ones(2)}, path)
+    elif kind == "empty folder":
+        return folder
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "does not exist"),
+        ("truncated", "truncated or corrupt"),
+        ("corrupt", "truncated or corrupt"),
+        ("empty", "truncated or corrupt"),
+        ("code", "could run code"),
+        ("pickle", "checkpoint"),
+        ("foreign", "no model_name"),
+        ("empty folder", "folder without a checkpoint_<step>.pt"),
+    ],
+)
+def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint, kind, message):
+    path = bad_checkpoint(kind, tmp_path, checkpoint)
+    assert_one_line(run("--checkpoint", path, *SHORT), message)
+    assert not (ROOT / "it_ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "a", "--prompts", "b"], "not allowed with"),
+        (["--prompts", "{folder}/none.txt"], "cannot be read: No such file"),
+        (["--prompts", "{folder}"], "cannot be read: Is a directory"),
+        (["--prompts", "{folder}/blank.txt"], "has no prompt"),
+        (["--prompts", "{folder}/latin1.txt"], "must be UTF-8 text, and byte 3 is not"),
+        (["--prompt", "\udcff"], "must be UTF-8"),
+        (["--num_samples", "0"], "num_samples must be at least 1"),
+        (["--max_tokens", "0"], "max_tokens must be at least 1"),
+        (["--max_tokens", "ten"], "invalid int value: 'ten'"),
+        (["--max_tokens", "99"], "40 tokens"),
+        (["--prompt", "q" * 50], "40 tokens"),
+        (["--temperature", "-1"], "temperature must be"),
+        (["--top_p", "2"], "top_p must be"),
+        (["--device", "gpu"], "device must be"),
+        (["--device", "cuda:99"], "device"),
+        (["--temp", "1"], "unrecognized arguments: --temp"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_flags_are_one_line(run, tmp_path, checkpoint, flags, message):
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    flags = [flag.format(folder=tmp_path) for flag in flags]
+    assert_one_line(run("--checkpoint", checkpoint, *flags), message)
+
+
+def test_a_checkpoint_must_be_given(run):
+    assert_one_line(run("--prompt", "the"), "required: --checkpoint")
+
+
+def assert_one_line(result, message):
+    code, out, err = result
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("sample.py: ") and message in err, err
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(run, checkpoint, monkeypatch):
+    def interrupted(*arguments, **options):
+        yield 0, " and"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "stream_text", interrupted)
+    code, out, err = run("--checkpoint", checkpoint, "--prompt", "the", *SHORT)
+    assert (code, out) == (130, "the and\n")
+    assert err.endswith("stopped\n")

@@ -1,0 +1,1 @@
+"""Verbs: read data, train, evaluate, save. Handed a model; never imports a concrete one."""

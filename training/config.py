@@ -1,0 +1,175 @@
+"""Run settings: one flat dataclass that flags, YAML keys and help are generated from.
+
+Imports no torch, so that --help is immediate.
+"""
+
+import operator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_origin
+
+BOUNDS = {  # what option() takes, and how a message reads it
+    "at_least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "at_most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+
+
+def option(default: Any, help: str, **bounds: float) -> Any:
+    """A config field: default, help text (with the unit) and bounds, each written once."""
+    return field(default=default, metadata={"help": help, "bounds": bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything a training run is told, except the model's own fields."""
+
+    # model
+    model: str = option("gptoss", "architecture, by its name in architecture/registry.py")
+    model_size: str = option("toy", "preset of the architecture: toy, medium, large, ...")
+
+    # data
+    dataset: str = option("tinystories", "tinystories, a .txt, .jsonl or .parquet, or a Hub name")
+    val_dataset: str | None = option(None, "validation data; none = own split, or 1% of it by hash")
+    text_column: str = option("text", "column that holds a document's text")
+    tokenizer: str = option("stories4k", "stories4k, gpt2, o200k_harmony, or a tiktoken rank file")
+    packing: Literal["packed", "lanes"] = option("packed", "joined, or one document along each row")
+
+    # size of a step and length of the run
+    batch_size: int = option(16, "rows per micro-batch, per process", at_least=1)
+    block_size: int = option(256, "tokens per row", at_least=1)
+    grad_accum: int = option(1, "micro-batches per optimizer step", at_least=1)
+    max_iters: int | None = option(3000, "length of the run, optimizer steps", at_least=1)
+    max_minutes: float | None = option(None, "in place of max_iters, minutes of training", above=0)
+
+    # optimization
+    lr: float = option(3e-3, "peak learning rate", above=0)
+    schedule: Literal["wsd", "cosine"] = option(
+        "wsd", "after warmup: constant then linear, or cosine"
+    )
+    warmup: float = option(0.02, "linear warmup, share of the run", at_least=0, below=1)
+    decay: float = option(0.4, "wsd: linear decay to 0, share of the run", at_least=0, at_most=1)
+    grad_clip: float = option(1.0, "largest norm of the whole gradient; 0 = off", at_least=0)
+    optimizer: Literal["adamw", "muon"] = option(
+        "muon", "of the blocks' matrices; adamw has the rest"
+    )
+    weight_decay: float = option(0.1, "decoupled, per step and unit of lr", at_least=0)
+
+    # router
+    balance: Literal["none", "aux", "aux_global", "bias"] = option("aux", "keeps expert load even")
+    balance_coef: float = option(0.01, "weight of the balance loss (aux, aux_global)", at_least=0)
+    bias_rate: float = option(1e-3, "selection bias, change per step (bias)", at_least=0)
+    z_loss_coef: float = option(0.0, "weight of the router's mean squared logsumexp", at_least=0)
+
+    # evaluation, checkpoints, logs
+    eval_every: int = option(250, "steps between evaluations", at_least=1)
+    eval_tokens: int = option(65_536, "tokens per evaluation; the closing one has all", at_least=1)
+    eval_only: str | None = option(None, "checkpoint to evaluate in place of training")
+    save_every: int = option(500, "steps between checkpoints", at_least=1)
+    keep: int | None = option(
+        None, "newest checkpoints kept beside the best; none = all", at_least=1
+    )
+    log_every: int = option(10, "steps between log records", at_least=1)
+    use_tensorboard: bool = option(True, "write TensorBoard files under runs/")
+    out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
+    resume: bool = option(False, "continue from the newest checkpoint in out_dir")
+    init_from: str | None = option(None, "checkpoint whose weights a new run starts from")
+
+    # machine
+    seed: int = option(1337, "of weights, data order and dropout", at_least=0, at_most=2**31 - 1)
+    device: str = option("auto", "auto, cpu, mps, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto = bfloat16 on cuda only")
+    attention: str = option("auto", "attention backend: auto, eager, sdpa")
+    experts: str = option("auto", "expert backend: auto, loop, sorted")
+    threads: int | None = option(None, "CPU threads; none = torch's choice", at_least=1)
+    compile: bool = option(False, "torch.compile the model")
+    dry_run: bool = option(False, "print sizes and costs, and stop before building anything")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if get_origin(f.type) is Literal and value not in get_args(f.type):
+                choices = ", ".join(get_args(f.type))
+                raise ValueError(f"{f.name} must be one of {choices}; got {value!r}")
+            for bound, limit in f.metadata["bounds"].items():
+                holds, words = BOUNDS[bound]
+                if value is not None and not holds(value, limit):
+                    default = as_text(f.default)
+                    raise ValueError(
+                        f"{f.name} must be {words} {limit}; got {value!r} (default: {default})"
+                    )
+        if (self.max_iters is None) == (self.max_minutes is None):
+            raise ValueError(
+                "either max_iters or max_minutes sets the length of a run; "
+                f"got {self.max_iters} and {self.max_minutes}; set one, and the other to none"
+            )
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(
+                "warmup + decay must be at most 1, as both are shares of the run; "
+                f"got {self.warmup} + {self.decay}; lower one of them"
+            )
+        if self.eval_only and self.resume:
+            raise ValueError("eval_only evaluates and resume trains; give one of them")
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+# --------------------------------------------------------------------------------------------------
+# resume
+
+# None of these touches the sequence of updates. max_iters and max_minutes would: warmup and decay
+# are shares of the run, so another length is another learning rate from the first step on.
+RESUMABLE_CHANGES = frozenset(
+    {"eval_every", "eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
+)
+
+# About this call and not about the run: always taken from the command line.
+OF_THIS_CALL = frozenset({"resume", "out_dir", "dry_run"})
+
+# The default leaves the choice to the run; the saved config holds what was chosen, for use again.
+RESOLVED_BY_THE_RUN = frozenset({"device", "dtype", "attention", "experts", "threads"})
+
+
+def check_resume(
+    saved: dict[str, Any],
+    now: TrainConfig,
+    saved_model: dict[str, Any],
+    model_overrides: dict[str, Any],
+    given: frozenset[str],
+) -> TrainConfig:
+    """The config that continues a saved run: the saved one, with the changes that it allows.
+
+    saved, saved_model: the checkpoint's TrainConfig and ModelConfig as dicts.
+    now, model_overrides, given: from CommandLine.
+    Raises ValueError for a setting that was given, differs and would change the sequence.
+    """
+    defaults = {f.name: f.default for f in fields(now)}
+    if unknown := sorted(saved.keys() - defaults.keys()):
+        raise ValueError(
+            f"the saved config has an unknown setting, {unknown[0]!r}; "
+            "resume it with the code that saved it"
+        )
+    asked = {name: getattr(now, name) for name in sorted(given & defaults.keys())}
+    for name in RESOLVED_BY_THE_RUN & asked.keys():
+        if asked[name] == defaults[name]:
+            del asked[name]  # "auto" asks for nothing
+
+    before = saved_model | saved
+    for name, value in (asked | model_overrides).items():
+        was = before.get(name)
+        was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
+        if name not in RESUMABLE_CHANGES | OF_THIS_CALL and value != was:
+            raise ValueError(
+                f"--resume continues the saved sequence, and {name}={as_text(value)} "
+                f"(saved: {as_text(was)}) would change it; leave it out, or start a new run from "
+                "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
+                f"{', '.join(sorted(RESUMABLE_CHANGES))}"
+            )
+    changes = {name: value for name, value in asked.items() if name in RESUMABLE_CHANGES}
+    changes |= {name: getattr(now, name) for name in OF_THIS_CALL}
+    return replace(type(now)(**saved), **changes)

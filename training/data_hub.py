@@ -1,0 +1,313 @@
+"""Datasets streamed from the Hugging Face Hub: exact positions, our own shuffle buffer, bounded waiting."""
+
+import hashlib
+import logging
+import time
+
+from architecture.tokenizer import call_within
+from training.data_documents import (
+    MIN_VALIDATION_DOCUMENTS,
+    IndexedSource,
+    ShuffledDocuments,
+    Source,
+    is_validation_document,
+    no_such_column,
+    too_few_validation_documents,
+    well_formed,
+)
+
+logger = logging.getLogger(__name__)
+
+TINYSTORIES = "roneneldan/TinyStories"
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+PROBE_SECONDS = 3.0
+# Waits after a broken connection, on top of what datasets itself retries.
+RETRY_SECONDS = (1.0, 4.0, 16.0)
+# The shuffle buffer: large against the handful of documents in a batch, small enough to be in each checkpoint.
+BUFFER_DOCUMENTS = 10_000
+BUFFER_CHARACTERS = 16_000_000
+# A hub dataset without a validation split: documents of the hash rule from the beginning of the stream, until
+# there are this many or this much has been read. (All documents of the rule are left out of training.)
+VALIDATION_DOCUMENTS = 300
+VALIDATION_SCAN = 100_000
+# Documents; datasets' state is a deep copy, so a position is one of them plus a count.
+SNAPSHOT_EVERY = 1000
+# Kept of a validation split, so that the next evaluation need not download it again.
+KEPT_CHARACTERS = 64_000_000
+
+
+class HubUnreachable(ValueError):
+    """The Hub does not answer."""
+
+
+class HubSource(Source):
+    """One split of a dataset on the Hub, streamed at one revision.
+
+    dataset: the `datasets.IterableDataset`.  side: None takes every document, "train" or "validation" those on
+    that side of the hash rule.
+    """
+
+    def __init__(
+        self, name: str, split: str, dataset, *, revision: str, text_column: str, side=None
+    ):
+        self.name, self.split, self.text_column, self.side = name, split, text_column, side
+        self.revision, self._datasets = revision, {revision: dataset}
+        self._kept: list[str] = []  # the first documents of a validation split, read before
+        self._kept_position = None
+        columns = dataset.column_names
+        if columns is not None and text_column not in columns:
+            raise no_such_column(name, text_column, columns)
+
+    def documents(self):
+        yield from self._kept
+        stream = TextStream(self, self.revision, self._kept_position)
+        room = KEPT_CHARACTERS - sum(map(len, self._kept)) if self.split != "train" else 0
+        try:
+            for text in stream:
+                room -= len(text)
+                if room >= 0:
+                    self._kept.append(text)
+                    self._kept_position = stream.position()
+                yield text
+        finally:
+            stream.close()
+
+    def shuffled(self, seed, state=None):
+        return BufferedShuffle(self, seed, state)
+
+    def open(self, revision: str):
+        """The IterableDataset, for one reader: two that read the same object would share a position."""
+        if revision not in self._datasets:
+            self._datasets[revision] = _load(self.name, revision)[self.split]
+        # One shard of one is the whole, as a new object. (deepcopy fails in a thread that has not read yet.)
+        return self._datasets[revision].shard(num_shards=1, index=0)
+
+
+class GatheredSource(IndexedSource):
+    """A few documents held in memory."""
+
+    def __init__(self, name: str, texts: list[str]):
+        self.name, self._texts = name, texts
+
+    def __len__(self):
+        return len(self._texts)
+
+    def __getitem__(self, index):
+        return self._texts[index]
+
+
+class TextStream:
+    """The texts of one pass over a HubSource, in order.
+
+    Its position is a snapshot of datasets' own state and the number of examples read since; continuing from
+    one and reading on after a broken connection are the same thing.
+    """
+
+    def __init__(self, source: HubSource, revision: str, position: dict | None = None):
+        self._source, self._revision = source, revision
+        position = position or {"snapshot": None, "since": 0}
+        self._snapshot, self._since = position["snapshot"], position["since"]
+        self._dataset = self._examples = None
+        self.num_read = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        source = self._source
+        while (example := self._next_example()) is not None:
+            if source.text_column not in example:
+                raise no_such_column(source.name, source.text_column, example)
+            text = example[source.text_column]
+            if text is not None and not isinstance(text, str):
+                kind = type(text).__name__
+                raise ValueError(
+                    f"column {source.text_column!r} of {source.name} must hold text, but holds {kind}"
+                )
+            if not text or text.isspace():
+                source.skipped += 1
+                continue
+            text = well_formed(text)
+            if source.side is None or is_validation_document(text) == (source.side == "validation"):
+                return text
+        raise StopIteration
+
+    def position(self) -> dict:
+        return {"snapshot": self._snapshot, "since": self._since}
+
+    def close(self) -> None:
+        """End the generators of datasets now; left to the end of the interpreter they fail noisily."""
+        if self._examples is not None:
+            self._examples.close()
+            self._examples = None
+
+    def _next_example(self):
+        for wait in (*RETRY_SECONDS, None):
+            try:
+                if self._examples is None:
+                    self._open()
+                example = next(self._examples, None)
+                break
+            except Exception as error:  # every layer below has its own kinds of network error
+                self._examples = None
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if wait is None:
+                    raise HubUnreachable(
+                        f"reading {self._source.name} from the Hub failed {len(RETRY_SECONDS) + 1} times ({reason}); "
+                        "continue later with --resume"
+                    ) from error
+                logger.warning(
+                    "reading %s: %s; trying again in %g s", self._source.name, reason, wait
+                )
+                time.sleep(wait)
+        if example is not None:
+            self.num_read += 1
+            self._since += 1
+            if self._since == SNAPSHOT_EVERY:
+                self._snapshot, self._since = self._dataset.state_dict(), 0
+        return example
+
+    def _open(self):
+        self._dataset = self._source.open(self._revision)
+        if self._snapshot is not None:
+            self._dataset.load_state_dict(self._snapshot)
+        examples = iter(self._dataset)
+        for _ in range(self._since):
+            next(examples)
+        self._examples = examples
+
+
+class BufferedShuffle(ShuffledDocuments):
+    """Endless documents of a stream through a shuffle buffer.
+
+    The first document comes at once: each draw lets two documents in and one out until the buffer is full. At
+    the end of the stream the buffer is emptied, so that an epoch has every document exactly once. The state
+    holds the buffer's texts; its random numbers are a hash of (seed, number of draws), so that count is their state.
+    """
+
+    def __init__(self, source: HubSource, seed: int, state: dict | None = None):
+        self._source, self._seed = source, seed
+        state = state or {
+            "revision": source.revision, "epoch": 0, "draws": 0, "ended": False, "buffer": [], "position": None
+        }  # fmt: skip
+        self._revision, self.epoch, self._draws = state["revision"], state["epoch"], state["draws"]
+        self._ended, self._buffer = state["ended"], list(state["buffer"])
+        self._characters = sum(map(len, self._buffer))
+        self._stream = TextStream(source, self._revision, state["position"])
+
+    def __next__(self):
+        self._fill()
+        if not self._buffer:
+            if self._draws == 0:
+                raise ValueError(f"{self._source.name} has no document with text in it")
+            self._next_epoch()
+        digest = hashlib.blake2b(f"{self._seed} {self._draws}".encode(), digest_size=8).digest()
+        slot = int.from_bytes(digest, "big") % len(self._buffer)
+        self._draws += 1
+        self._buffer[slot], self._buffer[-1] = self._buffer[-1], self._buffer[slot]
+        text = self._buffer.pop()
+        self._characters -= len(text)
+        return text
+
+    def state_dict(self):
+        return {
+            "revision": self._revision,
+            "epoch": self.epoch,
+            "draws": self._draws,
+            "ended": self._ended,
+            "buffer": list(self._buffer),
+            "position": self._stream.position(),
+        }
+
+    def close(self):
+        self._stream.close()
+
+    def _fill(self):
+        for _ in range(2):
+            full = len(self._buffer) >= BUFFER_DOCUMENTS or self._characters >= BUFFER_CHARACTERS
+            if self._ended or (full and self._buffer):
+                return
+            text = next(self._stream, None)
+            if text is None:
+                self._ended = True
+            else:
+                self._buffer.append(text)
+                self._characters += len(text)
+
+    def _next_epoch(self):
+        self._stream.close()
+        self._stream = TextStream(self._source, self._revision)
+        self.epoch, self._ended = self.epoch + 1, False
+        self._fill()
+
+
+def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
+    """One split of a dataset on the Hub; see open_files for `whole`.
+
+    A dataset without a validation split gets VALIDATION_DOCUMENTS documents of the hash rule from the beginning
+    of its stream. An unreachable Hub is noticed within PROBE_SECONDS.
+    """
+    revision = _current_revision(name)
+    try:
+        splits = _load(name, revision)
+    except Exception as error:
+        raise ValueError(f"datasets cannot read {name}: {str(error).splitlines()[0]}") from error
+    own_validation = next((known for known in VALIDATION_NAMES if known in splits), None)
+    if split == "validation" and own_validation:
+        chosen, side = own_validation, None
+    else:
+        chosen, side = "train", None if whole or own_validation else split
+    if chosen not in splits:
+        raise ValueError(f"{name} must have a split 'train', but has {', '.join(splits)}")
+    source = HubSource(
+        name, chosen, splits[chosen], revision=revision, text_column=text_column, side=side
+    )
+    return _gather_validation(source) if side == "validation" else source
+
+
+def _load(name, revision):
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("streaming from the Hub needs datasets: pip install datasets") from error
+    return datasets.load_dataset(name, revision=revision, streaming=True)
+
+
+def _current_revision(name):
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        return call_within(PROBE_SECONDS, HfApi().dataset_info, name, timeout=PROBE_SECONDS).sha
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"dataset {name!r} is no file or folder here, and the Hub has no public dataset of that name"
+        ) from error
+    except HfHubHTTPError as error:
+        raise HubUnreachable(f"the Hub refuses {name}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # no route, name, answer; offline mode: each has its own kind
+        raise HubUnreachable(
+            f"the Hub cannot be reached for {name} ({type(error).__name__}); give the path of a .txt, .jsonl or "
+            f".parquet file with --dataset, or fetch it where there is a network with hf download {name} "
+            '--repo-type dataset --include "data/*" --local-dir DIR and give --dataset DIR/data'
+        ) from error
+
+
+def _gather_validation(source):
+    stream, texts = TextStream(source, source.revision), []
+    try:
+        for text in stream:
+            texts.append(text)
+            if len(texts) == VALIDATION_DOCUMENTS or stream.num_read >= VALIDATION_SCAN:
+                break
+    finally:
+        stream.close()
+    if len(texts) < MIN_VALIDATION_DOCUMENTS:
+        raise too_few_validation_documents(source.name, len(texts), f"first {stream.num_read:,}")
+    logger.info(
+        "%s has no validation split; %d of its first %d documents are it, by the hash of their text",
+        source.name,
+        len(texts),
+        stream.num_read,
+    )
+    return GatheredSource(source.name, texts)

@@ -1,0 +1,139 @@
+"""Token files: documents as ids on disk, read by memory map.
+
+A folder has tokens.json and, per split and shard, two .npy files (whose header carries the dtype): SPLIT_00000.tokens.npy,
+the ids of its documents one after another without end-of-text, and SPLIT_00000.ends.npy, int64, where each ends.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from architecture.tokenizer import tokenizer_state
+from training.data_documents import IndexedSource
+
+META = "tokens.json"
+FORMAT = "nano-gpt-oss tokens 1"
+SHARD_TOKENS = 2**24
+
+
+class TokenSource(IndexedSource):
+    """One split of a token folder; a document is an array of ids."""
+
+    def __init__(self, folder: Path, meta: dict, split: str):
+        self.name, self._meta = folder.name, meta
+        self._tokens, self._ends = [], []
+        for shard in meta["splits"][split]["shards"]:
+            name = shard["name"]
+            tokens, ends = _map(folder / f"{name}.tokens.npy"), _map(folder / f"{name}.ends.npy")
+            if len(tokens) != shard["tokens"] or len(ends) != shard["documents"]:
+                raise _damaged(folder, f"{name} has {len(tokens)} tokens, not {shard['tokens']}")
+            self._tokens.append(tokens)
+            self._ends.append(ends)
+        # The index of the first document of each shard.
+        self._starts = np.cumsum([0] + [len(ends) for ends in self._ends])
+
+    def __len__(self):
+        return int(self._starts[-1])
+
+    def __getitem__(self, index):
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        position, ends = index - self._starts[shard], self._ends[shard]
+        ids = self._tokens[shard][ends[position - 1] if position else 0 : ends[position]]
+        if ids.max(initial=0) >= self._meta["n_vocab"]:
+            raise _damaged(
+                self.name, f"document {index} has the id {ids.max()} of {self._meta['n_vocab']}"
+            )
+        return np.asarray(ids)
+
+    def check_tokenizer(self, tokenizer):
+        state, saved = tokenizer_state(tokenizer), self._meta["tokenizer"]
+        if state["sha256"] != saved["sha256"]:
+            raise ValueError(
+                f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), but this "
+                f"run uses {state['name']} ({state['sha256'][:12]}); give that one with --tokenizer, or prepare again"
+            )
+
+
+class TokenFolderWriter:
+    """Writes a token folder: `add` documents split by split, then `finish`.
+
+    Everything goes to FOLDER.tokens-partial, which `finish` renames, so that a folder under its own name is always whole;
+    what a killed writer left is removed by the next one.
+    """
+
+    def __init__(self, folder: Path, tokenizer, *, shard_tokens: int = SHARD_TOKENS):
+        if folder.exists():
+            raise ValueError(f"{folder} exists already; give another --out_dir, or remove it first")
+        state = tokenizer_state(tokenizer)
+        self._folder, self._shard_tokens = folder, shard_tokens
+        self._partial = folder.with_name(folder.name + ".tokens-partial")
+        self._dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
+        self._meta = {
+            "format": FORMAT,
+            "tokenizer": {key: state[key] for key in ("name", "sha256")},
+            "n_vocab": tokenizer.n_vocab,
+            "splits": {},
+        }
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+
+    def write_split(self, split: str, documents) -> dict:
+        """Write all documents (sequences of ids) of a split; returns its totals. Holds one shard in memory."""
+        totals = self._meta["splits"][split] = {"documents": 0, "tokens": 0, "shards": []}
+        shard, size = [], 0
+        for document in documents:
+            shard.append(np.asarray(document, dtype=self._dtype))
+            size += len(document)
+            if size >= self._shard_tokens:
+                self._write_shard(split, shard)
+                shard, size = [], 0
+        if shard:
+            self._write_shard(split, shard)
+        return totals
+
+    def finish(self) -> None:
+        (self._partial / META).write_text(json.dumps(self._meta, indent=2) + "\n")
+        self._partial.rename(self._folder)
+
+    def _write_shard(self, split, documents):
+        totals = self._meta["splits"][split]
+        name = f"{split}_{len(totals['shards']):05d}"
+        ids = np.concatenate(documents)
+        ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+        np.save(self._partial / f"{name}.tokens.npy", ids)
+        np.save(self._partial / f"{name}.ends.npy", ends)
+        totals["shards"].append({"name": name, "tokens": len(ids), "documents": len(ends)})
+        totals["tokens"] += len(ids)
+        totals["documents"] += len(ends)
+
+
+def is_token_folder(folder: Path) -> bool:
+    return (folder / META).is_file()
+
+
+def open_token_folder(folder: Path, split: str) -> TokenSource:
+    """One split of a folder that a TokenFolderWriter finished."""
+    try:
+        meta = json.loads((folder / META).read_bytes())
+    except ValueError as error:
+        raise _damaged(folder, f"{META} is not JSON") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / META} must say format {FORMAT!r}; prepare the folder with python -m data.prepare"
+        )
+    return TokenSource(folder, meta, split)
+
+
+def _map(path):
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path.parent, f"{path.name} cannot be read") from error
+
+
+def _damaged(folder, what):
+    return ValueError(
+        f"token folder {folder} is damaged: {what}; prepare it again with python -m data.prepare"
+    )

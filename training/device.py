@@ -1,0 +1,74 @@
+"""Where a run computes and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+
+import torch
+
+# Dense bf16 peak in FLOP/s, from NVIDIA's data sheets (without sparsity); the key is part of the name.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165e12,
+}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes cuda, else mps, else cpu; a named device that is not there is an error."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    there = [kind for kind, is_there in available.items() if is_there]
+    if device is None or not available.get(device.type):
+        raise ValueError(
+            f"device must be auto or one that this machine has ({', '.join(there)}), got {name!r}"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA device(s)"
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """`auto` computes in bfloat16 on CUDA and in float32 elsewhere; weights are always float32."""
+    if name == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return name
+
+
+def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:
+    """The one place where precision is lowered; float32 islands in the models stay what they are."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak bf16 FLOP/s of a GPU that we know, to put utilisation on; None where we do not."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory used so far, in 1e9 bytes: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

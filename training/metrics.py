@@ -1,0 +1,170 @@
+"""The one writer: a record goes to metrics.jsonl, to TensorBoard and to the progress line."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from training.checkpoint import atomic_write
+
+SHOWN = {  # what the progress line shows of the records, in this order
+    "train/loss": "loss {:.4f}",
+    "train/bits_per_byte": "{:.3f} bits/byte",
+    "val/bits_per_byte": "val {:.3f} bits/byte",
+    "perf/tokens_per_second": "{:,.0f} tokens/s",
+}
+
+
+class MetricsWriter:
+    """Writes OUT_DIR/metrics.jsonl, a TensorBoard folder (if one is given) and a progress line.
+
+    resume_step: continue after that step; what the files hold past it is dropped.  A checkpoint is
+    therefore to be saved after the records of its own step.
+    stream: where the progress line goes: a bar on a terminal, a line per record elsewhere.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path,
+        *,
+        tensorboard_dir: str | Path | None,
+        resume_step: int | None = None,
+        stream: TextIO | None = None,
+    ):
+        self.stream = stream or sys.stderr
+        self.tensorboard = _summary_writer(tensorboard_dir, resume_step)
+        path = Path(out_dir) / "metrics.jsonl"
+        if resume_step is not None:
+            drop_records_after(path, resume_step)
+        self.file = open(path, "a", encoding="utf-8")
+        self.bar = None
+        if self.stream.isatty():
+            form = "{percentage:3.0f}%|{bar:20}| {desc}"
+            self.bar = tqdm(total=1.0, bar_format=form, file=self.stream)
+        self.latest: dict[str, float] = {}  # of the tags in SHOWN
+        self.began: tuple[float, float] | None = None  # progress and clock at the first record
+
+    def log(self, step: int, record: dict[str, Any], *, progress: float | None = None) -> None:
+        """Record {tag: number or () tensor}.  progress in [0, 1]: also renew the progress line."""
+        numbers = {tag: v if isinstance(v, int) else float(v) for tag, v in record.items()}
+        self._append(step, {tag: v if math.isfinite(v) else None for tag, v in numbers.items()})
+        if self.tensorboard:
+            for tag, number in numbers.items():
+                self.tensorboard.add_scalar(tag, number, step)
+        self.latest |= {tag: number for tag, number in numbers.items() if tag in SHOWN}
+        if progress is not None:
+            self._show(step, progress)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        self._append(step, {tag: markdown})
+        if self.tensorboard:
+            self.tensorboard.add_text(tag, markdown, step)
+
+    def heat_map(self, step: int, tag: str, values, *, white: float) -> None:
+        """values: (rows, columns) tensor, 0 drawn black and `white` or more drawn white."""
+        self._append(step, {tag: values.tolist()})
+        if self.tensorboard:
+            pixels = (values.detach().float().cpu() / white).clamp(0, 1)
+            pixels = pixels.repeat_interleave(16, 0).repeat_interleave(16, 1)  # to see single cells
+            self.tensorboard.add_image(tag, pixels, step, dataformats="HW")
+
+    def hparams(self, config: dict[str, Any], final: dict[str, float]) -> None:
+        """The configuration beside the final metrics, on TensorBoard's page that compares runs."""
+        if self.tensorboard:
+            plain = {
+                k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()
+            }
+            # their own tags: the plain ones would get one more point, at step 0
+            results = {f"hparam/{tag}": float(number) for tag, number in final.items()}
+            self.tensorboard.add_hparams(plain, results, run_name=".")
+
+    def say(self, line: str) -> None:
+        """Print a line for people, above the bar where there is one."""
+        tqdm.write(line, file=self.stream)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+        self.file.close()
+
+    def _append(self, step: int, entries: dict[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, **entries}, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def _show(self, step: int, progress: float) -> None:
+        now = time.monotonic()
+        start, clock = self.began = self.began or (progress, now)
+        parts = [form.format(self.latest[tag]) for tag, form in SHOWN.items() if tag in self.latest]
+        if progress > start:
+            left = (now - clock) / (progress - start) * (1 - progress)
+            parts.append(f"{tqdm.format_interval(left)} left")
+        if self.bar is not None:
+            self.bar.n = progress
+            self.bar.set_description_str(f"step {step}  " + "  ".join(parts))
+        else:
+            self.say(f"step {step}  {progress:4.0%}  " + "  ".join(parts))
+
+
+def new_run_dir(out_dir: str | Path, root: str | Path = "runs") -> Path:
+    """Make and return the TensorBoard folder of a new run, runs/<name of out_dir>-<time>."""
+    name = f"{Path(out_dir).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = Path(root) / name, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:  # another run began in the same second
+            number += 1
+            path = path.with_name(f"{name}-{number}")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl in order, a number that was not finite as NaN."""
+    return [
+        {tag: math.nan if value is None else value for tag, value in record.items()}
+        for _, record in _whole_lines(Path(path))
+    ]
+
+
+def drop_records_after(path: str | Path, step: int) -> None:
+    """Rewrite a metrics.jsonl, if there is one, without the records past `step`."""
+    path = Path(path)
+    if path.exists():
+        kept = [line for line, record in _whole_lines(path) if record["step"] <= step]
+        with atomic_write(path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                return  # nothing, or the half of a line that a kill left behind
+            raise ValueError(
+                f"{path}: each line must be a JSON object; line {number} is {line[:40]!r}; "
+                "delete that line"
+            ) from None
+        yield line, record
+
+
+def _summary_writer(folder: str | Path | None, resume_step: int | None):
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "use_tensorboard needs the package tensorboard, which is not installed; "
+            "pip install tensorboard, or pass --no-use_tensorboard"
+        ) from None
+    return SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)

@@ -1,0 +1,45 @@
+"""Naming the place where a number stopped being finite. Runs only after it has happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def first_non_finite(
+    model: nn.Module, batch: dict[str, torch.Tensor], autocast: Callable[[], object]
+) -> str:
+    """Where NaN or infinity first shows: in a parameter, a module's output, or only a gradient.
+
+    model: the raw module with the gradients of the failed step.  batch: one of that step's batches.
+    Returns a phrase such as "the output of block.2.attn".
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the parameter {name}"
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def check(module, inputs, output) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if not found and any(isinstance(t, torch.Tensor) and t.is_floating_point()
+                                 and not torch.isfinite(t).all() for t in tensors):  # fmt: skip
+                found.append(f"the output of {name}")
+
+        return check
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
+    try:
+        with torch.no_grad(), autocast():
+            model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    for name, parameter in reversed(list(model.named_parameters())):  # gradients flow from the end
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f"the gradient of {name}"
+    return "the loss"

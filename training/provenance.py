@@ -1,0 +1,36 @@
+"""Where a number comes from: the commit, the versions and the command behind it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def provenance() -> dict[str, Any]:
+    """What must stand beside any published figure."""
+    import torch
+
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with "+changes" if it differs; None outside a repository."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        options = dict(cwd=root, capture_output=True, text=True, check=True, timeout=5)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], **options
+        ).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changed else "")
