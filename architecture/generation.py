@@ -81,16 +81,15 @@ def row_generators(seed: int, rows: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(digest.hexdigest(), 16)) for digest in digests]
 
 
-def draw(logits: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """One id per row in proportion to exp(logits), from one uniform number of the row's generator.
+def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """One id per row in proportion to exp(logits).
 
-    logits: (B, V), -inf for never. Returns (B,) int64.
+    logits: (B, V), -inf for never.  uniform: (B,) float64 in [0, 1). Returns (B,) int64.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    cumulative = cumulative / cumulative[:, -1:]  # ends at exactly 1, above every number drawn
-    uniform = [torch.rand(1, generator=g, dtype=torch.float64) for g in generators]
+    cumulative = cumulative / cumulative[:, -1:]  # ends at exactly 1, above every uniform number
     # right=True: the first id whose sum is above the number, never one that adds nothing to it
-    return torch.searchsorted(cumulative, torch.stack(uniform), right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(-1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -149,7 +148,8 @@ def generate_steps(
             return logits.argmax(-1).tolist()
         # on the CPU in float64: the same draw on every device, and MPS has no float64
         logits = filter_logits(logits.cpu().double(), temperature, top_k, top_p, min_p)
-        return draw(logits, [generators[row] for row in rows]).tolist()
+        uniform = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows]
+        return draw(logits, torch.cat(uniform)).tolist()
 
     return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose)
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,82 +66,88 @@ class ModelConfig:
     layer_types: tuple[str, ...] | None = None  # None: sliding, full, sliding, full, ...
     attention_sinks: bool = True
     nope_stride: int | None = None  # layers with (layer + 1) % nope_stride == 0 are not rotated
-    position: str = "rope"  # rope | learned | none
-    norm: str = "rmsnorm"  # rmsnorm | layernorm
-    mlp: str = "swiglu"  # swiglu | gelu
+    position: Literal["rope", "learned", "none"] = "rope"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
     tie_embeddings: bool = False
     attention_bias: bool = True
     dropout: float = 0.0
     moe_layers: tuple[int, ...] | None = None  # None: every layer; the others get one dense MLP
     capacity_factor: float | None = None  # None: dropless
-    used_vocab_size: int | None = (
-        None  # ids from here to vocab_size are padding; None: all are used
-    )
+    used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), list):  # JSON and YAML have no tuples
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         for name in ("num_hidden_layers", "num_experts", "experts_per_token", "vocab_size", "hidden_size",
                      "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
                      "sliding_window", "initial_context_length"):  # fmt: skip
             self._require(
                 name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1 or more"
             )
-        for name in ("swiglu_limit", "rope_theta", "rope_ntk_alpha", "rope_ntk_beta"):
-            self._require(name, getattr(self, name) > 0, "must be positive", "the official value is "
-                          f"{type(self).__dataclass_fields__[name].default}")  # fmt: skip
-        for name, choices in (("position", ("rope", "learned", "none")), ("norm", ("rmsnorm", "layernorm")),
-                              ("mlp", ("swiglu", "gelu"))):  # fmt: skip
+        for name, least in (
+            ("swiglu_limit", 0),
+            ("rope_theta", 1),
+            ("rope_ntk_alpha", 0),
+            ("rope_ntk_beta", 0),
+        ):
+            self._require(name, least < getattr(self, name) < math.inf, f"must be finite and above {least}",
+                          f"the official value is {getattr(type(self), name)}")  # fmt: skip
+        for name, choices in (
+            ("position", ("rope", "learned", "none")),
+            ("norm", tuple(NORMS)),
+            ("mlp", ("swiglu", "gelu")),
+        ):
             self._require(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}",
                           f"set {name}={choices[0]}")  # fmt: skip
-        h, g, k, e = (self.num_attention_heads, self.num_key_value_heads, self.experts_per_token, self.num_experts)  # fmt: skip
-        self._require("num_attention_heads", h % g == 0, f"must be a multiple of num_key_value_heads ({g})",
-                      f"for multi-head attention set num_key_value_heads={h}")  # fmt: skip
-        self._require("experts_per_token", k <= e, f"must be at most num_experts ({e})",
-                      f"set experts_per_token={e} or fewer, or num_experts={k} or more")  # fmt: skip
-        self._require("head_dim", self.head_dim % 2 == 0 or self.position != "rope",
-                      "must be even, because RoPE rotates pairs", f"set head_dim={self.head_dim + 1}")  # fmt: skip
-        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0")
-        self._require("rope_scaling_factor", self.rope_scaling_factor >= 1, "must be at least 1",
-                      "set rope_scaling_factor=1 to turn YaRN off")  # fmt: skip
-        if self.capacity_factor is not None:
-            self._require("capacity_factor", self.capacity_factor > 0, "must be positive",
-                          "set capacity_factor=none for dropless routing")  # fmt: skip
-        if self.nope_stride is not None:
-            self._require("nope_stride", self.nope_stride >= 1, "must be at least 1",
-                          "set nope_stride=none to rotate every layer")  # fmt: skip
-        if self.used_vocab_size is not None:
-            self._require("used_vocab_size", 1 <= self.used_vocab_size <= self.vocab_size,
-                          f"must be between 1 and vocab_size ({self.vocab_size})",
-                          "set used_vocab_size=none when every id is used")  # fmt: skip
-        if self.layer_types is not None:
-            object.__setattr__(
-                self, "layer_types", tuple(self.layer_types)
-            )  # JSON and YAML bring lists
-            self._require("layer_types", len(self.layer_types) == self.num_hidden_layers
-                          and set(self.layer_types) <= {SLIDING, FULL},
-                          f"must name {SLIDING} or {FULL} once per layer ({self.num_hidden_layers})",
-                          "set layer_types=none to alternate")  # fmt: skip
-        if self.moe_layers is not None:
-            object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
-            self._require("moe_layers", len(set(self.moe_layers)) == len(self.moe_layers)
-                          and all(0 <= i < self.num_hidden_layers for i in self.moe_layers),
-                          f"must hold different layer numbers from 0 to {self.num_hidden_layers - 1}",
-                          "set moe_layers=none for experts in every layer")  # fmt: skip
-        if self.position == "rope" and self.rope_scaling_factor > 1:
-            low, high = self.yarn_range
-            self._require("initial_context_length", 0 < low < high < self.head_dim / 2 - 1,
-                          "must exceed 2 pi rope_ntk_beta and put YaRN's ramp, here "
-                          f"{low:.2f} to {high:.2f}, inside the {self.head_dim // 2} rotated pairs",
-                          "set rope_scaling_factor=1 to turn YaRN off")  # fmt: skip
+
+        heads, groups, layers = (
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            self.num_hidden_layers,
+        )
+        capacity, stride, used = self.capacity_factor, self.nope_stride, self.used_vocab_size
+        types, moe = self.layer_types, self.moe_layers
+        low, high = self.yarn_range
+        for name, holds, rule, way_out in (
+            ("num_attention_heads", heads % groups == 0, f"must be a multiple of num_key_value_heads ({groups})",
+             f"for multi-head attention set num_key_value_heads={heads}"),
+            ("experts_per_token", self.experts_per_token <= self.num_experts,
+             f"must be at most num_experts ({self.num_experts})",
+             f"set it to {self.num_experts} or fewer, or num_experts={self.experts_per_token} or more"),
+            ("head_dim", self.head_dim % 2 == 0 or self.position != "rope",
+             "must be even, because RoPE rotates pairs", f"set head_dim={self.head_dim + 1}"),
+            ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
+            ("rope_scaling_factor", 1 <= self.rope_scaling_factor < math.inf, "must be finite and at least 1",
+             "set rope_scaling_factor=1 to turn YaRN off"),
+            ("initial_context_length", self.position != "rope" or self.rope_scaling_factor == 1
+             or 0 < low < high < self.head_dim / 2 - 1,
+             f"must exceed 2 pi rope_ntk_beta and put YaRN's ramp, here {low:.2f} to {high:.2f}, inside the "
+             f"{self.head_dim // 2} rotated pairs", "set rope_scaling_factor=1 to turn YaRN off"),
+            ("capacity_factor", capacity is None or 0 < capacity < math.inf, "must be positive and finite",
+             "set capacity_factor=none for dropless routing"),
+            ("nope_stride", stride is None or stride >= 1, "must be at least 1",
+             "set nope_stride=none to rotate every layer"),
+            ("used_vocab_size", used is None or 1 <= used <= self.vocab_size,
+             f"must be between 1 and vocab_size ({self.vocab_size})",
+             "set used_vocab_size=none when every id is used"),
+            ("layer_types", types is None or len(types) == layers and set(types) <= {SLIDING, FULL},
+             f"must name {SLIDING} or {FULL} once per layer ({layers})", "set layer_types=none to alternate"),
+            ("moe_layers", moe is None or len(set(moe)) == len(moe) and set(moe) <= set(range(layers)),
+             f"must hold different layer numbers from 0 to {layers - 1}",
+             "set moe_layers=none for experts in every layer"),
+        ):  # fmt: skip
+            self._require(name, holds, rule, way_out)
 
     def _require(self, name: str, holds: bool, rule: str, way_out: str) -> None:
         if not holds:
-            raise ValueError(f"{name} {rule}, got {getattr(self, name)}; {way_out}")
+            raise ValueError(f"{name} {rule}, got {getattr(self, name)!r}; {way_out}")
 
     @property
     def resolved_layer_types(self) -> tuple[str, ...]:
-        return self.layer_types or tuple(
-            (SLIDING, FULL)[i % 2] for i in range(self.num_hidden_layers)
-        )
+        alternating = (SLIDING, FULL) * self.num_hidden_layers
+        return self.layer_types or alternating[: self.num_hidden_layers]
 
     @property
     def resolved_moe_layers(self) -> tuple[int, ...]:
@@ -155,25 +161,22 @@ class ModelConfig:
     @property
     def yarn_range(self) -> tuple[float, float]:
         """Between these pairs of dimensions YaRN goes from extrapolation to interpolation."""
-        pairs, context, base = (
-            self.head_dim / 2,
-            self.initial_context_length,
-            math.log(self.rope_theta),
+        context, base = self.initial_context_length, math.log(self.rope_theta)
+        low, high = (
+            self.head_dim / 2 * math.log(context / (beta * 2 * math.pi)) / base
+            for beta in (self.rope_ntk_beta, self.rope_ntk_alpha)
         )
-        low = pairs * math.log(context / (self.rope_ntk_beta * 2 * math.pi)) / base
-        high = pairs * math.log(context / (self.rope_ntk_alpha * 2 * math.pi)) / base
         return low, high
 
     def parameter_counts(self) -> dict[str, int]:
         """Values in the model: total; active, what one token passes through (head in, input
-        embedding out); embedding, the input table alone."""
-        d, c, h, g, f, e, k = (self.hidden_size, self.head_dim, self.num_attention_heads, self.num_key_value_heads,
-                               self.intermediate_size, self.num_experts, self.experts_per_token)  # fmt: skip
+        embedding out); embedding, the input tables alone."""
+        d, f, e = self.hidden_size, self.intermediate_size, self.num_experts
+        q, kv = (n * self.head_dim for n in (self.num_attention_heads, self.num_key_value_heads))
         norm = d * (2 if self.norm == "layernorm" else 1)
-        qkv = (h + 2 * g) * c
-        attention = (
-            norm + d * qkv + h * c * d + (qkv + d) * self.attention_bias + h * self.attention_sinks
-        )
+        attention = norm + d * (q + 2 * kv) + q * d
+        attention += (q + 2 * kv + d) * self.attention_bias
+        attention += self.num_attention_heads * self.attention_sinks
         up = f * (2 if self.mlp == "swiglu" else 1)
         expert = d * up + up + f * d + d
         router = e * d + e
@@ -184,7 +187,7 @@ class ModelConfig:
         head = 0 if self.tie_embeddings else embedding
         return {
             "total": shared + moe * e * expert + embedding + learned + head,
-            "active": shared + moe * k * expert + embedding,  # the head is as large when it is tied
+            "active": shared + moe * self.experts_per_token * expert + embedding,  # tied or not
             "embedding": embedding + learned,
         }
 
@@ -198,15 +201,10 @@ class ModelConfig:
         for kind in self.resolved_layer_types:
             w = min(self.sliding_window, block_size) if kind == SLIDING else block_size
             keys += (w * (w + 1) / 2 + (block_size - w) * w) / block_size  # mean over the sequence
-        return (
-            6 * self.parameter_counts()["active"]
-            + 12 * self.head_dim * self.num_attention_heads * keys
-        )
+        width = self.head_dim * self.num_attention_heads
+        return 6 * self.parameter_counts()["active"] + 12 * width * keys
 
 
-OFFICIAL = dict(
-    num_hidden_layers=24, num_experts=32
-)  # gpt-oss-20b; ModelConfig's defaults are 120b
 PRESETS: dict[str, dict[str, Any]] = {
     # a laptop, minutes
     "toy": dict(num_hidden_layers=4, num_experts=8, experts_per_token=2, vocab_size=4096, hidden_size=128,
@@ -223,8 +221,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the official recipe (vocabulary, YaRN, 32 experts top-4) at a width that one machine can train
     "gpt-oss-small": dict(num_hidden_layers=12, num_experts=32, hidden_size=768, intermediate_size=768,
                           num_attention_heads=12, num_key_value_heads=4),
-    "gpt-oss-20b": OFFICIAL,
-    "gpt-oss-120b": dict(),
+    "gpt-oss-20b": dict(num_hidden_layers=24, num_experts=32),
+    "gpt-oss-120b": dict(),  # ModelConfig's defaults
     # the shape used by GPT-OSS-LAB: 8 wide experts top-2, multi-head attention, tied head
     "lab-small": dict(num_hidden_layers=12, num_experts=8, experts_per_token=2, vocab_size=50304,
                       hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_key_value_heads=12,
@@ -276,12 +274,9 @@ class RotaryEmbedding:
         concentration = 1.0
         if cfg.rope_scaling_factor > 1:
             low, high = cfg.yarn_range
-            interpolated = ((pair - low) / (high - low)).clamp(
-                0, 1
-            )  # 0: fast pairs keep their angle
-            inverse = (
-                inverse * (1 - interpolated) + inverse / cfg.rope_scaling_factor * interpolated
-            )
+            # 0: fast pairs keep their angle, 1: slow ones are interpolated
+            slow = ((pair - low) / (high - low)).clamp(0, 1)
+            inverse = inverse * (1 - slow) + inverse / cfg.rope_scaling_factor * slow
             concentration = 0.1 * math.log(cfg.rope_scaling_factor) + 1.0
         angle = (positions[..., None].float() * inverse)[:, :, None, :]
         return angle.cos() * concentration, angle.sin() * concentration
@@ -311,55 +306,68 @@ def visible_keys(
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far; sliding layers keep only their window.
+    """Keys and values of the tokens seen so far, updated in place by forward, for inference only.
 
-    Updated in place by forward, for inference only. A row's padding is marked by negative positions.
+    Full layers have a slot per token; sliding layers a ring of one window. What a slot holds is told by
+    its position alone (negative: padding), so the order of the slots does not matter.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch: int,
-        max_length: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
+    def __init__(self, config: ModelConfig, batch: int, max_length: int, device: torch.device,
+                 dtype: torch.dtype):  # fmt: skip
         self.length, self.max_length = 0, max_length
         self.layer_types = config.resolved_layer_types
-        self.window = config.sliding_window
-        shape = (config.num_key_value_heads, config.head_dim)
-        slots = {SLIDING: min(self.window, max_length), FULL: max_length}
+        slots = {SLIDING: min(config.sliding_window, max_length), FULL: max_length}
         self.positions = {
             kind: torch.full((batch, slots[kind]), EMPTY_SLOT, device=device)
             for kind in dict.fromkeys(self.layer_types)
         }
+        self.next_position = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        shape = (config.num_key_value_heads, config.head_dim)
         self.keys = [
-            torch.zeros(batch, slots[t], *shape, device=device, dtype=dtype)
-            for t in self.layer_types
+            torch.zeros(batch, slots[kind], *shape, device=device, dtype=dtype)
+            for kind in self.layer_types
         ]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
 
+    def check_room(self, batch: int, tokens: int) -> None:
+        """Refuse a forward that this cache is not for."""
+        if torch.is_grad_enabled():
+            raise ValueError("a cache takes no gradient; call the model under torch.no_grad()")
+        if batch != len(self.next_position):
+            raise ValueError(f"the cache was made for {len(self.next_position)} rows, got {batch}; "
+                             f"make one with new_cache({batch}, ...)")  # fmt: skip
+        if self.length + tokens > self.max_length:
+            raise ValueError(f"the cache has room for {self.max_length} tokens (its max_length), got "
+                             f"{self.length + tokens}; make one with a larger max_length")  # fmt: skip
+
     def extend(self, kind: str, positions: torch.Tensor) -> torch.Tensor:
         """Positions (B, S) of the keys that a forward with these query positions (B, T) sees."""
-        return self._append(self.positions, kind, kind, positions)
+        return self._append(self.positions[kind], kind, positions)
 
     def extend_layer(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key and value (B, T, G, C) of the new tokens -> those of all tokens seen, (B, S, G, C)."""
+        """Key and value (B, T, G, C) of the new tokens -> those that they may see, (B, S, G, C)."""
         kind = self.layer_types[layer]
-        return self._append(self.keys, layer, kind, key), self._append(
-            self.values, layer, kind, value
+        return (
+            self._append(self.keys[layer], kind, key),
+            self._append(self.values[layer], kind, value),
         )
 
-    def _append(self, store: Any, name: int | str, kind: str, new: torch.Tensor) -> torch.Tensor:
-        if kind == FULL:  # written into its place: no copy of what is there
-            end = self.length + new.shape[1]
-            store[name][:, self.length : end] = new
-            return store[name][:, :end]
-        seen = torch.cat((store[name], new.to(store[name].dtype)), dim=1)
-        store[name] = seen[:, -store[name].shape[1] :]
-        return seen
+    def advance(self, positions: torch.Tensor) -> None:
+        """The tokens at these positions (B or 1, T) are in every layer now."""
+        self.length += positions.shape[1]
+        self.next_position[:] = positions[:, -1:] + 1
+
+    def _append(self, store: torch.Tensor, kind: str, new: torch.Tensor) -> torch.Tensor:
+        """Write new (B, T, ...) into store (B, slots, ...) -> what its T queries may see, (B, S, ...)."""
+        (tokens, slots), new = (new.shape[1], store.shape[1]), new.to(store.dtype)
+        end = self.length + tokens
+        # the windows of several queries reach back further than the ring that the last one leaves
+        seen = torch.cat((store, new), dim=1) if kind == SLIDING and tokens > 1 else store
+        places = torch.arange(max(self.length, end - slots), end, device=store.device) % slots
+        store[:, places] = new[:, -slots:]
+        return seen if kind == SLIDING else store[:, :end]
 
 
 # --------------------------------------------------------------------------------------------- attention
@@ -370,9 +378,7 @@ def eager_attention(q, k, v, sinks, mask, dropout):
     Returns (B, T, H, C). The softmax is taken in float32 or wider.
     """
     (B, T, H, C), G = q.shape, k.shape[2]
-    q = q.view(
-        B, T, G, H // G, C
-    )  # (B, T, H, C) -> (B, T, G, M, C): heads of one group are adjacent
+    q = q.view(B, T, G, H // G, C)  # -> (B, T, G, M, C): heads of one group are adjacent
     scores = torch.einsum("btgmc,bsgc->bgmts", q, k) / math.sqrt(C)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
@@ -401,11 +407,10 @@ class AttentionBlock(nn.Module):
         self.rotated = config.position == "rope" and not (stride and (layer + 1) % stride == 0)
         heads, groups, c = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.norm = NORMS[config.norm](config.hidden_size)
-        self.qkv = nn.Linear(
-            config.hidden_size, (heads + 2 * groups) * c, bias=config.attention_bias
-        )
+        d, bias = config.hidden_size, config.attention_bias
+        self.qkv = nn.Linear(d, (heads + 2 * groups) * c, bias=bias)
         self.sinks = nn.Parameter(torch.zeros(heads)) if config.attention_sinks else None
-        self.out = nn.Linear(heads * c, config.hidden_size, bias=config.attention_bias)
+        self.out = nn.Linear(heads * c, d, bias=bias)
 
     def forward(
         self, hidden: torch.Tensor, rope, mask: torch.Tensor, cache: KVCache | None
@@ -448,9 +453,7 @@ def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
     """gpt-oss's clamped SwiGLU. (..., 2F) interleaved gate and up -> (..., F)"""
     gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
     gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    return (
-        gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
-    )  # up + 1: half of a shut gate still passes
+    return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)  # up = 0 lets the gate pass
 
 
 def loop_experts(x, index, weight, experts):
@@ -482,18 +485,13 @@ def over_capacity(
     An index of num_experts marks an assignment that takes no room. Ties go to the earlier token.
     """
     flat = index.flatten()
-    by_probability = probability.flatten().argsort(descending=True, stable=True)
-    order = by_probability[
-        flat[by_probability].argsort(stable=True)
-    ]  # by expert, then by probability
+    order = probability.flatten().argsort(descending=True, stable=True)
+    order = order[flat[order].argsort(stable=True)]  # by expert, then by probability
     sizes = (flat[:, None] == torch.arange(num_experts + 1, device=flat.device)).sum(0)
     first = sizes.cumsum(0) - sizes
     place = torch.arange(flat.numel(), device=flat.device) - first[flat[order]]
-    return (
-        torch.empty_like(flat, dtype=torch.bool)
-        .scatter_(0, order, place >= capacity)
-        .view_as(index)
-    )
+    lost = torch.empty_like(flat, dtype=torch.bool).scatter_(0, order, place >= capacity)
+    return lost.view_as(index)
 
 
 class MLPBlock(nn.Module):
@@ -504,17 +502,12 @@ class MLPBlock(nn.Module):
         self.config = config
         self.run_experts = EXPERT_BACKENDS[backend]
         self.routed = layer in config.resolved_moe_layers
-        d, f, e = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_experts if self.routed else 1,
-        )
+        d, f = config.hidden_size, config.intermediate_size
+        e = config.num_experts if self.routed else 1
         u = 2 * f if config.mlp == "swiglu" else f
         self.norm = NORMS[config.norm](d)
         if self.routed:
-            self.gate = nn.Linear(
-                d, e
-            )  # the router; "gate" is its name in the official checkpoints
+            self.gate = nn.Linear(d, e)  # the router, by its name in the official checkpoints
             self.register_buffer("selection_bias", torch.zeros(e))  # moved by the bias rule only
         self.mlp1_weight = nn.Parameter(torch.zeros(e, u, d))
         self.mlp1_bias = nn.Parameter(torch.zeros(e, u))
@@ -537,11 +530,8 @@ class MLPBlock(nn.Module):
         if self.routed:
             index, weight, stats = self.route(x, None if counted is None else counted.flatten())
         else:
-            index, weight, stats = (
-                torch.zeros_like(x[:, :1], dtype=torch.int64),
-                torch.ones_like(x[:, :1]),
-                None,
-            )
+            weight, stats = torch.ones_like(x[:, :1]), None
+            index = torch.zeros_like(weight, dtype=torch.int64)
         out = self.run_experts(x, index, weight, experts)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
@@ -555,9 +545,8 @@ class MLPBlock(nn.Module):
         E, k = self.config.num_experts, self.config.experts_per_token
         with torch.autocast(x.device.type, enabled=False):  # the router is a float32 island
             wide = x.double() if x.dtype == torch.float64 else x.float()
-            logits = F.linear(
-                wide, self.gate.weight.to(wide.dtype), self.gate.bias.to(wide.dtype)
-            )  # (N, E)
+            gate, bias = (p.to(wide.dtype) for p in (self.gate.weight, self.gate.bias))
+            logits = F.linear(wide, gate, bias)  # (N, E)
         index = (logits.detach() + self.selection_bias).topk(k, dim=-1).indices
         weight = logits.gather(1, index).softmax(-1)
 
@@ -595,9 +584,8 @@ class TransformerBlock(nn.Module):
         self.attn = AttentionBlock(config, layer, attention)
         self.mlp = MLPBlock(config, layer, experts)
 
-    def forward(
-        self, hidden, rope, mask, counted, cache
-    ) -> tuple[torch.Tensor, LayerRouting | None]:
+    def forward(self, hidden, rope, mask, counted, cache):
+        """hidden (B, T, D) -> the same, and the router's statistics or None."""
         hidden = hidden + self.attn(hidden, rope, mask, cache)
         update, stats = self.mlp(hidden, counted)
         return hidden + update, stats
@@ -657,8 +645,8 @@ class Transformer(nn.Module):
         """Logits without targets; the summed cross-entropy with them.
 
         input_ids, targets: (B, T) int64; targets are IGNORE_INDEX where not scored.
-        positions: (B, T) int64, rising along a row, negative for left padding; None counts on from 0 or
-        from the cache. return_logits asks for logits beside a loss. carry, inputs: for variants.
+        positions: (B, T) int64, rising along a row, negative for left padding; None counts on from 0, or
+        from each row's last position in the cache. return_logits asks for logits beside a loss. carry, inputs: for variants.
         """
         hidden, positions, counted = self.embed(
             input_ids, targets, positions, cache, carry, **inputs
@@ -677,14 +665,18 @@ class Transformer(nn.Module):
             raise ValueError(
                 "this model carries nothing from one segment to the next; leave out carry"
             )
-        cfg, start, T = self.config, cache.length if cache is not None else 0, input_ids.shape[1]
-        for limit, name in ((cfg.context_limit, "initial_context_length * rope_scaling_factor"),
-                            (cache.max_length if cache is not None else math.inf, "the cache's max_length")):  # fmt: skip
-            if start + T > limit:
-                raise ValueError(f"a sequence may have {limit} tokens ({name}), got {start + T}; shorten it or raise "
-                                 f"{name}")  # fmt: skip
+        cfg, (B, T) = self.config, input_ids.shape
+        length = T if cache is None else cache.length + T
+        if cache is not None:
+            cache.check_room(B, T)
+        if length > cfg.context_limit:
+            raise ValueError(
+                f"a sequence may have {cfg.context_limit} tokens (initial_context_length * "
+                f"rope_scaling_factor), got {length}; shorten it or raise those"
+            )
         if positions is None:
-            positions = torch.arange(start, start + T, device=input_ids.device)[None]  # (1, T)
+            positions = torch.arange(T, device=input_ids.device)[None]  # (1, T)
+            positions = positions if cache is None else cache.next_position + positions
         hidden = self.embedding(input_ids)
         if cfg.position == "learned":
             hidden = hidden + self.position_embedding(positions.clamp(min=0))
@@ -697,21 +689,16 @@ class Transformer(nn.Module):
         rope = self.rope.tables(positions) if self.rope is not None else None
         masks = {}  # once per forward, keyed by layer type
         for kind in dict.fromkeys(cfg.resolved_layer_types):
-            keys = (
-                positions
-                if cache is None
-                else cache.extend(kind, positions.expand(hidden.shape[0], -1))
-            )
-            masks[kind] = visible_keys(
-                positions, keys, cfg.sliding_window if kind == SLIDING else None
-            )
+            keys = positions if cache is None else cache.extend(kind, positions)
+            window = cfg.sliding_window if kind == SLIDING else None
+            masks[kind] = visible_keys(positions, keys, window)
         stats = []
         for block, kind in zip(self.block, cfg.resolved_layer_types):
             hidden, layer_stats = block(hidden, rope, masks[kind], counted, cache)
             if layer_stats is not None:
                 stats.append(layer_stats)
         if cache is not None:
-            cache.length += hidden.shape[1]
+            cache.advance(positions)
         return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers)
 
     def head(self, hidden, targets, return_logits: bool) -> ModelOutput:
@@ -720,17 +707,15 @@ class Transformer(nn.Module):
         logits = loss_sum = num_targets = token_losses = None
         if targets is not None:
             weight = self.unembedding.weight
-            weight = (
-                weight if used == len(weight) else weight[:used]
-            )  # a slice would copy the gradient
+            if used < len(weight):  # a slice's gradient is copied to full size
+                weight = weight[:used]
             loss_sum, num_targets, token_losses = next_token_loss(hidden, weight, targets)
         if return_logits:
             logits = self.unembedding(hidden)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if used < self.config.vocab_size:
-                logits = torch.cat(
-                    (logits[..., :used], torch.full_like(logits[..., used:], -torch.inf)), dim=-1
-                )
+                padded = torch.full_like(logits[..., used:], -torch.inf)
+                logits = torch.cat((logits[..., :used], padded), dim=-1)
         return ModelOutput(logits, loss_sum, num_targets, token_losses, router=None)
 
     @torch.no_grad()
@@ -748,13 +733,16 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 p.zero_()
             else:
-                std = 0.02 * (
-                    residual if name.endswith(("attn.out.weight", "mlp2_weight")) else 1.0
-                )
-                p.normal_(0.0, std, generator=generator)
+                scale = residual if name.endswith(("attn.out.weight", "mlp2_weight")) else 1.0
+                p.normal_(0.0, 0.02 * scale, generator=generator)
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most max_length tokens each, padding included."""
+        limit = self.config.context_limit
+        if max_length > limit:
+            raise ValueError(
+                f"max_length must be at most the context limit {limit}, got {max_length}"
+            )
         weight = self.unembedding.weight
         return KVCache(self.config, batch, max_length, weight.device, weight.dtype)
 
@@ -770,9 +758,7 @@ def _choose(kind: str, name: str, backends: dict[str, Any], auto: str) -> str:
     return name
 
 
-def _router_stats(
-    routing: list[LayerRouting], layers: tuple[int, ...]
-) -> RouterStats | None:
+def _router_stats(routing: list[LayerRouting], layers: tuple[int, ...]) -> RouterStats | None:
     if not routing:
         return None
     load, probability, z_loss, entropy, dropped = (torch.stack(column) for column in zip(*routing))

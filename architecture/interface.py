@@ -11,13 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = (
-    -100
-)  # a target with this value is not scored, as in torch.nn.functional.cross_entropy
-LOGITS_PER_CHUNK = (
-    2**26
-)  # largest block of logits held at once by next_token_loss: 256 MB in float32
+IGNORE_INDEX = -100  # a target that is not scored; the value is F.cross_entropy's default
+LOGITS_PER_CHUNK = 2**26  # most logits that next_token_loss holds at once: 256 MB in float32
 
 
 class RouterStats(NamedTuple):
@@ -84,7 +81,7 @@ def next_token_loss(
     Returns loss_sum () float32 in nats, num_targets () int64, token_losses (B, T) float32 detached.
     """
     flat = targets.reshape(-1)
-    if flat.shape[0] != hidden[..., 0].numel():
+    if targets.shape != hidden.shape[:-1]:
         raise ValueError(
             f"targets must have one entry per position of hidden {tuple(hidden.shape[:-1])}, "
             f"got {tuple(targets.shape)}; pass targets of the same shape as input_ids"
@@ -122,7 +119,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if logits.dtype in (torch.bfloat16, torch.float16):
                 logits = logits.float()
             scored = (targets[block] != IGNORE_INDEX).unsqueeze(1)
-            target = targets[block].unsqueeze(1).clamp(min=0)
+            # not clamp: any other negative target must fail, as it does in F.cross_entropy
+            target = targets[block].unsqueeze(1).masked_fill(~scored, 0)
             normaliser = logits.logsumexp(-1, keepdim=True)
             losses.append(((normaliser - logits.gather(1, target)) * scored).squeeze(1))
             if not (need_hidden or need_weight):
@@ -142,6 +140,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return token_losses.sum(), token_losses
 
     @staticmethod
+    @once_differentiable  # the gradient is a constant here: a second derivative would be wrong
     def backward(ctx, grad_loss_sum, _):
         grad_hidden, grad_weight = ctx.saved_tensors
         return (

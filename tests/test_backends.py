@@ -65,9 +65,9 @@ def attention_by_loops(q, k, v, sinks, window, padding=(0, 0)):
                 g = h // (H // G)
                 seen = [j for j in range(T) if j <= i and j > i - window and j >= padding[b]]
                 seen = seen or [i]  # a padded query sees itself alone
-                terms = [torch.exp((q[b, i, h] * k[b, j, g]).sum() / math.sqrt(C)) for j in seen]
-                total = sum(terms) + (0 if sinks is None else torch.exp(sinks[h]))
-                rows.append(sum(t * v[b, j, g] for t, j in zip(terms, seen)) / total)
+                terms = torch.exp(k[b, seen, g] @ q[b, i, h] / math.sqrt(C))
+                total = terms.sum() + (0 if sinks is None else torch.exp(sinks[h]))
+                rows.append(terms @ v[b, seen, g] / total)
     return torch.stack(rows).view(B, T, H, C)
 
 

@@ -122,7 +122,8 @@ def test_temperature_divides_before_the_filters():
 
 def test_a_tiny_temperature_is_greedy_and_not_nan():
     logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.float64)
-    assert draw(filter_logits(logits, temperature=1e-320), generators(1)).tolist() == [1]
+    filtered = filter_logits(logits, temperature=1e-320)
+    assert draw(filtered, torch.tensor([0.999], dtype=torch.float64)).tolist() == [1]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -132,15 +133,20 @@ def test_a_tiny_temperature_is_greedy_and_not_nan():
 def test_many_samples_follow_the_softmax():
     logits = torch.tensor([1.0, -torch.inf, 0.0, 2.0, -3.0, -torch.inf], dtype=torch.float64)
     draws = 20_000
-    counts = torch.zeros(6, dtype=torch.float64)
-    (generator,) = generators(1, seed=11)
-    ids = draw(logits.expand(draws, -1), [generator] * draws)
-    counts.scatter_add_(0, ids, torch.ones(draws, dtype=torch.float64))
+    uniform = torch.rand(draws, dtype=torch.float64, generator=generators(1, seed=11)[0])
+    counts = torch.bincount(draw(logits.expand(draws, -1), uniform), minlength=6)
     expected = draws * logits.softmax(0)
     assert counts[1] == counts[5] == 0
     possible = expected > 0
     chi_square = ((counts - expected)[possible].square() / expected[possible]).sum()
     assert chi_square < 16.27  # 3 degrees of freedom, exceeded once in 1,000
+
+
+def test_a_draw_at_either_end_is_a_possible_id():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]], dtype=torch.float64)
+    largest = 1 - 2**-53
+    assert draw(logits, torch.tensor([0.0], dtype=torch.float64)).tolist() == [1]
+    assert draw(logits, torch.tensor([largest], dtype=torch.float64)).tolist() == [3]
 
 
 def test_padded_ids_are_never_sampled(model):
@@ -231,15 +237,18 @@ def test_generation_may_fill_the_context_to_the_last_token(model):
     assert len(RAGGED[0]) + len(cached[0]) == limit
 
 
-def test_generation_leaves_the_mode_and_the_global_randomness_alone(model):
-    model.train()
+def test_generation_leaves_mode_gradients_and_global_randomness_alone():
+    model, seen = build().train(), []
+    model.register_forward_hook(
+        lambda module, *_: seen.append((module.training, torch.is_grad_enabled()))
+    )
     before = torch.get_rng_state()
     steps = generate_steps(model, [[5]], max_tokens=3, generators=generators(1))
     next(steps)
-    assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()  # between two steps, in the reader's code
     steps.close()  # a reader that stops early
+    assert seen == [(False, False)]
     assert model.training and torch.equal(before, torch.get_rng_state())
-    model.eval()
 
 
 def test_dropout_and_capacity_do_not_touch_generation():

@@ -6,7 +6,7 @@ import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +102,7 @@ class ParquetFile:
         self.path, self.text_column = path, text_column
 
     def scan(self):
-        file = self._open()
+        file = self._file
         if self.text_column not in file.schema_arrow.names:
             raise no_such_column(str(self.path), self.text_column, file.schema_arrow.names)
         for group in range(file.num_row_groups):
@@ -115,7 +115,7 @@ class ParquetFile:
         import pyarrow
 
         try:
-            table = self._open().read_row_group(group, columns=[self.text_column])
+            table = self._file.read_row_group(group, columns=[self.text_column])
             return table[self.text_column].combine_chunks()
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(
@@ -129,7 +129,8 @@ class ParquetFile:
         except UnicodeDecodeError as error:
             raise _not_utf8(where, error) from None
 
-    def _open(self):
+    @cached_property
+    def _file(self):
         import pyarrow
         import pyarrow.parquet
 
@@ -175,6 +176,7 @@ class FileSource(IndexedSource):
         self._groups: OrderedDict[tuple[int, int], object] = (
             OrderedDict()
         )  # parquet: row groups read last
+        self._groups_bytes = 0
 
     def __len__(self):
         return len(self._index.file)
@@ -207,11 +209,10 @@ class FileSource(IndexedSource):
     def _row_group(self, number, group):
         """The row group as an Arrow array, kept until newer ones fill twice a window."""
         if (number, group) not in self._groups:
-            self._groups[number, group] = self._files[number].read_group(group)
-            sizes = [column.nbytes for column in self._groups.values()]
-            while len(sizes) > 1 and sum(sizes) > 2 * WINDOW_BYTES:
-                self._groups.popitem(last=False)
-                del sizes[0]
+            column = self._groups[number, group] = self._files[number].read_group(group)
+            self._groups_bytes += column.nbytes
+            while self._groups_bytes > 2 * WINDOW_BYTES and len(self._groups) > 1:
+                self._groups_bytes -= self._groups.popitem(last=False)[1].nbytes
         return self._groups[number, group]
 
 

@@ -61,13 +61,14 @@ class HubSource(Source):
     def documents(self):
         yield from self._kept
         stream = TextStream(self, self.revision, self._kept_position)
-        room = KEPT_CHARACTERS - sum(map(len, self._kept)) if self.split != "train" else 0
+        number, room = len(self._kept), KEPT_CHARACTERS - sum(map(len, self._kept))
         try:
             for text in stream:
                 room -= len(text)
-                if room >= 0:
+                if self.split != "train" and room >= 0 and number == len(self._kept):
                     self._kept.append(text)
                     self._kept_position = stream.position()
+                number += 1
                 yield text
         finally:
             stream.close()

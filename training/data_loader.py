@@ -67,9 +67,9 @@ class TrainLoader:
                 )
         source.check_tokenizer(tokenizer)
         num_rows = world_size * batch_size
-        documents = TokenDocuments(
-            source, tokenizer, seed, state, tokens_needed=num_rows * block_size + 1
-        )
+        if state is None:
+            require_tokens(source, tokenizer, num_rows * block_size + 1)
+        documents = TokenDocuments(source, tokenizer, seed, state)
         rows_class = {"packed": PackedRows, "lanes": LaneRows}[packing]
         rows = rows_class(documents, tokenizer.eot_token, num_rows, block_size, state)
         self._rows_of_rank = slice(rank * batch_size, (rank + 1) * batch_size)
@@ -127,12 +127,10 @@ class TrainLoader:
 class TokenDocuments:
     """Endless shuffled documents as int64 ids, counted; the part of the state that all packings share."""
 
-    def __init__(self, source, tokenizer, seed, state, tokens_needed):
-        self._name, self._tokenizer, self._needed = source.name, tokenizer, tokens_needed
+    def __init__(self, source, tokenizer, seed, state):
+        self._tokenizer = tokenizer
         self._shuffled = source.shuffled(seed, state and state["source"])
         self.count = state["documents"] if state else 0
-        # A run that is resumed has had a batch, so its data has enough.
-        self._first_epoch_tokens = 0 if state is None else tokens_needed
 
     @property
     def epoch(self) -> int:
@@ -140,13 +138,7 @@ class TokenDocuments:
 
     def __next__(self) -> np.ndarray:
         ids = encode(self._tokenizer, next(self._shuffled))
-        if self.epoch > 0 and self._first_epoch_tokens < self._needed:
-            raise ValueError(
-                f"{self._name} has {self._first_epoch_tokens:,} tokens in all, fewer than one batch "
-                f"({self._needed:,}); use more text, or a smaller --batch_size or --block_size"
-            )
         self.count += 1
-        self._first_epoch_tokens += len(ids) + 1
         return ids
 
     def state_dict(self) -> dict:
@@ -233,6 +225,19 @@ def validation_batches(
     stream = stream if left is None else stream[: left + 1]
     if len(stream) > 1:
         yield _windows(stream, block_size, tokenizer.eot_token)
+
+
+def require_tokens(source: Source, tokenizer, needed: int) -> None:
+    """ValueError if the source has not even one batch; reads no further than that."""
+    found = 0
+    for document in source.documents():
+        found += 1 + len(encode(tokenizer, document))
+        if found >= needed:
+            return
+    raise ValueError(
+        f"{source.name} has {found:,} tokens in all, fewer than one batch ({needed:,}: batch_size * block_size "
+        "and one more); use more text, or a smaller --batch_size or --block_size"
+    )
 
 
 def encode(tokenizer, document) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture.generation import generate
+from architecture.generation import generate, row_generators
 from architecture.interface import load_share
 from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
@@ -232,16 +232,16 @@ def run_evaluation(
 
 def sample_stories(run: Run, number: int) -> list[str]:
     """Stories from end-of-text on, always from the same seed, so that they show the weights alone."""
-    room = min(SAMPLE_TOKENS, run.model.config.context_limit - 1)
-    was_training = run.model.training
-    run.model.eval()
-    prompts = [[run.tokenizer.eot_token]] * number
-    new = generate(
-        run.model, prompts, max_tokens=room, temperature=SAMPLE_TEMPERATURE, seed=SAMPLE_SEED,
-        stop_tokens=(run.tokenizer.eot_token,),
-    )  # fmt: skip
-    run.model.train(was_training)
-    return [run.tokenizer.decode(tokens).strip() for tokens in new]
+    eot = run.tokenizer.eot_token
+    rows = generate(
+        run.model,
+        [[eot]] * number,
+        max_tokens=min(SAMPLE_TOKENS, run.model.config.context_limit - 1),
+        temperature=SAMPLE_TEMPERATURE,
+        stop_tokens=(eot,),
+        generators=row_generators(SAMPLE_SEED, number),
+    )
+    return [run.tokenizer.decode([t for t in row if t != eot]).strip() for row in rows]
 
 
 def describe(run: Run, source: Source, validation: Source) -> str:

@@ -1,0 +1,336 @@
+"""Files and token folders as sources: the right documents, the split rule, exact positions, clear errors."""
+
+import hashlib
+import json
+import random
+
+import numpy as np
+import pytest
+
+import training.data_files as data_files
+from architecture.tokenizer import get_tokenizer
+from data.prepare import main as prepare_main
+from data.prepare import prepare
+from training.data_documents import is_validation_document
+from training.data_sources import open_dataset
+from training.data_tokens import TokenFolderWriter
+
+STORIES = [f"Story {n}: \u00e9{'so it went on. ' * (n % 7)}\nThe end." for n in range(40)]
+
+
+def write_jsonl(path, texts, column="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "".join(json.dumps({column: text, "id": 7}) + "\n" for text in texts), encoding="utf-8"
+    )
+    return path
+
+
+def write_txt(path, texts):
+    path.write_bytes("\n<|endoftext|>\n".join(texts).encode())
+    return path
+
+
+def write_parquet(path, texts):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    table = pyarrow.table(
+        {"id": list(range(len(texts))), "text": pyarrow.array(texts, pyarrow.string())}
+    )
+    parquet.write_table(table, path, row_group_size=6 if len(texts) < 100 else 1000)
+    return path
+
+
+WRITERS = {"jsonl": write_jsonl, "txt": write_txt, "parquet": write_parquet}
+
+
+def whole(path, split="train", **options):
+    return open_dataset(str(path), split=split, val_dataset=str(path), **options)
+
+
+def take(documents, count):
+    return [next(documents) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_gives_its_documents_in_order_without_the_empty_ones(tmp_path, kind):
+    texts = [STORIES[0], "", *STORIES[1:5], " \n ", *STORIES[5:]]
+    source = whole(WRITERS[kind](tmp_path / f"a.{kind}", texts))
+    assert list(source.documents()) == STORIES
+    assert (len(source), source.skipped) == (40, 2)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_each_epoch_has_every_document_once_in_its_own_order(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(data_files, "WINDOW_BYTES", 600)
+    shuffled = whole(WRITERS[kind](tmp_path / f"a.{kind}", STORIES)).shuffled(seed=3)
+    first, second = take(shuffled, 40), take(shuffled, 40)
+    assert sorted(first) == sorted(second) == sorted(STORIES)
+    assert first != second and first != STORIES
+    assert shuffled.epoch == 1
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_position_resumes_exactly_within_and_over_epochs(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(data_files, "WINDOW_BYTES", 600)
+    path = WRITERS[kind](tmp_path / f"a.{kind}", STORIES)
+    shuffled, states, documents = whole(path).shuffled(seed=3), [], []
+    for _ in range(100):
+        states.append(json.dumps(shuffled.state_dict()))
+        documents.append(next(shuffled))
+    for cut in (0, 1, 17, 39, 40, 41, 79, 80):
+        resumed = whole(path).shuffled(seed=3, state=json.loads(states[cut]))
+        assert take(resumed, 20) == documents[cut : cut + 20]
+
+
+def test_parquet_reads_a_window_of_row_groups_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_files, "WINDOW_BYTES", 600)
+    path = write_parquet(tmp_path / "a.parquet", STORIES)
+    reads, read_group = [], data_files.ParquetFile.read_group
+    monkeypatch.setattr(
+        data_files.ParquetFile,
+        "read_group",
+        lambda self, group: reads.append(group) or read_group(self, group),
+    )
+    source = whole(path)
+    reads.clear()
+    take(source.shuffled(seed=0), 40)
+    assert sorted(reads) == list(
+        range(7)
+    )  # each of ceil(40 / 6) groups once, though the order is random
+
+
+def test_data_that_changed_since_the_checkpoint_is_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    state = whole(path).shuffled(seed=0).state_dict()
+    write_jsonl(path, STORIES[:-1])
+    with pytest.raises(ValueError, match="39 documents, but had 40"):
+        whole(path).shuffled(seed=0, state=state)
+
+
+def test_a_folder_is_split_by_the_names_of_its_files(tmp_path):
+    write_jsonl(tmp_path / "Stories-train-0.jsonl", STORIES[:10])
+    write_jsonl(tmp_path / "Stories-train-1.jsonl", STORIES[10:20])
+    write_jsonl(tmp_path / "Stories-valid.jsonl", STORIES[20:30])
+    write_jsonl(tmp_path / "Stories-test.jsonl", STORIES[30:])
+    (tmp_path / "README.md").write_text("about")
+    assert list(open_dataset(str(tmp_path), split="train").documents()) == STORIES[:20]
+    assert list(open_dataset(str(tmp_path), split="validation").documents()) == STORIES[20:30]
+
+
+def test_a_val_dataset_is_the_validation_and_the_dataset_trains_whole(tmp_path):
+    train = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    validation = write_txt(tmp_path / "b.txt", ["one", "two"])
+    options = {"val_dataset": str(validation)}
+    assert list(open_dataset(str(train), split="train", **options).documents()) == STORIES
+    assert list(open_dataset(str(train), split="validation", **options).documents()) == [
+        "one",
+        "two",
+    ]
+
+
+def test_the_hash_rule_is_blake2b_of_the_text_mod_1000():
+    for text in STORIES:
+        number = int(hashlib.blake2b(text.encode()).hexdigest(), 16)
+        assert is_validation_document(text) == (number % 1000 < 10)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_without_a_validation_split_the_hash_decides_and_copies_stay_together(tmp_path, kind):
+    texts = [f"Document number {n} of many." for n in range(12_000)]
+    expected = [text for text in texts if is_validation_document(text)]
+    path = WRITERS[kind](tmp_path / f"a.{kind}", texts + texts[:6000])
+    train = list(open_dataset(str(path), split="train").documents())
+    validation = list(open_dataset(str(path), split="validation").documents())
+    assert set(validation) == set(expected) and len(validation) > len(expected) > 100
+    assert len(train) + len(validation) == 18_000 and not set(train) & set(validation)
+
+
+def test_too_few_documents_of_the_hash_rule_ask_for_a_val_dataset(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    with pytest.raises(ValueError, match="only 0 of its 40 documents.*--val_dataset"):
+        open_dataset(str(path), split="validation")
+
+
+def no_table(path):
+    pytest.importorskip("pyarrow")
+    path.write_bytes(b"PAR1 but no more")
+
+
+@pytest.mark.parametrize(
+    "name, make, message",
+    [
+        ("absent.jsonl", lambda path: None, "no such file"),
+        ("a.txt", lambda path: path.write_bytes(b""), "a.txt is empty"),
+        ("a.txt", lambda path: path.write_bytes(b" \n "), "no document with text"),
+        (
+            "a.txt",
+            lambda path: path.write_bytes(b"one<|endoftext|>tw\xe9o"),
+            r"byte 18 is not UTF-8 \(.*0xe9",
+        ),
+        (
+            "a.jsonl",
+            lambda path: path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n'),
+            "line 2 is not UTF-8",
+        ),
+        (
+            "a.jsonl",
+            lambda path: path.write_bytes(b'{"text": "a"}\n\n{"text": "b"\n'),
+            "line 3 is not JSON",
+        ),
+        ("a.jsonl", lambda path: path.write_bytes(b'["a"]\n'), "line 1 must be an object"),
+        (
+            "a.jsonl",
+            lambda path: path.write_bytes(b'{"text": 3}\n'),
+            "must hold text, but holds int",
+        ),
+        (
+            "a.jsonl",
+            lambda path: write_jsonl(path, ["a"], "story"),
+            "it has id, story: choose with --text_column",
+        ),
+        ("a.parquet", no_table, "is not a whole parquet file"),
+        (
+            "a.csv",
+            lambda path: path.write_text("text\na\n"),
+            "must be a .txt, .jsonl or .parquet file",
+        ),
+        ("folder", lambda path: path.mkdir(), "no .txt, .jsonl or .parquet file"),
+        ("tinystorie", lambda path: None, "did you mean 'tinystories'"),
+    ],
+)
+def test_bad_files_are_one_clear_sentence(tmp_path, monkeypatch, name, make, message):
+    make(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_dataset(name, split="train", val_dataset=name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", STORIES)
+    with pytest.raises(ValueError, match="no column 'story'; it has id, text"):
+        whole(path, text_column="story")
+
+
+def test_text_that_has_no_utf8_form_is_repaired(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a \\ud83d b"}\n{"text": null}\n')
+    source = whole(tmp_path / "a.jsonl")
+    assert list(source.documents()) == ["a \ufffd b"] and source.skipped == 1
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone<|endoftext|>two")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}')
+    for name in ("a.txt", "b.jsonl"):
+        assert list(whole(tmp_path / name).documents()) == ["one", "two"]
+
+
+# ---- token folders
+
+
+def test_prepared_documents_are_the_ids_of_the_texts_in_the_same_shuffle(tmp_path):
+    encoding = get_tokenizer("stories4k")
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    folder = tmp_path / "tokens"
+    totals = prepare(str(path), folder, encoding, val_dataset=str(path))
+    assert totals["train"]["documents"] == 40 and sorted(tmp_path.iterdir()) == [path, folder]
+    raw, prepared = whole(path), open_dataset(str(folder), split="train")
+    for text, ids in zip(take(raw.shuffled(5), 90), take(prepared.shuffled(5), 90)):
+        assert encoding.encode_ordinary(text) == ids.tolist()
+
+
+def test_shards_hold_ids_of_the_largest_vocabulary_and_any_number_of_documents(tmp_path):
+    class Large:  # what the writer asks of a tokenizer, with the ids of o200k_harmony
+        name, n_vocab, _pat_str = "large", 201_088, ""
+        _mergeable_ranks, _special_tokens = {b"a": 0}, {}
+
+    rng = random.Random(0)
+    documents = [[rng.randrange(201_088) for _ in range(rng.randrange(1, 30))] for _ in range(100)]
+    documents[3] = [201_087] * 500  # longer than a shard
+    writer = TokenFolderWriter(tmp_path / "tokens", Large(), shard_tokens=64)
+    writer.write_split("train", documents)
+    writer.finish()
+    source = open_dataset(str(tmp_path / "tokens"), split="train")
+    assert [ids.tolist() for ids in source.documents()] == documents
+    assert len(list((tmp_path / "tokens").glob("train_*.tokens.npy"))) > 10
+
+
+def test_a_killed_preparation_leaves_no_folder_and_the_next_one_starts_clean(tmp_path):
+    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
+
+    def killed():
+        yield [1, 2, 3]
+        yield [4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TokenFolderWriter(folder, encoding, shard_tokens=2).write_split("train", killed())
+    assert not folder.exists()
+    writer = TokenFolderWriter(folder, encoding)
+    writer.write_split("train", [[5, 6]])
+    writer.finish()
+    assert [ids.tolist() for ids in open_dataset(str(folder), split="train").documents()] == [
+        [5, 6]
+    ]
+    with pytest.raises(ValueError, match="exists already"):
+        TokenFolderWriter(folder, encoding)
+
+
+def prepared(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(path))
+    return tmp_path / "tokens"
+
+
+def test_a_token_folder_of_another_tokenizer_is_refused(tmp_path):
+    folder = prepared(tmp_path)
+    text = (folder / "tokens.json").read_text()
+    (folder / "tokens.json").write_text(text.replace('"sha256": "', '"sha256": "0'))
+    with pytest.raises(
+        ValueError, match="prepared with tokenizer stories4k .* give that one with --tokenizer"
+    ):
+        open_dataset(str(folder), split="train").check_tokenizer(get_tokenizer("stories4k"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "tokens.json").write_text("{"),
+        lambda folder: (folder / "tokens.json").write_text("{}"),
+        lambda folder: (folder / "train_00000.tokens.npy").unlink(),
+        lambda folder: (folder / "train_00000.tokens.npy").write_bytes(b"\x93NUMPY"),
+        lambda folder: np.save(folder / "train_00000.ends.npy", np.zeros(3, np.int64)),
+        lambda folder: np.save(folder / "train_00000.tokens.npy", np.full(9, 5000, np.uint16)),
+    ],
+)
+def test_a_damaged_token_folder_is_one_sentence(tmp_path, damage):
+    folder = prepared(tmp_path)
+    damage(folder)
+    with pytest.raises(ValueError, match="prepare") as caught:
+        open_dataset(str(folder), split="train")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path):
+    folder = prepared(tmp_path)
+    ids = np.load(folder / "train_00000.tokens.npy")
+    np.save(folder / "train_00000.tokens.npy", np.full_like(ids, 4096))
+    with pytest.raises(ValueError, match="document 0 has the id 4096 of 4096"):
+        next(open_dataset(str(folder), split="train").documents())
+
+
+def test_prepare_as_a_command_says_what_it_wrote(tmp_path, capsys):
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    prepare_main(
+        [
+            "--dataset",
+            str(path),
+            "--val_dataset",
+            str(path),
+            "--out_dir",
+            str(tmp_path / "new" / "t"),
+        ]
+    )
+    assert "train: 40 documents" in capsys.readouterr().out

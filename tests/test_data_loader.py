@@ -1,0 +1,282 @@
+"""Batches: what each packing yields, exact resume after any batch, reading ahead, validation windows."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from architecture.tokenizer import get_tokenizer
+from data.prepare import prepare
+from training.data_documents import IndexedSource
+from training.data_loader import TrainLoader, validation_batches
+from training.data_sources import open_dataset
+
+EOT = 4095
+STORIES = [f"{n} went home. " + "It rained again. " * (n % 9) + "The end." for n in range(60)]
+SIZE = {"batch_size": 3, "block_size": 7}
+
+
+class Stories(IndexedSource):
+    """Documents in memory; `wait` is asked before each is read."""
+
+    name = "stories"
+
+    def __init__(self, texts=STORIES, wait=lambda: None):
+        self.texts, self.wait = texts, wait
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        self.wait()
+        return self.texts[index]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return get_tokenizer("stories4k")
+
+
+def loader(tokenizer, source=None, **options):
+    return TrainLoader(source or Stories(), tokenizer, **{**SIZE, **options})
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def equal(left, right):
+    return len(left) == len(right) and all(
+        torch.equal(a[key], b[key]) for a, b in zip(left, right) for key in ("input_ids", "targets")
+    )
+
+
+def stream_of(tokenizer, documents):
+    """EOT d1 EOT d2 ... EOT"""
+    ids = [EOT]
+    for text in documents:
+        ids += [*tokenizer.encode_ordinary(text), EOT]
+    return ids
+
+
+def test_packed_rows_are_the_shuffled_documents_one_after_another(tokenizer):
+    shuffled = Stories().shuffled(seed=4)
+    expected = stream_of(tokenizer, [next(shuffled) for _ in range(100)])
+    with loader(tokenizer, seed=4) as batches:
+        got = take(batches, 40)
+        assert batches.progress.padding_share == 0
+    inputs = torch.cat([batch["input_ids"].flatten() for batch in got]).tolist()
+    targets = torch.cat([batch["targets"].flatten() for batch in got]).tolist()
+    assert inputs == expected[: len(inputs)] and targets == expected[1 : len(inputs) + 1]
+
+
+def test_a_batch_of_four_times_the_rows_is_four_batches(tokenizer):
+    with loader(tokenizer) as small, loader(tokenizer, batch_size=12) as large:
+        for batch in take(large, 6):
+            four = take(small, 4)
+            for key in ("input_ids", "targets"):
+                assert torch.equal(batch[key], torch.cat([part[key] for part in four]))
+
+
+def test_batches_are_int64_and_their_own_memory(tokenizer):
+    with loader(tokenizer) as batches:
+        batch = next(batches)
+        before = batch["targets"].clone()
+        batch["input_ids"].zero_()
+        assert torch.equal(batch["targets"], before)
+    assert all(t.dtype == torch.int64 and t.shape == (3, 7) for t in batch.values())
+
+
+def test_each_lane_walks_through_whole_documents_and_never_mixes_two(tokenizer):
+    known = {tuple(stream_of(tokenizer, [text])) for text in STORIES}
+    with loader(tokenizer, packing="lanes", batch_size=4) as batches:
+        got = take(batches, 60)
+    documents = 0
+    for row in range(4):
+        current = []
+        for batch in got:
+            inputs, targets = batch["input_ids"][row].tolist(), batch["targets"][row].tolist()
+            length = sum(target != -100 for target in targets)
+            assert length >= 1 and targets[length:] == [-100] * (7 - length)
+            assert inputs[length:] == [EOT] * (7 - length)
+            assert (inputs[0] == EOT) == (
+                not current
+            )  # a segment begins a document or continues one
+            assert EOT not in inputs[1:length] and EOT not in targets[: length - 1]
+            assert current in ([], current[:-1] + inputs[:1])
+            current = (current or inputs[:1]) + targets[:length]
+            if current[-1] == EOT and len(current) > 1:
+                assert tuple(current) in known
+                current, documents = [], documents + 1
+            else:
+                assert length == 7  # only the last segment of a document is padded
+    assert documents > 20
+
+
+@pytest.mark.parametrize("packing", ["packed", "lanes"])
+def test_ranks_share_the_rows_of_one_process(tokenizer, packing):
+    options = {"packing": packing, "world_size": 2, "batch_size": 2}
+    with (
+        loader(tokenizer, packing=packing, batch_size=4) as one,
+        loader(tokenizer, rank=0, **options) as first,
+        loader(tokenizer, rank=1, **options) as second,
+    ):
+        for _ in range(30):
+            whole, parts = next(one), (next(first), next(second))
+            for key in whole:
+                assert torch.equal(whole[key], torch.cat([part[key] for part in parts]))
+        state = second.state_dict()
+        expected = take(one, 5)
+    with loader(tokenizer, packing=packing, batch_size=4, state=state) as resumed:
+        assert equal(take(resumed, 5), expected)
+
+
+def make_source(kind, folder, tokenizer):
+    if kind == "memory":
+        return Stories()
+    path = folder / f"stories.{kind}"
+    if kind == "txt":
+        path.write_text("<|endoftext|>".join(STORIES))
+    else:
+        (folder / "stories.jsonl").write_text(
+            "".join(json.dumps({"text": t}) + "\n" for t in STORIES)
+        )
+    if kind == "tokens":
+        path = folder / "tokens"
+        if not path.exists():
+            raw = str(folder / "stories.jsonl")
+            prepare(raw, path, tokenizer, val_dataset=raw)
+    return open_dataset(str(path), split="train", val_dataset=str(path))
+
+
+@pytest.mark.parametrize("packing", ["packed", "lanes"])
+@pytest.mark.parametrize("kind", ["memory", "txt", "jsonl", "tokens"])
+def test_a_resumed_loader_goes_on_bit_for_bit(tokenizer, tmp_path, kind, packing):
+    states = []
+    with loader(tokenizer, make_source(kind, tmp_path, tokenizer), packing=packing) as batches:
+        states.append(batches.state_dict())
+        expected = []
+        for _ in range(200):
+            expected.append(next(batches))
+            states.append(batches.state_dict())
+        assert batches.progress.epoch >= 1
+    for cut in (0, 1, 2, 33, 90, 150, 195):
+        torch.save(states[cut], tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        source = make_source(kind, tmp_path, tokenizer)
+        with loader(tokenizer, source, packing=packing, state=state) as resumed:
+            assert equal(take(resumed, 5), expected[cut : cut + 5])
+
+
+@pytest.mark.parametrize("packing", ["packed", "lanes"])
+def test_raw_and_prepared_data_give_the_same_batches(tokenizer, tmp_path, packing):
+    raw, ready = (make_source(kind, tmp_path, tokenizer) for kind in ("jsonl", "tokens"))
+    with (
+        loader(tokenizer, raw, packing=packing) as a,
+        loader(tokenizer, ready, packing=packing) as b,
+    ):
+        assert equal(take(a, 80), take(b, 80))
+
+
+def test_the_position_is_of_the_batch_returned_not_of_what_was_read_ahead(tokenizer):
+    with loader(tokenizer, prefetch=16) as batches:
+        before = batches.state_dict()
+        time.sleep(0.1)
+        assert batches.state_dict().keys() == before.keys()
+        assert (before["documents"], before["source"]["index"]) == (0, 0)
+        next(batches)
+        assert 0 < batches.state_dict()["documents"] == batches.progress.documents < 10
+
+
+def test_a_resumed_loader_refuses_another_seed_packing_or_number_of_lanes(tokenizer):
+    with loader(tokenizer, packing="lanes", seed=1) as batches:
+        state = batches.state_dict()
+    for options, message in (
+        ({"packing": "packed", "seed": 1}, "packing .* must be 'lanes'"),
+        ({"packing": "lanes", "seed": 2}, "seed .* must be 1"),
+        ({"packing": "lanes", "seed": 1, "batch_size": 4}, r"\(4\) must be 3, the lanes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loader(tokenizer, state=state, **options)
+
+
+@pytest.mark.parametrize("packing", ["packed", "lanes"])
+def test_fewer_tokens_than_one_batch_is_an_error_at_once(tokenizer, packing):
+    size = len(stream_of(tokenizer, STORIES[:5])) - 2  # one EOT per document, one target more
+    enough = {"batch_size": 1, "block_size": size, "packing": packing}
+    loader(tokenizer, Stories(STORIES[:5]), **enough).close()
+    with pytest.raises(ValueError, match=f"{size + 1} tokens in all, fewer than one batch"):
+        loader(tokenizer, Stories(STORIES[:5]), **{**enough, "block_size": size + 1})
+
+
+def test_an_exception_of_the_reader_reaches_the_consumer_as_itself(tokenizer):
+    class DiskOnFire(Exception):
+        pass
+
+    reads = iter(range(1000))
+
+    def wait():
+        if next(reads) == 90:
+            raise DiskOnFire
+
+    threads = threading.active_count()
+    with loader(tokenizer, Stories(wait=wait)) as batches:
+        with pytest.raises(DiskOnFire):
+            take(batches, 1000)
+        assert threading.active_count() == threads
+
+
+def test_close_ends_a_reader_that_is_blocked(tokenizer):
+    threads = threading.active_count()
+    batches = loader(tokenizer, prefetch=1)
+    time.sleep(0.05)  # the queue is full now
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 1 and threading.active_count() == threads
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
+
+
+def test_reading_goes_on_while_the_model_computes(tokenizer):
+    with loader(tokenizer, Stories(wait=lambda: time.sleep(0.001)), prefetch=8) as batches:
+        take(batches, 2)
+        time.sleep(0.3)
+        began = time.monotonic()
+        take(batches, 8)
+        assert time.monotonic() - began < 0.02
+
+
+# ---- validation
+
+
+def targets_of(batches):
+    return np.concatenate([batch["targets"].numpy().flatten() for batch in batches])
+
+
+@pytest.mark.parametrize("batch_size, block_size", [(1, 5), (3, 7), (4, 64), (2, 100_000)])
+def test_every_validation_token_is_scored_once_in_order(tokenizer, batch_size, block_size):
+    size = {"batch_size": batch_size, "block_size": block_size}
+    batches = list(validation_batches(Stories(), tokenizer, **size))
+    expected = stream_of(tokenizer, STORIES)
+    targets = targets_of(batches)
+    assert targets[targets != -100].tolist() == expected[1:]
+    inputs = torch.cat([batch["input_ids"].flatten() for batch in batches]).numpy()
+    assert inputs[targets != -100].tolist() == expected[:-1]
+    assert (inputs[targets == -100] == EOT).all()
+    assert all(batch["input_ids"].shape == (batch_size, block_size) for batch in batches[:-1])
+    assert all(
+        (batch["targets"] != -100).any(dim=1).all() for batch in batches
+    )  # no row of padding
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20, 21, 22, 63, 10**9])
+def test_max_tokens_bounds_what_is_scored_and_what_is_read(tokenizer, max_tokens):
+    reads = []
+    source = Stories(wait=lambda: reads.append(None))
+    targets = targets_of(validation_batches(source, tokenizer, max_tokens=max_tokens, **SIZE))
+    expected = stream_of(tokenizer, STORIES)[1:][:max_tokens]
+    assert targets[targets != -100].tolist() == expected
+    assert len(reads) <= max_tokens // 4 + 2

@@ -1,0 +1,276 @@
+"""The router through the real model: balance, z-loss, entropy, padding, selection bias, capacity."""
+
+import math
+
+import pytest
+import torch
+
+from architecture.gptoss import FULL, MLPBlock, ModelConfig, Transformer
+from architecture.interface import IGNORE_INDEX, load_balancing_loss, load_share
+
+B, T, E, K, D, V = 2, 11, 7, 2, 20, 37
+SHAPE = dict(num_hidden_layers=2, num_experts=E, experts_per_token=K, vocab_size=V, hidden_size=D,
+             intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=6,
+             initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
+FORCE = 40.0  # a router bias that leaves nothing to the tokens
+
+
+def model(seed=0, **changes):
+    made = Transformer(ModelConfig(**{**SHAPE, **changes}), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():  # routers with opinions
+        for block in made.block:
+            if block.mlp.routed:
+                block.mlp.gate.weight.mul_(30)
+    return made
+
+
+def batch():
+    draw = torch.Generator().manual_seed(3)
+    return tuple(torch.randint(V, (B, T), generator=draw) for _ in range(2))
+
+
+def block(training=True, **changes):
+    made = MLPBlock(ModelConfig(**{**SHAPE, **changes}), layer=0, backend="loop").train(training)
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.normal_(generator=draw)
+    return made
+
+
+def router_logits(made, x):
+    return x @ made.gate.weight.T + made.gate.bias
+
+
+def rows(n=13, dtype=torch.float64):
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(5), dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------------ balance
+def test_a_router_without_opinion_has_balance_loss_one_whatever_it_picks():
+    made = model()
+    with torch.no_grad():
+        for layer in made.block:
+            layer.mlp.gate.weight.zero_()
+    stats = made(*batch()).router
+    torch.testing.assert_close(stats.balance_loss, torch.tensor(1.0))
+    torch.testing.assert_close(stats.entropy, torch.ones(2))
+    torch.testing.assert_close(stats.z_loss, torch.tensor(math.log(E) ** 2))
+
+
+def test_k_experts_that_take_everything_have_balance_loss_e_over_k():
+    made = model()
+    with torch.no_grad():
+        for layer in made.block:
+            layer.mlp.gate.weight.zero_()
+            layer.mlp.gate.bias[2:4] = FORCE
+    stats = made(*batch()).router
+    torch.testing.assert_close(stats.balance_loss, torch.tensor(E / K))
+    assert stats.load.tolist() == [[0, 0, B * T, B * T, 0, 0, 0]] * 2
+    torch.testing.assert_close(stats.entropy, torch.full((2,), math.log(2) / math.log(E)))
+
+
+def test_two_layers_collapsed_onto_opposite_experts_do_not_look_balanced():
+    made = model(num_experts=4)
+    with torch.no_grad():
+        for layer, chosen in zip(made.block, (slice(0, 2), slice(2, 4))):
+            layer.mlp.gate.weight.zero_()
+            layer.mlp.gate.bias[chosen] = FORCE
+    stats = made(*batch()).router
+    assert stats.load.sum(0).tolist() == [B * T] * 4  # even when pooled over the layers
+    torch.testing.assert_close(stats.balance_loss, torch.tensor(4 / K))
+
+
+def test_the_balance_loss_is_its_definition_on_a_router_with_opinions():
+    made = model()
+    stats = made(*batch()).router
+    assert stats.load.sum(-1).tolist() == [B * T * K] * 2 and len(set(stats.load[0].tolist())) > 2
+    torch.testing.assert_close(stats.mean_probability.sum(-1), torch.ones(2))
+    share = stats.load / (B * T * K)
+    expected = sum(E * (share[n] * stats.mean_probability[n]).sum() for n in range(2)) / 2
+    torch.testing.assert_close(stats.balance_loss, expected)
+    torch.testing.assert_close(stats.balance_loss, load_balancing_loss(stats.mean_probability, load_share(stats.load)))  # fmt: skip
+
+
+def test_the_balance_loss_moves_the_router_and_cross_entropy_does_not_contain_it():
+    made = model()
+    output = made(*batch())
+    made.zero_grad()
+    output.router.balance_loss.backward(retain_graph=True)
+    assert all(layer.mlp.gate.weight.grad.abs().max() > 0 for layer in made.block)
+    made.zero_grad()
+    output.loss_sum.backward()
+    from_loss = made.block[1].mlp.gate.weight.grad.clone()
+    made.zero_grad()
+    made(*batch()).loss_sum.backward()
+    torch.testing.assert_close(made.block[1].mlp.gate.weight.grad, from_loss)
+
+
+# -------------------------------------------------------------------------------------- the statistics
+def test_statistics_are_their_definitions_in_values_and_gradients():
+    made, x = block().double(), rows()
+    _, _, stats = made.route(x, None)
+    logits = router_logits(made, x)
+    probability = logits.softmax(-1)
+    z_loss = sum(torch.log(torch.exp(row).sum()) ** 2 for row in logits) / len(x)
+    torch.testing.assert_close(stats.z_loss, z_loss)
+    torch.testing.assert_close(stats.mean_probability, probability.mean(0))
+    entropy = -(probability * probability.log()).sum(-1).mean() / math.log(E)
+    torch.testing.assert_close(stats.entropy, entropy)
+    load = torch.bincount(logits.topk(K).indices.flatten(), minlength=E)
+    assert stats.load.tolist() == load.tolist() and stats.dropped == 0
+    ours, theirs = (torch.autograd.grad(z, made.gate.weight, retain_graph=True) for z in (stats.z_loss, z_loss))  # fmt: skip
+    torch.testing.assert_close(ours, theirs)
+    assert not (stats.entropy.requires_grad or stats.load.requires_grad)
+
+
+def test_statistics_count_only_positions_with_a_target():
+    made, x = block(training=False).double(), rows()
+    counted = torch.rand(13, generator=torch.Generator().manual_seed(6)) > 0.4
+    _, _, some = made.route(x, counted)
+    _, _, alone = made.route(x[counted], None)
+    torch.testing.assert_close(tuple(some), tuple(alone))
+
+
+def test_a_model_counts_by_its_targets_and_everything_without_targets():
+    made = model()
+    input_ids, targets = batch()
+    targets[0, :5] = IGNORE_INDEX
+    assert made(input_ids, targets).router.load.sum(-1).tolist() == [(B * T - 5) * K] * 2
+    assert made(input_ids).router.load.sum(-1).tolist() == [B * T * K] * 2
+
+
+def test_a_batch_without_any_target_gives_finite_statistics():
+    made = model(capacity_factor=1.0).train()
+    input_ids, targets = batch()
+    output = made(input_ids, torch.full_like(targets, IGNORE_INDEX))
+    assert all(value.isfinite().all() for value in output.router[:6]) and output.loss == 0
+    (output.loss + output.router.balance_loss + output.router.z_loss).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
+
+
+def test_a_dense_model_has_no_router_and_a_mixed_one_a_row_per_routed_layer():
+    assert model(moe_layers=())(*batch()).router is None
+    mixed = model(num_hidden_layers=3, moe_layers=(0, 2))
+    assert mixed(*batch()).router.load.shape == (2, E)
+    assert not any("block.1.mlp.gate" in name for name in mixed.state_dict())
+
+
+def test_a_dense_layer_is_one_expert_with_weight_one():
+    config = ModelConfig(**{**SHAPE, "moe_layers": ()})
+    dense = MLPBlock(config, layer=0, backend="sorted")
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for p in dense.parameters():
+            p.normal_(generator=draw)
+    hidden = rows(B * T, torch.float32).view(B, T, D)
+    out, stats = dense(hidden, None)
+    inner = dense.activation(dense.norm(hidden) @ dense.mlp1_weight[0].T + dense.mlp1_bias[0])
+    expected = inner @ dense.mlp2_weight[0].T + dense.mlp2_bias[0]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+    assert stats is None
+
+
+# ------------------------------------------------------------------------------------------- routing
+def test_weights_are_the_softmax_over_the_chosen_k():
+    made, x = block().double(), rows()
+    index, weight, _ = made.route(x, None)
+    logits = router_logits(made, x)
+    assert torch.equal(index, logits.topk(K).indices)
+    torch.testing.assert_close(weight, logits.topk(K).values.softmax(-1))
+    full = logits.softmax(-1).gather(1, index)  # renormalised over the k it is the same
+    torch.testing.assert_close(weight, full / full.sum(-1, keepdim=True))
+
+
+def test_the_selection_bias_changes_the_choice_and_not_the_weights():
+    made, x = block().double(), rows()
+    made.selection_bias.copy_(torch.linspace(-3, 3, E))
+    index, weight, stats = made.route(x, None)
+    logits = router_logits(made, x)
+    assert torch.equal(index, (logits + made.selection_bias).topk(K).indices)
+    assert not torch.equal(index, logits.topk(K).indices)
+    torch.testing.assert_close(weight, logits.gather(1, index).softmax(-1))
+    torch.testing.assert_close(stats.mean_probability, logits.softmax(-1).mean(0))
+    torch.testing.assert_close(stats.z_loss, logits.logsumexp(-1).square().mean())
+
+
+def test_the_selection_bias_is_a_buffer_in_the_checkpoint_that_starts_at_zero():
+    state = model().state_dict()
+    for layer in range(2):
+        bias = state[f"block.{layer}.mlp.selection_bias"]
+        assert bias.shape == (E,) and bias.dtype == torch.float32 and not bias.any()
+    assert not any("selection_bias" in name for name, _ in model().named_parameters())
+
+
+def test_the_router_is_float32_under_bfloat16_autocast():
+    made, x = block(), rows(dtype=torch.float32)
+    index, weight, stats = made.route(x, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        index16, weight16, stats16 = made.route(x, None)
+    assert weight16.dtype == torch.float32 and torch.equal(index, index16)
+    torch.testing.assert_close((weight, *stats), (weight16, *stats16), rtol=0, atol=0)
+
+
+def test_the_router_is_float32_in_a_bfloat16_model():
+    made, x = block().bfloat16(), rows(dtype=torch.bfloat16)
+    _, weight, stats = made.route(x, None)
+    assert weight.dtype == torch.float32 and all(value.dtype == torch.float32 for value in stats)
+
+
+# ------------------------------------------------------------------------------------------ capacity
+def test_capacity_drops_the_lowest_probabilities_of_an_expert_and_reports_the_share():
+    factor, n = 0.6, 13
+    made, x = block(capacity_factor=factor).double(), rows(n)
+    index, weight, stats = made.route(x, None)
+    capacity = math.ceil(factor * n * K / E)
+    logits = router_logits(made, x)
+    chosen, probability = logits.topk(K).indices, logits.softmax(-1)
+    kept = torch.zeros_like(chosen, dtype=torch.bool)
+    for e in range(E):
+        ranked = sorted((chosen == e).nonzero().tolist(), key=lambda p: -probability[p[0], e])
+        for token, slot in ranked[:capacity]:
+            kept[token, slot] = True
+    assert 0 < kept.sum() < n * K
+    assert torch.equal(index, chosen.where(kept, E))
+    expected = logits.gather(1, chosen).softmax(-1) * kept  # what is left is not scaled up
+    torch.testing.assert_close(weight, expected)
+    torch.testing.assert_close(stats.dropped, 1 - kept.double().mean())
+    assert stats.load.sum() == n * K  # what the router asked for, before any was dropped
+
+
+def test_capacity_acts_in_training_only_and_ample_room_drops_nothing():
+    x = rows()
+    for training, factor in ((False, 0.2), (True, float(E))):
+        index, _, stats = block(training, capacity_factor=factor).double().route(x, None)
+        assert (index < E).all() and stats.dropped == 0
+
+
+def test_padding_takes_no_capacity_and_does_not_count_in_it():
+    made = block(capacity_factor=0.6).double()
+    x, counted = rows(), torch.arange(13) % 3 > 0
+    x[~counted] *= 10  # padding that would win every place
+    index, weight, stats = made.route(x, counted)
+    alone_index, alone_weight, alone = made.route(x[counted], None)
+    assert torch.equal(index[counted], alone_index)
+    torch.testing.assert_close(weight[counted], alone_weight)
+    torch.testing.assert_close(tuple(stats), tuple(alone))
+
+
+@pytest.mark.parametrize("backend", ["loop", "sorted"])
+def test_a_dropped_assignment_adds_nothing_to_the_residual_stream(backend):
+    made = block(capacity_factor=0.01, experts_per_token=1)
+    from architecture.gptoss import EXPERT_BACKENDS
+
+    made.run_experts = EXPERT_BACKENDS[backend]
+    hidden = rows(B * T, torch.float32).view(B, T, D)
+    out, _ = made(hidden, None)
+    index, _, stats = made.route(made.norm(hidden).flatten(0, 1), None)
+    dropped = (index == E).view(B, T)
+    assert dropped.any() and not dropped.all() and stats.dropped > 0
+    assert not out[dropped].any() and out[~dropped].abs().sum(-1).min() > 0
+
+
+def test_dropping_is_seen_in_the_models_statistics():
+    made = model(capacity_factor=0.5, layer_types=(FULL, FULL)).train()
+    assert (made(*batch()).router.dropped > 0).all()
+    assert (made.eval()(*batch()).router.dropped == 0).all()
