@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import pickle
+import warnings
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -58,13 +59,31 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 
 def config_from_dict(name: str, values: dict[str, Any]) -> Any:
-    """A validated config; a key that is not a field of it is an error."""
+    """A validated config; an unknown key or a value of another type than the field's is an error."""
     cls = model_class(name).config_class
-    known = {f.name for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{key} is not a field of {cls.__name__}{_nearest(key, known)}")
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"{key} is not a field of {cls.__name__}{_nearest(key, hints)}")
+        if not _fits(value, hints[key]):
+            kind = getattr(hints[key], "__name__", hints[key])
+            raise ValueError(f"{key} must be of type {kind}, got {value!r}; write it as one")
     return cls(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value, as JSON brings it, is of a field's type: a list does for a tuple, an int for a
+    float, a bool for neither."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in options
+    if get_origin(hint) is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(v, options[0]) for v in value)
+    if options:  # A | B
+        return any(_fits(value, option) for option in options)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -78,18 +97,21 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
             f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
         )
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
+        with (
+            warnings.catch_warnings()
+        ):  # torch also warns about old pickles: one sentence is enough
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # of many kinds, and for a person of two
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise ValueError(
                 f"checkpoint {path} holds more than tensors and plain values and was not loaded, "
                 "because that could run code; use a checkpoint written by this project"
             ) from error
-        raise ValueError(f"checkpoint {path} {_DAMAGED}") from error
-    except (
-        Exception
-    ) as error:  # torch raises many kinds for damaged bytes; all mean the same to a person
-        raise ValueError(f"checkpoint {path} {_DAMAGED}") from error
+        raise ValueError(
+            f"checkpoint {path} is truncated, corrupt or no checkpoint; "
+            "use another checkpoint_<step>.pt from its folder"
+        ) from error
     missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
     if missing:
         raise ValueError(
@@ -99,11 +121,11 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     return state
 
 
-_DAMAGED = "is truncated or corrupt; use an earlier checkpoint_<step>.pt from the same folder"
-
-
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Give tensors to a model by name, also one on the meta device; a missing, surplus or misshapen one is an error."""
+    """Give tensors to a model by name, also to one on the meta device.
+
+    Raises ValueError for a missing, a surplus or a misshapen tensor.
+    """
     expected = model.state_dict()
     for problem, names in (
         ("tensors that this model lacks", weights.keys() - expected.keys()),

@@ -1,11 +1,12 @@
-"""The tokenizers, by name. All are `tiktoken.Encoding`; the end-of-text id is `encoding.eot_token`.
+"""The tokenizers, by name. All are `tiktoken.Encoding`; end of text is `encoding.eot_token`.
 
-    stories4k       4,096 tokens, trained on TinyStories by data/train_tokenizer.py and shipped: no network
-    gpt2            50,257 tokens, GPT-2's
-    o200k_harmony   201,088 tokens, gpt-oss's
-    PATH            a .tiktoken rank file with its .json beside it, as data/train_tokenizer.py writes them
+    stories4k       4,096 ids, trained on TinyStories by data/train_tokenizer.py; needs no network
+    gpt2            50,257 ids, GPT-2's
+    o200k_harmony   201,088 ids, gpt-oss's
+    PATH            a .tiktoken rank file with its .json beside it (data/train_tokenizer.py)
 
-Text is always encoded with `encode_ordinary`: "<|endoftext|>" inside a story is text, never the special token.
+Text is always encoded with `encode_ordinary`: "<|endoftext|>" inside a story is text, never the
+special token.
 """
 
 import base64
@@ -61,7 +62,7 @@ def padded_vocab_size(encoding: tiktoken.Encoding) -> int:
 
 
 def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
-    """UTF-8 bytes that each id stands for: (vocab_size,) int64, 0 for special, unused and padded ids."""
+    """UTF-8 bytes of each id, (vocab_size,) int64; 0 for special, unused and padded ids."""
     lengths = torch.zeros(vocab_size, dtype=torch.int64)
     ranks = encoding._mergeable_ranks
     lengths[torch.tensor(list(ranks.values()))] = torch.tensor([len(token) for token in ranks])
@@ -69,9 +70,10 @@ def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Te
 
 
 def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
-    """Plain strings and ints that rebuild the encoding; the ranks only when it is not a well-known one.
+    """Plain strings and ints that rebuild the encoding; no ranks for a well-known one.
 
-    `sha256` covers ranks, pattern and special tokens, so equal hashes mean equal ids for every text.
+    `sha256` covers ranks, pattern and special tokens, so equal hashes mean equal ids for every
+    text.
     """
     ranks = _ranks_as_text(encoding._mergeable_ranks)
     state = {
@@ -100,7 +102,7 @@ def tokenizer_from_state(state: dict) -> tiktoken.Encoding:
 
 
 def save_rank_file(encoding: tiktoken.Encoding, path: Path, provenance: dict) -> None:
-    """Write `path` (base64 token and rank per line) and, beside it, a .json with everything else."""
+    """Write `path` (base64 token and rank per line) and a .json with the rest beside it."""
     if encoding.name in DOWNLOADS:
         raise _reserved_name(encoding.name)
     state = tokenizer_state(encoding)
@@ -112,7 +114,7 @@ def save_rank_file(encoding: tiktoken.Encoding, path: Path, provenance: dict) ->
 
 
 def load_rank_file(path: Path) -> tiktoken.Encoding:
-    """Read what `save_rank_file` wrote; ValueError with one sentence for whatever is wrong with it."""
+    """Read what `save_rank_file` wrote; ValueError in one sentence if it is damaged."""
     description_path = path.with_suffix(".json")
     for needed in (path, description_path):
         if not needed.is_file():
@@ -138,7 +140,7 @@ def load_rank_file(path: Path) -> tiktoken.Encoding:
 
 
 def call_within(seconds: float, function, *args, **kwargs):
-    """function(...), or TimeoutError after `seconds`, whatever it hangs in (name look-up obeys no timeout)."""
+    """function(...), or TimeoutError after `seconds`, even where it hangs in a name look-up."""
     outcome = {}
 
     def run():
@@ -160,7 +162,7 @@ def call_within(seconds: float, function, *args, **kwargs):
 def _load_well_known(name):
     try:
         if not _is_cached(name):
-            import requests  # what tiktoken downloads with, so that proxies and certificates are the same
+            import requests  # tiktoken downloads with it: the same proxies and certificates
 
             call_within(PROBE_SECONDS, requests.head, DOWNLOAD_HOST, timeout=PROBE_SECONDS)
         return tiktoken.get_encoding(name)
@@ -175,7 +177,7 @@ def _load_well_known(name):
 
 
 def _is_cached(name):
-    """Whether tiktoken has every file of this encoding: it looks in the same place, under sha1(url)."""
+    """Whether tiktoken has every file of this encoding; it keeps them under sha1(url)."""
     default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir()) / "data-gym-cache")
     folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
     keys = (hashlib.sha1((DOWNLOAD_HOST + path).encode()).hexdigest() for path in DOWNLOADS[name])

@@ -1,10 +1,10 @@
 """Write a dataset as token files, which training then reads by memory map instead of tokenising.
 
-    python -m data.prepare --dataset tinystories --tokenizer stories4k --out_dir data/prepared/tinystories
+    python -m data.prepare --dataset tinystories --out_dir data/prepared/tinystories
     python train.py --dataset data/prepared/tinystories
 
-Memory stays at one shard whatever the size. A folder is written under a temporary name and renamed when it is whole;
-after an interruption run the same command again.
+Memory stays at one shard whatever the size. A folder is written under a temporary name and renamed
+when it is whole; after an interruption run the same command again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from training.data_tokens import TokenFolderWriter
 def prepare(
     dataset, out_dir: Path, tokenizer, *, val_dataset=None, text_column="text"
 ) -> dict[str, dict]:
-    """Write both splits of a dataset as ids of `tokenizer`; returns the number of documents and tokens of each."""
+    """Write both splits as ids of `tokenizer`; returns the documents and tokens of each."""
     options = {"val_dataset": val_dataset, "text_column": text_column}
     sources = {
         split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")

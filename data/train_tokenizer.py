@@ -3,9 +3,9 @@
     python -m data.train_tokenizer --dataset $TINYSTORIES/train.jsonl --vocab_size 4096 \\
         --out data/tokenizers/stories4k.tiktoken
 
-writes that file (a base64 token and its rank per line) and stories4k.json beside it (pattern, special tokens,
-sha256, where it comes from); `--tokenizer PATH` uses it. vocab_size counts <|endoftext|>, the last id. The 256
-bytes are always tokens, so every text encodes without loss.
+writes that file (a base64 token and its rank per line) and stories4k.json beside it (pattern,
+special tokens, sha256, where it comes from); `--tokenizer PATH` uses it. vocab_size counts
+<|endoftext|>, the last id. The 256 bytes are always tokens, so every text encodes without loss.
 """
 
 import argparse
@@ -19,7 +19,8 @@ import tiktoken
 from architecture.tokenizer import END_OF_TEXT, save_rank_file
 from training.data_sources import open_dataset
 
-# GPT-4's split pattern with numbers of at most two digits: a small vocabulary has no room for a thousand numbers.
+# GPT-4's split pattern with numbers of at most two digits: a small vocabulary has no room for a
+# thousand numbers.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,2}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"

@@ -1,8 +1,8 @@
-"""A loopback server with the Hub's layout for one dataset repository of jsonl files.
+"""A loopback server with the Hub's layout for one dataset repository of jsonl or parquet files.
 
-Enough of the Hub for `datasets.load_dataset(REPO, streaming=True)` (datasets 5.2, huggingface_hub 2.4):
-repository info, tree listing, paths-info, and `resolve` with HEAD and Range. As a script it prints its
-address, for a process that runs with HF_ENDPOINT set to it:
+Enough of the Hub for `datasets.load_dataset(REPO, streaming=True)` (datasets 5.2, huggingface_hub
+2.4): repository info, tree listing, and `resolve` with HEAD and Range. As a script it
+prints its address, for a process that runs with HF_ENDPOINT set to it:
 
     python tests/hub_server.py train.jsonl valid.jsonl            # http://127.0.0.1:PORT
     HF_ENDPOINT=http://127.0.0.1:PORT HF_HOME=/tmp/hf python train.py --dataset tinystories
@@ -21,11 +21,7 @@ TIME = "2024-01-01T00:00:00.000Z"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `files` (name -> bytes) as the dataset repository `repo`; use it as a context manager.
-
-    requests: what was asked for, in order, as "METHOD path".
-    cut_files: so many of the next requests for the content of a file are cut off without an answer.
-    """
+    """Serves `files` (name -> bytes) as the dataset repository `repo`; a context manager."""
 
     daemon_threads = True
 
@@ -33,8 +29,6 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.files = files
         self.repo = repo
-        self.requests: list[str] = []
-        self.cut_files = 0
 
     @property
     def url(self) -> str:
@@ -58,18 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self):
         self._route()
 
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = unquote(urlsplit(self.path).path)
-        self.server.requests.append(f"POST {path}")
-        if not path.startswith(f"/api/datasets/{self.server.repo}/paths-info/"):
-            return self._send_error(404, "EntryNotFound")
-        paths = json.loads(body)["paths"]
-        self._send_json([_entry(p, self.server.files[p]) for p in paths if p in self.server.files])
-
     def _route(self):
         path = unquote(urlsplit(self.path).path)
-        self.server.requests.append(f"{self.command} {path}")
         api, content = f"/api/datasets/{self.server.repo}", f"/datasets/{self.server.repo}/resolve/"
         if path == api or path.startswith(f"{api}/revision/"):
             self._send_json(self._repository_info())
@@ -93,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         }  # fmt: skip
 
     def _tree(self, folder):
-        """The files of one folder and the names of its subfolders; None if there is no such folder."""
+        """The files and subfolders of one folder; None if there is no such folder."""
         prefix = f"{folder}/" if folder else ""
         inside = [name for name in self.server.files if name.startswith(prefix)]
         entries = {}
@@ -107,10 +91,6 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.server.files:
             return self._send_error(404, "EntryNotFound")
         data = self.server.files[name]
-        if self.command == "GET" and self.server.cut_files:
-            self.server.cut_files -= 1
-            self.close_connection = True
-            return self.connection.close()
         first, last, status = 0, len(data) - 1, 200
         if self.headers.get("Range"):
             start, end = self.headers["Range"].removeprefix("bytes=").split("-")

@@ -1,4 +1,4 @@
-"""Files and token folders as sources: the right documents, the split rule, exact positions, clear errors."""
+"""Files and token folders: their documents, the split rule, positions, clear errors."""
 
 import hashlib
 import json

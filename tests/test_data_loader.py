@@ -1,4 +1,4 @@
-"""Batches: what each packing yields, exact resume after any batch, reading ahead, validation windows."""
+"""Batches: what each packing yields, exact resume, reading ahead, validation windows."""
 
 import json
 import threading

@@ -145,7 +145,7 @@ def test_a_full_cache_refuses_more_and_says_so():
 
 def test_a_cache_of_another_batch_is_refused():
     model = random_model()
-    with pytest.raises(ValueError, match="cache.*3 rows.*got 1"):
+    with torch.no_grad(), pytest.raises(ValueError, match="cache.*3 rows.*got 1"):
         model(tokens(1), cache=model.new_cache(3, T))
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: lossless, never special by accident, whole in a checkpoint, clear when something is wrong."""
+"""Tokenizers: lossless, never special by accident, whole in a checkpoint, clear errors."""
 
 import base64
 import os

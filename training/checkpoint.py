@@ -130,8 +130,12 @@ def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
     path = Path(out_dir) / "best.json"
     if not path.exists():
         return None
-    best = json.loads(path.read_text())
-    return best if (path.parent / best["checkpoint"]).exists() else None
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))
+        there = (path.parent / best["checkpoint"]).exists() and math.isfinite(best["val_loss"])
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is damaged; delete it, the checkpoints do not need it") from None
+    return best if there else None
 
 
 # --------------------------------------------------------------------------------------------------

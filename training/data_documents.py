@@ -1,4 +1,4 @@
-"""What every source promises, the rule that splits documents, and shuffling that resumes exactly."""
+"""What a source promises, the rule that splits documents, shuffling that resumes exactly."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,7 +12,10 @@ MIN_VALIDATION_DOCUMENTS = 100
 
 
 class Source:
-    """Documents of one split. `name` is for people; `skipped` counts the empty documents left out so far."""
+    """Documents of one split.
+
+    name: for people.  skipped: the empty documents left out so far.
+    """
 
     name: str
     skipped: int = 0
@@ -22,7 +25,7 @@ class Source:
         raise NotImplementedError
 
     def shuffled(self, seed: int, state: dict | None = None) -> "ShuffledDocuments":
-        """Endless documents, epoch after epoch, each epoch in its own order; continues after `state`."""
+        """Endless documents, each epoch in its own order; continues after `state`."""
         raise NotImplementedError
 
     def check_tokenizer(self, tokenizer) -> None:
@@ -30,7 +33,7 @@ class Source:
 
 
 class ShuffledDocuments:
-    """Endless iterator over documents. `epoch` is the one (from 0) that the last document belongs to."""
+    """Endless iterator over documents; `epoch` is that of the last document, from 0."""
 
     epoch: int = 0
 
@@ -41,7 +44,10 @@ class ShuffledDocuments:
         raise NotImplementedError
 
     def state_dict(self) -> dict:
-        """The position right after the last document: ints, strings, lists and dicts only, never changed later."""
+        """The position right after the last document, never changed later.
+
+        Made of ints, strings, lists and dicts only.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -69,7 +75,10 @@ class IndexedSource(Source):
 
 
 class ShuffledIndex(ShuffledDocuments):
-    """The documents of an IndexedSource in an order that (seed, epoch) alone decides; position = (epoch, index)."""
+    """The documents of an IndexedSource in an order that (seed, epoch) alone decides.
+
+    The position is (epoch, index).
+    """
 
     def __init__(self, source: IndexedSource, seed: int, state: dict | None = None):
         self._source, self._seed = source, seed
@@ -107,7 +116,7 @@ def is_validation_document(text: str) -> bool:
 
 
 def well_formed(text: str) -> str:
-    """The text with lone surrogates (a JSON escape can make them) replaced, so that it has a UTF-8 form."""
+    """The text with lone surrogates replaced (JSON escapes can make them, UTF-8 has none)."""
     try:
         text.encode()
         return text

@@ -1,4 +1,4 @@
-"""Documents in .txt, .jsonl and .parquet files: one scan finds their places, the texts stay on disk."""
+"""Documents in .txt, .jsonl and .parquet files: a scan finds them, the texts stay on disk."""
 
 import json
 import mmap
@@ -26,8 +26,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TRAIN_WORDS = {"train", "training"}
 VALIDATION_WORDS = {"validation", "valid", "val", "dev"}
 OTHER_WORDS = {"test"}
-# Row groups of a parquet file are shuffled, then the documents of as many groups as fit in here: reading single
-# documents in a random order would decode a whole group for each.
+# Row groups of a parquet file are shuffled, then the documents of as many groups as fit in here:
+# reading single documents in a random order would decode a whole group for each.
 WINDOW_BYTES = 64 * 2**20
 
 
@@ -146,7 +146,7 @@ FORMATS = {".txt": TextFile, ".jsonl": JsonLinesFile, ".parquet": ParquetFile}
 
 
 class FileIndex(NamedTuple):
-    """Where the documents of some files are: (N,) arrays, one entry per document that is not empty."""
+    """Where the documents of some files are: (N,) arrays over those that are not empty."""
 
     file: np.ndarray  # int64, position of its file in the list
     first: np.ndarray  # int64, byte offset or row group
@@ -173,9 +173,7 @@ class FileSource(IndexedSource):
         self.skipped = index.skipped
         if len(self) == 0:
             raise ValueError(f"{name} has no document with text in it")
-        self._groups: OrderedDict[tuple[int, int], object] = (
-            OrderedDict()
-        )  # parquet: row groups read last
+        self._groups = OrderedDict()  # parquet: (file, row group) -> texts, those read last
         self._groups_bytes = 0
 
     def __len__(self):
@@ -191,7 +189,8 @@ class FileSource(IndexedSource):
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
             return super().order(generator)
-        # Documents of one row group are neighbours in the index: a group begins where the place changes.
+        # Documents of one row group are neighbours in the index: a group begins where the place
+        # changes.
         changes = np.diff(self._index.file) | np.diff(self._index.first)
         starts = np.flatnonzero(np.append(True, changes))
         groups = np.split(np.arange(len(self)), starts[1:])
@@ -219,8 +218,9 @@ class FileSource(IndexedSource):
 def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> FileSource:
     """One split of a file or a folder of files.
 
-    A folder whose file names say train and validation (or valid, val, dev) has these splits. Otherwise `whole`
-    takes every document for the split, and without it the hash of the text decides.
+    A folder whose file names say train and validation (or valid, val, dev) has these splits.
+    Otherwise `whole` takes every document for the split, and without it the hash of the text
+    decides.
     """
     if path.is_file():
         files = {"train": [path], "validation": []}

@@ -1,4 +1,4 @@
-"""Datasets streamed from the Hugging Face Hub: exact positions, our own shuffle buffer, bounded waiting."""
+"""Streams from the Hugging Face Hub: exact positions, our own shuffle, bounded waiting."""
 
 import hashlib
 import logging
@@ -23,11 +23,13 @@ VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 PROBE_SECONDS = 3.0
 # Waits after a broken connection, on top of what datasets itself retries.
 RETRY_SECONDS = (1.0, 4.0, 16.0)
-# The shuffle buffer: large against the handful of documents in a batch, small enough to be in each checkpoint.
+# The shuffle buffer: large against the handful of documents in a batch, small enough to be in each
+# checkpoint.
 BUFFER_DOCUMENTS = 10_000
 BUFFER_CHARACTERS = 16_000_000
-# A hub dataset without a validation split: documents of the hash rule from the beginning of the stream, until
-# there are this many or this much has been read. (All documents of the rule are left out of training.)
+# A hub dataset without a validation split: documents of the hash rule from the beginning of the
+# stream, until there are this many or this much has been read. (All documents of the rule are left
+# out of training.)
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
 # Documents; datasets' state is a deep copy, so a position is one of them plus a count.
@@ -43,8 +45,8 @@ class HubUnreachable(ValueError):
 class HubSource(Source):
     """One split of a dataset on the Hub, streamed at one revision.
 
-    dataset: the `datasets.IterableDataset`.  side: None takes every document, "train" or "validation" those on
-    that side of the hash rule.
+    dataset: the `datasets.IterableDataset`.  side: None takes every document, "train" or
+    "validation" those on that side of the hash rule.
     """
 
     def __init__(
@@ -53,13 +55,15 @@ class HubSource(Source):
         self.name, self.split, self.text_column, self.side = name, split, text_column, side
         self.revision, self._datasets = revision, {revision: dataset}
         self._kept: list[str] = []  # the first documents of a validation split, read before
-        self._kept_position = None
+        self._kept_position, self._kept_all = None, False
         columns = dataset.column_names
         if columns is not None and text_column not in columns:
             raise no_such_column(name, text_column, columns)
 
     def documents(self):
         yield from self._kept
+        if self._kept_all:
+            return
         stream = TextStream(self, self.revision, self._kept_position)
         number, room = len(self._kept), KEPT_CHARACTERS - sum(map(len, self._kept))
         try:
@@ -70,6 +74,7 @@ class HubSource(Source):
                     self._kept_position = stream.position()
                 number += 1
                 yield text
+            self._kept_all = number == len(self._kept)
         finally:
             stream.close()
 
@@ -77,10 +82,11 @@ class HubSource(Source):
         return BufferedShuffle(self, seed, state)
 
     def open(self, revision: str):
-        """The IterableDataset, for one reader: two that read the same object would share a position."""
+        """An IterableDataset for one reader: two that read the same object share a position."""
         if revision not in self._datasets:
             self._datasets[revision] = _load(self.name, revision)[self.split]
-        # One shard of one is the whole, as a new object. (deepcopy fails in a thread that has not read yet.)
+        # One shard of one is the whole, as a new object. (deepcopy fails in a thread that has not
+        # read yet.)
         return self._datasets[revision].shard(num_shards=1, index=0)
 
 
@@ -100,8 +106,8 @@ class GatheredSource(IndexedSource):
 class TextStream:
     """The texts of one pass over a HubSource, in order.
 
-    Its position is a snapshot of datasets' own state and the number of examples read since; continuing from
-    one and reading on after a broken connection are the same thing.
+    Its position is a snapshot of datasets' own state and the number of examples read since;
+    continuing from one and reading on after a broken connection are the same thing.
     """
 
     def __init__(self, source: HubSource, revision: str, position: dict | None = None):
@@ -123,7 +129,8 @@ class TextStream:
             if text is not None and not isinstance(text, str):
                 kind = type(text).__name__
                 raise ValueError(
-                    f"column {source.text_column!r} of {source.name} must hold text, but holds {kind}"
+                    f"column {source.text_column!r} of {source.name} must hold text, "
+                    f"but holds {kind}"
                 )
             if not text or text.isspace():
                 source.skipped += 1
@@ -137,7 +144,7 @@ class TextStream:
         return {"snapshot": self._snapshot, "since": self._since}
 
     def close(self) -> None:
-        """End the generators of datasets now; left to the end of the interpreter they fail noisily."""
+        """End the generators of datasets now; at the interpreter's end they fail noisily."""
         if self._examples is not None:
             self._examples.close()
             self._examples = None
@@ -181,16 +188,22 @@ class TextStream:
 class BufferedShuffle(ShuffledDocuments):
     """Endless documents of a stream through a shuffle buffer.
 
-    The first document comes at once: each draw lets two documents in and one out until the buffer is full. At
-    the end of the stream the buffer is emptied, so that an epoch has every document exactly once. The state
-    holds the buffer's texts; its random numbers are a hash of (seed, number of draws), so that count is their state.
+    The first document comes at once: each draw lets two documents in and one out until the buffer
+    is full. At the end of the stream the buffer is emptied, so that an epoch has every document
+    exactly once. The state holds the buffer's texts; its random numbers are a hash of (seed, number
+    of draws), so that count is their state.
     """
 
     def __init__(self, source: HubSource, seed: int, state: dict | None = None):
         self._source, self._seed = source, seed
         state = state or {
-            "revision": source.revision, "epoch": 0, "draws": 0, "ended": False, "buffer": [], "position": None
-        }  # fmt: skip
+            "revision": source.revision,
+            "epoch": 0,
+            "draws": 0,
+            "ended": False,
+            "buffer": [],
+            "position": None,
+        }
         self._revision, self.epoch, self._draws = state["revision"], state["epoch"], state["draws"]
         self._ended, self._buffer = state["ended"], list(state["buffer"])
         self._characters = sum(map(len, self._buffer))
@@ -245,8 +258,8 @@ class BufferedShuffle(ShuffledDocuments):
 def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
     """One split of a dataset on the Hub; see open_files for `whole`.
 
-    A dataset without a validation split gets VALIDATION_DOCUMENTS documents of the hash rule from the beginning
-    of its stream. An unreachable Hub is noticed within PROBE_SECONDS.
+    A dataset without a validation split gets VALIDATION_DOCUMENTS documents of the hash rule from
+    the beginning of its stream. An unreachable Hub is noticed within PROBE_SECONDS.
     """
     revision = _current_revision(name)
     try:
@@ -267,10 +280,8 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
 
 
 def _load(name, revision):
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("streaming from the Hub needs datasets: pip install datasets") from error
+    import datasets
+
     return datasets.load_dataset(name, revision=revision, streaming=True)
 
 

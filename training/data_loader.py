@@ -1,12 +1,14 @@
 """Documents -> tokens -> batches, read ahead by a thread, with a position that resumes bit for bit.
 
-packed   one stream EOT d1 EOT d2 EOT ... cut into consecutive rows of block_size; the targets are the same stream one
-         token later, so that a batch of 4B rows is four batches of B rows.
-lanes    each row walks through one document [EOT, tokens, EOT] in consecutive segments of block_size, one a batch,
-         and takes the next document when its own ends; what is left of the last segment has input EOT and target -100.
+packed   one stream EOT d1 EOT d2 EOT ... cut into consecutive rows of block_size; the targets are
+         the same stream one token later, so that a batch of 4B rows is four batches of B rows.
+lanes    each row walks through one document [EOT, tokens, EOT] in consecutive segments of
+         block_size, one a batch, and takes the next document when its own ends; what is left of
+         the last segment has input EOT and target -100.
 
-Positions count global rows: with world_size processes a global batch has world_size * batch_size rows, of which rank r
-gets rows r * batch_size to (r + 1) * batch_size. Every rank reads the same documents, so a state fits any of them.
+Positions count global rows: with world_size processes a global batch has world_size * batch_size
+rows, of which rank r gets rows r * batch_size to (r + 1) * batch_size. Every rank reads the same
+documents, so a state fits any of them.
 """
 
 import queue
@@ -18,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from architecture.interface import IGNORE_INDEX
 from training.data_documents import Source
 
-IGNORE_INDEX = -100  # as architecture.interface.IGNORE_INDEX, which this package does not import
 PACKINGS = ("packed", "lanes")
 POLL_SECONDS = 0.05  # how soon a blocked reader notices close()
 JOIN_SECONDS = 2.0  # close() leaves a reader that hangs in the network to end as a daemon thread
@@ -37,11 +39,12 @@ class Progress(NamedTuple):
 class TrainLoader:
     """Endless iterator of dict(input_ids, targets), each (batch_size, block_size) int64 on the CPU.
 
-    state: what `state_dict()` gave; the batches go on exactly after the one returned last then. With "packed" the
-    batch size may change there, with "lanes" the number of global rows must stay.
+    state: what `state_dict()` gave; the batches go on exactly after the one returned last then.
+    With "packed" the batch size may change there, with "lanes" the number of global rows must stay.
 
-    The constructor returns when the first batch is ready, so that everything that is wrong with the data is raised
-    before a run writes anything. An exception of the reading thread is raised by `next` as itself.
+    The constructor returns when the first batch is ready, so that everything that is wrong with the
+    data is raised before a run writes anything. An exception of the reading thread is raised by
+    `next` as itself.
     """
 
     def __init__(
@@ -97,10 +100,11 @@ class TrainLoader:
         }
 
     def state_dict(self) -> dict:
-        """The position right after the last batch returned (not what is read ahead), for torch.load(weights_only=True).
+        """The position right after the last batch returned, not of what is read ahead.
 
-        packing, seed, the documents begun, the source's own position, and the tokens of documents begun (packed: one
-        tensor; lanes: one per row).
+        packing, seed, the number of documents begun, the source's own position, and the tokens
+        left of documents begun (packed: one tensor; lanes: one per row). Only types that
+        torch.load(weights_only=True) accepts.
         """
         tokens = [torch.from_numpy(rest.copy()) for rest in self._state["tokens"]]
         return {**self._describe, **self._state, "tokens": tokens}
@@ -125,7 +129,7 @@ class TrainLoader:
 
 
 class TokenDocuments:
-    """Endless shuffled documents as int64 ids, counted; the part of the state that all packings share."""
+    """Endless shuffled documents as int64 ids; the part of the state that packings share."""
 
     def __init__(self, source, tokenizer, seed, state):
         self._tokenizer = tokenizer
@@ -149,7 +153,7 @@ class TokenDocuments:
 
 
 class PackedRows:
-    """Consecutive rows of one stream; `tokens` is what follows the last row, its last target included."""
+    """Consecutive rows of one stream; `tokens` begins with the last target of the last row."""
 
     def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
         self._documents, self._eot = documents, np.array([eot])
@@ -159,9 +163,9 @@ class PackedRows:
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
         """inputs and targets, each (num_rows, block_size) int64"""
         size = self._num_rows * self._block_size
-        parts, length = self.tokens, sum(map(len, self.tokens))
+        parts, length = list(self.tokens), sum(map(len, self.tokens))
         while length < size + 1:
-            parts = [*parts, self._eot, next(self._documents)]
+            parts += self._eot, next(self._documents)
             length += 1 + len(parts[-1])
         stream = np.concatenate(parts)
         self.tokens = [stream[size:]]
@@ -170,7 +174,7 @@ class PackedRows:
 
 
 class LaneRows:
-    """One document per row, a segment of each a batch; `tokens` is what is left of each row's document."""
+    """One document per row, one segment of each a batch; `tokens` is what is left of each."""
 
     def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
         self._documents, self._eot, self._block_size = documents, np.array([eot]), block_size
@@ -178,7 +182,8 @@ class LaneRows:
         self.tokens = saved or [self._eot] * num_rows
         if len(self.tokens) != num_rows:
             raise ValueError(
-                f"batch_size times processes ({num_rows}) must be {len(self.tokens)}, the lanes of the checkpoint"
+                f"batch_size times processes ({num_rows}) must be {len(self.tokens)}, "
+                "the lanes of the checkpoint"
             )
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray]:
@@ -187,9 +192,9 @@ class LaneRows:
         inputs, targets = np.full(shape, self._eot), np.full(shape, IGNORE_INDEX)
         lanes = list(self.tokens)
         for row, rest in enumerate(lanes):
-            if (
-                len(rest) == 1
-            ):  # its last target: the row begins a document (a reset mask goes here)
+            if len(rest) == 1:
+                # Only its last target was left: the row begins a document. (A reset mask goes
+                # here.)
                 rest = np.concatenate([self._eot, next(self._documents), self._eot])
             segment = rest[: self._block_size + 1]
             inputs[row, : len(segment) - 1] = segment[:-1]
@@ -202,17 +207,19 @@ class LaneRows:
 def validation_batches(
     source: Source, tokenizer, *, batch_size: int, block_size: int, max_tokens: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The documents in their fixed order as EOT d1 EOT d2 ... EOT, in consecutive windows; the same dicts as TrainLoader.
+    """The documents in their fixed order, EOT d1 EOT d2 ... EOT, cut into consecutive windows.
 
-    Every token after the first EOT is a target exactly once, up to max_tokens of them; the end of the last window has
-    input EOT and target -100. The last batch may have fewer rows. Reads no further than max_tokens needs.
+    Yields the same dicts as TrainLoader. Every token after the first EOT is a target exactly once,
+    up to max_tokens of them; the end of the last window has input EOT and target -100. The last
+    batch may have fewer rows. Reads no further than max_tokens needs.
     """
     source.check_tokenizer(tokenizer)
     eot = np.array([tokenizer.eot_token])
     documents = (np.concatenate([encode(tokenizer, d), eot]) for d in source.documents())
     parts, length, left = [], 0, max_tokens
     for part in chain([eot], documents):
-        parts, length = [*parts, part], length + len(part)
+        parts.append(part)
+        length += len(part)
         while length > batch_size * block_size and left != 0:
             stream = np.concatenate(parts)
             size = batch_size * block_size if left is None else min(left, batch_size * block_size)
@@ -235,8 +242,8 @@ def require_tokens(source: Source, tokenizer, needed: int) -> None:
         if found >= needed:
             return
     raise ValueError(
-        f"{source.name} has {found:,} tokens in all, fewer than one batch ({needed:,}: batch_size * block_size "
-        "and one more); use more text, or a smaller --batch_size or --block_size"
+        f"{source.name} has {found:,} tokens in all, fewer than one batch ({needed:,}: batch_size * "
+        "block_size and one more); use more text, or a smaller --batch_size or --block_size"
     )
 
 
@@ -262,7 +269,7 @@ def _position(rows, documents):
 
 
 def _read_ahead(rows, documents, batches, stop):
-    """Fill the queue with (inputs, targets, position after them, Progress) until `stop`; an exception goes in as itself."""
+    """Fill the queue with (inputs, targets, position, Progress) until `stop`; an exception too."""
 
     def put(item):
         while not stop.is_set():

@@ -3,16 +3,17 @@
     tinystories         roneneldan/TinyStories, streamed from the Hub
     ORG/NAME            any dataset on the Hub, streamed
     FILE                .txt (documents separated by <|endoftext|>), .jsonl or .parquet
-    FOLDER              of such files; names with train and valid (val, validation, dev) in them are its splits
+    FOLDER              of such files; names that say train or valid (val, validation, dev) are
+                        its splits
     FOLDER              of token files that data/prepare.py wrote
 
-A Source has `documents()`, every document once in its fixed order, and `shuffled(seed, state)`, endless documents
-whose position `state_dict()` gives exactly (training/data_documents.py). Empty documents are skipped and counted in
-`skipped`.
+A Source has `documents()`, every document once in its fixed order, and `shuffled(seed, state)`,
+endless documents whose position `state_dict()` gives exactly (training/data_documents.py). Empty
+documents are skipped and counted in `skipped`.
 
-Where a dataset has no validation split and no val_dataset is given, the hash of a document's text decides which split
-it belongs to. What a val_dataset offers as validation (else all of it) is the validation split, and the dataset trains
-whole. Every error that a user can cause is a ValueError.
+Where a dataset has no validation split and no val_dataset is given, the hash of a document's text
+decides which split it belongs to. What a val_dataset offers as validation (else all of it) is the
+validation split, and the dataset trains whole. Every error that a user can cause is a ValueError.
 """
 
 import difflib

@@ -1,7 +1,8 @@
 """Token files: documents as ids on disk, read by memory map.
 
-A folder has tokens.json and, per split and shard, two .npy files (whose header carries the dtype): SPLIT_00000.tokens.npy,
-the ids of its documents one after another without end-of-text, and SPLIT_00000.ends.npy, int64, where each ends.
+A folder has tokens.json and, for each shard of a split, two .npy files, whose headers carry dtype
+and size: SPLIT_00000.tokens.npy, the ids of its documents one after another without end-of-text
+(uint16 if the vocabulary fits, else uint32), and SPLIT_00000.ends.npy, int64, where each one ends.
 """
 
 import json
@@ -59,8 +60,8 @@ class TokenSource(IndexedSource):
 class TokenFolderWriter:
     """Writes a token folder: `add` documents split by split, then `finish`.
 
-    Everything goes to FOLDER.tokens-partial, which `finish` renames, so that a folder under its own name is always whole;
-    what a killed writer left is removed by the next one.
+    Everything goes to FOLDER.tokens-partial, which `finish` renames, so that a folder under its own
+    name is always whole; what a killed writer left is removed by the next one.
     """
 
     def __init__(self, folder: Path, tokenizer, *, shard_tokens: int = SHARD_TOKENS):
@@ -80,7 +81,10 @@ class TokenFolderWriter:
         self._partial.mkdir(parents=True)
 
     def write_split(self, split: str, documents) -> dict:
-        """Write all documents (sequences of ids) of a split; returns its totals. Holds one shard in memory."""
+        """Write all documents of a split, sequences of ids; returns its totals.
+
+        Holds one shard in memory.
+        """
         totals = self._meta["splits"][split] = {"documents": 0, "tokens": 0, "shards": []}
         shard, size = [], 0
         for document in documents:

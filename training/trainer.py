@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture.generation import generate, row_generators
+from architecture.generation import generate_texts
 from architecture.interface import load_share
 from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
@@ -33,6 +33,7 @@ from training.optimizer import build_optimizers, learning_rate, set_learning_rat
 from training.provenance import git_commit, provenance
 from training.step import StepResult, accumulate_gradients, apply_gradients
 
+NARRATE_SECONDS = 15.0
 SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 200, 0.8  # of the stories that a run shows
 
 
@@ -232,16 +233,8 @@ def run_evaluation(
 
 def sample_stories(run: Run, number: int) -> list[str]:
     """Stories from end-of-text on, always from the same seed, so that they show the weights alone."""
-    eot = run.tokenizer.eot_token
-    rows = generate(
-        run.model,
-        [[eot]] * number,
-        max_tokens=min(SAMPLE_TOKENS, run.model.config.context_limit - 1),
-        temperature=SAMPLE_TEMPERATURE,
-        stop_tokens=(eot,),
-        generators=row_generators(SAMPLE_SEED, number),
-    )
-    return [run.tokenizer.decode([t for t in row if t != eot]).strip() for row in rows]
+    tokens = min(SAMPLE_TOKENS, run.model.config.context_limit - 1)
+    return generate_texts(run.model, [""] * number, tokens, SAMPLE_TEMPERATURE, seed=SAMPLE_SEED)
 
 
 def describe(run: Run, source: Source, validation: Source) -> str:
@@ -363,8 +356,8 @@ def close(
     run.writer.say("closing evaluation on all validation tokens ...")
     try:
         found = evaluate.evaluate(
-            run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast,
-            should_stop=lambda: bool(run.stop),
+            run.compiled, narrated(batches, run.writer), run.token_bytes, device=run.device,
+            autocast=run.autocast, should_stop=lambda: bool(run.stop),
         )  # fmt: skip
     except evaluate.Interrupted:
         raise Stopped(run.stop, path) from None
@@ -388,6 +381,17 @@ def close(
         run.writer.text(progress.step, f"samples/final_{number}", story)
     run.writer.say(summary(run, final, stories, path))
     return {**final, "checkpoint": str(path), "stories": stories}
+
+
+def narrated(batches: Iterable[dict], writer: metrics.MetricsWriter) -> Iterator[dict]:
+    """The same batches; says now and then how many tokens are done, since nobody knows the total."""
+    said, tokens = time.monotonic(), 0
+    for batch in batches:
+        yield batch
+        tokens += batch["targets"].numel()
+        if time.monotonic() - said > NARRATE_SECONDS:
+            writer.say(f"  {tokens:,} validation tokens scored")
+            said = time.monotonic()
 
 
 def evaluate_only(cfg: TrainConfig, model: nn.Module, tokenizer: Any, validation: Source) -> str:

@@ -1,0 +1,30 @@
+# Every target sets up .venv by itself; nothing is installed outside it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup test check bench clean
+
+setup: .venv/.runtime  ## what training and sampling need
+
+test: .venv/.dev  ## the whole suite, no network
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/.dev  ## linter and formatter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/.dev  ## the published figures that take minutes: parity, head memory
+	$(BIN)/python -m benchmarks.parity
+	$(BIN)/python -m benchmarks.head_memory
+
+clean:
+	rm -rf .venv
+
+.venv/.runtime: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/.dev: requirements-dev.txt .venv/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

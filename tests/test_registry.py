@@ -1,0 +1,178 @@
+"""Models by name, and checkpoints that are missing, damaged, foreign or hostile."""
+
+import os
+import pickle
+import re
+
+import pytest
+import torch
+
+from architecture import registry
+from architecture.gptoss import ModelConfig, Transformer
+from architecture.interface import count_parameters
+
+SHAPE = dict(num_hidden_layers=2, num_experts=7, experts_per_token=2, vocab_size=37, hidden_size=20,
+             intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=6,
+             initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
+
+
+def state(**changes):
+    model = Transformer(ModelConfig(**{**SHAPE, **changes}))
+    return {
+        "model_name": "gptoss",
+        "config": registry.config_to_dict(model.config),
+        "model": model.state_dict(),
+        "tokenizer": {},
+        "step": 3,
+    }
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "checkpoint_3.pt"
+    torch.save(state(), path)
+    return path
+
+
+@pytest.fixture
+def any_tokenizer(monkeypatch):
+    from architecture import tokenizer
+
+    monkeypatch.setattr(tokenizer, "tokenizer_from_state", lambda state: "tokenizer")
+
+
+def refusal(path):
+    with pytest.raises(ValueError) as error:
+        registry.read_checkpoint(path)
+    message = str(error.value)
+    assert "\n" not in message and str(path) in message and "; " in message
+    return message
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.marker}",))
+
+
+# ---------------------------------------------------------------------------------------- by name
+def test_a_model_is_found_by_name_and_its_name_by_model():
+    assert registry.model_class("gptoss") is Transformer
+    assert registry.model_name(Transformer) == "gptoss"
+
+
+def test_an_unknown_model_size_or_field_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="gptos'.*did you mean 'gptoss'"):
+        registry.model_class("gptos")
+    with pytest.raises(ValueError, match="medum'.*did you mean 'medium'"):
+        registry.build_config("gptoss", "medum")
+    with pytest.raises(ValueError, match="num_expert .*did you mean 'num_experts'"):
+        registry.build_config("gptoss", "toy", {"num_expert": 4})
+
+
+def test_overrides_replace_fields_of_the_preset():
+    config = registry.build_config("gptoss", "toy", {"num_experts": 16})
+    assert (config.num_experts, config.hidden_size) == (16, 128)
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+def test_a_checkpoint_comes_back_whole(checkpoint):
+    read = registry.read_checkpoint(checkpoint)
+    assert read["step"] == 3 and read["config"]["num_experts"] == 7
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_code_does_not_run_and_is_named_in_one_sentence(tmp_path, zipped):
+    path, marker = tmp_path / "checkpoint_3.pt", tmp_path / "ran"
+    content = {**state(), "extra": Hostile(marker)}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    assert "could run code" in refusal(path)
+    assert not marker.exists()
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoint):
+    whole = checkpoint.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.999):
+        checkpoint.write_bytes(whole[: int(len(whole) * share)])
+        assert "truncated or corrupt" in refusal(checkpoint)
+
+
+def test_noise_text_and_a_foreign_zip_are_refused(tmp_path):
+    import zipfile
+
+    path = tmp_path / "checkpoint_3.pt"
+    for content in (os.urandom(5000), b"hello", b"{}", b"\x80\x04"):
+        path.write_bytes(content)
+        refusal(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.txt", "text")
+    refusal(path)
+
+
+def test_a_missing_checkpoint_and_a_folder_are_refused(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "checkpoint_9.pt")
+    refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, [1, 2], torch.zeros(3)], ids=["dict", "list", "tensor"])  # fmt: skip
+def test_a_file_of_another_project_is_refused_with_what_it_lacks(tmp_path, content):
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    assert "model_name" in refusal(path)
+
+
+def test_a_checkpoint_of_an_unknown_architecture_is_refused(tmp_path, any_tokenizer):
+    path = tmp_path / "checkpoint_3.pt"
+    torch.save({**state(), "model_name": "mamba"}, path)
+    with pytest.raises(ValueError, match="mamba"):
+        Transformer.from_checkpoint(str(path))
+
+
+# ----------------------------------------------------------------------------------------- loading
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loaded_model_is_the_saved_one_to_the_bit(tmp_path, any_tokenizer, tied):
+    path = tmp_path / "checkpoint_3.pt"
+    saved = state(tie_embeddings=tied)
+    torch.save(saved, path)
+    torch.manual_seed(0)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    model = Transformer.from_checkpoint(str(path))
+    assert torch.equal(torch.rand(1), drawn)  # loading draws no random number
+    assert not model.training and model.tokenizer == "tokenizer"
+    assert all(torch.equal(value, saved["model"][name]) for name, value in model.state_dict().items())
+    assert (model.unembedding.weight is model.embedding.weight) == tied
+    assert count_parameters(model) == model.config.parameter_counts()["total"]
+    assert all(p.requires_grad for p in model.parameters())
+    model(torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)).loss.backward()
+
+
+def test_loaded_weights_go_into_the_parameters_that_are_there():
+    model = Transformer(ModelConfig(**SHAPE))
+    before = dict(model.named_parameters())
+    weights = {name: torch.rand_like(w) for name, w in model.state_dict().items()}
+    registry.load_weights(model, weights, "a file")
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name] and torch.equal(parameter, weights[name])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda w: w.pop("norm.scale"), "no tensor for some of this model's.*norm.scale"),
+        (lambda w: w.update(extra=torch.zeros(1)), "lacks.*extra"),
+        (lambda w: w.update({"norm.scale": torch.zeros(21)}), "another shape.*norm.scale"),
+    ],
+)
+def test_missing_surplus_and_misshapen_tensors_are_named(change, words):
+    model = Transformer(ModelConfig(**SHAPE))
+    weights = model.state_dict()
+    change(weights)
+    with pytest.raises(ValueError) as error:
+        registry.load_weights(model, weights, "a file")
+    assert re.search(words, str(error.value)) and str(error.value).startswith("a file")
