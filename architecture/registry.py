@@ -109,7 +109,7 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
                 "because that could run code; use a checkpoint written by this project"
             ) from error
         raise ValueError(
-            f"checkpoint {path} is truncated, corrupt or no checkpoint; "
+            f"checkpoint {path} is truncated or corrupt, or no checkpoint at all; "
             "use another checkpoint_<step>.pt from its folder"
         ) from error
     missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]

@@ -27,10 +27,11 @@ def prepare(
     sources = {
         split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")
     }
+    for source in sources.values():
+        source.check_tokenizer(tokenizer)
     writer = TokenFolderWriter(out_dir, tokenizer)
     totals = {}
     for split, source in sources.items():
-        source.check_tokenizer(tokenizer)
         total = len(source) if hasattr(source, "__len__") else None
         texts = tqdm(source.documents(), desc=split, total=total, unit=" documents")
         totals[split] = writer.write_split(split, (encode(tokenizer, text) for text in texts))
