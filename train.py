@@ -9,12 +9,15 @@ from training.config import TrainConfig, as_text, check_resume
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0; 2 for bad input; 128 + signal after a stop that has saved."""
+    """Returns the exit code: 0; 2 for bad input; 128 + signal after a stop."""
     try:
         return run(parse_command_line(sys.argv[1:] if argv is None else argv, model_fields))
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the loop answers Ctrl-C, or the second one
+        print("train.py: interrupted; checkpoints that were saved are whole", file=sys.stderr)
+        return 130
 
 
 def run(command: CommandLine) -> int:
@@ -104,8 +107,10 @@ def starting_point(command: CommandLine) -> tuple[TrainConfig, typing.Any, typin
         cfg = check_resume(saved["train_config"], cfg, saved["config"], overrides, command.given)
         overrides = {}
     else:  # the weights bring these
+        size = saved.get("train_config", {}).get("model_size", "custom")  # not a run's: no preset
         for name, held in (
             ("model", saved["model_name"]),
+            ("model_size", size),
             ("tokenizer", saved["tokenizer"]["name"]),
         ):
             if name in command.given and getattr(cfg, name) != held:
@@ -133,7 +138,7 @@ def print_model_fields(cfg: TrainConfig) -> int:
         f"fields of --model {cfg.model}; a flag or YAML key each; values of --model_size {cfg.model_size}:"
     )
     for name, hint in model_fields(cfg.model).items():
-        kind = hint.__name__ if isinstance(hint, type) else str(hint)
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
         print(f"  --{name:<24} {kind:<28} {as_text(getattr(preset, name))}")
     presets = model_class(cfg.model).presets
     print(f"model sizes: {', '.join(presets)}")

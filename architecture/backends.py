@@ -1,7 +1,7 @@
 """Faster paths for what gptoss.py specifies: same arguments, same values, same gradients.
 
 sdpa_attention is held to gptoss.eager_attention, sorted_experts to gptoss.loop_experts. A new path
-needs a function here, a line in gptoss.py's table of backends, and a row in tests/test_backends.py.
+needs a function here and an entry in gptoss.py's table of backends, from where the tests take it.
 
 Shapes: B batch, T query tokens, S key tokens, H query heads, G key/value heads, C head_dim,
 N tokens, k experts_per_token, E experts, D hidden_size.
@@ -18,21 +18,19 @@ import torch.nn.functional as F
 def sdpa_attention(q, k, v, sinks, mask, dropout):
     """F.scaled_dot_product_attention with the sink as a null key: same arguments as eager_attention.
 
-    One feature is added to each head: 1 in every query, the sink's logit in the null key, 0 in the
-    other keys. The null key's value is 0, so it only takes its share of the denominator, and the
+    One feature is added to each head: 1 in every query, the sink's logit (times sqrt(C), which the scale
+    takes back) in the null key, 0 in the other keys. The null key's value is 0, so it only takes its share of the denominator, and the
     sink's gradient comes through the key.
     """
-    B, T, H, C = q.shape
+    B, _, H, C = q.shape
     # an explicit copy per query head: with a mask, CUDA's fused kernel knows no grouped heads
-    k, v = (
-        x.repeat_interleave(H // x.shape[2], dim=2) for x in (k, v)
-    )  # (B, S, G, C) -> (B, S, H, C)
+    # (B, S, G, C) -> (B, S, H, C)
+    k, v = (x.repeat_interleave(H // x.shape[2], dim=2) for x in (k, v))
     if sinks is not None:
         extra = 1 if q.device.type == "cpu" else 8 - C % 8  # CUDA's kernel wants multiples of 8
-        q = torch.cat(
-            (q, q.new_full((B, T, H, 1), math.sqrt(C)), q.new_zeros(B, T, H, extra - 1)), dim=-1
-        )
-        null_key = F.pad(sinks.to(q.dtype)[:, None], (C, extra - 1))  # (H, C + extra)
+        q = F.pad(F.pad(q, (0, 1), value=1.0), (0, extra - 1))
+        logit = (sinks * math.sqrt(C)).to(q.dtype)  # rounded once
+        null_key = F.pad(logit[:, None], (C, extra - 1))  # (H, C + extra)
         k = torch.cat((null_key.expand(B, 1, -1, -1), F.pad(k, (0, extra))), dim=1)
         v = F.pad(v, (0, extra, 0, 0, 1, 0))  # (B, S, H, C) -> (B, 1 + S, H, C + extra)
         mask = F.pad(mask, (1, 0), value=True)
@@ -83,4 +81,4 @@ def sorted_experts(x, index, weight, experts):
         parts.append(F.linear(experts.activation(F.linear(part, w1, b1)), w2, b2))
     parts.append(torch.zeros_like(rows[E], dtype=parts[0].dtype))
     chosen = _Regroup.apply(torch.cat(parts), inverse, order, 1).view(N, k, -1)
-    return torch.einsum("nkd,nk->nd", chosen, weight.to(chosen.dtype)).to(x.dtype)
+    return (chosen * weight[..., None].to(chosen.dtype)).sum(1).to(x.dtype)

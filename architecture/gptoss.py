@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +33,12 @@ from architecture.interface import (
     load_share,
     next_token_loss,
 )
+from architecture.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 SWIGLU_ALPHA = 1.702  # gpt-oss gates with x * sigmoid(1.702 x), a close fit of GELU
-EMPTY_SLOT = -(2**62)  # position of a cache slot that holds nothing: below every window
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -83,39 +83,27 @@ class ModelConfig:
         for name in ("num_hidden_layers", "num_experts", "experts_per_token", "vocab_size", "hidden_size",
                      "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
                      "sliding_window", "initial_context_length"):  # fmt: skip
-            self._require(
-                name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1 or more"
-            )
-        for name, least in (
-            ("swiglu_limit", 0),
-            ("rope_theta", 1),
-            ("rope_ntk_alpha", 0),
-            ("rope_ntk_beta", 0),
-        ):
-            self._require(name, least < getattr(self, name) < math.inf, f"must be finite and above {least}",
-                          f"the official value is {getattr(type(self), name)}")  # fmt: skip
-        for name, choices in (
-            ("position", ("rope", "learned", "none")),
-            ("norm", tuple(NORMS)),
-            ("mlp", ("swiglu", "gelu")),
-        ):
-            self._require(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}",
-                          f"set {name}={choices[0]}")  # fmt: skip
+            self._require(name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1")
+        for name in ("swiglu_limit", "rope_theta", "rope_ntk_alpha", "rope_ntk_beta"):
+            least = 1 if name == "rope_theta" else 0  # YaRN divides by its logarithm
+            rule, official = f"must be finite and above {least}", getattr(type(self), name)
+            holds = least < getattr(self, name) < math.inf
+            self._require(name, holds, rule, f"the official value is {official}")
+        for name in ("position", "norm", "mlp"):
+            choices = get_args(get_type_hints(type(self))[name])
+            rule = f"must be one of {', '.join(choices)}"
+            self._require(name, getattr(self, name) in choices, rule, f"set {name}={choices[0]}")
 
-        heads, groups, layers = (
-            self.num_attention_heads,
-            self.num_key_value_heads,
-            self.num_hidden_layers,
-        )
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        layers, experts, k = self.num_hidden_layers, self.num_experts, self.experts_per_token
         capacity, stride, used = self.capacity_factor, self.nope_stride, self.used_vocab_size
         types, moe = self.layer_types, self.moe_layers
         low, high = self.yarn_range
         for name, holds, rule, way_out in (
             ("num_attention_heads", heads % groups == 0, f"must be a multiple of num_key_value_heads ({groups})",
              f"for multi-head attention set num_key_value_heads={heads}"),
-            ("experts_per_token", self.experts_per_token <= self.num_experts,
-             f"must be at most num_experts ({self.num_experts})",
-             f"set it to {self.num_experts} or fewer, or num_experts={self.experts_per_token} or more"),
+            ("experts_per_token", k <= experts, f"must be at most num_experts ({experts})",
+             f"set experts_per_token={experts} or fewer, or num_experts={k} or more"),
             ("head_dim", self.head_dim % 2 == 0 or self.position != "rope",
              "must be even, because RoPE rotates pairs", f"set head_dim={self.head_dim + 1}"),
             ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
@@ -148,6 +136,12 @@ class ModelConfig:
     def resolved_layer_types(self) -> tuple[str, ...]:
         alternating = (SLIDING, FULL) * self.num_hidden_layers
         return self.layer_types or alternating[: self.num_hidden_layers]
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens each layer sees, the current one counted; None for all."""
+        window = {SLIDING: self.sliding_window, FULL: None}
+        return tuple(window[kind] for kind in self.resolved_layer_types)
 
     @property
     def resolved_moe_layers(self) -> tuple[int, ...]:
@@ -198,8 +192,8 @@ class ModelConfig:
         three times (forward, and two gradients). The window leaves min(i + 1, W) keys to token i.
         """
         keys = 0.0
-        for kind in self.resolved_layer_types:
-            w = min(self.sliding_window, block_size) if kind == SLIDING else block_size
+        for window in self.windows:
+            w = min(window or block_size, block_size)
             keys += (w * (w + 1) / 2 + (block_size - w) * w) / block_size  # mean over the sequence
         width = self.head_dim * self.num_attention_heads
         return 6 * self.parameter_counts()["active"] + 12 * width * keys
@@ -244,13 +238,11 @@ class RMSNorm(nn.Module):
         return F.rms_norm(wide, self.scale.shape, self.scale.to(wide.dtype), self.eps).to(x.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(RMSNorm):
     """GPT-2's norm under the trunk's parameter names. (..., D) -> (..., D)"""
 
     def __init__(self, size: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.scale = nn.Parameter(torch.ones(size))
+        super().__init__(size, eps)
         self.bias = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -289,10 +281,8 @@ class RotaryEmbedding:
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-# ------------------------------------------------------------------------------------------ masks, cache
-def visible_keys(
-    query_positions: torch.Tensor, key_positions: torch.Tensor, window: int | None
-) -> torch.Tensor:
+# ------------------------------------------------------------------------------------------------- masks
+def visible_keys(query_positions, key_positions, window: int | None) -> torch.Tensor:
     """Which keys a query may see: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
     The window counts the current token: key j is visible to query i when i - window < j <= i.
@@ -303,71 +293,6 @@ def visible_keys(
     if window is not None:
         visible &= key > query - window
     return visible | (key == query)
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, updated in place by forward, for inference only.
-
-    Full layers have a slot per token; sliding layers a ring of one window. What a slot holds is told by
-    its position alone (negative: padding), so the order of the slots does not matter.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, max_length: int, device: torch.device,
-                 dtype: torch.dtype):  # fmt: skip
-        self.length, self.max_length = 0, max_length
-        self.layer_types = config.resolved_layer_types
-        slots = {SLIDING: min(config.sliding_window, max_length), FULL: max_length}
-        self.positions = {
-            kind: torch.full((batch, slots[kind]), EMPTY_SLOT, device=device)
-            for kind in dict.fromkeys(self.layer_types)
-        }
-        self.next_position = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        shape = (config.num_key_value_heads, config.head_dim)
-        self.keys = [
-            torch.zeros(batch, slots[kind], *shape, device=device, dtype=dtype)
-            for kind in self.layer_types
-        ]
-        self.values = [torch.zeros_like(keys) for keys in self.keys]
-
-    def check_room(self, batch: int, tokens: int) -> None:
-        """Refuse a forward that this cache is not for."""
-        if torch.is_grad_enabled():
-            raise ValueError("a cache takes no gradient; call the model under torch.no_grad()")
-        if batch != len(self.next_position):
-            raise ValueError(f"the cache was made for {len(self.next_position)} rows, got {batch}; "
-                             f"make one with new_cache({batch}, ...)")  # fmt: skip
-        if self.length + tokens > self.max_length:
-            raise ValueError(f"the cache has room for {self.max_length} tokens (its max_length), got "
-                             f"{self.length + tokens}; make one with a larger max_length")  # fmt: skip
-
-    def extend(self, kind: str, positions: torch.Tensor) -> torch.Tensor:
-        """Positions (B, S) of the keys that a forward with these query positions (B, T) sees."""
-        return self._append(self.positions[kind], kind, positions)
-
-    def extend_layer(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key and value (B, T, G, C) of the new tokens -> those that they may see, (B, S, G, C)."""
-        kind = self.layer_types[layer]
-        return (
-            self._append(self.keys[layer], kind, key),
-            self._append(self.values[layer], kind, value),
-        )
-
-    def advance(self, positions: torch.Tensor) -> None:
-        """The tokens at these positions (B or 1, T) are in every layer now."""
-        self.length += positions.shape[1]
-        self.next_position[:] = positions[:, -1:] + 1
-
-    def _append(self, store: torch.Tensor, kind: str, new: torch.Tensor) -> torch.Tensor:
-        """Write new (B, T, ...) into store (B, slots, ...) -> what its T queries may see, (B, S, ...)."""
-        (tokens, slots), new = (new.shape[1], store.shape[1]), new.to(store.dtype)
-        end = self.length + tokens
-        # the windows of several queries reach back further than the ring that the last one leaves
-        seen = torch.cat((store, new), dim=1) if kind == SLIDING and tokens > 1 else store
-        places = torch.arange(max(self.length, end - slots), end, device=store.device) % slots
-        store[:, places] = new[:, -slots:]
-        return seen if kind == SLIDING else store[:, :end]
 
 
 # --------------------------------------------------------------------------------------------- attention
@@ -390,10 +315,7 @@ def eager_attention(q, k, v, sinks, mask, dropout):
     return torch.einsum("bgmts,bsgc->btgmc", weights, v).reshape(B, T, H, C)
 
 
-ATTENTION_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
-    "eager": eager_attention,
-    "sdpa": backends.sdpa_attention,
-}
+ATTENTION_BACKENDS = {"eager": eager_attention, "sdpa": backends.sdpa_attention}
 
 
 class AttentionBlock(nn.Module):
@@ -412,9 +334,7 @@ class AttentionBlock(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(heads)) if config.attention_sinks else None
         self.out = nn.Linear(heads * c, d, bias=bias)
 
-    def forward(
-        self, hidden: torch.Tensor, rope, mask: torch.Tensor, cache: KVCache | None
-    ) -> torch.Tensor:
+    def forward(self, hidden, rope, mask, cache: KVCache | None) -> torch.Tensor:
         """hidden (B, T, D), rope tables or None, mask (B or 1, 1, T, S) -> (B, T, D)."""
         cfg = self.config
         heads, groups = cfg.num_attention_heads, cfg.num_key_value_heads
@@ -471,27 +391,7 @@ def loop_experts(x, index, weight, experts):
     return (chosen * weight[..., None].to(x.dtype)).sum(1)
 
 
-EXPERT_BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
-    "loop": loop_experts,
-    "sorted": backends.sorted_experts,
-}
-
-
-def over_capacity(
-    index: torch.Tensor, probability: torch.Tensor, capacity: int, num_experts: int
-) -> torch.Tensor:
-    """Which assignments an expert has no room for: those of lowest probability. All (N, k) -> bool.
-
-    An index of num_experts marks an assignment that takes no room. Ties go to the earlier token.
-    """
-    flat = index.flatten()
-    order = probability.flatten().argsort(descending=True, stable=True)
-    order = order[flat[order].argsort(stable=True)]  # by expert, then by probability
-    sizes = (flat[:, None] == torch.arange(num_experts + 1, device=flat.device)).sum(0)
-    first = sizes.cumsum(0) - sizes
-    place = torch.arange(flat.numel(), device=flat.device) - first[flat[order]]
-    lost = torch.empty_like(flat, dtype=torch.bool).scatter_(0, order, place >= capacity)
-    return lost.view_as(index)
+EXPERT_BACKENDS = {"loop": loop_experts, "sorted": backends.sorted_experts}
 
 
 class MLPBlock(nn.Module):
@@ -519,9 +419,7 @@ class MLPBlock(nn.Module):
             return F.gelu(x, approximate="tanh")
         return swiglu(x, self.config.swiglu_limit)
 
-    def forward(
-        self, hidden: torch.Tensor, counted: torch.Tensor | None
-    ) -> tuple[torch.Tensor, LayerRouting | None]:
+    def forward(self, hidden, counted) -> tuple[torch.Tensor, LayerRouting | None]:
         """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's statistics."""
         x = self.norm(hidden).flatten(0, 1)  # (B, T, D) -> (N, D)
         experts = ExpertWeights(
@@ -535,12 +433,12 @@ class MLPBlock(nn.Module):
         out = self.run_experts(x, index, weight, experts)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
-    def route(
-        self, x: torch.Tensor, counted: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
+    def route(self, x, counted) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
         """x (N, D), counted (N,) bool or None -> expert index (N, k), its weight (N, k), statistics.
 
         Top-k of the logits, then softmax over the k. selection_bias takes part in the choice only.
+        In training an expert keeps ceil(capacity_factor * assignments / E) of its assignments, those of
+        highest probability and then of the earliest tokens; the index of a dropped one is E.
         """
         E, k = self.config.num_experts, self.config.experts_per_token
         with torch.autocast(x.device.type, enabled=False):  # the router is a float32 island
@@ -558,13 +456,12 @@ class MLPBlock(nn.Module):
         assigned = (index[..., None] == torch.arange(E, device=x.device)).sum(1)  # (N, E), 0 or 1
         dropped = logits.new_zeros(())
         if self.training and self.config.capacity_factor is not None:
-            tokens = x.shape[0] if counted is None else int(counted.sum())
-            capacity = math.ceil(self.config.capacity_factor * tokens * k / E)
-            if counted is not None:
-                index = index.where(counted[:, None], E)  # padding takes nobody's place
-            lost = over_capacity(index, probability.gather(1, index.clamp(max=E - 1)), capacity, E)
-            lost = lost & (index < E)
-            dropped = lost.sum() / max(1, tokens * k)
+            rivals = assigned * counts[:, None] > 0  # what is not counted takes nobody's place
+            capacity = math.ceil(self.config.capacity_factor * int(rivals.sum()) / E)
+            ranked = probability.where(rivals, -1.0).argsort(dim=0, descending=True, stable=True)
+            lost = rivals & (ranked.argsort(dim=0) >= capacity)  # (N, E), lowest probability first
+            dropped = lost.sum() / rivals.sum().clamp(min=1)
+            lost = lost.gather(1, index)
             index, weight = index.where(~lost, E), weight.masked_fill(lost, 0.0)
         stats = LayerRouting(
             load=(assigned * counts[:, None]).sum(0).detach(),
@@ -646,7 +543,8 @@ class Transformer(nn.Module):
 
         input_ids, targets: (B, T) int64; targets are IGNORE_INDEX where not scored.
         positions: (B, T) int64, rising along a row, negative for left padding; None counts on from 0, or
-        from each row's last position in the cache. return_logits asks for logits beside a loss. carry, inputs: for variants.
+        from each row's last position in the cache. return_logits asks for logits beside a loss.
+        carry, inputs: for variants.
         """
         hidden, positions, counted = self.embed(
             input_ids, targets, positions, cache, carry, **inputs
@@ -662,21 +560,20 @@ class Transformer(nn.Module):
         counted: the positions whose routing counts in the statistics, those that have a target.
         """
         if carry is not None:
-            raise ValueError(
-                "this model carries nothing from one segment to the next; leave out carry"
-            )
+            raise ValueError("this model carries nothing between segments; leave out carry")
         cfg, (B, T) = self.config, input_ids.shape
-        length = T if cache is None else cache.length + T
         if cache is not None:
             cache.check_room(B, T)
-        if length > cfg.context_limit:
+        if T > cfg.context_limit:
             raise ValueError(
                 f"a sequence may have {cfg.context_limit} tokens (initial_context_length * "
-                f"rope_scaling_factor), got {length}; shorten it or raise those"
+                f"rope_scaling_factor), got {T}; shorten it or raise those"
             )
         if positions is None:
             positions = torch.arange(T, device=input_ids.device)[None]  # (1, T)
-            positions = positions if cache is None else cache.next_position + positions
+            positions = positions if cache is None else positions + cache.next_position
+        elif cache is not None:
+            positions = positions.expand(B, -1)
         hidden = self.embedding(input_ids)
         if cfg.position == "learned":
             hidden = hidden + self.position_embedding(positions.clamp(min=0))
@@ -687,14 +584,12 @@ class Transformer(nn.Module):
         """hidden (B, T, D) through every block and the last norm -> (B, T, D) and RouterStats or None."""
         cfg = self.config
         rope = self.rope.tables(positions) if self.rope is not None else None
-        masks = {}  # once per forward, keyed by layer type
-        for kind in dict.fromkeys(cfg.resolved_layer_types):
-            keys = positions if cache is None else cache.extend(kind, positions)
-            window = cfg.sliding_window if kind == SLIDING else None
-            masks[kind] = visible_keys(positions, keys, window)
-        stats = []
-        for block, kind in zip(self.block, cfg.resolved_layer_types):
-            hidden, layer_stats = block(hidden, rope, masks[kind], counted, cache)
+        masks, stats = {}, []  # a mask per window, once per forward
+        for window in dict.fromkeys(cfg.windows):
+            keys = positions if cache is None else cache.extend(window, positions)
+            masks[window] = visible_keys(positions, keys, window)
+        for block, window in zip(self.block, cfg.windows):
+            hidden, layer_stats = block(hidden, rope, masks[window], counted, cache)
             if layer_stats is not None:
                 stats.append(layer_stats)
         if cache is not None:
@@ -740,11 +635,11 @@ class Transformer(nn.Module):
         """An empty cache for `batch` rows of at most max_length tokens each, padding included."""
         limit = self.config.context_limit
         if max_length > limit:
-            raise ValueError(
-                f"max_length must be at most the context limit {limit}, got {max_length}"
-            )
-        weight = self.unembedding.weight
-        return KVCache(self.config, batch, max_length, weight.device, weight.dtype)
+            raise ValueError(f"max_length must be at most the context limit ({limit}), got "
+                             f"{max_length}; shorten the sequences")  # fmt: skip
+        cfg, weight = self.config, self.unembedding.weight
+        head_shape = (cfg.num_key_value_heads, cfg.head_dim)
+        return KVCache(cfg.windows, batch, max_length, head_shape, weight.device, weight.dtype)
 
 
 def _choose(kind: str, name: str, backends: dict[str, Any], auto: str) -> str:
@@ -763,6 +658,5 @@ def _router_stats(routing: list[LayerRouting], layers: tuple[int, ...]) -> Route
         return None
     load, probability, z_loss, entropy, dropped = (torch.stack(column) for column in zip(*routing))
     balance = load_balancing_loss(probability, load_share(load))
-    return RouterStats(
-        balance, z_loss.mean(), load, probability, entropy, dropped, tuple(sorted(layers))
-    )
+    layers = tuple(sorted(layers))
+    return RouterStats(balance, z_loss.mean(), load, probability, entropy, dropped, layers)

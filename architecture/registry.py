@@ -66,7 +66,8 @@ def config_from_dict(name: str, values: dict[str, Any]) -> Any:
         if key not in hints:
             raise ValueError(f"{key} is not a field of {cls.__name__}{_nearest(key, hints)}")
         if not _fits(value, hints[key]):
-            kind = getattr(hints[key], "__name__", hints[key])
+            hint = hints[key]
+            kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
             raise ValueError(f"{key} must be of type {kind}, got {value!r}; write it as one")
     return cls(**values)
 

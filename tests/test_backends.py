@@ -15,7 +15,6 @@ from architecture.gptoss import (
     ExpertWeights,
     eager_attention,
     loop_experts,
-    over_capacity,
     swiglu,
     visible_keys,
 )
@@ -155,9 +154,7 @@ def test_attention_dropout_keeps_the_mean(name):
     mask = window_mask(None)
     backend = ATTENTION_BACKENDS[name]
     mean = torch.stack([backend(q, k, v, sinks, mask, 0.3) for _ in range(300)]).mean(0)
-    assert not torch.equal(
-        backend(q, k, v, sinks, mask, 0.3), backend(q, k, v, sinks, mask, 0.3)
-    )
+    assert not torch.equal(backend(q, k, v, sinks, mask, 0.3), backend(q, k, v, sinks, mask, 0.3))
     torch.testing.assert_close(mean, backend(q, k, v, sinks, mask, 0.0), rtol=0, atol=0.35)
 
 
@@ -259,8 +256,7 @@ def test_an_expert_backend_gives_the_same_bits_twice(name):
     index = routing("even")
     tensors = expert_case(torch.float32, k)
     first, second = (
-        values_and_gradients(expert_caller(EXPERT_BACKENDS[name], index), tensors)
-        for _ in range(2)
+        values_and_gradients(expert_caller(EXPERT_BACKENDS[name], index), tensors) for _ in range(2)
     )
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
@@ -277,21 +273,6 @@ def test_an_expert_backend_runs_under_bfloat16_autocast_with_gradients_of_the_pa
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, call(*tensors), rtol=0.05, atol=0.05 * out.std().item())
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
-
-
-# ------------------------------------------------------------------------------------------ capacity
-def test_over_capacity_takes_the_lowest_probabilities_of_each_expert():
-    draw = torch.Generator().manual_seed(6)
-    index, probability = routing("even"), torch.rand(N, k, generator=draw)
-    lost = over_capacity(index, probability, 2, E)
-    for e in range(E):
-        mine = probability[index == e].sort(descending=True).values
-        assert sorted(probability[(index == e) & lost].tolist(), reverse=True) == mine[2:].tolist()
-
-
-def test_over_capacity_ties_go_to_the_earlier_token():
-    lost = over_capacity(torch.zeros(5, 1, dtype=torch.int64), torch.full((5, 1), 0.5), 3, E)
-    assert lost.flatten().tolist() == [False, False, False, True, True]
 
 
 # ---------------------------------------------------------------------------------------- torch's own

@@ -90,9 +90,7 @@ INVALID = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "field, changes, rule, value, way_out", INVALID, ids=lambda x: str(x)[:40]
-)
+@pytest.mark.parametrize("field, changes, rule, value, way_out", INVALID, ids=lambda x: str(x)[:40])
 def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(
     field, changes, rule, value, way_out
 ):
@@ -101,7 +99,9 @@ def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(
     message = str(error.value)
     assert message.startswith(field) and "\n" not in message
     told_rule, _, told_way_out = message.partition("; ")
-    assert rule in told_rule and f"got {value}" in told_rule.replace("'", "").replace("(full", "full")
+    assert rule in told_rule and f"got {value}" in told_rule.replace("'", "").replace(
+        "(full", "full"
+    )
     assert way_out in told_way_out
 
 

@@ -43,7 +43,9 @@ def test_rmsnorm_is_its_formula_in_values_and_in_the_gradient_of_its_input(dtype
         norm.scale.normal_(generator=draw)
     formula = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.scale
     direction = torch.randn(B, T, D, generator=draw).to(dtype)
-    ours, theirs = (torch.autograd.grad(out, (x, norm.scale), direction) for out in (norm(x), formula))
+    ours, theirs = (
+        torch.autograd.grad(out, (x, norm.scale), direction) for out in (norm(x), formula)
+    )
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close((norm(x), *ours), (formula, *theirs), rtol=tolerance, atol=tolerance)
 
@@ -97,7 +99,9 @@ def test_rope_tables_are_the_independent_formula(config):
         angles, scale = angles_by_formula(config, positions[row, column].item())
         expected = torch.tensor([[scale * f(a) for a in angles] for f in (math.cos, math.sin)])
         ours = torch.stack((cos[row, column, 0], sin[row, column, 0]))
-        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)  # angles up to 1000 in float32
+        torch.testing.assert_close(
+            ours, expected, rtol=0, atol=2e-4
+        )  # angles up to 1000 in float32
 
 
 def test_the_official_concentration_is_on_both_tables():
@@ -176,10 +180,11 @@ def test_padded_ids_get_no_probability_in_loss_logits_and_gradients():
 
 def test_a_model_looks_at_nothing_to_the_right_and_sliding_layers_at_no_more_than_their_window():
     input_ids, _ = batch()
-    made = model(num_hidden_layers=1).eval()  # one sliding layer of 6
+    made = model(num_hidden_layers=1).double().eval()  # one sliding layer of 6
     changed = input_ids.clone()
     changed[:, 8] = (changed[:, 8] + 1) % V
-    different = (made(input_ids).logits != made(changed).logits).any(-1).any(0)
+    difference = (made(input_ids).logits - made(changed).logits).abs().amax((0, 2))
+    different = difference > 1e-13  # below it is rounding: groups of tokens have other sizes
     assert different.nonzero().flatten().tolist() == list(range(8, 14))
 
 

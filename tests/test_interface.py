@@ -33,7 +33,9 @@ def naive(hidden, weight, targets):
     return losses.sum(), losses.view(targets.shape)
 
 
-@pytest.mark.parametrize("rows", [1000, 11, 5, 1])  # of B * T = 22: one block, two, five, each alone
+@pytest.mark.parametrize(
+    "rows", [1000, 11, 5, 1]
+)  # of B * T = 22: one block, two, five, each alone
 @pytest.mark.parametrize("ignored", [False, True])
 def test_the_chunked_loss_is_torchs_cross_entropy_in_values_and_gradients(
     monkeypatch, rows, ignored

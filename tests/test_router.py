@@ -16,7 +16,9 @@ FORCE = 40.0  # a router bias that leaves nothing to the tokens
 
 
 def model(seed=0, **changes):
-    made = Transformer(ModelConfig(**{**SHAPE, **changes}), generator=torch.Generator().manual_seed(seed))
+    made = Transformer(
+        ModelConfig(**{**SHAPE, **changes}), generator=torch.Generator().manual_seed(seed)
+    )
     with torch.no_grad():  # routers with opinions
         for block in made.block:
             if block.mlp.routed:
@@ -245,6 +247,12 @@ def test_capacity_acts_in_training_only_and_ample_room_drops_nothing():
         assert (index < E).all() and stats.dropped == 0
 
 
+def test_capacity_ties_go_to_the_earlier_token():
+    made = block(capacity_factor=0.5, experts_per_token=1).double()
+    index, _, _ = made.route(rows(1).repeat(9, 1), None)  # nine times the same token
+    assert (index < E).flatten().tolist() == [True] + [False] * 8
+
+
 def test_padding_takes_no_capacity_and_does_not_count_in_it():
     made = block(capacity_factor=0.6).double()
     x, counted = rows(), torch.arange(13) % 3 > 0
@@ -254,6 +262,7 @@ def test_padding_takes_no_capacity_and_does_not_count_in_it():
     assert torch.equal(index[counted], alone_index)
     torch.testing.assert_close(weight[counted], alone_weight)
     torch.testing.assert_close(tuple(stats), tuple(alone))
+    assert (index[~counted] < E).all()  # a prompt without targets keeps its experts
 
 
 @pytest.mark.parametrize("backend", ["loop", "sorted"])

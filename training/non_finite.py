@@ -9,11 +9,11 @@ from torch import nn
 
 
 def first_non_finite(
-    model: nn.Module, batch: dict[str, torch.Tensor], autocast: Callable[[], object]
+    model: nn.Module, batches: list[dict[str, torch.Tensor]], autocast: Callable[[], object]
 ) -> str:
     """Where NaN or infinity first shows: in a parameter, a module's output, or only a gradient.
 
-    model: the raw module with the gradients of the failed step.  batch: one of that step's batches.
+    model: the raw module with the gradients of the failed step.  batches: those of that step.
     Returns a phrase such as "the output of block.2.attn".
     """
     for name, parameter in model.named_parameters():
@@ -32,8 +32,10 @@ def first_non_finite(
 
     handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
     try:
-        with torch.no_grad(), autocast():
-            model(**batch)
+        with torch.no_grad():
+            for batch in batches:
+                with autocast():
+                    model(**batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -98,9 +98,12 @@ def apply_gradients(
     """Clip, update and clear the gradients. Returns their norm before clipping; None, with nothing
     updated and the gradients kept for a look, where the loss or the norm is not finite.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
     if not math.isfinite(float(norm + result.loss)):  # the step's one wait for the device
-        return None
+        return None  # before clipping, which would spread one NaN to every gradient
+    if clip:
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

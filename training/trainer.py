@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import random
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -104,16 +105,17 @@ def train(
     cfg: resolved, no "auto" left.  model: on the CPU or on cfg.device.  resumed: the checkpoint to
     continue.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data.
     """
+    batches = functools.partial(
+        validation_batches,
+        validation,
+        tokenizer,
+        batch_size=cfg.batch_size,
+        block_size=cfg.block_size,
+    )
+    # the same tokens at every evaluation; read first, so that bad data is told before a file is written
+    fixed = list(batches(max_tokens=cfg.eval_tokens))
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
         run.writer.say(describe(run, source, validation))
-        batches = functools.partial(
-            validation_batches,
-            validation,
-            tokenizer,
-            batch_size=cfg.batch_size,
-            block_size=cfg.block_size,
-        )
-        fixed = list(batches(max_tokens=cfg.eval_tokens))  # the same tokens at every evaluation
         evaluated = None
         logged = (progress.tokens, progress.seconds)
         while progress.share_done(cfg) < 1:
@@ -263,6 +265,7 @@ def open_run(
     """Everything a run holds open, restored from a checkpoint where one is continued."""
     device = torch.device(cfg.device)
     model = model.to(device).train()
+    model.tokenizer = tokenizer  # as a model that was loaded has it: stories are text
     optimizers = build_optimizers(model, cfg)
     progress = Progress(**resumed["progress"]) if resumed else Progress()
     if resumed:
@@ -272,6 +275,7 @@ def open_run(
             progress.expert_share = progress.expert_share.to(device)
         checkpoint.set_rng_state(resumed["rng"], device)
     else:
+        random.seed(cfg.seed)
         torch.manual_seed(cfg.seed)
     with contextlib.ExitStack() as stack:
         loader = TrainLoader(

@@ -1,0 +1,234 @@
+"""A run that was killed or stopped goes on as if nothing had happened: the same bits, the same records."""
+
+import json
+import random
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_corpus import documents, write_jsonl
+from toy_run import TINY, ToyRun, differences, load, run, run_here, write_corpus
+
+from architecture.tokenizer import get_tokenizer
+from data.prepare import prepare
+from training.metrics import read_metrics
+
+QUIET = [*TINY, "--no-use_tensorboard", "--out_dir", "model"]
+# of the clock and of this machine, or of the call: not of the sequence
+FREE = (".progress.seconds", ".train_config.resume", ".tensorboard_dir", ".commit")
+
+
+def last_state(folder: Path) -> dict:
+    return load(folder / "model/checkpoint_20.pt")
+
+
+def untimed_metrics(folder: Path) -> list[dict]:
+    timing = ("perf/", "final/seconds", "final/tokens_per_second")
+    records = read_metrics(folder / "model/metrics.jsonl")
+    return [{k: v for k, v in r.items() if not k.startswith(timing)} for r in records]
+
+
+def assert_same_end(resumed: Path, straight: Path) -> None:
+    found = differences(last_state(resumed), last_state(straight))
+    assert [place for place in found if place not in FREE] == []
+    assert untimed_metrics(resumed) == untimed_metrics(straight)
+
+
+def assert_kill_and_resume_join(folder: Path, flags: list, environment: dict | None = None) -> None:
+    """20 steps straight, and 8 steps that a kill -9 in step 12 leaves, continued to 20."""
+    straight = run(folder / "straight", *flags, environment=environment)
+    killed = run(folder / "killed", *flags, environment=environment, at_step=11)
+    assert (straight.code, killed.code) == (0, -signal.SIGKILL), straight.err
+    saved = [path.name for path in (folder / "killed/model").glob("checkpoint_*")]
+    assert saved == ["checkpoint_8.pt"]
+    assert untimed_metrics(folder / "killed")[-1]["step"] == 11  # three steps to be done again
+    resumed = run(folder / "killed", "--resume", "--out_dir", "model", environment=environment)
+    assert resumed.code == 0, resumed.err
+    assert_same_end(folder / "killed", folder / "straight")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> list[str]:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, corpus) -> list[str]:
+    folder = tmp_path_factory.mktemp("tokens") / "toy"
+    prepare(corpus[1], folder, get_tokenizer("stories4k"), val_dataset=corpus[3])
+    return ["--dataset", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder, texts = tmp_path_factory.mktemp("hub"), documents(308)
+    files = {
+        f"data/{split}.jsonl": write_jsonl(folder / split, part).read_bytes()
+        for split, part in (("train", texts[8:]), ("validation", texts[:8]))
+    }
+    with HubServer(files) as server:
+        yield {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, corpus) -> Path:
+    """One run that nothing interrupts, for several tests."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert run(folder, *QUIET, *corpus).code == 0
+    return folder
+
+
+# ----------------------------------------------------------------------------------------- kill -9
+
+
+def test_adamw_with_global_balance_and_dropout_on_text_files(tmp_path, corpus):
+    flags = ["--optimizer", "adamw", "--balance", "aux_global", "--dropout", 0.2]
+    assert_kill_and_resume_join(tmp_path, [*QUIET, *corpus, *flags])
+    assert last_state(tmp_path / "killed")["progress"]["expert_share"].shape == (2, 6)
+
+
+def test_muon_with_selection_bias_in_lanes_of_prepared_tokens(tmp_path, prepared):
+    flags = ["--optimizer", "muon", "--balance", "bias", "--packing", "lanes", "--grad_accum", 2]
+    assert_kill_and_resume_join(tmp_path, [*QUIET, *prepared, *flags])
+    assert last_state(tmp_path / "killed")["model"]["block.1.mlp.selection_bias"].abs().max() > 0
+
+
+def test_tinystories_streamed_from_the_hub(tmp_path, hub):
+    flags = ["--optimizer", "muon", "--balance", "aux_global", "--dataset", "tinystories"]
+    assert_kill_and_resume_join(tmp_path, [*QUIET, *flags], hub)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("balance", ["aux_global", "bias"])
+@pytest.mark.parametrize("packing", ["packed", "lanes"])
+@pytest.mark.parametrize("data", ["file", "prepared", "streamed"])
+def test_every_combination(tmp_path, corpus, prepared, hub, optimizer, balance, packing, data):
+    named = {"file": corpus, "prepared": prepared, "streamed": ["--dataset", "tinystories"]}[data]
+    flags = ["--optimizer", optimizer, "--balance", balance, "--packing", packing]
+    environment = hub if data == "streamed" else None
+    assert_kill_and_resume_join(tmp_path, [*QUIET, *named, *flags], environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(5))
+def test_kills_at_random_moments_lose_nothing_but_steps_since_the_last_save(
+    tmp_path, corpus, straight, attempt
+):
+    draw, flags = random.Random(attempt), [*QUIET, *corpus]
+    for _ in range(8):
+        process = ToyRun(tmp_path, *flags)
+        time.sleep(draw.uniform(0.1, 1.5))
+        process.kill()
+        if any((tmp_path / "model").glob("checkpoint_*.pt")):
+            flags = ["--resume", "--out_dir", "model"]
+        else:  # killed before the first save: nothing to go on from
+            for path in (tmp_path / "model").glob("*"):
+                path.unlink()
+    finished = run(tmp_path, *flags)
+    assert finished.code == 0, finished.err
+    found = differences(last_state(tmp_path), last_state(straight))
+    assert [place for place in found if place not in FREE] == []
+
+
+def test_tensorboard_and_metrics_hold_each_step_once_after_a_kill(tmp_path, corpus):
+    flags = [*TINY, *corpus, "--out_dir", "model", "--eval_every", 100]
+    assert run(tmp_path, *flags, at_step=11).code == -signal.SIGKILL
+    assert run(tmp_path, "--resume", "--out_dir", "model").code == 0
+    records = read_metrics(tmp_path / "model/metrics.jsonl")
+    written = [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
+    assert [step for step, _ in written] == list(range(1, 21))
+    (board,) = (tmp_path / "runs").iterdir()
+    assert json.loads((tmp_path / "model/config.json").read_text())["tensorboard_dir"] == f"runs/{board.name}"
+    events = EventAccumulator(str(board))
+    events.Reload()
+    drawn = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert drawn == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in written]
+
+
+# -------------------------------------------------------------------------------- Ctrl-C and SIGTERM
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_says_how_to_go_on_and_the_rest_joins(tmp_path, corpus, straight, sent):
+    stopped = run(tmp_path, *QUIET, *corpus, at_step=5, action=sent)
+    assert stopped.code == 128 + sent
+    told = stopped.err.splitlines()[-1]
+    assert told.startswith(f"stopped by {sent.name} and saved model/checkpoint_6.pt; ")
+    program, script, *flags = shlex.split(told.partition("continue with: ")[2])
+    assert (program, script) == ("python", "train.py")
+    assert run(tmp_path, *flags).code == 0
+    assert_same_end(tmp_path, straight)
+
+
+# --------------------------------------------------------------------------------- one run per folder
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_a_folder_has_one_writer_and_an_ended_run_is_not_written_over(tmp_path, corpus, capsys):
+    flags = [*QUIET, *corpus, "--save_every", 2]
+    first = ToyRun(tmp_path, *flags, at_step=3, action=signal.SIGSTOP)
+    metrics = tmp_path / "model/metrics.jsonl"
+    limit = time.monotonic() + 30
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    try:
+        before = listing(tmp_path)
+        assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
+        assert f"process {first.pid} is writing to model" in capsys.readouterr().err
+        assert run_here(tmp_path, *flags) == 2
+        capsys.readouterr()
+        assert listing(tmp_path) == before
+    finally:
+        first.kill()
+    assert run_here(tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert "model holds another run" in error and "--resume" in error and error.count("\n") == 1
+    assert listing(tmp_path) == before
+
+
+# ------------------------------------------------------------------------------------- what may change
+
+
+@pytest.mark.parametrize(
+    "flag, value, told",
+    [
+        ("lr", "0.01", "lr=0.01 (saved: 0.003)"),
+        ("batch_size", "8", "batch_size=8 (saved: 4)"),
+        ("seed", "7", "seed=7 (saved: 1337)"),
+        ("max_iters", "40", "max_iters=40 (saved: 20)"),
+        ("num_experts", "4", "num_experts=4 (saved: 6)"),
+        ("balance", "bias", "balance=bias (saved: aux)"),
+    ],
+)
+def test_resume_refuses_what_changes_the_sequence(straight, capsys, flag, value, told):
+    before = listing(straight)
+    assert run_here(straight, "--resume", "--out_dir", "model", f"--{flag}", value) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert "these may change: eval_every, eval_tokens, keep, log_every, save_every" in error
+    assert listing(straight) == before
+
+
+def test_what_may_change_at_resume_leaves_the_sequence_alone(tmp_path, corpus, straight):
+    assert run(tmp_path, *QUIET, *corpus, at_step=9).code == -signal.SIGKILL
+    free = ["--eval_every", 3, "--eval_tokens", 128, "--log_every", 5, "--save_every", 7, "--keep", 1]
+    assert run(tmp_path, "--resume", "--out_dir", "model", *free).code == 0
+    ours, theirs = last_state(tmp_path), last_state(straight)
+    for part in ("model", "optimizers", "rng", "data"):
+        assert differences(ours[part], theirs[part], part) == []
+
+
+def test_resume_without_a_checkpoint_is_refused_and_writes_nothing(tmp_path, capsys):
+    assert run_here(tmp_path, "--resume", "--out_dir", "nothing") == 2
+    error = capsys.readouterr().err
+    assert "--resume needs a checkpoint_<step>.pt in nothing" in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
