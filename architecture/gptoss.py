@@ -551,7 +551,7 @@ class Transformer(nn.Module):
         )
         hidden, router = self.run_blocks(hidden, positions, counted, cache)
         wanted = targets is None if return_logits is None else return_logits
-        return self.head(hidden, targets, wanted)._replace(router=router, cache=cache)
+        return self.head(hidden, targets, wanted, carry)._replace(router=router, cache=cache)
 
     # ----------------------------------------------------------------------------------------- the seams
     def embed(self, input_ids, targets, positions, cache, carry):
@@ -596,8 +596,11 @@ class Transformer(nn.Module):
             cache.advance(positions)
         return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers)
 
-    def head(self, hidden, targets, return_logits: bool) -> ModelOutput:
-        """hidden (B, T, D) -> logits and/or loss. Padded ids get no probability in either."""
+    def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
+        """hidden (B, T, D) -> logits and/or loss, and what is carried on (here nothing).
+
+        Padded ids get no probability in either.
+        """
         used = self.config.used_vocab_size or self.config.vocab_size
         logits = loss_sum = num_targets = token_losses = None
         if targets is not None:
@@ -611,7 +614,7 @@ class Transformer(nn.Module):
             if used < self.config.vocab_size:
                 padded = torch.full_like(logits[..., used:], -torch.inf)
                 logits = torch.cat((logits[..., :used], padded), dim=-1)
-        return ModelOutput(logits, loss_sum, num_targets, token_losses, router=None)
+        return ModelOutput(logits, loss_sum, num_targets, token_losses, router=None, carry=carry)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -630,6 +633,8 @@ class Transformer(nn.Module):
             else:
                 scale = residual if name.endswith(("attn.out.weight", "mlp2_weight")) else 1.0
                 p.normal_(0.0, 0.02 * scale, generator=generator)
+        for selection_bias in self.buffers():
+            selection_bias.zero_()
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most max_length tokens each, padding included."""

@@ -103,6 +103,8 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         ):  # torch also warns about old pickles: one sentence is enough
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location=device, weights_only=True)
+    except PermissionError:
+        raise  # says itself what is wrong
     except Exception as error:  # of many kinds, and for a person of two
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise ValueError(

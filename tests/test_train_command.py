@@ -21,6 +21,7 @@ from toy_run import TINY, load, run, run_here, write_corpus
 import sample
 import train
 from architecture import tokenizer
+from data.prepare import prepare
 from training.command_line import parse_command_line
 from training.metrics import read_metrics
 
@@ -275,10 +276,10 @@ def test_unusable_validation_data_is_named_before_anything_is_written(refused, c
     assert "name one with --val_dataset" in refused(*RUN, *corpus[:2])  # 300 documents: 3 by hash
 
 
-def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus):
-    from data.prepare import prepare
+def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus, capsys):
     prepare(corpus[1], Path("tokens"), tokenizer.get_tokenizer("stories4k"), val_dataset=corpus[3])
     meta = Path("tokens/tokens.json")
+    capsys.readouterr()  # prepare's bar
     meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "0'))
     for flags in (["--dataset", "tokens"], [*corpus[:2], "--val_dataset", "tokens"]):
         assert "tokens was prepared with tokenizer stories4k" in refused(*RUN, *flags)

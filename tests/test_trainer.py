@@ -1,0 +1,243 @@
+"""The step and the loop: what a split batch changes, what a run does with numbers that are not finite."""
+
+import contextlib
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_train_command import corpus  # noqa: F401 (a fixture)
+from toy_run import TINY, differences, load, run_here
+
+from architecture.gptoss import ModelConfig, Transformer
+from architecture.interface import IGNORE_INDEX
+from training import trainer
+from training.balance import update_selection_bias
+from training.config import TrainConfig
+from training.optimizer import build_optimizers
+from training.step import accumulate_gradients, apply_gradients
+
+CONFIG = ModelConfig(
+    num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size=29, hidden_size=20, intermediate_size=9,
+    head_dim=4, num_attention_heads=6, num_key_value_heads=3, sliding_window=5, initial_context_length=16,
+    rope_scaling_factor=1.0,
+)  # fmt: skip
+CFG = TrainConfig(dataset="none", balance_coef=0.5, z_loss_coef=0.1, lr=1e-2, grad_clip=0.3)
+TOKEN_BYTES = torch.arange(29) % 5
+
+
+def new_model(seed: int = 0, config: ModelConfig = CONFIG, dtype=torch.float64) -> Transformer:
+    generator = torch.Generator().manual_seed(seed)
+    model = Transformer(config, generator=generator).to(dtype).train()
+    with torch.no_grad():  # weights at which routers decide and every term has a gradient
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return model
+
+
+def batch_of(rows: int, seed: int = 1, padded: bool = False) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(29, (rows, 12), generator=generator)
+    targets = ids.roll(-1, 1)
+    if padded:  # row r keeps its first 11 - r targets: every micro-batch has another number
+        targets = targets.masked_fill(torch.arange(12) >= 11 - torch.arange(rows)[:, None], IGNORE_INDEX)
+    return {"input_ids": ids, "targets": targets}
+
+
+def step(model, batches, cfg, previous_share=None):
+    return accumulate_gradients(
+        model, batches, cfg, previous_share=previous_share, carry=None, token_bytes=TOKEN_BYTES,
+        autocast=contextlib.nullcontext,
+    )  # fmt: skip
+
+
+def split(batch, parts: int):
+    pieces = {name: tensor.chunk(parts) for name, tensor in batch.items()}
+    return [{name: pieces[name][i] for name in batch} for i in range(parts)]
+
+
+def updated(batches, cfg, share=None):
+    """The model after one step, and what the step measured."""
+    model = new_model()
+    optimizers = build_optimizers(model, cfg)
+    result = step(model, batches, cfg, share)
+    assert apply_gradients(model, optimizers, result, cfg.grad_clip) > cfg.grad_clip  # clipping takes part
+    if cfg.balance == "bias":
+        update_selection_bias(model, result.load, cfg.bias_rate)
+    return model, result
+
+
+# -------------------------------------------------------------------------------------- accumulation
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("balance", ["none", "bias", "aux_global"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_four_micro_batches_are_one_batch_four_times_as_large(optimizer, balance, padded):
+    cfg = replace(CFG, optimizer=optimizer, balance=balance)
+    share = torch.rand(3, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    share = share / share.sum(-1, keepdim=True)
+    batch = batch_of(8, padded=padded)
+    whole, one = updated([batch], cfg, share)
+    parts, four = updated(split(batch, 4), cfg, share)
+    for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
+    assert one.tokens == four.tokens == (8 * 12 if not padded else sum(11 - r for r in range(8)))
+    assert torch.equal(one.load, four.load)
+    for name in ("loss", "nats", "num_bytes", "balance_loss", "z_loss", "dropped"):
+        torch.testing.assert_close(getattr(one, name), getattr(four, name), msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_aux_looks_at_one_micro_batch_and_so_differs_when_a_batch_is_split():
+    cfg, batch = replace(CFG, balance="aux"), batch_of(8)
+    whole, parts = updated([batch], cfg)[0], updated(split(batch, 4), cfg)[0]
+    router = "block.0.mlp.gate.weight"
+    difference = (whole.state_dict()[router] - parts.state_dict()[router]).abs().max()
+    assert difference > 1e-5
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_target_tokens():
+    batch = batch_of(8, padded=True)
+    model = new_model()
+    result = step(model, split(batch, 4), replace(CFG, balance="none", z_loss_coef=0.0))
+    reference = new_model()
+    logits = reference(batch["input_ids"]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    loss.backward()
+    assert float(result.loss) == pytest.approx(float(loss), rel=1e-6)
+    for (name, p), q in zip(model.named_parameters(), reference.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_bits_per_byte_of_a_step_counts_text_tokens_only():
+    batch = batch_of(4)
+    result = step(new_model(), split(batch, 2), CFG)
+    losses = new_model()(**batch).token_losses.double()
+    text = TOKEN_BYTES[batch["targets"]] > 0  # ids 0, 5, 10, ... have no bytes: as special tokens
+    assert not text.all() and float(result.nats) == pytest.approx(float(losses[text].sum()), rel=1e-6)
+    assert float(result.num_bytes) == float(TOKEN_BYTES[batch["targets"]].sum())
+
+
+# ------------------------------------------------------------------------------------------ clipping
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 1e6])
+def test_clipping_scales_the_whole_gradient_to_its_limit_and_reports_the_norm_before(clip):
+    model = new_model()
+    result = step(model, [batch_of(2)], CFG)
+    before = torch.cat([p.grad.flatten() for p in model.parameters()])
+    seen = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in model.parameters()))
+    norm = apply_gradients(model, [optimizer], result, clip)
+    assert norm == pytest.approx(float(before.norm()))
+    after = torch.cat([grad.flatten() for grad in seen])
+    scale = min(1, clip / norm) if clip else 1
+    torch.testing.assert_close(after, scale * before, rtol=1e-3, atol=0)
+    assert all(p.grad is None for p in model.parameters())
+
+
+# --------------------------------------------------------------------------- numbers that are not finite
+
+
+def broken(model, what: str) -> None:
+    """Make one thing of a model overflow."""
+    block = model.block[1]
+    if what == "parameter":
+        block.mlp.mlp1_bias[3, 2] = torch.nan
+    elif what == "activation":
+        block.attn.out.weight.fill_(3e38)
+    elif what == "router":
+        block.mlp.gate.weight.fill_(3e38)
+    elif what == "loss":
+        model.unembedding.weight.mul_(math.inf)
+        model.unembedding.weight.nan_to_num_(0.0, posinf=3e38, neginf=-3e38)
+
+
+@pytest.mark.parametrize(
+    "what, place",
+    [
+        ("parameter", "the parameter block.1.mlp.mlp1_bias"),
+        ("activation", "the output of block.1.attn.out"),
+        ("loss", "the loss"),
+    ],
+)
+def test_a_step_that_is_not_finite_names_itself_the_place_and_the_last_good_checkpoint(
+    tmp_path, corpus, capsys, monkeypatch, what, place  # noqa: F811
+):
+    train_step = trainer.train_step
+    kept = {}
+
+    def breaking_train_step(run, progress):
+        if progress.step == 5:
+            with torch.no_grad():
+                broken(run.model, what)
+            kept.update({n: t.clone() for n, t in run.model.state_dict().items()}, model=run.model)
+        return train_step(run, progress)
+
+    monkeypatch.setattr(trainer, "train_step", breaking_train_step)
+    flags = ["--save_every", 4, "--eval_every", 50, "--no-use_tensorboard", "--grad_accum", 2]
+    assert run_here(tmp_path, *TINY, *corpus, *flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"train.py: error: step 6 is not finite, first in {place}; ")
+    assert "the last good checkpoint is model/checkpoint_4.pt" in error
+    model = kept.pop("model")
+    assert differences(list(map(nan_bits, kept.values())), list(map(nan_bits, model.state_dict().values()))) == []
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names == {".lock", "config.json", "metrics.jsonl", "checkpoint_4.pt"}
+    saved = Transformer.from_checkpoint(tmp_path / "model/checkpoint_4.pt")
+    assert all(torch.isfinite(p).all() for p in saved.parameters())
+
+
+def nan_bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.int32)  # NaN equals itself
+
+
+def test_a_gradient_that_alone_is_not_finite_is_the_one_that_is_named(tmp_path, corpus, capsys, monkeypatch):  # noqa: F811
+    accumulate = trainer.accumulate_gradients
+
+    def poisoned(model, *args, **kwargs):
+        result = accumulate(model, *args, **kwargs)
+        model.block[0].attn.sinks.grad[1] = torch.nan
+        return result
+
+    monkeypatch.setattr(trainer, "accumulate_gradients", poisoned)
+    assert run_here(tmp_path, *TINY, *corpus, "--no-use_tensorboard") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "step 1 is not finite, first in the gradient of block.0.attn.sinks; " in error
+    assert "there is no checkpoint yet" in error
+
+
+def test_an_absurd_learning_rate_never_saves_weights_that_are_not_finite(tmp_path, corpus, capsys):  # noqa: F811
+    flags = ["--lr", "1e38", "--save_every", 1, "--warmup", 0, "--eval_every", 50, "--no-use_tensorboard"]
+    assert run_here(tmp_path, *TINY, *corpus, *flags, "--optimizer", "adamw") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "is not finite, first in " in error and "try a lower --lr" in error
+    for path in (tmp_path / "model").glob("checkpoint_*.pt"):
+        assert all(torch.isfinite(t).all() for t in load(path)["model"].values()), path.name
+
+
+# -------------------------------------------------------------------------------------------- the loop
+
+
+def test_a_run_limited_by_minutes_ends_by_its_own_clock(tmp_path, corpus):  # noqa: F811
+    flags = [flag for flag in TINY if flag not in ("--max_iters", "20")]
+    limit = 0.003  # minutes
+    assert run_here(tmp_path, *flags, *corpus, "--max_minutes", limit, "--eval_every", 10**6) == 0
+    (last,) = Path(tmp_path / "model").glob("checkpoint_*.pt")
+    progress = load(last)["progress"]
+    assert 60 * limit <= progress["seconds"] < 60 * limit + 1
+    assert progress["tokens"] == progress["step"] * 64
+
+
+def test_two_runs_from_one_seed_are_equal_and_another_seed_is_not(tmp_path, corpus):  # noqa: F811
+    flags = [*TINY, *corpus, "--max_iters", 3, "--dropout", 0.1, "--no-use_tensorboard"]
+    ends = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        torch.rand(3)  # what a process drew before must not matter
+        assert run_here(tmp_path / name, *flags, "--seed", seed) == 0
+        ends.append(load(tmp_path / name / "model/checkpoint_3.pt"))
+    for part in ("model", "optimizers", "rng", "data"):
+        assert differences(ends[0][part], ends[1][part]) == []
+    assert differences(ends[0]["model"], ends[2]["model"]) != []
