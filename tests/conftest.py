@@ -43,6 +43,14 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> list[str]:
+    """Flags that name a small training file and a smaller validation file."""
+    from toy_run import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository; tests that need it are skipped without it."""
     folder = REPO_ROOT.parent / "shared" / "data"

@@ -161,7 +161,9 @@ def test_a_new_folder_is_made_and_an_empty_one_is_taken(tmp_path):
 
 def test_a_folder_with_other_output_is_refused_and_left_as_it_was(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
-    with pytest.raises(ValueError, match="holds another run; continue that with --resume or"):
+    with pytest.raises(
+        ValueError, match="holds another run; remove that .it has no checkpoint. or"
+    ):
         claim_out_dir(tmp_path, resume=False)
     assert names(tmp_path) == ["metrics.jsonl"]
 

@@ -1,6 +1,5 @@
 """A run that was killed or stopped goes on as if nothing had happened: the same bits, the same records."""
 
-import json
 import random
 import shlex
 import signal
@@ -11,11 +10,13 @@ import pytest
 from hub_server import HubServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_corpus import documents, write_jsonl
-from toy_run import TINY, ToyRun, differences, load, run, run_here, write_corpus
+from toy_run import TINY, ToyRun, differences, load, run, run_here
 
 from architecture.tokenizer import get_tokenizer
 from data.prepare import prepare
+from training.interrupt import StopRequest
 from training.metrics import read_metrics
+from training.trainer import Stopped
 
 QUIET = [*TINY, "--no-use_tensorboard", "--out_dir", "model"]
 # of the clock and of this machine, or of the call: not of the sequence
@@ -38,22 +39,21 @@ def assert_same_end(resumed: Path, straight: Path) -> None:
     assert untimed_metrics(resumed) == untimed_metrics(straight)
 
 
-def assert_kill_and_resume_join(folder: Path, flags: list, environment: dict | None = None) -> None:
+def assert_kill_and_resume_join(
+    folder: Path, flags: list, environment: dict | None = None, straight: Path | None = None
+) -> None:
     """20 steps straight, and 8 steps that a kill -9 in step 12 leaves, continued to 20."""
-    straight = run(folder / "straight", *flags, environment=environment)
+    if straight is None:
+        straight = folder / "straight"
+        assert run(straight, *flags, environment=environment).code == 0
     killed = run(folder / "killed", *flags, environment=environment, at_step=11)
-    assert (straight.code, killed.code) == (0, -signal.SIGKILL), straight.err
+    assert killed.code == -signal.SIGKILL, killed.err
     saved = [path.name for path in (folder / "killed/model").glob("checkpoint_*")]
     assert saved == ["checkpoint_8.pt"]
     assert untimed_metrics(folder / "killed")[-1]["step"] == 11  # three steps to be done again
     resumed = run(folder / "killed", "--resume", "--out_dir", "model", environment=environment)
     assert resumed.code == 0, resumed.err
-    assert_same_end(folder / "killed", folder / "straight")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> list[str]:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+    assert_same_end(folder / "killed", straight)
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +75,36 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, corpus) -> Path:
+def flags(corpus) -> list[str]:
+    """Those of `straight`; dropout makes the random state matter."""
+    rules = "--optimizer adamw --balance aux_global --dropout 0.2".split()
+    return [*TINY, *corpus, *rules, "--out_dir", "model"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, flags) -> Path:
     """One run that nothing interrupts, for several tests."""
     folder = tmp_path_factory.mktemp("straight")
-    assert run(folder, *QUIET, *corpus).code == 0
+    assert run(folder, *flags).code == 0
     return folder
 
 
 # ----------------------------------------------------------------------------------------- kill -9
 
 
-def test_adamw_with_global_balance_and_dropout_on_text_files(tmp_path, corpus):
-    flags = ["--optimizer", "adamw", "--balance", "aux_global", "--dropout", 0.2]
-    assert_kill_and_resume_join(tmp_path, [*QUIET, *corpus, *flags])
+def test_adamw_with_global_balance_and_dropout_on_text_files(tmp_path, flags, straight):
+    assert_kill_and_resume_join(tmp_path, flags, straight=straight)
     assert last_state(tmp_path / "killed")["progress"]["expert_share"].shape == (2, 6)
+
+    # TensorBoard, too, holds each step once
+    records = read_metrics(tmp_path / "killed/model/metrics.jsonl")
+    (board,) = (tmp_path / "killed/runs").iterdir()
+    events = EventAccumulator(str(board))
+    events.Reload()
+    for tag in ("train/loss", "val/loss", "final/loss"):
+        drawn = [(event.step, event.value) for event in events.Scalars(tag)]
+        told = [(r["step"], r[tag]) for r in records if tag in r]
+        assert drawn == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in told]
 
 
 def test_muon_with_selection_bias_in_lanes_of_prepared_tokens(tmp_path, prepared):
@@ -117,9 +133,9 @@ def test_every_combination(tmp_path, corpus, prepared, hub, optimizer, balance, 
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(5))
 def test_kills_at_random_moments_lose_nothing_but_steps_since_the_last_save(
-    tmp_path, corpus, straight, attempt
+    tmp_path, flags, straight, attempt
 ):
-    draw, flags = random.Random(attempt), [*QUIET, *corpus]
+    draw = random.Random(attempt)
     for _ in range(8):
         process = ToyRun(tmp_path, *flags)
         time.sleep(draw.uniform(0.1, 1.5))
@@ -135,33 +151,18 @@ def test_kills_at_random_moments_lose_nothing_but_steps_since_the_last_save(
     assert [place for place in found if place not in FREE] == []
 
 
-def test_tensorboard_and_metrics_hold_each_step_once_after_a_kill(tmp_path, corpus):
-    flags = [*TINY, *corpus, "--out_dir", "model", "--eval_every", 100]
-    assert run(tmp_path, *flags, at_step=11).code == -signal.SIGKILL
-    assert run(tmp_path, "--resume", "--out_dir", "model").code == 0
-    records = read_metrics(tmp_path / "model/metrics.jsonl")
-    written = [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
-    assert [step for step, _ in written] == list(range(1, 21))
-    (board,) = (tmp_path / "runs").iterdir()
-    assert json.loads((tmp_path / "model/config.json").read_text())["tensorboard_dir"] == f"runs/{board.name}"
-    events = EventAccumulator(str(board))
-    events.Reload()
-    drawn = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert drawn == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in written]
-
-
 # -------------------------------------------------------------------------------- Ctrl-C and SIGTERM
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_saves_says_how_to_go_on_and_the_rest_joins(tmp_path, corpus, straight, sent):
-    stopped = run(tmp_path, *QUIET, *corpus, at_step=5, action=sent)
+def test_a_stop_saves_says_how_to_go_on_and_the_rest_joins(tmp_path, flags, straight, sent):
+    stopped = run(tmp_path, *flags, at_step=5, action=sent)
     assert stopped.code == 128 + sent
     told = stopped.err.splitlines()[-1]
     assert told.startswith(f"stopped by {sent.name} and saved model/checkpoint_6.pt; ")
-    program, script, *flags = shlex.split(told.partition("continue with: ")[2])
+    program, script, *rest = shlex.split(told.partition("continue with: ")[2])
     assert (program, script) == ("python", "train.py")
-    assert run(tmp_path, *flags).code == 0
+    assert run(tmp_path, *rest).code == 0
     assert_same_end(tmp_path, straight)
 
 
@@ -206,7 +207,7 @@ def test_a_folder_has_one_writer_and_an_ended_run_is_not_written_over(tmp_path, 
         ("seed", "7", "seed=7 (saved: 1337)"),
         ("max_iters", "40", "max_iters=40 (saved: 20)"),
         ("num_experts", "4", "num_experts=4 (saved: 6)"),
-        ("balance", "bias", "balance=bias (saved: aux)"),
+        ("balance", "bias", "balance=bias (saved: aux_global)"),
     ],
 )
 def test_resume_refuses_what_changes_the_sequence(straight, capsys, flag, value, told):
@@ -218,9 +219,20 @@ def test_resume_refuses_what_changes_the_sequence(straight, capsys, flag, value,
     assert listing(straight) == before
 
 
-def test_what_may_change_at_resume_leaves_the_sequence_alone(tmp_path, corpus, straight):
-    assert run(tmp_path, *QUIET, *corpus, at_step=9).code == -signal.SIGKILL
-    free = ["--eval_every", 3, "--eval_tokens", 128, "--log_every", 5, "--save_every", 7, "--keep", 1]
+def test_what_may_change_at_resume_leaves_the_sequence_alone(tmp_path, flags, straight):
+    assert run(tmp_path, *flags, at_step=9).code == -signal.SIGKILL
+    free = [
+        "--eval_every",
+        3,
+        "--eval_tokens",
+        128,
+        "--log_every",
+        5,
+        "--save_every",
+        7,
+        "--keep",
+        1,
+    ]
     assert run(tmp_path, "--resume", "--out_dir", "model", *free).code == 0
     ours, theirs = last_state(tmp_path), last_state(straight)
     for part in ("model", "optimizers", "rng", "data"):
@@ -232,3 +244,19 @@ def test_resume_without_a_checkpoint_is_refused_and_writes_nothing(tmp_path, cap
     error = capsys.readouterr().err
     assert "--resume needs a checkpoint_<step>.pt in nothing" in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_what_to_do(tmp_path, flags, capsys):
+    assert run(tmp_path, *flags, at_step=3).code == -signal.SIGKILL
+    assert run_here(tmp_path, *flags) == 2
+    assert "model holds another run; remove that (it has no checkpoint)" in capsys.readouterr().err
+    assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
+    assert "start again without --resume in an empty folder" in capsys.readouterr().err
+
+
+def test_the_command_to_go_on_with_survives_a_folder_with_a_space():
+    stop = StopRequest()
+    stop.signal = signal.SIGTERM
+    told = str(Stopped(stop, Path("my runs/first/checkpoint_6.pt")))
+    command = shlex.split(told.partition("continue with: ")[2])
+    assert command == ["python", "train.py", "--resume", "--out_dir", "my runs/first"]

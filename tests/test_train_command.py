@@ -16,7 +16,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_corpus import documents, write_jsonl
-from toy_run import TINY, load, run, run_here, write_corpus
+from toy_run import TINY, load, run, run_here
 
 import sample
 import train
@@ -27,11 +27,6 @@ from training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [*TINY, "--max_iters", "6", "--save_every", "3", "--eval_every", "3", "--out_dir", "model"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> list[str]:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +62,32 @@ def refused(tmp_path, monkeypatch, capsys):
 def test_a_run_writes_its_settings_metrics_and_checkpoints(finished, corpus):
     folder, _ = finished
     names = {path.name for path in (folder / "model").iterdir()} - {".lock"}
-    assert names == {"config.json", "metrics.jsonl", "best.json", "checkpoint_3.pt", "checkpoint_6.pt"}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "best.json",
+        "checkpoint_3.pt",
+        "checkpoint_6.pt",
+    }
     facts = json.loads((folder / "model/config.json").read_text())
     assert facts["train"]["dataset"] == corpus[1] and facts["train"]["max_iters"] == 6
-    resolved = {"device": "cpu", "dtype": "float32", "attention": "sdpa", "experts": "sorted", "threads": 1}
+    resolved = {
+        "device": "cpu",
+        "dtype": "float32",
+        "attention": "sdpa",
+        "experts": "sorted",
+        "threads": 1,
+    }
     assert facts["train"].items() >= resolved.items()  # no "auto" is left
     assert facts["model"]["hidden_size"] == 32 and facts["model"]["vocab_size"] == 4096
     assert facts["tokenizer"]["name"] == "stories4k" and facts["torch"] == torch.__version__
     assert [path.name for path in folder.glob("runs/*")] == [Path(facts["tensorboard_dir"]).name]
     best = json.loads((folder / "model/best.json").read_text())
-    validation = {r["step"]: r["val/loss"] for r in read_metrics(folder / "model/metrics.jsonl") if "val/loss" in r}
+    validation = {
+        r["step"]: r["val/loss"]
+        for r in read_metrics(folder / "model/metrics.jsonl")
+        if "val/loss" in r
+    }
     assert sorted(validation) == [3, 6]
     assert best["step"] == min(validation, key=validation.get)
     assert best["val_loss"] == validation[best["step"]]
@@ -97,7 +108,9 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
     assert [set(r) - {"step"} for r in records if "val/loss" in r] == [val_tags] * 2
     for tag in ("moe/load", "samples/story"):
         assert [r["step"] for r in records if tag in r] == [3, 6]
-    maps = [torch.tensor(r["moe/load"]) for r in records if "moe/load" in r]  # shares, (layers, experts)
+    maps = [
+        torch.tensor(r["moe/load"]) for r in records if "moe/load" in r
+    ]  # shares, (layers, experts)
     assert all(m.shape == (2, 6) and m.sum(-1).tolist() == pytest.approx([1, 1]) for m in maps)
 
     (board,) = (folder / "runs").iterdir()
@@ -118,14 +131,22 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
     folder, err = finished
     closing = {}
     for record in read_metrics(folder / "model/metrics.jsonl"):
-        closing |= {k.removeprefix("final/"): v for k, v in record.items() if k.startswith("final/")}
+        closing |= {
+            k.removeprefix("final/"): v for k, v in record.items() if k.startswith("final/")
+        }
     assert closing["steps"] == 6 and closing["tokens"] == 6 * 4 * 16
     summary = err[err.index("--- story 1") :]
     assert re.findall(r"--- story \d", summary) == ["--- story 1", "--- story 2", "--- story 3"]
     assert f"validation loss  {closing['loss']:.4f} +- " in summary
-    assert f"{closing['bits_per_byte']:.4f} bits per byte, over {closing['validation_tokens']:,} tokens" in summary
+    assert (
+        f"{closing['bits_per_byte']:.4f} bits per byte, over {closing['validation_tokens']:,} tokens"
+        in summary
+    )
     assert "training         6 steps, 384 tokens in " in summary and "tokens/s)" in summary
-    assert f"parameters       {closing['parameters']:,}, {closing['active_parameters']:,} active" in summary
+    assert (
+        f"parameters       {closing['parameters']:,}, {closing['active_parameters']:,} active"
+        in summary
+    )
 
     monkeypatch.chdir(folder)
     commands = [shlex.split(line) for line in summary.partition("next:\n")[2].splitlines()]
@@ -136,13 +157,23 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
     assert capsys.readouterr().out.startswith("Once upon a time")
     assert Path(commands[1][2]).is_dir()
     parsed = parse_command_line(commands[2][2:], train.model_fields)
-    assert parsed.config.init_from == "model/checkpoint_6.pt" and parsed.config.out_dir == "model_next"
+    assert (
+        parsed.config.init_from == "model/checkpoint_6.pt" and parsed.config.out_dir == "model_next"
+    )
 
 
 def test_eval_only_scores_a_checkpoint_and_writes_nothing(finished, corpus, tmp_path, capsys):
     folder, _ = finished
     best = [r for r in read_metrics(folder / "model/metrics.jsonl") if "final/loss" in r][-1]
-    flags = ["--eval_only", folder / "model/checkpoint_6.pt", *corpus, "--block_size", 16, "--device", "cpu"]
+    flags = [
+        "--eval_only",
+        folder / "model/checkpoint_6.pt",
+        *corpus,
+        "--block_size",
+        16,
+        "--device",
+        "cpu",
+    ]
     assert run_here(tmp_path, *flags) == 0
     out = capsys.readouterr().out
     assert f"validation loss {best['final/loss']:.4f} +- " in out
@@ -150,7 +181,9 @@ def test_eval_only_scores_a_checkpoint_and_writes_nothing(finished, corpus, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(finished, corpus, tmp_path, monkeypatch):
+def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(
+    finished, corpus, tmp_path, monkeypatch
+):
     from training import trainer
 
     folder, _ = finished
@@ -160,7 +193,9 @@ def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(fi
         seen.update(model=model, cfg=cfg, resumed=resumed)
 
     monkeypatch.setattr(trainer, "train", stand_in)
-    assert run_here(tmp_path, "--init_from", source, *corpus, "--block_size", 16, "--threads", 1) == 0
+    assert (
+        run_here(tmp_path, "--init_from", source, *corpus, "--block_size", 16, "--threads", 1) == 0
+    )
     weights = load(source)["model"]
     ours = seen["model"].state_dict()
     assert ours.keys() == weights.keys() and all(torch.equal(ours[n], weights[n]) for n in weights)
@@ -168,7 +203,15 @@ def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(fi
 
 
 def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys):
-    flags = ["--dry_run", "--model_size", "gpt-oss-20b", "--tokenizer", "stories4k", "--vocab_size", 201088]
+    flags = [
+        "--dry_run",
+        "--model_size",
+        "gpt-oss-20b",
+        "--tokenizer",
+        "stories4k",
+        "--vocab_size",
+        201088,
+    ]
     assert run_here(tmp_path, *flags) == 0  # 21 billion parameters, none of them built
     out = capsys.readouterr().out
     assert "20,914,757,184 total" in out and "FLOPs per token" in out and "optimizer" in out
@@ -207,7 +250,10 @@ def test_help_model_lists_the_fields_with_the_preset_s_values(tmp_path, capsys):
 def test_the_real_command_exits_with_2_and_one_line(tmp_path):
     ended = command("--max_iter", "5", folder=tmp_path)
     assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr == "train.py: error: flag '--max_iter' is unknown; did you mean '--max_iters'?\n"
+    assert (
+        ended.stderr
+        == "train.py: error: flag '--max_iter' is unknown; did you mean '--max_iters'?\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,7 +342,9 @@ def test_an_unreachable_hub_is_noticed_within_seconds(tmp_path):
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["stderr", "stdout"]
 
 
-def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_bring_it(refused, corpus, monkeypatch, tmp_path):
+def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_bring_it(
+    refused, corpus, monkeypatch, tmp_path
+):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer, "DOWNLOAD_HOST", "http://127.0.0.1:9/")
     told = refused(*RUN, *corpus, "--tokenizer", "gpt2")
@@ -335,7 +383,9 @@ def damaged(kind: str, good: Path) -> Path:
     elif kind == "foreign":
         torch.save({"state_dict": state["model"]}, path)
     elif kind == "weights only":
-        torch.save({k: state[k] for k in ("model_name", "config", "model", "tokenizer", "step")}, path)
+        torch.save(
+            {k: state[k] for k in ("model_name", "config", "model", "tokenizer", "step")}, path
+        )
     return path
 
 
@@ -352,9 +402,13 @@ def damaged(kind: str, good: Path) -> Path:
         ("foreign", "is not one of this project's, it has no model_name"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_used_is_named_and_never_runs_code(refused, finished, corpus, kind, told):
+def test_a_checkpoint_that_cannot_be_used_is_named_and_never_runs_code(
+    refused, finished, corpus, kind, told
+):
     path = damaged(kind, finished[0] / "model/checkpoint_6.pt")
-    assert re.search(told, refused(*corpus, "--init_from", path, "--block_size", 16, "--max_iters", 1))
+    assert re.search(
+        told, refused(*corpus, "--init_from", path, "--block_size", 16, "--max_iters", 1)
+    )
     assert re.search(told, refused("--resume", "--out_dir", path.parent))
     assert not Path("ran.txt").exists()
 
@@ -366,7 +420,15 @@ def test_weights_without_a_run_cannot_be_resumed(refused, finished):
 
 
 def test_the_weights_name_model_and_tokenizer(refused, finished, corpus):
-    held = ["--init_from", finished[0] / "model/checkpoint_6.pt", *corpus, "--block_size", 16, "--max_iters", 1]
+    held = [
+        "--init_from",
+        finished[0] / "model/checkpoint_6.pt",
+        *corpus,
+        "--block_size",
+        16,
+        "--max_iters",
+        1,
+    ]
     assert "tokenizer of" in refused(*held, "--tokenizer", "gpt2")
     assert "model_size of" in refused(*held, "--model_size", "medium")
     assert "tensors of another shape" in refused(*held, "--hidden_size", 64)

@@ -25,7 +25,17 @@ TINY = (
 ).split()
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["toy_run", "train", "training.trainer", "torch.utils.tensorboard", "torch._dynamo"])
+_processes.set_forkserver_preload(
+    [
+        "toy_run",
+        "train",
+        "training.trainer",
+        "torch.utils.tensorboard",
+        "torch._dynamo",
+        "pandas",
+        "pyarrow.dataset",
+    ]
+)
 
 
 def write_corpus(folder: Path) -> list[str]:
@@ -53,9 +63,18 @@ class ToyRun:
     def __init__(self, folder: Path, *flags, at_step=None, action=signal.SIGKILL, environment=None):
         folder.mkdir(parents=True, exist_ok=True)
         self._logs = [folder / "stdout", folder / "stderr"]
-        arguments = ([str(flag) for flag in flags], folder, self._logs, at_step, action, environment or {})
+        arguments = (
+            [str(flag) for flag in flags],
+            folder,
+            self._logs,
+            at_step,
+            action,
+            environment or {},
+        )
         self._process = _processes.Process(target=_run, args=arguments, daemon=True)
-        with pytest.MonkeyPatch.context() as patch:  # the server starts with the first run, and knows no sys.path
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # the server starts with the first run, and knows no sys.path
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
             patch.setenv("OMP_NUM_THREADS", "1")
             multiprocessing.forkserver.ensure_running()

@@ -77,7 +77,7 @@ def require_latest(out_dir: str | Path) -> Path:
     if path is None:
         raise ValueError(
             f"--resume needs a checkpoint_<step>.pt in {out_dir} and there is none; "
-            "leave --resume out, or name the run's --out_dir"
+            "start again without --resume in an empty folder, or name the run's --out_dir"
         )
     return path
 
@@ -175,9 +175,11 @@ def check_out_dir(out_dir: str | Path, resume: bool) -> None:
     if resume:
         require_latest(out_dir)
     elif out_dir.exists() and any(path.name != LOCK for path in out_dir.iterdir()):
+        saved = latest_checkpoint(out_dir) is not None
+        way_out = "continue that with --resume" if saved else "remove that (it has no checkpoint)"
         raise ValueError(
             f"out_dir must be new or empty, and {out_dir} holds another run; "
-            "continue that with --resume or choose another --out_dir"
+            f"{way_out} or choose another --out_dir"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from architecture.interface import LOGITS_PER_CHUNK
 from training.config import TrainConfig
 
 SUSTAINED_FLOPS = {  # FLOP/s that training of this kind keeps up; orders of magnitude, not promises
@@ -15,7 +16,7 @@ SUSTAINED_FLOPS = {  # FLOP/s that training of this kind keeps up; orders of mag
 
 def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     """Bytes of training on one device. Weights, gradients and optimizer state are exact; what the
-    forward pass keeps for the backward is an estimate from the shapes (tested to 30 %).
+    forward pass keeps for the backward is an estimate from the shapes (tested to 15 %).
     """
     total = config.parameter_counts()["total"]
     matrices = matrix_parameters(config)
@@ -26,6 +27,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         "gradients": 4 * total,
         "optimizer": 4 * moments,
         "activations": activation_bytes(cfg, config),
+        "logits": logits_bytes(cfg, config),
     }
 
 
@@ -41,15 +43,28 @@ def matrix_parameters(config: Any) -> int:
 
 
 def activation_bytes(cfg: TrainConfig, config: Any) -> int:
-    """Estimate of what one micro-batch keeps for its backward pass, head included."""
-    d, f, k = config.hidden_size, config.intermediate_size, config.experts_per_token
-    attention = 4 * d + 6 * config.num_attention_heads * config.head_dim  # two norms; q, k, v, out
-    experts = k * (2 * d + 8 * f)  # rows in and out; gate, up and the steps of their product
-    router = 6 * config.num_experts
-    tokens = cfg.batch_size * cfg.block_size
-    values = tokens * (config.num_hidden_layers * (attention + experts + router) + 4 * d)
-    logits = min(tokens * config.vocab_size, 2**26)  # next_token_loss holds one block of them
-    return (2 if cfg.dtype == "bfloat16" else 4) * values + 2 * 4 * logits
+    """Estimate of what the forward pass of one micro-batch keeps for its backward pass.
+
+    The factors count the tensors that autograd holds in gptoss.py, per token and layer.
+    """
+    d, f, t = config.hidden_size, config.intermediate_size, cfg.block_size
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    attention = (
+        6 * d + 5 * heads * config.head_dim + t / cfg.batch_size
+    )  # norms; q, k, v, out; mask
+    if cfg.attention == "eager":
+        attention += 2 * heads * t  # scores and weights
+    row = 2 * d + (7 if config.mlp == "swiglu" else 2) * f  # one token in one expert
+    moe = len(config.resolved_moe_layers)
+    routed = config.experts_per_token * row + 6 * config.num_experts
+    per_token = layers * attention + moe * routed + (layers - moe) * row + 3 * d
+    values = cfg.batch_size * t * per_token + config.vocab_size * d  # the head keeps its gradient
+    return int((2 if cfg.dtype == "bfloat16" else 4) * values)
+
+
+def logits_bytes(cfg: TrainConfig, config: Any) -> int:
+    """What next_token_loss holds of the logits for a moment: a block of them and its exponential."""
+    return 2 * 4 * min(cfg.batch_size * cfg.block_size * config.vocab_size, LOGITS_PER_CHUNK)
 
 
 def report(cfg: TrainConfig, config: Any) -> str:

@@ -8,6 +8,13 @@ import torch
 from torch import nn
 
 
+def non_finite_parameter(model: nn.Module) -> str | None:
+    """The first parameter that holds NaN or infinity, as a phrase; one wait for the device."""
+    parameters = dict(model.named_parameters())
+    finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
+    return next((f"the parameter {name}" for name, ok in zip(parameters, finite) if not ok), None)
+
+
 def first_non_finite(
     model: nn.Module, batches: list[dict[str, torch.Tensor]], autocast: Callable[[], object]
 ) -> str:
@@ -16,9 +23,8 @@ def first_non_finite(
     model: the raw module with the gradients of the failed step.  batches: those of that step.
     Returns a phrase such as "the output of block.2.attn".
     """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the parameter {name}"
+    if where := non_finite_parameter(model):
+        return where
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
@@ -35,7 +41,9 @@ def first_non_finite(
         with torch.no_grad():
             for batch in batches:
                 with autocast():
-                    model(**batch)
+                    out = model(**batch)
+                if not found and not torch.isfinite(out.loss_sum):
+                    found.append("the loss")
     finally:
         for handle in handles:
             handle.remove()

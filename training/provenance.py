@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache  # of the code that runs: what is edited meanwhile does not take part
 def git_commit() -> str | None:
     """The commit of this source tree, with "+changes" if it differs; None outside a repository."""
     root = Path(__file__).resolve().parent.parent

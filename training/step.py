@@ -46,15 +46,16 @@ def accumulate_gradients(
     A micro-batch counts by its share of the tokens, so that splitting a batch changes nothing, except
     under balance="aux", which looks at one micro-batch at a time by definition.
     """
-    total = sum(int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches)
+    counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches]
+    total = sum(counts)
     losses, text, routing, layers = [], [], [], ()
-    for batch in batches:
+    for batch, count in zip(batches, counts):
         with autocast():
             out = model(**batch, carry=carry)
         carry = out.carry
         objective = out.loss_sum / total
         if out.router is not None:
-            weight = out.num_targets / total
+            weight = count / total
             terms = cfg.balance_coef * balance_term(cfg.balance, out.router, previous_share)
             objective = objective + weight * (terms + cfg.z_loss_coef * out.router.z_loss)
             probability, z, dropped = (

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from training.data_documents import Source
 from training.data_loader import TrainLoader, validation_batches
 from training.device import autocast, peak_flops, peak_memory_gb
 from training.interrupt import StopRequest
-from training.non_finite import first_non_finite
+from training.non_finite import first_non_finite, non_finite_parameter
 from training.optimizer import build_optimizers, learning_rate, set_learning_rate
 from training.provenance import git_commit, provenance
 from training.step import StepResult, accumulate_gradients, apply_gradients
@@ -45,7 +46,7 @@ class Stopped(Exception):
         self.signal = stop.signal
         super().__init__(
             f"stopped by {self.signal.name} and saved {path}; "
-            f"continue with: python train.py --resume --out_dir {path.parent}"
+            f"continue with: python train.py --resume --out_dir {quote(str(path.parent))}"
         )
 
 
@@ -164,12 +165,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, float]:
     norm = apply_gradients(model, run.optimizers, result, cfg.grad_clip)
     if norm is None:
         where = first_non_finite(model, batches, run.autocast)
-        good = checkpoint.latest_checkpoint(cfg.out_dir)
-        raise NotFinite(
-            f"step {progress.step + 1} is not finite, first in {where}; the weights were left as they were; "
-            + (f"the last good checkpoint is {good}; " if good else "there is no checkpoint yet; ")
-            + "try a lower --lr or --grad_clip"
-        )
+        raise not_finite(run, progress.step + 1, f"{where}; the weights were left as they were")
     if result.load is not None:
         progress.expert_share = load_share(result.load)
         if cfg.balance == "bias":
@@ -178,6 +174,20 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, float]:
     progress.step += 1
     progress.tokens += result.tokens
     return result, norm
+
+
+def not_finite(run: Run, step: int, where: str) -> NotFinite:
+    good = checkpoint.latest_checkpoint(run.cfg.out_dir)
+    last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+    return NotFinite(
+        f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip"
+    )
+
+
+def require_finite_weights(run: Run, step: int) -> None:
+    """NotFinite if the update of a step, whose gradients were finite, left weights that are not."""
+    if where := non_finite_parameter(run.model):
+        raise not_finite(run, step, where)
 
 
 # ----------------------------------------------------------------------------------- what a run shows
@@ -212,10 +222,13 @@ def run_evaluation(
     run: Run, batches: list[dict[str, torch.Tensor]], step: int
 ) -> evaluate.Evaluation:
     """Validation loss on the fixed tokens, the routers' state there, and a story."""
+    require_finite_weights(run, step)
     found = evaluate.evaluate(
         run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast,
         should_stop=lambda: bool(run.stop),
     )  # fmt: skip
+    if not math.isfinite(found.loss):
+        raise not_finite(run, step, "the validation loss")
     record = {"val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
     if found.load is not None:
         dead = evaluate.dead_experts(found.load).tolist()
@@ -327,6 +340,7 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 def save(run: Run, progress: Progress, evaluated: tuple[int, evaluate.Evaluation] | None) -> Path:
     """A checkpoint of this moment: the model, and all that continuing to the last bit needs."""
+    require_finite_weights(run, progress.step)  # a checkpoint is something to go back to
     cfg, model = run.cfg, run.model
     state = {
         "model_name": cfg.model,
@@ -420,10 +434,11 @@ def summary(run: Run, final: dict[str, Any], stories: list[str], path: Path) -> 
     """What a person reads at the end."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     board = (
-        f"\n  tensorboard --logdir {Path(run.tensorboard_dir).parent}"
+        f"\n  tensorboard --logdir {quote(str(Path(run.tensorboard_dir).parent))}"
         if run.tensorboard_dir
         else ""
     )
+    name, next_dir = quote(str(path)), quote(f"{run.cfg.out_dir}_next")
     return (
         f"{told}\n---\n"
         f"validation loss  {final['loss']:.4f} +- {final['loss_standard_error']:.4f} nats/token, "
@@ -432,6 +447,6 @@ def summary(run: Run, final: dict[str, Any], stories: list[str], path: Path) -> 
         f"({final['tokens_per_second']:,.0f} tokens/s)\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n"
-        f"  python sample.py --checkpoint {path} --prompt 'Once upon a time'{board}\n"
-        f"  python train.py --init_from {path} --out_dir {run.cfg.out_dir}_next"
+        f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
+        f"  python train.py --init_from {name} --out_dir {next_dir}"
     )
