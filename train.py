@@ -5,7 +5,7 @@ import typing
 from dataclasses import replace
 
 from training.command_line import CommandLine, parse_command_line
-from training.config import TrainConfig, as_text, check_resume
+from training.config import TrainConfig, as_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,10 +27,10 @@ def run(command: CommandLine) -> int:
     import torch
 
     from architecture import registry
-    from training import checkpoint, costs, device, trainer
+    from training import checkpoint, costs, device, start, trainer
     from training.data_sources import open_dataset
 
-    cfg, tokenizer, config, saved = starting_point(command)
+    cfg, tokenizer, config, saved = start.starting_point(command)
     if cfg.block_size > config.context_limit:
         raise ValueError(
             f"block_size must be at most the model's context limit of {config.context_limit} tokens "
@@ -74,52 +74,6 @@ def run(command: CommandLine) -> int:
         print(stop, file=sys.stderr)
         return 128 + stop.signal
     return 0
-
-
-def starting_point(command: CommandLine) -> tuple[TrainConfig, typing.Any, typing.Any, dict | None]:
-    """The settings, tokenizer and model config of this run, and the checkpoint that it starts from."""
-    from architecture import registry
-    from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
-    from training import checkpoint
-
-    cfg, overrides = command.config, command.model_overrides
-    path = checkpoint.require_latest(cfg.out_dir) if cfg.resume else cfg.eval_only or cfg.init_from
-    if path is None:
-        tokenizer = get_tokenizer(cfg.tokenizer)
-        vocab_size = overrides.get("vocab_size", padded_vocab_size(tokenizer))
-        if vocab_size < tokenizer.n_vocab:
-            raise ValueError(
-                f"vocab_size must hold the {tokenizer.n_vocab} ids of tokenizer {cfg.tokenizer}, got "
-                f"{vocab_size}; leave it out to have it follow the tokenizer"
-            )
-        used = tokenizer.n_vocab if tokenizer.n_vocab < vocab_size else None
-        sizes = {"vocab_size": vocab_size, "used_vocab_size": used}
-        return (
-            cfg,
-            tokenizer,
-            registry.build_config(cfg.model, cfg.model_size, overrides | sizes),
-            None,
-        )
-
-    saved = registry.read_checkpoint(path)
-    if cfg.resume:
-        checkpoint.require_training_state(saved, path)
-        cfg = check_resume(saved["train_config"], cfg, saved["config"], overrides, command.given)
-        overrides = {}
-    else:  # the weights bring these
-        size = saved.get("train_config", {}).get("model_size", "custom")  # not a run's: no preset
-        for name, held in (
-            ("model", saved["model_name"]),
-            ("model_size", size),
-            ("tokenizer", saved["tokenizer"]["name"]),
-        ):
-            if name in command.given and getattr(cfg, name) != held:
-                raise ValueError(
-                    f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out"
-                )
-            cfg = replace(cfg, **{name: held})
-    config = registry.config_from_dict(cfg.model, saved["config"] | overrides)
-    return cfg, tokenizer_from_state(saved["tokenizer"]), config, saved
 
 
 def model_fields(model: str = TrainConfig.model) -> dict[str, typing.Any]:

@@ -51,7 +51,9 @@ def check_models() -> dict[str, dict[str, float]]:
     reference = gptoss.Transformer(config, attention="eager", experts="loop", generator=generator)
     with torch.no_grad():
         for parameter in reference.parameters():  # biases and sinks far from zero, routing decided
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim == 1))
+            parameter.add_(
+                0.3 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim == 1)
+            )
             parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
     reference.double()
     reference(ids[:, :-1], ids[:, 1:]).loss.backward()
@@ -77,7 +79,9 @@ def time_medium(steps: int, compiled: bool) -> dict[str, float]:
     """Training steps of the medium preset in bfloat16: tokens/s, share of the peak, memory."""
     device = torch.device("cuda")
     config = registry.build_config("gptoss", "medium")
-    raw = registry.build_model("gptoss", config, generator=torch.Generator().manual_seed(0)).to(device)
+    raw = registry.build_model("gptoss", config, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     model = torch.compile(raw) if compiled else raw
     cfg = TrainConfig(batch_size=MEDIUM_BATCH, block_size=MEDIUM_BLOCK)
     optimizers = build_optimizers(raw, cfg)
@@ -102,7 +106,9 @@ def time_medium(steps: int, compiled: bool) -> dict[str, float]:
         assert apply_gradients(raw, optimizers, result, 1.0) is not None
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    median = sorted(seconds[steps // 3 :])[(steps - steps // 3) // 2]  # after warm-up and compilation
+    median = sorted(seconds[steps // 3 :])[
+        (steps - steps // 3) // 2
+    ]  # after warm-up and compilation
     rate = MEDIUM_BATCH * MEDIUM_BLOCK / median
     return {
         "median_step_ms": 1e3 * median,
@@ -115,7 +121,9 @@ def time_medium(steps: int, compiled: bool) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=30, help="steps to time, a third of them warm-up")
+    parser.add_argument(
+        "--steps", type=int, default=30, help="steps to time, a third of them warm-up"
+    )
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
     args = parser.parse_args()
     result = {**provenance(), "device": torch.cuda.get_device_name(), "agreement": check_models()}

@@ -202,7 +202,7 @@ def test_a_folder_has_one_writer_and_an_ended_run_is_not_written_over(tmp_path, 
 @pytest.mark.parametrize(
     "flag, value, told",
     [
-        ("lr", "0.01", "lr=0.01 (saved: 0.003)"),
+        ("lr", "0.01", f"lr=0.01 (saved: {TrainConfig.lr})"),
         ("batch_size", "8", "batch_size=8 (saved: 4)"),
         ("seed", "7", "seed=7 (saved: 1337)"),
         ("max_iters", "40", "max_iters=40 (saved: 20)"),

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX
 from training import trainer
 from training.balance import update_selection_bias
+from training.checkpoint import latest_checkpoint
 from training.config import TrainConfig
 from training.optimizer import build_optimizers
 from training.step import accumulate_gradients, apply_gradients
@@ -258,8 +258,7 @@ def test_a_run_limited_by_minutes_ends_by_its_own_clock(tmp_path, corpus):
     flags = [flag for flag in TINY if flag not in ("--max_iters", "20")]
     limit = 0.003  # minutes
     assert run_here(tmp_path, *flags, *corpus, "--max_minutes", limit, "--eval_every", 10**6) == 0
-    (last,) = Path(tmp_path / "model").glob("checkpoint_*.pt")
-    progress = load(last)["progress"]
+    progress = load(latest_checkpoint(tmp_path / "model"))["progress"]
     assert 60 * limit <= progress["seconds"] < 60 * limit + 1
     assert progress["tokens"] == progress["step"] * 64
 

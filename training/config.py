@@ -36,14 +36,14 @@ class TrainConfig:
     packing: Literal["packed", "lanes"] = option("packed", "joined, or one document along each row")
 
     # size of a step and length of the run
-    batch_size: int = option(16, "rows per micro-batch, per process", at_least=1)
+    batch_size: int = option(8, "rows per micro-batch, per process", at_least=1)
     block_size: int = option(256, "tokens per row", at_least=1)
     grad_accum: int = option(1, "micro-batches per optimizer step", at_least=1)
     max_iters: int | None = option(3000, "length of the run, optimizer steps", at_least=1)
     max_minutes: float | None = option(None, "in place of max_iters, minutes of training", above=0)
 
     # optimization
-    lr: float = option(3e-3, "peak learning rate", above=0)
+    lr: float = option(8e-3, "peak learning rate; adamw wants about half of muon's", above=0)
     schedule: Literal["wsd", "cosine"] = option(
         "wsd", "after warmup: constant then linear, or cosine"
     )
@@ -110,6 +110,11 @@ class TrainConfig:
             )
         if self.eval_only and self.resume:
             raise ValueError("eval_only evaluates and resume trains; give one of them")
+        if self.init_from and (self.resume or self.eval_only):
+            other = "resume" if self.resume else "eval_only"
+            raise ValueError(
+                f"init_from starts a new run and {other} takes a checkpoint of its own; give one of them"
+            )
 
 
 def as_text(value: Any) -> str:

@@ -26,6 +26,7 @@ def first_non_finite(
     if where := non_finite_parameter(model):
         return where
     found: list[str] = []
+    device = next(model.parameters()).device
 
     def watch(name: str) -> Callable[..., None]:
         def check(module, inputs, output) -> None:
@@ -40,6 +41,7 @@ def first_non_finite(
     try:
         with torch.no_grad():
             for batch in batches:
+                batch = {name: tensor.to(device) for name, tensor in batch.items()}
                 with autocast():
                     out = model(**batch)
                 if not found and not torch.isfinite(out.loss_sum):

@@ -50,6 +50,7 @@ def accumulate_gradients(
     total = sum(counts)
     losses, text, routing, layers = [], [], [], ()
     for batch, count in zip(batches, counts):
+        batch = {name: tensor.to(token_bytes.device) for name, tensor in batch.items()}
         with autocast():
             out = model(**batch, carry=carry)
         carry = out.carry

@@ -1,0 +1,149 @@
+"""What a run shows of itself: numbers for the writer, and the words at its beginning and end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from architecture.generation import generate_texts
+from architecture.interface import load_share
+from training import evaluate
+from training.data_documents import Source
+from training.device import peak_flops, peak_memory_gb
+from training.metrics import MetricsWriter
+from training.run import Progress, Run
+from training.step import StepResult
+
+NARRATE_SECONDS = 15.0
+SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 200, 0.8  # of the stories that a run shows
+
+
+def step_record(result: StepResult) -> dict[str, float]:
+    """What the loss and the routers of one step say."""
+    record = {
+        "train/loss": float(result.loss),
+        "train/bits_per_byte": float(result.nats / math.log(2) / result.num_bytes.clamp(min=1)),
+    }
+    if result.load is not None:
+        record["train/balance_loss"] = float(result.balance_loss)
+        record["train/z_loss"] = float(result.z_loss)
+        violation = evaluate.max_violation(result.load).tolist()
+        record |= {f"moe/max_violation/layer_{i:02d}": v for i, v in zip(result.layers, violation)}
+        if float(result.dropped.max()) > 0:
+            shares = result.dropped.tolist()
+            record |= {f"moe/dropped/layer_{i:02d}": v for i, v in zip(result.layers, shares)}
+    return record
+
+
+def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict[str, float]:
+    """Throughput since (tokens, seconds), utilisation where the device's peak is known, memory."""
+    rate = (progress.tokens - since[0]) / max(progress.seconds - since[1], 1e-9)
+    record = {"perf/tokens_per_second": rate, "perf/peak_memory_gb": peak_memory_gb(run.device)}
+    peak = peak_flops(run.device)
+    if peak is not None:
+        record["perf/mfu"] = rate * run.model.config.flops_per_token(run.cfg.block_size) / peak
+    return record
+
+
+def evaluation_record(found: evaluate.Evaluation) -> dict[str, float]:
+    """Validation loss, and the state of the routers on the validation tokens."""
+    record = {"val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
+    if found.load is not None:
+        for layer, entropy, dead in zip(
+            found.layers, found.entropy.tolist(), evaluate.dead_experts(found.load).tolist()
+        ):
+            record[f"moe/entropy/layer_{layer:02d}"] = entropy
+            record[f"moe/dead_experts/layer_{layer:02d}"] = dead
+    return record
+
+
+def show_evaluation(run: Run, step: int, found: evaluate.Evaluation) -> None:
+    """Numbers, the picture of the experts' load, a story, and a line for people."""
+    if found.load is not None:
+        share = load_share(found.load)
+        run.writer.heat_map(step, "moe/load", share, white=2 / share.shape[-1])  # grey: even load
+    run.writer.log(step, evaluation_record(found))
+    run.writer.text(step, "samples/story", sample_stories(run, 1)[0])
+    run.writer.say(f"step {step}: validation loss {in_words(found)}")
+
+
+def in_words(found: evaluate.Evaluation) -> str:
+    return (
+        f"{found.loss:.4f} +- {found.standard_error:.4f} nats/token, {found.bits_per_byte:.4f} bits per byte, "
+        f"over {found.tokens:,} tokens"
+    )
+
+
+def sample_stories(run: Run, number: int) -> list[str]:
+    """Stories from end-of-text on, always from the same seed, so that they show the weights alone."""
+    tokens = min(SAMPLE_TOKENS, run.model.config.context_limit - 1)
+    return generate_texts(run.model, [""] * number, tokens, SAMPLE_TEMPERATURE, seed=SAMPLE_SEED)
+
+
+def describe(run: Run, source: Source, validation: Source) -> str:
+    """The lines a run begins with: what is trained, on what, how."""
+    cfg, counts = run.cfg, run.model.config.parameter_counts()
+    length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes"
+    rows = cfg.batch_size * cfg.grad_accum
+    return (
+        f"{cfg.model} {cfg.model_size}: {counts['total']:,} parameters, {counts['active']:,} active per token\n"
+        f"data: {source.name}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
+        f"{length} of {rows} x {cfg.block_size} = {rows * cfg.block_size:,} tokens on {cfg.device} in {cfg.dtype} "
+        f"({cfg.threads} threads, attention {cfg.attention}, experts {cfg.experts}, balance {cfg.balance})\n"
+        f"writing {cfg.out_dir}/" + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
+    )
+
+
+def narrated(batches: Iterable[dict], writer: MetricsWriter) -> Iterator[dict]:
+    """The same batches; says now and then how many tokens are done, since nobody knows the total."""
+    said, tokens = time.monotonic(), 0
+    for batch in batches:
+        yield batch
+        tokens += batch["targets"].numel()
+        if time.monotonic() - said > NARRATE_SECONDS:
+            writer.say(f"  {tokens:,} validation tokens scored")
+            said = time.monotonic()
+
+
+def final_record(run: Run, progress: Progress, found: evaluate.Evaluation) -> dict[str, Any]:
+    """The figures of a finished run."""
+    counts = run.model.config.parameter_counts()
+    return {
+        "loss": found.loss,
+        "loss_standard_error": found.standard_error,
+        "bits_per_byte": found.bits_per_byte,
+        "validation_tokens": found.tokens,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
+        "parameters": counts["total"],
+        "active_parameters": counts["active"],
+    }
+
+
+def summary(
+    run: Run, final: dict[str, Any], found: evaluate.Evaluation, stories: list[str], path: Path
+) -> str:
+    """What a person reads at the end."""
+    told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
+    board = (
+        f"\n  tensorboard --logdir {quote(str(Path(run.tensorboard_dir).parent))}"
+        if run.tensorboard_dir
+        else ""
+    )
+    name, next_dir = quote(str(path)), quote(f"{run.cfg.out_dir}_next")
+    return (
+        f"{told}\n---\n"
+        f"validation loss  {in_words(found)}\n"
+        f"training         {final['steps']:,} steps, {final['tokens']:,} tokens in {final['seconds']:,.0f} s "
+        f"({final['tokens_per_second']:,.0f} tokens/s)\n"
+        f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
+        f"next:\n"
+        f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
+        f"  python train.py --init_from {name} --out_dir {next_dir}"
+    )

@@ -1,0 +1,159 @@
+"""A run: what it holds open, how far it is, and the checkpoint that holds all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from architecture.registry import config_to_dict
+from architecture.tokenizer import token_byte_lengths, tokenizer_state
+from training import checkpoint, metrics
+from training.config import TrainConfig
+from training.data_documents import Source
+from training.data_loader import TrainLoader
+from training.device import autocast
+from training.evaluate import Evaluation
+from training.interrupt import StopRequest
+from training.optimizer import build_optimizers
+from training.provenance import git_commit, provenance
+
+
+@dataclass
+class Progress:
+    """How far a run is; a checkpoint holds all of it."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training alone: evaluating and saving do not count
+    tokens: int = 0
+    expert_share: torch.Tensor | None = None  # (L, E), of the previous step, for "aux_global"
+    carry: Any = None  # what a variant keeps from one segment to the next
+
+    def share_done(self, cfg: TrainConfig, margin: float = 0.0) -> float:
+        """Progress in [0, 1] over max_iters or max_minutes; margin in steps."""
+        if cfg.max_iters is not None:
+            return min(1.0, (self.step + margin) / cfg.max_iters)
+        per_step = self.seconds / max(1, self.step)
+        return min(1.0, (self.seconds + margin * per_step) / (60 * cfg.max_minutes))
+
+
+@dataclass
+class Run:
+    """What stays the same from step to step."""
+
+    cfg: TrainConfig
+    model: nn.Module  # the raw one: what is saved, sampled and looked into
+    compiled: nn.Module  # what computes
+    optimizers: list[torch.optim.Optimizer]
+    tokenizer: Any
+    token_bytes: torch.Tensor  # (V,) int64
+    loader: TrainLoader
+    writer: metrics.MetricsWriter
+    tensorboard_dir: str | None
+    device: torch.device
+    autocast: Any
+    stop: StopRequest
+
+
+@contextlib.contextmanager
+def open_run(
+    cfg: TrainConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    source: Source,
+    resumed: dict[str, Any] | None,
+) -> Iterator[tuple[Run, Progress]]:
+    """Everything a run holds open, restored from a checkpoint where one is continued."""
+    device = torch.device(cfg.device)
+    model = model.to(device).train()
+    model.tokenizer = tokenizer  # as a model that was loaded has it: stories are text
+    optimizers = build_optimizers(model, cfg)
+    progress = Progress(**resumed["progress"]) if resumed else Progress()
+    if resumed:
+        for optimizer, state in zip(optimizers, resumed["optimizers"]):
+            optimizer.load_state_dict(state)
+        if progress.expert_share is not None:
+            progress.expert_share = progress.expert_share.to(device)
+        checkpoint.set_rng_state(resumed["rng"], device)
+    else:
+        random.seed(cfg.seed)
+        torch.manual_seed(cfg.seed)
+    with contextlib.ExitStack() as stack:
+        loader = TrainLoader(
+            source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
+            seed=cfg.seed, state=resumed["data"] if resumed else None,
+        )  # fmt: skip
+        stack.callback(loader.close)
+        stack.enter_context(contextlib.closing(checkpoint.claim_out_dir(cfg.out_dir, cfg.resume)))
+        tensorboard_dir = resumed["tensorboard_dir"] if resumed else None
+        if cfg.use_tensorboard and tensorboard_dir is None:
+            tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir))
+        writer = metrics.MetricsWriter(
+            cfg.out_dir,
+            tensorboard_dir=tensorboard_dir if cfg.use_tensorboard else None,
+            resume_step=progress.step if resumed else None,
+        )
+        stack.callback(writer.close)
+        stop = stack.enter_context(StopRequest())
+        run = Run(
+            cfg=cfg,
+            model=model,
+            compiled=torch.compile(model) if cfg.compile else model,
+            optimizers=optimizers,
+            tokenizer=tokenizer,
+            token_bytes=token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
+            loader=loader,
+            writer=writer,
+            tensorboard_dir=tensorboard_dir,
+            device=device,
+            autocast=functools.partial(autocast, device, cfg.dtype),
+            stop=stop,
+        )
+        checkpoint.write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run))
+        yield run, progress
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """What config.json records: every setting as it was resolved, and where the code stood."""
+    return {
+        "train": asdict(run.cfg),
+        "model": config_to_dict(run.model.config),
+        "tokenizer": {
+            k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
+        },
+        "tensorboard_dir": run.tensorboard_dir,
+        **provenance(),
+    }
+
+
+def save(run: Run, progress: Progress, evaluated: tuple[int, Evaluation] | None) -> Path:
+    """A checkpoint of this moment: the model, and all that continuing to the last bit needs."""
+    cfg, model = run.cfg, run.model
+    state = {
+        "model_name": cfg.model,
+        "config": config_to_dict(model.config),
+        "model": model.state_dict(),
+        "tokenizer": tokenizer_state(run.tokenizer),
+        "step": progress.step,
+        "train_config": asdict(cfg),
+        "progress": vars(progress).copy(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "rng": checkpoint.rng_state(run.device),
+        "data": run.loader.state_dict(),
+        "tensorboard_dir": run.tensorboard_dir,
+        "commit": git_commit(),
+    }
+    path = checkpoint.save_checkpoint(cfg.out_dir, progress.step, state, keep=cfg.keep)
+    if evaluated is not None and evaluated[0] == progress.step:
+        found = evaluated[1]
+        checkpoint.update_best(
+            cfg.out_dir, progress.step, found.loss, val_bits_per_byte=found.bits_per_byte
+        )
+    return path
