@@ -14,6 +14,7 @@ from toy_run import TINY, ToyRun, differences, load, run, run_here
 
 from architecture.tokenizer import get_tokenizer
 from data.prepare import prepare
+from training.config import TrainConfig
 from training.interrupt import StopRequest
 from training.metrics import read_metrics
 from training.trainer import Stopped
