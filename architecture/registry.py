@@ -98,10 +98,8 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
             f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
         )
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # torch also warns about old pickles: one sentence is enough
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about old pickles: one sentence is enough
             state = torch.load(path, map_location=device, weights_only=True)
     except PermissionError:
         raise  # says itself what is wrong

@@ -1,6 +1,6 @@
 """Memory and time of head and loss with their gradients at the official vocabulary.
 
-    python benchmarks/head_memory.py     writes benchmarks/results/head_memory.json
+    python -m benchmarks.head_memory     writes benchmarks/results/head_memory.json
 
 4,096 tokens, hidden size 256, 201,088 ids, float32: architecture.interface.next_token_loss against
 F.cross_entropy of all the logits. Each measurement is a process of its own, the two in turn, and the
@@ -20,8 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-REPO_ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO_ROOT))
+RESULT = Path(__file__).parent / "results" / "head_memory.json"
 
 TOKENS, HIDDEN, VOCABULARY = 4096, 256, 201_088
 MEMORY_LIMIT_GB, TIME_LIMIT = 1.5, 2.0
@@ -81,7 +80,7 @@ def main() -> int:
     runs: dict[str, list[dict]] = {"ours": [], "naive": []}
     for _ in range(arguments.repeats):
         for way, results in runs.items():
-            command = [sys.executable, __file__, "--way", way]
+            command = [sys.executable, "-m", "benchmarks.head_memory", "--way", way]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results.append(json.loads(done.stdout))
     median = {
@@ -105,10 +104,8 @@ def main() -> int:
             "time_ratio": time_ratio,
             "runs": runs,
         }
-        path = REPO_ROOT / "benchmarks" / "results" / "head_memory.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"wrote {path.relative_to(REPO_ROOT)}")
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"wrote {RESULT}")
     assert abs(median["ours"]["loss"] - median["naive"]["loss"]) < 1e-4
     return int(median["ours"]["extra_gb"] > MEMORY_LIMIT_GB or time_ratio > TIME_LIMIT)
 

@@ -1,6 +1,6 @@
 """Whole-model parity with transformers' GptOssForCausalLM on mapped random weights.
 
-    python benchmarks/parity.py          writes benchmarks/results/parity.json
+    python -m benchmarks.parity          writes benchmarks/results/parity.json
 
 Logits and the gradient of the mean loss with respect to every parameter, at sizes where no two axes
 are equal, over prompts longer than three windows, with YaRN on and off. Biases and sinks are of order
@@ -10,17 +10,15 @@ one, some gates and ups are clamped, and no router decision is close enough to a
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-REPO_ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO_ROOT))
+from architecture.gptoss import ModelConfig, Transformer
+from training.provenance import provenance
 
-from architecture.gptoss import ModelConfig, Transformer  # noqa: E402
-from training.provenance import provenance  # noqa: E402
+RESULT = Path(__file__).parent / "results" / "parity.json"
 
 BATCH, TOKENS = 2, 23
 # heads / groups = 5 is not groups = 3; 23 tokens are almost four windows of 6
@@ -193,9 +191,7 @@ def main() -> None:
         },
         "cases": cases,
     }
-    path = REPO_ROOT / "benchmarks" / "results" / "parity.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for case in cases:
         print(
             f"{case['dtype']:8} {case['rope']:10} {case['attention']:5} {case['experts']:6} "
@@ -203,7 +199,7 @@ def main() -> None:
             f"gradients {case['gradient_max_difference']:.1e} of {case['gradient_max']:.2g}, "
             f"margin {case['router_smallest_margin']:.1e}, clamped {case['clamped_share']:.0%}"
         )
-    print(f"wrote {path.relative_to(REPO_ROOT)}")
+    print(f"wrote {RESULT}")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,6 @@ def test_the_share_of_no_load_is_zero_and_not_nan():
 @pytest.mark.slow
 def test_head_and_loss_of_a_large_vocabulary_fit_in_memory_and_time():
     root = Path(__file__).resolve().parent.parent
-    script = [sys.executable, "benchmarks/head_memory.py", "--repeats", "1", "--no-write"]
+    script = [sys.executable, "-m", "benchmarks.head_memory", "--repeats", "1", "--no-write"]
     done = subprocess.run(script, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

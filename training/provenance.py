@@ -16,7 +16,7 @@ def provenance() -> dict[str, Any]:
     import torch
 
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
