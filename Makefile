@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test check bench clean
+.PHONY: setup test slow check bench clean
 
 setup: .venv/.runtime  ## what training and sampling need
 
 test: .venv/.dev  ## the whole suite, no network
 	$(BIN)/python -m pytest -n 2
+
+slow: .venv/.dev  ## with the tests that take minutes
+	$(BIN)/python -m pytest -n 2 --slow
 
 check: .venv/.dev  ## linter and formatter
 	$(BIN)/ruff check .

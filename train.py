@@ -36,10 +36,11 @@ def run(command: CommandLine) -> int:
             f"block_size must be at most the model's context limit of {config.context_limit} tokens "
             f"(initial_context_length * rope_scaling_factor), got {cfg.block_size}; lower it or raise those"
         )
+    where = device.choose_device(cfg.device)
+    cfg = replace(cfg, device=str(where), dtype=device.choose_dtype(cfg.dtype, where))
     if cfg.dry_run:
         print(costs.report(cfg, config))
         return 0
-    where = device.choose_device(cfg.device)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     if not cfg.eval_only:
         checkpoint.check_out_dir(cfg.out_dir, cfg.resume)
@@ -57,14 +58,13 @@ def run(command: CommandLine) -> int:
         registry.load_weights(model, saved["model"], cfg.init_from or cfg.eval_only or cfg.out_dir)
     cfg = replace(  # what "auto" became: shown, stored, and used again by --resume
         cfg,
-        device=str(where),
-        dtype=device.choose_dtype(cfg.dtype, where),
         attention=model.attention_backend,
         experts=model.experts_backend,
         threads=torch.get_num_threads(),
     )
     if cfg.eval_only:
-        print(trainer.evaluate_only(cfg, model, tokenizer, validation))
+        tokens = cfg.eval_tokens if "eval_tokens" in command.given else None
+        print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
         return 0
     try:
         trainer.train(
@@ -76,7 +76,7 @@ def run(command: CommandLine) -> int:
     return 0
 
 
-def model_fields(model: str = TrainConfig.model) -> dict[str, typing.Any]:
+def model_fields(model: str) -> dict[str, typing.Any]:
     """{name: type} of the model's own settings; imports torch, so it is called only for these."""
     from architecture.registry import model_class
 

@@ -526,7 +526,7 @@ class Transformer(nn.Module):
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> Transformer:
         """The model a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`."""
-        return registry.load_model(path, device=device, model_class=cls)
+        return registry.load_model(path, device=device, expected=cls)
 
     def forward(
         self,
@@ -647,13 +647,13 @@ class Transformer(nn.Module):
         return KVCache(cfg.windows, batch, max_length, head_shape, weight.device, weight.dtype)
 
 
-def _choose(kind: str, name: str, backends: dict[str, Any], auto: str) -> str:
+def _choose(kind: str, name: str, known: dict[str, Any], auto: str) -> str:
     if name == "auto":
         logger.info("%s backend: %s", kind, auto)
         return auto
-    if name not in backends:
+    if name not in known:
         raise ValueError(
-            f"{kind} must be auto or one of {', '.join(backends)}, got {name!r}; use {kind}={auto}"
+            f"{kind} must be auto or one of {', '.join(known)}, got {name!r}; use {kind}={auto}"
         )
     return name
 

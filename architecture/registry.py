@@ -119,6 +119,13 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
             f"checkpoint {path} is not one of this project's, it has no {', '.join(missing)}; "
             "use a checkpoint_<step>.pt that train.py wrote"
         )
+    shapes = {"model_name": str, "config": dict, "model": dict, "tokenizer": dict, "step": int}
+    for key, kind in shapes.items():
+        if not isinstance(state[key], kind):
+            raise ValueError(
+                f"checkpoint {path} is damaged, its {key} is a {type(state[key]).__name__} and not a "
+                f"{kind.__name__}; use another checkpoint_<step>.pt from its folder"
+            )
     return state
 
 
@@ -159,19 +166,19 @@ def load_model(
     device: str | torch.device = "cpu",
     attention: str = "auto",
     experts: str = "auto",
-    model_class: type[nn.Module] | None = None,
+    expected: type[nn.Module] | None = None,
 ) -> nn.Module:
     """The model of a checkpoint, in eval mode, with its tokenizer at `.tokenizer`.
 
-    model_class: refuse a checkpoint of any other architecture.
+    expected: refuse a checkpoint of any other architecture.
     """
     from architecture.tokenizer import tokenizer_from_state  # tiktoken is needed only when loading
 
     state = read_checkpoint(path)
     name = state["model_name"]
-    if model_class is not None and name != model_name(model_class):
+    if expected is not None and name != model_name(expected):
         raise ValueError(
-            f"checkpoint {path} holds a {name!r} model, not {model_name(model_class)!r}; "
+            f"checkpoint {path} holds a {name!r} model, not {model_name(expected)!r}; "
             f"load it with architecture.registry.load_model"
         )
     config = config_from_dict(name, state["config"])

@@ -29,7 +29,7 @@ MODEL_FIELDS = {
 
 
 def parse(*argv):
-    return parse_command_line(list(argv), lambda: MODEL_FIELDS)
+    return parse_command_line(list(argv), lambda model: MODEL_FIELDS)
 
 
 def refused(*argv) -> str:

@@ -246,7 +246,7 @@ def test_reading_goes_on_while_the_model_computes(tokenizer):
         time.sleep(0.3)
         began = time.monotonic()
         take(batches, 8)
-        assert time.monotonic() - began < 0.02
+        assert time.monotonic() - began < 0.2
 
 
 # ---- validation

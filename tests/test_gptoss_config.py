@@ -55,7 +55,7 @@ def test_the_official_config_json_reads_unchanged():
     assert config.context_limit == 131072
 
 
-def test_the_official_fields_come_first_and_in_the_official_order():
+def test_the_sixteen_official_fields_come_first():
     names = [field.name for field in dataclasses.fields(ModelConfig)]
     assert set(names[:16]) == set(json.loads(OFFICIAL_JSON))
 

@@ -1,5 +1,8 @@
 """A run that was killed or stopped goes on as if nothing had happened: the same bits, the same records."""
 
+import json
+import os
+import queue
 import random
 import shlex
 import signal
@@ -14,7 +17,9 @@ from toy_run import TINY, ToyRun, differences, load, run, run_here
 
 from architecture.tokenizer import get_tokenizer
 from data.prepare import prepare
+from training import trainer
 from training.config import TrainConfig
+from training.data_loader import TrainLoader
 from training.interrupt import StopRequest
 from training.metrics import read_metrics
 from training.trainer import Stopped
@@ -261,3 +266,73 @@ def test_the_command_to_go_on_with_survives_a_folder_with_a_space():
     told = str(Stopped(stop, Path("my runs/first/checkpoint_6.pt")))
     command = shlex.split(told.partition("continue with: ")[2])
     assert command == ["python", "train.py", "--resume", "--out_dir", "my runs/first"]
+
+
+def test_a_run_from_given_weights_resumes_like_any_other(tmp_path, corpus):
+    flags = [*TINY, *corpus, "--no-use_tensorboard"]
+    assert (
+        run_here(tmp_path, *flags, "--max_iters", 4, "--save_every", 4, "--out_dir", "first") == 0
+    )
+    given = ["--init_from", "first/checkpoint_4.pt", *corpus, *TINY[-10:], "--block_size", 16,
+             "--batch_size", 4, "--max_iters", 6, "--save_every", 2, "--no-use_tensorboard"]  # fmt: skip
+    assert run_here(tmp_path, *given, "--out_dir", "straight") == 0
+    stopped = run(tmp_path, *given, "--out_dir", "stopped", at_step=3, action=signal.SIGTERM)
+    assert stopped.code == 128 + signal.SIGTERM
+    assert run_here(tmp_path, "--resume", "--out_dir", "stopped") == 0
+    ends = [load(tmp_path / name / "checkpoint_6.pt") for name in ("straight", "stopped")]
+    assert differences(ends[0]["model"], ends[1]["model"]) == []
+
+
+def test_data_that_fails_in_mid_run_is_saved_up_to_there(tmp_path, corpus, monkeypatch, capsys):
+    taken, original = [], TrainLoader.__next__
+
+    def failing(loader):
+        taken.append(1)
+        if len(taken) == 12:  # the second micro-batch of step 6: the loader is past the weights
+            raise ValueError("the network is gone")
+        return original(loader)
+
+    flags = [*TINY, *corpus, "--grad_accum", 2, "--max_iters", 8, "--no-use_tensorboard"]
+    assert run_here(tmp_path, *flags, "--out_dir", "straight") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "__next__", failing)
+        assert run_here(tmp_path, *flags, "--out_dir", "broken") == 2
+    error = capsys.readouterr().err
+    assert "the network is gone; the run was saved as broken/checkpoint_5.pt" in error
+    assert run_here(tmp_path, "--resume", "--out_dir", "broken") == 0
+    ends = [load(tmp_path / name / "checkpoint_8.pt") for name in ("straight", "broken")]
+    for part in ("model", "optimizers", "data"):
+        assert differences(ends[0][part], ends[1][part]) == []
+
+
+def test_a_stop_is_answered_while_the_data_is_slow(tmp_path, corpus, monkeypatch, capsys):
+    original = trainer.train_step
+
+    def stopping(run, progress):
+        if progress.step == 3:
+            run.loader._queue = queue.Queue()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, progress)
+
+    monkeypatch.setattr(trainer, "train_step", stopping)
+    assert run_here(tmp_path, *TINY, *corpus, "--no-use_tensorboard") == 128 + signal.SIGTERM
+    assert "saved model/checkpoint_3.pt" in capsys.readouterr().err
+
+
+def test_a_finished_run_has_nothing_to_resume(tmp_path, corpus, capsys):
+    assert run_here(tmp_path, *TINY, *corpus, "--max_iters", 2, "--no-use_tensorboard") == 0
+    before = listing(tmp_path / "model")
+    capsys.readouterr()
+    assert run_here(tmp_path, "--resume") == 2
+    error = capsys.readouterr().err
+    assert "is finished" in error and "--init_from" in error and error.count("\n") == 1
+    assert listing(tmp_path / "model") == before
+
+
+def test_each_start_of_a_run_stands_in_its_config_file(tmp_path, corpus):
+    flags = [*TINY, *corpus, "--max_iters", 4, "--no-use_tensorboard"]
+    run(tmp_path, *flags, at_step=2, action=signal.SIGTERM)
+    assert run_here(tmp_path, "--resume") == 0
+    starts = json.loads((tmp_path / "model/config.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, starts[1]["step"]] and starts[1]["step"] >= 2
+    assert all({"command", "commit", "torch"} <= start.keys() for start in starts)

@@ -37,5 +37,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=3000)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    write_jsonl(args.out, documents(args.documents))
+    write_jsonl(args.out, documents(args.documents, args.seed))

@@ -27,7 +27,7 @@ class CommandLine(NamedTuple):
 
 def parse_command_line(
     argv: list[str],
-    model_fields: Callable[[], dict[str, Any]],
+    model_fields: Callable[[str], dict[str, Any]],
     *,
     config_class: type[TrainConfig] = TrainConfig,
     prog: str | None = None,
@@ -35,7 +35,7 @@ def parse_command_line(
 ) -> CommandLine:
     """Resolve dataclass < YAML < flags.
 
-    model_fields: returns {name: type} of ModelConfig; called only when a name is not a field of
+    model_fields: the name of a model -> {name: type} of its config; called only when a name is not a field of
     config_class, because it imports torch.
     Raises ValueError, one sentence, for anything wrong.  --help prints and exits.
     """
@@ -43,8 +43,11 @@ def parse_command_line(
     train_names = frozenset(hints)
     parser = _parser(config_class, prog, description)
     parsed, unknown = parser.parse_known_args(argv)
-    if unknown:
-        hints |= model_fields()
+    yaml_path = getattr(parsed, "config", None)
+    from_yaml = read_yaml(yaml_path) if yaml_path else {}
+    model = str(getattr(parsed, "model", from_yaml.get("model", config_class.model)))
+    if unknown or from_yaml.keys() - hints.keys():
+        hints |= model_fields(model)
         for name in hints.keys() - train_names:
             _add_flag(parser, name, hints[name])
         parsed, unknown = parser.parse_known_args(argv)
@@ -56,10 +59,7 @@ def parse_command_line(
 
     flags = vars(parsed)
     help_model = flags.pop("help_model", False)
-    yaml_path = flags.pop("config", None)
-    from_yaml = read_yaml(yaml_path) if yaml_path else {}
-    if from_yaml.keys() - hints.keys():
-        hints |= model_fields()
+    flags.pop("config", None)
     for name in from_yaml:
         if name not in hints:
             raise _unknown(f"{yaml_path}: key", str(name), list(hints))

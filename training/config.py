@@ -29,7 +29,9 @@ class TrainConfig:
     model_size: str = option("toy", "preset of the architecture: toy, medium, large, ...")
 
     # data
-    dataset: str = option("tinystories", "tinystories, a .txt, .jsonl or .parquet, or a Hub name")
+    dataset: str = option(
+        "tinystories", "tinystories, a .txt, .jsonl or .parquet, a folder, a Hub name"
+    )
     val_dataset: str | None = option(None, "validation data; none = own split, or 1% of it by hash")
     text_column: str = option("text", "column that holds a document's text")
     tokenizer: str = option("stories4k", "stories4k, gpt2, o200k_harmony, or a tiktoken rank file")
@@ -40,7 +42,9 @@ class TrainConfig:
     block_size: int = option(256, "tokens per row", at_least=1)
     grad_accum: int = option(1, "micro-batches per optimizer step", at_least=1)
     max_iters: int | None = option(3000, "length of the run, optimizer steps", at_least=1)
-    max_minutes: float | None = option(None, "in place of max_iters, minutes of training", above=0)
+    max_minutes: float | None = option(
+        None, "in place of max_iters, minutes of training; the clock does not repeat", above=0
+    )
 
     # optimization
     lr: float = option(8e-3, "peak learning rate; adamw wants about half of muon's", above=0)
@@ -108,13 +112,6 @@ class TrainConfig:
                 "warmup + decay must be at most 1, as both are shares of the run; "
                 f"got {self.warmup} + {self.decay}; lower one of them"
             )
-        if self.eval_only and self.resume:
-            raise ValueError("eval_only evaluates and resume trains; give one of them")
-        if self.init_from and (self.resume or self.eval_only):
-            other = "resume" if self.resume else "eval_only"
-            raise ValueError(
-                f"init_from starts a new run and {other} takes a checkpoint of its own; give one of them"
-            )
 
 
 def as_text(value: Any) -> str:
@@ -129,9 +126,7 @@ def as_text(value: Any) -> str:
 
 # None of these touches the sequence of updates. max_iters and max_minutes would: warmup and decay
 # are shares of the run, so another length is another learning rate from the first step on.
-RESUMABLE_CHANGES = frozenset(
-    {"eval_every", "eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
-)
+RESUMABLE_CHANGES = frozenset({"eval_every", "save_every", "keep", "log_every", "use_tensorboard"})
 
 # About this call and not about the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "out_dir", "dry_run"})

@@ -16,7 +16,7 @@ SUSTAINED_FLOPS = {  # FLOP/s that training of this kind keeps up; orders of mag
 
 def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     """Bytes of training on one device. Weights, gradients and optimizer state are exact; what the
-    forward pass keeps for the backward is an estimate from the shapes (tested to 15 %).
+    forward pass keeps for the backward is an estimate from the shapes (tested to 15 % in float32).
     """
     total = config.parameter_counts()["total"]
     matrices = matrix_parameters(config)
@@ -58,8 +58,9 @@ def activation_bytes(cfg: TrainConfig, config: Any) -> int:
     moe = len(config.resolved_moe_layers)
     routed = config.experts_per_token * row + 6 * config.num_experts
     per_token = layers * attention + moe * routed + (layers - moe) * row + 3 * d
-    values = cfg.batch_size * t * per_token + config.vocab_size * d  # the head keeps its gradient
-    return int((2 if cfg.dtype == "bfloat16" else 4) * values)
+    values = cfg.batch_size * t * per_token
+    head = 4 * config.vocab_size * d  # it keeps its gradient, in float32
+    return int((2 if cfg.dtype == "bfloat16" else 4) * values) + head
 
 
 def logits_bytes(cfg: TrainConfig, config: Any) -> int:
@@ -73,7 +74,7 @@ def report(cfg: TrainConfig, config: Any) -> str:
     per_step = cfg.batch_size * cfg.block_size * cfg.grad_accum
     memory = memory_bytes(cfg, config)
     lines = [
-        f"{cfg.model} {cfg.model_size}",
+        f"{cfg.model} {cfg.model_size} with {config.vocab_size:,} ids, computing in {cfg.dtype}",
         f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
         f"{counts['embedding']:,} of the total in the input embedding",
         f"FLOPs per token  {flops:,.0f} (forward and backward)",

@@ -249,7 +249,14 @@ def _files_by_split(folder):
     words = {path: set(re.split("[^a-z]+", path.stem.lower())) for path in found}
     train = [path for path in found if words[path] & TRAIN_WORDS]
     validation = [path for path in found if words[path] & VALIDATION_WORDS]
-    rest = [path for path in found if not words[path] & (VALIDATION_WORDS | OTHER_WORDS)]
+    rest = [
+        path for path in found if not words[path] & (TRAIN_WORDS | VALIDATION_WORDS | OTHER_WORDS)
+    ]
+    if train and rest:
+        raise ValueError(
+            f"{folder} has files named for training ({train[0].name}) and one of unclear use "
+            f"({rest[0].name}); put train, validation or test into its name, or move it away"
+        )
     return {"train": train or rest or found, "validation": validation if train or rest else []}
 
 
@@ -299,4 +306,4 @@ def _not_utf8(where, error):
 
 
 def _first_line(error):
-    return str(error).splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]

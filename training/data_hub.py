@@ -158,11 +158,11 @@ class TextStream:
                 break
             except Exception as error:  # every layer below has its own kinds of network error
                 self._examples = None
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = _first_line(error)
                 if wait is None:
                     raise HubUnreachable(
                         f"reading {self._source.name} from the Hub failed {len(RETRY_SECONDS) + 1} times ({reason}); "
-                        "continue later with --resume"
+                        "check the network and continue later"
                     ) from error
                 logger.warning(
                     "reading %s: %s; trying again in %g s", self._source.name, reason, wait
@@ -265,7 +265,7 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
     try:
         splits = _load(name, revision)
     except Exception as error:
-        raise ValueError(f"datasets cannot read {name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"datasets cannot read {name}: {_first_line(error)}") from error
     own_validation = next((known for known in VALIDATION_NAMES if known in splits), None)
     if split == "validation" and own_validation:
         chosen, side = own_validation, None
@@ -277,6 +277,10 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
         name, chosen, splits[chosen], revision=revision, text_column=text_column, side=side
     )
     return _gather_validation(source) if side == "validation" else source
+
+
+def _first_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _load(name, revision):
@@ -296,7 +300,7 @@ def _current_revision(name):
             f"dataset {name!r} is no file or folder here, and the Hub has no public dataset of that name"
         ) from error
     except HfHubHTTPError as error:
-        raise HubUnreachable(f"the Hub refuses {name}: {str(error).splitlines()[0]}") from error
+        raise HubUnreachable(f"the Hub refuses {name}: {_first_line(error)}") from error
     except Exception as error:  # no route, name, answer; offline mode: each has its own kind
         raise HubUnreachable(
             f"the Hub cannot be reached for {name} ({type(error).__name__}); give the path of a .txt, .jsonl or "
@@ -316,10 +320,5 @@ def _gather_validation(source):
         stream.close()
     if len(texts) < MIN_VALIDATION_DOCUMENTS:
         raise too_few_validation_documents(source.name, len(texts), f"first {stream.num_read:,}")
-    logger.info(
-        "%s has no validation split; %d of its first %d documents are it, by the hash of their text",
-        source.name,
-        len(texts),
-        stream.num_read,
-    )
-    return GatheredSource(source.name, texts)
+    rule = f"{len(texts)} of its first {stream.num_read:,} documents, by the hash of their text"
+    return GatheredSource(f"{source.name} ({rule})", texts)

@@ -13,7 +13,7 @@ documents, so a state fits any of them.
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -28,7 +28,11 @@ POLL_SECONDS = 0.05  # how soon a blocked reader notices close()
 JOIN_SECONDS = 2.0  # close() leaves a reader that hangs in the network to end as a daemon thread
 
 
-class Progress(NamedTuple):
+class StoppedWaiting(Exception):
+    """No batch was ready, and `should_stop` said to give up on it."""
+
+
+class LoaderProgress(NamedTuple):
     """Where the batch returned last is."""
 
     epoch: int  # of the last document read, from 0
@@ -60,6 +64,7 @@ class TrainLoader:
         world_size: int = 1,
         state: dict | None = None,
         prefetch: int = 8,
+        should_stop: Callable[[], bool] = lambda: False,
     ):
         if packing not in PACKINGS:
             raise ValueError(f"packing ({packing!r}) must be one of {', '.join(PACKINGS)}")
@@ -77,7 +82,8 @@ class TrainLoader:
         rows = rows_class(documents, tokenizer.eot_token, num_rows, block_size, state)
         self._rows_of_rank = slice(rank * batch_size, (rank + 1) * batch_size)
         self._describe = {"packing": packing, "seed": seed}
-        self._state, self.progress = _position(rows, documents), Progress(0, 0, 0.0)
+        self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0.0)
+        self._should_stop = should_stop
         self._queue: queue.Queue = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -121,7 +127,13 @@ class TrainLoader:
         self.close()
 
     def _take(self):
-        item = self._queue.get()
+        while True:
+            try:
+                item = self._queue.get(timeout=POLL_SECONDS)
+                break
+            except queue.Empty:  # a network may be slow for minutes
+                if self._should_stop():
+                    raise StoppedWaiting from None
         if isinstance(item, BaseException):
             self.close()
             raise item
@@ -282,7 +294,7 @@ def _read_ahead(rows, documents, batches, stop):
         while not stop.is_set():
             inputs, targets = next(rows)
             padding = float((targets == IGNORE_INDEX).mean())
-            progress = Progress(documents.epoch, documents.count, padding)
+            progress = LoaderProgress(documents.epoch, documents.count, padding)
             put((inputs, targets, _position(rows, documents), progress))
     except BaseException as error:
         put(error)

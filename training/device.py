@@ -67,7 +67,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory used so far, in 1e9 bytes: of the GPU, or of this process on a CPU."""
+    """Most memory used so far, in 1e9 bytes: of a CUDA device; elsewhere of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere

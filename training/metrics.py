@@ -157,9 +157,8 @@ def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield line, record
 
 
-def _summary_writer(folder: str | Path | None, resume_step: int | None):
-    if folder is None:
-        return None
+def require_tensorboard():
+    """torch's SummaryWriter; ValueError where the package behind it is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -167,4 +166,12 @@ def _summary_writer(folder: str | Path | None, resume_step: int | None):
             "use_tensorboard needs the package tensorboard, which is not installed; "
             "pip install tensorboard, or pass --no-use_tensorboard"
         ) from None
-    return SummaryWriter(folder, purge_step=None if resume_step is None else resume_step + 1)
+    return SummaryWriter
+
+
+def _summary_writer(folder: str | Path | None, resume_step: int | None):
+    if folder is None:
+        return None
+    return require_tensorboard()(
+        folder, purge_step=None if resume_step is None else resume_step + 1
+    )

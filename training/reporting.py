@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,7 +14,6 @@ from architecture.interface import load_share
 from training import evaluate
 from training.data_documents import Source
 from training.device import peak_flops, peak_memory_gb
-from training.metrics import MetricsWriter
 from training.run import Progress, Run
 from training.step import StepResult
 
@@ -22,9 +21,11 @@ NARRATE_SECONDS = 15.0
 SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 200, 0.8  # of the stories that a run shows
 
 
-def step_record(result: StepResult) -> dict[str, float]:
-    """What the loss and the routers of one step say."""
+def step_record(run: Run, result: StepResult) -> dict[str, float]:
+    """What the loss, the routers and the data of one step say."""
     record = {
+        "data/epoch": run.loader.progress.epoch,
+        "data/padding_share": run.loader.progress.padding_share,
         "train/loss": float(result.loss),
         "train/bits_per_byte": float(result.nats / math.log(2) / result.num_bytes.clamp(min=1)),
     }
@@ -33,7 +34,7 @@ def step_record(result: StepResult) -> dict[str, float]:
         record["train/z_loss"] = float(result.z_loss)
         violation = evaluate.max_violation(result.load).tolist()
         record |= {f"moe/max_violation/layer_{i:02d}": v for i, v in zip(result.layers, violation)}
-        if float(result.dropped.max()) > 0:
+        if run.model.config.capacity_factor is not None:
             shares = result.dropped.tolist()
             record |= {f"moe/dropped/layer_{i:02d}": v for i, v in zip(result.layers, shares)}
     return record
@@ -89,23 +90,24 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     cfg, counts = run.cfg, run.model.config.parameter_counts()
     length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes"
     rows = cfg.batch_size * cfg.grad_accum
+    skipped = f" ({source.skipped:,} empty documents left out)" if source.skipped else ""
     return (
         f"{cfg.model} {cfg.model_size}: {counts['total']:,} parameters, {counts['active']:,} active per token\n"
-        f"data: {source.name}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
+        f"data: {source.name}{skipped}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
         f"{length} of {rows} x {cfg.block_size} = {rows * cfg.block_size:,} tokens on {cfg.device} in {cfg.dtype} "
         f"({cfg.threads} threads, attention {cfg.attention}, experts {cfg.experts}, balance {cfg.balance})\n"
         f"writing {cfg.out_dir}/" + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
     )
 
 
-def narrated(batches: Iterable[dict], writer: MetricsWriter) -> Iterator[dict]:
+def narrated(batches: Iterable[dict], say: Callable[[str], None]) -> Iterator[dict]:
     """The same batches; says now and then how many tokens are done, since nobody knows the total."""
     said, tokens = time.monotonic(), 0
     for batch in batches:
         yield batch
         tokens += batch["targets"].numel()
         if time.monotonic() - said > NARRATE_SECONDS:
-            writer.say(f"  {tokens:,} validation tokens scored")
+            say(f"  {tokens:,} validation tokens scored")
             said = time.monotonic()
 
 
@@ -136,7 +138,12 @@ def summary(
         if run.tensorboard_dir
         else ""
     )
-    name, next_dir = quote(str(path)), quote(f"{run.cfg.out_dir}_next")
+    cfg, name = run.cfg, quote(str(path))
+    data = "".join(  # the same data: a new run would otherwise go to the default
+        f" --{field} {quote(value)}"
+        for field in ("dataset", "val_dataset", "text_column")
+        if (value := getattr(cfg, field)) != getattr(type(cfg), field)
+    )
     return (
         f"{told}\n---\n"
         f"validation loss  {in_words(found)}\n"
@@ -145,5 +152,5 @@ def summary(
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n"
         f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
-        f"  python train.py --init_from {name} --out_dir {next_dir}"
+        f"  python train.py --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -79,18 +80,22 @@ def open_run(
     if resumed:
         for optimizer, state in zip(optimizers, resumed["optimizers"]):
             optimizer.load_state_dict(state)
-        if progress.expert_share is not None:
-            progress.expert_share = progress.expert_share.to(device)
+        for name in ("expert_share", "carry"):
+            if getattr(progress, name) is not None:
+                setattr(progress, name, getattr(progress, name).to(device))
         checkpoint.set_rng_state(resumed["rng"], device)
     else:
         random.seed(cfg.seed)
         torch.manual_seed(cfg.seed)
+    stop = StopRequest()
     with contextlib.ExitStack() as stack:
         loader = TrainLoader(
             source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
-            seed=cfg.seed, state=resumed["data"] if resumed else None,
+            seed=cfg.seed, state=resumed["data"] if resumed else None, should_stop=lambda: bool(stop),
         )  # fmt: skip
         stack.callback(loader.close)
+        if cfg.use_tensorboard:
+            metrics.require_tensorboard()  # before anything is written
         stack.enter_context(contextlib.closing(checkpoint.claim_out_dir(cfg.out_dir, cfg.resume)))
         tensorboard_dir = resumed["tensorboard_dir"] if resumed else None
         if cfg.use_tensorboard and tensorboard_dir is None:
@@ -101,7 +106,7 @@ def open_run(
             resume_step=progress.step if resumed else None,
         )
         stack.callback(writer.close)
-        stop = stack.enter_context(StopRequest())
+        stack.enter_context(stop)
         run = Run(
             cfg=cfg,
             model=model,
@@ -116,12 +121,16 @@ def open_run(
             autocast=functools.partial(autocast, device, cfg.dtype),
             stop=stop,
         )
-        checkpoint.write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run))
+        checkpoint.write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """What config.json records: every setting as it was resolved, and where the code stood."""
+def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
+    """What config.json records: every setting as it was resolved, and each start of the run with its
+    command, commit and versions.
+    """
+    path = Path(run.cfg.out_dir) / "config.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     return {
         "train": asdict(run.cfg),
         "model": config_to_dict(run.model.config),
@@ -129,12 +138,20 @@ def run_facts(run: Run) -> dict[str, Any]:
             k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
         },
         "tensorboard_dir": run.tensorboard_dir,
-        **provenance(),
+        "starts": [*earlier, {"step": progress.step, **provenance()}],
     }
 
 
-def save(run: Run, progress: Progress, evaluated: tuple[int, Evaluation] | None) -> Path:
-    """A checkpoint of this moment: the model, and all that continuing to the last bit needs."""
+def save(
+    run: Run,
+    progress: Progress,
+    evaluated: tuple[int, Evaluation] | None,
+    position: dict[str, Any] | None = None,
+) -> Path:
+    """A checkpoint of this moment: the model, and all that continuing to the last bit needs.
+
+    evaluated: the last step that was scored, and its score.  position: of the data; None: the loader's.
+    """
     cfg, model = run.cfg, run.model
     state = {
         "model_name": cfg.model,
@@ -146,7 +163,7 @@ def save(run: Run, progress: Progress, evaluated: tuple[int, Evaluation] | None)
         "progress": vars(progress).copy(),
         "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
         "rng": checkpoint.rng_state(run.device),
-        "data": run.loader.state_dict(),
+        "data": position or run.loader.state_dict(),
         "tensorboard_dir": run.tensorboard_dir,
         "commit": git_commit(),
     }

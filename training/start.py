@@ -22,6 +22,12 @@ def starting_point(command: CommandLine) -> Start:
     Raises ValueError for settings that contradict the tokenizer or the checkpoint.
     """
     cfg = command.config
+    asked = [name for name in ("resume", "eval_only", "init_from") if name in command.given]
+    asked = [name for name in asked if getattr(cfg, name)]
+    if len(asked) > 1:
+        raise ValueError(
+            f"{' and '.join(asked)} each say where the weights come from, and only one can; leave one out"
+        )
     if cfg.resume:
         return continued_run(command, checkpoint.require_latest(cfg.out_dir))
     if cfg.eval_only or cfg.init_from:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from training import checkpoint, evaluate, reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.data_documents import Source
-from training.data_loader import validation_batches
+from training.data_loader import StoppedWaiting, validation_batches
 from training.device import autocast
 from training.interrupt import StopRequest
 from training.metrics import read_metrics
@@ -84,7 +85,11 @@ def train(
 
             step, done, stopping = progress.step, progress.share_done(cfg), bool(run.stop)
             if step % cfg.log_every == 0:
-                record = {"optim/lr": lr, "optim/grad_norm": norm, **reporting.step_record(result)}
+                record = {
+                    "optim/lr": lr,
+                    "optim/grad_norm": norm,
+                    **reporting.step_record(run, result),
+                }
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
                 logged = (progress.tokens, progress.seconds)
@@ -104,7 +109,7 @@ def train(
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, float]:
     """The next batches of the loader through the model and into the weights: result, gradient norm."""
     cfg, model = run.cfg, run.model
-    batches = [next(run.loader) for _ in range(cfg.grad_accum)]
+    batches = take_batches(run, progress)
     result = accumulate_gradients(
         run.compiled,
         batches,
@@ -126,6 +131,20 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, float]:
     progress.step += 1
     progress.tokens += result.tokens
     return result, norm
+
+
+def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
+    """A step's batches; where the data fails or is too slow for someone who wants to stop, saves first."""
+    position = run.loader.state_dict()  # of the weights as they are
+    try:
+        return [next(run.loader) for _ in range(run.cfg.grad_accum)]
+    except StoppedWaiting:
+        raise Stopped(run.stop, save(run, progress, None, position)) from None
+    except ValueError as error:
+        path = save(run, progress, None, position)
+        raise ValueError(
+            f"{error}; the run was saved as {path}, continue it with --resume"
+        ) from error
 
 
 def not_finite(run: Run, step: int, where: str) -> NotFinite:
@@ -167,7 +186,7 @@ def close(
     try:
         found = evaluate.evaluate(
             run.compiled,
-            reporting.narrated(batches, run.writer),
+            reporting.narrated(batches, run.writer.say),
             run.token_bytes,
             device=run.device,
             autocast=run.autocast,
@@ -195,16 +214,27 @@ def refuse_if_finished(cfg: TrainConfig) -> None:
         )
 
 
-def evaluate_only(cfg: TrainConfig, model: nn.Module, tokenizer: Any, validation: Source) -> str:
-    """Score a model once on all validation tokens; what --eval_only prints."""
+def evaluate_only(
+    cfg: TrainConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    validation: Source,
+    max_tokens: int | None = None,
+) -> str:
+    """Score a model once, on all validation tokens or the first max_tokens; what --eval_only prints."""
     device = torch.device(cfg.device)
+    batches = validation_batches(
+        validation,
+        tokenizer,
+        batch_size=cfg.batch_size,
+        block_size=cfg.block_size,
+        max_tokens=max_tokens,
+    )
     found = evaluate.evaluate(
         model.to(device),
-        validation_batches(
-            validation, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size
-        ),
+        reporting.narrated(batches, functools.partial(print, file=sys.stderr)),
         token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
         device=device,
         autocast=functools.partial(autocast, device, cfg.dtype),
     )
-    return f"validation loss {reporting.in_words(found)}, all of {validation.name}"
+    return f"validation loss {reporting.in_words(found)} of {validation.name}"

@@ -1,0 +1,36 @@
+"""The recipes in configs/: each is read, fits together, and says what it claims."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from architecture import registry
+from training.command_line import parse_command_line
+from training.config import TrainConfig
+from training.costs import report
+
+CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+
+
+def read(path: Path):
+    return parse_command_line(["--config", str(path)], lambda model: {})
+
+
+def test_there_is_a_recipe_for_each_of_the_three_sizes():
+    assert {path.stem for path in CONFIGS} >= {"toy", "medium", "large"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_fits_its_model(path):
+    cfg = read(path).config
+    config = registry.build_config(cfg.model, cfg.model_size)
+    assert cfg.model_size == path.stem and cfg.block_size <= config.context_limit
+    assert f"{config.parameter_counts()['total']:,}" in report(
+        replace(cfg, dtype="float32"), config
+    )
+
+
+def test_the_toy_recipe_is_what_no_recipe_gives():
+    (path,) = (path for path in CONFIGS if path.stem == "toy")
+    assert read(path).config == TrainConfig()
