@@ -72,7 +72,7 @@ def test_a_value_may_follow_a_space_or_an_equals_sign():
 
 
 def test_the_model_is_asked_for_its_fields_only_when_a_name_is_not_ours(yaml_file):
-    def fail():
+    def fail(model):
         raise AssertionError("asked")
 
     parse_command_line(["--lr", "1e-3", "--config", yaml_file("seed: 1")], fail)

@@ -80,7 +80,10 @@ def test_a_run_writes_its_settings_metrics_and_checkpoints(finished, corpus):
     }
     assert facts["train"].items() >= resolved.items()  # no "auto" is left
     assert facts["model"]["hidden_size"] == 32 and facts["model"]["vocab_size"] == 4096
-    assert facts["tokenizer"]["name"] == "stories4k" and facts["torch"] == torch.__version__
+    assert (
+        facts["tokenizer"]["name"] == "stories4k"
+        and facts["starts"][0]["torch"] == torch.__version__
+    )
     assert [path.name for path in folder.glob("runs/*")] == [Path(facts["tensorboard_dir"]).name]
     best = json.loads((folder / "model/best.json").read_text())
     validation = {
@@ -99,6 +102,7 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
     train_tags = {
         "train/loss", "train/bits_per_byte", "train/balance_loss", "train/z_loss", "optim/lr", "optim/grad_norm",
         "perf/tokens_per_second", "perf/peak_memory_gb", "moe/max_violation/layer_00", "moe/max_violation/layer_01",
+        "data/epoch", "data/padding_share",
     }  # fmt: skip
     val_tags = {"val/loss", "val/bits_per_byte"} | {
         f"moe/{what}/layer_{layer:02d}" for what in ("entropy", "dead_experts") for layer in (0, 1)

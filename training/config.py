@@ -125,7 +125,8 @@ def as_text(value: Any) -> str:
 # resume
 
 # None of these touches the sequence of updates. max_iters and max_minutes would: warmup and decay
-# are shares of the run, so another length is another learning rate from the first step on.
+# are shares of the run, so another length is another learning rate from the first step on; and with
+# other eval_tokens best.json would compare losses of different tokens.
 RESUMABLE_CHANGES = frozenset({"eval_every", "save_every", "keep", "log_every", "use_tensorboard"})
 
 # About this call and not about the run: always taken from the command line.
