@@ -90,17 +90,26 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     w.log(20, {"train/loss": 2.25})
     w.text(20, "samples", "Once upon a **time**")
     w.heat_map(20, "moe/load", torch.tensor([[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]), white=2.0)
-    w.hparams({"lr": 0.5, "keep": None, "optimizer": "muon"}, {"val/loss": 2.0})
+    figures = {
+        "loss": 2.0,
+        "bits_per_byte": 0.8,
+        "tokens": 7,
+        "tokens_per_second": 3.5,
+        "steps": 20,
+    }
+    w.final(20, {"lr": 0.5, "keep": None, "optimizer": "muon"}, figures)
     w.close()
     events = tensorboard(tmp_path / "run")
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 2.5), (20, 2.25)]
     assert [(e.step, e.value) for e in events.Scalars("optim/lr")] == [(10, 0.5)]
-    assert [e.value for e in events.Scalars("hparam/val/loss")] == [2.0]
+    assert [e.value for e in events.Scalars("hparam/loss")] == [2.0]
+    assert not any(tag.startswith("final/") for tag in events.Tags()["scalars"])
     (image,) = events.Images("moe/load")
     assert (image.height, image.width) == (2 * 16, 3 * 16)
     assert "samples/text_summary" in events.Tags()["tensors"]
     assert "_hparams_/session_start_info" in events.summary_metadata
-    text, heat = read_metrics(tmp_path / "metrics.jsonl")[2:]
+    text, heat, final = read_metrics(tmp_path / "metrics.jsonl")[2:]
+    assert final == {"step": 20} | {f"final/{name}": number for name, number in figures.items()}
     assert text == {"step": 20, "samples": "Once upon a **time**"}
     assert heat == {"step": 20, "moe/load": [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]}
 

@@ -19,6 +19,8 @@ SHOWN = {  # what the progress line shows of the records, in this order
     "perf/tokens_per_second": "{:,.0f} tokens/s",
 }
 
+COMPARED = ("loss", "bits_per_byte", "tokens", "tokens_per_second")  # of the final figures
+
 
 class MetricsWriter:
     """Writes OUT_DIR/metrics.jsonl, a TensorBoard folder (if one is given) and a progress line.
@@ -73,14 +75,16 @@ class MetricsWriter:
             pixels = pixels.repeat_interleave(16, 0).repeat_interleave(16, 1)  # to see single cells
             self.tensorboard.add_image(tag, pixels, step, dataformats="HW")
 
-    def hparams(self, config: dict[str, Any], final: dict[str, float]) -> None:
-        """The configuration beside the final metrics, on TensorBoard's page that compares runs."""
+    def final(self, step: int, config: dict[str, Any], figures: dict[str, float]) -> None:
+        """The closing figures: under final/ in metrics.jsonl; on TensorBoard the main ones beside the
+        configuration, on the page that compares runs (a curve of one point would say nothing).
+        """
+        self._append(step, {f"final/{name}": number for name, number in figures.items()})
         if self.tensorboard:
             plain = {
                 k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()
             }
-            # their own tags: the plain ones would get one more point, at step 0
-            results = {f"hparam/{tag}": float(number) for tag, number in final.items()}
+            results = {f"hparam/{name}": float(figures[name]) for name in COMPARED}
             self.tensorboard.add_hparams(plain, results, run_name=".")
 
     def say(self, line: str) -> None:

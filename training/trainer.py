@@ -198,8 +198,7 @@ def close(
     stories = reporting.sample_stories(run, 3)
     for number, story in enumerate(stories, start=1):
         run.writer.text(progress.step, f"samples/final_{number}", story)
-    run.writer.hparams(asdict(cfg) | config_to_dict(run.model.config), final)
-    run.writer.log(progress.step, {f"final/{name}": value for name, value in final.items()})
+    run.writer.final(progress.step, asdict(cfg) | config_to_dict(run.model.config), final)
     run.writer.say(reporting.summary(run, final, found, stories, path))
     return {**final, "checkpoint": str(path), "stories": stories}
 
