@@ -273,3 +273,14 @@ def test_two_runs_from_one_seed_are_equal_and_another_seed_is_not(tmp_path, corp
     for part in ("model", "optimizers", "rng", "data"):
         assert differences(ends[0][part], ends[1][part]) == []
     assert differences(ends[0]["model"], ends[2]["model"]) != []
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(tmp_path, corpus):
+    flags = [*TINY, *corpus, "--max_iters", 3, "--no-use_tensorboard"]
+    for name, how in (("plain", "--no-compile"), ("compiled", "--compile")):
+        assert run_here(tmp_path, *flags, how, "--out_dir", name) == 0
+    plain, compiled = (load(tmp_path / name / "checkpoint_3.pt") for name in ("plain", "compiled"))
+    assert plain["model"].keys() == compiled["model"].keys()  # no prefix of the wrapper
+    for name, weight in plain["model"].items():
+        torch.testing.assert_close(compiled["model"][name], weight, rtol=1e-4, atol=1e-4, msg=name)
