@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from architecture.tokenizer import get_tokenizer
+from training.config import TrainConfig
 from training.data_loader import encode
 from training.data_sources import open_dataset
 from training.data_tokens import TokenFolderWriter
@@ -49,8 +50,16 @@ def parse_command_line(argv=None) -> argparse.Namespace:
         "--val_dataset",
         help="validation documents (default: the dataset's own, or by the hash of the text)",
     )
-    add("--text_column", default="text", help="column of the text (default: text)")
-    add("--tokenizer", default="stories4k", help="name or rank file (default: stories4k)")
+    add(
+        "--text_column",
+        default=TrainConfig.text_column,
+        help="column of the text (default: %(default)s)",
+    )
+    add(
+        "--tokenizer",
+        default=TrainConfig.tokenizer,
+        help="name or rank file (default: %(default)s)",
+    )
     add("--out_dir", required=True, type=Path, help="folder to write; must not exist")
     return parser.parse_args(argv)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import tiktoken
 
 from architecture.tokenizer import END_OF_TEXT, save_rank_file
+from training.config import TrainConfig
 from training.data_sources import open_dataset
 
 # GPT-4's split pattern with numbers of at most two digits: a small vocabulary has no room for a
@@ -64,7 +65,11 @@ def parse_command_line(argv=None) -> argparse.Namespace:
         required=True,
         help="documents to learn from: whatever train.py --dataset takes",
     )
-    add("--text_column", default="text", help="column of the text (default: text)")
+    add(
+        "--text_column",
+        default=TrainConfig.text_column,
+        help="column of the text (default: %(default)s)",
+    )
     add("--vocab_size", type=int, default=4096, help=f"ids, {END_OF_TEXT} included (default: 4096)")
     add("--max_documents", type=int, help="learn from the first N documents only (default: all)")
     add("--out", required=True, type=Path, help="rank file to write, NAME.tiktoken")

@@ -7,6 +7,7 @@ import numpy as np
 
 Document = str | np.ndarray  # text, or the token ids of a source that is tokenised already
 
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # of a split, or in a file's name
 VALIDATION_PER_THOUSAND = 10
 MIN_VALIDATION_DOCUMENTS = 100
 

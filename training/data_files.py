@@ -14,6 +14,7 @@ import numpy as np
 
 from training.data_documents import (
     MIN_VALIDATION_DOCUMENTS,
+    VALIDATION_NAMES,
     IndexedSource,
     is_validation_document,
     no_such_column,
@@ -24,7 +25,7 @@ from training.data_documents import (
 SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TRAIN_WORDS = {"train", "training"}
-VALIDATION_WORDS = {"validation", "valid", "val", "dev"}
+VALIDATION_WORDS = set(VALIDATION_NAMES)
 OTHER_WORDS = {"test"}
 # Row groups of a parquet file are shuffled, then the documents of as many groups as fit in here:
 # reading single documents in a random order would decode a whole group for each.

@@ -4,9 +4,10 @@ import hashlib
 import logging
 import time
 
-from architecture.tokenizer import call_within
+from architecture.tokenizer import PROBE_SECONDS, call_within
 from training.data_documents import (
     MIN_VALIDATION_DOCUMENTS,
+    VALIDATION_NAMES,
     IndexedSource,
     ShuffledDocuments,
     Source,
@@ -19,8 +20,6 @@ from training.data_documents import (
 logger = logging.getLogger(__name__)
 
 TINYSTORIES = "roneneldan/TinyStories"
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-PROBE_SECONDS = 3.0
 # Waits after a broken connection, on top of what datasets itself retries.
 RETRY_SECONDS = (1.0, 4.0, 16.0)
 # The shuffle buffer: large against the handful of documents in a batch, small enough to be in each
