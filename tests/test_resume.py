@@ -188,7 +188,10 @@ def test_a_folder_has_one_writer_and_an_ended_run_is_not_written_over(tmp_path, 
         assert time.monotonic() < limit
         time.sleep(0.02)
     try:
-        before = listing(tmp_path)
+        before = None
+        while before != listing(tmp_path):  # until it stands still
+            before = listing(tmp_path)
+            time.sleep(0.3)
         assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
         assert f"process {first.pid} is writing to model" in capsys.readouterr().err
         assert run_here(tmp_path, *flags) == 2
