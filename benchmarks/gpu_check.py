@@ -126,6 +126,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this needs a CUDA device, and PyTorch finds none; run it where there is one")
     result = {**provenance(), "device": torch.cuda.get_device_name(), "agreement": check_models()}
     for name, error in result["agreement"].items():
         print(f"{name:28} " + "  ".join(f"{k} {v:.2e}" for k, v in error.items()), flush=True)
