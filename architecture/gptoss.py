@@ -337,15 +337,29 @@ class AttentionBlock(nn.Module):
     def forward(self, hidden, rope, mask, cache: KVCache | None) -> torch.Tensor:
         """hidden (B, T, D), rope tables or None, mask (B or 1, 1, T, S) -> (B, T, D)."""
         cfg = self.config
-        heads, groups = cfg.num_attention_heads, cfg.num_key_value_heads
-        qkv = self.qkv(self.norm(hidden)).unflatten(-1, (heads + 2 * groups, cfg.head_dim))
-        q, k, v = qkv.split((heads, groups, groups), dim=2)  # (B, T, H, C), (B, T, G, C) twice
-        if self.rotated:
-            q, k = RotaryEmbedding.rotate(q, rope), RotaryEmbedding.rotate(k, rope)
+        q, k, v = self.project(hidden, rope)
         if cache is not None:
             k, v = cache.extend_layer(self.layer, k, v)
         out = self.attend(q, k, v, self.sinks, mask, cfg.dropout if self.training else 0.0)
         return F.dropout(self.out(out.flatten(2)), cfg.dropout, self.training)
+
+    def project(self, hidden, rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """hidden (B, T, D) -> queries (B, T, H, C), keys and values (B, T, G, C), turned by position."""
+        cfg = self.config
+        heads, groups = cfg.num_attention_heads, cfg.num_key_value_heads
+        qkv = self.qkv(self.norm(hidden)).unflatten(-1, (heads + 2 * groups, cfg.head_dim))
+        q, k, v = qkv.split((heads, groups, groups), dim=2)
+        if self.rotated:
+            q, k = RotaryEmbedding.rotate(q, rope), RotaryEmbedding.rotate(k, rope)
+        return q, k, v
+
+    def sink_mass(self, hidden, rope, mask) -> torch.Tensor:
+        """How much of each head's attention its sink takes: arguments of forward -> (B, T, H) float32.
+
+        With every value 1 a backend returns the weights' sum over the keys; the sink has the rest.
+        """
+        q, k, v = self.project(hidden, rope)
+        return 1 - self.attend(q, k, torch.ones_like(v), self.sinks, mask, 0.0)[..., 0].float()
 
 
 # ------------------------------------------------------------------------------------- router and experts
@@ -355,8 +369,9 @@ class LayerRouting(NamedTuple):
     load: torch.Tensor  # (E,)
     mean_probability: torch.Tensor  # (E,)
     z_loss: torch.Tensor  # ()
-    entropy: torch.Tensor  # ()
     dropped: torch.Tensor  # ()
+    logits: torch.Tensor  # (N, E)
+    chosen: torch.Tensor  # (N, k)
 
 
 class ExpertWeights(NamedTuple):
@@ -452,7 +467,7 @@ class MLPBlock(nn.Module):
         normaliser = logits.logsumexp(-1)
         counts = torch.ones_like(normaliser) if counted is None else counted.to(normaliser.dtype)
         total = counts.sum().clamp(min=1)
-        entropy = normaliser - (probability * logits).sum(-1)
+        chosen = index
         assigned = (index[..., None] == torch.arange(E, device=x.device)).sum(1)  # (N, E), 0 or 1
         dropped = logits.new_zeros(())
         if self.training and self.config.capacity_factor is not None:
@@ -467,8 +482,9 @@ class MLPBlock(nn.Module):
             load=(assigned * counts[:, None]).sum(0).detach(),
             mean_probability=(probability * counts[:, None]).sum(0) / total,
             z_loss=(normaliser.square() * counts).sum() / total,
-            entropy=((entropy * counts).sum() / total / math.log(max(E, 2))).detach(),
             dropped=dropped.to(logits.dtype),
+            logits=logits.detach(),
+            chosen=chosen,
         )
         return index, weight, stats
 
@@ -594,7 +610,8 @@ class Transformer(nn.Module):
                 stats.append(layer_stats)
         if cache is not None:
             cache.advance(positions)
-        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers)
+        shape = tuple(hidden.shape[:2])
+        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers, shape)
 
     def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
         """hidden (B, T, D) -> logits and/or loss, and what is carried on (here nothing).
@@ -658,10 +675,20 @@ def _choose(kind: str, name: str, known: dict[str, Any], auto: str) -> str:
     return name
 
 
-def _router_stats(routing: list[LayerRouting], layers: tuple[int, ...]) -> RouterStats | None:
+def _router_stats(
+    routing: list[LayerRouting], layers: tuple[int, ...], shape: tuple[int, int]
+) -> RouterStats | None:
     if not routing:
         return None
-    load, probability, z_loss, entropy, dropped = (torch.stack(column) for column in zip(*routing))
-    balance = load_balancing_loss(probability, load_share(load))
-    layers = tuple(sorted(layers))
-    return RouterStats(balance, z_loss.mean(), load, probability, entropy, dropped, layers)
+    load, probability, z_loss, dropped, logits, chosen = zip(*routing)
+    load, probability = torch.stack(load), torch.stack(probability)
+    return RouterStats(
+        balance_loss=load_balancing_loss(probability, load_share(load)),
+        z_loss=torch.stack(z_loss).mean(),
+        load=load,
+        mean_probability=probability,
+        dropped=torch.stack(dropped),
+        layers=tuple(sorted(layers)),
+        logits=tuple(x.unflatten(0, shape) for x in logits),
+        chosen=tuple(x.unflatten(0, shape) for x in chosen),
+    )

@@ -28,9 +28,11 @@ class RouterStats(NamedTuple):
     z_loss: torch.Tensor  # () float32, mean squared logsumexp of the router logits
     load: torch.Tensor  # (L, E) float32, assignments per expert before capacity drops any
     mean_probability: torch.Tensor  # (L, E) float32, mean full softmax; carries the gradient
-    entropy: torch.Tensor  # (L,) float32, mean per-token entropy / ln E: 1 undecided, 0 certain
     dropped: torch.Tensor  # (L,) float32, share of the assignments over capacity
     layers: tuple[int, ...]  # the model's layer behind each row
+    # token by token, for whoever looks closer; of every position of input_ids, counted or not
+    logits: tuple[torch.Tensor, ...]  # L of (B, T, E) float32, detached
+    chosen: tuple[torch.Tensor, ...]  # L of (B, T, k) int64, before capacity drops any
 
 
 class ModelOutput(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 from architecture import gptoss, registry
 from training.config import TrainConfig
 from training.device import autocast, peak_flops
-from training.optimizer import build_optimizers
+from training.optimizer import build_optimizers, parameter_kinds
 from training.provenance import provenance
 from training.step import accumulate_gradients, apply_gradients
 
@@ -84,7 +84,7 @@ def time_medium(steps: int, compiled: bool) -> dict[str, float]:
     )
     model = torch.compile(raw) if compiled else raw
     cfg = TrainConfig(batch_size=MEDIUM_BATCH, block_size=MEDIUM_BLOCK)
-    optimizers = build_optimizers(raw, cfg)
+    optimizers, kinds = build_optimizers(raw, cfg), parameter_kinds(raw)
     token_bytes = torch.ones(config.vocab_size, dtype=torch.int64, device=device)
     generator = torch.Generator(device).manual_seed(0)
     torch.cuda.reset_peak_memory_stats()
@@ -103,7 +103,7 @@ def time_medium(steps: int, compiled: bool) -> dict[str, float]:
             token_bytes=token_bytes,
             autocast=lambda: autocast(device, "bfloat16"),
         )
-        assert apply_gradients(raw, optimizers, result, 1.0) is not None
+        assert apply_gradients(kinds, optimizers, result, 1.0) is not None
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     median = sorted(seconds[steps // 3 :])[

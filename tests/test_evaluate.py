@@ -13,7 +13,7 @@ from architecture.gptoss import ModelConfig, Transformer
 from architecture.tokenizer import get_tokenizer, token_byte_lengths
 from training.data_documents import IndexedSource
 from training.data_loader import validation_batches
-from training.evaluate import Interrupted, dead_experts, evaluate, max_violation
+from training.evaluate import Interrupted, evaluate
 
 TEXTS = [text + " caf\u00e9 \U0001f388" * (n % 2) for n, text in enumerate(documents(5))]
 BLOCK = 16
@@ -96,15 +96,17 @@ def test_a_bounded_evaluation_scores_the_first_tokens(model, tokenizer):
     assert found.loss == pytest.approx(float(losses[:50].mean()), rel=1e-6)
 
 
-def test_the_router_report_counts_every_token_in_every_layer(model, tokenizer):
-    found = score(model, tokenizer)
-    assert found.load.sum(-1).tolist() == [2 * found.tokens] * 2 and found.layers == (0, 1)
-    assert found.load.dtype == torch.float64
-    assert torch.equal(found.load, score(model, tokenizer, batch_size=1).load)
-    torch.testing.assert_close(
-        found.entropy, score(model, tokenizer, batch_size=1).entropy, rtol=1e-6, atol=0
-    )
-    assert ((found.entropy > 0) & (found.entropy < 1)).all()
+def test_the_loss_by_position_is_the_mean_over_the_windows_at_each_place(model, tokenizer):
+    losses, _ = by_hand(model, tokenizer)
+    found = score(model, tokenizer).loss_by_position
+    assert found.shape == (BLOCK,) and len(losses) % BLOCK  # the last window is not full
+    expected = [float(losses[place::BLOCK].mean()) for place in range(BLOCK)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_place_that_is_never_scored_has_no_loss(model, tokenizer):
+    found = score(model, tokenizer, max_tokens=5).loss_by_position
+    assert found[:5].isfinite().all() and found[5:].isnan().all()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -125,9 +127,3 @@ def test_an_evaluation_that_is_told_to_stop_gives_no_result_and_restores_the_mod
     with pytest.raises(Interrupted):
         score(model, tokenizer, should_stop=lambda: len(asked) > 1 or asked.append(1))
     assert len(asked) == 2 and model.training
-
-
-def test_violation_is_the_excess_of_the_busiest_and_dead_is_below_one_percent_of_even():
-    load = torch.tensor([[10.0, 10, 10, 10], [40, 0, 0, 0], [20, 19.8, 0.2, 0.05]])
-    assert max_violation(load).tolist() == pytest.approx([0, 3, 4 * 20 / 40.05 - 1])
-    assert dead_experts(load).tolist() == [0, 3, 1]

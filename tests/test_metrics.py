@@ -3,12 +3,14 @@
 import io
 import json
 import math
+import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from training.metrics import MetricsWriter, new_run_dir, read_metrics
+from training.metrics import LAYOUT, MetricsWriter, new_run_dir, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -89,7 +91,13 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     w.log(10, {"train/loss": 2.5, "optim/lr": 0.5})
     w.log(20, {"train/loss": 2.25})
     w.text(20, "samples", "Once upon a **time**")
-    w.heat_map(20, "moe/load", torch.tensor([[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]), white=2.0)
+    w.show(
+        20,
+        "moe/load",
+        [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]],
+        picture=lambda: np.zeros((5, 7, 3), dtype=np.uint8),
+        markdown=lambda: "| a table |",
+    )
     figures = {
         "loss": 2.0,
         "bits_per_byte": 0.8,
@@ -105,13 +113,35 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     assert [e.value for e in events.Scalars("hparam/loss")] == [2.0]
     assert not any(tag.startswith("final/") for tag in events.Tags()["scalars"])
     (image,) = events.Images("moe/load")
-    assert (image.height, image.width) == (2 * 16, 3 * 16)
+    assert (image.height, image.width) == (5, 7)
+    assert "moe/load/text_summary" in events.Tags()["tensors"]
     assert "samples/text_summary" in events.Tags()["tensors"]
     assert "_hparams_/session_start_info" in events.summary_metadata
     text, heat, final = read_metrics(tmp_path / "metrics.jsonl")[2:]
     assert final == {"step": 20} | {f"final/{name}": number for name, number in figures.items()}
     assert text == {"step": 20, "samples": "Once upon a **time**"}
     assert heat == {"step": 20, "moe/load": [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]}
+
+
+def test_the_custom_page_holds_its_groups_in_order_and_every_pattern_is_one(tmp_path):
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    w = writer(tmp_path, tensorboard_dir=tmp_path / "run")
+    w.close()
+    writer(tmp_path, tensorboard_dir=tmp_path / "run", resume_step=3).close()  # not told twice
+    (event,) = tensorboard(tmp_path / "run").Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == list(LAYOUT)
+    tags = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
+    assert tags == [tag for charts in LAYOUT.values() for tags in charts.values() for tag in tags]
+    assert len(set(tags)) == len(tags) and all(re.compile(tag) for tag in tags)
+
+
+def test_without_tensorboard_no_picture_is_drawn(tmp_path):
+    w = writer(tmp_path)
+    w.show(1, "moe/load", [1], picture=lambda: 1 / 0, markdown=lambda: 1 / 0)
+    w.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "moe/load": [1]}]
 
 
 def test_a_resumed_run_replaces_what_tensorboard_holds_past_its_step(tmp_path):

@@ -26,6 +26,7 @@ from training.command_line import parse_command_line
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
+HEADS = 4  # of TINY
 RUN = [*TINY, "--max_iters", "6", "--save_every", "3", "--eval_every", "3", "--out_dir", "model"]
 
 
@@ -102,15 +103,24 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
     train_tags = {
         "train/loss", "train/bits_per_byte", "train/balance_loss", "train/z_loss", "optim/lr", "optim/grad_norm",
         "perf/tokens_per_second", "perf/peak_memory_gb", "moe/max_violation/layer_00", "moe/max_violation/layer_01",
-        "data/epoch", "data/padding_share",
+        "data/epoch", "data/padding_share", "data/tokens", "perf/seconds",
     }  # fmt: skip
-    val_tags = {"val/loss", "val/bits_per_byte"} | {
-        f"moe/{what}/layer_{layer:02d}" for what in ("entropy", "dead_experts") for layer in (0, 1)
+    kinds = "attention", "sinks", "router", "experts", "embedding", "head", "norms", "biases"
+    train_tags |= {f"optim/grad_norm/{kind}" for kind in kinds}
+    first_tags = {"val/loss", "val/bits_per_byte"}
+    first_tags |= {f"val/loss_by_position/from_{n:04d}" for n in (0, 1, 2, 4, 8)}
+    first_tags |= {
+        f"moe/{what}/layer_{layer:02d}"
+        for what in ("entropy", "dead_experts", "margin", "max_violation_since_eval")
+        for layer in (0, 1)
     }
+    heads = [(layer, head) for layer in (0, 1) for head in range(HEADS)]
+    first_tags |= {f"attention/sink_mass/layer_{n:02d}/head_{h:02d}" for n, h in heads}
+    val_tags = first_tags | {f"moe/flip_rate/layer_{layer:02d}" for layer in (0, 1)}
     by_step = [set(r) - {"step"} for r in records if "train/loss" in r]
     assert by_step == [train_tags] * 6
-    assert [set(r) - {"step"} for r in records if "val/loss" in r] == [val_tags] * 2
-    for tag in ("moe/load", "samples/story"):
+    assert [set(r) - {"step"} for r in records if "val/loss" in r] == [first_tags, val_tags]
+    for tag in ("moe/load", "moe/token_kinds", "attention/sink_mass", "samples/story"):
         assert [r["step"] for r in records if tag in r] == [3, 6]
     maps = [
         torch.tensor(r["moe/load"]) for r in records if "moe/load" in r
@@ -126,7 +136,10 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
         told = [(r["step"], r[tag]) for r in records if tag in r]
         drawn = [(event.step, event.value) for event in events.Scalars(tag)]
         assert drawn == [(step, pytest.approx(value, rel=1e-6)) for step, value in told], tag
-    assert [event.step for event in events.Images("moe/load")] == [3, 6]
+    for tag in ("moe/load", "moe/token_kinds", "attention/sink_mass"):
+        assert [event.step for event in events.Images(tag)] == [3, 6]
+    table = events.Tensors("moe/token_kinds/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert table.count("| layer ") == 2 and "| punctuation |" in table
     story = events.Tensors("samples/story/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert story == [r["samples/story"] for r in records if "samples/story" in r][-1]
 

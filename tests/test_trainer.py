@@ -14,7 +14,7 @@ from training import trainer
 from training.balance import update_selection_bias
 from training.checkpoint import latest_checkpoint
 from training.config import TrainConfig
-from training.optimizer import build_optimizers
+from training.optimizer import build_optimizers, parameter_kinds
 from training.step import accumulate_gradients, apply_gradients
 
 CONFIG = ModelConfig(
@@ -63,9 +63,8 @@ def updated(batches, cfg, share=None):
     model = new_model()
     optimizers = build_optimizers(model, cfg)
     result = step(model, batches, cfg, share)
-    assert (
-        apply_gradients(model, optimizers, result, cfg.grad_clip) > cfg.grad_clip
-    )  # clipping takes part
+    norms = apply_gradients(parameter_kinds(model), optimizers, result, cfg.grad_clip)
+    assert norms["total"] > cfg.grad_clip  # clipping takes part
     if cfg.balance == "bias":
         update_selection_bias(model, result.load, cfg.bias_rate)
     return model, result
@@ -143,8 +142,14 @@ def test_clipping_scales_the_whole_gradient_to_its_limit_and_reports_the_norm_be
     optimizer.register_step_pre_hook(
         lambda *_: seen.extend(p.grad.clone() for p in model.parameters())
     )
-    norm = apply_gradients(model, [optimizer], result, clip)
-    assert norm == pytest.approx(float(before.norm()))
+    kinds = parameter_kinds(model)
+    by_hand = {
+        kind: math.sqrt(sum(float(p.grad.square().sum()) for p in parameters))
+        for kind, parameters in kinds.items()
+    }
+    norms = apply_gradients(kinds, [optimizer], result, clip)
+    norm = norms.pop("total")
+    assert norm == pytest.approx(float(before.norm())) and norms == pytest.approx(by_hand)
     after = torch.cat([grad.flatten() for grad in seen])
     scale = min(1, clip / norm) if clip else 1
     torch.testing.assert_close(after, scale * before, rtol=1e-3, atol=0)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from architecture.interface import IGNORE_INDEX, RouterStats
+from architecture.interface import IGNORE_INDEX
+from training.routing import Routing, RoutingSums
 
 
 class Evaluation(NamedTuple):
@@ -19,11 +20,10 @@ class Evaluation(NamedTuple):
     standard_error: float  # of loss, over tokens
     bits_per_byte: float  # nats of the text tokens / ln 2 / UTF-8 bytes of those tokens
     tokens: int
-    load: (
-        torch.Tensor | None
-    )  # (L, E) float64 on the CPU, assignments over all tokens; None if dense
-    entropy: torch.Tensor | None  # (L,) float64 on the CPU
-    layers: tuple[int, ...]  # the model's layer behind each row of load and entropy
+    loss_by_position: (
+        torch.Tensor
+    )  # (T,) float64 nats, by place in the row; NaN where none is scored
+    routing: Routing | None  # None for a dense model
 
 
 class Interrupted(Exception):
@@ -53,14 +53,16 @@ def evaluate(
     *,
     device: torch.device,
     autocast: Callable[[], object],
+    keep_choices: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Score every target of `batches` once, in eval mode. Raises Interrupted when told to stop."""
+    """Score every target of `batches` once, in eval mode. Raises Interrupted when told to stop.
+
+    keep_choices: also keep the experts that each token chose.
+    """
     was_training = model.training
     model.eval()
-    sums = dict.fromkeys(("loss", "square", "tokens", "nats", "bytes"), 0.0)
-    load = entropy = None
-    layers: tuple[int, ...] = ()
+    sums, by_position, routing = [], [], RoutingSums(keep_choices)
     try:
         for batch in batches:
             if should_stop():
@@ -68,42 +70,28 @@ def evaluate(
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with autocast():
                 out = model(**batch)
-            nats, num_bytes = text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes)
-            count = float(out.num_targets)
-            sums["loss"] += float(out.loss_sum)
-            sums["square"] += float(out.token_losses.square().sum())
-            sums["tokens"] += count
-            sums["nats"] += float(nats)
-            sums["bytes"] += float(num_bytes)
+            losses, counted = out.token_losses, batch["targets"] != IGNORE_INDEX
+            nats, num_bytes = text_nats_and_bytes(losses, batch["targets"], token_bytes)
+            whole = (out.loss_sum, losses.square().sum(), out.num_targets, nats, num_bytes)
+            sums.append(
+                torch.stack([x.to(nats.dtype) for x in whole]).cpu()
+            )  # one wait for the device
+            by_position.append(torch.stack((losses.sum(0), counted.sum(0))).cpu().double())
             if out.router is not None:
-                load, entropy = _add_router(load, entropy, out.router, count)
-                layers = out.router.layers
+                routing.add(out.router, batch["input_ids"], counted)
     finally:
         model.train(was_training)
-    tokens = max(sums["tokens"], 1.0)
-    loss = sums["loss"] / tokens
-    variance = max(sums["square"] / tokens - loss**2, 0.0)
+    nats, squares, tokens, text_nats, num_bytes = (
+        torch.stack(sums).double().sum(0).tolist() if sums else [0.0] * 5
+    )
+    loss = nats / max(tokens, 1.0)
+    variance = max(squares / max(tokens, 1.0) - loss**2, 0.0)
+    total, count = torch.stack(by_position).sum(0) if sums else torch.zeros(2, 0).double()
     return Evaluation(
         loss=loss,
-        standard_error=math.sqrt(variance / tokens),
-        bits_per_byte=sums["nats"] / math.log(2) / max(sums["bytes"], 1.0),
+        standard_error=math.sqrt(variance / max(tokens, 1.0)),
+        bits_per_byte=text_nats / math.log(2) / max(num_bytes, 1.0),
         tokens=int(tokens),
-        load=load,
-        entropy=None if entropy is None else entropy / tokens,
-        layers=layers,
+        loss_by_position=total / count,  # 0 / 0 is NaN
+        routing=routing.result(max(tokens, 1.0)),
     )
-
-
-def _add_router(load, entropy, router: RouterStats, count: float):
-    new_load, new_entropy = router.load.cpu().double(), router.entropy.cpu().double() * count
-    return (new_load, new_entropy) if load is None else (load + new_load, entropy + new_entropy)
-
-
-def max_violation(load: torch.Tensor) -> torch.Tensor:
-    """(L, E) assignments -> (L,): load of the busiest expert / mean load - 1; 0 when even."""
-    return load.max(-1).values / load.mean(-1).clamp(min=1e-9) - 1
-
-
-def dead_experts(load: torch.Tensor) -> torch.Tensor:
-    """(L, E) assignments -> (L,): how many experts get under 1 % of an even load."""
-    return (load < 0.01 * load.mean(-1, keepdim=True)).sum(-1)

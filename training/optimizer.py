@@ -44,6 +44,29 @@ def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Par
     return groups
 
 
+# For people who read the gradient's norm by kind of parameter; a name of no other kind is "other".
+PARAMETER_KINDS = (
+    (r".+\.attn\.(qkv|out)\.weight", "attention"),
+    (r".+\.sinks", "sinks"),
+    (r".+\.gate\.weight", "router"),
+    (r".+\.mlp[12]_weight", "experts"),
+    (r"(position_)?embedding\.weight", "embedding"),
+    (r"unembedding\.weight", "head"),
+    (r"(.+\.)?norm\.(scale|bias)", "norms"),
+    (r"(.+[._])?bias", "biases"),
+)
+
+
+def parameter_kinds(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
+    """The trainable parameters by PARAMETER_KINDS, in that order, a kind that is not there left out."""
+    kinds = {kind: [] for _, kind in PARAMETER_KINDS} | {"other": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found = (kind for pattern, kind in PARAMETER_KINDS if re.fullmatch(pattern, name))
+            kinds[next(found, "other")].append(parameter)
+    return {kind: parameters for kind, parameters in kinds.items() if parameters}
+
+
 def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all but the matrices, and Muon, or the same AdamW, for these."""
     matrix, decay, no_decay = (list(g.values()) for g in parameter_groups(model).values())

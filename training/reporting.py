@@ -9,12 +9,16 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import torch
+
 from architecture.generation import generate_texts
 from architecture.interface import load_share
-from training import evaluate
+from training import evaluate, instruments
 from training.data_documents import Source
 from training.device import peak_flops, peak_memory_gb
+from training.routing import max_violation
 from training.run import Progress, Run
+from training.sink_probe import sink_mass
 from training.step import StepResult
 
 NARRATE_SECONDS = 15.0
@@ -32,44 +36,71 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
     if result.load is not None:
         record["train/balance_loss"] = float(result.balance_loss)
         record["train/z_loss"] = float(result.z_loss)
-        violation = evaluate.max_violation(result.load).tolist()
-        record |= {f"moe/max_violation/layer_{i:02d}": v for i, v in zip(result.layers, violation)}
+        violation = max_violation(result.load)
+        record |= instruments.by_layer("moe/max_violation", result.layers, violation)
         if run.model.config.capacity_factor is not None:
-            shares = result.dropped.tolist()
-            record |= {f"moe/dropped/layer_{i:02d}": v for i, v in zip(result.layers, shares)}
+            record |= instruments.by_layer("moe/dropped", result.layers, result.dropped)
     return record
+
+
+def gradient_record(norms: dict[str, float]) -> dict[str, float]:
+    """Norms before clipping: of the whole gradient, and of each kind of parameter."""
+    total = {"optim/grad_norm": norms["total"]}
+    kinds = {f"optim/grad_norm/{kind}": norm for kind, norm in norms.items() if kind != "total"}
+    return total | kinds
 
 
 def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict[str, float]:
     """Throughput since (tokens, seconds), utilisation where the device's peak is known, memory."""
     rate = (progress.tokens - since[0]) / max(progress.seconds - since[1], 1e-9)
-    record = {"perf/tokens_per_second": rate, "perf/peak_memory_gb": peak_memory_gb(run.device)}
+    record = {
+        "perf/tokens_per_second": rate,
+        "perf/peak_memory_gb": peak_memory_gb(run.device),
+        "perf/seconds": progress.seconds,
+        "data/tokens": progress.tokens,
+    }
     peak = peak_flops(run.device)
     if peak is not None:
         record["perf/mfu"] = rate * run.model.config.flops_per_token(run.cfg.block_size) / peak
     return record
 
 
-def evaluation_record(found: evaluate.Evaluation) -> dict[str, float]:
-    """Validation loss, and the state of the routers on the validation tokens."""
+def show_evaluation(
+    run: Run, progress: Progress, found: evaluate.Evaluation, batch: dict[str, torch.Tensor]
+) -> None:
+    """Numbers, the pictures of the experts, a story, and a line for people.
+
+    batch: some of the validation tokens, the same ones each time, for the attention on the sinks.
+    """
+    step, writer = progress.step, run.writer
     record = {"val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
-    if found.load is not None:
-        for layer, entropy, dead in zip(
-            found.layers, found.entropy.tolist(), evaluate.dead_experts(found.load).tolist()
-        ):
-            record[f"moe/entropy/layer_{layer:02d}"] = entropy
-            record[f"moe/dead_experts/layer_{layer:02d}"] = dead
-    return record
-
-
-def show_evaluation(run: Run, step: int, found: evaluate.Evaluation) -> None:
-    """Numbers, the picture of the experts' load, a story, and a line for people."""
-    if found.load is not None:
-        share = load_share(found.load)
-        run.writer.heat_map(step, "moe/load", share, white=2 / share.shape[-1])  # grey: even load
-    run.writer.log(step, evaluation_record(found))
-    run.writer.text(step, "samples/story", sample_stories(run, 1)[0])
-    run.writer.say(f"step {step}: validation loss {in_words(found)}")
+    record |= instruments.position_record(found.loss_by_position)
+    if (routing := found.routing) is not None:
+        record |= instruments.router_record(routing, progress.choices, progress.load)
+        writer.show(
+            step,
+            "moe/load",
+            load_share(routing.load).tolist(),
+            picture=lambda: instruments.load_picture(routing),
+        )
+        table = instruments.kinds_table(routing, run.token_kinds)
+        writer.show(
+            step,
+            "moe/token_kinds",
+            table,
+            picture=lambda: instruments.kinds_picture(table),
+            markdown=lambda: instruments.kinds_markdown(table),
+        )
+    batch = {name: tensor.to(run.device) for name, tensor in batch.items()}
+    if mass := sink_mass(run.model, batch, run.autocast):
+        record |= instruments.sink_record(mass)
+        values = {f"layer_{layer:02d}": heads.tolist() for layer, heads in mass.items()}
+        writer.show(
+            step, "attention/sink_mass", values, picture=lambda: instruments.sink_picture(mass)
+        )
+    writer.log(step, record)
+    writer.text(step, "samples/story", sample_stories(run, 1)[0])
+    writer.say(f"step {step}: validation loss {in_words(found)}")
 
 
 def in_words(found: evaluate.Evaluation) -> str:

@@ -23,8 +23,9 @@ from training.data_loader import TrainLoader
 from training.device import autocast
 from training.evaluate import Evaluation
 from training.interrupt import StopRequest
-from training.optimizer import build_optimizers
+from training.optimizer import build_optimizers, parameter_kinds
 from training.provenance import git_commit, provenance
+from training.token_kinds import token_kinds
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Progress:
     tokens: int = 0
     expert_share: torch.Tensor | None = None  # (L, E), of the previous step, for "aux_global"
     carry: Any = None  # what a variant keeps from one segment to the next
+    load: torch.Tensor | None = None  # (L, E), assignments of training since the last evaluation
+    choices: torch.Tensor | None = None  # (L, N, k), of the validation tokens at that evaluation
 
     def share_done(self, cfg: TrainConfig, margin: float = 0.0) -> float:
         """Progress in [0, 1] over max_iters or max_minutes; margin in steps."""
@@ -53,8 +56,10 @@ class Run:
     model: nn.Module  # the raw one: what is saved, sampled and looked into
     compiled: nn.Module  # what computes
     optimizers: list[torch.optim.Optimizer]
+    parameter_kinds: dict[str, list[nn.Parameter]]
     tokenizer: Any
     token_bytes: torch.Tensor  # (V,) int64
+    token_kinds: torch.Tensor  # (V,) int64 on the CPU
     loader: TrainLoader
     writer: metrics.MetricsWriter
     tensorboard_dir: str | None
@@ -80,7 +85,7 @@ def open_run(
     if resumed:
         for optimizer, state in zip(optimizers, resumed["optimizers"]):
             optimizer.load_state_dict(state)
-        for name in ("expert_share", "carry"):
+        for name in ("expert_share", "carry", "load"):
             if getattr(progress, name) is not None:
                 setattr(progress, name, getattr(progress, name).to(device))
         checkpoint.set_rng_state(resumed["rng"], device)
@@ -112,8 +117,10 @@ def open_run(
             model=model,
             compiled=torch.compile(model) if cfg.compile else model,
             optimizers=optimizers,
+            parameter_kinds=parameter_kinds(model),
             tokenizer=tokenizer,
             token_bytes=token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
+            token_kinds=token_kinds(tokenizer, model.config.vocab_size),
             loader=loader,
             writer=writer,
             tensorboard_dir=tensorboard_dir,

@@ -95,18 +95,33 @@ def accumulate_gradients(
 
 
 def apply_gradients(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], result: StepResult, clip: float
-) -> float | None:
-    """Clip, update and clear the gradients. Returns their norm before clipping; None, with nothing
-    updated and the gradients kept for a look, where the loss or the norm is not finite.
+    kinds: dict[str, list[nn.Parameter]],
+    optimizers: list[torch.optim.Optimizer],
+    result: StepResult,
+    clip: float,
+) -> dict[str, float] | None:
+    """Clip, update and clear the gradients. Returns their norms before clipping, the "total" and that
+    of each kind of parameter; None, with nothing updated and the gradients kept for a look, where the
+    loss or the norm is not finite.
+
+    kinds: every trainable parameter, from optimizer.parameter_kinds.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    if not math.isfinite(float(norm + result.loss)):  # the step's one wait for the device
+    norms = {}
+    for kind, parameters in kinds.items():
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if grads:
+            norms[kind] = nn.utils.get_total_norm(grads)
+    parts = torch.stack(list(norms.values()))
+    total = torch.linalg.vector_norm(parts)
+    *values, found, loss = torch.cat(
+        (parts, torch.stack((total, result.loss.to(total.dtype))))
+    ).tolist()
+    if not math.isfinite(found + loss):  # the step's one wait for the device was the line above
         return None  # before clipping, which would spread one NaN to every gradient
     if clip:
-        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        parameters = [p for kind in kinds.values() for p in kind if p.grad is not None]
+        nn.utils.clip_grads_with_norm_(parameters, clip, total)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return {"total": found, **dict(zip(norms, values))}

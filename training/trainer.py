@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture.interface import load_share
+from architecture.interface import IGNORE_INDEX, load_share
 from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths
 from training import checkpoint, evaluate, reporting
@@ -80,16 +80,13 @@ def train(
             began = time.perf_counter()
             lr = learning_rate(progress.share_done(cfg, margin=0.5), cfg)
             set_learning_rate(run.optimizers, lr)
-            result, norm = train_step(run, progress)
+            result, norms = train_step(run, progress)
             progress.seconds += time.perf_counter() - began
 
             step, done, stopping = progress.step, progress.share_done(cfg), bool(run.stop)
-            if step % cfg.log_every == 0:
-                record = {
-                    "optim/lr": lr,
-                    "optim/grad_norm": norm,
-                    **reporting.step_record(run, result),
-                }
+            if step % cfg.log_every == 0 or step == 1 or done == 1:
+                record = {"optim/lr": lr, **reporting.gradient_record(norms)}
+                record |= reporting.step_record(run, result)
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
                 logged = (progress.tokens, progress.seconds)
@@ -98,16 +95,18 @@ def train(
             if evaluating or saving:
                 require_finite_weights(run, step)
             if evaluating:
-                evaluated = (step, run_evaluation(run, fixed, step))
+                evaluated = (step, run_evaluation(run, progress, fixed))
             if saving:  # after all records of this step: resuming drops what lies past a checkpoint
                 path = save(run, progress, evaluated)
             if stopping:
                 raise Stopped(run.stop, path)
-        return close(run, progress, batches())
+        all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
+        found = evaluated[1] if evaluated and all_scored else None
+        return close(run, progress, batches(), found)
 
 
-def train_step(run: Run, progress: Progress) -> tuple[StepResult, float]:
-    """The next batches of the loader through the model and into the weights: result, gradient norm."""
+def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
+    """The next batches of the loader through the model and into the weights: result, gradient norms."""
     cfg, model = run.cfg, run.model
     batches = take_batches(run, progress)
     result = accumulate_gradients(
@@ -119,18 +118,19 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, float]:
         token_bytes=run.token_bytes,
         autocast=run.autocast,
     )
-    norm = apply_gradients(model, run.optimizers, result, cfg.grad_clip)
-    if norm is None:
+    norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip)
+    if norms is None:
         where = first_non_finite(model, batches, run.autocast)
         raise not_finite(run, progress.step + 1, f"{where}; the weights were left as they were")
     if result.load is not None:
         progress.expert_share = load_share(result.load)
+        progress.load = result.load if progress.load is None else progress.load + result.load
         if cfg.balance == "bias":
             update_selection_bias(model, result.load, cfg.bias_rate)
     progress.carry = result.carry
     progress.step += 1
     progress.tokens += result.tokens
-    return result, norm
+    return result, norms
 
 
 def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
@@ -164,36 +164,49 @@ def require_finite_weights(run: Run, step: int) -> None:
 
 
 def run_evaluation(
-    run: Run, batches: list[dict[str, torch.Tensor]], step: int
+    run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]
 ) -> evaluate.Evaluation:
     """Score the fixed validation tokens and show what was found."""
     found = evaluate.evaluate(
-        run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast
+        run.compiled,
+        batches,
+        run.token_bytes,
+        device=run.device,
+        autocast=run.autocast,
+        keep_choices=True,
     )
     if not math.isfinite(found.loss):
-        raise not_finite(run, step, "the validation loss")
-    reporting.show_evaluation(run, step, found)
+        raise not_finite(run, progress.step, "the validation loss")
+    reporting.show_evaluation(run, progress, found, batches[0])
+    progress.load, progress.choices = None, found.routing and found.routing.choices
     return found
 
 
 def close(
-    run: Run, progress: Progress, batches: Iterable[dict[str, torch.Tensor]]
+    run: Run,
+    progress: Progress,
+    batches: Iterable[dict[str, torch.Tensor]],
+    found: evaluate.Evaluation | None,
 ) -> dict[str, Any]:
-    """Evaluate on all validation tokens, show stories and the next commands; the closing summary."""
+    """Evaluate on all validation tokens, show stories and the next commands; the closing summary.
+
+    found: the last evaluation, if that was of all tokens already.
+    """
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
-    run.writer.say("closing evaluation on all validation tokens ...")
-    try:
-        found = evaluate.evaluate(
-            run.compiled,
-            reporting.narrated(batches, run.writer.say),
-            run.token_bytes,
-            device=run.device,
-            autocast=run.autocast,
-            should_stop=lambda: bool(run.stop),
-        )
-    except evaluate.Interrupted:
-        raise Stopped(run.stop, path) from None
+    if found is None:
+        run.writer.say("closing evaluation on all validation tokens ...")
+        try:
+            found = evaluate.evaluate(
+                run.compiled,
+                reporting.narrated(batches, run.writer.say),
+                run.token_bytes,
+                device=run.device,
+                autocast=run.autocast,
+                should_stop=lambda: bool(run.stop),
+            )
+        except evaluate.Interrupted:
+            raise Stopped(run.stop, path) from None
     final = reporting.final_record(run, progress, found)
     stories = reporting.sample_stories(run, 3)
     for number, story in enumerate(stories, start=1):

@@ -1,0 +1,238 @@
+"""What an evaluation says of the routers and the sinks, against computations of its own."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+
+from architecture.gptoss import ModelConfig, Transformer
+from architecture.interface import IGNORE_INDEX
+from training.evaluate import evaluate
+from training.instruments import (
+    kinds_markdown,
+    kinds_picture,
+    kinds_table,
+    load_picture,
+    position_record,
+    router_record,
+    sink_picture,
+    sink_record,
+)
+from training.routing import dead_experts, flip_rate, max_violation, share_by_kind
+from training.sink_probe import sink_mass
+from training.token_kinds import KINDS
+
+L, E, K, V, B, T, HEADS = 3, 7, 2, 29, 4, 11, 6
+SHAPE = dict(
+    num_hidden_layers=L, num_experts=E, experts_per_token=K, vocab_size=V, hidden_size=20, intermediate_size=9,
+    head_dim=4, num_attention_heads=HEADS, num_key_value_heads=3, sliding_window=5, initial_context_length=16,
+    rope_scaling_factor=1.0, moe_layers=(0, 2),
+)  # fmt: skip
+LAYERS = (0, 2)
+
+
+def model(**changes) -> Transformer:
+    generator = torch.Generator().manual_seed(0)
+    made = Transformer(ModelConfig(**SHAPE | changes), generator=generator).train()
+    with torch.no_grad():  # weights at which routers decide and sinks differ
+        for parameter in made.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+def batches(number=3):
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for index in range(number):
+        ids = torch.randint(V, (B - (index == number - 1), T), generator=generator)
+        targets = ids.roll(-1, 1)
+        targets[0, 7 - index :] = IGNORE_INDEX
+        made.append({"input_ids": ids, "targets": targets})
+    return made
+
+
+def look(made, number=3, keep_choices=True):
+    return evaluate(
+        made, batches(number), torch.ones(V, dtype=torch.int64), device=torch.device("cpu"),
+        autocast=contextlib.nullcontext, keep_choices=keep_choices,
+    ).routing  # fmt: skip
+
+
+@torch.no_grad()
+def scored_logits(made):
+    """Router logits of every position that has a target, (N, E) for each routed layer, and its token."""
+    seen = {layer: [] for layer in LAYERS}
+    tokens = []
+    for batch in batches():
+        taken = {}
+        handles = [
+            made.block[n].mlp.norm.register_forward_hook(
+                lambda _m, _i, out, n=n, taken=taken: taken.__setitem__(n, out)
+            )
+            for n in LAYERS
+        ]
+        made.eval()(batch["input_ids"])
+        for handle in handles:
+            handle.remove()
+        counted = batch["targets"] != IGNORE_INDEX
+        for n in LAYERS:
+            seen[n].append(made.block[n].mlp.gate(taken[n])[counted])
+        tokens.append(batch["input_ids"][counted])
+    return [torch.cat(seen[n]) for n in LAYERS], torch.cat(tokens)
+
+
+def test_load_entropy_margin_and_choices_are_those_of_the_router_logits():
+    made = model()
+    found, (logits, tokens) = look(made), scored_logits(made)
+    assert found.layers == LAYERS and torch.equal(found.tokens.long(), tokens)
+    for row, layer in enumerate(logits):
+        probability = layer.double().softmax(-1)
+        chosen = layer.topk(K).indices
+        entropy = -(probability * probability.log()).sum(-1).mean() / math.log(E)
+        best = probability.sort(descending=True).values
+        assert found.load[row].tolist() == torch.bincount(chosen.flatten(), minlength=E).tolist()
+        torch.testing.assert_close(found.entropy[row], entropy, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            found.margin[row], (best[:, 0] - best[:, 1]).mean(), rtol=1e-5, atol=0
+        )
+        assert torch.equal(found.choices[row].long(), chosen.sort().values)
+
+
+def test_choices_are_kept_only_when_asked_for_and_a_dense_model_has_no_routing():
+    kept, left = look(model()), look(model(), keep_choices=False)
+    assert left.choices is None and left.tokens is None and torch.equal(kept.load, left.load)
+    assert look(model(moe_layers=())) is None
+
+
+def test_one_expert_has_neither_entropy_nor_margin():
+    found = look(model(num_experts=1, experts_per_token=1))
+    assert found.entropy.tolist() == [0, 0] and found.margin.tolist() == [0, 0]
+
+
+def test_the_flip_rate_counts_tokens_whose_set_of_experts_changed_whatever_the_order():
+    before = torch.tensor([[[0, 1], [2, 3], [0, 4], [1, 5]], [[0, 1], [0, 1], [0, 1], [0, 1]]])
+    now = torch.tensor([[[0, 1], [2, 4], [0, 4], [2, 6]], [[0, 1], [0, 1], [0, 1], [0, 2]]])
+    assert flip_rate(before, now).tolist() == [0.5, 0.25]
+    made = model()
+    first = look(made)
+    with torch.no_grad():
+        for n in LAYERS:  # the same experts, found in the other order
+            made.block[n].mlp.selection_bias.zero_()
+    assert flip_rate(first.choices, look(made).choices).tolist() == [0, 0]
+    with torch.no_grad():
+        made.block[2].mlp.gate.bias[3] += 100.0
+    changed = flip_rate(first.choices, look(made).choices)
+    had_it = (first.choices[1] == 3).any(-1).double().mean()
+    assert changed[0] == 0 and changed[1] == pytest.approx(1 - float(had_it))
+
+
+def test_violation_is_the_excess_of_the_busiest_and_dead_is_below_one_percent_of_even():
+    load = torch.tensor([[10.0, 10, 10, 10], [40, 0, 0, 0], [20, 19.8, 0.2, 0.05]])
+    assert max_violation(load).tolist() == pytest.approx([0, 3, 4 * 20 / 40.05 - 1])
+    assert dead_experts(load).tolist() == [0, 3, 1]
+
+
+def test_the_share_of_a_kind_is_counted_token_by_token():
+    found = look(model())
+    kinds = torch.arange(V) % len(KINDS)
+    kinds[kinds == 4] = 3  # a kind that does not occur
+    share, counts = share_by_kind(found, kinds, len(KINDS))
+    expected = torch.zeros(len(LAYERS), len(KINDS), E, dtype=torch.float64)
+    for layer in range(len(LAYERS)):
+        for token, chosen in zip(found.tokens.tolist(), found.choices[layer].tolist()):
+            for expert in chosen:
+                expected[layer, kinds[token], expert] += 1
+    assert counts.tolist() == (expected[0].sum(-1) / K).tolist() and counts[4] == 0
+    torch.testing.assert_close(share, expected / expected.sum(-1, keepdim=True).clamp(min=1))
+    table = kinds_table(found, kinds)
+    assert "function word" not in table["kinds"] and len(table["kinds"]) == len(KINDS) - 1
+    text = kinds_markdown(table)
+    assert text.count("| layer ") == 2 and f"| {KINDS[0]} | {counts[0]} |" in text
+    bold = sum(x * E >= 2 for layer in table["share"] for row in layer for x in row)
+    assert text.count("**") == 2 * bold > 0
+
+
+def test_the_record_names_layers_and_leaves_out_what_cannot_be_known_yet():
+    first, later = look(model()), look(model())
+    record = router_record(first, None, None)
+    names = {tag.rsplit("/", 1)[0] for tag in record}
+    assert names == {"moe/entropy", "moe/dead_experts", "moe/margin"}
+    assert {tag.rsplit("/", 1)[1] for tag in record} == {"layer_00", "layer_02"}
+    trained = torch.tensor([[2.0, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]])
+    record = router_record(later, first.choices, trained)
+    assert record["moe/flip_rate/layer_02"] == 0
+    assert record["moe/max_violation_since_eval/layer_00"] == pytest.approx(1.0)
+    assert record["moe/max_violation_since_eval/layer_02"] == 0
+
+
+def test_places_are_gathered_in_powers_of_two():
+    record = position_record(torch.arange(11, dtype=torch.float64))
+    tags = [f"val/loss_by_position/from_{n:04d}" for n in (0, 1, 2, 4, 8)]
+    assert record == dict(zip(tags, [0.0, 1.0, 2.5, 5.5, 9.0]))
+    assert position_record(torch.tensor([1.0, torch.nan, 3.0, torch.nan])) == {
+        "val/loss_by_position/from_0000": 1.0,
+        "val/loss_by_position/from_0002": 3.0,
+    }
+
+
+# ------------------------------------------------------------------------------------------- sinks
+@torch.no_grad()
+def mass_by_hand(made, batch):
+    """Softmax with the sink as one more column, layer by layer, from the blocks' real inputs."""
+    inputs, handles = {}, []
+    for block in made.block:
+        handles.append(
+            block.attn.register_forward_pre_hook(lambda m, args: inputs.__setitem__(m.layer, args))
+        )
+    made.eval()(batch["input_ids"])
+    for handle in handles:
+        handle.remove()
+    counted, masses = batch["targets"] != IGNORE_INDEX, {}
+    for n, block in enumerate(made.block):
+        hidden, rope, mask, _ = inputs[n]
+        q, k, _ = block.attn.project(hidden, rope)
+        k = k.repeat_interleave(HEADS // 3, dim=2)
+        scores = torch.einsum("bthc,bshc->bhts", q, k) / math.sqrt(4)
+        scores = scores.masked_fill(~mask, -torch.inf)
+        column = block.attn.sinks.view(1, HEADS, 1, 1).expand(*scores.shape[:3], 1)
+        share = torch.cat((scores, column), -1).softmax(-1)[..., -1]  # (B, H, T)
+        masses[n] = share.transpose(1, 2)[counted].mean(0)
+    return masses
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_mass_on_each_sink_is_its_column_of_the_softmax(attention):
+    made = model()
+    made = Transformer(made.config, attention=attention)
+    made.load_state_dict(model().state_dict())
+    (batch,) = batches(1)
+    made.train()
+    found, expected = sink_mass(made, batch, contextlib.nullcontext), mass_by_hand(made, batch)
+    assert list(found) == [0, 1, 2]
+    for n in found:
+        torch.testing.assert_close(found[n], expected[n], rtol=1e-4, atol=1e-6)
+    assert sink_record(found)["attention/sink_mass/layer_02/head_05"] == pytest.approx(
+        float(expected[2][5]), rel=1e-4
+    )
+
+
+def test_the_probe_restores_the_mode_leaves_no_hook_and_is_empty_without_sinks():
+    made = model().train()
+    (batch,) = batches(1)
+    sink_mass(made, batch, contextlib.nullcontext)
+    assert made.training and not any(m._forward_pre_hooks for m in made.modules())
+    assert sink_mass(model(attention_sinks=False), batch, contextlib.nullcontext) == {}
+
+
+# ---------------------------------------------------------------------------------------- pictures
+def test_pictures_show_what_they_are_given():
+    found = look(model())
+    even = found._replace(load=torch.ones_like(found.load))
+    pixels, white = load_picture(found), load_picture(even)
+    assert pixels.dtype == white.dtype and pixels.shape[2] == 3 and min(pixels.shape[:2]) > 80
+    colored = [float((p.max(-1) - p.min(-1) > 60).mean()) for p in (pixels, white)]
+    assert colored[0] > 2 * colored[1]  # an even load is white but for the colour bar
+    table = kinds_table(found, torch.arange(V) % len(KINDS))
+    assert kinds_picture(table).shape[0] > pixels.shape[0]
+    assert sink_picture(sink_mass(model(), batches(1)[0], contextlib.nullcontext)).size

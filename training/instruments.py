@@ -1,0 +1,138 @@
+"""What an evaluation says of the routers and the attention: numbers, pictures and a table.
+
+Everything here looks at the fixed validation tokens, except the load since the last evaluation, which
+is that of training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from architecture.interface import load_share
+from training import pictures
+from training.routing import (
+    Routing,
+    dead_experts,
+    flip_rate,
+    max_violation,
+    share_by_kind,
+)
+from training.token_kinds import KINDS
+
+
+def by_layer(tag: str, layers: tuple[int, ...], values: torch.Tensor) -> dict[str, float]:
+    """{tag/layer_NN: value}"""
+    return {f"{tag}/layer_{layer:02d}": value for layer, value in zip(layers, values.tolist())}
+
+
+def router_record(
+    routing: Routing, before: torch.Tensor | None, trained_load: torch.Tensor | None
+) -> dict[str, float]:
+    """The routers' state in numbers, layer by layer.
+
+    before: (L, N, k) the choices of the last evaluation; None at the first.
+    trained_load: (L, E) assignments in training since then; None where nothing was trained.
+    """
+    record, layers = {}, routing.layers
+    if trained_load is not None:
+        record |= by_layer("moe/max_violation_since_eval", layers, max_violation(trained_load))
+    record |= by_layer("moe/entropy", layers, routing.entropy)
+    record |= by_layer("moe/dead_experts", layers, dead_experts(routing.load))
+    record |= by_layer("moe/margin", layers, routing.margin)
+    if before is not None and before.shape == routing.choices.shape:
+        record |= by_layer("moe/flip_rate", layers, flip_rate(before, routing.choices))
+    return record
+
+
+def position_record(loss_by_position: torch.Tensor) -> dict[str, float]:
+    """Mean validation loss of the places in the window, from 0, 1, 2, 4, 8, ... up to the next of these."""
+    length, record = len(loss_by_position), {}
+    for start in [0, *(2**n for n in range(length.bit_length()) if 2**n < length)]:
+        mean = loss_by_position[start : max(1, 2 * start)].nanmean()
+        if mean.isfinite():
+            record[f"val/loss_by_position/from_{start:04d}"] = float(mean)
+    return record
+
+
+def sink_record(mass: dict[int, torch.Tensor]) -> dict[str, float]:
+    """{layer: (H,)} -> a number per head."""
+    return {
+        f"attention/sink_mass/layer_{layer:02d}/head_{head:02d}": value
+        for layer, heads in mass.items()
+        for head, value in enumerate(heads.tolist())
+    }
+
+
+def load_picture(routing: Routing) -> np.ndarray:
+    """The share of each expert in its layer's assignments, as a multiple of an even share."""
+    share = load_share(routing.load)
+    return pictures.heat_map(
+        (share * share.shape[-1]).numpy(),
+        rows=[f"layer {layer}" for layer in routing.layers],
+        columns=[f"{e}" for e in range(share.shape[-1])],
+        title="load of each expert / even load",
+        middle=1.0,
+        unit="{:.2f}",
+    )
+
+
+def sink_picture(mass: dict[int, torch.Tensor]) -> np.ndarray:
+    """Attention on the sink of each head."""
+    values = torch.stack(list(mass.values())).numpy()
+    return pictures.heat_map(
+        100 * values,
+        rows=[f"layer {layer}" for layer in mass],
+        columns=[f"head {head}" for head in range(values.shape[1])],
+        title="attention on the sink",
+        middle=50.0,
+        unit="{:.0f}%",
+    )
+
+
+def kinds_table(routing: Routing, kind_of_token: torch.Tensor) -> dict[str, Any]:
+    """Which experts take which kinds of token, as JSON; a kind that did not occur is left out."""
+    share, counts = share_by_kind(routing, kind_of_token, len(KINDS))
+    seen = [kind for kind, count in enumerate(counts.tolist()) if count]
+    return {
+        "kinds": [KINDS[kind] for kind in seen],
+        "tokens": counts[seen].tolist(),
+        "layers": list(routing.layers),
+        "experts": share.shape[-1],
+        "share": [
+            [[round(x, 4) for x in row] for row in layer] for layer in share[:, seen].tolist()
+        ],
+    }
+
+
+def kinds_markdown(table: dict[str, Any]) -> str:
+    """The table for people: percent of a kind's assignments to each expert, bold from twice even on."""
+    experts, parts = table["experts"], []
+    for layer, shares in zip(table["layers"], table["share"]):
+        head = (
+            f"| layer {layer} | tokens | "
+            + " | ".join(f"expert {e}" for e in range(experts))
+            + " |"
+        )
+        lines = [head, "|---" * (experts + 2) + "|"]
+        for kind, count, row in zip(table["kinds"], table["tokens"], shares):
+            cells = [f"**{x:.0%}**" if x * experts >= 2 else f"{x:.0%}" for x in row]
+            lines.append(f"| {kind} | {count:,} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    even = f"Even would be {1 / experts:.1%} each; bold: at least twice that."
+    return "\n\n".join([even, *parts])
+
+
+def kinds_picture(table: dict[str, Any]) -> np.ndarray:
+    """The same as one picture: layers below one another, as a multiple of an even share."""
+    experts = table["experts"]
+    return pictures.heat_map(
+        np.array(table["share"]).reshape(-1, experts) * experts,
+        rows=[f"layer {n}  {kind}" for n in table["layers"] for kind in table["kinds"]],
+        columns=[f"{e}" for e in range(experts)],
+        title="share of a kind of token that each expert takes / even share",
+        middle=1.0,
+        unit="{:.1f}",
+    )

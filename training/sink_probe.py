@@ -1,0 +1,46 @@
+"""How much attention goes to the sinks, measured from outside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from architecture.interface import IGNORE_INDEX
+
+
+@torch.no_grad()
+def sink_mass(
+    model: nn.Module, batch: dict[str, torch.Tensor], autocast: Callable[[], object]
+) -> dict[int, torch.Tensor]:
+    """{layer: (H,) float32 on the CPU}: each head's mean share of attention on its sink.
+
+    model: the raw module.  batch: on the model's device; positions without a target do not count.
+    Attention blocks are those with a `sink_mass` method and sinks; {} for a model that has none.
+    Their inputs are taken by hooks, so that a variant's own way through its blocks is the one measured.
+    """
+    blocks = {
+        m.layer: m for m in model.modules() if hasattr(m, "sink_mass") and m.sinks is not None
+    }
+    if not blocks:
+        return {}
+    inputs: dict[int, tuple] = {}
+
+    def keep(block: nn.Module, args: tuple) -> None:
+        inputs[block.layer] = args[:3]  # hidden, rope tables, mask
+
+    was_training = model.training
+    model.eval()
+    handles = [block.register_forward_pre_hook(keep) for block in blocks.values()]
+    counted = (batch["targets"] != IGNORE_INDEX)[..., None]  # (B, T, 1)
+    try:
+        with autocast():
+            model(**batch)
+            mass = [block.sink_mass(*inputs[layer]) for layer, block in blocks.items()]  # (B, T, H)
+        means = torch.stack([(m * counted).sum((0, 1)) / counted.sum() for m in mass]).cpu()
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    return dict(zip(blocks, means))
