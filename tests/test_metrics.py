@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.metrics import LAYOUT, MetricsWriter, new_run_dir, read_metrics
+from training.metrics import MetricsWriter, new_run_dir, read_metrics
+from training.page_layout import page_layout
 
 
 class Terminal(io.StringIO):
@@ -95,7 +96,7 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
         20,
         "moe/load",
         [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]],
-        picture=lambda: np.zeros((5, 7, 3), dtype=np.uint8),
+        pictures=lambda: {"moe/load": np.zeros((5, 7, 3), dtype=np.uint8)},
         markdown=lambda: "| a table |",
     )
     figures = {
@@ -123,23 +124,26 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     assert heat == {"step": 20, "moe/load": [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]}
 
 
-def test_the_custom_page_holds_its_groups_in_order_and_every_pattern_is_one(tmp_path):
+def test_the_page_holds_its_groups_in_order_and_only_charts_with_data(tmp_path):
     from tensorboard.plugins.custom_scalar import layout_pb2
 
     w = writer(tmp_path, tensorboard_dir=tmp_path / "run")
+    charts = page_layout(routed=True, capacity=True, sinks=True, utilisation=True)
+    w.layout(charts)
     w.close()
-    writer(tmp_path, tensorboard_dir=tmp_path / "run", resume_step=3).close()  # not told twice
     (event,) = tensorboard(tmp_path / "run").Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == list(LAYOUT)
+    assert [category.title for category in layout.category] == list(charts)
     tags = [tag for c in layout.category for chart in c.chart for tag in chart.multiline.tag]
-    assert tags == [tag for charts in LAYOUT.values() for tags in charts.values() for tag in tags]
+    assert tags == [tag for group in charts.values() for tags in group.values() for tag in tags]
     assert len(set(tags)) == len(tags) and all(re.compile(tag) for tag in tags)
+    dense = page_layout(routed=False, capacity=False, sinks=False, utilisation=False)
+    assert [title[0] for title in dense] == ["1", "2"] and "moe/" not in str(dense)
 
 
 def test_without_tensorboard_no_picture_is_drawn(tmp_path):
     w = writer(tmp_path)
-    w.show(1, "moe/load", [1], picture=lambda: 1 / 0, markdown=lambda: 1 / 0)
+    w.show(1, "moe/load", [1], pictures=lambda: 1 / 0, markdown=lambda: 1 / 0)
     w.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "moe/load": [1]}]
 

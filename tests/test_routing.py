@@ -3,6 +3,7 @@
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from architecture.interface import IGNORE_INDEX
 from training.evaluate import evaluate
 from training.instruments import (
     kinds_markdown,
-    kinds_picture,
+    kinds_pictures,
     kinds_table,
     load_picture,
     position_record,
@@ -229,10 +230,15 @@ def test_the_probe_restores_the_mode_leaves_no_hook_and_is_empty_without_sinks()
 def test_pictures_show_what_they_are_given():
     found = look(model())
     even = found._replace(load=torch.ones_like(found.load))
-    pixels, white = load_picture(found), load_picture(even)
+    pixels, white = (load_picture(x)["moe/load"] for x in (found, even))
     assert pixels.dtype == white.dtype and pixels.shape[2] == 3 and min(pixels.shape[:2]) > 80
     colored = [float((p.max(-1) - p.min(-1) > 60).mean()) for p in (pixels, white)]
     assert colored[0] > 2 * colored[1]  # an even load is white but for the colour bar
     table = kinds_table(found, torch.arange(V) % len(KINDS))
-    assert kinds_picture(table).shape[0] > pixels.shape[0]
-    assert sink_picture(sink_mass(model(), batches(1)[0], contextlib.nullcontext)).size
+    by_layer = kinds_pictures(table)
+    assert list(by_layer) == ["moe/token_kinds/layer_00", "moe/token_kinds/layer_02"]
+    assert all(p.shape[0] > pixels.shape[0] for p in by_layer.values())
+    assert not np.array_equal(*by_layer.values())
+    mass = sink_mass(model(), batches(1)[0], contextlib.nullcontext)
+    low, high = (sink_picture(m) for m in ({n: 0 * m for n, m in mass.items()}, mass))
+    assert not np.array_equal(*low.values(), *high.values())

@@ -66,30 +66,31 @@ def sink_record(mass: dict[int, torch.Tensor]) -> dict[str, float]:
     }
 
 
-def load_picture(routing: Routing) -> np.ndarray:
+def load_picture(routing: Routing) -> dict[str, np.ndarray]:
     """The share of each expert in its layer's assignments, as a multiple of an even share."""
     share = load_share(routing.load)
-    return pictures.heat_map(
+    picture = pictures.heat_map(
         (share * share.shape[-1]).numpy(),
         rows=[f"layer {layer}" for layer in routing.layers],
         columns=[f"{e}" for e in range(share.shape[-1])],
         title="load of each expert / even load",
-        middle=1.0,
-        unit="{:.2f}",
+        even=1.0,
+        form="{:.2f}",
     )
+    return {"moe/load": picture}
 
 
-def sink_picture(mass: dict[int, torch.Tensor]) -> np.ndarray:
+def sink_picture(mass: dict[int, torch.Tensor]) -> dict[str, np.ndarray]:
     """Attention on the sink of each head."""
     values = torch.stack(list(mass.values())).numpy()
-    return pictures.heat_map(
+    picture = pictures.heat_map(
         100 * values,
         rows=[f"layer {layer}" for layer in mass],
         columns=[f"head {head}" for head in range(values.shape[1])],
         title="attention on the sink",
-        middle=50.0,
-        unit="{:.0f}%",
+        form="{:.0f}%",
     )
+    return {"attention/sink_mass": picture}
 
 
 def kinds_table(routing: Routing, kind_of_token: torch.Tensor) -> dict[str, Any]:
@@ -125,14 +126,17 @@ def kinds_markdown(table: dict[str, Any]) -> str:
     return "\n\n".join([even, *parts])
 
 
-def kinds_picture(table: dict[str, Any]) -> np.ndarray:
-    """The same as one picture: layers below one another, as a multiple of an even share."""
+def kinds_pictures(table: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The same as a picture per layer, as a multiple of an even share."""
     experts = table["experts"]
-    return pictures.heat_map(
-        np.array(table["share"]).reshape(-1, experts) * experts,
-        rows=[f"layer {n}  {kind}" for n in table["layers"] for kind in table["kinds"]],
-        columns=[f"{e}" for e in range(experts)],
-        title="share of a kind of token that each expert takes / even share",
-        middle=1.0,
-        unit="{:.1f}",
-    )
+    return {
+        f"moe/token_kinds/layer_{layer:02d}": pictures.heat_map(
+            np.array(share) * experts,
+            rows=table["kinds"],
+            columns=[f"{e}" for e in range(experts)],
+            title=f"layer {layer}: a kind's share per expert / even share",
+            even=1.0,
+            form="{:.1f}",
+        )
+        for layer, share in zip(table["layers"], table["share"])
+    }

@@ -22,44 +22,6 @@ SHOWN = {  # what the progress line shows of the records, in this order
 COMPARED = ("loss", "bits_per_byte", "tokens", "tokens_per_second")  # of the final figures
 
 
-# The page TensorBoard's custom scalars tab opens with, in the order in which a person asks: is it
-# learning, are the experts alive, is the machine busy. Tags are regular expressions.
-LAYOUT = {
-    "1  Is it learning?": {
-        "validation bits per byte (compares across tokenizers)": [r"val/bits_per_byte$"],
-        "loss, nats per token (val: cross-entropy on the same tokens each time)": [
-            r"train/loss$",
-            r"val/loss$",
-        ],
-        "validation loss by place in the window (from 0, 1, 2, 4, ...)": [r"val/loss_by_position/"],
-        "learning rate": [r"optim/lr$"],
-        "gradient norm before clipping": [r"optim/grad_norm$"],
-        "gradient norm by kind of parameter": [r"optim/grad_norm/"],
-    },
-    "2  Are the experts in use?": {
-        "balance loss (1 = even, E/k = collapsed)": [r"train/balance_loss$"],
-        "max violation of training since the last evaluation (0 = even)": [
-            r"moe/max_violation_since_eval/"
-        ],
-        "max violation of one step (0 = even)": [r"moe/max_violation/"],
-        "dead experts (under 1 % of an even load)": [r"moe/dead_experts/"],
-        "assignments dropped over capacity, share": [r"moe/dropped/"],
-    },
-    "3  Do the routers decide, and stay with it?": {
-        "router entropy / ln E (1 = undecided, 0 = certain)": [r"moe/entropy/"],
-        "top-1 margin, probability": [r"moe/margin/"],
-        "flip rate: tokens whose experts changed since the last evaluation": [r"moe/flip_rate/"],
-        "attention on the sinks, share per head": [r"attention/sink_mass/"],
-    },
-    "4  Is the machine busy?": {
-        "training tokens per second": [r"perf/tokens_per_second$"],
-        "model FLOPs utilisation": [r"perf/mfu$"],
-        "peak memory, GB": [r"perf/peak_memory_gb$"],
-        "passes over the data": [r"data/epoch$"],
-    },
-}
-
-
 class MetricsWriter:
     """Writes OUT_DIR/metrics.jsonl, a TensorBoard folder (if one is given) and a progress line.
 
@@ -78,13 +40,6 @@ class MetricsWriter:
     ):
         self.stream = stream or sys.stderr
         self.tensorboard = _summary_writer(tensorboard_dir, resume_step)
-        if self.tensorboard and resume_step is None:
-            self.tensorboard.add_custom_scalars(
-                {
-                    group: {title: ["Multiline", tags] for title, tags in charts.items()}
-                    for group, charts in LAYOUT.items()
-                }
-            )
         path = Path(out_dir) / "metrics.jsonl"
         if resume_step is not None:
             drop_records_after(path, resume_step)
@@ -118,17 +73,28 @@ class MetricsWriter:
         tag: str,
         value: Any,
         *,
-        picture: Callable[[], Any] | None = None,
+        pictures: Callable[[], dict[str, Any]],
         markdown: Callable[[], str] | None = None,
     ) -> None:
-        """Record any JSON value; picture, (height, width, 3) uint8, and markdown are for TensorBoard and
-        only drawn where it is on.
+        """Record any JSON value. pictures, {tag: (height, width, 3) uint8}, and markdown are for
+        TensorBoard and only made where it is on.
         """
         self._append(step, {tag: value})
-        if self.tensorboard and picture:
-            self.tensorboard.add_image(tag, picture(), step, dataformats="HWC")
-        if self.tensorboard and markdown:
-            self.tensorboard.add_text(tag, markdown(), step)
+        if self.tensorboard:
+            for name, pixels in pictures().items():
+                self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
+            if markdown:
+                self.tensorboard.add_text(tag, markdown(), step)
+
+    def layout(self, charts: dict[str, dict[str, list[str]]]) -> None:
+        """TensorBoard's own page for the run: {group: {title of a chart: patterns of its tags}}."""
+        if self.tensorboard:
+            self.tensorboard.add_custom_scalars(
+                {
+                    group: {title: ["Multiline", tags] for title, tags in group_charts.items()}
+                    for group, group_charts in charts.items()
+                }
+            )
 
     def final(self, step: int, config: dict[str, Any], figures: dict[str, float]) -> None:
         """The closing figures: under final/ in metrics.jsonl; on TensorBoard the main ones beside the

@@ -13,12 +13,13 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     title: str,
-    middle: float,
-    unit: str,
+    form: str,
+    even: float | None = None,
 ) -> np.ndarray:
-    """values (R, C), each cell with its number -> (height, width, 3) uint8.
+    """values (R, C), each cell with its number in `form` -> (height, width, 3) uint8.
 
-    middle: the value drawn white; what is below is blue, above red, and twice the middle is full red.
+    even: the value drawn white; what is below is blue, above red, and twice as much is full red.
+    None: white is 0 and the largest value is full red.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
     from matplotlib.figure import Figure
@@ -32,17 +33,18 @@ def heat_map(
         layout="constrained",
     )
     canvas, axes = FigureCanvasAgg(figure), figure.subplots()
-    picture = axes.imshow(values, cmap="RdBu_r", vmin=0, vmax=2 * middle, aspect="auto")
+    top = 2 * even if even is not None else max(float(values.max()), 1e-9)
+    colors = "RdBu_r" if even is not None else "Reds"
+    picture = axes.imshow(values, cmap=colors, vmin=0, vmax=top, aspect="auto")
     axes.set_xticks(range(width), columns, fontsize=8)
     axes.set_yticks(range(height), rows, fontsize=8)
     axes.set_title(title, fontsize=9)
     if width <= 16:  # beyond that numbers do not fit a cell
         for (row, column), value in np.ndenumerate(values):
-            dark = not 0.4 * middle < value < 1.6 * middle
+            dark = value > 0.8 * top if even is None else not 0.2 * top < value < 0.8 * top
             color = "white" if dark else "black"
-            axes.text(
-                column, row, unit.format(value), ha="center", va="center", fontsize=7, color=color
-            )
-    figure.colorbar(picture, format=lambda value, _: unit.format(value)).ax.tick_params(labelsize=7)
+            label = form.format(value)
+            axes.text(column, row, label, ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(picture, format=lambda value, _: form.format(value)).ax.tick_params(labelsize=7)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

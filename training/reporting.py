@@ -14,8 +14,10 @@ import torch
 from architecture.generation import generate_texts
 from architecture.interface import load_share
 from training import evaluate, instruments
+from training.balance import BIAS_BUFFER
 from training.data_documents import Source
 from training.device import peak_flops, peak_memory_gb
+from training.page_layout import page_layout
 from training.routing import max_violation
 from training.run import Progress, Run
 from training.sink_probe import sink_mass
@@ -38,7 +40,7 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
         record["train/z_loss"] = float(result.z_loss)
         violation = max_violation(result.load)
         record |= instruments.by_layer("moe/max_violation", result.layers, violation)
-        if run.model.config.capacity_factor is not None:
+        if getattr(run.model.config, "capacity_factor", None) is not None:
             record |= instruments.by_layer("moe/dropped", result.layers, result.dropped)
     return record
 
@@ -65,6 +67,17 @@ def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict
     return record
 
 
+def layout(run: Run) -> dict[str, dict[str, list[str]]]:
+    """The charts of this run's page, those that will have data."""
+    config = run.model.config
+    return page_layout(
+        routed=any(name.endswith(BIAS_BUFFER) for name, _ in run.model.named_buffers()),
+        capacity=getattr(config, "capacity_factor", None) is not None,
+        sinks=getattr(config, "attention_sinks", False),
+        utilisation=peak_flops(run.device) is not None,
+    )
+
+
 def show_evaluation(
     run: Run, progress: Progress, found: evaluate.Evaluation, batch: dict[str, torch.Tensor]
 ) -> None:
@@ -81,14 +94,14 @@ def show_evaluation(
             step,
             "moe/load",
             load_share(routing.load).tolist(),
-            picture=lambda: instruments.load_picture(routing),
+            pictures=lambda: instruments.load_picture(routing),
         )
         table = instruments.kinds_table(routing, run.token_kinds)
         writer.show(
             step,
             "moe/token_kinds",
             table,
-            picture=lambda: instruments.kinds_picture(table),
+            pictures=lambda: instruments.kinds_pictures(table),
             markdown=lambda: instruments.kinds_markdown(table),
         )
     batch = {name: tensor.to(run.device) for name, tensor in batch.items()}
@@ -96,7 +109,7 @@ def show_evaluation(
         record |= instruments.sink_record(mass)
         values = {f"layer_{layer:02d}": heads.tolist() for layer, heads in mass.items()}
         writer.show(
-            step, "attention/sink_mass", values, picture=lambda: instruments.sink_picture(mass)
+            step, "attention/sink_mass", values, pictures=lambda: instruments.sink_picture(mass)
         )
     writer.log(step, record)
     writer.text(step, "samples/story", sample_stories(run, 1)[0])

@@ -74,6 +74,8 @@ def train(
         refuse_if_finished(cfg)
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
         run.writer.say(reporting.describe(run, source, validation))
+        if not resumed:
+            run.writer.layout(reporting.layout(run))
         evaluated = None
         logged = (progress.tokens, progress.seconds)
         while progress.share_done(cfg) < 1:

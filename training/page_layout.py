@@ -1,0 +1,62 @@
+"""The page of a run in TensorBoard (its custom scalars): which charts, in which order.
+
+In the order in which a person asks: is it learning, are the experts in use, do the routers decide, is
+the machine busy. A chart without data is left out.
+"""
+
+from __future__ import annotations
+
+LEARNING = {
+    "validation bits per byte (compares across tokenizers)": [r"val/bits_per_byte$"],
+    "loss, nats per token (val: cross-entropy, the same tokens each time)": [
+        r"train/loss$",
+        r"val/loss$",
+    ],
+    "validation loss by place in the window (from 0, 1, 2, 4, ...)": [r"val/loss_by_position/"],
+    "learning rate": [r"optim/lr$"],
+    "gradient norm before clipping": [r"optim/grad_norm$"],
+    "gradient norm by kind of parameter": [r"optim/grad_norm/"],
+}
+
+EXPERTS = {
+    "balance loss (1 = even, E/k = collapsed)": [r"train/balance_loss$"],
+    "max violation of training since the last evaluation (0 = even)": [
+        r"moe/max_violation_since_eval/"
+    ],
+    "max violation of one step (0 = even)": [r"moe/max_violation/"],
+    "dead experts (under 1 % of an even load)": [r"moe/dead_experts/"],
+}
+
+ROUTERS = {
+    "router entropy / ln E (1 = undecided, 0 = certain)": [r"moe/entropy/"],
+    "top-1 margin, probability": [r"moe/margin/"],
+    "flip rate: tokens whose experts changed since the last evaluation": [r"moe/flip_rate/"],
+}
+
+MACHINE = {
+    "training tokens per second": [r"perf/tokens_per_second$"],
+    "peak memory, GB": [r"perf/peak_memory_gb$"],
+    "passes over the data": [r"data/epoch$"],
+}
+
+
+def page_layout(
+    *, routed: bool, capacity: bool, sinks: bool, utilisation: bool
+) -> dict[str, dict[str, list[str]]]:
+    """{group: {chart: patterns of tags}} for a run.
+
+    routed: the model has routers.  capacity: they drop assignments.  sinks: its attention has sinks.
+    utilisation: the device's peak is known.
+    """
+    dropped = {"assignments dropped over capacity, share": [r"moe/dropped/"]} if capacity else {}
+    mass = {"attention on the sinks, share per head": [r"attention/sink_mass/"]} if sinks else {}
+    mfu = {"model FLOPs utilisation": [r"perf/mfu$"]} if utilisation else {}
+    groups = {
+        "Is it learning?": LEARNING,
+        "Are the experts in use?": EXPERTS | dropped if routed else {},
+        "Do the routers decide, and stay with it?": ROUTERS if routed else {},
+        "Where does attention rest?": mass,
+        "Is the machine busy?": MACHINE | mfu,
+    }
+    shown = [(title, charts) for title, charts in groups.items() if charts]
+    return {f"{n}  {title}": charts for n, (title, charts) in enumerate(shown, start=1)}
