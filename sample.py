@@ -10,24 +10,20 @@ run in one batch and are printed when all have ended. torch is imported after th
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 import sys
 from pathlib import Path
 
+from training.command_line import Parser, exit_code, say
+
 MAX_TOKENS = 256  # unless --max_tokens says otherwise, or the context limit leaves less
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ValueError(f"{message}; --help lists the flags")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="sample.py", description="Sample a checkpoint.", allow_abbrev=False)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="CKPT",
-        help="a checkpoint_<step>.pt, or a run's folder: its best checkpoint by best.json, else its newest")  # fmt: skip
+        help="a checkpoint_<step>.pt, or a run's folder: its newest")  # fmt: skip
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT",
                          help="one or more texts to continue (default: start a new text)")  # fmt: skip
@@ -74,20 +70,6 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def find_checkpoint(path: str) -> Path:
-    """A file as it is; of a run's folder the best checkpoint, or the newest where none is the best."""
-    if not Path(path).is_dir():
-        return Path(path)
-    from training.checkpoint import best_checkpoint, latest_checkpoint
-
-    best = best_checkpoint(path)
-    found = Path(path) / best["checkpoint"] if best else latest_checkpoint(path)
-    if found is None:
-        raise ValueError(f"--checkpoint {path} is a folder without a checkpoint_<step>.pt; train a model into "
-                         f"it with train.py --out_dir {path}")  # fmt: skip
-    return found
-
-
 def room(model, prompts: list[str]) -> tuple[int, int]:
     """The longest prompt in tokens, and how many more the context limit allows."""
     from architecture.generation import encode_prompt
@@ -96,16 +78,13 @@ def room(model, prompts: list[str]) -> tuple[int, int]:
     return longest, model.config.context_limit - longest
 
 
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args)
     from inference import load_model, stream_text
+    from training.checkpoint import find_checkpoint
     from training.device import choose_device
 
-    device, path = choose_device(args.device), find_checkpoint(args.checkpoint)
+    device, path = choose_device(args.device), find_checkpoint(args.checkpoint, say)
     seed = secrets.randbits(31) if args.seed is None else args.seed
     model = load_model(path, device=device)
     max_tokens, (longest, left) = args.max_tokens, room(model, prompts)
@@ -124,16 +103,18 @@ def run(args: argparse.Namespace) -> None:
         min_p=args.min_p,
         seed=seed,
     )
-    note(f"{path}, {device}, seed {seed}")
+    say(f"{path}, {device}, seed {seed}")
     if bounded:
-        note(
+        say(
             f"at most {left} new tokens fit behind a prompt of {longest} (context limit {longest + left})"
         )
     if len(texts) == 1:
         print(texts[0], end="", flush=True)
-        for _, piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+        try:
+            for _, piece in pieces:
+                print(piece, end="", flush=True)
+        finally:  # Ctrl-C, too, leaves a whole line
+            print(flush=True)
         return
     for row, piece in pieces:
         texts[row] += piece
@@ -144,19 +125,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
-    try:
-        run(parse(argv))
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        note(f"sample.py: {error}")
-        return 2
-    except KeyboardInterrupt:
-        print(flush=True)
-        note("stopped")
-        return 130
-    return 0
+    """The exit code: 0, or as training/command_line.py says for bad input and Ctrl-C."""
+    return exit_code("sample.py", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -4,20 +4,19 @@ import sys
 import typing
 from dataclasses import replace
 
-from training.command_line import CommandLine, parse_command_line
+from training.command_line import CommandLine, exit_code, parse_command_line, say
 from training.config import TrainConfig, as_text
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 2 for bad input; 128 + signal after a stop."""
-    try:
-        return run(parse_command_line(sys.argv[1:] if argv is None else argv, model_fields))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the loop answers Ctrl-C, or the second one
-        print("train.py: interrupted; checkpoints that were saved are whole", file=sys.stderr)
-        return 130
+    argv = sys.argv[1:] if argv is None else argv
+    return exit_code(
+        "train.py",
+        lambda: run(parse_command_line(argv, model_fields)),
+        # before the loop answers Ctrl-C, or the second one
+        interrupted="interrupted; checkpoints that were saved are whole",
+    )
 
 
 def run(command: CommandLine) -> int:
@@ -28,7 +27,7 @@ def run(command: CommandLine) -> int:
 
     from architecture import registry
     from training import checkpoint, costs, device, start, trainer
-    from training.data_sources import open_dataset
+    from training.data_sources import choose_dataset, open_dataset
 
     cfg, tokenizer, config, saved = start.starting_point(command)
     if cfg.block_size > config.context_limit:
@@ -39,17 +38,16 @@ def run(command: CommandLine) -> int:
     where = device.choose_device(cfg.device)
     cfg = replace(cfg, device=str(where), dtype=device.choose_dtype(cfg.dtype, where))
     if cfg.dry_run:
-        print(costs.report(cfg, config))
+        print(costs.report(cfg, config, device.available_memory(where)))
         return 0
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     if not cfg.eval_only:
         checkpoint.check_out_dir(cfg.out_dir, cfg.resume)
-        source = open_dataset(
-            cfg.dataset, split="train", val_dataset=cfg.val_dataset, text_column=cfg.text_column
-        )
-    validation = open_dataset(
-        cfg.dataset, split="validation", val_dataset=cfg.val_dataset, text_column=cfg.text_column
-    )
+    if not (cfg.eval_only and cfg.val_dataset):  # which leave nothing to choose
+        cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
+    data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
+    source = None if cfg.eval_only else open_dataset(cfg.dataset, split="train", **data)
+    validation = open_dataset(cfg.dataset, split="validation", **data)
     generator = torch.Generator().manual_seed(cfg.seed)
     model = registry.build_model(
         cfg.model, config, attention=cfg.attention, experts=cfg.experts, generator=generator
@@ -71,7 +69,7 @@ def run(command: CommandLine) -> int:
             cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None
         )
     except trainer.Stopped as stop:
-        print(stop, file=sys.stderr)
+        say(str(stop))
         return 128 + stop.signal
     return 0
 
@@ -84,16 +82,18 @@ def model_fields(model: str) -> dict[str, typing.Any]:
 
 
 def print_model_fields(cfg: TrainConfig) -> int:
-    """--help_model: every field of the model, its type, its default and the preset's value."""
+    """--help_model: every field of the model, its type, the preset's value and its meaning."""
     from architecture.registry import build_config, model_class
 
-    preset = build_config(cfg.model, cfg.model_size)
+    preset, meanings = build_config(cfg.model, cfg.model_size), model_class(cfg.model).meanings
     print(
         f"fields of --model {cfg.model}; a flag or YAML key each; values of --model_size {cfg.model_size}:"
     )
     for name, hint in model_fields(cfg.model).items():
         kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
-        print(f"  --{name:<24} {kind:<28} {as_text(getattr(preset, name))}")
+        kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind
+        value = as_text(getattr(preset, name))
+        print(f"  --{name:<24} {kind:<32} {value:<8} {meanings[name]}")
     presets = model_class(cfg.model).presets
     print(f"model sizes: {', '.join(presets)}")
     return 0

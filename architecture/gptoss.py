@@ -199,6 +199,38 @@ class ModelConfig:
         return 6 * self.parameter_counts()["active"] + 12 * width * keys
 
 
+# What --help_model says of each field: here and not beside the fields, which then fit on one screen.
+MEANINGS: dict[str, str] = {
+    "num_hidden_layers": "transformer blocks",
+    "num_experts": "experts in each MoE layer",
+    "experts_per_token": "experts that the router picks for a token",
+    "vocab_size": "rows of embedding and head; follows the tokenizer, padded to a multiple of 64",
+    "hidden_size": "width of the residual stream",
+    "intermediate_size": "width inside one expert",
+    "swiglu_limit": "clamp on the two halves of the gated unit",
+    "head_dim": "width of one attention head",
+    "num_attention_heads": "query heads",
+    "num_key_value_heads": "key/value heads, each shared by several query heads",
+    "sliding_window": "tokens that a sliding layer sees, the current one counted",
+    "initial_context_length": "most tokens of a sequence before rope_scaling_factor",
+    "rope_theta": "base of RoPE's frequencies",
+    "rope_scaling_factor": "YaRN: times this many tokens; 1 = off",
+    "rope_ntk_alpha": "YaRN: pairs that turn less often than this within the context are interpolated",
+    "rope_ntk_beta": "YaRN: pairs that turn more often than this stay as they are",
+    "layer_types": "sliding_attention or full_attention per layer; none = alternating, sliding first",
+    "attention_sinks": "a learned logit per head that takes attention from all keys",
+    "nope_stride": "every so many layers one without rotation; none = all rotate",
+    "position": "how positions get in",
+    "norm": "normalisation before each part of a block",
+    "mlp": "kind of expert",
+    "tie_embeddings": "one matrix for embedding and head",
+    "attention_bias": "biases on qkv and out",
+    "dropout": "on attention, MLP and embedding, in training",
+    "moe_layers": "layers with experts, from 0; none = all; the others get one dense MLP",
+    "capacity_factor": "tokens an expert takes at most, in even shares, in training; none = all",
+    "used_vocab_size": "ids from here on are padding; follows the tokenizer",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # a laptop, minutes
     "toy": dict(num_hidden_layers=4, num_experts=8, experts_per_token=2, vocab_size=4096, hidden_size=128,
@@ -509,7 +541,7 @@ class Transformer(nn.Module):
     """The whole model. Its four seams, in the order forward calls them after init_weights:
     embed, run_blocks, head."""
 
-    config_class, presets = ModelConfig, PRESETS
+    config_class, presets, meanings = ModelConfig, PRESETS, MEANINGS
 
     def __init__(
         self,

@@ -14,9 +14,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from architecture.tokenizer import get_tokenizer
+from training.command_line import Parser, exit_code, say
 from training.config import TrainConfig
 from training.data_loader import encode
-from training.data_sources import open_dataset
+from training.data_sources import choose_dataset, open_dataset
 from training.data_tokens import TokenFolderWriter
 
 
@@ -41,9 +42,7 @@ def prepare(
 
 
 def parse_command_line(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare", description=__doc__.splitlines()[0]
-    )
+    parser = Parser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--dataset", required=True, help="whatever train.py --dataset takes")
     add(
@@ -64,10 +63,9 @@ def parse_command_line(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> None:
-    args = parse_command_line(argv)
+def run(args: argparse.Namespace) -> None:
     totals = prepare(
-        args.dataset,
+        choose_dataset(args.dataset, say),
         args.out_dir,
         get_tokenizer(args.tokenizer),
         val_dataset=args.val_dataset,
@@ -77,9 +75,13 @@ def main(argv=None) -> None:
         print(f"{split}: {total['documents']:,} documents, {total['tokens']:,} tokens")
 
 
+def main(argv=None) -> int:
+    return exit_code(
+        "data/prepare.py",
+        lambda: run(parse_command_line(argv)),
+        interrupted="interrupted before the folder was whole; run the same command again",
+    )
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

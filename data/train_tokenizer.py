@@ -17,8 +17,9 @@ from pathlib import Path
 import tiktoken
 
 from architecture.tokenizer import END_OF_TEXT, save_rank_file
+from training.command_line import Parser, exit_code, say
 from training.config import TrainConfig
-from training.data_sources import open_dataset
+from training.data_sources import choose_dataset, open_dataset
 
 # GPT-4's split pattern with numbers of at most two digits: a small vocabulary has no room for a
 # thousand numbers.
@@ -56,9 +57,7 @@ def train_tokenizer(texts, vocab_size: int, name: str, pattern: str = PATTERN) -
 
 
 def parse_command_line(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.train_tokenizer", description=__doc__.splitlines()[0]
-    )
+    parser = Parser(prog="python -m data.train_tokenizer", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add(
         "--dataset",
@@ -76,11 +75,11 @@ def parse_command_line(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv=None) -> None:
-    args = parse_command_line(argv)
+def run(args: argparse.Namespace) -> None:
     if args.out.suffix != ".tiktoken":
         raise ValueError(f"--out ({args.out}) must end in .tiktoken")
-    source = open_dataset(args.dataset, split="train", text_column=args.text_column)
+    dataset = choose_dataset(args.dataset, say)
+    source = open_dataset(dataset, split="train", text_column=args.text_column)
     seen = {"documents": 0, "bytes": 0}
 
     def texts():
@@ -96,9 +95,9 @@ def main(argv=None) -> None:
     print(f"{args.out}: {encoding.n_vocab} tokens from {seen['documents']:,} documents")
 
 
+def main(argv=None) -> int:
+    return exit_code("data/train_tokenizer.py", lambda: run(parse_command_line(argv)))
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

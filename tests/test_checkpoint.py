@@ -17,6 +17,7 @@ from training.checkpoint import (
     atomic_write,
     best_checkpoint,
     claim_out_dir,
+    find_checkpoint,
     latest_checkpoint,
     rng_state,
     save_checkpoint,
@@ -95,6 +96,25 @@ def test_all_checkpoints_stay_when_keep_is_not_given(tmp_path):
     assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
 
 
+def test_a_person_names_a_checkpoint_or_a_folder_whose_newest_is_meant_and_said(tmp_path):
+    told = []
+    assert find_checkpoint(tmp_path / "no.pt", told.append) == tmp_path / "no.pt" and told == []
+    with pytest.raises(
+        ValueError, match="is a folder without a checkpoint_<step>.pt; name another"
+    ):
+        find_checkpoint(tmp_path, told.append)
+    for step in (90, 500):
+        save_checkpoint(tmp_path, step, {})
+    update_best(tmp_path, 500, 1.0)
+    newest = tmp_path / "checkpoint_500.pt"
+    assert find_checkpoint(str(tmp_path), told.append) == newest
+    assert told.pop() == f"{newest}: the newest checkpoint of {tmp_path}"
+    update_best(tmp_path, 90, 0.5)
+    assert find_checkpoint(tmp_path, told.append) == newest
+    assert told.pop().endswith("; the lowest validation loss is checkpoint_90.pt's")
+    assert find_checkpoint(newest, told.append) == newest and told == []
+
+
 # best.json
 
 
@@ -160,12 +180,49 @@ def test_a_new_folder_is_made_and_an_empty_one_is_taken(tmp_path):
 
 
 def test_a_folder_with_other_output_is_refused_and_left_as_it_was(tmp_path):
-    (tmp_path / "metrics.jsonl").touch()
-    with pytest.raises(
-        ValueError, match="holds another run; remove that .it has no checkpoint. or"
-    ):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds 'config.json'; choose another --out_dir") as caught:
         claim_out_dir(tmp_path, resume=False)
-    assert names(tmp_path) == ["metrics.jsonl"]
+    assert "rm -r" not in str(caught.value)
+    assert names(tmp_path) == ["config.json", "thesis.tex"]
+
+
+@pytest.mark.parametrize("left", [["metrics.jsonl"], ["config.json", "metrics.jsonl", ".a.tmp"]])
+def test_a_run_that_saved_nothing_is_told_alike_to_a_new_run_and_to_resume(tmp_path, left):
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    for name in [*left, ".lock"]:
+        (folder / name).touch()
+    told = set()
+    for resume in (False, True):
+        with pytest.raises(ValueError) as caught:
+            claim_out_dir(folder, resume=resume)
+        told.add(str(caught.value))
+    (message,) = told
+    assert "ended before its first checkpoint, so there is nothing to continue" in message
+    assert f"rm -r '{folder}'" in message and "another --out_dir" in message
+    assert names(folder) == sorted([*left, ".lock"])
+
+
+def test_a_live_run_that_saved_nothing_yet_is_never_offered_for_removal(tmp_path):
+    script = (
+        "import sys, time\n"
+        "from training.checkpoint import claim_out_dir\n"
+        "lock = claim_out_dir(sys.argv[1], resume=False)\n"
+        "open(sys.argv[1] + '/metrics.jsonl', 'w').close()\n"
+        "print('started', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    run = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "started\n"
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=f"process {first.pid} is writing"):
+                claim_out_dir(tmp_path, resume=resume)
+        first.kill()
+    with pytest.raises(ValueError, match="rm -r"):
+        claim_out_dir(tmp_path, resume=False)
 
 
 def test_resume_needs_a_checkpoint_and_makes_no_folder(tmp_path):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from training.command_line import cast, parse_command_line
+from architecture.gptoss import ModelConfig
+from training import other_names
+from training.command_line import cast, exit_code, parse_command_line
 from training.config import (
     RESOLVED_BY_THE_RUN,
     RESUMABLE_CHANGES,
@@ -254,6 +256,109 @@ def test_an_empty_yaml_file_changes_nothing(yaml_file):
     assert parse("--config", yaml_file("# nothing yet\n")).config == TrainConfig()
 
 
+# names and values of other trainers
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("learning_rate", "lr"),
+        ("max_steps", "max_iters"),
+        ("eval_interval", "eval_every"),
+        ("log_interval", "log_every"),
+        ("gradient_accumulation_steps", "grad_accum"),
+        ("always_save_checkpoint", "save_every, whether or not the loss fell"),
+        ("warmup_iters", "warmup, as a share of the run"),
+        ("lr_decay_iters", "decay, as a share of the run"),
+        ("wandb_log", "use_tensorboard"),
+        ("top_k", "num_experts_of_a_token"),
+    ],
+)
+def test_another_trainer_s_name_is_answered_with_ours(yaml_file, monkeypatch, theirs, ours):
+    monkeypatch.setitem(other_names.SETTINGS, "top_k", ("num_experts_of_a_token", ""))
+    fields = MODEL_FIELDS | {"num_experts_of_a_token": int}
+    for argv, told in (
+        ([f"--{theirs}", "1"], f"flag '--{theirs}' is unknown; here it is called --{ours}"),
+        ([f"--{theirs.replace('_', '-')}=1"], f"is unknown; here it is called --{ours}"),
+        (
+            ["--config", yaml_file(f"{theirs}: 1")],
+            f"'{theirs}' is unknown; here it is called {ours}",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            parse_command_line(argv, lambda model: fields)
+        assert str(caught.value).endswith(told)
+
+
+def test_a_name_that_this_model_lacks_is_not_suggested():
+    assert "here it is called" not in refused("--n_layer", "2")  # MODEL_FIELDS has no layers
+
+
+def test_every_other_name_leads_to_a_setting_and_is_none_itself():
+    ours = {f.name for cls in (TrainConfig, ModelConfig) for f in fields(cls)}
+    assert {name for name, _ in other_names.SETTINGS.values()} <= ours
+    assert other_names.SETTINGS.keys().isdisjoint(ours)
+    for setting, value in other_names.VALUES:
+        with pytest.raises(ValueError, match="must be one of"):
+            TrainConfig(**{setting: value})
+
+
+def test_a_value_that_others_have_is_answered_with_what_to_take():
+    told = refused("--dtype", "float16")
+    assert "one of auto, float32, bfloat16 (float16 would need loss scaling; bfloat16 does" in told
+    assert told.endswith("got 'float16'")
+
+
+# how a script ends
+
+
+def ending(function, capsys, **options):
+    return exit_code("x.py", function, **options), capsys.readouterr().err
+
+
+def raising(error):
+    def function():
+        raise error
+
+    return function
+
+
+def test_a_script_ends_with_what_its_work_returned(capsys):
+    assert ending(lambda: None, capsys) == (0, "")
+    assert ending(lambda: 143, capsys) == (143, "")
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, ImportError])
+def test_what_a_person_can_put_right_is_one_line_and_2(capsys, kind):
+    assert ending(raising(kind("no such\nfile")), capsys) == (2, "x.py: error: no such file\n")
+    assert ending(raising(kind()), capsys) == (2, f"x.py: error: {kind.__name__}\n")
+
+
+def test_ctrl_c_is_130_and_tells_what_it_leaves(capsys):
+    assert ending(raising(KeyboardInterrupt()), capsys) == (130, "x.py: interrupted\n")
+    told = ending(raising(KeyboardInterrupt()), capsys, interrupted="interrupted; try again")
+    assert told == (130, "x.py: interrupted; try again\n")
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    with pytest.raises(AssertionError):
+        exit_code("x.py", raising(AssertionError()))
+
+
+def test_a_reader_that_has_seen_enough_ends_a_script_without_words():
+    script = (
+        "import sys\n"
+        "from training.command_line import exit_code\n"
+        "sys.exit(exit_code('x.py', lambda: [print('line', flush=True) for _ in iter(int, 1)]))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(10) == 141
+
+
 # help
 
 
@@ -280,7 +385,11 @@ def test_help_model_is_a_flag_that_only_the_caller_acts_on():
 
 # resume
 
-SAVED = asdict(TrainConfig(lr=0.01, device="cpu", dtype="float32", attention="sdpa", threads=2))
+SAVED = asdict(
+    TrainConfig(
+        lr=0.01, dataset="bundled", device="cpu", dtype="float32", attention="sdpa", threads=2
+    )
+)
 SAVED_MODEL = {"num_experts": 8, "layer_types": ["full", "sliding"]}
 
 
@@ -296,6 +405,7 @@ def test_resume_takes_everything_that_was_not_given_from_the_saved_run():
 def test_resume_accepts_what_equals_the_saved_run_and_what_asks_for_nothing():
     same = ["--lr", "1e-2", "--num_experts", "8", "--layer_types", "full,sliding"]
     open_choices = ["--device", "auto", "--attention", "auto", "--threads", "none"]
+    open_choices += ["--dataset", "auto"]
     assert resumed(*same, *open_choices) == resumed()
 
 
@@ -312,6 +422,7 @@ def test_resume_takes_what_leaves_the_sequence_alone_from_this_call():
         ("max_minutes", "20"),
         ("threads", "1"),
         ("attention", "eager"),
+        ("dataset", "tinystories"),
         ("num_experts", "16"),
         ("layer_types", "full,full"),
     ],

@@ -1,14 +1,19 @@
 """What --dry_run says about memory and work, against models and optimizers that were built."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from architecture.interface import LOGITS_PER_CHUNK
 from architecture.registry import build_config, build_model
 from training.config import TrainConfig
-from training.costs import memory_bytes, report
+from training.costs import MACHINES, memory_bytes, report
+from training.device import available_memory
 from training.optimizer import build_optimizers
 
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 SMALL = dict(
     num_hidden_layers=3, num_experts=5, experts_per_token=2, vocab_size=90, hidden_size=20, intermediate_size=9,
     head_dim=4, num_attention_heads=6, num_key_value_heads=3, initial_context_length=16,
@@ -96,14 +101,65 @@ def test_logits_never_count_for_more_than_one_block():
 
 
 def test_the_report_multiplies_tokens_and_flops():
-    cfg, config = (
-        TrainConfig(batch_size=3, block_size=100, grad_accum=2, max_iters=50),
-        build_config("gptoss", "toy"),
-    )
+    cfg = TrainConfig(batch_size=3, block_size=100, grad_accum=2, max_iters=5000, dtype="float32")
+    config = build_config("gptoss", "toy")
     text, flops = report(cfg, config), config.flops_per_token(100)
     assert "step             600 tokens" in text
-    assert f"run              50 steps, 30,000 tokens, {30_000 * flops:.3g} FLOPs" in text
-    hours = 30_000 * flops / 40e12 / 3600
-    assert f"{hours:10.2f} h on one GPU at 40 TFLOP/s" in text
-    minutes = report(TrainConfig(max_iters=None, max_minutes=7.0), config)
-    assert "run              7 minutes of training" in minutes
+    assert f"run              5,000 steps, 3,000,000 tokens, {3e6 * flops:.3g} FLOPs" in text
+    minutes = 3e6 * flops / 0.045e12 / 60
+    assert f"cores, float32, {gigabytes(cfg, config)}: about {minutes:,.1f} minutes" in text
+
+
+def gigabytes(cfg, config) -> str:
+    return f"{sum(memory_bytes(cfg, config).values()) / 1e9:.3f} GB"
+
+
+def row(text: str, machine: str) -> str:
+    return next(line for line in text.splitlines() if machine in line)
+
+
+def test_the_row_of_two_cores_is_the_speed_that_was_measured():
+    facts = json.loads((RESULTS / "tinystories_20_minutes.json").read_text())
+    per_token = build_config("gptoss", "toy").flops_per_token(256)
+    rate = next(machine.flops for machine in MACHINES if "cores" in machine.name) / per_token
+    assert rate == pytest.approx(facts["final"]["final/tokens_per_second"], rel=0.03)
+
+
+def test_a_length_in_minutes_is_told_in_steps_and_tokens():
+    text = report(TrainConfig(max_iters=None, max_minutes=20.0), build_config("gptoss", "toy"))
+    assert "run              20 minutes of training" in text
+    assert row(text, "two laptop cores").endswith("about 3,100 steps, 6,300,000 tokens")
+
+
+def test_memory_and_speed_of_a_row_are_of_one_precision():
+    config = build_config("gptoss", "medium")
+    by_dtype = {
+        dtype: gigabytes(TrainConfig(dtype=dtype, batch_size=64), config)
+        for dtype in ("float32", "bfloat16")
+    }
+    assert by_dtype["float32"] != by_dtype["bfloat16"]
+    for asked in by_dtype:
+        text = report(TrainConfig(dtype=asked, batch_size=64), config)
+        assert f"float32, {by_dtype['float32']}: " in row(text, "two laptop cores")
+        assert f"bfloat16, {by_dtype['bfloat16']}: " in row(text, "one H100")
+
+
+def test_what_does_not_fit_is_said_of_this_device_and_of_each_machine():
+    small, large = (build_config("gptoss", size) for size in ("toy", "gpt-oss-20b"))
+    assert "does not fit" not in report(TrainConfig(device="cpu"), small, available=16e9)
+    text = report(TrainConfig(device="cpu"), small, available=1e8)
+    assert "GB in all: does not fit into the 0.1 GB available; lower batch_size" in text
+    assert row(text, "two laptop cores").endswith(": does not fit")
+    assert "does not fit" not in row(text, "one RTX 4090")
+    text = report(TrainConfig(device="cuda"), large, available=500e9)
+    assert "286.423 GB in all, of 500.0 GB available" in text
+    assert row(text, "one H100").endswith(": does not fit")
+
+
+def test_a_small_model_on_a_gpu_costs_its_kernel_launches():
+    text = report(TrainConfig(max_iters=90_000), build_config("gptoss", "toy"))
+    assert row(text, "one H100").endswith("about 12.0 minutes")  # 90,000 x 4 layers x 2 ms
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert 1e8 < available_memory(torch.device("cpu")) < 1e14

@@ -11,7 +11,9 @@ import training.data_files as data_files
 from architecture.tokenizer import get_tokenizer
 from data.prepare import main as prepare_main
 from data.prepare import prepare
+from data.train_tokenizer import main as train_tokenizer_main
 from training.data_documents import is_validation_document
+from training.data_hub import HubUnreachable
 from training.data_sources import open_dataset
 from training.data_tokens import TokenFolderWriter
 
@@ -334,3 +336,41 @@ def test_prepare_as_a_command_says_what_it_wrote(tmp_path, capsys):
         ]
     )
     assert "train: 40 documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "main, name, out",
+    [
+        (prepare_main, "data/prepare.py", ["--out_dir", "tokens"]),
+        (train_tokenizer_main, "data/train_tokenizer.py", ["--out", "a.tiktoken"]),
+    ],
+)
+def test_a_script_on_data_ends_with_one_line_and_2_for_bad_input(
+    tmp_path, monkeypatch, capsys, main, name, out
+):
+    monkeypatch.chdir(tmp_path)
+    for flags, told in (
+        (["--dataset", "missing.txt", *out], "dataset 'missing.txt': no such file or folder"),
+        (["--datset", "missing.txt", *out], "the following arguments are required: --dataset"),
+    ):
+        assert main(flags) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"{name}: error: {told}") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_takes_the_bundled_stories_and_auto(tmp_path, monkeypatch, capsys):
+    from training import data_bundled, data_sources
+
+    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "train", (0, 30))
+    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "validation", (30, 5))
+    monkeypatch.setattr(data_sources, "current_revision", unreachable)
+    for name in ("bundled", "auto"):
+        assert prepare_main(["--dataset", name, "--out_dir", str(tmp_path / name)]) == 0
+        out, err = capsys.readouterr()
+        assert "train: 30 documents" in out
+        assert ("dataset auto: no network; using the bundled stories" in err) == (name == "auto")
+
+
+def unreachable(name):
+    raise HubUnreachable("the Hub is away", "no network")

@@ -17,7 +17,7 @@ from toy_run import TINY, ToyRun, differences, load, run, run_here
 
 from architecture.tokenizer import get_tokenizer
 from data.prepare import prepare
-from training import trainer
+from training import interrupt, trainer
 from training.config import TrainConfig
 from training.data_loader import TrainLoader
 from training.interrupt import StopRequest
@@ -165,11 +165,34 @@ def test_a_stop_saves_says_how_to_go_on_and_the_rest_joins(tmp_path, flags, stra
     stopped = run(tmp_path, *flags, at_step=5, action=sent)
     assert stopped.code == 128 + sent
     told = stopped.err.splitlines()[-1]
+    answer = "stopping after this step, then saving (Ctrl-C again gives up what is not saved)\n"
+    assert stopped.err.count(answer) == 1
+    assert stopped.err.index("step 5 ") < stopped.err.index(answer) < stopped.err.index("step 6 ")
     assert told.startswith(f"stopped by {sent.name} and saved model/checkpoint_6.pt; ")
     program, script, *rest = shlex.split(told.partition("continue with: ")[2])
     assert (program, script) == ("python", "train.py")
     assert run(tmp_path, *rest).code == 0
     assert_same_end(tmp_path, straight)
+
+
+def test_the_first_ctrl_c_is_answered_and_the_second_stops_at_once(capfd):
+    with StopRequest() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        assert capfd.readouterr().err == interrupt.ANSWER.decode()
+        os.kill(os.getpid(), signal.SIGTERM)  # some launchers send both: nothing is given up
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err == ""
+
+
+def test_an_answer_that_nobody_can_read_stops_nothing(monkeypatch):
+    monkeypatch.setattr(interrupt, "STDERR", os.open(os.devnull, os.O_RDONLY))
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+    os.close(interrupt.STDERR)
 
 
 # --------------------------------------------------------------------------------- one run per folder
@@ -247,9 +270,11 @@ def test_resume_without_a_checkpoint_is_refused_and_writes_nothing(tmp_path, cap
 def test_a_run_killed_before_its_first_checkpoint_says_what_to_do(tmp_path, flags, capsys):
     assert run(tmp_path, *flags, at_step=3).code == -signal.SIGKILL
     assert run_here(tmp_path, *flags) == 2
-    assert "model holds another run; remove that (it has no checkpoint)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "model holds a run that ended before its first checkpoint" in told
+    assert "remove it with rm -r model, or choose another --out_dir" in told
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
-    assert "start again without --resume in an empty folder" in capsys.readouterr().err
+    assert capsys.readouterr().err == told
 
 
 def test_the_command_to_go_on_with_survives_a_folder_with_a_space():

@@ -122,13 +122,17 @@ def test_default_length_fits_the_context_limit_and_says_so(run, checkpoint):
     assert "at most 10 new tokens fit behind a prompt of 30 (context limit 40)" in err
 
 
-def test_a_run_folder_means_its_best_checkpoint_else_its_newest(run, tmp_path):
+def test_a_run_folder_means_its_newest_checkpoint_and_the_best_is_named(run, tmp_path):
     for step in (9, 10, 20):
         write_checkpoint(tmp_path / f"checkpoint_{step}.pt", seed=step)
-    assert "checkpoint_20.pt" in run("--checkpoint", tmp_path, *SHORT)[2]
+    err = run("--checkpoint", tmp_path, *SHORT)[2]
+    newest = tmp_path / "checkpoint_20.pt"
+    assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}\n{newest}, cpu, seed ")
     best = {"step": 9, "checkpoint": "checkpoint_9.pt", "val_loss": 1.5}
     (tmp_path / "best.json").write_text(json.dumps(best))
-    assert "checkpoint_9.pt" in run("--checkpoint", tmp_path, *SHORT)[2]
+    err = run("--checkpoint", tmp_path, *SHORT)[2]
+    assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}; ")
+    assert "the lowest validation loss is checkpoint_9.pt's\n" in err
 
 
 def test_help_comes_without_torch():
@@ -250,7 +254,7 @@ def test_a_checkpoint_must_be_given(run):
 def assert_one_line(result, message):
     code, out, err = result
     assert code == 2 and out == ""
-    assert err.count("\n") == 1 and err.startswith("sample.py: ") and message in err, err
+    assert err.count("\n") == 1 and err.startswith("sample.py: error: ") and message in err, err
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(run, checkpoint, monkeypatch):
@@ -261,4 +265,4 @@ def test_ctrl_c_ends_with_130_and_no_traceback(run, checkpoint, monkeypatch):
     monkeypatch.setattr(inference, "stream_text", interrupted)
     code, out, err = run("--checkpoint", checkpoint, "--prompt", "the", *SHORT)
     assert (code, out) == (130, "the and\n")
-    assert err.endswith("stopped\n")
+    assert err.endswith("sample.py: interrupted\n")

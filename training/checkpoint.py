@@ -10,8 +10,9 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, TextIO
 
 import torch
@@ -74,12 +75,31 @@ def latest_checkpoint(out_dir: str | Path) -> Path | None:
 def require_latest(out_dir: str | Path) -> Path:
     """The newest checkpoint; ValueError if there is none to resume from."""
     path = latest_checkpoint(out_dir)
+    if path is None and is_without_checkpoint(out_dir):
+        raise nothing_to_continue(out_dir)
     if path is None:
         raise ValueError(
             f"--resume needs a checkpoint_<step>.pt in {out_dir} and there is none; "
-            "start again without --resume in an empty folder, or name the run's --out_dir"
+            "start without --resume, or name the run's --out_dir"
         )
     return path
+
+
+def find_checkpoint(path: str | Path, say: Callable[[str], None]) -> Path:
+    """The checkpoint that a person names: a file as it is, of a run's folder the newest, and says so."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    newest, best = latest_checkpoint(path), best_checkpoint(path)
+    if newest is None:
+        raise ValueError(
+            f"{path} is a folder without a checkpoint_<step>.pt; name another, or train a model into it "
+            f"with train.py --out_dir {quote(str(path))}"
+        )
+    other = best["checkpoint"] if best else newest.name
+    note = f"; the lowest validation loss is {other}'s" if other != newest.name else ""
+    say(f"{newest}: the newest checkpoint of {path}{note}")
+    return newest
 
 
 def require_training_state(state: dict[str, Any], path: str | Path) -> None:
@@ -174,13 +194,40 @@ def check_out_dir(out_dir: str | Path, resume: bool) -> None:
         raise ValueError(f"out_dir must be a folder; {out_dir} is a file; choose another --out_dir")
     if resume:
         require_latest(out_dir)
-    elif out_dir.exists() and any(path.name != LOCK for path in out_dir.iterdir()):
-        saved = latest_checkpoint(out_dir) is not None
-        way_out = "continue that with --resume" if saved else "remove that (it has no checkpoint)"
+    elif latest_checkpoint(out_dir) is not None:
         raise ValueError(
             f"out_dir must be new or empty, and {out_dir} holds another run; "
-            f"{way_out} or choose another --out_dir"
+            "continue that with --resume or choose another --out_dir"
         )
+    elif is_without_checkpoint(out_dir):
+        raise nothing_to_continue(out_dir)
+    elif others := sorted(path.name for path in contents(out_dir)):
+        raise ValueError(
+            f"out_dir must be new or empty, and {out_dir} holds {others[0]!r}; choose another --out_dir"
+        )
+
+
+def contents(out_dir: str | Path) -> set[Path]:
+    """What is in a folder, apart from what a run leaves that ended before it wrote anything."""
+    there = set(Path(out_dir).iterdir()) if Path(out_dir).is_dir() else set()
+    return {path for path in there if path.name != LOCK}
+
+
+def is_without_checkpoint(out_dir: str | Path) -> bool:
+    """Whether a folder holds a run that has saved nothing, and nothing else."""
+    names = {path.name for path in contents(out_dir)}
+    ours = re.compile(r"config\.json|metrics\.jsonl|\..+\.tmp")
+    started = not names.isdisjoint({"config.json", "metrics.jsonl"})
+    return started and all(ours.fullmatch(name) for name in names)
+
+
+def nothing_to_continue(out_dir: str | Path) -> ValueError:
+    if (owner := live_writer(out_dir)) is not None:
+        return _has_a_writer(out_dir, owner)
+    return ValueError(
+        f"{out_dir} holds a run that ended before its first checkpoint, so there is nothing to continue; "
+        f"remove it with rm -r {quote(str(out_dir))}, or choose another --out_dir"
+    )
 
 
 def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
@@ -199,6 +246,17 @@ def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
     return lock
 
 
+def live_writer(out_dir: str | Path) -> str | None:
+    """The process that writes to a folder, unless it is this one."""
+    with contextlib.suppress(OSError), open(Path(out_dir) / LOCK) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = lock.read().strip()
+            return owner if owner != str(os.getpid()) else None
+    return None
+
+
 def _locked(path: Path) -> TextIO:
     lock = open(path, "a+")
     try:
@@ -207,11 +265,15 @@ def _locked(path: Path) -> TextIO:
         lock.seek(0)
         owner = lock.read().strip()
         lock.close()
-        raise ValueError(
-            f"out_dir must have one writer, and process {owner} is writing to {path.parent}; "
-            "wait for it or choose another --out_dir"
-        ) from None
+        raise _has_a_writer(path.parent, owner) from None
     lock.truncate(0)
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
+
+
+def _has_a_writer(out_dir: str | Path, owner: str) -> ValueError:
+    return ValueError(
+        f"out_dir must have one writer, and process {owner} is writing to {out_dir}; "
+        "wait for it or choose another --out_dir"
+    )

@@ -1,19 +1,60 @@
-"""Command line and YAML: dataclass < YAML (--config FILE.yaml) < flags.
+"""Command line and YAML: dataclass < YAML (--config FILE.yaml) < flags; how every script ends.
 
 The model's own fields (--num_experts 16) share the namespace and are collected apart. Imports no
 torch, so that --help is immediate.
 """
 
 import argparse
+import contextlib
 import difflib
 import math
+import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from training import other_names
 from training.config import TrainConfig, as_text
+
+
+class Parser(argparse.ArgumentParser):
+    """Of any script: what is wrong with its flags is a ValueError, which exit_code() prints."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; --help lists the flags")
+
+
+def say(text: str) -> None:
+    """A line for the person who waits; stdout is for what was asked for."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def exit_code(
+    program: str, function: Callable[[], int | None], *, interrupted: str = "interrupted"
+) -> int:
+    """Do a script's work; its exit code: what function returns or 0, and one line on stderr with
+
+    2    what a person can put right (ValueError, OSError, ImportError)
+    130  Ctrl-C; `interrupted` says what that leaves behind
+    141  a closed pipe, as of any program in front of `| head`; that needs no words
+    """
+    try:
+        return function() or 0
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):  # whichever it was, closing it would fail again
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+    except (ValueError, OSError, ImportError) as error:
+        say(f"{program}: error: {' '.join(str(error).splitlines()) or type(error).__name__}")
+        return 2
+    except KeyboardInterrupt:
+        say(f"{program}: {interrupted}")
+        return 128 + signal.SIGINT
 
 
 class CommandLine(NamedTuple):
@@ -119,13 +160,8 @@ def _one_length(level: dict[str, Any]) -> dict[str, Any]:
     return lengths | level if given else level
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ValueError(f"{message}; --help lists the flags")
-
-
-def _parser(config_class: type[TrainConfig], prog: str | None, description: str | None) -> _Parser:
-    parser = _Parser(
+def _parser(config_class: type[TrainConfig], prog: str | None, description: str | None) -> Parser:
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [--config FILE.yaml] [--name VALUE ...]",
         description=description,
@@ -159,8 +195,16 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, hint: Any, help: str =
 
 
 def _unknown(what: str, name: str, known: list[str]) -> ValueError:
+    """For a flag (with its dashes) or a key that is no setting: ours, if we know what is meant."""
+    dashes = "--" if name.startswith("--") else ""
+    ours, remark = other_names.SETTINGS.get(name.removeprefix("--").replace("-", "_"), ("", ""))
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "--help and --help_model list the names"
+    if dashes + ours in known:
+        hint = f"here it is called {dashes}{ours}" + (f", {remark}" if remark else "")
+    elif nearest:
+        hint = f"did you mean {nearest[0]!r}?"
+    else:
+        hint = "--help and --help_model list the names"
     return ValueError(f"{what} {name!r} is unknown; {hint}")
 
 
@@ -180,7 +224,9 @@ def cast(name: str, value: Any, hint: Any) -> Any:
         _require(isinstance(items, list), name, "values separated by commas", value)
         return tuple(cast(name, item, get_args(hint)[0]) for item in items)
     if get_origin(hint) is Literal:
-        _require(value in get_args(hint), name, f"one of {', '.join(get_args(hint))}", value)
+        remark = other_names.VALUES.get((name, str(value)))
+        rule = f"one of {', '.join(get_args(hint))}" + (f" ({remark})" if remark else "")
+        _require(value in get_args(hint), name, rule, value)
         return value
     if hint is str:
         _require(isinstance(value, str) and value, name, "text (quoted, in YAML)", value)

@@ -30,7 +30,9 @@ class TrainConfig:
 
     # data
     dataset: str = option(
-        "tinystories", "tinystories, a .txt, .jsonl or .parquet, a folder, a Hub name"
+        "auto",
+        "tinystories, bundled, a .txt, .jsonl or .parquet, a folder, a Hub name; "
+        "auto = tinystories if the Hub or its cache has it, else bundled",
     )
     val_dataset: str | None = option(None, "validation data; none = own split, or 1% of it by hash")
     text_column: str = option("text", "column that holds a document's text")
@@ -68,7 +70,11 @@ class TrainConfig:
     # evaluation, checkpoints, logs
     eval_every: int = option(250, "steps between evaluations", at_least=1)
     eval_tokens: int = option(65_536, "tokens per evaluation; the closing one has all", at_least=1)
-    eval_only: str | None = option(None, "checkpoint to evaluate in place of training")
+    eval_only: str | None = option(
+        None,
+        "checkpoint, or folder of a run, to evaluate in place of training; "
+        "on the data that it names, unless dataset or val_dataset is given",
+    )
     save_every: int = option(500, "steps between checkpoints", at_least=1)
     keep: int | None = option(
         None, "newest checkpoints kept beside the best; none = all", at_least=1
@@ -77,7 +83,9 @@ class TrainConfig:
     use_tensorboard: bool = option(True, "write TensorBoard files under runs/")
     out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
     resume: bool = option(False, "continue from the newest checkpoint in out_dir")
-    init_from: str | None = option(None, "checkpoint whose weights a new run starts from")
+    init_from: str | None = option(
+        None, "checkpoint, or folder of a run, whose weights a new run starts from"
+    )
 
     # machine
     seed: int = option(1337, "of weights, data order and dropout", at_least=0, at_most=2**31 - 1)
@@ -133,7 +141,7 @@ RESUMABLE_CHANGES = frozenset({"eval_every", "save_every", "keep", "log_every", 
 OF_THIS_CALL = frozenset({"resume", "out_dir", "dry_run"})
 
 # The default leaves the choice to the run; the saved config holds what was chosen, for use again.
-RESOLVED_BY_THE_RUN = frozenset({"device", "dtype", "attention", "experts", "threads"})
+RESOLVED_BY_THE_RUN = frozenset({"dataset", "device", "dtype", "attention", "experts", "threads"})
 
 
 def check_resume(

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from architecture.interface import LOGITS_PER_CHUNK
 from training.config import TrainConfig
+from training.device import PEAK_FLOPS
 
-SUSTAINED_FLOPS = {  # FLOP/s that training of this kind keeps up; orders of magnitude, not promises
-    "2 laptop cores (0.06 TFLOP/s)": 0.06e12,
-    "one GPU at 40 TFLOP/s": 40e12,
-    "one H100 at 30 % of its bf16 peak": 0.3 * 989e12,
-}
+
+class Machine(NamedTuple):
+    """What a run is priced on."""
+
+    name: str
+    dtype: str  # what it computes in: its memory and its speed belong together
+    flops: float  # FLOP/s that training of this kind keeps up; orders of magnitude, not promises
+    memory: float | None  # bytes; None: whatever this one has
+    layer_seconds: float = 0.0  # at least, for each layer of a micro-batch
+
+
+LAUNCHES = 2e-3  # seconds: some 200 kernels, forward and backward, of 10 us each; unmeasured
+MACHINES = (
+    # 5,259 tokens/s of toy: benchmarks/results/tinystories_20_minutes.json
+    Machine("two laptop cores", "float32", 0.045e12, None),
+    Machine(
+        "one RTX 4090 (24 GB) at 25 % of its peak", "bfloat16", 0.25 * PEAK_FLOPS["4090"], 24e9
+    ),
+    Machine(
+        "one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES
+    ),
+)
 
 
 def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
@@ -68,27 +88,65 @@ def logits_bytes(cfg: TrainConfig, config: Any) -> int:
     return 2 * 4 * min(cfg.batch_size * cfg.block_size * config.vocab_size, LOGITS_PER_CHUNK)
 
 
-def report(cfg: TrainConfig, config: Any) -> str:
-    """Parameters, FLOPs per token, memory per device, and time on a few machines, as text."""
+def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str:
+    """Parameters, FLOPs per token, memory on this device, and what it takes on a few machines, as text.
+
+    available: bytes on cfg.device, where that is known.
+    """
     counts, flops = config.parameter_counts(), config.flops_per_token(cfg.block_size)
     per_step = cfg.batch_size * cfg.block_size * cfg.grad_accum
     memory = memory_bytes(cfg, config)
+    needed = sum(memory.values())
     lines = [
-        f"{cfg.model} {cfg.model_size} with {config.vocab_size:,} ids, computing in {cfg.dtype}",
+        f"{cfg.model} {cfg.model_size} with {config.vocab_size:,} ids",
         f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
         f"{counts['embedding']:,} of the total in the input embedding",
         f"FLOPs per token  {flops:,.0f} (forward and backward)",
-        "memory           " + ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in memory.items())
-        + f"; {sum(memory.values()) / 1e9:.3f} GB in all",
+        f"memory           on {cfg.device} in {cfg.dtype}: "
+        + ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in memory.items()),
+        f"                 {needed / 1e9:.3f} GB in all{_room(needed, available)}",
         f"step             {per_step:,} tokens",
     ]  # fmt: skip
     if cfg.max_iters is None:
         lines.append(f"run              {cfg.max_minutes:g} minutes of training")
-        return "\n".join(lines)
-    tokens = per_step * cfg.max_iters
-    lines.append(
-        f"run              {cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
-    )
-    for machine, rate in SUSTAINED_FLOPS.items():
-        lines.append(f"  {tokens * flops / rate / 3600:10.2f} h on {machine}")
+    else:
+        tokens = per_step * cfg.max_iters
+        work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
+        lines.append(f"run              {work}")
+    for machine in MACHINES:
+        taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
+        least = cfg.grad_accum * config.num_hidden_layers * machine.layer_seconds
+        seconds = max(per_step * flops / machine.flops, least)  # of one step
+        here = available if cfg.device == "cpu" else None
+        if taken > (machine.memory or here or math.inf):
+            outcome = "does not fit"
+        elif cfg.max_iters is None:
+            steps = 60 * cfg.max_minutes / seconds
+            outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
+        else:
+            outcome = _duration(cfg.max_iters * seconds)
+        lines.append(f"  {machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)
+
+
+def _room(needed: float, available: float | None) -> str:
+    if available is None:
+        return ""
+    if needed <= available:
+        return f", of {available / 1e9:.1f} GB available"
+    return (
+        f": does not fit into the {available / 1e9:.1f} GB available; lower batch_size (with a higher "
+        "grad_accum) or take a smaller model"
+    )
+
+
+def _rounded(number: float) -> str:
+    """To two digits: nothing here is known better."""
+    return f"{float(f'{number:.2g}'):,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:,.1f} {unit}"
+    return "under two minutes"

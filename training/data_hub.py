@@ -1,8 +1,13 @@
 """Streams from the Hugging Face Hub: exact positions, our own shuffle, bounded waiting."""
 
+import functools
 import hashlib
 import logging
+import re
+import socket
 import time
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from architecture.tokenizer import PROBE_SECONDS, call_within
 from training.data_documents import (
@@ -33,12 +38,18 @@ VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
 # Documents; datasets' state is a deep copy, so a position is one of them plus a count.
 SNAPSHOT_EVERY = 1000
+# Of the files that a copy in the local cache must have for both splits.
+DATA_SUFFIXES = (".parquet", ".jsonl")
 # Kept of a validation split, so that the next evaluation need not download it again.
 KEPT_CHARACTERS = 64_000_000
 
 
 class HubUnreachable(ValueError):
-    """The Hub does not answer."""
+    """The Hub does not answer; `reason` says in a few words what happened."""
+
+    def __init__(self, message: str, reason: str = "the connection broke"):
+        super().__init__(message)
+        self.reason = reason
 
 
 class HubSource(Source):
@@ -51,7 +62,9 @@ class HubSource(Source):
     def __init__(
         self, name: str, split: str, dataset, *, revision: str, text_column: str, side=None
     ):
-        self.name, self.split, self.text_column, self.side = name, split, text_column, side
+        self.split, self.text_column, self.side = split, text_column, side
+        self._repository = name
+        self.name = f"{name} (copy in the local cache)" if cached_copy(name, revision) else name
         self.revision, self._datasets = revision, {revision: dataset}
         self._kept: list[str] = []  # the first documents of a validation split, read before
         self._kept_position, self._kept_all = None, False
@@ -83,7 +96,7 @@ class HubSource(Source):
     def open(self, revision: str):
         """An IterableDataset for one reader: two that read the same object share a position."""
         if revision not in self._datasets:
-            self._datasets[revision] = _load(self.name, revision)[self.split]
+            self._datasets[revision] = _load(self._repository, revision)[self.split]
         # One shard of one is the whole, as a new object. (deepcopy fails in a thread that has not
         # read yet.)
         return self._datasets[revision].shard(num_shards=1, index=0)
@@ -258,9 +271,10 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
     """One split of a dataset on the Hub; see open_files for `whole`.
 
     A dataset without a validation split gets VALIDATION_DOCUMENTS documents of the hash rule from
-    the beginning of its stream. An unreachable Hub is noticed within PROBE_SECONDS.
+    the beginning of its stream. An unreachable Hub is noticed within PROBE_SECONDS; then a whole
+    copy in the Hub's local cache is read in its place.
     """
-    revision = _current_revision(name)
+    revision = current_revision(name)
     try:
         splits = _load(name, revision)
     except Exception as error:
@@ -285,27 +299,101 @@ def _first_line(error):
 def _load(name, revision):
     import datasets
 
+    if (copy := cached_copy(name, revision)) is not None:
+        return datasets.load_dataset(str(copy), streaming=True)
     return datasets.load_dataset(name, revision=revision, streaming=True)
 
 
-def _current_revision(name):
-    from huggingface_hub import HfApi
+def cached_copy(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a revision (None: the newest one here) in the Hub's local cache, where hf download
+    and load_dataset leave it; None unless it has both splits with every part that their names count.
+    """
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+    newest = folder / "refs" / "main"
+    if revision is None and not newest.is_file():
+        return None
+    copy = folder / "snapshots" / (revision or newest.read_text().strip())
+    files = {path.name for path in copy.rglob("*") if path.suffix in DATA_SUFFIXES}
+    for file in files:
+        if part := re.match(r"(.+-)\d{5}-of-(\d{5})", file):
+            begins = [f"{part[1]}{number:05d}-of-{part[2]}" for number in range(int(part[2]))]
+            if not all(any(other.startswith(begin) for other in files) for begin in begins):
+                return None
+    words = {word for file in files for word in re.split("[^a-z]+", file.lower())}
+    return copy if "train" in words and words & set(VALIDATION_NAMES) else None
+
+
+@functools.cache  # asked once for both splits, which are then of one revision; a failure is not kept
+def current_revision(name: str) -> str:
+    """The commit that a dataset is read at: the Hub's newest, or that of the copy in the local cache
+    where the Hub is out of reach.
+
+    Raises HubUnreachable within PROBE_SECONDS, ValueError for a name that the Hub does not have.
+    """
+    try:
+        return _newest_revision(name)
+    except HubUnreachable:
+        if (copy := cached_copy(name)) is None:
+            raise
+        return copy.name
+
+
+def _newest_revision(name):
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise _unreachable(name, "HF_HUB_OFFLINE is set")
+    began = time.monotonic()
+    try:
+        call_within(PROBE_SECONDS, _connect, constants.ENDPOINT)
+    except Exception as error:
+        raise _unreachable(name, _why(error)) from error
+    from huggingface_hub import HfApi  # only now: it takes longer than a refusal
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+    left = max(1.0, PROBE_SECONDS - (time.monotonic() - began))
     try:
-        return call_within(PROBE_SECONDS, HfApi().dataset_info, name, timeout=PROBE_SECONDS).sha
+        return call_within(left, HfApi().dataset_info, name, timeout=left).sha
     except RepositoryNotFoundError as error:
         raise ValueError(
             f"dataset {name!r} is no file or folder here, and the Hub has no public dataset of that name"
         ) from error
     except HfHubHTTPError as error:
-        raise HubUnreachable(f"the Hub refuses {name}: {_first_line(error)}") from error
-    except Exception as error:  # no route, name, answer; offline mode: each has its own kind
         raise HubUnreachable(
-            f"the Hub cannot be reached for {name} ({type(error).__name__}); give the path of a .txt, .jsonl or "
-            f".parquet file with --dataset, or fetch it where there is a network with hf download {name} "
-            '--repo-type dataset --include "data/*" --local-dir DIR and give --dataset DIR/data'
+            f"the Hub refuses {name}: {_first_line(error)}", "the Hub refuses to answer"
         ) from error
+    except Exception as error:  # a broken answer or none: each has its own kind
+        raise _unreachable(name, _why(error)) from error
+
+
+def _connect(url):
+    """Reach the host of a URL, or the proxy that stands before it, and hang up."""
+    import urllib.request
+
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(parts.netloc):
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 1080)
+    socket.create_connection((parts.hostname, port), timeout=PROBE_SECONDS).close()
+
+
+def _why(error):
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return f"the Hub does not answer (within {PROBE_SECONDS:g} s)"
+    return f"the Hub cannot be reached ({getattr(error, 'strerror', None) or type(error).__name__})"
+
+
+def _unreachable(name, reason):
+    return HubUnreachable(
+        f"{reason}, and {name} is not in its local cache; use --dataset bundled, which needs no network, or the "
+        f"path of a .txt, .jsonl or .parquet file, or fetch it where there is a network with hf download {name} "
+        '--repo-type dataset --include "data/*" --local-dir DIR and give --dataset DIR/data',
+        reason,
+    )
 
 
 def _gather_validation(source):

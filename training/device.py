@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -72,3 +75,21 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a run could take now: free on a CUDA device; of the RAM otherwise, within the limit
+    of the container.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):  # Linux: what is free, or would be without caches
+        free = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        limits += [1024 * int(free[1])] if free else []
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroup 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # "max": there is none
+            limits.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
+    return min(limits)

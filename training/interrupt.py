@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 
+ANSWER = b"stopping after this step, then saving (Ctrl-C again gives up what is not saved)\n"
+STDERR = 2
+
 
 class StopRequest:
-    """While entered, the first Ctrl-C or SIGTERM sets `signal`; a second Ctrl-C stops at once."""
+    """While entered, the first Ctrl-C or SIGTERM sets `signal` and is answered on stderr; a second
+    Ctrl-C stops at once.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -29,4 +36,10 @@ class StopRequest:
     def _note(self, number: int, _frame: object) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        first = self.signal is None
         self.signal = signal.Signals(number)
+        if first:
+            # not print: its buffer may be in use at this very moment; on a terminal below the bar
+            below = b"\n" if os.isatty(STDERR) else b""
+            with contextlib.suppress(OSError):  # nobody there to read it
+                os.write(STDERR, below + ANSWER)

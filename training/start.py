@@ -6,13 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import tiktoken
+import torch
 
 from architecture import registry
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from training import checkpoint
-from training.command_line import CommandLine
-from training.config import TrainConfig, check_resume
+from training.command_line import CommandLine, say
+from training.config import TrainConfig, as_text, check_resume
 
+DATA = ("dataset", "val_dataset", "text_column")
 Start = tuple[TrainConfig, tiktoken.Encoding, Any, dict[str, Any] | None]
 
 
@@ -31,7 +33,7 @@ def starting_point(command: CommandLine) -> Start:
     if cfg.resume:
         return continued_run(command, checkpoint.require_latest(cfg.out_dir))
     if cfg.eval_only or cfg.init_from:
-        return given_weights(command, cfg.eval_only or cfg.init_from)
+        return given_weights(command)
     return new_model(command)
 
 
@@ -56,9 +58,11 @@ def new_model(command: CommandLine) -> Start:
     return cfg, tokenizer, config, None
 
 
-def given_weights(command: CommandLine, path: str) -> Start:
+def given_weights(command: CommandLine) -> Start:
     """The model of a checkpoint, for a new run or an evaluation."""
-    cfg, saved = command.config, registry.read_checkpoint(path)
+    cfg, purpose = command.config, "eval_only" if command.config.eval_only else "init_from"
+    path = checkpoint.find_checkpoint(getattr(cfg, purpose), say)
+    saved = registry.read_checkpoint(path)
     before = saved.get("train_config", {})  # a checkpoint that was not trained here has none
     brought = {
         "model": saved["model_name"],
@@ -70,12 +74,57 @@ def given_weights(command: CommandLine, path: str) -> Start:
             raise ValueError(
                 f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out"
             )
+    brought[purpose] = str(path)  # the file: a folder's newest checkpoint is another one tomorrow
     if cfg.eval_only and "block_size" not in command.given and "block_size" in before:
         brought["block_size"] = before["block_size"]  # the loss of a token depends on its window
-    config = registry.config_from_dict(
-        saved["model_name"], saved["config"] | command.model_overrides
-    )
+    if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
+        # other data would give a loss that compares with nothing that the run has shown
+        data = {name: before[name] for name in DATA if name not in command.given}
+        brought |= data
+        told = ", ".join(
+            f"{name} {held}" for name, held in data.items() if held != getattr(type(cfg), name)
+        )
+        say(f"the data that {path} names: {told}")
+    overrides = command.model_overrides
+    config = registry.config_from_dict(saved["model_name"], saved["config"] | overrides)
+    require_same_shapes(saved, config, overrides, path)
     return replace(cfg, **brought), tokenizer_from_state(saved["tokenizer"]), config, saved
+
+
+def require_same_shapes(
+    saved: dict[str, Any], config: Any, overrides: dict[str, Any], path: Any
+) -> None:
+    """ValueError that names the overrides under which the checkpoint's tensors do not fit."""
+    if not overrides:
+        return
+    held = registry.config_from_dict(saved["model_name"], saved["config"])
+    shapes = parameter_shapes(saved["model_name"], held)
+    if parameter_shapes(saved["model_name"], config) == shapes:
+        return
+    guilty = []
+    for name in [name for name in registry.config_to_dict(held) if name in overrides]:
+        try:
+            alone = replace(held, **{name: getattr(config, name)})
+            if parameter_shapes(saved["model_name"], alone) != shapes:
+                guilty.append(name)
+        except ValueError:  # possible only together with the others
+            guilty.append(name)
+    first, *rest = [
+        (name, f"{as_text(getattr(held, name))}, got {as_text(getattr(config, name))}")
+        for name in guilty or overrides
+    ]
+    others = "".join(f", and {name} is {values}" for name, values in rest)
+    raise ValueError(
+        f"{first[0]} of {path} is {first[1]}{others}; leave {'them' if rest else 'it'} out or "
+        "train a new model"
+    )
+
+
+def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
+    """Shapes by name, of a model that takes no memory; tied parameters count once."""
+    with torch.device("meta"):
+        built = registry.build_model(model, config)
+    return {name: parameter.shape for name, parameter in built.named_parameters()}
 
 
 def continued_run(command: CommandLine, path: Any) -> Start:

@@ -1,0 +1,194 @@
+"""What train.py starts from: data that it chooses itself, and checkpoints that it is given."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from toy_corpus import documents
+from toy_run import TINY, load, run_here
+
+from architecture.gptoss import ModelConfig, Transformer
+from training import data_bundled, data_hub, data_sources
+from training.data_hub import HubUnreachable
+
+RUN = [*TINY, "--no-use_tensorboard", "--max_iters", 4, "--save_every", 2, "--eval_every", 4]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, corpus) -> Path:
+    """A folder with a finished run in model/."""
+    folder = tmp_path_factory.mktemp("given")
+    assert run_here(folder, *RUN, *corpus) == 0
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The Hub is out of reach and the bundled stories are few."""
+
+    def unreachable(name):
+        raise HubUnreachable("the Hub is away", "no network")
+
+    monkeypatch.setattr(data_hub, "current_revision", unreachable)
+    monkeypatch.setattr(data_sources, "current_revision", unreachable)
+    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "train", (0, 300))
+    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "validation", (300, 5))
+
+
+def recorded(folder: Path) -> set[str]:
+    """The dataset as config.json and every checkpoint have it."""
+    configs = [load(path)["train_config"] for path in (folder / "model").glob("*.pt")]
+    configs.append(json.loads((folder / "model/config.json").read_text())["train"])
+    return {config["dataset"] for config in configs}
+
+
+# ------------------------------------------------------------------------------------ --dataset auto
+
+
+def test_without_a_network_the_default_is_the_bundled_stories_said_and_recorded(
+    offline, tmp_path, capsys, monkeypatch
+):
+    assert run_here(tmp_path, *RUN) == 0
+    err = capsys.readouterr().err
+    assert err.count("dataset auto: no network; using the bundled stories\n") == 1
+    assert "data: bundled, validation bundled" in err
+    assert "--init_from model/checkpoint_4.pt --dataset bundled" in err
+    assert recorded(tmp_path) == {"bundled"}
+    before = load(tmp_path / "model/checkpoint_4.pt")["model"]
+
+    # resumed where the Hub can be reached again, it stays what it was and asks nobody
+    (tmp_path / "model/checkpoint_4.pt").unlink()
+    metrics = tmp_path / "model/metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if "final/" not in line))
+    monkeypatch.setattr(data_sources, "current_revision", lambda name: pytest.fail("asked"))
+    assert run_here(tmp_path, "--resume", "--dataset", "auto") == 0
+    assert "dataset auto" not in capsys.readouterr().err and recorded(tmp_path) == {"bundled"}
+    after = load(tmp_path / "model/checkpoint_4.pt")["model"]
+    assert all(before[name].equal(after[name]) for name in before)
+
+
+def test_a_named_dataset_that_cannot_be_reached_is_an_error_that_names_the_bundled_one(
+    tmp_path, capsys, monkeypatch
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    began = time.monotonic()
+    assert run_here(tmp_path, *RUN, "--dataset", "tinystories") == 2
+    assert time.monotonic() - began < 3
+    err = capsys.readouterr().err
+    assert err.startswith("train.py: error: HF_HUB_OFFLINE is set") and err.count("\n") == 1
+    assert "use --dataset bundled, which needs no network" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_chooses_the_training_data_beside_a_named_validation_set(offline, tmp_path, corpus, capsys):  # fmt: skip
+    assert run_here(tmp_path, *RUN, *corpus[2:]) == 0
+    err = capsys.readouterr().err
+    assert "data: bundled, validation stories_valid.jsonl" in err
+    assert recorded(tmp_path) == {"bundled"}
+
+
+def test_a_dry_run_and_a_folder_in_use_do_not_wait_for_the_hub(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(data_sources, "current_revision", lambda name: pytest.fail("asked"))
+    assert run_here(tmp_path, "--dry_run") == 0
+    assert run_here(given, *RUN) == 2
+
+
+# -------------------------------------------------------------------------------- --eval_only, its data
+
+
+def test_an_evaluation_uses_the_data_and_the_newest_checkpoint_of_the_run(given, capsys, corpus):
+    assert run_here(given, "--eval_only", "model", "--device", "cpu") == 0
+    out, err = capsys.readouterr()
+    final = json.loads((given / "model/metrics.jsonl").read_text().splitlines()[-1])
+    assert f"validation loss {final['final/loss']:.4f} +- " in out
+    assert "of stories_valid.jsonl" in out
+    newest, data = err.splitlines()[:2]
+    assert newest == "model/checkpoint_4.pt: the newest checkpoint of model"
+    named = f"dataset {corpus[1]}, val_dataset {corpus[3]}"
+    assert data == f"the data that model/checkpoint_4.pt names: {named}"
+
+
+def test_an_evaluation_on_given_data_takes_nothing_from_the_run(given, offline, capsys, tmp_path):
+    flags = ["--eval_only", given / "model/checkpoint_2.pt", "--device", "cpu"]
+    assert run_here(tmp_path, *flags, "--dataset", "bundled") == 0
+    out, err = capsys.readouterr()
+    assert "of bundled" in out and "the data that" not in err
+    (tmp_path / "other.txt").write_text("<|endoftext|>".join(documents(4)))
+    assert run_here(tmp_path, *flags, "--val_dataset", "other.txt") == 0
+    out, err = capsys.readouterr()
+    assert "of other.txt" in out and "dataset auto" not in err  # nothing to choose
+
+
+def test_data_of_a_run_that_is_gone_is_an_error_after_its_name(given, capsys, tmp_path):
+    state = load(given / "model/checkpoint_2.pt")
+    import torch
+
+    state["train_config"] |= {"dataset": "gone.txt", "val_dataset": None}
+    torch.save(state, tmp_path / "checkpoint_2.pt")
+    assert run_here(tmp_path, "--eval_only", ".", "--device", "cpu") == 2
+    *_, data, error = capsys.readouterr().err.splitlines()
+    assert data.endswith("names: dataset gone.txt")
+    assert error.startswith("train.py: error: dataset 'gone.txt': no such file or folder")
+
+
+# --------------------------------------------------------------------------------------- --init_from
+
+
+def test_a_run_from_a_folder_records_the_file_that_was_meant(given, tmp_path, corpus, capsys):
+    assert run_here(tmp_path, *RUN[-7:], "--device", "cpu", "--block_size", 16, "--batch_size", 4,
+                    "--init_from", given / "model", *corpus) == 0  # fmt: skip
+    assert f"checkpoint_4.pt: the newest checkpoint of {given}/model" in capsys.readouterr().err
+    settings = load(tmp_path / "model/checkpoint_4.pt")["train_config"]
+    assert settings["init_from"] == str(given / "model/checkpoint_4.pt")
+
+
+def test_a_folder_without_a_checkpoint_is_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for flag in ("--init_from", "--eval_only"):
+        assert run_here(tmp_path, flag, "empty") == 2
+        err = capsys.readouterr().err
+        assert "empty is a folder without a checkpoint_<step>.pt" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--hidden_size", 64], "hidden_size of PATH is 32, got 64; leave it out or train a new model"),
+        (["--hidden_size", 64, "--dropout", 0.1, "--num_experts", 4],
+         "num_experts of PATH is 6, got 4, and hidden_size is 32, got 64; leave them out or train"),
+        (["--num_attention_heads", 6, "--num_key_value_heads", 3],
+         "num_attention_heads of PATH is 4, got 6, and num_key_value_heads is 2, got 3; leave"),
+        (["--tie_embeddings"], "tie_embeddings of PATH is false, got true; leave it out"),
+        (["--norm", "layernorm"], "norm of PATH is rmsnorm, got layernorm; leave it out"),
+    ],
+)  # fmt: skip
+def test_an_override_under_which_the_weights_do_not_fit_is_named(
+    given, tmp_path, corpus, capsys, flags, told
+):
+    path = given / "model/checkpoint_4.pt"
+    assert run_here(tmp_path, "--init_from", path, *corpus, "--block_size", 16, *flags) == 2
+    assert told.replace("PATH", str(path)) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_that_leave_the_shapes_alone_are_allowed(given, tmp_path, corpus, capsys):
+    free = ["--dropout", 0.1, "--capacity_factor", 1.5, "--sliding_window", 4,
+            "--experts_per_token", 3, "--initial_context_length", 32]  # fmt: skip
+    flags = ["--eval_only", given / "model", "--device", "cpu", *free]
+    assert run_here(tmp_path, *flags) == 0
+    assert "validation loss" in capsys.readouterr().out
+    # the same names as the fields of a model, so that none of them can be a setting of ours
+    assert {flag.removeprefix("--") for flag in free[::2]} <= ModelConfig.__annotations__.keys()
+    assert issubclass(Transformer.config_class, ModelConfig)
+
+
+def test_a_moved_run_can_still_be_evaluated(given, tmp_path, capsys):
+    shutil.copy(given / "model/checkpoint_2.pt", tmp_path / "checkpoint_2.pt")
+    assert run_here(tmp_path, "--eval_only", "checkpoint_2.pt", "--device", "cpu") == 0
+    assert "of stories_valid.jsonl" in capsys.readouterr().out
