@@ -1,0 +1,602 @@
+"""The report: a table, a page and a verdict from what runs have written; the runs here are made up."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import make_bands
+from training import report, report_bands, report_runs, report_table
+from training.report_look import Look
+from training.report_page import draw_page, in_rows, page_png
+from training.report_panels import panels
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+TRAIN = {
+    "model": "gptoss",
+    "model_size": "toy",
+    "dataset": "/data/stories/train.jsonl",
+    "val_dataset": "/data/stories/valid.jsonl",
+    "tokenizer": "stories4k",
+    "batch_size": 8,
+    "block_size": 256,
+    "grad_accum": 1,
+    "max_iters": 3000,
+    "max_minutes": None,
+    "lr": 0.008,
+    "schedule": "wsd",
+    "grad_clip": 1.0,
+    "optimizer": "muon",
+    "balance": "aux",
+    "eval_every": 100,
+    "eval_tokens": 65536,
+    "out_dir": "model",
+    "seed": 1,
+    "device": "cpu",
+    "dtype": "float32",
+}
+KINDS = ("attention", "sinks", "router", "experts", "embedding", "head", "norms", "biases")
+TOKEN_KINDS = ("end of text", "line break", "punctuation", "number", "function word", "verb", "name",
+               "other word", "word piece")  # fmt: skip
+STORY = "Once upon a time there was a fox who had $5 and a \u2603.\nHe bought a red ball. " * 4
+
+
+def write_run(
+    folder,
+    *,
+    seed=1,
+    steps=3000,
+    log_every=20,
+    layers=4,
+    experts=8,
+    heads=4,
+    finished=True,
+    old=False,
+    shift=0.0,
+    sha="5bdc50d46a03",
+    config=True,
+    **train,
+):
+    """What a run of `steps` steps leaves behind; old: without the tags that came later; experts=0: dense.
+
+    shift: added to every loss, in nats.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    train = TRAIN | {"seed": seed, "out_dir": str(folder), "max_iters": steps} | train
+    model = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 128}
+    if experts:
+        model |= {"num_experts": experts, "experts_per_token": 2}
+    start = {"step": 0, "command": f"python train.py --dataset {TRAIN['dataset']} --seed {seed}",
+             "commit": "0123456789ab", "torch": "2.13.0"}  # fmt: skip
+    if config:
+        facts = {
+            "train": train,
+            "model": model,
+            "tokenizer": {"name": train["tokenizer"], "sha256": sha},
+            "starts": [start],
+        }
+        (folder / "config.json").write_text(json.dumps(facts))
+    per_step = train["batch_size"] * train["block_size"] * train["grad_accum"]
+    wave = [rng.uniform(0, 6) for _ in range(layers)]
+
+    def loss(step):
+        decay = 0.35 * max(0.0, step / steps - 0.6)
+        return (
+            2.35
+            + 5.2 / (1 + step / 25) ** 0.55
+            - decay
+            + shift
+            + 0.01 * math.sin(step / 300 + seed)
+        )
+
+    def entropy(layer, step):
+        return (
+            0.62
+            - 0.05 * layer
+            + 0.35 * math.exp(-step / 300)
+            + 0.02 * math.sin(step / 200 + wave[layer])
+        )
+
+    def violation(layer, step):
+        return (
+            0.25
+            + 0.1 * layer
+            + 2.2 * math.exp(-step / 150)
+            + 0.03 * math.sin(step / 90 + wave[layer])
+        )
+
+    def share(layer):
+        weights = [rng.uniform(0.4, 1.6) for _ in range(experts)]
+        weights[layer % experts] += 1
+        return [w / sum(weights) for w in weights]
+
+    records = []
+    last = steps if finished else steps * 2 // 3
+    for step in sorted({*range(log_every, last, log_every), last}):
+        record = {
+            "step": step,
+            "optim/lr": train["lr"] * min(1.0, step / (0.02 * steps), (steps - step) / (0.4 * steps)),
+            "optim/grad_norm": 0.4 + 1.5 * math.exp(-step / 60) + rng.uniform(0, 0.08),
+            "data/epoch": 0,
+            "train/loss": loss(step) + rng.gauss(0, 0.1),
+            "perf/tokens_per_second": 6000 + rng.uniform(-300, 300),
+        }  # fmt: skip
+        for layer in range(layers if experts else 0):
+            noisy = violation(layer, step) * rng.uniform(0.8, 1.5)
+            record[f"moe/max_violation/layer_{layer:02d}"] = noisy
+        if not old:
+            record |= {"data/tokens": step * per_step, "perf/seconds": step * per_step / 6000}
+            for n, kind in enumerate(KINDS):
+                record[f"optim/grad_norm/{kind}"] = (
+                    record["optim/grad_norm"] * 0.5**n * rng.uniform(0.9, 1.1)
+                )
+        records.append(record)
+        if step % train["eval_every"] and step != last:
+            continue
+        found = {"step": step, "val/loss": loss(step), "val/bits_per_byte": loss(step) / 2.79}
+        for layer in range(layers if experts else 0):
+            of = f"layer_{layer:02d}"
+            found |= {
+                f"moe/entropy/{of}": entropy(layer, step),
+                f"moe/dead_experts/{of}": int(step < 400),
+            }
+            if not old:
+                found[f"moe/max_violation_since_eval/{of}"] = violation(layer, step)
+                found[f"moe/margin/{of}"] = 0.9 - entropy(layer, step)
+                found[f"moe/flip_rate/{of}"] = 0.05 + 0.6 * math.exp(-step / 500) * (
+                    1 + 0.1 * layer
+                )
+        if not old:
+            for layer in range(layers):
+                for head in range(heads):
+                    found[f"attention/sink_mass/layer_{layer:02d}/head_{head:02d}"] = (
+                        0.5 * rng.random() ** 2
+                    )
+            for first in [0, *(2**n for n in range(int(math.log2(train["block_size"]))))]:
+                found[f"val/loss_by_position/from_{first:04d}"] = (
+                    loss(step) + 2.5 / (1 + first) ** 0.6
+                )
+        if experts:
+            records.append({"step": step, "moe/load": [share(n) for n in range(layers)]})
+            if not old:
+                table = {"kinds": list(TOKEN_KINDS), "tokens": [10 ** (1 + n % 4) for n in range(9)],
+                         "layers": list(range(layers)), "experts": experts,
+                         "share": [[share(k) for k in range(9)] for _ in range(layers)]}  # fmt: skip
+                records.append({"step": step, "moe/token_kinds": table})
+        records += [found, {"step": step, "samples/story": STORY}]
+    if finished:
+        end = {"loss": loss(last), "loss_standard_error": 0.0024, "bits_per_byte": loss(last) / 2.79,
+               "validation_tokens": 1014819, "steps": last, "tokens": last * per_step,
+               "seconds": last * per_step / 6000, "tokens_per_second": 6000.0, "parameters": 3627696,
+               "active_parameters": 1321648}  # fmt: skip
+        records += [
+            {"step": last, "samples/final_1": STORY},
+            {"step": last} | {f"final/{k}": v for k, v in end.items()},
+        ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Four seeds of one recipe, and a band of three of them."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [write_run(folder / f"seed{n}", seed=n) for n in (1, 2, 3, 4)]
+    assert (
+        make_bands.main([*map(str, runs[:3]), "--recipe", "toy", "--out", str(folder / "toy.json")])
+        == 0
+    )
+    return runs, folder / "toy.json"
+
+
+def read(*folders):
+    return report_runs.read_runs(folders)
+
+
+def look(*folders, axis="tokens", band=None):
+    runs = read(*folders)
+    return Look(runs, axis, band, runs if band else [])
+
+
+def titles(some):
+    return [panel.title for panel in panels(some)]
+
+
+def failure(capsys, *argv):
+    """The one line on stderr of a command that must end with exit code 2."""
+    assert report.main([str(word) for word in argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+# reading
+
+
+def test_a_run_is_its_folder_or_its_metrics_file(tmp_path):
+    folder = write_run(tmp_path / "model", steps=300)
+    by_folder, by_file = (
+        report_runs.read_run(folder),
+        report_runs.read_run(folder / "metrics.jsonl"),
+    )
+    assert by_folder.records == by_file.records and by_folder.config == by_file.config
+    assert by_folder.name == by_file.name == "model"
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
+    runs = read(
+        write_run(tmp_path / "a" / "model", steps=60), write_run(tmp_path / "b" / "model", steps=60)
+    )
+    assert [run.name for run in runs] == ["a/model", "b/model"]
+
+
+def test_tokens_are_as_counted_and_else_steps_times_the_size_of_a_step(tmp_path):
+    new, old = read(
+        write_run(tmp_path / "new", steps=300), write_run(tmp_path / "old", steps=300, old=True)
+    )
+    for run in (new, old):
+        np.testing.assert_allclose(run.at([0, 15, 100, 300], "tokens"), [0, 30720, 204800, 614400])
+    lines = (
+        (tmp_path / "new" / "metrics.jsonl")
+        .read_text()
+        .replace('"data/tokens": ', '"data/tokens": 1')
+    )
+    (tmp_path / "new" / "metrics.jsonl").write_text(lines)
+    assert report_runs.read_run(tmp_path / "new").at([30], "tokens") == 161440
+
+
+def test_minutes_are_as_logged_and_else_follow_from_the_speed(tmp_path):
+    new, old = read(
+        write_run(tmp_path / "new", steps=300), write_run(tmp_path / "old", steps=300, old=True)
+    )
+    assert new.at([300], "minutes")[0] == pytest.approx(300 * 2048 / 6000 / 60)
+    assert old.at([300], "minutes")[0] == pytest.approx(300 * 2048 / 6000 / 60, rel=0.05)
+    assert np.all(np.diff(old.at(np.arange(0, 400, 7), "minutes")) > 0)
+
+
+def test_smoothing_looks_back_over_a_window_and_passes_over_what_is_not_finite():
+    series = report_runs.Series(np.array([1.0, 2, 3, 4]), np.array([1.0, math.nan, 5, 7]))
+    np.testing.assert_allclose(report_runs.smooth(series, 2).values, [1, 1, 5, 6])
+
+
+def test_layers_that_record_at_different_steps_are_put_side_by_side(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "moe/entropy/layer_03": 0.5, "moe/entropy/layer_11": 0.25}\n'
+        '{"step": 2, "moe/entropy/layer_11": 0.75}\n'
+    )
+    layers = report_runs.read_run(tmp_path).layers("moe/entropy")
+    assert list(layers.values) == [3, 11]
+    np.testing.assert_array_equal(layers.values[3], [0.5, math.nan])
+    assert layers.reduced(np.mean).values.tolist() == [0.375, 0.75]
+
+
+# the table
+
+
+def test_the_table_has_a_row_per_figure_and_a_column_per_run(tmp_path):
+    runs = read(
+        write_run(tmp_path / "moe", steps=600),
+        write_run(tmp_path / "dense", steps=600, experts=0, finished=False, old=True, lr=0.004),
+    )
+    table = report_table.figures_table(runs, 200).splitlines()
+    row = {line[:34].strip(): line[34:].split("  ") for line in table}
+    cells = {name: [cell.strip() for cell in found if cell.strip()] for name, found in row.items()}
+    assert cells[""] == ["moe", "dense"]
+    assert cells["status"] == ["finished", "not finished: step 400 of 600"]
+    assert cells["parameters"] == ["3,627,696", "-"]
+    assert cells["training tokens"] == ["1,228,800", "819,200"]
+    assert cells["dead experts"] == ["0 of 32", "-"]
+    assert cells["lr"] == ["0.008", "0.004"]
+    assert cells["validation loss, nats/token"][0].endswith("+- 0.0024")
+    assert cells["validation loss, nats/token"][1].endswith("so far")
+    assert len({len(line) for line in table}) == 1  # columns end together
+
+
+def test_a_table_that_is_too_wide_goes_on_below(tmp_path):
+    runs = read(*(write_run(tmp_path / f"run_{n}", steps=60) for n in range(4)))
+    table = report_table.figures_table(runs, 70)
+    assert all(len(line) <= 70 for line in table.splitlines())
+    assert table.count("validation loss") == 2
+
+
+def test_runs_that_do_not_compare_are_named_with_the_reason(tmp_path):
+    first = write_run(tmp_path / "first", steps=60)
+    assert report_table.comparability(read(first, write_run(tmp_path / "same", steps=60))) == []
+
+    def warnings(**changes):
+        other = write_run(tmp_path / "_".join(changes), steps=60, **changes)
+        return " ".join(report_table.comparability(read(first, other)))
+
+    assert "losses do not compare, bits per byte do" in warnings(tokenizer="gpt2", sha="ffff")
+    assert "neither losses nor bits per byte compare" in warnings(val_dataset="other.jsonl")
+    assert "neither losses nor bits per byte compare" in warnings(val_dataset=None)
+    assert "the curves are of other validation tokens" in warnings(eval_tokens=4096)
+    assert "training data differ" in warnings(dataset="more.jsonl")
+    assert "no config.json" in warnings(config=False)
+    assert warnings(dataset="/elsewhere/train.jsonl") == ""  # the same file on another machine
+
+
+# bands
+
+
+def test_a_band_holds_the_seeds_what_must_agree_and_no_path_of_a_machine(made):
+    band = json.loads(made[1].read_text())
+    assert [run["seed"] for run in band["runs"]] == [1, 2, 3]
+    assert "/" not in band["runs"][0]["command"] and "/data" not in made[1].read_text()
+    assert band["settings"]["train"]["dataset"] == "train.jsonl"
+    assert not {"seed", "out_dir", "device", "eval_every"} & band["settings"]["train"].keys()
+    curve = band["tags"]["val/bits_per_byte"]
+    assert curve["tokens"][-1] == 3000 * 2048
+    finals = [report_runs.read_run(run).last("final/bits_per_byte") for run in made[0][:3]]
+    assert curve["mean"][-1] == pytest.approx(np.mean(finals), rel=1e-4)
+    assert (curve["min"][-1], curve["max"][-1]) == pytest.approx(
+        (min(finals), max(finals)), rel=1e-4
+    )
+
+
+def test_a_command_is_published_with_paths_by_their_name():
+    told = "python train.py --dataset /mnt/d/t.jsonl --val_dataset=/mnt/e/v.jsonl --out_dir 'a b'"
+    assert (
+        make_bands.public_command(told, "/mnt/d/")
+        == "python train.py --dataset $TINYSTORIES/t.jsonl --val_dataset=v.jsonl --out_dir 'a b'"
+    )
+
+
+def test_a_band_is_refused_unless_the_runs_differ_in_their_seed_alone(made, tmp_path, capsys):
+    runs, out = made[0], tmp_path / "band.json"
+
+    def refused(*folders):
+        argv = [*map(str, folders), "--recipe", "toy", "--out", str(out)]
+        assert make_bands.main(argv) == 2 and not out.exists()
+        return capsys.readouterr().err
+
+    assert "at least 3 runs" in refused(*runs[:2])
+    other = write_run(tmp_path / "other", seed=9, steps=300, lr=0.004)
+    assert "seed and out_dir alone; other has " in refused(*runs[:2], other)
+    open_end = write_run(tmp_path / "open", seed=9, finished=False)
+    assert "finished runs" in refused(*runs[:2], open_end)
+    again = write_run(tmp_path / "again", seed=2)
+    assert "its own seed" in refused(*runs[:2], again)
+    bare = write_run(tmp_path / "bare", seed=8, config=False)
+    assert "has no config.json" in refused(*runs[:2], bare)
+    clock = write_run(tmp_path / "clock", seed=8, max_iters=None, max_minutes=20.0)
+    assert "which does not repeat" in refused(*runs[:2], clock)
+
+
+def test_the_band_is_as_wide_as_the_seeds_and_never_under_two_percent():
+    content = {"tags": {"val/loss": {"tokens": [1, 2], "mean": [2.0, 2.0], "sd": [0.1, 0.001]}}}
+    tokens, low, mean, high = report_bands.Band("x", content).curve("val/loss")
+    np.testing.assert_allclose(low, [1.7, 1.96])
+    np.testing.assert_allclose(high, [2.3, 2.04])
+
+
+def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_path):
+    bands = [report_bands.read_band(made[1])]
+    free = dict(seed=77, device="cuda", dtype="bfloat16", eval_every=250, dataset="~/x/train.jsonl")
+    same = report_runs.read_run(write_run(tmp_path / "same", **free))
+    assert report_bands.match(same, bands) == (bands[0], "")
+    other = report_runs.read_run(write_run(tmp_path / "other", lr=0.004))
+    found = report_bands.match(other, bands)
+    assert found.band is None
+    assert found.line == (
+        "no reference for other: the nearest, toy, differs in lr 0.004 (not 0.008); there is toy"
+    )
+    assert report_bands.as_told(other, bands[0]).band == bands[0]
+    longer = report_runs.read_run(write_run(tmp_path / "longer", steps=600))
+    assert "max_iters 600 (not 3000)" in report_bands.match(longer, bands).line
+
+
+def test_a_setting_that_is_newer_than_the_band_agrees_at_its_default():
+    old = {"train": {"lr": 0.1}, "model": {}, "tokenizer": "a"}
+    new = {"train": {"lr": 0.1, "decay": 0.4}, "model": {"gate": False}, "tokenizer": "a"}
+    assert report_bands.differences(new, old) == report_bands.differences(old, new) == []
+    new = {"train": {"lr": 0.1, "decay": 0.5}, "model": {"gate": True}, "tokenizer": "a"}
+    assert report_bands.differences(new, old) == ["decay 0.5 (not 0.4)", "gate true (not none)"]
+
+
+def test_a_usual_run_is_called_normal_and_a_worse_one_above_its_band(made, tmp_path):
+    band = report_bands.read_band(made[1])
+    fourth = report_runs.read_run(made[0][3])
+    found = {tag: report_bands.verdict(fourth, band, tag) for tag in report_bands.TAGS}
+    assert {tag: v.place for tag, v in found.items()} == dict.fromkeys(report_bands.TAGS, "normal")
+    assert (
+        " at 6.14 M tokens: " in found["val/loss"].line and "over 3 seeds" in found["val/loss"].line
+    )
+    forced = report_runs.read_run(write_run(tmp_path / "forced", seed=5, shift=0.4, lr=0.1))
+    assert "look at" not in report_bands.verdict(forced, band, "val/loss").line  # at lr, of course
+    worse = report_runs.read_run(write_run(tmp_path / "worse", seed=5, shift=0.4, finished=False))
+    above = report_bands.verdict(worse, band, "val/bits_per_byte")
+    assert above.place == "above" and "at 4.1 M tokens" in above.line and "look at lr" in above.line
+    better = report_runs.read_run(write_run(tmp_path / "better", seed=5, shift=-0.4))
+    assert report_bands.verdict(better, band, "val/loss").place == "below"
+    dense = report_runs.read_run(write_run(tmp_path / "dense", experts=0))
+    assert report_bands.verdict(dense, band, "moe/entropy") is None
+
+
+def test_the_shipped_bands_are_of_shipped_recipes():
+    for band in report_bands.read_bands():
+        assert (REPO_ROOT / "configs" / f"{band.content['recipe']}.yaml").exists(), band.name
+        assert band.seeds >= report_bands.FEWEST_SEEDS
+        assert "val/bits_per_byte" in band.content["tags"]
+
+
+# the page
+
+
+def texts(figure):
+    """(text, bounding box) of all that stands on the page itself, not in a panel's axes."""
+    renderer = figure.canvas.get_renderer()
+    return [(t.get_text(), t.get_window_extent(renderer)) for t in figure.texts]
+
+
+def assert_nothing_overlaps(figure):
+    page = figure.bbox
+    boxes = texts(figure)
+    for text, box in boxes:
+        assert page.x0 <= box.x0 and box.x1 <= page.x1, f"{text!r} leaves the page"
+    for n, (text, box) in enumerate(boxes):
+        for other, other_box in boxes[:n]:
+            assert not box.overlaps(other_box), f"{text!r} lies on {other!r}"
+    renderer = figure.canvas.get_renderer()
+    panels_ = [(ax, ax.get_tightbbox(renderer)) for ax in figure.axes]
+    for n, (ax, box) in enumerate(panels_):
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 + 1, f"{ax.get_ylabel()!r} leaves the page"
+        for other, other_box in panels_[:n]:
+            same = other_box.shrunk(0.999, 0.999)
+            assert not box.overlaps(same), f"{ax.get_ylabel()!r} lies on {other.get_ylabel()!r}"
+
+
+def test_the_page_of_a_run_shows_every_instrument_and_nothing_overlaps(made):
+    band = report_bands.read_band(made[1])
+    some = look(made[0][3], band=band)
+    assert titles(some) == [
+        "Validation bits per byte",
+        "Train and validation loss",
+        "Learning rate",
+        "Gradient norm",
+        "Speed",
+        "Max violation of even load",
+        "Router entropy",
+        "Router margin",
+        "Flip rate",
+        "Dead experts",
+        "Load of the experts",
+        "Which experts take which kind of token",
+        "Attention on the sink",
+        "Validation loss by position",
+        "Gradient norm by kind of parameter",
+    ]
+    assert next(panels(some)).note.endswith("inside the reference")
+    figure = draw_page(some)
+    for ax in figure.axes:
+        assert ax.get_ylabel() and ax.get_xlabel() or not ax.axison, "an axis without a label"
+    assert_nothing_overlaps(figure)
+    assert "A story" in [text for text, _ in texts(figure)]
+
+
+def test_runs_side_by_side_of_different_kinds_share_a_page(made, tmp_path):
+    name = "a_very_long_name_that_someone_gave_to_a_run_of_theirs_with_every_setting_in_it"
+    some = look(
+        made[0][0],
+        write_run(tmp_path / name, layers=6, experts=32, finished=False, lr=0.004),
+        write_run(tmp_path / "dense", experts=0, old=True, steps=900, tokenizer="gpt2", sha="ff"),
+    )
+    names = titles(some)
+    assert sum(title.startswith("Load of the experts: ") for title in names) == 2
+    assert {some.style(run)["color"] for run in some.runs} == {"#0072B2", "#D55E00", "#009E73"}
+    figure = draw_page(some)
+    assert_nothing_overlaps(figure)
+    (curves,) = (ax for ax in figure.axes if ax.get_ylabel() == "bits per byte")
+    assert [text.get_text()[:6] for text in curves.get_legend().get_texts()] == [
+        "seed1:",
+        "a_very",
+        "dense:",
+    ]
+
+
+def test_a_panel_without_data_is_left_out(tmp_path):
+    dense = titles(look(write_run(tmp_path / "dense", experts=0, old=True, steps=300)))
+    assert dense == ["Validation bits per byte", "Train and validation loss", "Learning rate",
+                     "Gradient norm", "Speed"]  # fmt: skip
+    old = titles(look(write_run(tmp_path / "old", old=True, steps=300)))
+    assert "Load of the experts" in old and "Flip rate" not in old and "Router margin" not in old
+
+
+def test_panels_fill_rows_and_a_map_per_run_starts_its_own(made):
+    rows = in_rows(list(panels(look(*made[0][:2]))))
+    assert all(sum(panel.columns for panel in row) <= 12 for row in rows)
+    assert [[p.title[:10] for p in row] for row in rows if row[0].new_row][0] == ["Load of th"] * 2
+
+
+def test_a_run_that_has_just_begun_or_met_a_nan_is_drawn(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"train": TRAIN, "model": {}}))
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "train/loss": null, "optim/grad_norm": null, "optim/lr": 0.1}\n{"step": 2, "tr'
+    )
+    png = page_png(look(tmp_path))
+    assert png.startswith(b"\x89PNG")
+    assert "not finished: step 1 of 3,000" in report_table.figures_table(read(tmp_path), 80)
+
+
+# the command
+
+
+def test_the_command_prints_the_table_and_the_verdict_and_writes_the_page(made, tmp_path, capsys):
+    folder = write_run(tmp_path / "model", seed=6, old=True)
+    assert report.main([str(folder), "--reference", str(made[1]), "--x", "minutes"]) == 0
+    out, err = capsys.readouterr()
+    assert "bits per byte" in out and "reference 0." in out and out.count(": normal") >= 5
+    assert err == f"wrote {folder / 'report.png'}\n"
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+def test_without_a_reference_one_line_says_why(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("training.report_bands.FOLDER", tmp_path)
+    monkeypatch.setattr("training.report_page.page_png", lambda look: b"png")
+    monkeypatch.chdir(tmp_path)
+    assert report.main([str(made[0][0])]) == 0
+    assert capsys.readouterr().out.count("no reference") == 1
+    assert report.main([*map(str, made[0][:2]), "--reference", "none"]) == 0
+    assert "reference" not in capsys.readouterr().out
+    (page,) = (tmp_path / "runs").iterdir()  # of several runs
+    assert page.name.startswith("report-") and page.read_bytes() == b"png"
+
+
+def test_what_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "must be a run's folder" in failure(capsys, tmp_path / "empty")
+    assert "is neither" in failure(capsys, tmp_path / "nowhere")
+    (tmp_path / "empty" / "metrics.jsonl").write_text("")
+    assert "has no record yet" in failure(capsys, tmp_path / "empty")
+    (tmp_path / "empty" / "metrics.jsonl").write_text("[1]\n")
+    assert "must be a JSON object" in failure(capsys, tmp_path / "empty")
+    (tmp_path / "empty" / "metrics.jsonl").write_text('{"loss": 1}\n')
+    assert "whole number as its step" in failure(capsys, tmp_path / "empty")
+    folder = write_run(tmp_path / "model", steps=60)
+    assert "named twice" in failure(capsys, folder, folder / "metrics.jsonl")
+    (folder / "config.json").write_text("{")
+    assert "is no JSON object" in failure(capsys, folder)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_page_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys):
+    folder = write_run(tmp_path / "model", steps=60)
+    assert "must end in .png" in failure(capsys, folder, "--out", tmp_path / "page.pdf")
+    assert "make it first" in failure(capsys, folder, "--out", tmp_path / "no" / "page.png")
+    (tmp_path / "folder.png").mkdir()
+    assert "is a folder" in failure(capsys, folder, "--out", tmp_path / "folder.png")
+    assert "make_bands wrote" in failure(capsys, folder, "--reference", folder / "config.json")
+    assert "cannot be read" in failure(capsys, folder, "--reference", tmp_path / "none.json")
+    assert "invalid choice" in failure(capsys, folder, "--x", "hours")
+    assert not list(tmp_path.rglob("*.png"))[1:]
+
+
+def test_an_axis_that_a_run_does_not_know_is_refused_by_name(tmp_path, capsys):
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 10, "train/loss": 2.5}\n')
+    assert "take --x step" in failure(capsys, folder, "--x", "tokens")
+    assert report.main([str(folder)]) == 0
+    assert "the curves are over optimizer steps: bare does not tell" in capsys.readouterr().out
+    assert (folder / "report.png").exists()
+
+
+def test_help_imports_neither_torch_nor_matplotlib():
+    code = (
+        "import sys, training.report\n"
+        "try: training.report.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'matplotlib', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True
+    )
+    assert "--reference" in done.stdout and done.stdout.endswith("[]\n"), done.stderr
