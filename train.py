@@ -26,7 +26,7 @@ def run(command: CommandLine) -> int:
     import torch
 
     from architecture import registry
-    from training import checkpoint, costs, device, start, trainer
+    from training import costs, device, out_dir, start, trainer
     from training.data_sources import choose_dataset, open_dataset
 
     cfg, tokenizer, config, saved = start.starting_point(command)
@@ -42,7 +42,7 @@ def run(command: CommandLine) -> int:
         return 0
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     if not cfg.eval_only:
-        checkpoint.check_out_dir(cfg.out_dir, cfg.resume)
+        out_dir.check_out_dir(cfg.out_dir, cfg.resume)
     if not (cfg.eval_only and cfg.val_dataset):  # which leave nothing to choose
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
     data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from training.command_line import Parser, exit_code
-from training.report_bands import make_band
-from training.report_runs import read_runs
+from training.report.bands import make_band
+from training.report.runs import read_runs
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def as_lines(band: dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> None:
     command = functools.partial(public_command, tinystories=args.tinystories)
     band = make_band(read_runs(args.runs), args.recipe, command)
-    from training.checkpoint import atomic_write
+    from training.atomic_files import atomic_write
 
     with atomic_write(args.out) as file:
         file.write(as_lines(band).encode())

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks import make_bands
-from training import report, report_bands, report_runs, report_table
-from training.report_look import Look
-from training.report_page import draw_page, in_rows, page_png
-from training.report_panels import panels
+from training.report import __main__ as report
+from training.report import bands as report_bands
+from training.report import runs as report_runs
+from training.report import table as report_table
+from training.report.look import Look
+from training.report.page import draw_page, in_rows, page_png
+from training.report.panels import panels
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 TRAIN = {
@@ -539,8 +542,8 @@ def test_the_command_prints_the_table_and_the_verdict_and_writes_the_page(made, 
 
 
 def test_without_a_reference_one_line_says_why(made, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("training.report_bands.FOLDER", tmp_path)
-    monkeypatch.setattr("training.report_page.page_png", lambda look: b"png")
+    monkeypatch.setattr("training.report.bands.FOLDER", tmp_path)
+    monkeypatch.setattr("training.report.page.page_png", lambda look: b"png")
     monkeypatch.chdir(tmp_path)
     assert report.main([str(made[0][0])]) == 0
     assert capsys.readouterr().out.count("no reference") == 1
@@ -559,7 +562,7 @@ def test_what_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys)
     (tmp_path / "empty" / "metrics.jsonl").write_text("[1]\n")
     assert "must be a JSON object" in failure(capsys, tmp_path / "empty")
     (tmp_path / "empty" / "metrics.jsonl").write_text('{"loss": 1}\n')
-    assert "whole number as its step" in failure(capsys, tmp_path / "empty")
+    assert "must be a JSON object with a step" in failure(capsys, tmp_path / "empty")
     folder = write_run(tmp_path / "model", steps=60)
     assert "named twice" in failure(capsys, folder, folder / "metrics.jsonl")
     (folder / "config.json").write_text("{")
@@ -591,8 +594,8 @@ def test_an_axis_that_a_run_does_not_know_is_refused_by_name(tmp_path, capsys):
 
 def test_help_imports_neither_torch_nor_matplotlib():
     code = (
-        "import sys, training.report\n"
-        "try: training.report.main(['--help'])\n"
+        "import sys, training.report.__main__ as report\n"
+        "try: report.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'matplotlib', 'numpy') if m in sys.modules])"
     )

@@ -215,7 +215,9 @@ def test_the_router_is_float32_under_bfloat16_autocast():
 def test_the_router_is_float32_in_a_bfloat16_model():
     made, x = block().bfloat16(), rows(dtype=torch.bfloat16)
     _, weight, stats = made.route(x, None)
-    assert weight.dtype == torch.float32 and all(value.dtype == torch.float32 for value in stats[:5])
+    assert weight.dtype == torch.float32 and all(
+        value.dtype == torch.float32 for value in stats[:5]
+    )
 
 
 # ------------------------------------------------------------------------------------------ capacity

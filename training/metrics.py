@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from training.checkpoint import atomic_write
+from training.atomic_files import atomic_write
 
 SHOWN = {  # what the progress line shows of the records, in this order
     "train/loss": "loss {:.4f}",
@@ -172,11 +172,13 @@ def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("not a record")
+        except ValueError:  # JSON's own error is one
             if number == len(lines):
                 return  # nothing, or the half of a line that a kill left behind
             raise ValueError(
-                f"{path}: each line must be a JSON object; line {number} is {line[:40]!r}; "
+                f"{path}: each line must be a JSON object with a step; line {number} is {line[:40]!r}; "
                 "delete that line"
             ) from None
         yield line, record

@@ -17,6 +17,7 @@ from torch import nn
 from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
 from training import checkpoint, metrics
+from training.atomic_files import write_json_atomic
 from training.config import TrainConfig
 from training.data_documents import Source
 from training.data_loader import TrainLoader
@@ -24,6 +25,7 @@ from training.device import autocast
 from training.evaluate import Evaluation
 from training.interrupt import StopRequest
 from training.optimizer import build_optimizers, parameter_kinds
+from training.out_dir import claim_out_dir
 from training.provenance import git_commit, provenance
 from training.token_kinds import token_kinds
 
@@ -101,7 +103,7 @@ def open_run(
         stack.callback(loader.close)
         if cfg.use_tensorboard:
             metrics.require_tensorboard()  # before anything is written
-        stack.enter_context(contextlib.closing(checkpoint.claim_out_dir(cfg.out_dir, cfg.resume)))
+        stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
         tensorboard_dir = resumed["tensorboard_dir"] if resumed else None
         if cfg.use_tensorboard and tensorboard_dir is None:
             tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir))
@@ -128,7 +130,7 @@ def open_run(
             autocast=functools.partial(autocast, device, cfg.dtype),
             stop=stop,
         )
-        checkpoint.write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
+        write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
 
 
@@ -141,6 +143,7 @@ def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
     return {
         "train": asdict(run.cfg),
         "model": config_to_dict(run.model.config),
+        "parameters": run.model.config.parameter_counts(),
         "tokenizer": {
             k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
         },

@@ -13,6 +13,7 @@ from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_f
 from training import checkpoint
 from training.command_line import CommandLine, say
 from training.config import TrainConfig, as_text, check_resume
+from training.out_dir import require_latest
 
 DATA = ("dataset", "val_dataset", "text_column")
 Start = tuple[TrainConfig, tiktoken.Encoding, Any, dict[str, Any] | None]
@@ -31,7 +32,7 @@ def starting_point(command: CommandLine) -> Start:
             f"{' and '.join(asked)} each say where the weights come from, and only one can; leave one out"
         )
     if cfg.resume:
-        return continued_run(command, checkpoint.require_latest(cfg.out_dir))
+        return continued_run(command, require_latest(cfg.out_dir))
     if cfg.eval_only or cfg.init_from:
         return given_weights(command)
     return new_model(command)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from training.report_bands import TAGS
-from training.report_look import (
+from training.report.bands import TAGS
+from training.report.look import (
     COLOURS,
     DASHES,
     FAINT,
@@ -32,7 +32,7 @@ from training.report_look import (
     line,
     with_data,
 )
-from training.report_runs import LayerSeries, LoggedRun, Series, figure
+from training.report.runs import LayerSeries, LoggedRun, Series, figure
 
 
 def bits_per_byte(look: Look) -> Panel | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from training import report_curves as curves
-from training import report_maps as maps
-from training.report_look import Look, Panel
+from training.report import curves, maps
+from training.report.look import Look, Panel
 
 
 def panels(look: Look) -> Iterator[Panel]:

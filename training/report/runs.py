@@ -60,6 +60,11 @@ class LoggedRun:
                 entries[tag].append((record["step"], value))
         return dict(entries)
 
+    def parameters(self, kind: str) -> int | None:
+        """kind: total or active; None in a run that did not record it."""
+        final = {"total": "final/parameters", "active": "final/active_parameters"}[kind]
+        return self.config.get("parameters", {}).get(kind, self.last(final))
+
     def setting(self, name: str, default: Any = None) -> Any:
         """A field of the trainer's or the model's config."""
         both = self.config.get("model", {}) | self.config.get("train", {})
@@ -213,16 +218,6 @@ def read_run(path: str | Path) -> LoggedRun:
         records = read_metrics(file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    except AttributeError:  # JSON, but a line that is no object
-        raise ValueError(
-            f"{file}: each line must be a JSON object, and one is not; name a metrics.jsonl that train.py wrote"
-        ) from None
-    for record in records:
-        if not isinstance(record.get("step"), int):
-            raise ValueError(
-                f"{file}: every record must have a whole number as its step; "
-                f"got {str(record)[:60]!r}; name a metrics.jsonl that train.py wrote"
-            )
     if not any(len(record) > 1 for record in records):
         raise ValueError(f"{file} has no record yet; wait for the first line of the run's progress")
     return LoggedRun(file.resolve().parent.name, file, _read_config(file.parent), records)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from training.config import as_text
-from training.report_bands import FREE
-from training.report_runs import LoggedRun, data_name, figure, short, status, validation_name
+from training.report.bands import FREE
+from training.report.runs import LoggedRun, data_name, figure, short, status, validation_name
 
 NONE = "-"
 GAP = "  "
@@ -52,6 +52,10 @@ def _number(tag: str, form: Callable[[float], str]) -> Callable[[LoggedRun], str
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
+
+
+def _counted(value: float | None) -> str:
+    return NONE if value is None else _count(value)
 
 
 def _tokens(run: LoggedRun) -> str:
@@ -132,8 +136,8 @@ def _layer_mean(tag: str) -> Callable[[LoggedRun], str]:
 
 FIGURES: dict[str, Callable[[LoggedRun], str]] = {
     "status": status,
-    "parameters": _number("final/parameters", _count),
-    "active per token": _number("final/active_parameters", _count),
+    "parameters": lambda run: _counted(run.parameters("total")),
+    "active per token": lambda run: _counted(run.parameters("active")),
     "training tokens": _tokens,
     "training seconds": _seconds,
     "tokens per second": lambda run: _count(speed(run)) if math.isfinite(speed(run)) else NONE,
@@ -224,9 +228,9 @@ def in_short(run: LoggedRun) -> str:
     """Model and parameters in a few words."""
     size, kind = run.setting("model_size"), run.setting("model")
     words = [" ".join(str(w) for w in (kind, size) if w)] if kind or size else []
-    if run.last("final/parameters"):
-        words.append(f"{short(run.last('final/parameters'))} parameters")
-        words.append(f"{short(run.last('final/active_parameters', math.nan))} active")
+    if run.parameters("total"):
+        words.append(f"{short(run.parameters('total'))} parameters")
+        words.append(f"{short(run.parameters('active') or math.nan)} active")
     if run.setting("num_hidden_layers"):
         words.append(f"{run.setting('num_hidden_layers')} layers")
     if run.setting("num_experts") and run.setting("experts_per_token"):

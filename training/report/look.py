@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.report_bands import Band, verdict
-from training.report_runs import AXES, LoggedRun, Series, short
+from training.report.bands import Band, verdict
+from training.report.runs import AXES, LoggedRun, Series, short
 
 COLUMNS = 12  # a page's width in the units of Panel.columns
 # Okabe and Ito's colours, which colour-blind people tell apart, without the yellow that white swallows

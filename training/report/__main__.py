@@ -41,30 +41,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     out = page_path(args)
-    from training import report_bands, report_runs, report_table
+    from training.report import bands, runs, table
 
-    runs = report_runs.read_runs(args.runs)
+    runs = runs.read_runs(args.runs)
     without = [one.name for one in runs if not one.tokens_per_step]
     axis = args.x or ("step" if without else "tokens")
     for one in runs:
         one.at([0], axis)  # raises before anything is shown
     matches = choose_bands(runs, args.reference)
 
-    print(report_table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns))
-    lines = [f"warning: {line}" for line in report_table.comparability(runs)]
+    print(table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns))
+    lines = [f"warning: {line}" for line in table.comparability(runs)]
     if without and not args.x:
         lines.append(f"the curves are over optimizer steps: {without[0]} does not tell its tokens")
     lines += dict.fromkeys(match.line for match in matches if match.line)
     for one, match in zip(runs, matches):
-        for tag in report_bands.TAGS if match.band else ():
-            if found := report_bands.verdict(one, match.band, tag):
+        for tag in bands.TAGS if match.band else ():
+            if found := bands.verdict(one, match.band, tag):
                 lines.append(found.line if len(runs) == 1 else f"{one.name}: {found.line}")
     if lines:
         print("\n" + "\n".join(lines))
     sys.stdout.flush()
 
-    from training.report_look import Look
-    from training.report_page import page_png
+    from training.report.look import Look
+    from training.report.page import page_png
 
     band = next((match.band for match in matches if match.band), None)
     in_band = [one for one, match in zip(runs, matches) if match.band == band]
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def choose_bands(runs: list, reference: str | None) -> list:
-    """A report_bands.Match for each run."""
-    from training.report_bands import Match, as_told, match, read_band, read_bands
+    """A bands.Match for each run."""
+    from training.report.bands import Match, as_told, match, read_band, read_bands
 
     if reference == "none":
         return [Match(None, "") for _ in runs]
@@ -106,7 +106,7 @@ def page_path(args: argparse.Namespace) -> Path:
 
 
 def write(out: Path, png: bytes) -> None:
-    from training.checkpoint import atomic_write
+    from training.atomic_files import atomic_write
 
     try:
         out.parent.mkdir(exist_ok=True)  # runs/, the first time

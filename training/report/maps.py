@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from training.report_look import COLUMNS, GREY, Look, Panel, clip_name
-from training.report_runs import LayerSeries, LoggedRun, short
+from training.report.look import COLUMNS, GREY, Look, Panel, clip_name
+from training.report.runs import LayerSeries, LoggedRun, short
 
 
 def heat_map(

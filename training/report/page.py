@@ -9,10 +9,10 @@ import textwrap
 import warnings
 from typing import Any
 
-from training.report_look import COLUMNS, GREY, Look, Panel, clip_name
-from training.report_panels import panels
-from training.report_runs import LoggedRun, data_name, figure, short, status, validation_name
-from training.report_table import (
+from training.report.look import COLUMNS, GREY, Look, Panel, clip_name
+from training.report.panels import panels
+from training.report.runs import LoggedRun, data_name, figure, short, status, validation_name
+from training.report.table import (
     dead_experts,
     differing_settings,
     in_short,

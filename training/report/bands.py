@@ -21,9 +21,9 @@ from training.config import (
     TrainConfig,
     as_text,
 )
-from training.report_runs import LoggedRun, Series, data_name, figure, short, smooth
+from training.report.runs import LoggedRun, Series, data_name, figure, short, smooth
 
-FOLDER = Path(__file__).resolve().parent.parent / "configs" / "reference"
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
 FEWEST_SEEDS = 3
 DEVIATIONS, LEAST_SHARE = 3.0, 0.02  # of the mean: three seeds alone make too narrow a band
 WIDTH = f"mean +- {DEVIATIONS:g} sd, at least {LEAST_SHARE:.0%}"
