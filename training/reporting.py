@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +27,7 @@ from training.sink_probe import sink_mass
 from training.step import StepResult
 
 NARRATE_SECONDS = 15.0
+PAGE = "http://localhost:6006/#custom_scalars"  # TensorBoard's default port, and our layout
 SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 200, 0.8  # of the stories that a run shows
 
 
@@ -172,17 +176,25 @@ def final_record(run: Run, progress: Progress, found: evaluate.Evaluation) -> di
     }
 
 
+def activation() -> str:
+    """The line that makes the commands after it run as they stand; none where they do already."""
+    if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix:
+        return ""
+    script = Path(sys.prefix) / "bin" / "activate"
+    with contextlib.suppress(ValueError):  # of another place
+        script = script.relative_to(Path.cwd())
+    return f"  source {quote(str(script))}\n"
+
+
 def summary(
     run: Run, final: dict[str, Any], found: evaluate.Evaluation, stories: list[str], path: Path
 ) -> str:
     """What a person reads at the end."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
-    board = (
-        f"\n  tensorboard --logdir {quote(str(Path(run.tensorboard_dir).parent))}"
-        if run.tensorboard_dir
-        else ""
-    )
-    cfg, name = run.cfg, quote(str(path))
+    cfg, name, board = run.cfg, quote(str(path)), ""
+    if run.tensorboard_dir:
+        folder = quote(str(Path(run.tensorboard_dir).parent))
+        board = f"\n  tensorboard --logdir {folder}    # then open {PAGE}"
     data = "".join(  # the same data: a new run would otherwise go to the default
         f" --{field} {quote(value)}"
         for field in ("dataset", "val_dataset", "text_column")
@@ -194,7 +206,8 @@ def summary(
         f"training         {final['steps']:,} steps, {final['tokens']:,} tokens in {final['seconds']:,.0f} s "
         f"({final['tokens_per_second']:,.0f} tokens/s)\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
-        f"next:\n"
+        f"next:\n{activation()}"
         f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
+        f"  python -m training.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python train.py --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )
