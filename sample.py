@@ -10,10 +10,15 @@ run in one batch and are printed when all have ended. torch is imported after th
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
+from training.atomic_files import atomic_write
 from training.command_line import Parser, exit_code, say
 
 MAX_TOKENS = 256  # unless --max_tokens says otherwise, or the context limit leaves less
@@ -41,7 +46,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="only tokens at least X times as probable as the most probable (default: all)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="same seed, same text (default: drawn and printed)")
     add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")  # fmt: skip
+    add("--out", metavar="FILE",
+        help="write the texts to FILE: .jsonl, or .txt with <|endoftext|> after each (default: print)")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.out is not None and Path(args.out).suffix not in (".jsonl", ".txt"):
+        raise ValueError(f"--out must end in .jsonl or .txt, got {args.out}; choose one of them")
+    if args.out is not None and not Path(args.out).absolute().parent.is_dir():
+        raise ValueError(f"--out {args.out} is in a folder that does not exist; make it first")
     if args.num_samples < 1:
         raise ValueError(f"--num_samples must be at least 1, got {args.num_samples}")
     return args
@@ -78,6 +89,26 @@ def room(model, prompts: list[str]) -> tuple[int, int]:
     return longest, model.config.context_limit - longest
 
 
+def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
+    """The texts with all that comes to them; many are counted meanwhile."""
+    told = list(texts)
+    bar = tqdm(pieces, desc="tokens", unit="", leave=False, disable=None)
+    for row, piece in bar:
+        told[row] += piece
+    return told
+
+
+def write_texts(path: str, texts: list[str]) -> None:
+    """One whole file, or none."""
+    if path.endswith(".jsonl"):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    else:
+        lines = [f"{text}\n<|endoftext|>" for text in texts]
+    with atomic_write(path) as file:
+        file.write("".join(line + "\n" for line in lines).encode())
+    say(f"wrote {len(texts):,} texts to {path}")
+
+
 def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args)
     from inference import load_model, stream_text
@@ -108,6 +139,9 @@ def run(args: argparse.Namespace) -> None:
         say(
             f"at most {left} new tokens fit behind a prompt of {longest} (context limit {longest + left})"
         )
+    if args.out is not None:
+        write_texts(args.out, finish(texts, pieces))
+        return
     if len(texts) == 1:
         print(texts[0], end="", flush=True)
         try:
@@ -116,9 +150,7 @@ def run(args: argparse.Namespace) -> None:
         finally:  # Ctrl-C, too, leaves a whole line
             print(flush=True)
         return
-    for row, piece in pieces:
-        texts[row] += piece
-    for row, text in enumerate(texts):
+    for row, text in enumerate(finish(texts, pieces)):
         prompt, sample = row // args.num_samples + 1, row % args.num_samples + 1
         print(f"=== prompt {prompt} of {len(prompts)}, sample {sample} of {args.num_samples} ===")
         print(text, end="\n\n", flush=True)

@@ -95,6 +95,34 @@ def test_several_prompts_and_samples_have_separators(run, checkpoint, tmp_path):
     assert out == run(*flags, "--prompt", "the cat", "--prompt", "caf\u00e9")[1]
 
 
+def test_texts_go_to_a_file_that_is_read_again(run, checkpoint, tmp_path):
+    from training.data_files import open_files
+
+    flags = [
+        "--prompt",
+        "Tom",
+        "Mia said",
+        "--num_samples",
+        "2",
+        "--max_tokens",
+        "3",
+        "--seed",
+        "5",
+    ]
+    _, printed, _ = run("--checkpoint", checkpoint, *flags)
+    for name in ("told.txt", "told.jsonl"):
+        code, out, err = run("--checkpoint", checkpoint, *flags, "--out", tmp_path / name)
+        assert code == 0 and out == "" and f"wrote 4 texts to {tmp_path / name}" in err
+        source = open_files(tmp_path / name, split="train", whole=True, text_column="text")
+        texts = list(source.documents())
+        assert len(texts) == 4 and texts[0].startswith("Tom")
+        assert texts[3].startswith("Mia said")
+        assert all(text.strip() in printed for text in texts)
+    assert run("--checkpoint", checkpoint, "--out", tmp_path / "told.csv")[0] == 2
+    assert run("--checkpoint", checkpoint, "--out", tmp_path / "no" / "told.txt")[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["told.jsonl", "told.txt"]
+
+
 def test_no_prompt_starts_a_new_text(run, checkpoint):
     code, out, _ = run("--checkpoint", checkpoint, "--seed", 1, *SHORT)
     assert code == 0 and len(out) > 1
