@@ -1,6 +1,7 @@
 """The tokenizers, by name. All are `tiktoken.Encoding`; end of text is `encoding.eot_token`.
 
     stories4k       4,096 ids, trained on TinyStories by data/train_tokenizer.py; needs no network
+    bundled1536     1,536 ids, trained on the bundled stories: a quarter of the head's work for them
     gpt2            50,257 ids, GPT-2's
     o200k_harmony   201,088 ids, gpt-oss's
     PATH            a .tiktoken rank file with its .json beside it (data/train_tokenizer.py)
@@ -23,7 +24,7 @@ import tiktoken
 import torch
 
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
-SHIPPED = ("stories4k",)
+SHIPPED = ("stories4k", "bundled1536")
 # What tiktoken downloads for each encoding of its own that we offer.
 DOWNLOADS = {
     "gpt2": ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json"),

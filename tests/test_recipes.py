@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from architecture import registry
 from training.command_line import parse_command_line
 from training.config import TrainConfig
@@ -14,7 +15,7 @@ CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.ya
 
 
 def read(path: Path):
-    return parse_command_line(["--config", str(path)], lambda model: {})
+    return parse_command_line(["--config", str(path)], train.model_fields)
 
 
 def test_there_is_a_recipe_for_each_of_the_three_sizes():
@@ -23,8 +24,8 @@ def test_there_is_a_recipe_for_each_of_the_three_sizes():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_fits_its_model(path):
-    cfg = read(path).config
-    config = registry.build_config(cfg.model, cfg.model_size)
+    cfg, overrides, *_ = read(path)
+    config = registry.build_config(cfg.model, cfg.model_size, overrides)
     assert cfg.model_size == ("toy" if path.stem == "quickstart" else path.stem)
     assert cfg.block_size <= config.context_limit
     assert f"{config.parameter_counts()['total']:,}" in report(

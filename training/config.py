@@ -36,7 +36,7 @@ class TrainConfig:
     )
     val_dataset: str | None = option(None, "validation data; none = own split, or 1% of it by hash")
     text_column: str = option("text", "column that holds a document's text")
-    tokenizer: str = option("stories4k", "stories4k, gpt2, o200k_harmony, or a tiktoken rank file")
+    tokenizer: str = option("stories4k", "stories4k, bundled1536, gpt2, o200k_harmony, a rank file")
     packing: Literal["packed", "lanes"] = option("packed", "joined, or one document along each row")
 
     # size of a step and length of the run

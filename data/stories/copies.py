@@ -1,0 +1,59 @@
+"""Finds copied stories: runs of RUN words that also occur in other texts."""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+RUN = 20  # words; case and punctuation do not count
+_WORD = re.compile(r"[a-z0-9']+")
+# A polynomial hash over 64 bits: a run of n words is one dot product of word hashes and powers.
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+class RunIndex:
+    """Every run of RUN words of some texts, as sorted 64-bit hashes."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._word_hashes: dict[str, int] = {}
+        hashes = [self._runs(text)[1] for text in texts]
+        self._sorted = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
+
+    def __len__(self):
+        return len(self._sorted)
+
+    def copied_run(self, text: str) -> str | None:
+        """The first run of `text` that the texts of the index have, or None."""
+        words, runs = self._runs(text)
+        if not len(self._sorted) or not len(runs):
+            return None
+        places = np.minimum(np.searchsorted(self._sorted, runs), len(self._sorted) - 1)
+        found = np.flatnonzero(self._sorted[places] == runs)
+        return " ".join(words[found[0] : found[0] + RUN]) if len(found) else None
+
+    def _runs(self, text):
+        words = _WORD.findall(text.lower())
+        if len(words) < RUN:
+            return words, np.empty(0, np.uint64)
+        known = self._word_hashes
+        for word in words:
+            if word not in known:
+                known[word] = _hash(word)
+        values = np.array([known[word] for word in words], np.uint64)
+        windows = np.lib.stride_tricks.sliding_window_view(values, RUN)
+        return words, (windows * _POWERS).sum(axis=1, dtype=np.uint64)
+
+
+def _hash(word: str) -> int:
+    value = 0xCBF29CE484222325  # FNV-1a: the same in every process, unlike hash()
+    for byte in word.encode():
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def _powers():
+    with np.errstate(over="ignore"):
+        return np.cumprod(np.full(RUN, _BASE, np.uint64), dtype=np.uint64)
+
+
+_POWERS = _powers()

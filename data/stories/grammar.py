@@ -1,0 +1,80 @@
+"""Templates with choices: "{One day|Once}, $name {ran|walked} off." is one way of saying, not one text.
+
+{a|b|} takes one alternative, each as likely (an empty one leaves the words out); $name is replaced
+by the template of that name. Both nest.
+"""
+
+import random
+import re
+from collections.abc import Mapping
+from functools import cache
+
+_PIECE = re.compile(r"\$[A-Za-z_]+|[{}|]|[^${}|]+")
+_AN = re.compile(r"\b([Aa]) (?=[aeiou])")
+_SPACES = re.compile(r" {2,}")
+# A sentence begins at the start, and after an end; `!" said Tom` goes on, so quotations end with `."`.
+_BEGINNING = re.compile(r'(?:^|(?<=[.!?] )|(?<=\." ))("?)([a-z])')
+# What comes after an interjection that was put before a sentence has no capital any more.
+_CONTINUES = (
+    "Any|Are|Be|But|Can|Catch|Cheer|Come|Could|Dear|Did|Do|Done|Dry|Half|Have|Here|Hooray|Is|It|Let|"
+    "Listen|Look|May|Maybe|My|Never|Nobody|Not|Now|Oh|Please|Sit|Something|Thank|Thanks|That|The|"
+    "There|Things|This|Together|Try|Two|Wait|Was|Watch|We|What|Who|Why|Would|You|Your"
+)
+_AFTER_INTERJECTION = re.compile(rf"\b(?:Oh|Well|Ah|My|Hm), (?:{_CONTINUES})\b")
+_SPACE_BEFORE = re.compile(r" (?=[,.!?])")
+
+
+class _Slot(str):
+    """The name of a template to put here."""
+
+
+@cache
+def parse(template: str) -> tuple:
+    """Literal strings, slots, and choices as tuples of alternatives."""
+    stack, alternatives = [[[]]], None
+    for piece in _PIECE.findall(template):
+        alternatives = stack[-1]
+        if piece == "{":
+            stack.append([[]])
+        elif piece == "|" and len(stack) > 1:
+            alternatives.append([])
+        elif piece == "}":
+            choice = stack.pop()
+            if not stack:
+                raise ValueError(f"a brace too many in template {template!r}")
+            stack[-1][-1].append(tuple(tuple(parts) for parts in choice))
+        else:
+            alternatives[-1].append(_Slot(piece[1:]) if piece[0] == "$" else piece)
+    if len(stack) != 1:
+        raise ValueError(f"a brace is open in template {template!r}")
+    return tuple(stack[0][0])
+
+
+def pick(rng: random.Random, options):
+    """One of the options; rng.choice may differ between versions of Python, rng.random does not."""
+    return options[int(rng.random() * len(options))]
+
+
+def expand(template: str, slots: Mapping[str, str], rng: random.Random) -> str:
+    """One way of saying the template, with capital letters where sentences begin."""
+    words = []
+    _expand(parse(template), slots, rng, words)
+    text = _SPACE_BEFORE.sub("", _SPACES.sub(" ", "".join(words))).strip()
+    text = _AN.sub(r"\1n ", text)
+    text = _AFTER_INTERJECTION.sub(_lower_second, text)
+    return _BEGINNING.sub(lambda match: match[1] + match[2].upper(), text)
+
+
+def _lower_second(match):
+    interjection, _, word = match[0].rpartition(" ")
+    return f"{interjection} {word.lower()}"
+
+
+def _expand(parts, slots, rng, words):
+    for part in parts:
+        if isinstance(part, tuple):
+            _expand(pick(rng, part), slots, rng, words)
+        elif isinstance(part, _Slot):
+            _expand(parse(slots[part]), slots, rng, words)
+        else:
+            words.append(part)

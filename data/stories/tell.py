@@ -1,0 +1,290 @@
+"""Tells story number `index`: chooses who, what, where and how, then fills the beats of a plot."""
+
+import itertools
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from data.stories import phrases, world
+from data.stories.grammar import expand, pick
+from data.stories.plots import PLOTS, Plot
+
+VOICES = ("plain",) * 9 + ("dialogue",) * 4 + ("storyteller",) * 3 + ("first person",) * 3
+CREATURES_SHARE = 0.3  # of stories in which nobody is a child
+FAMILY_SHARE = 0.35
+HOOK_SHARE, FRAME_SHARE = 0.3, 0.12
+OPTIONAL_SHARE, ASIDE_SHARE, MORAL_SHARE = 0.4, 0.6, 0.3
+DETAIL_SHARE = 0.45
+MIN_WORDS, MAX_WORDS = 80, 300
+PRONOUNS = {
+    "he": ("he", "him", "his", "himself"),
+    "she": ("she", "her", "her", "herself"),
+    "I": ("I", "me", "my", "myself"),
+}
+VERBS = {
+    "said": "{said|said|said|answered|whispered|replied}",
+    "asked": "{asked|asked|asked|said|whispered}",
+    "cried": "{cried|called|shouted|called out|cried out}",
+}
+
+
+_SLOT = re.compile(r"\$[A-Za-z]+")
+
+
+class Character(NamedTuple):
+    name: str
+    kind: str  # girl, boy, fox, ..., grandma
+    pronoun: str  # he or she
+    relation: str  # to the main character: "", friend, family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is true in a story."""
+
+    plot: str
+    voice: str
+    order: str  # straight, problem first, or in a frame
+    characters: tuple[Character, ...]  # the main character first
+    adjective: str
+    object: str
+    object_states: tuple[str, str]  # before and after
+    places: tuple[str, ...]
+
+
+class Story(NamedTuple):
+    text: str
+    facts: Facts
+
+
+def story(index: int, seed: int = 0) -> Story:
+    """Story number `index` of the world `seed`: the same text on every machine and at every time."""
+    plot = pick(random.Random(f"{seed}/{index}"), PLOTS)
+    for attempt in itertools.count():
+        told = _tell(plot, random.Random(f"{seed}/{index}/{attempt}"))
+        if _is_well_told(told):
+            return told
+
+
+def _is_well_told(told: Story) -> bool:
+    """Everything the story names comes up again, and the length is right."""
+    facts = told.facts
+    named = [c.name for c in facts.characters if c.name in world.NAMES]
+    counts = {
+        word: len(re.findall(rf"\b{word}\b", told.text))
+        for word in (*named, facts.object, *facts.places)
+    }
+    seen = f"{facts.adjective} {facts.object}" in told.text
+    return seen and min(counts.values()) >= 2 and MIN_WORDS <= len(told.text.split()) <= MAX_WORDS
+
+
+def _tell(plot, rng):
+    voice = pick(rng, VOICES)
+    order = "straight"
+    if plot.hook and rng.random() < HOOK_SHARE:
+        order = "problem first"
+    elif voice in ("plain", "dialogue") and rng.random() < FRAME_SHARE:
+        order = "in a frame"
+    row = _row(rng, plot)
+    thing = pick(rng, _things(row, plot))
+    main, other = _characters(rng, plot, row, thing)
+    adjective = world.FOODS.get(thing) or world.OBJECTS[thing][0]
+    slots = _slots(rng, plot, voice, main, other, adjective, thing, row.place)
+    pools = _pools(plot, voice, main, other, order)
+    beats = _hooked(plot.beats) if order == "problem first" else plot.beats
+    paragraphs = []
+    beat_names = {beat for paragraph in beats for beat in paragraph}
+    early = "late" not in beat_names or ("early" in beat_names and rng.random() < 0.5)
+    for paragraph in beats:
+        sentences = []
+        for beat in paragraph:
+            if _is_told(beat, voice, early, rng):
+                sentences.append(_sentence(pools[beat.rstrip("?")], slots, voice, other, rng))
+        if len(paragraphs) in (2, 4) and rng.random() < DETAIL_SHARE:
+            sentences.insert(0, _sentence(phrases.SKY, slots, voice, other, rng))
+        if sentences:
+            paragraphs.append(" ".join(sentences))
+    if order == "in a frame":
+        paragraphs.insert(0, expand(pick(rng, phrases.FRAME_OPEN), slots, rng))
+        paragraphs.append(expand(pick(rng, phrases.FRAME_CLOSE), slots, rng))
+    facts = Facts(
+        plot=plot.name,
+        voice=voice,
+        order=order,
+        characters=(main, other),
+        adjective=adjective,
+        object=thing,
+        object_states=plot.state,
+        places=(row.place,),
+    )
+    return Story("\n".join(paragraphs), facts)
+
+
+def _row(rng, plot):
+    """A row of the world that has a thing for this plot."""
+    creatures = rng.random() < CREATURES_SHARE
+    for rows in (world.CREATURES if creatures else world.CHILDREN, world.ROWS):
+        if fitting := [row for row in rows if _things(row, plot)]:
+            return pick(rng, fitting)
+    raise AssertionError(f"nobody has a thing for plot {plot.name}")
+
+
+def _things(row, plot):
+    """What of this row the plot can be about."""
+    if plot.use == "food":
+        return [row.food]
+    if plot.use == "skill":
+        return [thing for thing in row.things if thing in world.SKILLS]
+    return [thing for thing in row.things if plot.use in world.OBJECTS[thing][1]]
+
+
+def _characters(rng, plot, row, thing):
+    """Main and other character, of different gender, so that he and she are never in doubt."""
+    main = row.owner(thing)
+    other = row.other if main is row.one else row.one
+    relation = "friend"
+    if main.grown_up and "family" in plot.others and rng.random() < FAMILY_SHARE:
+        relation, name = "family", main.grown_up
+        other = world.Person(name, name.lower(), world.GROWN_UPS[name])
+    return (
+        Character(main.name, main.kind, main.pronoun, ""),
+        Character(other.name, other.kind, other.pronoun, relation),
+    )
+
+
+def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[str, str]:
+    first = voice == "first person"
+    n, him, his, himself = PRONOUNS["I" if first else main.pronoun]
+    s, shim, shis, shimself = PRONOUNS[other.pronoun]
+    grown = pick(rng, [name for name in ("Grandma", "Grandpa", "Mom", "Dad") if name != other.name])
+    slots = {
+        **phrases.WORDS,
+        "time": pick(rng, phrases.TIMES),
+        "fine": pick(rng, phrases.FINE),
+        "lesson": phrases.LESSONS.get(plot.name, phrases.LESSONS["help"]),
+        "N": "I" if first else main.name,
+        "M": "I" if first else "{$N|$N|$n}",
+        "V": main.name,
+        "Ns": "my" if first else f"{main.name}'s",
+        "Nm": "me" if first else main.name,
+        "n": n,
+        "him": him,
+        "his": his,
+        "himself": himself,
+        "K": main.kind,
+        "S": other.name,
+        "C": other.name,
+        "T": "{$S|$S|$s}",
+        "Ss": f"{other.name}'s",
+        "s": s,
+        "shim": shim,
+        "shis": shis,
+        "shimself": shimself,
+        "they": "we" if first else "they",
+        "them": "us" if first else "them",
+        "their": "our" if first else "their",
+        "o": thing,
+        "adj": adjective,
+        "ao": f"a {adjective} {thing}",
+        "O": "{the|$his} {$adj |}$o",
+        "p": place,
+        "at_p": f"{world.PLACES[place]} the {place}",
+        "to_p": f"to the {place}",
+        "teller": grown,
+        "ssadly": phrases.WORDS["sadly"].replace("$his", "$shis"),
+        "skindly": phrases.WORDS["kindly"],
+        "knownS": _known(other),
+        "newS": _new(other),
+        "relation": "$his favorite person"
+        if other.relation == "family"
+        else "$his {best|good|dear} friend",
+    }
+    for verb, ways in VERBS.items():
+        slots[f"S{verb}"] = f"{{$S {ways}|{ways} $S}}"
+        slots[f"H{verb}"] = f"I {ways}" if first else f"{{$N {ways}|{ways} $N}}"
+        slots[f"N{verb}"] = f"I {ways}" if first else f"{{$N {ways}|{ways} $N}}"
+    if thing in world.SKILLS:
+        slots["do"], slots["doing"], slots["did"] = world.SKILLS[thing]
+        slots["Doing"] = slots["doing"].capitalize()
+    return slots
+
+
+def _known(other):
+    if other.relation == "family":
+        return f"$his {other.kind}"
+    of_a_kind = f" the {other.kind}" if other.kind in world.ANIMALS else ""
+    return f"$his {{good |best |dear |old |}}friend $S{of_a_kind}"
+
+
+def _new(other):
+    if other.relation == "family":
+        return _known(other)
+    return f"a {{$kind |}}{{little |young |small |}}{other.kind} {{named|called}} $S"
+
+
+def _pools(plot: Plot, voice, main, other, order):
+    pools = {
+        "sky": phrases.SKY,
+        "own": phrases.OWN,
+        "arrive": phrases.ARRIVE,
+        "arrive_bare": phrases.ARRIVE_BARE,
+        "back": phrases.BACK,
+        "early": phrases.WITH_OTHER,
+        "late": phrases.OTHER_COMES,
+        "sad": phrases.SAD,
+        "ask": phrases.ASK,
+        "offer": phrases.HELP_OFFER,
+        "glad": phrases.GLAD,
+        "reply": phrases.REPLY,
+        "moral": phrases.MORAL,
+        "aside": phrases.ASIDE,
+        **plot.pools,
+    }
+    first = voice == "first person"
+    if order == "problem first":
+        pools["intro"] = phrases.INTRO_AFTER_HOOK_FIRST if first else phrases.INTRO_AFTER_HOOK
+    elif voice == "storyteller":
+        pools["intro"] = phrases.INTRO_STORYTELLER
+    else:
+        pools["intro"] = phrases.INTRO_FIRST if first else phrases.INTRO
+    ends = phrases.END_STORYTELLER if voice == "storyteller" else phrases.END
+    if plot.use == "food":  # it has been eaten
+        ends = tuple(end for end in ends if not {"$o", "$O", "$X"} & set(_SLOT.findall(end)))
+    pools["end"] = ends
+    return pools
+
+
+def _hooked(beats):
+    """The beats with the problem in front; how it came about follows."""
+    (_, *rest), *others = beats
+    later = [
+        tuple("back" if beat == "arrive" else beat for beat in paragraph) for paragraph in others
+    ]
+    return (("hook", "intro"), *later)
+
+
+def _is_told(beat, voice, early, rng):
+    name = beat.rstrip("?")
+    if name == "early":
+        return early
+    if name == "late":
+        return not early
+    if name == "aside":
+        return voice == "storyteller" and rng.random() < ASIDE_SHARE
+    if name == "moral":
+        return rng.random() < MORAL_SHARE
+    return not beat.endswith("?") or rng.random() < OPTIONAL_SHARE
+
+
+def _sentence(pool, slots, voice, other, rng):
+    if voice == "dialogue":
+        pool = [template for template in pool if '"' in template] or pool
+    while True:
+        template = pick(rng, pool)
+        if voice == "first person":
+            template = template.replace("$N and $S", "$S and $N")
+        text = expand(template, slots, rng)
+        if other.relation != "family" or "friend" not in text:
+            return text
