@@ -58,7 +58,7 @@ def swapped(text: str, kinds: list[list[str]], generator: random.Random) -> str 
 
 def main() -> int:
     names = sorted(world.NAMES)
-    places = [place.noun for place in world.PLACES]
+    places = sorted(world.PLACES)
     kinds = [names, places, sorted(world.OBJECTS)]
     indices = range(TRAIN_STORIES + VALIDATION_STORIES)
     texts = [

@@ -28,7 +28,7 @@ from training.step import StepResult
 
 NARRATE_SECONDS = 15.0
 PAGE = "http://localhost:6006/#custom_scalars"  # TensorBoard's default port, and our layout
-SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 200, 0.8  # of the stories that a run shows
+SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # of the stories that a run shows
 
 
 def step_record(run: Run, result: StepResult) -> dict[str, float]:
