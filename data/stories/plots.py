@@ -16,22 +16,33 @@ class Plot(NamedTuple):
     others: str = "friend family"
     state: tuple[str, str] = ("", "")  # of the object: before and after
     hook: bool = True
+    kept: bool = True  # whether the hero still has the object at the end
 
 
-PROBLEM_BEATS = (
+# The companion is there from the start, or comes when help is needed: each plot has one of the two.
+TOGETHER_BEATS = (
     ("intro", "own"),
     ("arrive", "sky?", "early"),
-    ("problem", "sad"),
-    ("late", "ask", "tell"),
-    ("offer?", "attempt", "turn"),
-    ("solve", "glad", "reply?"),
+    ("problem", "sad?"),
+    ("ask?", "tell"),
+    ("offer?", "attempt?", "turn"),
+    ("solve", "glad?", "reply?"),
+    ("end", "moral?"),
+)
+ALONE_BEATS = (
+    ("intro", "own"),
+    ("arrive", "sky?"),
+    ("problem", "sad?"),
+    ("late", "ask?", "tell"),
+    ("offer?", "attempt?", "turn"),
+    ("solve", "glad?", "reply?"),
     ("end", "moral?"),
 )
 
 LOST = Plot(
     "lost",
     "l",
-    PROBLEM_BEATS,
+    ALONE_BEATS,
     {
         "hook": (
             '"$oh! {Where is my $adj $o|My $adj $o is {gone|lost|not here}|I have lost my '
@@ -121,7 +132,7 @@ LOST = Plot(
 STUCK = Plot(
     "stuck",
     "u",
-    PROBLEM_BEATS,
+    TOGETHER_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is {stuck|caught} {in a tree|up there|in the branches}!" $Hcried.',
@@ -226,7 +237,7 @@ STUCK = Plot(
 BROKEN = Plot(
     "broken",
     "b",
-    PROBLEM_BEATS,
+    ALONE_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is broken!" $Hcried.',
@@ -323,7 +334,7 @@ BROKEN = Plot(
 DIRTY = Plot(
     "dirty",
     "d",
-    PROBLEM_BEATS,
+    ALONE_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is {so |all |very |}{dirty|muddy}!" $Hcried.',
@@ -415,7 +426,7 @@ DIRTY = Plot(
 WET = Plot(
     "wet",
     "w",
-    PROBLEM_BEATS,
+    TOGETHER_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is {so |all |very |}wet!" $Hcried.',
@@ -512,9 +523,9 @@ SHARE = Plot(
         ("intro", "own"),
         ("arrive", "sky?", "early"),
         ("wish", "refuse"),
-        ("hurt", "alone", "aside?"),
-        ("think", "change"),
-        ("shared", "thanks"),
+        ("hurt", "alone?", "aside?"),
+        ("think?", "change"),
+        ("shared", "thanks?"),
         ("end", "moral?"),
     ),
     {
@@ -637,11 +648,11 @@ SKILL = Plot(
     "skill",
     (
         ("intro", "own"),
-        ("arrive", "sky?", "early"),
+        ("arrive", "sky?"),
         ("dream", "fail"),
-        ("sad", "late", "cheer"),
-        ("again", "aside?", "show"),
-        ("can", "glad"),
+        ("sad?", "late", "cheer"),
+        ("again?", "aside?", "show"),
+        ("can", "glad?"),
         ("end", "moral?"),
     ),
     {
@@ -745,9 +756,9 @@ GIFT = Plot(
     (
         ("intro", "wish"),
         ("idea", "make"),
-        ("worry", "aside?", "arrive_gift"),
-        ("give", "open"),
-        ("love", "glad_giver"),
+        ("worry?", "aside?", "arrive_gift"),
+        ("give", "open?"),
+        ("love", "glad_giver?"),
         ("end", "moral?"),
     ),
     {
@@ -887,6 +898,7 @@ GIFT = Plot(
     },
     state=("wished", "given"),
     hook=False,
+    kept=False,
 )
 
 NOISE = Plot(
@@ -896,8 +908,8 @@ NOISE = Plot(
         ("intro",),
         ("arrive_bare", "sky?", "early"),
         ("see", "noise"),
-        ("afraid", "guess"),
-        ("aside?", "brave", "open"),
+        ("afraid", "guess?"),
+        ("aside?", "brave?", "open"),
         ("inside", "laugh"),
         ("end_noise", "end", "moral?"),
     ),
@@ -1117,6 +1129,7 @@ RETURN = Plot(
     others="friend",
     state=("lost", "returned"),
     hook=False,
+    kept=False,
 )
 
 HUNGRY = Plot(
@@ -1126,9 +1139,9 @@ HUNGRY = Plot(
         ("intro",),
         ("arrive_food", "sky?"),
         ("meet", "hungry"),
-        ("look_food", "aside?", "choose_food"),
+        ("look_food?", "aside?", "choose_food"),
         ("share_food", "eat"),
-        ("thanks_food", "after"),
+        ("thanks_food", "after?"),
         ("end", "moral?"),
     ),
     {
@@ -1235,6 +1248,7 @@ HUNGRY = Plot(
     others="friend",
     state=("hungry", "full"),
     hook=False,
+    kept=False,
 )
 
 LONELY = Plot(
@@ -1243,9 +1257,9 @@ LONELY = Plot(
     (
         ("intro", "own"),
         ("alone_wish", "arrive", "sky?"),
-        ("alone_play", "look_around"),
-        ("late_new", "shy"),
-        ("hello", "answer"),
+        ("alone_play", "look_around?"),
+        ("late_new", "shy?"),
+        ("hello", "answer?"),
         ("play", "glad_two"),
         ("end", "moral?"),
     ),

@@ -12,11 +12,9 @@ from data.stories.grammar import expand, pick
 from data.stories.plots import PLOTS, Plot
 
 VOICES = ("plain",) * 9 + ("dialogue",) * 4 + ("storyteller",) * 3 + ("first person",) * 3
-CREATURES_SHARE = 0.3  # of stories in which nobody is a child
-FAMILY_SHARE = 0.35
-HOOK_SHARE, FRAME_SHARE = 0.3, 0.12
-OPTIONAL_SHARE, ASIDE_SHARE, MORAL_SHARE = 0.4, 0.6, 0.3
-DETAIL_SHARE = 0.45
+HOOK_SHARE, FRAME_SHARE = 0.15, 0.1
+OPTIONAL_SHARE, ASIDE_SHARE, MORAL_SHARE = 0.4, 0.6, 0.25
+DETAIL_SHARE = 0.15
 MIN_WORDS, MAX_WORDS = 80, 300
 PRONOUNS = {
     "he": ("he", "him", "his", "himself"),
@@ -87,20 +85,18 @@ def _tell(plot, rng):
         order = "problem first"
     elif voice in ("plain", "dialogue") and rng.random() < FRAME_SHARE:
         order = "in a frame"
-    row = _row(rng, plot)
-    thing = pick(rng, _things(row, plot))
-    main, other = _characters(rng, plot, row, thing)
+    cast = pick(rng, [cast for cast in world.CASTS if _things(cast, plot)])
+    thing = pick(rng, _things(cast, plot))
+    main, other = _characters(cast)
     adjective = world.FOODS.get(thing) or world.OBJECTS[thing][0]
-    slots = _slots(rng, plot, voice, main, other, adjective, thing, row.place)
+    slots = _slots(rng, plot, voice, main, other, adjective, thing, cast.place)
     pools = _pools(plot, voice, main, other, order)
     beats = _hooked(plot.beats) if order == "problem first" else plot.beats
     paragraphs = []
-    beat_names = {beat for paragraph in beats for beat in paragraph}
-    early = "late" not in beat_names or ("early" in beat_names and rng.random() < 0.5)
     for paragraph in beats:
         sentences = []
         for beat in paragraph:
-            if _is_told(beat, voice, early, rng):
+            if _is_told(beat, voice, rng):
                 sentences.append(_sentence(pools[beat.rstrip("?")], slots, voice, other, rng))
         if len(paragraphs) in (2, 4) and rng.random() < DETAIL_SHARE:
             sentences.insert(0, _sentence(phrases.SKY, slots, voice, other, rng))
@@ -117,41 +113,31 @@ def _tell(plot, rng):
         adjective=adjective,
         object=thing,
         object_states=plot.state,
-        places=(row.place,),
+        places=(cast.place,),
     )
     return Story("\n".join(paragraphs), facts)
 
 
-def _row(rng, plot):
-    """A row of the world that has a thing for this plot."""
-    creatures = rng.random() < CREATURES_SHARE
-    for rows in (world.CREATURES if creatures else world.CHILDREN, world.ROWS):
-        if fitting := [row for row in rows if _things(row, plot)]:
-            return pick(rng, fitting)
-    raise AssertionError(f"nobody has a thing for plot {plot.name}")
-
-
-def _things(row, plot):
-    """What of this row the plot can be about."""
+def _things(cast, plot):
+    """What of theirs the plot can be about; nothing if it is not for such company."""
+    if _relation(cast.companion) not in plot.others:
+        return []
     if plot.use == "food":
-        return [row.food]
+        return [cast.food]
     if plot.use == "skill":
-        return [thing for thing in row.things if thing in world.SKILLS]
-    return [thing for thing in row.things if plot.use in world.OBJECTS[thing][1]]
+        return [thing for thing in cast.things if thing in world.SKILLS]
+    return [thing for thing in cast.things if plot.use in world.OBJECTS[thing][1]]
 
 
-def _characters(rng, plot, row, thing):
-    """Main and other character, of different gender, so that he and she are never in doubt."""
-    main = row.owner(thing)
-    other = row.other if main is row.one else row.one
-    relation = "friend"
-    if main.grown_up and "family" in plot.others and rng.random() < FAMILY_SHARE:
-        relation, name = "family", main.grown_up
-        other = world.Person(name, name.lower(), world.GROWN_UPS[name])
-    return (
-        Character(main.name, main.kind, main.pronoun, ""),
-        Character(other.name, other.kind, other.pronoun, relation),
+def _characters(cast):
+    return tuple(
+        Character(*person, relation)
+        for person, relation in ((cast.hero, ""), (cast.companion, _relation(cast.companion)))
     )
+
+
+def _relation(companion):
+    return "family" if companion.name in world.GROWN_UPS else "friend"
 
 
 def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[str, str]:
@@ -250,7 +236,7 @@ def _pools(plot: Plot, voice, main, other, order):
     else:
         pools["intro"] = phrases.INTRO_FIRST if first else phrases.INTRO
     ends = phrases.END_STORYTELLER if voice == "storyteller" else phrases.END
-    if plot.use == "food":  # it has been eaten
+    if not plot.kept:
         ends = tuple(end for end in ends if not {"$o", "$O", "$X"} & set(_SLOT.findall(end)))
     pools["end"] = ends
     return pools
@@ -265,12 +251,8 @@ def _hooked(beats):
     return (("hook", "intro"), *later)
 
 
-def _is_told(beat, voice, early, rng):
+def _is_told(beat, voice, rng):
     name = beat.rstrip("?")
-    if name == "early":
-        return early
-    if name == "late":
-        return not early
     if name == "aside":
         return voice == "storyteller" and rng.random() < ASIDE_SHARE
     if name == "moral":

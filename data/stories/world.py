@@ -11,74 +11,89 @@ class Person(NamedTuple):
     """Somebody who comes again from story to story."""
 
     name: str
-    kind: str
+    kind: str  # girl, boy, fox, ..., grandma
     pronoun: str
-    grown_up: str = ""  # who helps a child
 
 
-class Row(NamedTuple):
-    """Two who belong together, the place where they are at home, and what is theirs alone.
+class Cast(NamedTuple):
+    """Whose stories are told: a hero, who is always with them, where they are at home, what is theirs.
 
-    Every name, place and thing is in one row, so that any of them tells the others: a small model
-    learns such company long before it learns to copy a word it saw a hundred words ago.
+    A name plays one part in one cast, and a thing belongs to one cast, so that any of them tells the
+    others: a small model learns such company long before it learns to copy a word it saw a hundred
+    words ago.
     """
 
-    one: Person
-    other: Person
+    hero: Person
+    companion: Person  # of the other gender, so that he and she are never in doubt
     place: str
     things: tuple[str, ...]
-    food: str
-
-    def owner(self, thing: str) -> Person:
-        """Whose story it is: the first and third thing are one's, the second and the food the other's."""
-        return self.other if thing in (self.things[1], self.food) else self.one
+    food: str | None  # what the hero shares with a hungry friend
 
 
-def _children(line: str) -> Row:
-    girl, her_grown_up, boy, his_grown_up, place, *things, food = line.split()
-    one, other = Person(girl, "girl", "she", her_grown_up), Person(boy, "boy", "he", his_grown_up)
-    return Row(one, other, place, tuple(things), food)
+GROWN_UPS = {"Mom": "she", "Dad": "he", "Grandma": "she", "Grandpa": "he"}
 
 
-def _creatures(line: str) -> Row:
-    he, his_kind, she, her_kind, place, *things, food = line.split()
-    return Row(Person(he, his_kind, "he"), Person(she, her_kind, "she"), place, tuple(things), food)
+def _friends(line: str) -> Cast:
+    hero, kind, companion, other_kind, place, *things, food = line.split()
+    people = _person(hero, kind), _person(companion, other_kind)
+    return Cast(*people, place, tuple(things), food)
 
 
-CHILDREN = tuple(
-    _children(line)
-    for line in (
-        "Lily Grandpa Tim Mom park kite truck box apple",
-        "Sue Dad Ben Grandma garden hat bike basket pie",
-        "Mia Grandpa Max Mom forest plane teddy bag carrot",
-        "Lucy Dad Sam Grandma farm ball guitar bucket pear",
-        "Anna Grandpa Tom Grandma yard scarf car wagon cake",
-        "Emma Dad Jack Mom field umbrella book drum cookie",
-        "Molly Grandpa Leo Grandma playground balloon boat blanket banana",
+def _family(line: str) -> Cast:
+    hero, kind, grown_up, place, *things = line.split()
+    return Cast(
+        _person(hero, kind),
+        Person(grown_up, grown_up.lower(), GROWN_UPS[grown_up]),
+        place,
+        tuple(things),
+        None,
     )
+
+
+def _person(name, kind):
+    return Person(name, kind, "she" if kind == "girl" or name in _SHE_ANIMALS else "he")
+
+
+_SHE_ANIMALS = ("Fluffy", "Momo", "Remy")
+CASTS = (
+    *(
+        _friends(line)
+        for line in (
+            "Lily girl Tim boy park kite box apple",
+            "Ben boy Sue girl garden bike basket pie",
+            "Mia girl Max boy forest plane bag carrot",
+            "Sam boy Lucy girl farm ball bucket pear",
+            "Anna girl Tom boy yard scarf wagon cake",
+            "Jack boy Emma girl field umbrella book cookie",
+            "Molly girl Leo boy playground balloon boat banana",
+            "Spot dog Fluffy rabbit meadow crown doll sandwich",
+            "Momo mouse Rex fox hill flag train muffin",
+            "Bobo bear Remy squirrel river robot shell treat",
+        )
+    ),
+    *(
+        _family(line)
+        for line in (
+            "Jill girl Grandpa park hat guitar",
+            "Billy boy Grandma yard drum blanket",
+            "Daisy girl Dad field car teddy cup",
+            "Toby boy Mom garden truck flute necklace",
+        )
+    ),
 )
-CREATURES = tuple(
-    _creatures(line)
-    for line in (
-        "Spot dog Fluffy rabbit meadow crown doll necklace sandwich",
-        "Rex fox Momo mouse hill flag train flute muffin",
-        "Bobo bear Remy squirrel river robot cup shell treat",
-    )
+PEOPLE = tuple(
+    person for cast in CASTS for person in cast[:2] if person.name not in GROWN_UPS
 )
-ROWS = CHILDREN + CREATURES
-PEOPLE = tuple(person for row in ROWS for person in row[:2])
 NAMES = frozenset(person.name for person in PEOPLE)
 ANIMALS = tuple(person.kind for person in PEOPLE if person.kind not in ("girl", "boy"))
 # Who other stories tell of; the checker watches for them, too.
 OTHER_NAMES = {
     **dict.fromkeys(
-        "Lisa Sara Sally Jane Daisy Bella Jill Luna Ella Jenny Emily Mary".split(), "she"
+        "Lisa Sara Sally Jane Bella Luna Ella Jenny Emily Mary".split(), "she"
     ),
-    **dict.fromkeys("Bob John Joe Billy Andy Jake Fred Pete Danny Toby Tommy Timmy".split(), "he"),
+    **dict.fromkeys("Bob John Joe Andy Jake Fred Pete Danny Tommy Timmy".split(), "he"),
 }
 OTHER_ANIMALS = "cat duck frog owl pig turtle".split()
-GROWN_UPS = {"Mom": "she", "Dad": "he", "Grandma": "she", "Grandpa": "he"}
-
 
 PLACES = {  # with the preposition for being there
     "park": "in",
