@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -38,7 +37,6 @@ from architecture.kv_cache import KVCache
 logger = logging.getLogger(__name__)
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-SWIGLU_ALPHA = 1.702  # gpt-oss gates with x * sigmoid(1.702 x), a close fit of GELU
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -267,7 +265,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.double() if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, self.scale.shape, self.scale.to(wide.dtype), self.eps).to(x.dtype)
+        scale = self.scale.to(wide.dtype)
+        if x.device.type == "cpu":
+            return backends.RMSNorm.apply(wide, scale, self.eps).to(x.dtype)
+        return F.rms_norm(wide, scale.shape, scale, self.eps).to(x.dtype)
 
 
 class LayerNorm(RMSNorm):
@@ -308,9 +309,7 @@ class RotaryEmbedding:
     @staticmethod
     def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """(B, T, heads, C) -> the same, pair (i, i + C/2) turned by its angle."""
-        cos, sin = (table.to(x.dtype) for table in tables)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return backends.Rotate.apply(x, *(table.to(x.dtype) for table in tables))
 
 
 # ------------------------------------------------------------------------------------------------- masks
@@ -380,10 +379,10 @@ class AttentionBlock(nn.Module):
         cfg = self.config
         heads, groups = cfg.num_attention_heads, cfg.num_key_value_heads
         qkv = self.qkv(self.norm(hidden)).unflatten(-1, (heads + 2 * groups, cfg.head_dim))
-        q, k, v = qkv.split((heads, groups, groups), dim=2)
+        qk, v = qkv.split((heads + groups, groups), dim=2)
         if self.rotated:
-            q, k = RotaryEmbedding.rotate(q, rope), RotaryEmbedding.rotate(k, rope)
-        return q, k, v
+            qk = RotaryEmbedding.rotate(qk, rope)
+        return *qk.split((heads, groups), dim=2), v
 
     def sink_mass(self, hidden, rope, mask) -> torch.Tensor:
         """How much of each head's attention its sink takes: arguments of forward -> (B, T, H) float32.
@@ -406,6 +405,15 @@ class LayerRouting(NamedTuple):
     chosen: torch.Tensor  # (N, k)
 
 
+def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
+    """gpt-oss's clamped SwiGLU. (..., 2F) interleaved gate and up -> (..., F)"""
+    gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
+    gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+    return (
+        gate * torch.sigmoid(backends.SWIGLU_ALPHA * gate) * (up + 1)
+    )  # up = 0 lets the gate pass
+
+
 class ExpertWeights(NamedTuple):
     """What an expert backend works with; U = 2F interleaved (gate, up) for swiglu, F for gelu."""
 
@@ -413,14 +421,13 @@ class ExpertWeights(NamedTuple):
     mlp1_bias: torch.Tensor  # (E, U)
     mlp2_weight: torch.Tensor  # (E, D, F)
     mlp2_bias: torch.Tensor  # (E, D)
-    activation: Callable[[torch.Tensor], torch.Tensor]  # (..., U) -> (..., F)
+    swiglu_limit: float | None  # None: gelu
 
-
-def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
-    """gpt-oss's clamped SwiGLU. (..., 2F) interleaved gate and up -> (..., F)"""
-    gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
-    gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)  # up = 0 lets the gate pass
+    def activation(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., U) -> (..., F)"""
+        if self.swiglu_limit is None:
+            return F.gelu(x, approximate="tanh")
+        return swiglu(x, self.swiglu_limit)
 
 
 def loop_experts(x, index, weight, experts):
@@ -461,23 +468,22 @@ class MLPBlock(nn.Module):
         self.mlp2_weight = nn.Parameter(torch.zeros(e, d, f))
         self.mlp2_bias = nn.Parameter(torch.zeros(e, d))
 
-    def activation(self, x: torch.Tensor) -> torch.Tensor:
-        if self.config.mlp == "gelu":
-            return F.gelu(x, approximate="tanh")
-        return swiglu(x, self.config.swiglu_limit)
+    @property
+    def experts(self) -> ExpertWeights:
+        limit = self.config.swiglu_limit if self.config.mlp == "swiglu" else None
+        return ExpertWeights(
+            self.mlp1_weight, self.mlp1_bias, self.mlp2_weight, self.mlp2_bias, limit
+        )
 
     def forward(self, hidden, counted) -> tuple[torch.Tensor, LayerRouting | None]:
         """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's statistics."""
         x = self.norm(hidden).flatten(0, 1)  # (B, T, D) -> (N, D)
-        experts = ExpertWeights(
-            self.mlp1_weight, self.mlp1_bias, self.mlp2_weight, self.mlp2_bias, self.activation
-        )
         if self.routed:
             index, weight, stats = self.route(x, None if counted is None else counted.flatten())
         else:
             weight, stats = torch.ones_like(x[:, :1]), None
             index = torch.zeros_like(weight, dtype=torch.int64)
-        out = self.run_experts(x, index, weight, experts)
+        out = self.run_experts(x, index, weight, self.experts)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
     def route(self, x, counted) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from architecture.backends import RMSNorm, Rotate
 from architecture.gptoss import (
     ATTENTION_BACKENDS,
     EXPERT_BACKENDS,
@@ -205,16 +206,20 @@ ROUTINGS = ("even", "one expert gets nothing", "all on the same experts",
             "one expert per token, always the same", "some dropped", "all dropped")  # fmt: skip
 
 
-def expert_case(dtype, slots):
+LIMITS = (1.5, None)  # swiglu clamped where it happens often; gelu
+
+
+def expert_case(dtype, slots, limit=1.5):
     draw = torch.Generator().manual_seed(5)
-    shapes = (N, D), (N, slots), (E, 2 * I, D), (E, 2 * I), (E, D, I), (E, D)
+    U = I if limit is None else 2 * I
+    shapes = (N, D), (N, slots), (E, U, D), (E, U), (E, D, I), (E, D)
     x, weight, *experts = (torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes)
     return [t.to(dtype) for t in (x, weight.softmax(-1), *experts)]
 
 
-def expert_caller(backend, index):
+def expert_caller(backend, index, limit=1.5):
     def call(x, weight, *experts):
-        return backend(x, index, weight, ExpertWeights(*experts, lambda up: swiglu(up, 1.5)))
+        return backend(x, index, weight, ExpertWeights(*experts, limit))
 
     return call
 
@@ -242,13 +247,14 @@ def test_the_expert_specification_is_the_formula_in_values_and_gradients(kind):
 
 
 @pytest.mark.parametrize("kind", ROUTINGS)
+@pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", FAST_EXPERTS)
-def test_an_expert_backend_equals_the_loop(name, dtype, kind):
+def test_an_expert_backend_equals_the_loop(name, dtype, limit, kind):
     index = routing(kind)
-    tensors = expert_case(dtype, index.shape[1])
-    fast, loop = EXPERT_BACKENDS[name], loop_experts
-    assert_same(expert_caller(fast, index), expert_caller(loop, index), tensors)
+    tensors = expert_case(dtype, index.shape[1], limit)
+    fast, loop = (expert_caller(f, index, limit) for f in (EXPERT_BACKENDS[name], loop_experts))
+    assert_same(fast, loop, tensors)
 
 
 @pytest.mark.parametrize("name", EXPERT_BACKENDS)
@@ -273,6 +279,37 @@ def test_an_expert_backend_runs_under_bfloat16_autocast_with_gradients_of_the_pa
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, call(*tensors), rtol=0.05, atol=0.05 * out.std().item())
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+# ------------------------------------------------------------------------------------- norm and rotation
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_rms_norm_of_the_cpu_is_torchs(dtype):
+    draw = torch.Generator().manual_seed(2)
+    tensors = [
+        torch.randn(s, generator=draw, dtype=torch.float64).to(dtype) for s in ((B, T, D), (D,))
+    ]
+    tensors[0][0, 0] = 0  # eps alone
+    assert_same(
+        lambda x, scale: RMSNorm.apply(x, scale, 1e-5),
+        lambda x, scale: F.rms_norm(x, (D,), scale, 1e-5),
+        tensors,
+    )
+
+
+@pytest.mark.parametrize("rows", [1, B])
+def test_a_rotation_is_a_product_of_complex_numbers(rows):
+    draw = torch.Generator().manual_seed(3)
+    x, angle = (
+        torch.randn(s, generator=draw, dtype=torch.float64)
+        for s in ((B, T, H, C), (rows, T, 1, C // 2))
+    )
+    cos, sin = 1.3 * angle.cos(), 1.3 * angle.sin()  # YaRN's concentration is in the tables
+
+    def complex_product(x):
+        turned = torch.complex(*x.chunk(2, -1)) * torch.complex(cos, sin)
+        return torch.cat((turned.real, turned.imag), -1)
+
+    assert_same(lambda x: Rotate.apply(x, cos, sin), complex_product, [x])
 
 
 # ---------------------------------------------------------------------------------------- torch's own

@@ -166,7 +166,9 @@ def test_a_dense_layer_is_one_expert_with_weight_one():
             p.normal_(generator=draw)
     hidden = rows(B * T, torch.float32).view(B, T, D)
     out, stats = dense(hidden, None)
-    inner = dense.activation(dense.norm(hidden) @ dense.mlp1_weight[0].T + dense.mlp1_bias[0])
+    inner = dense.experts.activation(
+        dense.norm(hidden) @ dense.mlp1_weight[0].T + dense.mlp1_bias[0]
+    )
     expected = inner @ dense.mlp2_weight[0].T + dense.mlp2_bias[0]
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
     assert stats is None

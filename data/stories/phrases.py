@@ -190,17 +190,6 @@ INTRO_FIRST = (
     "me {last {spring|summer|fall|winter|week|month|year}|when I was {four|five|six|seven}}.}",
 )
 
-INTRO_AFTER_HOOK = (
-    "{$N was a {$kind |}{little |young |small |}$K who {liked|loved} to $hobby.|$N, a {$kind |"
-    "}{little |young |small |}$K, {did not know what to do|felt $sad|wanted to cry|sat down "
-    "{on a {stone|log|step}|in the grass}|shook $his head}.}",
-)
-
-INTRO_AFTER_HOOK_FIRST = (
-    "My name is $V, and {I {like|love} to $hobby|I was {very|so|really} sad that $time|I did "
-    "not know what to do}.",
-)
-
 OWN = (
     "$M had $ao and {$n {loved|liked} it{ a lot| very much|}|it was the {best|nicest} thing "
     "in {the house|the world|$his room}|nobody {else |}had one like it|$n {took it|carried "

@@ -1,6 +1,6 @@
 """What can happen: each plot with its pools of templates (the slots are those of phrases.py).
 
-A plot opens a problem or a wish (problem), somebody hears of it (tell), they try (attempt), something
+A plot opens a problem or a wish (problem), the companion hears of it (tell), they try (attempt), something
 changes (turn) and it is settled (solve); hook is the problem said first, for a story that begins in
 the middle. Plots that tell something else list their own beats.
 """
@@ -19,8 +19,7 @@ class Plot(NamedTuple):
     kept: bool = True  # whether the hero still has the object at the end
 
 
-# The companion is there from the start, or comes when help is needed: each plot has one of the two.
-TOGETHER_BEATS = (
+PROBLEM_BEATS = (
     ("intro", "own"),
     ("arrive", "sky?", "early"),
     ("problem", "sad?"),
@@ -29,20 +28,11 @@ TOGETHER_BEATS = (
     ("solve", "glad?", "reply?"),
     ("end", "moral?"),
 )
-ALONE_BEATS = (
-    ("intro", "own"),
-    ("arrive", "sky?"),
-    ("problem", "sad?"),
-    ("late", "ask?", "tell"),
-    ("offer?", "attempt?", "turn"),
-    ("solve", "glad?", "reply?"),
-    ("end", "moral?"),
-)
 
 LOST = Plot(
     "lost",
     "l",
-    ALONE_BEATS,
+    PROBLEM_BEATS,
     {
         "hook": (
             '"$oh! {Where is my $adj $o|My $adj $o is {gone|lost|not here}|I have lost my '
@@ -132,7 +122,7 @@ LOST = Plot(
 STUCK = Plot(
     "stuck",
     "u",
-    TOGETHER_BEATS,
+    PROBLEM_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is {stuck|caught} {in a tree|up there|in the branches}!" $Hcried.',
@@ -237,7 +227,7 @@ STUCK = Plot(
 BROKEN = Plot(
     "broken",
     "b",
-    ALONE_BEATS,
+    PROBLEM_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is broken!" $Hcried.',
@@ -334,7 +324,7 @@ BROKEN = Plot(
 DIRTY = Plot(
     "dirty",
     "d",
-    ALONE_BEATS,
+    PROBLEM_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is {so |all |very |}{dirty|muddy}!" $Hcried.',
@@ -426,7 +416,7 @@ DIRTY = Plot(
 WET = Plot(
     "wet",
     "w",
-    TOGETHER_BEATS,
+    PROBLEM_BEATS,
     {
         "hook": (
             '"$oh! My $adj $o is {so |all |very |}wet!" $Hcried.',
@@ -648,9 +638,9 @@ SKILL = Plot(
     "skill",
     (
         ("intro", "own"),
-        ("arrive", "sky?"),
+        ("arrive", "sky?", "early"),
         ("dream", "fail"),
-        ("sad?", "late", "cheer"),
+        ("sad?", "cheer"),
         ("again?", "aside?", "show"),
         ("can", "glad?"),
         ("end", "moral?"),
@@ -905,8 +895,8 @@ NOISE = Plot(
     "noise",
     "c",
     (
-        ("intro",),
-        ("arrive_bare", "sky?", "early"),
+        ("intro", "arrive_bare"),
+        ("early", "sky?"),
         ("see", "noise"),
         ("afraid", "guess?"),
         ("aside?", "brave?", "open"),
@@ -1030,9 +1020,8 @@ RETURN = Plot(
     "return",
     "l",
     (
-        ("intro",),
-        ("arrive_bare", "sky?"),
-        ("find", "like"),
+        ("intro", "arrive_bare"),
+        ("sky?", "find", "like"),
         ("keep", "aside?", "late", "seek"),
         ("choose", "give_back"),
         ("joy", "praise"),
@@ -1136,9 +1125,8 @@ HUNGRY = Plot(
     "hungry",
     "food",
     (
-        ("intro",),
-        ("arrive_food", "sky?"),
-        ("meet", "hungry"),
+        ("intro", "arrive_food"),
+        ("sky?", "meet", "hungry"),
         ("look_food?", "aside?", "choose_food"),
         ("share_food", "eat"),
         ("thanks_food", "after?"),

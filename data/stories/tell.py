@@ -12,7 +12,7 @@ from data.stories.grammar import expand, pick
 from data.stories.plots import PLOTS, Plot
 
 VOICES = ("plain",) * 9 + ("dialogue",) * 4 + ("storyteller",) * 3 + ("first person",) * 3
-HOOK_SHARE, FRAME_SHARE = 0.15, 0.1
+HOOK_SHARE, FRAME_SHARE = 0.2, 0.1
 OPTIONAL_SHARE, ASIDE_SHARE, MORAL_SHARE = 0.4, 0.6, 0.25
 DETAIL_SHARE = 0.15
 MIN_WORDS, MAX_WORDS = 80, 300
@@ -229,9 +229,7 @@ def _pools(plot: Plot, voice, main, other, order):
         **plot.pools,
     }
     first = voice == "first person"
-    if order == "problem first":
-        pools["intro"] = phrases.INTRO_AFTER_HOOK_FIRST if first else phrases.INTRO_AFTER_HOOK
-    elif voice == "storyteller":
+    if voice == "storyteller":
         pools["intro"] = phrases.INTRO_STORYTELLER
     else:
         pools["intro"] = phrases.INTRO_FIRST if first else phrases.INTRO
@@ -243,12 +241,12 @@ def _pools(plot: Plot, voice, main, other, order):
 
 
 def _hooked(beats):
-    """The beats with the problem in front; how it came about follows."""
+    """The beats with the problem right after the intro; how it came about follows."""
     (_, *rest), *others = beats
     later = [
         tuple("back" if beat == "arrive" else beat for beat in paragraph) for paragraph in others
     ]
-    return (("hook", "intro"), *later)
+    return (("intro", "hook"), *later)
 
 
 def _is_told(beat, voice, rng):

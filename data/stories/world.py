@@ -81,16 +81,12 @@ CASTS = (
         )
     ),
 )
-PEOPLE = tuple(
-    person for cast in CASTS for person in cast[:2] if person.name not in GROWN_UPS
-)
+PEOPLE = tuple(person for cast in CASTS for person in cast[:2] if person.name not in GROWN_UPS)
 NAMES = frozenset(person.name for person in PEOPLE)
 ANIMALS = tuple(person.kind for person in PEOPLE if person.kind not in ("girl", "boy"))
 # Who other stories tell of; the checker watches for them, too.
 OTHER_NAMES = {
-    **dict.fromkeys(
-        "Lisa Sara Sally Jane Bella Luna Ella Jenny Emily Mary".split(), "she"
-    ),
+    **dict.fromkeys("Lisa Sara Sally Jane Bella Luna Ella Jenny Emily Mary".split(), "she"),
     **dict.fromkeys("Bob John Joe Andy Jake Fred Pete Danny Tommy Timmy".split(), "he"),
 }
 OTHER_ANIMALS = "cat duck frog owl pig turtle".split()
