@@ -8,8 +8,8 @@ Shapes: B batch, T query tokens, S key tokens, N = B*T, D hidden_size, V vocabul
 H query heads, G key/value heads, M = H/G, C head_dim, E experts, k experts_per_token, F intermediate_size.
 
 A variant overrides one of four seams of Transformer as a whole: embed, run_blocks, head, init_weights.
-Attention and experts stand here as specifications; backends.py has the fast paths, chosen by name from
-ATTENTION_BACKENDS and EXPERT_BACKENDS.
+Attention and experts stand here as specifications; attention_backends.py and expert_backends.py have the
+fast paths, chosen by name from ATTENTION_BACKENDS and EXPERT_BACKENDS.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture import backends, registry
+from architecture import attention_backends, expert_backends, fused, registry
 from architecture.interface import (
     IGNORE_INDEX,
     ModelOutput,
@@ -267,7 +267,7 @@ class RMSNorm(nn.Module):
         wide = x.double() if x.dtype == torch.float64 else x.float()
         scale = self.scale.to(wide.dtype)
         if x.device.type == "cpu":
-            return backends.RMSNorm.apply(wide, scale, self.eps).to(x.dtype)
+            return fused.RMSNorm.apply(wide, scale, self.eps).to(x.dtype)
         return F.rms_norm(wide, scale.shape, scale, self.eps).to(x.dtype)
 
 
@@ -309,7 +309,7 @@ class RotaryEmbedding:
     @staticmethod
     def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """(B, T, heads, C) -> the same, pair (i, i + C/2) turned by its angle."""
-        return backends.Rotate.apply(x, *(table.to(x.dtype) for table in tables))
+        return fused.Rotate.apply(x, *(table.to(x.dtype) for table in tables))
 
 
 # ------------------------------------------------------------------------------------------------- masks
@@ -346,7 +346,12 @@ def eager_attention(q, k, v, sinks, mask, dropout):
     return torch.einsum("bgmts,bsgc->btgmc", weights, v).reshape(B, T, H, C)
 
 
-ATTENTION_BACKENDS = {"eager": eager_attention, "sdpa": backends.sdpa_attention}
+ATTENTION_BACKENDS = {
+    "eager": eager_attention,
+    "sdpa": attention_backends.sdpa_attention,
+    "flex": attention_backends.flex_attention,
+}
+ATTENTION_MASKS = {"flex": attention_backends.block_mask}  # the others take visible_keys
 
 
 class AttentionBlock(nn.Module):
@@ -410,7 +415,7 @@ def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
     gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
     gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
     return (
-        gate * torch.sigmoid(backends.SWIGLU_ALPHA * gate) * (up + 1)
+        gate * torch.sigmoid(expert_backends.SWIGLU_ALPHA * gate) * (up + 1)
     )  # up = 0 lets the gate pass
 
 
@@ -445,7 +450,11 @@ def loop_experts(x, index, weight, experts):
     return (chosen * weight[..., None].to(x.dtype)).sum(1)
 
 
-EXPERT_BACKENDS = {"loop": loop_experts, "sorted": backends.sorted_experts}
+EXPERT_BACKENDS = {
+    "loop": loop_experts,
+    "sorted": expert_backends.sorted_experts,
+    "grouped": expert_backends.grouped_experts,
+}
 
 
 class MLPBlock(nn.Module):
@@ -638,10 +647,11 @@ class Transformer(nn.Module):
         """hidden (B, T, D) through every block and the last norm -> (B, T, D) and RouterStats or None."""
         cfg = self.config
         rope = self.rope.tables(positions) if self.rope is not None else None
+        make_mask = ATTENTION_MASKS.get(self.attention_backend, visible_keys)
         masks, stats = {}, []  # a mask per window, once per forward
         for window in dict.fromkeys(cfg.windows):
             keys = positions if cache is None else cache.extend(window, positions)
-            masks[window] = visible_keys(positions, keys, window)
+            masks[window] = make_mask(positions, keys, window)
         for block, window in zip(self.block, cfg.windows):
             hidden, layer_stats = block(hidden, rope, masks[window], counted, cache)
             if layer_stats is not None:

@@ -46,7 +46,7 @@ def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
         return load_rank_file(SHIPPED_FOLDER / f"{name}.tiktoken")
     if name in DOWNLOADS:
         return _load_well_known(name)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
     if path.suffix == ".tiktoken" or path.exists():
         return load_rank_file(path)
     known = [*SHIPPED, *DOWNLOADS]
@@ -109,9 +109,23 @@ def save_rank_file(encoding: tiktoken.Encoding, path: Path, provenance: dict) ->
     state = tokenizer_state(encoding)
     description = {key: state[key] for key in ("name", "sha256", "pattern", "special_tokens")}
     description |= {"vocab_size": encoding.n_vocab, "provenance": provenance}
-    path.write_text(_ranks_as_text(encoding._mergeable_ranks), encoding="ascii")
-    text = json.dumps(description, indent=2, ensure_ascii=True)
-    path.with_suffix(".json").write_text(text + "\n", encoding="ascii")
+    files = {
+        path: _ranks_as_text(encoding._mergeable_ranks),
+        path.with_suffix(".json"): json.dumps(description, indent=2, ensure_ascii=True) + "\n",
+    }
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"{file} must be a file, and is a folder; write to another name")
+    written = []
+    try:  # both under other names first: neither is there without the other
+        for file, text in files.items():
+            written.append(file.with_name(f".{file.name}.tmp"))
+            written[-1].write_text(text, encoding="ascii")
+        for file in files:
+            os.replace(written.pop(0), file)
+    finally:
+        for file in written:
+            file.unlink(missing_ok=True)
 
 
 def load_rank_file(path: Path) -> tiktoken.Encoding:
@@ -128,7 +142,7 @@ def load_rank_file(path: Path) -> tiktoken.Encoding:
         ranks = path.read_text(encoding="ascii")
         encoding = _build(description, ranks, f"tokenizer {path}")
         found = tokenizer_state(encoding)["sha256"]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"tokenizer {path} is damaged ({error}); write it again with data/train_tokenizer.py"
         ) from error
@@ -194,6 +208,10 @@ def _build(description, ranks_text, where):
     if missing:
         raise ValueError(f"the description of {where} lacks {', '.join(missing)}")
     name, special_tokens = description["name"], description["special_tokens"]
+    for key in ("name", "pattern"):
+        if not isinstance(description[key], str):
+            kind = type(description[key]).__name__
+            raise ValueError(f"the {key} of {where} must be text, and is a {kind}")
     if name in DOWNLOADS:
         raise _reserved_name(name)
     if not isinstance(special_tokens, dict) or END_OF_TEXT not in special_tokens:
@@ -206,7 +224,7 @@ def _build(description, ranks_text, where):
             special_tokens=special_tokens,
             explicit_n_vocab=len(ranks) + len(special_tokens),
         )
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{where} is damaged: {len(ranks)} ranks, special tokens {special_tokens} and its pattern "
             "do not make an encoding; write it again with data/train_tokenizer.py"

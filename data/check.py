@@ -22,6 +22,7 @@ from data.stories import TRAIN_STORIES, story
 from data.stories.checker import CONTRADICTIONS, Problem, Report, check
 from data.stories.copies import RUN, RunIndex
 from training.command_line import Parser, exit_code
+from training.json_text import parse_json
 
 SEPARATOR = "<|endoftext|>"
 
@@ -29,7 +30,10 @@ SEPARATOR = "<|endoftext|>"
 def read_stories(file: str, text_column: str = "text") -> list[str]:
     """The stories of FILE in order; empty ones stay, but a .txt may end with a separator."""
     if file == "-":
-        return _separated(sys.stdin.read())
+        try:
+            return _separated(sys.stdin.read())
+        except UnicodeDecodeError as error:
+            raise _not_utf8("standard input", error) from None
     path = Path(file)
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(
@@ -40,7 +44,7 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 (byte {error.start}); convert it to UTF-8") from None
+        raise _not_utf8(file, error) from None
     if path.suffix == ".txt":
         return _separated(content)
     lines = content.split("\n")
@@ -49,6 +53,10 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
         for n, line in enumerate(lines, 1)
         if line.strip()
     ]
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(f"{where} is not UTF-8 (byte {error.start}); convert it to UTF-8")
 
 
 def _separated(content: str) -> list[str]:
@@ -60,10 +68,10 @@ def _separated(content: str) -> list[str]:
 
 def _row(line, where, text_column):
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as reason:
         raise ValueError(
-            f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line"
+            f"{where} is not JSON ({reason}); a .jsonl file has one object a line"
         ) from None
     if not isinstance(row, dict) or not isinstance(row.get(text_column), str):
         raise ValueError(

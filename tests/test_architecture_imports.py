@@ -6,7 +6,14 @@ import sys
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
-CONCRETE_MODELS = ("gptoss", "gpt2", "gptoss_context", "gptoss_vision", "backends")
+CONCRETE_MODELS = (
+    "gptoss",
+    "gpt2",
+    "gptoss_context",
+    "gptoss_vision",
+    "attention_backends",
+    "expert_backends",
+)
 TOP_LEVEL = {p.stem for p in REPO_ROOT.glob("*.py")}
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from architecture.backends import RMSNorm, Rotate
+from architecture.attention_backends import block_mask
+from architecture.fused import RMSNorm, Rotate
 from architecture.gptoss import (
     ATTENTION_BACKENDS,
     EXPERT_BACKENDS,
@@ -20,11 +21,11 @@ from architecture.gptoss import (
     visible_keys,
 )
 
-FAST_ATTENTION = [name for name in ATTENTION_BACKENDS if name != "eager"]
+FAST_ATTENTION = [name for name in ATTENTION_BACKENDS if name not in ("eager", "flex")]
 FAST_EXPERTS = [name for name in EXPERT_BACKENDS if name != "loop"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 B, T, H, G, C, W = 2, 19, 15, 3, 4, 6  # more than three windows; H / G = 5 is not G
-N, k, E, D, I = 13, 2, 7, 20, 9  # noqa: E741  I is intermediate_size
+N, k, E, D, I = 13, 2, 7, 24, 16  # noqa: E741  I is intermediate_size; multiples of 8 for grouped_mm
 
 
 def values_and_gradients(function, tensors):
@@ -148,7 +149,7 @@ def test_an_attention_backend_rounds_no_worse_than_eager_in_bfloat16(name):
     assert error(ATTENTION_BACKENDS[name]) < 1.5 * error(eager_attention)
 
 
-@pytest.mark.parametrize("name", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("name", ["eager", *FAST_ATTENTION])
 def test_attention_dropout_keeps_the_mean(name):
     torch.manual_seed(0)
     q, k, v, sinks = attention_case(torch.float32)
@@ -157,6 +158,27 @@ def test_attention_dropout_keeps_the_mean(name):
     mean = torch.stack([backend(q, k, v, sinks, mask, 0.3) for _ in range(300)]).mean(0)
     assert not torch.equal(backend(q, k, v, sinks, mask, 0.3), backend(q, k, v, sinks, mask, 0.3))
     torch.testing.assert_close(mean, backend(q, k, v, sinks, mask, 0.0), rtol=0, atol=0.35)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("padding", [(0, 0), (0, 3)])
+@pytest.mark.parametrize("sinks_on", [True, False])
+@pytest.mark.parametrize("window", [W, None])
+def test_flex_attention_equals_eager_where_no_gradient_is_asked_for(window, sinks_on, padding):
+    *qkv, sinks = attention_case(torch.float32)
+    positions = torch.arange(T)[None] - torch.tensor(padding)[:, None]
+    mask, sinks = block_mask(positions, positions, window), sinks if sinks_on else None
+    ours = ATTENTION_BACKENDS["flex"](*qkv, sinks, mask, 0.0)
+    theirs = eager_attention(*qkv, sinks, window_mask(window, padding), 0.0)
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_flex_attention_says_that_it_cannot_train_on_a_cpu_and_has_no_dropout():
+    q, k, v, sinks = attention_case(torch.float32)
+    with pytest.raises(ValueError, match="use attention=sdpa"):
+        ATTENTION_BACKENDS["flex"](q.requires_grad_(), k, v, sinks, None, 0.0)
+    with pytest.raises(ValueError, match="no dropout"):
+        ATTENTION_BACKENDS["flex"](q, k, v, sinks, None, 0.1)
 
 
 # ------------------------------------------------------------------------------------------- experts
@@ -248,8 +270,10 @@ def test_the_expert_specification_is_the_formula_in_values_and_gradients(kind):
 
 @pytest.mark.parametrize("kind", ROUTINGS)
 @pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("name", FAST_EXPERTS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),  # torch's grouped_mm has no float64
+    [(n, d) for n in FAST_EXPERTS for d in TOLERANCE if (n, d) != ("grouped", torch.float64)],
+)
 def test_an_expert_backend_equals_the_loop(name, dtype, limit, kind):
     index = routing(kind)
     tensors = expert_case(dtype, index.shape[1], limit)
@@ -279,6 +303,16 @@ def test_an_expert_backend_runs_under_bfloat16_autocast_with_gradients_of_the_pa
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, call(*tensors), rtol=0.05, atol=0.05 * out.std().item())
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+def test_grouped_experts_say_which_sizes_and_types_they_take():
+    index = routing("even")
+    with pytest.raises(ValueError, match="use experts=sorted"):
+        expert_caller(EXPERT_BACKENDS["grouped"], index)(*expert_case(torch.float64, k))
+    x, weight, w1, b1, w2, b2 = expert_case(torch.float32, k)
+    narrow = (w1[:, :18], b1[:, :18], w2[:, :, :9], b2)
+    with pytest.raises(ValueError, match="16 bytes.*use experts=sorted"):
+        expert_caller(EXPERT_BACKENDS["grouped"], index)(x, weight, *narrow)
 
 
 # ------------------------------------------------------------------------------------- norm and rotation

@@ -52,7 +52,9 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("attention", ATTENTION_BACKENDS)
+@torch.no_grad()
 def test_pieces_of_any_size_equal_the_whole(attention, chunks):
     model = random_model(attention)
     assert_same(in_pieces(model, tokens(), chunks), model(tokens()).logits)
@@ -78,7 +80,9 @@ def test_pieces_equal_the_whole_for_every_switch(changes):
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("attention", ATTENTION_BACKENDS)
+@torch.no_grad()
 def test_left_padded_rows_of_different_lengths_equal_each_row_alone(attention, chunks):
     model = random_model(attention)
     padding = torch.tensor([0, 4, 11])  # the last row's padding is longer than a window

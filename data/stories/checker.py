@@ -623,7 +623,7 @@ NEEDS = {
     ),
     "lonely": _need(
         r"(?:i am|i was|was|felt|were) (?:\w+ )?lonely|no one to play with|no friends|nobody to play with",
-        r"friends?|friend in|together|hugged|took turns|played with|laughed|play with|both|two|had company|held the|tried the",
+        r"friends?|friend in|together|hugged|took turns|played with|laughed|play with|both|two|not alone|glad (?:you|we)|had company|held the|tried the",
     ),
     "afraid": _need(
         r"afraid|scared|frightened",
@@ -638,7 +638,8 @@ ENDING = re.compile(
     r"\b(?:end|happy|happily|glad|proud|smiled?|smiling|laughs?|laughed|laughing|home|bed|asleep|sleep|sleeping|night|ever|"
     r"never|always|friends?|friendship|together|learned|thank|thanked|hugged?|hug|love|loved|best|fun|better|safe|"
     r"forgot|remember|remembered|knew|enjoyed|joy|day|cheerful|delighted|pleased|danced|sang|played|warm|well|"
-    r"hello|watched|great|wonderful|lovely|perfect|eyes|bedtime|dreams?|dreamed|keeps|kept|sun|understood|saw that|found out|forever|favorite|careful|sorry|promised|evening)\b"
+    r"hello|watched|great|wonderful|lovely|perfect|eyes|bedtime|dreams?|dreamed|keeps|kept|sun|understood|saw that|found out|forever|favorite|careful|sorry|promised|evening|"
+    r"inside|belonged|good again|for (?:days|weeks))\b"
 )
 
 

@@ -85,8 +85,8 @@ def _tell(plot, rng):
         order = "problem first"
     elif voice in ("plain", "dialogue") and rng.random() < FRAME_SHARE:
         order = "in a frame"
-    cast = pick(rng, [cast for cast in world.CASTS if _things(cast, plot)])
-    thing = pick(rng, _things(cast, plot))
+    cast = pick(rng, [cast for cast in world.CASTS if _thing(cast, plot)])
+    thing = _thing(cast, plot)
     main, other = _characters(cast)
     adjective = world.FOODS.get(thing) or world.OBJECTS[thing][0]
     slots = _slots(rng, plot, voice, main, other, adjective, thing, cast.place)
@@ -118,15 +118,15 @@ def _tell(plot, rng):
     return Story("\n".join(paragraphs), facts)
 
 
-def _things(cast, plot):
-    """What of theirs the plot can be about; nothing if it is not for such company."""
+def _thing(cast, plot):
+    """What of theirs the plot can be about, or None."""
     if _relation(cast.companion) not in plot.others:
-        return []
+        return None
     if plot.use == "food":
-        return [cast.food]
+        return cast.food
     if plot.use == "skill":
-        return [thing for thing in cast.things if thing in world.SKILLS]
-    return [thing for thing in cast.things if plot.use in world.OBJECTS[thing][1]]
+        return cast.thing if cast.thing in world.SKILLS else None
+    return cast.thing if plot.use in world.OBJECTS[cast.thing][1] else None
 
 
 def _characters(cast):
