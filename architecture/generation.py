@@ -29,7 +29,7 @@ from torch import nn
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Exactly the k largest (all, when there are fewer); among equals the lower id wins."""
     order = logits.argsort(dim=-1, descending=True, stable=True)
-    return logits.scatter(-1, order[..., k:], -torch.inf)
+    return logits.scatter(-1, order[..., min(k, order.shape[-1]) :], -torch.inf)
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 MODELS = {"gptoss": "architecture.gptoss:Transformer"}
+# No model comes near these: beyond them is a slip, or a number that would only be found out of memory.
+LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER, MOST_PARAMETERS = 2**20, 1024, 1e12, 10**15
 REQUIRED_KEYS = ("model_name", "config", "model", "tokenizer", "step")  # of any checkpoint
 
 
@@ -50,6 +52,11 @@ def build_config(name: str, size: str, overrides: dict[str, Any] | None = None) 
 
 def build_model(name: str, config: Any, **arguments: Any) -> nn.Module:
     """A new model; arguments are its constructor's: attention, experts, generator."""
+    total = config.parameter_counts()["total"]
+    if total > MOST_PARAMETERS:  # more than tensors can count, even without memory
+        raise ValueError(
+            f"a model may have {MOST_PARAMETERS:.0e} parameters, and these sizes give {total:.2e}; lower them"
+        )
     return model_class(name)(config, **arguments)
 
 
@@ -69,6 +76,11 @@ def config_from_dict(name: str, values: dict[str, Any]) -> Any:
             hint = hints[key]
             kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
             raise ValueError(f"{key} must be of type {kind}, got {value!r}; write it as one")
+        if type(value) in (int, float):
+            largest = MOST_LAYERS if key == "num_hidden_layers" else LARGEST_SIZE
+            largest = LARGEST_NUMBER if hints[key] in (float, float | None) else largest
+            if value > largest:
+                raise ValueError(f"{key} must be at most {largest:,}, got {value!r}; lower it")
     return cls(**values)
 
 
@@ -132,9 +144,10 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
     """Give tensors to a model by name, also to one on the meta device.
 
-    Raises ValueError for a missing, a surplus or a misshapen tensor.
+    Raises ValueError for a missing, a surplus or a misshapen tensor, and for what is none.
     """
     expected = model.state_dict()
+    require_tensors(weights, source)
     for problem, names in (
         ("tensors that this model lacks", weights.keys() - expected.keys()),
         ("no tensor for some of this model's", expected.keys() - weights.keys()),
@@ -158,6 +171,23 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str
         made.setdefault(id(parameter), nn.Parameter(weights[name]))
     tied = {name: made[id(parameter)] for name, parameter in parameters.items()}
     model.load_state_dict({**weights, **tied}, assign=True)
+
+
+def require_tensors(weights: dict[Any, Any], source: str | Path) -> None:
+    """ValueError unless these are tensors of numbers by name, all of one floating point type."""
+    for name, tensor in weights.items():
+        plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        if not plain or tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(
+                f"{source} is damaged, its {name!r} is no tensor of weights; use another "
+                "checkpoint_<step>.pt from its folder"
+            )
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})
+    if len(kinds) > 1 or not all(t.is_floating_point() for t in weights.values()):
+        raise ValueError(
+            f"{source} has weights of type {' and '.join(kinds)}, and all must be of one floating point "
+            "type; use another checkpoint_<step>.pt from its folder"
+        )
 
 
 def load_model(
@@ -192,5 +222,5 @@ def load_model(
 
 
 def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""

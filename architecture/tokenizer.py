@@ -89,6 +89,8 @@ def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
 def tokenizer_from_state(state: dict) -> tiktoken.Encoding:
     """The encoding that `tokenizer_state` described; ValueError if it is not exactly that one."""
     name = state.get("name")
+    if not isinstance(state.get("ranks", ""), str):
+        raise ValueError(f"the ranks of the saved tokenizer {name!r} must be text")
     if "ranks" in state:
         encoding = _build(state, state["ranks"], f"the saved tokenizer {name!r}")
     else:

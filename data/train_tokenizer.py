@@ -21,6 +21,7 @@ from training.command_line import Parser, exit_code, say
 from training.config import TrainConfig
 from training.data_sources import choose_dataset, open_dataset
 
+MOST_IDS = 2**20  # five times the largest vocabulary in use; a larger number is a slip
 # GPT-4's split pattern with numbers of at most two digits: a small vocabulary has no room for a
 # thousand numbers.
 PATTERN = (
@@ -35,9 +36,10 @@ def train_tokenizer(texts, vocab_size: int, name: str, pattern: str = PATTERN) -
         import rustbpe
     except ImportError as error:
         raise ImportError("training a tokenizer needs rustbpe: pip install rustbpe") from error
-    if vocab_size < 257:
+    if not 257 <= vocab_size <= MOST_IDS:
         raise ValueError(
-            f"vocab_size ({vocab_size}) must be at least 257: 256 bytes and {END_OF_TEXT}"
+            f"vocab_size ({vocab_size}) must be at least 257 (256 bytes and {END_OF_TEXT}) and at most "
+            f"{MOST_IDS:,}"
         )
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=pattern)
@@ -78,12 +80,19 @@ def parse_command_line(argv=None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     if args.out.suffix != ".tiktoken":
         raise ValueError(f"--out ({args.out}) must end in .tiktoken")
+    if args.max_documents is not None and args.max_documents < 1:
+        raise ValueError(f"--max_documents must be at least 1, got {args.max_documents}")
     dataset = choose_dataset(args.dataset, say)
     source = open_dataset(dataset, split="train", text_column=args.text_column)
     seen = {"documents": 0, "bytes": 0}
 
     def texts():
         for text in itertools.islice(source.documents(), args.max_documents):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"--dataset {args.dataset} holds token ids, and a tokenizer learns from text; name the "
+                    "text that it was made from"
+                )
             seen["documents"] += 1
             seen["bytes"] += len(text.encode())
             yield text

@@ -124,22 +124,21 @@ WORDS = {
 SKY = (
     "The {sky was {blue|clear|bright|pale}|sun {was {warm|bright|high}|shone}|air was {cool|"
     "warm|fresh|still|sweet}|wind was {soft|cool|strong|low}|clouds were {low|white|small|"
-    "pink}} and {the birds {sang|chirped|were {quiet|busy|loud}}|the {grass|ground} {smelled "
-    "{sweet|fresh}|was {green|soft|cool|warm}}|everything {smelled of {flowers|rain|grass|"
-    "leaves|honey}|felt {new|calm|slow|right}}|{bees|bugs|leaves} {danced|hummed|spun} {in "
-    "the air|all around|in the {sun|light|shade}}}.",
+    "pink}} $at_p, and {the birds {sang|chirped|were {quiet|busy|loud}}|the {grass|ground} "
+    "{smelled {sweet|fresh}|was {green|soft|cool|warm}}|everything {smelled of {flowers|rain|"
+    "grass|leaves|honey}|felt {new|calm|slow|right}}|{bees|bugs|leaves} {danced|hummed|spun} "
+    "{all around|in the {sun|light|shade}}}.",
     "{A {soft|cool|light|warm|gentle|playful} wind {blew|played|danced|whispered|moved}|The "
     "{sun|light} {danced|played|shone}|Leaves {danced|fell|spun|shook}|Bees {hummed|danced|"
-    "buzzed}} {in|around|over|through} the {trees|grass|leaves|bushes|flowers}.",
-    "{It {smelled of|was a day for}|The air smelled of|There was a smell of} {grass|flowers|"
+    "buzzed}} {in|around|over|through} the {trees|grass|leaves|bushes|flowers} $at_p.",
+    "{$at_p, it smelled of|The air $at_p smelled of|$at_p was a smell of} {grass|flowers|"
     "leaves|rain|honey|fresh bread|wet leaves|warm grass|soup} {and {sun|dust|smoke|warm "
     "bread|sweet berries}|}.",
-    "{High|Far} {above|up}, {a {white|small|gray|pink|lonely} cloud|a {plump|big|slow} cloud|"
-    "the {moon|sun}} {moved|sailed|slid|floated|drifted} {by|past|along|over the trees|"
-    "slowly}.",
-    "It was {warm|cool|quiet|bright|still|lovely} {outside|there|everywhere}, and {{nobody|no "
-    "one} {was in a hurry|said a word|was about}|the {birds|leaves|bees} {sang|slept|danced|"
-    "hummed}}.",
+    "{High|Far} {above|over} the $p, {a {white|small|gray|pink|lonely} cloud|a {plump|big|"
+    "slow} cloud|the {moon|sun}} {moved|sailed|slid|floated|drifted} {by|past|along|over the "
+    "trees|slowly}.",
+    "It was {warm|cool|quiet|bright|still|lovely} $at_p, and {{nobody|no one} {was in a "
+    "hurry|said a word|was about}|the {birds|leaves|bees} {sang|slept|danced|hummed}}.",
 )
 
 INTRO = (

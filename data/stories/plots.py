@@ -21,7 +21,7 @@ class Plot(NamedTuple):
 
 PROBLEM_BEATS = (
     ("intro", "own"),
-    ("arrive", "sky?", "early"),
+    ("arrive", "early"),
     ("problem", "sad?"),
     ("ask?", "tell"),
     ("offer?", "attempt?", "turn"),
@@ -511,7 +511,7 @@ SHARE = Plot(
     "s",
     (
         ("intro", "own"),
-        ("arrive", "sky?", "early"),
+        ("arrive", "early"),
         ("wish", "refuse"),
         ("hurt", "alone?", "aside?"),
         ("think?", "change"),
@@ -638,7 +638,7 @@ SKILL = Plot(
     "skill",
     (
         ("intro", "own"),
-        ("arrive", "sky?", "early"),
+        ("arrive", "early"),
         ("dream", "fail"),
         ("sad?", "cheer"),
         ("again?", "aside?", "show"),
@@ -896,7 +896,7 @@ NOISE = Plot(
     "c",
     (
         ("intro", "arrive_bare"),
-        ("early", "sky?"),
+        ("early",),
         ("see", "noise"),
         ("afraid", "guess?"),
         ("aside?", "brave?", "open"),
@@ -1021,7 +1021,7 @@ RETURN = Plot(
     "l",
     (
         ("intro", "arrive_bare"),
-        ("sky?", "find", "like"),
+        ("find", "like"),
         ("keep", "aside?", "late", "seek"),
         ("choose", "give_back"),
         ("joy", "praise"),
@@ -1126,7 +1126,7 @@ HUNGRY = Plot(
     "food",
     (
         ("intro", "arrive_food"),
-        ("sky?", "meet", "hungry"),
+        ("meet", "hungry"),
         ("look_food?", "aside?", "choose_food"),
         ("share_food", "eat"),
         ("thanks_food", "after?"),
@@ -1202,7 +1202,7 @@ HUNGRY = Plot(
             "word|and {talked|laughed|told jokes}}.",
             "$S ate {quickly|slowly|every crumb|with {big|small} bites|with closed eyes|{in|"
             "with} great joy}{, and {soon|then} $s was not hungry any more|. $S was full at "
-            "last|, {bite|piece} after {bite|piece}, until $s was full}. {It was the {best|"
+            "last|, {bite after bite|piece after piece}, until $s was full}. {It was the {best|"
             "sweetest} $o ever.|How {good|sweet|fine} $X was!|$X {was|tasted} so {good|sweet|"
             "fine}.}",
             "{Yum|Yum, yum|Munch, munch|Mmm}! $X was {good|sweet|so good|wonderful}, and "
@@ -1244,7 +1244,7 @@ LONELY = Plot(
     "s",
     (
         ("intro", "own"),
-        ("alone_wish", "arrive", "sky?"),
+        ("alone_wish", "arrive"),
         ("alone_play", "look_around?"),
         ("late_new", "shy?"),
         ("hello", "answer?"),

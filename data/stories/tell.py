@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from data.stories.plots import PLOTS, Plot
 VOICES = ("plain",) * 9 + ("dialogue",) * 4 + ("storyteller",) * 3 + ("first person",) * 3
 HOOK_SHARE, FRAME_SHARE = 0.2, 0.1
 OPTIONAL_SHARE, ASIDE_SHARE, MORAL_SHARE = 0.4, 0.6, 0.25
-DETAIL_SHARE = 0.15
+SKY_SHARE = 0.2
 MIN_WORDS, MAX_WORDS = 80, 300
 PRONOUNS = {
     "he": ("he", "him", "his", "himself"),
@@ -29,6 +30,7 @@ VERBS = {
 
 
 _SLOT = re.compile(r"\$[A-Za-z]+")
+_WORD = re.compile(r"\w+")
 
 
 class Character(NamedTuple):
@@ -70,12 +72,10 @@ def _is_well_told(told: Story) -> bool:
     """Everything the story names comes up again, and the length is right."""
     facts = told.facts
     named = [c.name for c in facts.characters if c.name in world.NAMES]
-    counts = {
-        word: len(re.findall(rf"\b{word}\b", told.text))
-        for word in (*named, facts.object, *facts.places)
-    }
+    words = Counter(_WORD.findall(told.text))
     seen = f"{facts.adjective} {facts.object}" in told.text
-    return seen and min(counts.values()) >= 2 and MIN_WORDS <= len(told.text.split()) <= MAX_WORDS
+    repeated = all(words[word] >= 2 for word in (*named, facts.object, *facts.places))
+    return seen and repeated and MIN_WORDS <= len(told.text.split()) <= MAX_WORDS
 
 
 def _tell(plot, rng):
@@ -98,10 +98,12 @@ def _tell(plot, rng):
         for beat in paragraph:
             if _is_told(beat, voice, rng):
                 sentences.append(_sentence(pools[beat.rstrip("?")], slots, voice, other, rng))
-        if len(paragraphs) in (2, 4) and rng.random() < DETAIL_SHARE:
-            sentences.insert(0, _sentence(phrases.SKY, slots, voice, other, rng))
         if sentences:
             paragraphs.append(" ".join(sentences))
+    # Every place comes up twice, so that a wrong one can be noticed.
+    there = [number for number, part in enumerate(paragraphs) if cast.place in part]
+    if there and (rng.random() < SKY_SHARE or len(there) < 2):
+        paragraphs[there[0]] += " " + _sentence(phrases.SKY, slots, voice, other, rng)
     if order == "in a frame":
         paragraphs.insert(0, expand(pick(rng, phrases.FRAME_OPEN), slots, rng))
         paragraphs.append(expand(pick(rng, phrases.FRAME_CLOSE), slots, rng))
@@ -212,7 +214,6 @@ def _new(other):
 
 def _pools(plot: Plot, voice, main, other, order):
     pools = {
-        "sky": phrases.SKY,
         "own": phrases.OWN,
         "arrive": phrases.ARRIVE,
         "arrive_bare": phrases.ARRIVE_BARE,
