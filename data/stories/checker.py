@@ -278,7 +278,7 @@ def _told_kind(words, place) -> str | None:
 INDEFINITE = {"a", "an", "one", "another", "some", "any", "every", "each", "many", "two", "three"}
 POSSESSIVE = {"her", "his", "its", "my", "your", "our", "their"}
 DEFINITE = {"the", "this", "that", *POSSESSIVE}
-OBJECTS = {*world.OBJECTS, *world.FOODS}
+OBJECTS = {*world.OBJECTS, *world.OTHER_OBJECTS, *world.FOODS}
 PLURALS = {noun + "s": noun for noun in OBJECTS} | {"boxes": "box", "scarves": "scarf"}
 ADJECTIVE_CLASSES = (
     set(world.COLORS) | {"orange", "black", "gray", "grey"},

@@ -771,7 +771,7 @@ GIFT = Plot(
             "{What could it be?|But what?|It had to be good.}|.}",
         ),
         "idea": (
-            '"{I know|I have {an idea|it}|Yes|Good|Now I know}{ what to do|}," $n {thought|'
+            '"{{I know|Now I know}{ what to do|}|I have {an idea|it}|Yes|Good}," $n {thought|'
             'said|sang|laughed}. "{I will|Let me|I can|I want to} make $ao for $S{ {with my '
             'own hands|by {Sunday|tomorrow|myself}|and paint it|in secret}|}."',
             "$M {thought {hard|for a long time|and thought|all {day|night}}|sat down and "
