@@ -68,13 +68,18 @@ def activation_bytes(cfg: TrainConfig, config: Any) -> int:
     The factors count the tensors that autograd holds in gptoss.py, per token and layer.
     """
     d, f, t = config.hidden_size, config.intermediate_size, cfg.block_size
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    attention = (
-        6 * d + 5 * heads * config.head_dim + t / cfg.batch_size
-    )  # norms; q, k, v, out; mask
+    heads, groups, layers = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.num_hidden_layers,
+    )
+    # both norms of a layer before and after; queries and keys, turned; the result; the mask
+    attention = 4 * d + (2 * heads + groups) * config.head_dim + t / cfg.batch_size
     if cfg.attention == "eager":
-        attention += 2 * heads * t  # scores and weights
-    row = 2 * d + (7 if config.mlp == "swiglu" else 2) * f  # one token in one expert
+        attention += (heads + 2 * groups) * config.head_dim + 2 * heads * t  # scores and weights
+    else:
+        attention += 2 * heads * config.head_dim + heads  # keys and values for each head
+    row = 2 * d + 2 * f  # one token in one expert: in, gate and up (or gelu's two sides), out
     moe = len(config.resolved_moe_layers)
     routed = config.experts_per_token * row + 6 * config.num_experts
     per_token = layers * attention + moe * routed + (layers - moe) * row + 3 * d
