@@ -21,6 +21,7 @@ from tqdm import tqdm
 from training.atomic_files import atomic_write
 from training.command_line import Parser, exit_code, say
 
+MOST_SAMPLES = 1_000_000  # of a prompt
 MAX_TOKENS = 256  # unless --max_tokens says otherwise, or the context limit leaves less
 
 
@@ -53,8 +54,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise ValueError(f"--out must end in .jsonl or .txt, got {args.out}; choose one of them")
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
         raise ValueError(f"--out {args.out} is in a folder that does not exist; make it first")
-    if args.num_samples < 1:
-        raise ValueError(f"--num_samples must be at least 1, got {args.num_samples}")
+    if not 1 <= args.num_samples <= MOST_SAMPLES:
+        raise ValueError(
+            f"--num_samples must be at least 1 and at most {MOST_SAMPLES:,}, got {args.num_samples}"
+        )
     return args
 
 
@@ -89,6 +92,21 @@ def room(model, prompts: list[str]) -> tuple[int, int]:
     return longest, model.config.context_limit - longest
 
 
+def require_memory(model, rows: int, length: int, available: float) -> None:
+    """ValueError where that many texts of `length` tokens cannot be written at once in `available` bytes:
+    the system would end the program later without a word.
+    """
+    config = model.config
+    slots = sum(min(window or length, length) for window in config.windows)
+    cache = 2 * 4 * slots * config.num_key_value_heads * config.head_dim
+    drawing = 3 * 8 * config.vocab_size  # logits in float64, in order, and their sums
+    if rows * (cache + drawing) > available:
+        raise ValueError(
+            f"{rows:,} texts of {length:,} tokens need about {rows * (cache + drawing) / 1e9:,.1f} GB of memory, "
+            f"and {available / 1e9:,.1f} GB are available; lower --num_samples or --max_tokens"
+        )
+
+
 def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
     """The texts with all that comes to them; many are counted meanwhile."""
     told = list(texts)
@@ -112,10 +130,10 @@ def write_texts(path: str, texts: list[str]) -> None:
 def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args)
     from inference import load_model, stream_text
+    from training import device as machine
     from training.checkpoint import find_checkpoint
-    from training.device import choose_device
 
-    device, path = choose_device(args.device), find_checkpoint(args.checkpoint, say)
+    device, path = machine.choose_device(args.device), find_checkpoint(args.checkpoint, say)
     seed = secrets.randbits(31) if args.seed is None else args.seed
     model = load_model(path, device=device)
     max_tokens, (longest, left) = args.max_tokens, room(model, prompts)
@@ -123,6 +141,9 @@ def run(args: argparse.Namespace) -> None:
     if max_tokens is None:
         max_tokens = left if bounded else MAX_TOKENS
 
+    if max_tokens <= left:  # else it is refused anyway
+        rows = len(prompts) * args.num_samples
+        require_memory(model, rows, longest + max_tokens, machine.available_memory(device))
     texts = [prompt for prompt in prompts for _ in range(args.num_samples)]
     pieces = stream_text(  # raises here, before anything is printed
         model,

@@ -40,6 +40,7 @@ def run(command: CommandLine) -> int:
     if cfg.dry_run:
         print(costs.report(cfg, config, device.available_memory(where)))
         return 0
+    start.require_memory(cfg, config, device.available_memory(where))
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     if not cfg.eval_only:
         out_dir.check_out_dir(cfg.out_dir, cfg.resume)

@@ -139,6 +139,29 @@ def test_a_deleted_checkpoint_is_not_the_best_any_more(tmp_path):
     assert best_checkpoint(tmp_path)["step"] == 20
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "null",
+        "[" * 20_000,
+        '{"checkpoint": "checkpoint_10.pt"}',
+        '{"checkpoint": "checkpoint_10.pt", "val_loss": "1.5"}',
+        '{"checkpoint": "checkpoint_10.pt", "val_loss": NaN}',
+        '{"checkpoint": "checkpoint_10.pt", "val_loss": 1' + "0" * 5000 + "}",
+        '{"checkpoint": ".", "val_loss": 1.5}',
+        '{"checkpoint": 7, "val_loss": 1.5}',
+        '{"checkpoint": "' + "x" * 5000 + '", "val_loss": 1.5}',
+        '{"checkpoint": "a\\u0000b", "val_loss": 1.5}',
+    ],
+)
+def test_a_damaged_best_json_is_one_sentence(tmp_path, content):
+    (tmp_path / "best.json").write_text(content)
+    with pytest.raises(ValueError, match="best.json is damaged; delete it"):
+        best_checkpoint(tmp_path)
+
+
 def test_json_that_strict_readers_refuse_is_not_written(tmp_path):
     with pytest.raises(ValueError):
         write_json_atomic(tmp_path / "config.json", {"lr": math.nan})

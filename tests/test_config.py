@@ -1,5 +1,6 @@
 """Flags, YAML, defaults and what --resume lets through."""
 
+import io
 import subprocess
 import sys
 import time
@@ -139,7 +140,11 @@ def test_a_value_becomes_the_type_of_its_field(value, hint, expected):
         (1, bool),
         (7, str),
         ("", str),
+        ("a\0b", str),
+        ("caf\udce9", str),
         (None, str),
+        (2**63, int),
+        (10**400, float),
         ({"a": 1}, float),
     ],
 )
@@ -165,6 +170,7 @@ def test_a_switch_is_set_by_its_name_or_its_negation_or_a_word():
         ("warmup", 1.0, "below 1"),
         ("decay", 1.5, "at most 1"),
         ("keep", 0, "at least 1"),
+        ("threads", 10**9, "at most 1024"),
         ("schedule", "linear", "one of wsd, cosine"),
         ("balance", None, "one of none, aux, aux_global, bias"),
     ],
@@ -239,12 +245,33 @@ def test_yaml_reads_a_number_that_it_takes_for_text(yaml_file):
         ("lr: [1", "is not valid YAML"),
         ("lr: !!python/object/apply:os.getcwd []", "is not valid YAML"),
         (b"dataset: caf\xe9", "is not UTF-8"),
+        ("lr: " + "9" * 5000, "is not valid YAML"),
+        ("seed: 2001-99-99", "is not valid YAML"),
+        ("compile: !!bool x", "is not valid YAML"),
+        ("seed: !!int ''", "is not valid YAML"),
+        ("lr: !!timestamp x", "is not valid YAML"),
+        ("lr: " + "[" * 20_000, "nested too deeply"),
+        ("model: [gptoss]\nnum_experts: 4", "model must be text"),
+        ("lr: " + "9" * 400, "lr must be a finite number"),
+        ("seed: " + "9" * 400, "seed must be a whole number below 2**63"),
+        ('dataset: "a\\0b"', "dataset must be text without the character NUL"),
         ("1: 2", "key '1' is unknown"),
         ("batch_size: 0", "batch_size must be at least 1"),
     ],
 )
 def test_a_bad_yaml_file_is_refused_in_one_line(yaml_file, text, reason):
     assert reason in refused("--config", yaml_file(text))
+
+
+def test_a_yaml_file_that_repeats_itself_by_aliases_is_refused_at_once_and_in_few_words(yaml_file):
+    lines = ["  - &a [x, x, x, x, x, x, x, x, x]"]
+    for name, before in zip("bcdefghijkl", "abcdefghijk"):
+        lines.append(f"  - &{name} [{', '.join([f'*{before}'] * 9)}]")
+    for key in ("model", "seed", "compile", "dtype", "lr"):  # 9**12 words, if they were written out
+        began = time.perf_counter()
+        told = refused("--config", yaml_file("\n".join([f"{key}:", *lines])))
+        assert f"{key} must be" in told and len(told) < 1000
+        assert time.perf_counter() - began < 1
 
 
 def test_a_missing_yaml_file_and_a_folder_are_refused(tmp_path):
@@ -332,6 +359,34 @@ def test_a_script_ends_with_what_its_work_returned(capsys):
 def test_what_a_person_can_put_right_is_one_line_and_2(capsys, kind):
     assert ending(raising(kind("no such\nfile")), capsys) == (2, "x.py: error: no such file\n")
     assert ending(raising(kind()), capsys) == (2, f"x.py: error: {kind.__name__}\n")
+
+
+def test_a_message_is_one_line_without_control_characters_whatever_it_quotes(capsys):
+    told = ending(raising(ValueError("it is \x1b[31m\x00\u2028 here\r\nso")), capsys)[1]
+    assert told == "x.py: error: it is \\x1b[31m\\x00  here so\n"
+    surrogate = ending(raising(ValueError("no \udcff here")), capsys)[1]
+    assert surrogate == "x.py: error: no \\udcff here\n"
+
+
+def test_a_message_quotes_no_more_than_a_person_reads(capsys):
+    word = ending(raising(ValueError(f"no {'x' * 5000} here; leave it out")), capsys)[1]
+    assert len(word) < 300 and word.endswith("xxx here; leave it out\n")
+    words = ending(raising(ValueError(f"unknown: {'word ' * 5000}; leave them out")), capsys)[1]
+    assert len(words) < 800 and words.endswith("word ; leave them out\n")
+
+
+def test_what_the_terminal_cannot_show_is_escaped_and_does_not_end_a_script(monkeypatch):
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii", write_through=True))
+    assert exit_code("x.py", lambda: print("caf\u00e9 \udcff")) == 0
+    assert out.getvalue() == b"caf\\xe9 \\udcff\n"
+
+
+def test_an_error_of_the_system_is_told_without_its_number(capsys, tmp_path):
+    told = ending(lambda: open(tmp_path / "x"), capsys)[1]
+    assert told == f"x.py: error: {tmp_path / 'x'}: No such file or directory\n"
+    told = ending(lambda: Path("x" * 5000).exists() or 1 / 0, capsys)[1]
+    assert told.endswith("xxx: File name too long\n") and len(told) < 300
 
 
 def test_ctrl_c_is_130_and_tells_what_it_leaves(capsys):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 
 import numpy as np
@@ -155,6 +156,13 @@ def test_too_few_documents_of_the_hash_rule_ask_for_a_val_dataset(tmp_path):
         open_dataset(str(path), split="validation")
 
 
+def write_parquet_columns(path, names):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"])] * len(names), names), path)
+
+
 def no_table(path):
     pytest.importorskip("pyarrow")
     path.write_bytes(b"PAR1 but no more")
@@ -199,6 +207,23 @@ def no_table(path):
             "must be a .txt, .jsonl or .parquet file",
         ),
         ("folder", lambda path: path.mkdir(), "no .txt, .jsonl or .parquet file"),
+        (
+            "a.jsonl",
+            lambda path: path.write_text('{"text": "a"}\n{"text": ' + "[" * 20_000 + "\n"),
+            "line 2 is not JSON .brackets are nested too deeply.; a .jsonl file has one object",
+        ),
+        (
+            "a.jsonl",
+            lambda path: path.write_text('{"text": "a", "id": ' + "9" * 5000 + "}\n"),
+            "line 1 is not JSON .a number has too many digits.; a .jsonl file has one object",
+        ),
+        ("a.jsonl", os.mkfifo, "must be a file or a folder; give a .txt"),
+        ("~nobody-of-that-name", lambda path: None, "no such file or folder; known are"),
+        (
+            "a.parquet",
+            lambda path: write_parquet_columns(path, ["text", "text"]),
+            "has 2 columns 'text'; keep one",
+        ),
         ("tinystorie", lambda path: None, "did you mean 'tinystories'"),
     ],
 )
@@ -227,6 +252,20 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}')
     for name in ("a.txt", "b.jsonl"):
         assert list(whole(tmp_path / name).documents()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"index": None}, {"index": -1}, {"index": 41}, {"epoch": "0"}, {"epoch": 2**63}, {"num_documents": True}],
+)  # fmt: skip
+def test_a_position_that_is_none_is_refused(tmp_path, change):
+    source = whole(write_jsonl(tmp_path / "a.jsonl", STORIES))
+    with pytest.raises(
+        ValueError, match="the position in a.jsonl that the checkpoint holds is damaged"
+    ):
+        source.shuffled(0, {"epoch": 0, "index": 0, "num_documents": 40} | change)
+    with pytest.raises(ValueError, match="is damaged"):
+        source.shuffled(0, {"epoch": 0, "num_documents": 40})
 
 
 # ---- token folders
@@ -357,6 +396,26 @@ def test_a_script_on_data_ends_with_one_line_and_2_for_bad_input(
         err = capsys.readouterr().err
         assert err.startswith(f"{name}: error: {told}") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--max_documents", "-1"], "--max_documents must be at least 1, got -1"),
+        (["--max_documents", "0"], "--max_documents must be at least 1, got 0"),
+        (["--vocab_size", str(10**30)], "must be at least 257 (256 bytes and <|endoftext|>) and at most"),
+        (["--dataset", "tokens"], "--dataset tokens holds token ids, and a tokenizer learns from text"),
+    ],
+)  # fmt: skip
+def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(
+    tmp_path, monkeypatch, capsys, flags, told
+):
+    monkeypatch.chdir(tmp_path)
+    prepared(tmp_path)
+    argv = ["--dataset", "a.jsonl", "--vocab_size", "270", "--out", "new.tiktoken", *flags]
+    capsys.readouterr()
+    assert train_tokenizer_main(argv) == 2
+    assert told in capsys.readouterr().err and not list(tmp_path.glob("*new*"))
 
 
 def test_prepare_takes_the_bundled_stories_and_auto(tmp_path, monkeypatch, capsys):

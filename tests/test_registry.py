@@ -57,6 +57,35 @@ class Hostile:
         return (os.system, (f"touch {self.marker}",))
 
 
+# --------------------------------------------------------------------------- sizes out of the world
+
+
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("num_experts", 10**9, "num_experts must be at most 1,048,576, got 1000000000"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers must be at most 1,024"),
+        ("num_attention_heads", 10**30, "num_attention_heads must be at most"),
+        ("hidden_size", 10**400, "hidden_size must be at most"),
+        ("sliding_window", 2**63, "sliding_window must be at most"),
+        ("used_vocab_size", 2**63, "used_vocab_size must be at most"),
+        ("rope_scaling_factor", 1e308, "rope_scaling_factor must be at most"),
+        ("rope_ntk_beta", 1e308, "rope_ntk_beta must be at most"),
+        ("rope_theta", 10**400, "rope_theta must be at most"),
+    ],
+)
+def test_a_size_that_no_model_has_is_refused_before_anything_is_counted_or_built(name, value, told):
+    with pytest.raises(ValueError, match="^" + re.escape(told)):
+        registry.config_from_dict("gptoss", {**SHAPE, name: value})
+
+
+def test_sizes_that_together_are_more_than_tensors_can_count_are_refused():
+    sizes = dict(num_experts=2**20, hidden_size=2**20, intermediate_size=2**20)
+    config = registry.config_from_dict("gptoss", {**SHAPE, **sizes})
+    with pytest.raises(ValueError, match="a model may have 1e\\+15 parameters"):
+        registry.build_model("gptoss", config)
+
+
 # ---------------------------------------------------------------------------------------- by name
 def test_a_model_is_found_by_name_and_its_name_by_model():
     assert registry.model_class("gptoss") is Transformer
@@ -180,3 +209,28 @@ def test_missing_surplus_and_misshapen_tensors_are_named(change, words):
     with pytest.raises(ValueError) as error:
         registry.load_weights(model, weights, "a file")
     assert re.search(words, str(error.value)) and str(error.value).startswith("a file")
+
+
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("block.0.attn.sinks", None, "its 'block.0.attn.sinks' is no tensor of weights"),
+        ("block.0.attn.sinks", 3, "is no tensor of weights"),
+        (7, torch.zeros(2), "its 7 is no tensor of weights"),
+        ("x", torch.zeros(2, 2).to_sparse(), "its 'x' is no tensor of weights"),
+        ("x", torch.zeros(2, device="meta"), "its 'x' is no tensor of weights"),
+        ("x", torch.zeros(2, dtype=torch.float64), "weights of type float32 and float64"),
+        ("x", torch.zeros(2, dtype=torch.int64), "weights of type float32 and int64"),
+    ],
+)
+def test_what_is_no_tensor_of_weights_is_refused(tmp_path, any_tokenizer, name, value, told):
+    damaged = state()
+    damaged["model"][name] = value
+    torch.save(damaged, tmp_path / "checkpoint_3.pt")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        registry.load_model(tmp_path / "checkpoint_3.pt")
+
+
+def test_a_setting_that_is_no_name_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="^7 is not a field of ModelConfig$"):
+        registry.config_from_dict("gptoss", {7: 1})

@@ -256,6 +256,9 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint, kind, message):
         (["--prompts", "{folder}/latin1.txt"], "must be UTF-8 text, and byte 3 is not"),
         (["--prompt", "\udcff"], "must be UTF-8"),
         (["--num_samples", "0"], "num_samples must be at least 1"),
+        (["--num_samples", str(10**9)], "num_samples must be at least 1 and at most 1,000,000"),
+        (["--prompt", "x" * 5000 + "\x1b"], "40 tokens"),
+        (["--prompts", "x" * 5000], "cannot be read: File name too long"),
         (["--max_tokens", "0"], "max_tokens must be at least 1"),
         (["--max_tokens", "ten"], "invalid int value: 'ten'"),
         (["--max_tokens", "99"], "40 tokens"),
@@ -273,6 +276,20 @@ def test_bad_flags_are_one_line(run, tmp_path, checkpoint, flags, message):
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
     flags = [flag.format(folder=tmp_path) for flag in flags]
     assert_one_line(run("--checkpoint", checkpoint, *flags), message)
+
+
+def test_more_texts_than_memory_holds_are_refused_before_the_first(run, checkpoint, monkeypatch):
+    from training import device
+
+    monkeypatch.setattr(device, "available_memory", lambda where: 1e9)
+    result = run("--checkpoint", checkpoint, "--num_samples", "1000000", "--max_tokens", "5")
+    assert_one_line(result, "1,000,000 texts of 6 tokens need about")
+    assert "lower --num_samples or --max_tokens" in result[2]
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_all(run, checkpoint):
+    same = [run("--checkpoint", checkpoint, "--seed", "1", *SHORT, *k)[1] for k in ([], ["--top_k", "9" * 30])]  # fmt: skip
+    assert same[0] == same[1] != ""
 
 
 def test_a_checkpoint_must_be_given(run):

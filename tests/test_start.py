@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from toy_corpus import documents
 from toy_run import TINY, load, run_here
 
@@ -127,8 +128,6 @@ def test_an_evaluation_on_given_data_takes_nothing_from_the_run(given, offline, 
 
 def test_data_of_a_run_that_is_gone_is_an_error_after_its_name(given, capsys, tmp_path):
     state = load(given / "model/checkpoint_2.pt")
-    import torch
-
     state["train_config"] |= {"dataset": "gone.txt", "val_dataset": None}
     torch.save(state, tmp_path / "checkpoint_2.pt")
     assert run_here(tmp_path, "--eval_only", ".", "--device", "cpu") == 2
@@ -192,3 +191,127 @@ def test_a_moved_run_can_still_be_evaluated(given, tmp_path, capsys):
     shutil.copy(given / "model/checkpoint_2.pt", tmp_path / "checkpoint_2.pt")
     assert run_here(tmp_path, "--eval_only", "checkpoint_2.pt", "--device", "cpu") == 0
     assert "of stories_valid.jsonl" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------ damaged inside: --resume
+
+
+def changed(tree, place, value):
+    """A copy of nested containers with another value at a place; KeyError: left out."""
+    first, *rest = place
+    inner = changed(tree[first], rest, value) if rest else value
+    if isinstance(tree, dict):
+        items = {k: inner if k == first else v for k, v in tree.items()}
+        return {k: v for k, v in items.items() if not (k == first and v is KeyError)}
+    items = [inner if n == first else v for n, v in enumerate(tree)]
+    return type(tree)(v for v in items if v is not KeyError)
+
+
+@pytest.mark.parametrize(
+    "place, value, told",
+    [
+        ("train_config", None, "its train_config is no dictionary"),
+        ("train_config lr", [1], "its lr must be a finite number"),
+        ("train_config max_iters", 0.5, "its max_iters must be a whole number"),
+        ("train_config packing", torch.zeros(2), "its packing must be one of"),
+        ("train_config out_dir", "a\0b", "its out_dir must be text without the character NUL"),
+        ("progress", [], "its progress is none"),
+        ("progress x", 1, "its progress is none"),
+        ("progress tokens", -19, "its tokens must be a whole number"),
+        ("progress seconds", "1", "its seconds must be a number"),
+        ("progress step", 3, "its steps are 4 and 3"),
+        ("progress carry", True, "its carry must be a tensor"),
+        ("progress load", torch.zeros(3), "its load must have a value per layer and expert"),
+        ("optimizers", [], "it must hold 2 optimizers"),
+        ("optimizers 0", None, "the names of its optimizer 0"),
+        ("optimizers 1 param_groups", {}, "the groups of its optimizer 1"),
+        ("optimizers 0 param_groups 1 params", [1], "the setting params of its optimizer 0"),
+        ("optimizers 0 param_groups 1 eps", "", "the setting eps of its optimizer 0"),
+        ("optimizers 0 param_groups 1 differentiable", "", "the setting differentiable of its"),
+        (
+            "optimizers 0 state 0 exp_avg",
+            KeyError,
+            "what is kept for parameter 0 of its optimizer 0",
+        ),
+        ("optimizers 0 state 0 exp_avg", torch.zeros(2), "the exp_avg of parameter 0 of its"),
+        ("optimizers 1 state 0 momentum_buffer", 1.0, "the momentum_buffer of parameter 0 of its"),
+        ("rng", "", "its rng is not the state of random generators"),
+        ("rng cpu", torch.zeros(3), "its rng is not the state"),
+        ("rng python", None, "its rng is not the state"),
+        ("rng python 1", KeyError, "its rng is not the state"),
+        ("data", [10**30], "its data must hold documents, packing, seed, source, tokens"),
+        ("data documents", None, "the documents of its data are no number"),
+        ("data source", 3, "the source of its data is no dictionary"),
+        ("data tokens", [torch.tensor([-1])], "the tokens of its data must be ids below 4096"),
+        ("data tokens", [torch.tensor([4096])], "the tokens of its data must be ids below 4096"),
+        ("tensorboard_dir", "a\0b", "its tensorboard_dir is no name of a folder"),
+        ("scored", {"val_loss": "1"}, "its scored must hold val_bits_per_byte and val_loss"),
+        ("scored", {"step": 1}, "its scored must hold val_bits_per_byte and val_loss"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_run_with_a_damaged_part_is_refused_by_the_name_of_the_part(
+    given, tmp_path, capsys, place, value, told
+):
+    state = load(given / "model/checkpoint_4.pt")
+    place = [int(key) if key.isdigit() else key for key in place.split()]
+    if place[-1] == "x":
+        state["progress"]["x"] = None
+    (tmp_path / "model").mkdir()
+    torch.save(changed(state, place, value), tmp_path / "model/checkpoint_4.pt")
+    assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
+    err = capsys.readouterr().err
+    assert f"checkpoint model/checkpoint_4.pt is damaged, {told}" in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "checkpoint_4.pt"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"starts": 7}', "[" * 20_000])
+def test_a_run_with_a_damaged_config_json_is_refused_before_anything_is_touched(
+    given, tmp_path, capsys, content
+):
+    shutil.copytree(given / "model", tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(content)
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
+    err = capsys.readouterr().err
+    assert "model/config.json is damaged; move it away" in err and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+
+
+def test_settings_of_a_given_checkpoint_are_checked_before_they_are_used(given, tmp_path, capsys):
+    state = load(given / "model/checkpoint_4.pt")
+    torch.save(changed(state, ["train_config", "block_size"], [16]), tmp_path / "a.pt")
+    torch.save(changed(state, ["tokenizer", "name"], KeyError), tmp_path / "b.pt")
+    for name, told in (("a.pt", "its block_size must be"), ("b.pt", "lacks name")):
+        assert run_here(tmp_path, "--eval_only", name, "--device", "cpu") == 2
+        assert told in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num_experts", 10**6],
+        ["--hidden_size", 10**6],
+        ["--batch_size", 10**9],
+        ["--grad_accum", 10**12],
+        ["--eval_only", "model", "--batch_size", 10**9],
+    ],
+)
+def test_a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_built(
+    given, tmp_path, corpus, capsys, monkeypatch, flags
+):
+    from architecture import registry
+    from training import device
+
+    monkeypatch.setattr(device, "available_memory", lambda where: 2e9)
+    shutil.copytree(given / "model", tmp_path / "model")
+    base = [] if "--eval_only" in flags else [*RUN, *corpus, "--out_dir", "new"]
+    built = []
+    monkeypatch.setattr(registry, "build_model", lambda *a, **k: built.append(a))
+    assert run_here(tmp_path, *base, *flags) == 2
+    err = capsys.readouterr().err
+    assert "GB of memory, and 2.0 GB are available on cpu; lower batch_size" in err
+    assert not built and not (tmp_path / "new").exists()

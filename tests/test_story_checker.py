@@ -1,5 +1,6 @@
 """The checker: accepts the corpus, rejects small changes of it, and reads wording it has never seen."""
 
+import io
 import json
 import random
 import re
@@ -176,8 +177,6 @@ def test_the_command_prints_json(files, capsys):
 
 
 def test_the_command_reads_jsonl_and_standard_input(files, tmp_path, capsys, monkeypatch):
-    import io
-
     assert len(read_stories(files[0])) == 3
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"story": SOUND}) for _ in range(2)))
     main([str(tmp_path / "a.jsonl"), "--text_column", "story", "--against", "none"])
@@ -195,6 +194,8 @@ def test_the_command_reads_jsonl_and_standard_input(files, tmp_path, capsys, mon
         ("a.txt", b"\xff", "not UTF-8"),
         ("a.jsonl", b"{", "line 1 is not JSON"),
         ("a.jsonl", b'{"story": "x"}', "--text_column"),
+        ("a.jsonl", b"[" * 20_000, "line 1 is not JSON (brackets are nested too deeply)"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "is not JSON (a number has too many"),
         ("none.txt", None, "no such file"),
     ],
 )
@@ -204,6 +205,15 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, capsys, name, con
     assert main([str(tmp_path / name), "--against", "none"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and message in err
+
+
+def test_standard_input_that_is_not_utf8_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    assert main(["-", "--against", "none"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told == "data/check.py: error: standard input is not UTF-8 (byte 3); convert it to UTF-8\n"
+    )
 
 
 def test_none_and_files_to_compare_with_exclude_each_other(files, capsys):

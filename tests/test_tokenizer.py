@@ -1,6 +1,7 @@
 """Tokenizers: lossless, never special by accident, whole in a checkpoint, clear errors."""
 
 import base64
+import json
 import os
 import random
 import time
@@ -157,6 +158,10 @@ def test_a_trained_tokenizer_is_used_by_its_path(tmp_path):
     assert tokenizer_state(loaded) == tokenizer_state(encoding)
 
 
+def changed(about, **values):
+    about.write_text(json.dumps(json.loads(about.read_text()) | values))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -171,6 +176,11 @@ def test_a_trained_tokenizer_is_used_by_its_path(tmp_path):
         lambda _, about: about.write_text(about.read_text().replace("<|endoftext|>", "<|end|>")),
         lambda _, about: about.write_text(about.read_text().replace("269", "4")),
         lambda _, about: about.unlink(),
+        lambda _, about: about.write_text("[" * 20_000),
+        lambda _, about: changed(about, name=["small"]),
+        lambda _, about: changed(about, pattern=None),
+        lambda _, about: changed(about, special_tokens={"<|endoftext|>": 2**70}),
+        lambda _, about: changed(about, special_tokens={"<|endoftext|>": -1}),
     ],
 )
 def test_a_damaged_tokenizer_is_one_sentence(tmp_path, damage):
@@ -179,6 +189,25 @@ def test_a_damaged_tokenizer_is_one_sentence(tmp_path, damage):
     with pytest.raises(ValueError) as caught:
         get_tokenizer(str(path))
     assert "\n" not in str(caught.value) and "small" in str(caught.value)
+
+
+def test_a_saved_tokenizer_whose_ranks_are_no_text_is_refused(tmp_path):
+    state = tokenizer_state(trained(tmp_path)[0])
+    for ranks in (None, 7, ["a"]):
+        with pytest.raises(ValueError, match="ranks of the saved tokenizer 'small' must be text"):
+            tokenizer_from_state(state | {"ranks": ranks})
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_neither_of_its_files(tmp_path):
+    encoding, path = trained(tmp_path)
+    whole = path.read_bytes()
+    (tmp_path / "b.json").mkdir()
+    with pytest.raises(ValueError, match="b.json must be a file, and is a folder"):
+        save_rank_file(encoding, tmp_path / "b.tiktoken", {})
+    with pytest.raises(TypeError):
+        save_rank_file(encoding, tmp_path / "c.tiktoken", {"no": object()})
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["b.json", "small.json", "small.tiktoken"] and path.read_bytes() == whole
 
 
 def test_training_refuses_sizes_that_cannot_be():
@@ -192,8 +221,6 @@ def test_training_refuses_sizes_that_cannot_be():
 def test_the_shipped_tokenizer_packs_stories_about_as_well_as_gpt2():
     if not TINYSTORIES.is_dir():
         pytest.skip("no TinyStories here")
-    import json
-
     encoding = get_tokenizer("stories4k")
     with open(TINYSTORIES / "valid.jsonl", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for _, line in zip(range(500), file)]

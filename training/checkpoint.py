@@ -3,7 +3,6 @@
 Reading a checkpoint is architecture/registry.py's.
 """
 
-import json
 import math
 import random
 import re
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from training.atomic_files import atomic_write, write_json_atomic
+from training.json_text import parse_json
 
 TRAINING_STATE = ("train_config", "progress", "optimizers", "rng", "data", "tensorboard_dir")
 
@@ -66,19 +66,33 @@ def require_training_state(state: dict[str, Any], path: str | Path) -> None:
 def save_checkpoint(
     out_dir: str | Path, step: int, state: dict[str, Any], *, keep: int | None = None
 ) -> Path:
-    """Write OUT_DIR/checkpoint_<step>.pt, then remove all but the newest `keep` and the best.
+    """Write OUT_DIR/checkpoint_<step>.pt, then do what finish_saving says.
 
-    state: tensors, numbers, strings and containers of these, so that weights_only=True reads it.
+    state: tensors, numbers, strings and containers of these, so that weights_only=True reads it;
+    "scored", if it is there, goes to finish_saving.
     """
     path = checkpoint_path(out_dir, step)
     with atomic_write(path) as file:
         torch.save(state, file)
+    finish_saving(out_dir, step, state.get("scored"), keep)
+    return path
+
+
+def finish_saving(
+    out_dir: str | Path, step: int, scored: dict[str, float] | None, keep: int | None
+) -> None:
+    """What follows a new checkpoint: best.json, then all but the newest `keep` and the best go.
+
+    A resumed run does it once more for the checkpoint that it starts from: a kill may have come
+    before it.  scored: "val_loss" and further entries, if the model of that step was evaluated.
+    """
+    if scored:
+        update_best(out_dir, step, **scored)
     if keep is not None:
         best = best_checkpoint(out_dir)
         for old in checkpoints(out_dir)[:-keep]:
             if best is None or old.name != best["checkpoint"]:
                 old.unlink()
-    return path
 
 
 def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) -> bool:
@@ -101,12 +115,19 @@ def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
     path = Path(out_dir) / "best.json"
     if not path.exists():
         return None
+    damaged = ValueError(f"{path} is damaged; delete it, the checkpoints do not need it")
     try:
-        best = json.loads(path.read_text(encoding="utf-8"))
-        there = (path.parent / best["checkpoint"]).exists() and math.isfinite(best["val_loss"])
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is damaged; delete it, the checkpoints do not need it") from None
-    return best if there else None
+        best = parse_json(path.read_bytes())
+    except ValueError:
+        raise damaged from None
+    name, loss = (
+        (best.get(k) for k in ("checkpoint", "val_loss")) if isinstance(best, dict) else (0, 0)
+    )
+    if not isinstance(name, str) or not re.fullmatch(r"checkpoint_\d{1,20}\.pt", name):
+        raise damaged
+    if type(loss) not in (int, float) or not abs(loss) < math.inf:
+        raise damaged
+    return best if (path.parent / name).exists() else None
 
 
 # --------------------------------------------------------------------------------------------------

@@ -7,10 +7,13 @@ torch, so that --help is immediate.
 import argparse
 import contextlib
 import difflib
-import math
+import io
 import os
+import re
+import reprlib
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -42,6 +45,10 @@ def exit_code(
     130  Ctrl-C; `interrupted` says what that leaves behind
     141  a closed pipe, as of any program in front of `| head`; that needs no words
     """
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # as stderr: what a terminal cannot show is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return function() or 0
     except BrokenPipeError:
@@ -50,11 +57,27 @@ def exit_code(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 128 + signal.SIGPIPE
     except (ValueError, OSError, ImportError) as error:
-        say(f"{program}: error: {' '.join(str(error).splitlines()) or type(error).__name__}")
+        say(f"{program}: error: {one_line(error)}")
         return 2
     except KeyboardInterrupt:
         say(f"{program}: {interrupted}")
         return 128 + signal.SIGINT
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, as one line for a terminal: whatever a message quotes, no line feeds or
+    other control characters, no word without end, and no more text than a person reads.
+    """
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"  # without [Errno 2]
+    text = re.sub(r"\S{300,}", lambda word: f"{word[0][:150]}...{word[0][-50:]}", text)
+    text = " ".join(text.splitlines())
+    if len(text) > 800:  # the way out is at the end
+        text = f"{text[:400]} ... {text[-300:]}"
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 class CommandLine(NamedTuple):
@@ -86,9 +109,9 @@ def parse_command_line(
     parsed, unknown = parser.parse_known_args(argv)
     yaml_path = getattr(parsed, "config", None)
     from_yaml = read_yaml(yaml_path) if yaml_path else {}
-    model = str(getattr(parsed, "model", from_yaml.get("model", config_class.model)))
+    model = getattr(parsed, "model", from_yaml.get("model"))
     if unknown or from_yaml.keys() - hints.keys():
-        hints |= model_fields(model)
+        hints |= model_fields(model if isinstance(model, str) else config_class.model)
         for name in hints.keys() - train_names:
             _add_flag(parser, name, hints[name])
         parsed, unknown = parser.parse_known_args(argv)
@@ -126,25 +149,32 @@ def read_yaml(path: str) -> dict[Any, Any]:
 
     try:
         text = Path(path).read_text(encoding="utf-8")
-        node = yaml.compose(text, yaml.SafeLoader)
-        values = yaml.safe_load(text)
     except OSError as error:
         raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(
             f"--config {path}: must be a YAML file in UTF-8; it is not UTF-8"
         ) from None
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except RecursionError:
+        reason = "it is nested too deeply"
+        raise ValueError(f"--config {path}: is not valid YAML: {reason}") from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"--config {path}: is not valid YAML: {reason}") from None
+    except (ValueError, LookupError, AttributeError, TypeError):
+        # what PyYAML meets where a value is not of the kind that it looks like: 2001-99-99, !!bool x
+        reason = "it has a date, a number or a !!tag that means nothing"
+        raise ValueError(f"--config {path}: is not valid YAML: {reason}; quote text") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: must hold lines of `name: value`; got {text[:40]!r}")
-    keys = [key.value for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:  # YAML would keep the last in silence
-            raise ValueError(f"--config {path}: {key!r} is set {keys.count(key)} times; keep one")
+    for key, times in Counter(key.value for key, _ in node.value).items():
+        if times > 1:  # YAML would keep the last in silence
+            raise ValueError(f"--config {path}: {key!r} is set {times} times; keep one")
     return values
 
 
@@ -211,6 +241,12 @@ def _unknown(what: str, name: str, known: list[str]) -> ValueError:
 # --------------------------------------------------------------------------------------------------
 # values
 
+LARGEST_INTEGER = 2**63 - 1  # what files and tensors can hold
+
+_shown = reprlib.Repr()  # of a value in a message: YAML's aliases make small files large values
+_shown.maxstring = _shown.maxlong = _shown.maxother = 100
+_shown.maxlevel = 2
+
 
 def cast(name: str, value: Any, hint: Any) -> Any:
     """The text of a flag, or a YAML value, as a field's type; ValueError unless it fits exactly."""
@@ -224,24 +260,28 @@ def cast(name: str, value: Any, hint: Any) -> Any:
         _require(isinstance(items, list), name, "values separated by commas", value)
         return tuple(cast(name, item, get_args(hint)[0]) for item in items)
     if get_origin(hint) is Literal:
-        remark = other_names.VALUES.get((name, str(value)))
+        remark = other_names.VALUES.get((name, value)) if isinstance(value, str) else None
         rule = f"one of {', '.join(get_args(hint))}" + (f" ({remark})" if remark else "")
         _require(value in get_args(hint), name, rule, value)
         return value
     if hint is str:
         _require(isinstance(value, str) and value, name, "text (quoted, in YAML)", value)
+        _require("\0" not in value, name, "text without the character NUL", value)
+        # a byte of an argument that is not UTF-8 arrives as a lone surrogate, which nothing can record
+        _require(not re.search("[\ud800-\udfff]", value), name, "UTF-8 text", value)
         return value
     if hint is bool:
-        choice = {"true": True, "false": False}.get(str(value).lower())
-        _require(choice is not None, name, "true or false", value)
-        return choice
+        word = value.lower() if isinstance(value, str) else value
+        _require(word in ("true", "false") or isinstance(word, bool), name, "true or false", value)
+        return word in ("true", True)
     if hint is int:
         number = _number(int, value)
         _require(type(number) is int, name, "a whole number such as 1000", value)
+        _require(abs(number) <= LARGEST_INTEGER, name, "a whole number below 2**63", value)
         return number
     if hint is float:
         number = _number(float, value)
-        fits = type(number) in (int, float) and math.isfinite(number)
+        fits = type(number) in (int, float) and abs(number) <= sys.float_info.max
         _require(fits, name, "a finite number such as 3e-4", value)
         return float(number)
     raise TypeError(f"{name}: a config field cannot have the type {hint}")
@@ -257,4 +297,4 @@ def _number(kind: type, value: Any) -> Any:
 
 def _require(holds: Any, name: str, rule: str, value: Any) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {rule}; got {value!r}")
+        raise ValueError(f"{name} must be {rule}; got {_shown.repr(value)}")

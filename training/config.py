@@ -93,7 +93,9 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto = bfloat16 on cuda only")
     attention: str = option("auto", "attention backend: auto, eager, sdpa")
     experts: str = option("auto", "expert backend: auto, loop, sorted")
-    threads: int | None = option(None, "CPU threads; none = torch's choice", at_least=1)
+    threads: int | None = option(
+        None, "CPU threads; none = torch's choice", at_least=1, at_most=1024
+    )
     compile: bool = option(False, "torch.compile the model")
     dry_run: bool = option(False, "print sizes and costs, and stop before building anything")
 

@@ -84,10 +84,21 @@ class ShuffledIndex(ShuffledDocuments):
     def __init__(self, source: IndexedSource, seed: int, state: dict | None = None):
         self._source, self._seed = source, seed
         state = state or {"epoch": 0, "index": 0, "num_documents": len(source)}
+        for name in ("epoch", "index", "num_documents"):
+            if type(state.get(name)) is not int or not 0 <= state[name] < 2**63:
+                raise ValueError(
+                    f"the position in {source.name} that the checkpoint holds is damaged, its {name} is "
+                    f"{state.get(name)!r}; use another checkpoint_<step>.pt from its folder"
+                )
         if state["num_documents"] != len(source):
             raise ValueError(
                 f"{source.name} has {len(source):,} documents, but had {state['num_documents']:,} when the "
                 "checkpoint was saved; restore that data, or start a new run"
+            )
+        if state["index"] > len(source):
+            raise ValueError(
+                f"the position in {source.name} that the checkpoint holds is damaged, document "
+                f"{state['index']:,} of {len(source):,}; use another checkpoint_<step>.pt from its folder"
             )
         self.epoch, self._index = state["epoch"], state["index"]
         self._order = self._epoch_order()

@@ -1,6 +1,5 @@
 """Documents in .txt, .jsonl and .parquet files: a scan finds them, the texts stay on disk."""
 
-import json
 import mmap
 import re
 from array import array
@@ -21,6 +20,7 @@ from training.data_documents import (
     too_few_validation_documents,
     well_formed,
 )
+from training.json_text import parse_json
 
 SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -80,12 +80,14 @@ class JsonLinesFile:
 
     def _text(self, line, where):
         try:
-            record = json.loads(line.removeprefix(BYTE_ORDER_MARK).decode())
+            text = line.removeprefix(BYTE_ORDER_MARK).decode()
         except UnicodeDecodeError as error:
             raise _not_utf8(where, error) from None
-        except json.JSONDecodeError as error:
+        try:
+            record = parse_json(text)
+        except ValueError as reason:
             raise ValueError(
-                f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line"
+                f"{where} is not JSON ({reason}); a .jsonl file has one object a line"
             ) from None
         if not isinstance(record, dict):
             raise ValueError(
@@ -103,9 +105,13 @@ class ParquetFile:
         self.path, self.text_column = path, text_column
 
     def scan(self):
-        file = self._file
-        if self.text_column not in file.schema_arrow.names:
-            raise no_such_column(str(self.path), self.text_column, file.schema_arrow.names)
+        file, columns = self._file, self._file.schema_arrow.names
+        if self.text_column not in columns:
+            raise no_such_column(str(self.path), self.text_column, columns)
+        if columns.count(self.text_column) > 1:
+            raise ValueError(
+                f"{self.path} has {columns.count(self.text_column)} columns {self.text_column!r}; keep one"
+            )
         for group in range(file.num_row_groups):
             column = self.read_group(group)
             for row in range(len(column)):
@@ -136,8 +142,10 @@ class ParquetFile:
         import pyarrow.parquet
 
         try:
-            return pyarrow.parquet.ParquetFile(self.path)
-        except (OSError, pyarrow.ArrowException) as error:
+            file = pyarrow.parquet.ParquetFile(self.path)
+            file.schema_arrow.names  # decoded here: of a damaged file they are no text  # noqa: B018
+            return file
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise ValueError(
                 f"{self.path} is not a whole parquet file: {_first_line(error)}"
             ) from error
@@ -227,6 +235,8 @@ def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> File
         files = {"train": [path], "validation": []}
         if path.suffix not in FORMATS:
             raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, or a folder of them")
+    elif not path.is_dir():
+        raise ValueError(f"{path} must be a file or a folder; give a .txt, .jsonl or .parquet file")
     else:
         files = _files_by_split(path)
     for file in files["train"] + files["validation"]:

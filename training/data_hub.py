@@ -1,10 +1,12 @@
 """Streams from the Hugging Face Hub: exact positions, our own shuffle, bounded waiting."""
 
+import errno
 import functools
 import hashlib
 import logging
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,8 +27,26 @@ from training.data_documents import (
 logger = logging.getLogger(__name__)
 
 TINYSTORIES = "roneneldan/TinyStories"
-# Waits after a broken connection, on top of what datasets itself retries.
+# Waits after a broken connection, on top of what huggingface_hub retries, which is five times with
+# waits of 23 s in all: about two minutes until a network that is gone ends a run, six if it stalls.
 RETRY_SECONDS = (1.0, 4.0, 16.0)
+ATTEMPTS_OF_DATASETS = 1  # its default makes 20 of that each time: 38 minutes, and two hours
+OPEN_SECONDS = 120.0  # for the list of a dataset's files, which huggingface_hub awaits forever
+# The network's own kinds of errors, by the modules that define them: none of these can have been
+# raised where its module was not imported.
+NETWORK_ERRORS = {
+    "aiohttp": "ClientError",
+    "http.client": "HTTPException",
+    "httpx": "TransportError",
+    "httpx2": "TransportError",
+    "requests": "RequestException",
+    "ssl": "SSLError",
+    "urllib3.exceptions": "HTTPError",
+}
+NETWORK_ERRNOS = {
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH,
+}  # fmt: skip
+BUSY_STATUS = {408, 425, 429}  # and all from 500: worth another attempt; other refusals stay
 # The shuffle buffer: large against the handful of documents in a batch, small enough to be in each
 # checkpoint.
 BUFFER_DOCUMENTS = 10_000
@@ -168,8 +188,12 @@ class TextStream:
                     self._open()
                 example = next(self._examples, None)
                 break
-            except Exception as error:  # every layer below has its own kinds of network error
+            except Exception as error:  # every layer below has its own kinds
                 self._examples = None
+                if is_of_the_data(error):
+                    raise cannot_read(self._source.name, error) from error
+                if not is_of_the_network(error):
+                    raise  # a fault of the program stays what it is
                 reason = _first_line(error)
                 if wait is None:
                     raise HubUnreachable(
@@ -192,8 +216,10 @@ class TextStream:
         if self._snapshot is not None:
             self._dataset.load_state_dict(self._snapshot)
         examples = iter(self._dataset)
-        for _ in range(self._since):
-            next(examples)
+        for number in range(self._since):
+            if next(examples, None) is None:
+                missing = self._since - number
+                raise ValueError(f"it ends {missing} examples before the saved position")
         self._examples = examples
 
 
@@ -278,7 +304,13 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
     try:
         splits = _load(name, revision)
     except Exception as error:
-        raise ValueError(f"datasets cannot read {name}: {_first_line(error)}") from error
+        if is_of_the_data(error):
+            raise cannot_read(name, error) from error
+        if not is_of_the_network(error):
+            raise
+        raise HubUnreachable(
+            f"opening {name} on the Hub failed ({_first_line(error)}); check the network and try again"
+        ) from error
     own_validation = next((known for known in VALIDATION_NAMES if known in splits), None)
     if split == "validation" and own_validation:
         chosen, side = own_validation, None
@@ -292,6 +324,47 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
     return _gather_validation(source) if side == "validation" else source
 
 
+def is_of_the_network(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, is a broken connection or a busy server, which
+    another attempt may find in order.
+    """
+    status = _status(error)
+    if status is not None:  # an answer, and what it says counts
+        return status in BUSY_STATUS or status >= 500
+    known = [(sys.modules[m], kind) for m, kind in NETWORK_ERRORS.items() if m in sys.modules]
+    kinds = tuple(getattr(module, kind) for module, kind in known)
+    if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, *kinds)):
+        return True
+    if isinstance(error, OSError) and error.errno in NETWORK_ERRNOS:
+        return True
+    return error.__cause__ is not None and is_of_the_network(error.__cause__)
+
+
+def is_of_the_data(error: BaseException) -> bool:
+    """Whether what came is not to be read, or may not be read; another attempt would be the same."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    theirs = packages & {"datasets", "pyarrow", "zlib"}
+    known = theirs or isinstance(error, (ValueError, OSError, EOFError))
+    return bool(known) and not is_of_the_network(error)
+
+
+def cannot_read(name: str, error: BaseException) -> ValueError:
+    if _status(error) is not None:
+        return ValueError(
+            f"the Hub refuses to send {name} ({_first_line(error)}); "
+            "log in with hf auth login if it must know you, or use other data with --dataset"
+        )
+    return ValueError(
+        f"datasets cannot read {name} ({_first_line(error)}); "
+        "if its file arrived damaged try again later, else use other data with --dataset"
+    )
+
+
+def _status(error):
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
 def _first_line(error):
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -299,9 +372,12 @@ def _first_line(error):
 def _load(name, revision):
     import datasets
 
+    datasets.config.STREAMING_OPEN_MAX_RETRIES = ATTEMPTS_OF_DATASETS
+    datasets.config.STREAMING_READ_MAX_RETRIES = ATTEMPTS_OF_DATASETS
     if (copy := cached_copy(name, revision)) is not None:
         return datasets.load_dataset(str(copy), streaming=True)
-    return datasets.load_dataset(name, revision=revision, streaming=True)
+    options = {"revision": revision, "streaming": True}
+    return call_within(OPEN_SECONDS, datasets.load_dataset, name, **options)
 
 
 def cached_copy(name: str, revision: str | None = None) -> Path | None:

@@ -20,6 +20,7 @@ validation split, and the dataset trains whole. Every error that a user can caus
 """
 
 import difflib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,7 @@ def open_dataset(
         raise ValueError(f"split ({split!r}) must be 'train' or 'validation'")
     name = str(val_dataset if split == "validation" and val_dataset is not None else dataset)
     options = {"split": split, "whole": val_dataset is not None, "text_column": text_column}
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
     if name == BUNDLED:
         from training.data_bundled import open_bundled  # writes stories: only where they are wanted
 

@@ -5,13 +5,16 @@ and size: SPLIT_00000.tokens.npy, the ids of its documents one after another wit
 (uint16 if the vocabulary fits, else uint32), and SPLIT_00000.ends.npy, int64, where each one ends.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from architecture.tokenizer import tokenizer_state
+from training.atomic_files import atomic_write, write_json_atomic, writing
 from training.data_documents import IndexedSource
 
 META = "tokens.json"
@@ -61,7 +64,8 @@ class TokenFolderWriter:
     """Writes a token folder: `add` documents split by split, then `finish`.
 
     Everything goes to FOLDER.tokens-partial, which `finish` renames, so that a folder under its own
-    name is always whole; what a killed writer left is removed by the next one.
+    name is always whole; an error removes it, what a killed writer left is removed by the next one.
+    Raises CannotWrite for a full or read-only disk.
     """
 
     def __init__(self, folder: Path, tokenizer, *, shard_tokens: int = SHARD_TOKENS):
@@ -78,7 +82,8 @@ class TokenFolderWriter:
             "splits": {},
         }
         shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        with writing(self._partial):
+            self._partial.mkdir(parents=True)
 
     def write_split(self, split: str, documents) -> dict:
         """Write all documents of a split, sequences of ids; returns its totals.
@@ -87,27 +92,39 @@ class TokenFolderWriter:
         """
         totals = self._meta["splits"][split] = {"documents": 0, "tokens": 0, "shards": []}
         shard, size = [], 0
-        for document in documents:
-            shard.append(np.asarray(document, dtype=self._dtype))
-            size += len(document)
-            if size >= self._shard_tokens:
+        with self._removed_if_it_fails():
+            for document in documents:
+                shard.append(np.asarray(document, dtype=self._dtype))
+                size += len(document)
+                if size >= self._shard_tokens:
+                    self._write_shard(split, shard)
+                    shard, size = [], 0
+            if shard:
                 self._write_shard(split, shard)
-                shard, size = [], 0
-        if shard:
-            self._write_shard(split, shard)
         return totals
 
     def finish(self) -> None:
-        (self._partial / META).write_text(json.dumps(self._meta, indent=2) + "\n")
-        self._partial.rename(self._folder)
+        with self._removed_if_it_fails(), writing(self._folder):
+            write_json_atomic(self._partial / META, self._meta)
+            self._partial.rename(self._folder)
+
+    @contextlib.contextmanager
+    def _removed_if_it_fails(self):
+        try:
+            yield
+        except BaseException:  # it would not be used again, and may be what fills the disk
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise
 
     def _write_shard(self, split, documents):
         totals = self._meta["splits"][split]
         name = f"{split}_{len(totals['shards']):05d}"
         ids = np.concatenate(documents)
         ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
-        np.save(self._partial / f"{name}.tokens.npy", ids)
-        np.save(self._partial / f"{name}.ends.npy", ends)
+        for kind, array in (("tokens", ids), ("ends", ends)):
+            with atomic_write(self._partial / f"{name}.{kind}.npy") as file:
+                # to a real file numpy writes past Python, and does not say why that failed
+                np.save(SimpleNamespace(write=file.write), array)
         totals["shards"].append({"name": name, "tokens": len(ids), "documents": len(ends)})
         totals["tokens"] += len(ids)
         totals["documents"] += len(ends)

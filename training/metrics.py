@@ -1,8 +1,11 @@
 """The one writer: a record goes to metrics.jsonl, to TensorBoard and to the progress line."""
 
+import contextlib
 import json
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +13,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from training.atomic_files import atomic_write
+from training.atomic_files import CannotWrite, append_line, atomic_write, writing
+from training.json_text import parse_json
 
 SHOWN = {  # what the progress line shows of the records, in this order
     "train/loss": "loss {:.4f}",
@@ -39,11 +43,18 @@ class MetricsWriter:
         stream: TextIO | None = None,
     ):
         self.stream = stream or sys.stderr
-        self.tensorboard = _summary_writer(tensorboard_dir, resume_step)
+        self.tensorboard, self.tensorboard_dir = None, tensorboard_dir
         path = Path(out_dir) / "metrics.jsonl"
-        if resume_step is not None:
-            drop_records_after(path, resume_step)
-        self.file = open(path, "a", encoding="utf-8")
+        with contextlib.ExitStack() as stack:
+            if tensorboard_dir is not None:
+                stack.enter_context(event_thread_errors_told_once())
+                self.tensorboard = _summary_writer(tensorboard_dir, resume_step)
+                stack.callback(self._close_tensorboard)
+            if resume_step is not None:
+                drop_records_after(path, resume_step)
+            with writing(path):
+                self.file = stack.enter_context(open(path, "ab", buffering=0))
+            self._open = stack.pop_all()
         self.bar = None
         if self.stream.isatty():
             form = "{percentage:3.0f}%|{bar:20}| {desc}"
@@ -56,8 +67,9 @@ class MetricsWriter:
         numbers = {tag: v if isinstance(v, int) else float(v) for tag, v in record.items()}
         self._append(step, {tag: v if math.isfinite(v) else None for tag, v in numbers.items()})
         if self.tensorboard:
-            for tag, number in numbers.items():
-                self.tensorboard.add_scalar(tag, number, step)
+            with writing(self.tensorboard_dir):
+                for tag, number in numbers.items():
+                    self.tensorboard.add_scalar(tag, number, step)
         self.latest |= {tag: number for tag, number in numbers.items() if tag in SHOWN}
         if progress is not None:
             self._show(step, progress)
@@ -65,7 +77,8 @@ class MetricsWriter:
     def text(self, step: int, tag: str, markdown: str) -> None:
         self._append(step, {tag: markdown})
         if self.tensorboard:
-            self.tensorboard.add_text(tag, markdown, step)
+            with writing(self.tensorboard_dir):
+                self.tensorboard.add_text(tag, markdown, step)
 
     def show(
         self,
@@ -81,32 +94,52 @@ class MetricsWriter:
         """
         self._append(step, {tag: value})
         if self.tensorboard:
-            for name, pixels in pictures().items():
-                self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
-            if markdown:
-                self.tensorboard.add_text(tag, markdown(), step)
+            drawn, table = pictures(), markdown and markdown()
+            with writing(self.tensorboard_dir):
+                for name, pixels in drawn.items():
+                    self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
+                if table:
+                    self.tensorboard.add_text(tag, table, step)
 
     def layout(self, charts: dict[str, dict[str, list[str]]]) -> None:
         """TensorBoard's own page for the run: {group: {title of a chart: patterns of its tags}}."""
         if self.tensorboard:
-            self.tensorboard.add_custom_scalars(
-                {
-                    group: {title: ["Multiline", tags] for title, tags in group_charts.items()}
-                    for group, group_charts in charts.items()
-                }
-            )
+            page = {
+                group: {title: ["Multiline", tags] for title, tags in group_charts.items()}
+                for group, group_charts in charts.items()
+            }
+            with writing(self.tensorboard_dir):
+                self.tensorboard.add_custom_scalars(page)
 
-    def final(self, step: int, config: dict[str, Any], figures: dict[str, float]) -> None:
+    def final(
+        self,
+        step: int,
+        config: dict[str, Any],
+        figures: dict[str, float],
+        texts: dict[str, str] | None = None,
+    ) -> None:
         """The closing figures: under final/ in metrics.jsonl; on TensorBoard the main ones beside the
         configuration, on the page that compares runs (a curve of one point would say nothing).
+
+        texts: closing texts by tag.  All is one line of metrics.jsonl: no checkpoint comes after it
+        whose step could tell a resumed run that it was cut in two.
         """
-        self._append(step, {f"final/{name}": number for name, number in figures.items()})
+        texts = texts or {}
+        self._append(step, texts | {f"final/{name}": value for name, value in figures.items()})
         if self.tensorboard:
             plain = {
                 k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()
             }
             results = {f"hparam/{name}": float(figures[name]) for name in COMPARED}
-            self.tensorboard.add_hparams(plain, results, run_name=".")
+            with writing(self.tensorboard_dir):
+                for tag, markdown in texts.items():
+                    self.tensorboard.add_text(tag, markdown, step)
+                self.tensorboard.add_hparams(plain, results, run_name=".")
+
+    def sync(self) -> None:
+        """Have what metrics.jsonl holds on the disk, where a power cut cannot take it."""
+        with writing(self.file.name):
+            os.fsync(self.file.fileno())
 
     def say(self, line: str) -> None:
         """Print a line for people, above the bar where there is one."""
@@ -115,13 +148,14 @@ class MetricsWriter:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        if self.tensorboard:
-            self.tensorboard.close()
-        self.file.close()
+        self._open.close()
 
     def _append(self, step: int, entries: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, **entries}, allow_nan=False) + "\n")
-        self.file.flush()
+        append_line(self.file, json.dumps({"step": step, **entries}, allow_nan=False))
+
+    def _close_tensorboard(self) -> None:
+        with writing(self.tensorboard_dir):
+            self.tensorboard.close()
 
     def _show(self, step: int, progress: float) -> None:
         now = time.monotonic()
@@ -148,6 +182,8 @@ def new_run_dir(out_dir: str | Path, root: str | Path = "runs") -> Path:
         except FileExistsError:  # another run began in the same second
             number += 1
             path = path.with_name(f"{name}-{number}")
+        except OSError as error:
+            raise CannotWrite(path, error) from error
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -171,10 +207,10 @@ def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("not a record")
-        except ValueError:  # JSON's own error is one
+        except ValueError:
             if number == len(lines):
                 return  # nothing, or the half of a line that a kill left behind
             raise ValueError(
@@ -196,9 +232,26 @@ def require_tensorboard():
     return SummaryWriter
 
 
-def _summary_writer(folder: str | Path | None, resume_step: int | None):
-    if folder is None:
-        return None
-    return require_tensorboard()(
-        folder, purge_step=None if resume_step is None else resume_step + 1
-    )
+def _summary_writer(folder: str | Path, resume_step: int | None):
+    summary_writer = require_tensorboard()
+    with writing(folder):
+        return summary_writer(folder, purge_step=None if resume_step is None else resume_step + 1)
+
+
+@contextlib.contextmanager
+def event_thread_errors_told_once() -> Iterator[None]:
+    """TensorBoard writes in a thread, which keeps an OSError for the next call to raise and also has it
+    printed with a traceback; within this it is not printed.
+    """
+    before = threading.excepthook
+
+    def hook(args: Any) -> None:
+        told = type(args.thread).__module__ == "tensorboard.summary.writer.event_file_writer"
+        if not (told and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -6,9 +6,11 @@ import os
 import re
 from pathlib import Path
 from shlex import quote
-from typing import TextIO
+from typing import Any, TextIO
 
+from training.atomic_files import writing
 from training.checkpoint import latest_checkpoint
+from training.json_text import parse_json
 
 LOCK = ".lock"
 
@@ -62,12 +64,14 @@ def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
     """Make OUT_DIR this process's own for as long as the returned lock file stays open.
 
     The lock dies with the process, so a crash leaves none behind.  Raises ValueError, before
-    anything is written, for what check_out_dir refuses and for a folder that a live run writes to.
+    anything is written, for what check_out_dir refuses and for a folder that a live run writes to,
+    and CannotWrite.
     """
     out_dir = Path(out_dir)
     check_out_dir(out_dir, resume)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    lock = _locked(out_dir / LOCK)
+    with writing(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        lock = _locked(out_dir / LOCK)
     check_out_dir(out_dir, resume)  # again: another run may have come and gone before the lock
     for remains in out_dir.glob(".*.tmp"):  # of a write that a kill cut short
         remains.unlink()
@@ -105,6 +109,20 @@ def _has_a_writer(out_dir: str | Path, owner: str) -> ValueError:
         f"out_dir must have one writer, and process {owner} is writing to {out_dir}; "
         "wait for it or choose another --out_dir"
     )
+
+
+def earlier_starts(out_dir: str | Path) -> list[Any]:
+    """What config.json records of the starts of a run so far; ValueError for a damaged one."""
+    path = Path(out_dir) / "config.json"
+    if not path.exists():
+        return []
+    try:
+        facts = parse_json(path.read_bytes())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list):
+        raise ValueError(f"{path} is damaged; move it away, the run can be continued without it")
+    return facts["starts"]
 
 
 def require_latest(out_dir: str | Path) -> Path:

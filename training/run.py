@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
 from training import checkpoint, metrics
-from training.atomic_files import write_json_atomic
+from training.atomic_files import CannotWrite, write_json_atomic
 from training.config import TrainConfig
 from training.data_documents import Source
 from training.data_loader import TrainLoader
@@ -25,7 +25,7 @@ from training.device import autocast
 from training.evaluate import Evaluation
 from training.interrupt import StopRequest
 from training.optimizer import build_optimizers, parameter_kinds
-from training.out_dir import claim_out_dir
+from training.out_dir import claim_out_dir, earlier_starts, is_without_checkpoint
 from training.provenance import git_commit, provenance
 from training.token_kinds import token_kinds
 
@@ -96,6 +96,7 @@ def open_run(
         torch.manual_seed(cfg.seed)
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(saying_how_to_go_on(cfg.out_dir))
         loader = TrainLoader(
             source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
             seed=cfg.seed, state=resumed["data"] if resumed else None, should_stop=lambda: bool(stop),
@@ -104,6 +105,11 @@ def open_run(
         if cfg.use_tensorboard:
             metrics.require_tensorboard()  # before anything is written
         stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
+        if resumed:
+            refuse_if_changed(cfg.out_dir, progress.step)
+            checkpoint.finish_saving(
+                cfg.out_dir, progress.step, resumed.get("scored"), keep=cfg.keep
+            )
         tensorboard_dir = resumed["tensorboard_dir"] if resumed else None
         if cfg.use_tensorboard and tensorboard_dir is None:
             tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir))
@@ -134,12 +140,46 @@ def open_run(
         yield run, progress
 
 
+@contextlib.contextmanager
+def saying_how_to_go_on(out_dir: str | Path) -> Iterator[None]:
+    """Where the body cannot write, the message also says what to do after that."""
+    try:
+        yield
+    except CannotWrite as error:
+        if latest := checkpoint.latest_checkpoint(out_dir):
+            resume = f"python train.py --resume --out_dir {quote(str(out_dir))}"
+            raise error.and_then(f"continue from {latest} with: {resume}") from error
+        if is_without_checkpoint(out_dir):
+            raise error.and_then(f"rm -r {quote(str(out_dir))} and start again") from error
+        raise
+
+
+def refuse_if_changed(out_dir: str | Path, step: int) -> None:
+    """ValueError if another process wrote to the folder between the reading of its newest checkpoint,
+    that of `step`, and the moment from which it is ours.
+    """
+    if checkpoint.latest_checkpoint(out_dir) != checkpoint.checkpoint_path(out_dir, step):
+        raise ValueError(
+            f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process was writing "
+            "there while this one started; run the same command again"
+        )
+    refuse_if_finished(out_dir)
+
+
+def refuse_if_finished(out_dir: str | Path) -> None:
+    """ValueError for a run whose closing figures are written: there is nothing to continue."""
+    path = Path(out_dir) / "metrics.jsonl"
+    if path.exists() and any("final/loss" in record for record in metrics.read_metrics(path)):
+        raise ValueError(
+            f"the run in {out_dir} is finished; start a new one from its weights with --init_from "
+            f"{checkpoint.latest_checkpoint(out_dir)} --out_dir NEW"
+        )
+
+
 def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
     """What config.json records: every setting as it was resolved, and each start of the run with its
     command, commit and versions.
     """
-    path = Path(run.cfg.out_dir) / "config.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     return {
         "train": asdict(run.cfg),
         "model": config_to_dict(run.model.config),
@@ -148,7 +188,7 @@ def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
             k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
         },
         "tensorboard_dir": run.tensorboard_dir,
-        "starts": [*earlier, {"step": progress.step, **provenance()}],
+        "starts": [*earlier_starts(run.cfg.out_dir), {"step": progress.step, **provenance()}],
     }
 
 
@@ -162,7 +202,10 @@ def save(
 
     evaluated: the last step that was scored, and its score.  position: of the data; None: the loader's.
     """
-    cfg, model = run.cfg, run.model
+    cfg, model, scored = run.cfg, run.model, None
+    if evaluated is not None and evaluated[0] == progress.step:
+        found = evaluated[1]
+        scored = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
     state = {
         "model_name": cfg.model,
         "config": config_to_dict(model.config),
@@ -175,12 +218,8 @@ def save(
         "rng": checkpoint.rng_state(run.device),
         "data": position or run.loader.state_dict(),
         "tensorboard_dir": run.tensorboard_dir,
+        "scored": scored,
         "commit": git_commit(),
     }
-    path = checkpoint.save_checkpoint(cfg.out_dir, progress.step, state, keep=cfg.keep)
-    if evaluated is not None and evaluated[0] == progress.step:
-        found = evaluated[1]
-        checkpoint.update_best(
-            cfg.out_dir, progress.step, found.loss, val_bits_per_byte=found.bits_per_byte
-        )
-    return path
+    run.writer.sync()  # a power cut may not leave a checkpoint without the records before it
+    return checkpoint.save_checkpoint(cfg.out_dir, progress.step, state, keep=cfg.keep)

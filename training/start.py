@@ -10,10 +10,11 @@ import torch
 
 from architecture import registry
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
-from training import checkpoint
+from training import checkpoint, costs
 from training.command_line import CommandLine, say
 from training.config import TrainConfig, as_text, check_resume
-from training.out_dir import require_latest
+from training.out_dir import earlier_starts, require_latest
+from training.saved_state import require_run_state, saved_settings
 
 DATA = ("dataset", "val_dataset", "text_column")
 Start = tuple[TrainConfig, tiktoken.Encoding, Any, dict[str, Any] | None]
@@ -64,11 +65,12 @@ def given_weights(command: CommandLine) -> Start:
     cfg, purpose = command.config, "eval_only" if command.config.eval_only else "init_from"
     path = checkpoint.find_checkpoint(getattr(cfg, purpose), say)
     saved = registry.read_checkpoint(path)
-    before = saved.get("train_config", {})  # a checkpoint that was not trained here has none
+    before = saved_settings(saved, path)  # a checkpoint that was not trained here has none
+    tokenizer = tokenizer_from_state(saved["tokenizer"])
     brought = {
         "model": saved["model_name"],
         "model_size": before.get("model_size", "custom"),
-        "tokenizer": saved["tokenizer"]["name"],
+        "tokenizer": tokenizer.name,
     }
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
@@ -89,7 +91,7 @@ def given_weights(command: CommandLine) -> Start:
     overrides = command.model_overrides
     config = registry.config_from_dict(saved["model_name"], saved["config"] | overrides)
     require_same_shapes(saved, config, overrides, path)
-    return replace(cfg, **brought), tokenizer_from_state(saved["tokenizer"]), config, saved
+    return replace(cfg, **brought), tokenizer, config, saved
 
 
 def require_same_shapes(
@@ -121,11 +123,15 @@ def require_same_shapes(
     )
 
 
+def without_memory(model: str, config: Any) -> torch.nn.Module:
+    """A model of this shape on the meta device."""
+    with torch.device("meta"):
+        return registry.build_model(model, config)
+
+
 def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
     """Shapes by name, of a model that takes no memory; tied parameters count once."""
-    with torch.device("meta"):
-        built = registry.build_model(model, config)
-    return {name: parameter.shape for name, parameter in built.named_parameters()}
+    return {n: p.shape for n, p in without_memory(model, config).named_parameters()}
 
 
 def continued_run(command: CommandLine, path: Any) -> Start:
@@ -133,11 +139,40 @@ def continued_run(command: CommandLine, path: Any) -> Start:
     saved = registry.read_checkpoint(path)
     checkpoint.require_training_state(saved, path)
     cfg = check_resume(
-        saved["train_config"],
+        saved_settings(saved, path),
         command.config,
         saved["config"],
         command.model_overrides,
         command.given,
     )
+    earlier_starts(cfg.out_dir)  # raises before anything is touched
     config = registry.config_from_dict(saved["model_name"], saved["config"])
+    require_run_state(saved, cfg, config, without_memory(cfg.model, config), path)
     return cfg, tokenizer_from_state(saved["tokenizer"]), config, saved
+
+
+# --------------------------------------------------------------------------------------------------
+# memory
+
+ESTIMATE = 0.85  # activations are estimated to 15 %: only what certainly does not fit is refused
+TOKEN_BYTES = 16  # of a token in a batch: input and target, int64
+
+
+def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
+    """ValueError for a run that cannot fit into `available` bytes, before anything is built: the system
+    would end it later without a word.
+    """
+    memory = costs.memory_bytes(cfg, config)
+    tokens = cfg.batch_size * cfg.block_size
+    if cfg.eval_only:  # no gradients, and a layer's activations at a time
+        needed = memory["weights"] + ESTIMATE * memory["activations"] / config.num_hidden_layers
+        way_out = "lower batch_size or block_size"
+    else:
+        exact = memory["weights"] + memory["gradients"] + memory["optimizer"]
+        needed = exact + ESTIMATE * memory["activations"] + TOKEN_BYTES * tokens * cfg.grad_accum
+        way_out = "lower batch_size, block_size or the sizes of the model"
+    if needed > available:
+        raise ValueError(
+            f"this run needs about {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are "
+            f"available on {cfg.device}; {way_out}; --dry_run shows what takes it"
+        )

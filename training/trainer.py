@@ -25,10 +25,9 @@ from training.data_documents import Source
 from training.data_loader import StoppedWaiting, validation_batches
 from training.device import autocast
 from training.interrupt import StopRequest
-from training.metrics import read_metrics
 from training.non_finite import first_non_finite, non_finite_parameter
 from training.optimizer import learning_rate, set_learning_rate
-from training.run import Progress, Run, open_run, save
+from training.run import Progress, Run, open_run, refuse_if_finished, save
 from training.step import StepResult, accumulate_gradients, apply_gradients
 
 
@@ -59,7 +58,8 @@ def train(
     """Train to the end of cfg, writing OUT_DIR and TensorBoard; returns the closing summary.
 
     cfg: resolved, no "auto" left.  model: on the CPU or on cfg.device.  resumed: the checkpoint to
-    continue.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data.
+    continue.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data,
+    CannotWrite for a full disk.
     """
     batches = functools.partial(
         validation_batches,
@@ -71,7 +71,7 @@ def train(
     # the same tokens at every evaluation; read first, so that bad data is told before a file is written
     fixed = list(batches(max_tokens=cfg.eval_tokens))
     if resumed:
-        refuse_if_finished(cfg)
+        refuse_if_finished(cfg.out_dir)  # before anything is touched; again when it is ours
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
         run.writer.say(reporting.describe(run, source, validation))
         if not resumed:
@@ -211,21 +211,14 @@ def close(
             raise Stopped(run.stop, path) from None
     final = reporting.final_record(run, progress, found)
     stories = reporting.sample_stories(run, 3)
-    for number, story in enumerate(stories, start=1):
-        run.writer.text(progress.step, f"samples/final_{number}", story)
-    run.writer.final(progress.step, asdict(cfg) | config_to_dict(run.model.config), final)
+    run.writer.final(
+        progress.step,
+        asdict(cfg) | config_to_dict(run.model.config),
+        final,
+        {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
+    )
     run.writer.say(reporting.summary(run, final, found, stories, path))
     return {**final, "checkpoint": str(path), "stories": stories}
-
-
-def refuse_if_finished(cfg: TrainConfig) -> None:
-    """ValueError for a run whose closing figures are written: there is nothing to continue."""
-    path = Path(cfg.out_dir) / "metrics.jsonl"
-    if path.exists() and any("final/loss" in record for record in read_metrics(path)):
-        raise ValueError(
-            f"the run in {cfg.out_dir} is finished; start a new one from its weights with --init_from "
-            f"{checkpoint.latest_checkpoint(cfg.out_dir)} --out_dir NEW"
-        )
 
 
 def evaluate_only(

@@ -6,7 +6,6 @@ tokens, and every setting that a run must share to be held against it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +20,8 @@ from training.config import (
     TrainConfig,
     as_text,
 )
+from training.json_text import parse_json
+from training.report.facts import LARGEST
 from training.report.runs import LoggedRun, Series, data_name, figure, short, smooth
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
@@ -246,7 +247,7 @@ def read_bands(folder: Path = FOLDER) -> list[Band]:
 def read_band(path: Path) -> Band:
     """A band file; ValueError, one sentence, for another file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise ValueError(f"--reference {path} cannot be read: {error.strerror}") from None
     except ValueError:
@@ -259,16 +260,28 @@ def read_band(path: Path) -> Band:
 
 
 def _is_band(content: Any) -> bool:
+    """Whether JSON has what matching, verdicts and pictures read of a band."""
     try:
-        columns = [set(tag) for tag in content["tags"].values()]
-        groups = set(content["settings"])
+        settings, tags, runs = (content[name] for name in ("settings", "tags", "runs"))
+        kinds = {"train": dict, "model": dict, "tokenizer": str | None}
         return (
-            bool(content["runs"])
-            and {"train", "model", "tokenizer"} <= groups
-            and all({"tokens", "mean", "sd"} <= names for names in columns)
+            isinstance(runs, list)
+            and bool(runs)
+            and all(isinstance(settings[name], kind) for name, kind in kinds.items())
+            and all(_is_curve(*(tag[k] for k in ("tokens", "mean", "sd"))) for tag in tags.values())
         )
     except (TypeError, KeyError, AttributeError):
         return False
+
+
+def _is_curve(tokens: Any, mean: Any, deviation: Any) -> bool:
+    """Columns of one length, over a rising and positive number of tokens."""
+    columns = tokens, mean, deviation
+    if not all(isinstance(column, list) and len(column) == len(tokens) > 0 for column in columns):
+        return False
+    if not all(type(x) in (int, float) and abs(x) < LARGEST for column in columns for x in column):
+        return False
+    return tokens[0] > 0 and all(a < b for a, b in zip(tokens, tokens[1:])) and min(deviation) >= 0
 
 
 class Match(NamedTuple):

@@ -105,7 +105,8 @@ def grad_norm(look: Look) -> Panel | None:
     runs = with_data(look, tag)
     if not runs:
         return None
-    usual = max(np.nanmax(run.series(tag).values[-20:], initial=0) for run in runs)
+    late = [run.series(tag).values[-20:] for run in runs]
+    usual = max(values[np.isfinite(values)].max(initial=0) for values in late)
     clips = {c for run in runs if (c := run.setting("grad_clip")) and c < 3 * usual}
 
     def draw(ax):
@@ -257,9 +258,11 @@ def loss_by_position(look: Look) -> Panel | None:
     tag = "val/loss_by_position"
     found = {}
     for run in look.runs:
-        firsts = [int(m[1]) for c in run.children(tag) if (m := re.fullmatch(r"from_(\d+)", c))]
-        if firsts:
-            found[run.name] = run, {n: run.series(f"{tag}/from_{n:04d}") for n in sorted(firsts)}
+        firsts = [int(m[1]) for c in run.children(tag) if (m := re.fullmatch(r"from_(\d{1,9})", c))]
+        series = {n: run.series(f"{tag}/from_{n:04d}") for n in sorted(firsts)}
+        series = {n: s for n, s in series.items() if np.isfinite(s.values).any()}
+        if series:
+            found[run.name] = run, series
     if not found:
         return None
     buckets = sorted({n for _, series in found.values() for n in series})

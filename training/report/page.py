@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from typing import Any
 
+from training.config import as_text
 from training.report.look import COLUMNS, GREY, Look, Panel, clip_name
 from training.report.panels import panels
 from training.report.runs import LoggedRun, data_name, figure, short, status, validation_name
@@ -164,7 +165,7 @@ def _data(run: LoggedRun) -> str:
         return ""
     return (
         f"data {data_name(run.setting('dataset'))}, validation {validation_name(run)}, "
-        f"tokenizer {run.setting('tokenizer')}, {run.setting('optimizer')} lr {run.setting('lr'):g}, "
+        f"tokenizer {run.setting('tokenizer')}, {run.setting('optimizer')} lr {as_text(run.setting('lr'))}, "
         f"balance {run.setting('balance')}, seed {run.setting('seed')}"
     )
 
@@ -177,7 +178,8 @@ def _tally(run: LoggedRun) -> str:
 
 def best_bits(run: LoggedRun) -> float:
     """Of the closing evaluation, or the last so far."""
-    return run.last("final/bits_per_byte", run.last_finite("val/bits_per_byte"))
+    final = run.last_number("final/bits_per_byte")
+    return final if math.isfinite(final) else run.last_finite("val/bits_per_byte")
 
 
 def header_height(look: Look, header: list[list[str]]) -> float:

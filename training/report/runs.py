@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections import defaultdict
@@ -13,6 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from training.json_text import parse_json
+from training.report.facts import checked_config, checked_records
 
 WINDOW = 1 / 40  # of a run's length: what a smoothed curve is the mean of, looking back
 AXES = {  # --x, and the words under every curve
@@ -74,6 +76,10 @@ class LoggedRun:
         """The newest value of a tag, of any type."""
         return self._entries[tag][-1][1] if tag in self._entries else default
 
+    def last_number(self, tag: str) -> float:
+        """The newest value of a tag that has numbers; NaN where there is none."""
+        return float(self.last(tag, math.nan))
+
     def last_finite(self, tag: str) -> float:
         """The newest number of a tag; NaN where there is none."""
         found = self.series(tag).values
@@ -94,10 +100,10 @@ class LoggedRun:
     def layers(self, prefix: str) -> LayerSeries | None:
         """prefix/layer_NN for every NN; None where there is none."""
         numbers = [
-            int(m[1]) for c in self.children(prefix) if (m := re.fullmatch(r"layer_(\d+)", c))
+            int(m[1]) for c in self.children(prefix) if (m := re.fullmatch(r"layer_(\d{1,4})", c))
         ]
         found = {n: self.series(f"{prefix}/layer_{n:02d}") for n in sorted(numbers)}
-        found = {n: s for n, s in found.items() if len(s.steps)}
+        found = {n: s for n, s in found.items() if np.isfinite(s.values).any()}
         if not found:
             return None
         steps = np.unique(np.concatenate([s.steps for s in found.values()]))
@@ -120,10 +126,11 @@ class LoggedRun:
     def tokens_per_step(self) -> float | None:
         """As the run counted them, else by its settings; None where neither is known."""
         counted = self.series("data/tokens")
-        if len(counted.steps) and counted.steps[-1] > 0:
+        if len(counted.steps) and counted.steps[-1] > 0 and counted.values[-1] > 0:
             return counted.values[-1] / counted.steps[-1]
-        if self.finished and self.last("final/steps"):
-            return self.last("final/tokens") / self.last("final/steps")
+        tokens, steps = self.last_number("final/tokens"), self.last_number("final/steps")
+        if tokens > 0 and steps > 0:
+            return tokens / steps
         sizes = [self.setting(name) for name in ("batch_size", "block_size", "grad_accum")]
         return None if None in sizes else float(math.prod(sizes))
 
@@ -176,7 +183,7 @@ def _between(steps: np.ndarray, known: Series) -> np.ndarray:
     """Straight lines from 0 through what is known, and on at the mean pace so far."""
     last_step, last = known.steps[-1], known.values[-1]
     inside = np.interp(steps, np.append(0.0, known.steps), np.append(0.0, known.values))
-    return np.where(steps > last_step, last / last_step * steps, inside)
+    return np.where(steps > last_step, last / max(last_step, 1.0) * steps, inside)
 
 
 def smooth(series: Series, width: float) -> Series:
@@ -220,6 +227,7 @@ def read_run(path: str | Path) -> LoggedRun:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     if not any(len(record) > 1 for record in records):
         raise ValueError(f"{file} has no record yet; wait for the first line of the run's progress")
+    records = checked_records(records, file)
     return LoggedRun(file.resolve().parent.name, file, _read_config(file.parent), records)
 
 
@@ -228,12 +236,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except (OSError, ValueError):
         config = None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must be what train.py wrote, and is no JSON object; move it away")
-    return config
+    return checked_config(config, path)
 
 
 def _distinct_names(runs: list[LoggedRun]) -> list[str]:

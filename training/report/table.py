@@ -65,31 +65,36 @@ def _tokens(run: LoggedRun) -> str:
 
 
 def _seconds(run: LoggedRun) -> str:
-    value = run.last("final/seconds", run.last("perf/seconds"))
-    if value is None and len(run.series("perf/tokens_per_second").steps) and run.tokens_per_step:
+    value = run.last_number("final/seconds")
+    value = run.last_number("perf/seconds") if math.isnan(value) else value
+    if (
+        math.isnan(value)
+        and len(run.series("perf/tokens_per_second").steps)
+        and run.tokens_per_step
+    ):
         value = 60 * run.at(np.array([run.last_step]), "minutes")[0]
-    return NONE if value is None else _count(value)
+    return _count(value) if math.isfinite(value) else NONE
 
 
 def speed(run: LoggedRun) -> float:
     """Tokens per second of training: of the whole run, or the middle of what was seen so far."""
     values = run.series("perf/tokens_per_second").values
     so_far = float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
-    return run.last("final/tokens_per_second", so_far)
+    final = run.last_number("final/tokens_per_second")
+    return final if math.isfinite(final) else so_far
 
 
 def _loss(run: LoggedRun) -> str:
     if run.finished:
-        return (
-            f"{run.last('final/loss'):.4f} +- {run.last('final/loss_standard_error', math.nan):.4f}"
-        )
+        error = run.last_number("final/loss_standard_error")
+        return f"{run.last_number('final/loss'):.4f} +- {error:.4f}"
     value = run.last_finite("val/loss")
     return f"{value:.4f} so far" if math.isfinite(value) else NONE
 
 
 def _bits(run: LoggedRun) -> str:
     if run.finished:
-        return f"{run.last('final/bits_per_byte'):.4f}"
+        return f"{run.last_number('final/bits_per_byte'):.4f}"
     value = run.last_finite("val/bits_per_byte")
     return f"{value:.4f} so far" if math.isfinite(value) else NONE
 

@@ -1,0 +1,769 @@
+"""What goes wrong around a run: full and read-only disks, a Hub that fails half-way, numbers that are not
+finite, kills between two files, two trainers for one folder.
+
+Kills at random moments are benchmarks/kill_resume.py's; broken input is in the tests of what reads it.
+"""
+
+import builtins
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_run import TINY, ToyRun, differences, load, run_here
+
+from architecture.tokenizer import get_tokenizer
+from data.prepare import main as prepare_main
+from training import checkpoint, data_hub, trainer
+from training.atomic_files import CannotWrite, append_line, atomic_write
+from training.data_hub import HubSource, HubUnreachable, is_of_the_data, is_of_the_network
+from training.data_tokens import TokenFolderWriter
+from training.metrics import read_metrics
+from training.out_dir import claim_out_dir
+
+ROOT = Path(__file__).resolve().parent.parent
+QUIET = [*TINY, "--no-use_tensorboard", "--save_every", "4", "--eval_every", "50"]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def at_step(monkeypatch, step: int, action) -> None:
+    """Have `action()` done once, when the loop has done that many steps."""
+    train_step, done = trainer.train_step, []
+
+    def acting(run, progress):
+        if progress.step == step and not done:
+            done.append(action())
+        return train_step(run, progress)
+
+    monkeypatch.setattr(trainer, "train_step", acting)
+
+
+def told(capsys) -> str:
+    """The one sentence that a command ended with; nothing beside the lines of its progress."""
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and "Exception" not in err, err
+    program, kind, sentence = err.splitlines()[-1].split(": ", 2)
+    assert program in ("train.py", "data/prepare.py") and kind == "error"
+    return sentence
+
+
+# ----------------------------------------------------------------------------------------- disks
+
+
+class SmallDisk:
+    """A real disk of 24 MB in memory, which can be filled and can be made read-only."""
+
+    def __init__(self, path: Path):
+        self.path, self._filler = path, path / "filler"
+        path.mkdir()
+        options = ["-t", "tmpfs", "-o", "size=24m", "none", str(path)]
+        if shutil.which("mount") is None or os.geteuid() != 0:
+            pytest.skip("a disk of a few megabytes is mounted by root alone")
+        if subprocess.run(["mount", *options], capture_output=True).returncode:
+            pytest.skip("this machine lets nobody mount a disk")
+
+    def fill(self, left: int) -> None:
+        """Leave about so many bytes, to a page."""
+        state = os.statvfs(self.path)
+        with open(self._filler, "wb") as file:
+            file.truncate(0)
+            file.write(bytes(max(0, state.f_bavail * state.f_bsize - left)))
+
+    def make_room(self) -> None:
+        self._filler.unlink()
+
+    def make_read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(self.path)], check=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True)
+
+
+class PretendedDisk:
+    """A folder whose files Python opens with a limit on what all of them take together."""
+
+    def __init__(self, path: Path, monkeypatch):
+        self.path, self.room, self._read_only, self._open = path, 10**9, False, builtins.open
+        path.mkdir()
+        for module in (builtins, io):
+            monkeypatch.setattr(module, "open", self._opened)
+        for name in ("mkdir", "replace", "unlink"):
+            monkeypatch.setattr(os, name, self._refused(getattr(os, name)))
+
+    def fill(self, left: int) -> None:
+        self.room = left
+
+    def make_room(self) -> None:
+        self.room = 10**9
+
+    def make_read_only(self) -> None:
+        self._read_only = True
+
+    def close(self) -> None:
+        pass
+
+    def _refuse(self, path) -> None:
+        if self._read_only and self._holds(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def _holds(self, path) -> bool:
+        named = isinstance(path, str | bytes | os.PathLike)
+        return named and Path(os.path.abspath(os.fsdecode(path))).is_relative_to(self.path)
+
+    def _refused(self, function):
+        def call(path, *args, **kwargs):
+            self._refuse(path)
+            return function(path, *args, **kwargs)
+
+        return call
+
+    def _opened(self, file, mode="r", buffering=-1, encoding=None, *args, **kwargs):
+        if not set(mode) & set("wax+") or not self._holds(file):
+            return self._open(file, mode, buffering, encoding, *args, **kwargs)
+        self._refuse(file)
+        raw = LimitedFile(self, file, mode.replace("b", ""))
+        if buffering == 0:
+            return raw
+        buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding or "utf-8")
+
+
+class LimitedFile(io.FileIO):
+    def __init__(self, disk: PretendedDisk, *args):
+        super().__init__(*args)
+        self._disk = disk
+
+    def write(self, data) -> int:
+        data = memoryview(data).cast("B")
+        taken = min(len(data), self._disk.room)
+        if len(data) and not taken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._disk.room -= taken
+        return super().write(data[:taken])
+
+
+@pytest.fixture(params=["a real disk", "a pretended disk"])
+def disk(request, tmp_path, monkeypatch):
+    path = tmp_path / "disk"
+    made = SmallDisk(path) if "real" in request.param else PretendedDisk(path, monkeypatch)
+    yield made
+    made.close()
+
+
+FULL, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
+GO_ON = "continue from model/checkpoint_4.pt with: python train.py --resume --out_dir model"
+
+
+def test_a_disk_that_is_full_for_a_checkpoint_leaves_the_last_one_and_the_run_goes_on_from_it(
+    disk, tmp_path, corpus, capsys, monkeypatch
+):
+    flags = [*QUIET, *corpus, "--max_iters", 10, "--out_dir", "model"]
+    assert run_here(tmp_path / "straight", *flags) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: disk.fill(left=200_000))
+        assert run_here(disk.path, *flags) == 2
+    assert told(capsys) == (
+        f"model/checkpoint_8.pt cannot be written ({FULL}); make room on its disk, then {GO_ON}"
+    )
+    there = {".lock", "config.json", "metrics.jsonl", "checkpoint_4.pt"}
+    assert names(disk.path / "model") == there
+    disk.make_room()
+    assert run_here(disk.path, "--resume", "--out_dir", "model") == 0
+    ends = [
+        load(folder / "model/checkpoint_10.pt") for folder in (tmp_path / "straight", disk.path)
+    ]
+    for part in ("model", "optimizers", "rng", "data"):
+        assert differences(ends[0][part], ends[1][part], part) == []
+
+
+def test_a_disk_that_is_full_for_the_records_leaves_whole_lines(disk, corpus, capsys, monkeypatch):
+    at_step(monkeypatch, 6, lambda: disk.fill(left=2000))
+    assert run_here(disk.path, *QUIET, *corpus, "--save_every", 50, "--out_dir", "model") == 2
+    assert told(capsys) == (
+        f"model/metrics.jsonl cannot be written ({FULL}); make room on its disk, "
+        "then rm -r model and start again"
+    )
+    lines = (disk.path / "model/metrics.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in lines.splitlines()]
+    assert lines.endswith("}\n") and steps == list(range(1, len(steps) + 1)) and len(steps) >= 6
+
+
+def test_a_disk_that_is_full_for_tensorboard_ends_the_run_in_one_sentence(
+    disk, tmp_path, corpus, capsys, monkeypatch
+):
+    elsewhere = tmp_path / "elsewhere"
+    flags = [*QUIET, *corpus, "--use_tensorboard", "--out_dir", elsewhere]
+    at_step(monkeypatch, 6, lambda: disk.fill(left=0))
+    assert run_here(disk.path, *flags) == 2
+    sentence = told(capsys)
+    assert sentence.startswith("runs/elsewhere-") and f"cannot be written ({FULL}); " in sentence
+    assert f"then continue from {elsewhere}/checkpoint_" in sentence
+    assert all(load(path)["step"] in (4, 8, 12) for path in checkpoint.checkpoints(elsewhere))
+
+
+def test_a_disk_that_is_full_for_prepared_data_leaves_nothing(disk, corpus, capsys):
+    data = ["--dataset", corpus[1], "--val_dataset", corpus[3]]
+    disk.fill(left=20_000)
+    before = names(disk.path)
+    assert prepare_main([*data, "--out_dir", str(disk.path / "tokens")]) == 2
+    sentence = told(capsys)
+    assert "tokens.tokens-partial/train_00000.tokens.npy cannot be written" in sentence
+    assert sentence.endswith(f"({FULL}); make room on its disk")
+    assert names(disk.path) == before
+
+
+def test_a_read_only_folder_is_refused_before_anything_is_lost(disk, corpus, capsys):
+    flags = [*QUIET, *corpus, "--max_iters", 4]
+    assert run_here(disk.path, *flags, "--save_every", 2, "--out_dir", "model") == 0
+    metrics = disk.path / "model/metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))  # not finished
+    there = {path: path.stat().st_mtime_ns for path in disk.path.rglob("*")}
+    disk.make_read_only()
+    capsys.readouterr()
+    instead = f"({READ_ONLY}); choose a folder that may be written to, or make this one so"
+    for given, path in (
+        ([*flags, "--out_dir", "new"], "new"),
+        ([*flags, "--use_tensorboard", "--out_dir", disk.path.parent / "elsewhere"], "runs/else"),
+        (["--resume", "--out_dir", "model"], "model"),
+    ):
+        assert run_here(disk.path, *given) == 2
+        sentence = told(capsys)
+        assert sentence.startswith(path) and f" cannot be written {instead}" in sentence
+    tokens = str(disk.path / "tokens")
+    data = ["--dataset", corpus[1], "--val_dataset", corpus[3]]
+    assert prepare_main([*data, "--out_dir", tokens]) == 2
+    assert told(capsys) == f"{tokens}.tokens-partial cannot be written {instead}"
+    assert {path: path.stat().st_mtime_ns for path in disk.path.rglob("*")} == there
+
+
+def test_a_file_or_a_line_that_does_not_fit_is_not_there_at_all(disk):
+    path = disk.path / "file"
+    with atomic_write(path) as file:
+        file.write(b"old")
+    disk.fill(left=8192)
+    with pytest.raises(
+        CannotWrite, match=f"file cannot be written .{FULL}.; make room on its disk"
+    ):
+        with atomic_write(path) as file:
+            file.write(bytes(100_000))
+    assert path.read_bytes() == b"old" and not (disk.path / ".file.tmp").exists()
+    disk.make_room()
+    with open(disk.path / "lines", "ab", buffering=0) as lines:
+        append_line(lines, "first")
+        disk.fill(left=8192)
+        with pytest.raises(CannotWrite, match="lines cannot be written"):
+            append_line(lines, "x" * 100_000)
+        disk.make_room()
+        append_line(lines, "second")
+    assert (disk.path / "lines").read_text() == "first\nsecond\n"
+
+
+def test_tokens_that_cannot_be_read_to_their_end_leave_nothing(tmp_path):
+    def broken():
+        yield [1, 2, 3]
+        raise ValueError("line 2 is not JSON")
+
+    writer = TokenFolderWriter(tmp_path / "tokens", get_tokenizer("stories4k"), shard_tokens=2)
+    with pytest.raises(ValueError, match="line 2"):
+        writer.write_split("train", broken())
+    assert names(tmp_path) == set()
+
+
+# ----------------------------------------------------------------------------------- between two files
+
+
+class Killed(BaseException):
+    """Stands for a kill -9 at one exact place."""
+
+
+def killed_at(place: str):
+    def kill(*_, **__):
+        raise Killed(place)
+
+    return kill
+
+
+@pytest.fixture
+def scored_twice(tmp_path, corpus):
+    """Flags of a run that evaluates and saves at steps 4 and 8, and that run, straight."""
+    flags = [
+        *QUIET,
+        *corpus,
+        "--eval_every",
+        4,
+        "--max_iters",
+        8,
+        "--keep",
+        1,
+        "--out_dir",
+        "model",
+    ]
+    assert run_here(tmp_path / "straight", *flags) == 0
+    return flags, tmp_path / "straight/model"
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_kill_between_a_checkpoint_and_best_json_is_made_up_for_at_resume(
+    tmp_path, scored_twice, monkeypatch, step
+):
+    flags, straight = scored_twice
+    best = json.loads((straight / "best.json").read_text())
+    assert best["step"] == 8  # so that each of the two kills comes before a better model is named
+    update_best = checkpoint.update_best
+
+    def update_or_die(out_dir, now, *args, **more):
+        return killed_at("best.json")() if now == step else update_best(out_dir, now, *args, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "update_best", update_or_die)
+        run_here(tmp_path, *flags)
+    named = checkpoint.best_checkpoint(tmp_path / "model")
+    assert (named and named["step"]) == (None if step == 4 else 4)
+    assert run_here(tmp_path, "--resume", "--out_dir", "model") == 0
+    assert json.loads((tmp_path / "model/best.json").read_text()) == best
+    assert names(tmp_path / "model") == names(straight)  # what --keep removes is removed
+
+
+def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_part(scored_twice):
+    *_, last = read_metrics(scored_twice[1] / "metrics.jsonl")
+    assert {"final/loss", "samples/final_1", "samples/final_3"} <= last.keys()
+
+
+# --------------------------------------------------------------------------------- one trainer per folder
+
+
+def test_of_two_trainers_that_start_together_one_is_refused_and_leaves_nothing(tmp_path, corpus):
+    flags = [*TINY, *corpus, "--out_dir", tmp_path / "model"]
+    both = [
+        ToyRun(tmp_path / name, *flags, at_step=1, action=signal.SIGSTOP) for name in ("a", "b")
+    ]
+    try:
+        limit = time.monotonic() + 120
+        while (refused := next((run for run in both if not alive(run)), None)) is None:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        (first,) = (run for run in both if run is not refused)
+        ended = refused.wait()
+        assert ended.code == 2 and ended.err.count("\n") == 1
+        assert f"process {first.pid} is writing to {tmp_path / 'model'}" in ended.err
+        folder = tmp_path / ("a" if both[0] is refused else "b")
+        assert names(folder) == {"stdout", "stderr"}  # no TensorBoard folder of a run that was none
+    finally:
+        for run in both:
+            run.kill()
+
+
+def alive(run: ToyRun) -> bool:
+    return run._process.exitcode is None
+
+
+def test_a_lock_file_with_the_number_of_another_process_is_not_in_the_way(tmp_path):
+    (tmp_path / ".lock").write_text(f"{os.getppid()}\n")  # alive, but it does not hold the lock
+    with claim_out_dir(tmp_path, resume=False):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_checkpoint_that_another_process_saved_meanwhile_is_not_run_over(
+    tmp_path, corpus, capsys, monkeypatch
+):
+    flags = [*QUIET, *corpus, "--save_every", 2, "--max_iters", 6, "--out_dir", "model"]
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run_here(tmp_path, *flags) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+
+    def claimed_late(out_dir, resume):  # the other one saves between our reading and our claim
+        checkpoint.save_checkpoint(out_dir, 5, {})
+        return claim_out_dir(out_dir, resume)
+
+    monkeypatch.setattr("training.run.claim_out_dir", claimed_late)
+    before = (tmp_path / "model/metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
+    assert told(capsys) == (
+        "checkpoint_4.pt is no longer the newest of model: another process was writing there while "
+        "this one started; run the same command again"
+    )
+    assert (tmp_path / "model/metrics.jsonl").read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------- numbers not finite
+
+KINDS = {
+    "embedding": "embedding.weight",
+    "norm before attention": "block.1.attn.norm.scale",
+    "qkv": "block.1.attn.qkv.weight",
+    "sinks": "block.1.attn.sinks",
+    "out": "block.1.attn.out.bias",
+    "norm before experts": "block.1.mlp.norm.scale",
+    "router": "block.1.mlp.gate.weight",
+    "mlp1": "block.1.mlp.mlp1_weight",
+    "mlp2": "block.1.mlp.mlp2_bias",
+    "last norm": "norm.scale",
+    "unembedding": "unembedding.weight",
+}
+
+
+@pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
+def test_a_weight_of_any_kind_that_is_not_finite_is_named(
+    tmp_path, corpus, capsys, monkeypatch, name
+):
+    step = trainer.train_step
+
+    def breaking(run, progress):
+        if progress.step == 2:  # all of it: none may hide where no token goes
+            dict(run.model.named_parameters())[name].data.fill_(torch.nan)
+        return step(run, progress)
+
+    monkeypatch.setattr(trainer, "train_step", breaking)
+    flags = ["--max_iters", 4, "--save_every", 1, "--out_dir", "model"]
+    assert run_here(tmp_path, *QUIET, *corpus, *flags) == 2
+    assert told(capsys) == (
+        f"step 3 is not finite, first in the parameter {name}; the weights were left as they were; "
+        "the last good checkpoint is model/checkpoint_2.pt; try a lower --lr or --grad_clip"
+    )
+
+
+@pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
+def test_a_gradient_of_any_kind_that_is_not_finite_is_named(
+    tmp_path, corpus, capsys, monkeypatch, name
+):
+    accumulate = trainer.accumulate_gradients
+
+    def poisoned(model, *args, **kwargs):
+        result = accumulate(model, *args, **kwargs)
+        dict(model.named_parameters())[name].grad.view(-1)[0] = torch.nan
+        return result
+
+    monkeypatch.setattr(trainer, "accumulate_gradients", poisoned)
+    assert run_here(tmp_path, *QUIET, *corpus, "--out_dir", "model") == 2
+    assert f"step 1 is not finite, first in the gradient of {name}; " in told(capsys)
+
+
+LAYERS = (  # modules whose output finite weights could overflow in
+    "embedding",
+    "block.1.attn.norm",
+    "block.1.attn.qkv",
+    "block.1.attn.out",
+    "block.1.mlp.norm",
+    "block.1.mlp",  # with the router and the experts, which are no modules of their own
+    "norm",
+)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_whose_output_is_not_finite_is_named(tmp_path, corpus, capsys, monkeypatch, layer):
+    def overflowed(module, inputs, output):
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        first = first.masked_fill(torch.ones_like(first, dtype=torch.bool), torch.inf)
+        return (first, *rest) if rest else first
+
+    step, hooked = trainer.train_step, []
+
+    def breaking(run, progress):
+        if progress.step == 2 and not hooked:
+            hooked.append(run.model.get_submodule(layer).register_forward_hook(overflowed))
+        return step(run, progress)
+
+    monkeypatch.setattr(trainer, "train_step", breaking)
+    assert run_here(tmp_path, *QUIET, *corpus, "--out_dir", "model") == 2
+    assert f"step 3 is not finite, first in the output of {layer}; " in told(capsys)
+
+
+# ------------------------------------------------------------------------------------------- the Hub
+
+
+def network_errors() -> list[Exception]:
+    import http.client
+    import ssl
+
+    import requests
+
+    httpx = pytest.importorskip("httpx2")
+    request = httpx.Request("GET", "http://hub.example")
+    return [
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        TimeoutError("timed out"),
+        socket.gaierror(-3, "no name server"),
+        OSError(errno.ENETUNREACH, "unreachable"),
+        ssl.SSLEOFError(8, "cut off"),
+        http.client.IncompleteRead(b"half"),
+        requests.exceptions.ChunkedEncodingError("half"),
+        httpx.ReadTimeout("stalled", request=request),
+        httpx.RemoteProtocolError("peer closed connection", request=request),
+    ]
+
+
+def refused_with(status: int) -> Exception:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    httpx = pytest.importorskip("httpx2")
+    request = httpx.Request("GET", "http://hub.example/file")
+    return HfHubHTTPError(f"{status} for url", response=httpx.Response(status, request=request))
+
+
+def data_errors() -> list[Exception]:
+    import pyarrow
+    from datasets.exceptions import DatasetGenerationError
+
+    return [
+        pyarrow.ArrowInvalid("Parquet magic bytes not found in footer"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        json.JSONDecodeError("Expecting value", "{", 1),
+        DatasetGenerationError("An error occurred while generating the dataset"),
+        EOFError("Compressed file ended before the end-of-stream marker"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        FileNotFoundError(errno.ENOENT, "gone"),
+        *(refused_with(status) for status in (401, 403, 404, 416)),
+    ]
+
+
+def faults_of_the_program() -> list[Exception]:
+    return [
+        TypeError("unsupported operand"),
+        AttributeError("no attribute"),
+        KeyError("text"),
+        IndexError("out of range"),
+        AssertionError("never"),
+        RuntimeError("generator raised StopIteration"),
+    ]
+
+
+def test_errors_are_told_apart_by_what_another_attempt_could_change():
+    for error in [*network_errors(), *(refused_with(s) for s in (408, 429, 500, 503, 504))]:
+        assert is_of_the_network(error) and not is_of_the_data(error), repr(error)
+    wrapped = ValueError("a reader's own")
+    wrapped.__cause__ = ConnectionError("behind it")
+    assert is_of_the_network(wrapped)
+    for error in data_errors():
+        assert is_of_the_data(error) and not is_of_the_network(error), repr(error)
+    for error in faults_of_the_program():
+        assert not is_of_the_data(error) and not is_of_the_network(error), repr(error)
+
+
+class Stream:
+    """An IterableDataset that gives two documents and then raises, as often as it is read."""
+
+    column_names = None
+
+    def __init__(self, error: Exception | None):
+        self.error, self.opened = error, 0
+
+    def shard(self, **_):
+        return self
+
+    def __iter__(self):
+        self.opened += 1
+        yield from [{"text": "first"}, {"text": "second"}]
+        if self.error is not None:
+            raise self.error
+
+
+def stream_of(error, monkeypatch) -> tuple[Stream, HubSource]:
+    monkeypatch.setattr(data_hub, "RETRY_SECONDS", (0.0, 0.0))
+    stream = Stream(error)
+    return stream, HubSource("org/name", "train", stream, revision="abc", text_column="text")
+
+
+def test_only_the_network_is_tried_again(monkeypatch):
+    for error in network_errors():
+        stream, source = stream_of(error, monkeypatch)
+        with pytest.raises(HubUnreachable, match="failed 3 times .*check the network"):
+            list(source.documents())
+        assert stream.opened == 3, repr(error)
+    for error in data_errors():
+        stream, source = stream_of(error, monkeypatch)
+        with pytest.raises(ValueError, match="org/name .*use other data with --dataset") as caught:
+            list(source.documents())
+        sentence = str(caught.value)
+        assert stream.opened == 1 and "\n" not in sentence and type(error).__name__ in sentence
+        refused = sentence.startswith("the Hub refuses to send org/name")
+        assert refused == hasattr(error, "response"), sentence
+    for error in faults_of_the_program():
+        stream, source = stream_of(error, monkeypatch)
+        with pytest.raises(type(error)) as caught:
+            list(source.documents())
+        assert caught.value is error and stream.opened == 1
+
+
+def test_a_stream_that_became_shorter_than_its_saved_position_is_told_and_not_taken_for_its_end(
+    monkeypatch,
+):
+    stream, source = stream_of(None, monkeypatch)
+    state = source.shuffled(seed=0).state_dict()
+    state["position"] = {"snapshot": None, "since": 5}
+    with pytest.raises(ValueError, match="ends 3 examples before the saved position"):
+        next(source.shuffled(seed=0, state=state))
+    assert stream.opened == 1
+
+
+def test_a_hub_that_fails_when_a_dataset_is_opened_is_out_of_reach_and_a_damaged_file_is_not(
+    monkeypatch,
+):
+    monkeypatch.setattr(data_hub, "current_revision", lambda name: "abc")
+    for error, kind, message in (
+        (ConnectionError("reset"), HubUnreachable, "opening org/name on the Hub failed .*reset"),
+        (data_errors()[0], ValueError, "datasets cannot read org/name .*magic bytes"),
+        (TypeError("a bug"), TypeError, "a bug"),
+    ):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(data_hub, "_load", fail)
+        with pytest.raises(kind, match=message) as caught:
+            data_hub.open_hub("org/name", split="train", whole=False, text_column="text")
+        assert type(caught.value) is kind
+
+
+FAILING_HUB = """
+    import json, socket, struct, sys, threading, time
+    from pathlib import Path
+
+    sys.path.insert(0, sys.argv[1] + "/tests")
+    import hub_server
+    from toy_corpus import documents
+
+    class Failing(hub_server._Handler):
+        def _send(self, status, body, kind, headers):
+            hub, file = self.server, self.command == "GET" and "train" in self.path
+            file = file and "octet-stream" in kind
+            hub.asked += file
+            if not file or hub.asked <= hub.good or hub.failures == 0:
+                return super()._send(status, body, kind, headers)
+            hub.failures -= 1
+            self.send_response(status)
+            for name, value in {"Content-Length": len(body), **headers}.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            if hub.fault == "reset":  # and not a polite end
+                now = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+            if hub.fault == "stall":
+                hub.over.wait(60)
+            self.close_connection = True
+
+    texts = documents(18)
+    jsonl = lambda part: "".join(json.dumps({"text": t}) + "\\n" for t in part).encode()
+    hub = hub_server.HubServer({"data/train.jsonl": jsonl(texts[8:]), "data/validation.jsonl": jsonl(texts[:8])})
+    hub.RequestHandlerClass, hub.over = Failing, threading.Event()
+    hub.asked, hub.good, hub.failures, hub.fault = 0, 10**9, 0, None
+
+    import os
+    os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": os.getcwd() + "/hf", "HF_HUB_OFFLINE": "0"}
+    from huggingface_hub import constants
+    import toy_run, train
+
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.2  # of seconds: 10
+    waited, sleep = [], time.sleep
+    def short(seconds):
+        waited.append(seconds)
+        sleep(min(seconds, 0.01))
+    time.sleep = short
+
+    flags = [*toy_run.TINY, "--no-use_tensorboard", "--dataset", "tinystories", "--eval_every", "50"]
+    def end(out_dir):
+        return toy_run.load(f"{out_dir}/checkpoint_20.pt")
+    def run(*flags):
+        hub.asked = 0
+        with open("stderr", "w") as sys.stderr:
+            code = train.main(list(flags))
+        sys.stderr = sys.__stderr__
+        return code, Path("stderr").read_text().splitlines()[-1]
+    def same(out_dir):
+        ours, theirs = end(out_dir), end("straight")
+        return not any(toy_run.differences(ours[k], theirs[k]) for k in ("model", "optimizers", "rng", "data"))
+
+    found = {}
+    with hub:
+        assert run(*flags, "--out_dir", "straight")[0] == 0
+        asked = hub.asked
+        for fault in sys.argv[2:]:
+            # the last requests of a whole run each begin an epoch, the very last for what is read ahead
+            hub.fault, hub.good, hub.failures = fault, asked - 2, 9
+            code, _ = run(*flags, "--out_dir", fault + "_passes")
+            found[fault] = {"passes": [code, hub.failures, same(fault + "_passes")]}
+            hub.failures = -1
+            waited.clear()
+            found[fault]["stays"] = run(*flags, "--out_dir", fault)
+            found[fault]["waited"] = sum(waited)
+            found[fault]["asked"] = hub.asked - hub.good
+            hub.failures = 0
+            code, _ = run("--resume", "--out_dir", fault)
+            found[fault]["resumed"] = [code, same(fault)]
+        hub.over.set()
+    print(json.dumps(found))
+"""
+
+
+def hub_that(folder: Path, *faults: str) -> dict:
+    """What runs on a Hub with these faults came to: a process of its own, as the Hub's address is read
+    when its library is imported.
+    """
+    program = "\n".join(line.removeprefix("    ") for line in FAILING_HUB.splitlines())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, str(ROOT), *faults]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def check_waited_and_saved(found: dict) -> None:
+    assert found["passes"] == [0, 0, True]  # nine failures, and the bits of a run without one
+    code, sentence = found["stays"]
+    assert code == 2
+    assert "reading roneneldan/TinyStories from the Hub failed 4 times (" in sentence
+    assert "); check the network and continue later; the run was saved as " in sentence
+    assert sentence.endswith(".pt, continue it with --resume")
+    assert 20 < found["waited"] < 180 and found["asked"] <= 30  # seconds, requests
+    assert found["resumed"] == [0, True]
+
+
+def test_a_hub_that_breaks_off_is_waited_for_and_then_the_position_is_saved(tmp_path):
+    found = hub_that(tmp_path, "reset", "half")
+    for fault in ("reset", "half"):
+        check_waited_and_saved(found[fault])
+
+
+@pytest.mark.slow
+def test_a_hub_that_stalls_is_waited_for_and_then_the_position_is_saved(tmp_path):
+    check_waited_and_saved(hub_that(tmp_path, "stall")["stall"])
+
+
+def test_a_hub_that_never_lists_the_files_of_a_dataset_is_given_up(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(data_hub, "OPEN_SECONDS", 0.2)
+    monkeypatch.setattr(data_hub, "current_revision", lambda name: "abc")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: time.sleep(10))
+    began = time.monotonic()
+    with pytest.raises(
+        HubUnreachable, match="opening org/name on the Hub failed .*no answer within"
+    ):
+        data_hub.open_hub("org/name", split="train", whole=False, text_column="text")
+    assert time.monotonic() - began < 5
+
+
+# ------------------------------------------------------------------------------------ all of it together
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
+    out = tmp_path / "kill_resume.json"
+    command = [sys.executable, "-m", "benchmarks.kill_resume", "--runs", "12", "--out", str(out)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads(out.read_text())
+    assert found["failures"] == 0 and found["runs"] == 12 and found["kills"] >= 12
