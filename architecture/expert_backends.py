@@ -8,6 +8,8 @@ U = 2F (gate and up, interleaved) with swiglu and F with gelu.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -130,49 +132,57 @@ class _SwigluExperts(torch.autograd.Function):
     rows: (R, D), sorted by expert, sizes[e] of them for expert e, the rest for none: their result is 0.
     w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D). Returns (R, D).
 
-    Gate and up come from two products with every other row of w1, not from one product whose columns
-    alternate: the elementwise work then runs over whole cache lines.
+    One expert at a time from its rows to its result, so that a cache holds what lies between. Gate and
+    up come from two products with every other row of w1: their elementwise work runs over whole cache
+    lines. With z = SWIGLU_ALPHA gate, the gated half is silu(z) / SWIGLU_ALPHA, which is one kernel and
+    whose gradient is another; the factor goes into the products.
     """
 
     @staticmethod
     def forward(ctx, rows, w1, b1, w2, b2, sizes, limit):
-        R, F_, used = len(rows), w2.shape[2], sum(sizes)
-        gate, up = rows.new_empty(2, used, F_)
+        z, shifted = rows.new_empty(2, sum(sizes), w2.shape[2])
+        out = rows.new_empty(rows.shape)
+        out[sum(sizes) :] = 0
         for e, part in _parts(sizes):
-            torch.addmm(b1[e, 0::2], rows[part], w1[e, 0::2].mT, out=gate[part])
-            torch.addmm(b1[e, 1::2], rows[part], w1[e, 1::2].mT, out=up[part])
-        _, _, _, inner = _swiglu_parts(gate, up, limit)
-        out = rows.new_zeros(R, rows.shape[1])
-        for e, part in _parts(sizes):
-            torch.addmm(b2[e], inner[part], w2[e].mT, out=out[part])
-        ctx.save_for_backward(rows, w1, w2, gate, up)
+            x = rows[part]
+            torch.addmm(
+                b1[e, 0::2], x, w1[e, 0::2].mT, beta=SWIGLU_ALPHA, alpha=SWIGLU_ALPHA, out=z[part]
+            )
+            torch.addmm(b1[e, 1::2] + 1, x, w1[e, 1::2].mT, out=shifted[part])
+            inner, _, _ = _gated(z[part], shifted[part], limit)
+            torch.addmm(b2[e], inner, w2[e].mT, alpha=1 / SWIGLU_ALPHA, out=out[part])
+        ctx.save_for_backward(rows, w1, w2, z, shifted)
         ctx.sizes, ctx.limit = sizes, limit
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        rows, w1, w2, gate, up = ctx.saved_tensors
-        sizes, limit = ctx.sizes, ctx.limit
-        sigmoid, silu, shifted, inner = _swiglu_parts(gate, up, limit)
+        rows, w1, w2, z, shifted = ctx.saved_tensors
+        d_rows = rows.new_empty(rows.shape)
+        d_rows[sum(ctx.sizes) :] = 0
         d_w1, d_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
         d_b1, d_b2 = w1.new_zeros(w1.shape[:2]), w2.new_zeros(w2.shape[:2])
-        d_inner = torch.empty_like(inner)
-        for e, part in _parts(sizes):
-            torch.mm(grad[part].mT, inner[part], out=d_w2[e])
-            torch.sum(grad[part], 0, out=d_b2[e])
-            torch.mm(grad[part], w2[e], out=d_inner[part])
-        d_up = silu.mul_(d_inner).mul_(up.abs() <= limit)
-        # d silu / d gate = sigmoid (1 + alpha gate (1 - sigmoid))
-        slope = torch.addcmul(
-            sigmoid, sigmoid.mul(gate.clamp(max=limit)), 1 - sigmoid, value=SWIGLU_ALPHA
-        )
-        d_gate = slope.mul_(d_inner).mul_(shifted).mul_(gate <= limit)
-        d_rows = torch.zeros_like(rows)
-        for e, part in _parts(sizes):
-            for half, d in enumerate((d_gate[part], d_up[part])):
-                d_w1[e, half::2] = d.mT @ rows[part]
-                d_b1[e, half::2] = d.sum(0)
-                d_rows[part].addmm_(d, w1[e, half::2])
+        for e, part in _parts(ctx.sizes):
+            x, d_out = rows[part], grad[part]
+            inner, silu, (z_part, up_part, outside) = _gated(z[part], shifted[part], ctx.limit)
+            torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / SWIGLU_ALPHA, out=d_w2[e])
+            torch.sum(d_out, 0, out=d_b2[e])
+            d_inner = torch.addmm(
+                inner, d_out, w2[e], beta=0, alpha=1 / SWIGLU_ALPHA, out=inner
+            )  # over inner, which is done with
+            d_up = silu.mul_(d_inner)
+            d_z = torch.ops.aten.silu_backward(d_inner.mul_(up_part), z_part)
+            if outside is not None:
+                d_z.masked_fill_(outside[0], 0)
+                d_up.masked_fill_(outside[1], 0)
+            for half, d, scale in ((0, d_z, SWIGLU_ALPHA), (1, d_up, 1.0)):
+                torch.addmm(d_w1[e, half::2], d.mT, x, beta=0, alpha=scale, out=d_w1[e, half::2])
+                torch.sum(d, 0, out=d_b1[e, half::2])
+                # the first half sets what the second adds to
+                torch.addmm(
+                    d_rows[part], d, w1[e, half::2], beta=half, alpha=scale, out=d_rows[part]
+                )
+        d_b1[:, 0::2] *= SWIGLU_ALPHA
         return d_rows, d_w1, d_b1, d_w2, d_b2, None, None
 
 
@@ -185,10 +195,21 @@ def _parts(sizes):
             yield e, slice(start, end)
 
 
-def _swiglu_parts(gate, up, limit):
-    """sigmoid(alpha gate), gate times that, up + 1, and their product, from the two halves, clamped."""
-    gate = gate.clamp(max=limit)
-    sigmoid = torch.mul(gate, SWIGLU_ALPHA).sigmoid_()
-    silu = gate.mul_(sigmoid)
-    shifted = up.clamp(-limit, limit).add_(1)  # up = 0 lets the gate pass
-    return sigmoid, silu, shifted, silu * shifted
+def _gated(z, shifted, limit):
+    """SWIGLU_ALPHA times the swiglu of gate = z / SWIGLU_ALPHA and up = shifted - 1, clamped to limit.
+
+    Returns it, silu(z), and what these came from: z and shifted after the clamps, and where the clamps
+    cut, for z and for shifted. On a CPU, which can look without waiting, that is None if they cut nothing.
+    """
+    most, low, high = SWIGLU_ALPHA * limit, 1 - limit, 1 + limit
+    outside = None
+    if z.device.type != "cpu" or not _within(z, -math.inf, most) or not _within(shifted, low, high):
+        outside = z > most, (shifted < low) | (shifted > high)
+        z, shifted = z.clamp(max=most), shifted.clamp(low, high)
+    silu = F.silu(z)
+    return silu * shifted, silu, (z, shifted, outside)
+
+
+def _within(x, low, high):
+    least, most = torch.aminmax(x)
+    return bool(least >= low and most <= high)

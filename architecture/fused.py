@@ -17,10 +17,20 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, scale, inverse = ctx.saved_tensors
-        d_scale = (x * inverse).mul_(grad).flatten(0, -2).sum(0)
-        grad = grad * scale
-        shared = torch.linalg.vecdot(grad, x)[..., None] * inverse.pow(3) / x.shape[-1]
-        return grad.mul_(inverse).addcmul_(x, shared, value=-1), d_scale, None
+        # LayerNorm's kernel given a mean of 0 is right but for one term: the mean of grad * scale,
+        # which it subtracts because its x was centred.
+        d_x, d_scale, _ = torch.ops.aten.native_layer_norm_backward(
+            grad,
+            x,
+            scale.shape,
+            torch.zeros_like(inverse),
+            inverse,
+            scale,
+            None,
+            (True, True, False),
+        )
+        mean = torch.linalg.vecdot(grad, scale)[..., None] / x.shape[-1]
+        return d_x.addcmul_(inverse, mean), d_scale, None
 
 
 class Rotate(torch.autograd.Function):

@@ -14,7 +14,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100  # a target that is not scored; the value is F.cross_entropy's default
-LOGITS_PER_CHUNK = 2**26  # most logits that next_token_loss holds at once: 256 MB in float32
+CHUNK_ROWS = 256  # fewest rows of logits that next_token_loss takes at once: products want some
+# It takes more while they fit these many logits: on a CPU its caches, elsewhere 256 MB.
+CHUNK_LOGITS = {"cpu": 2**20, "other": 2**26}
 
 
 class RouterStats(NamedTuple):
@@ -94,6 +96,11 @@ def next_token_loss(
     return loss_sum, (flat != IGNORE_INDEX).sum(), token_losses.view(targets.shape)
 
 
+def logit_rows(vocab_size: int, device_type: str) -> int:
+    """How many rows of logits next_token_loss holds at once, each in two copies."""
+    return max(CHUNK_ROWS, CHUNK_LOGITS.get(device_type, CHUNK_LOGITS["other"]) // vocab_size)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Head and loss in blocks of rows, with the gradients taken while a block of logits is at hand.
 
@@ -113,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         losses = []
-        rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+        rows = logit_rows(weight.shape[0], device)
         for start in range(0, hidden.shape[0], rows):
             block = slice(start, start + rows)
             x = hidden[block].to(dtype)
@@ -123,19 +130,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scored = (targets[block] != IGNORE_INDEX).unsqueeze(1)
             # not clamp: any other negative target must fail, as it does in F.cross_entropy
             target = targets[block].unsqueeze(1).masked_fill(~scored, 0)
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            losses.append(((normaliser - logits.gather(1, target)) * scored).squeeze(1))
+            top, label = logits.amax(-1, keepdim=True), logits.gather(1, target)
+            softmax = logits.softmax(-1)
+            # The largest probability is exp(top - normaliser) and at least 1/V, so its logarithm is
+            # exact enough: two fused passes in place of the five of logsumexp and exp.
+            normaliser = top - softmax.amax(-1, keepdim=True).log()
+            losses.append(((normaliser - label) * scored).squeeze(1))
             if not (need_hidden or need_weight):
                 continue
-            grad = logits.sub_(normaliser).exp_()  # the softmax, in the logits' memory
-            grad.scatter_add_(1, target, torch.full_like(normaliser, -1.0))
-            grad = grad.mul_(scored).to(dtype)
+            grad = softmax.scatter_add_(1, target, torch.full_like(normaliser, -1.0)).to(dtype)
+            # what is not scored is taken out of the narrow sides of the products
             if need_hidden:
-                grad_hidden[block] = grad @ block_weight
+                grad_hidden[block] = (grad @ block_weight) * scored
             if need_weight and dtype == weight.dtype:
-                grad_weight.addmm_(grad.T, x)
+                grad_weight.addmm_(grad.T, x * scored)
             elif need_weight:
-                grad_weight += grad.T @ x  # accumulated in the weight's own, wider type
+                grad_weight += grad.T @ (x * scored)  # accumulated in the weight's own, wider type
         token_losses = torch.cat(losses)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(token_losses)

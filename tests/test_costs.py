@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from architecture.interface import LOGITS_PER_CHUNK
+from architecture.interface import logit_rows
 from architecture.registry import build_config, build_model
 from training.config import TrainConfig
 from training.costs import MACHINES, memory_bytes, report
@@ -96,9 +96,10 @@ def test_activations_are_estimated_to_15_percent(rows, tokens, overrides, attent
 def test_logits_never_count_for_more_than_one_block():
     config = build_config("gptoss", "toy")
     small, large = (
-        memory_bytes(TrainConfig(batch_size=rows), config)["logits"] for rows in (2, 4096)
+        memory_bytes(TrainConfig(batch_size=rows, block_size=64, device="cpu"), config)["logits"]
+        for rows in (2, 4096)
     )
-    assert small == 2 * 4 * 2 * 256 * 4096 and large == 2 * 4 * LOGITS_PER_CHUNK
+    assert small == 2 * 4 * 2 * 64 * 4096 and large == 2 * 4 * logit_rows(4096, "cpu") * 4096
 
 
 def test_the_report_multiplies_tokens_and_flops():

@@ -40,7 +40,7 @@ def naive(hidden, weight, targets):
 def test_the_chunked_loss_is_torchs_cross_entropy_in_values_and_gradients(
     monkeypatch, rows, ignored
 ):
-    monkeypatch.setattr(interface, "LOGITS_PER_CHUNK", rows * V)
+    monkeypatch.setattr(interface, "logit_rows", lambda *_: rows)
     hidden, weight, targets = case(ignored=ignored)
     loss, count, token_losses = next_token_loss(hidden, weight, targets)
     expected, expected_tokens = naive(hidden, weight, targets)
@@ -104,6 +104,12 @@ def test_a_second_derivative_is_refused_instead_of_wrong():
         grad.square().sum().backward()
 
 
+def test_a_block_of_logits_has_as_many_rows_as_its_device_takes_well():
+    assert interface.logit_rows(4096, "cpu") * 4096 == 2**20
+    assert interface.logit_rows(4096, "cuda") * 4096 == 2**26
+    assert interface.logit_rows(201_088, "cpu") == interface.CHUNK_ROWS
+
+
 def test_large_logits_do_not_overflow():
     hidden, weight, targets = case(torch.float32)
     loss, _, _ = next_token_loss(hidden * 1e4, weight, targets)
@@ -112,7 +118,7 @@ def test_large_logits_do_not_overflow():
 
 
 def test_the_loss_under_bfloat16_autocast_is_near_the_naive_one_and_float32(monkeypatch):
-    monkeypatch.setattr(interface, "LOGITS_PER_CHUNK", 5 * V)
+    monkeypatch.setattr(interface, "logit_rows", lambda *_: 5)
     hidden, weight, targets = case(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         loss, _, token_losses = next_token_loss(hidden, weight, targets)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from architecture.interface import LOGITS_PER_CHUNK
+from architecture.interface import logit_rows
 from training.config import TrainConfig
 from training.device import PEAK_FLOPS
 
@@ -89,8 +89,9 @@ def activation_bytes(cfg: TrainConfig, config: Any) -> int:
 
 
 def logits_bytes(cfg: TrainConfig, config: Any) -> int:
-    """What next_token_loss holds of the logits for a moment: a block of them and its exponential."""
-    return 2 * 4 * min(cfg.batch_size * cfg.block_size * config.vocab_size, LOGITS_PER_CHUNK)
+    """What next_token_loss holds of the logits for a moment: a block of them and its softmax."""
+    rows = min(cfg.batch_size * cfg.block_size, logit_rows(config.vocab_size, cfg.device))
+    return 2 * 4 * rows * config.vocab_size
 
 
 def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str:
