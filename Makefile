@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart setup test slow check bench clean
+.PHONY: quickstart setup test slow check bench bench-gpu clean
 
 QUICKSTART := model_quickstart
 
@@ -27,6 +27,11 @@ check: .venv/.dev  ## linter and formatter
 bench: .venv/.dev  ## the published figures that take minutes: parity, head memory
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.head_memory
+
+bench-gpu: .venv/.dev  ## one CUDA device, about twenty minutes: right, how fast beside transformers, and ten minutes of medium
+	$(BIN)/python -m benchmarks.gpu_check
+	$(BIN)/python train.py --config configs/medium.yaml --max_minutes 10 --out_dir model_gpu_medium
+	$(BIN)/python -m benchmarks.record_run model_gpu_medium --out benchmarks/results/gpu_medium.json
 
 clean:
 	rm -rf .venv

@@ -10,7 +10,8 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, eps):
-        inverse = (torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps).rsqrt_()
+        with torch.autocast(x.device.type, enabled=False):  # it would take vecdot for a product
+            inverse = (torch.linalg.vecdot(x, x)[..., None] / x.shape[-1] + eps).rsqrt_()
         ctx.save_for_backward(x, scale, inverse)
         return (x * inverse).mul_(scale)
 

@@ -1,30 +1,33 @@
-"""On a CUDA device: are the fast backends right there, and how fast is a training step?
+"""On a CUDA device: are the fast backends right there, and how fast is a training step beside transformers?
 
     python -m benchmarks.gpu_check [--steps 30]
 
 Checks each backend against its specification in values and gradients, the whole model in float32 and
-under bfloat16 autocast against float64 on the CPU, then times training steps of `medium` with and
-without torch.compile. Writes benchmarks/results/gpu_check.json.
+under bfloat16 autocast against float64 on the CPU. Then times training steps of `medium` (AdamW, bfloat16)
+for every pair of fast backends and every kind of experts in transformers, with and without torch.compile, and
+at last the fastest of each in turn, which gives the published ratio. What cannot run is kept as its error.
+Writes benchmarks/results/gpu_check.json. `make bench-gpu` also trains `medium` for ten minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from architecture import gptoss, registry
-from training.config import TrainConfig
 from training.device import autocast, peak_flops
-from training.optimizer import build_optimizers, parameter_kinds
 from training.provenance import provenance
-from training.step import accumulate_gradients, apply_gradients
 
 RESULT = Path(__file__).parent / "results" / "gpu_check.json"
 MEDIUM_BATCH, MEDIUM_BLOCK = 64, 512
+OURS = ("sdpa+sorted", "sdpa+grouped", "flex+grouped")
+PEERS = ("eager", "batched_mm", "grouped_mm")  # transformers' kinds of experts
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -75,48 +78,82 @@ def check_models() -> dict[str, dict[str, float]]:
     return report
 
 
-def time_medium(steps: int, compiled: bool) -> dict[str, float]:
-    """Training steps of the medium preset in bfloat16: tokens/s, share of the peak, memory."""
-    device = torch.device("cuda")
-    config = registry.build_config("gptoss", "medium")
-    raw = registry.build_model("gptoss", config, generator=torch.Generator().manual_seed(0)).to(
-        device
-    )
-    model = torch.compile(raw) if compiled else raw
-    cfg = TrainConfig(batch_size=MEDIUM_BATCH, block_size=MEDIUM_BLOCK)
-    optimizers, kinds = build_optimizers(raw, cfg), parameter_kinds(raw)
-    token_bytes = torch.ones(config.vocab_size, dtype=torch.int64, device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(steps):
+class Side:
+    """One way to train `medium`: its model and optimizer on the device, and a step that takes its time."""
+
+    def __init__(self, name: str):
+        whose, backends, compiled = name.split()
+        config = registry.build_config("gptoss", "medium")
+        generator = torch.Generator().manual_seed(0)
+        attention, experts = backends.split("+") if whose == "ours" else ("eager", "loop")
+        model = registry.build_model(
+            "gptoss", config, attention=attention, experts=experts, generator=generator
+        )
+        if whose != "ours":
+            from benchmarks.parity import build_peer
+
+            model = build_peer(model)
+            model.set_experts_implementation(backends)
+            model.train()
+        self.ours, self.flops = whose == "ours", config.flops_per_token(MEDIUM_BLOCK)
+        self.device, self.vocabulary = torch.device("cuda"), config.vocab_size
+        self.model = model.to(self.device)
+        self.forward = torch.compile(self.model) if compiled == "compiled" else self.model
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True
+        )
+        self.generator = torch.Generator(self.device).manual_seed(0)
+
+    def step(self) -> float:
+        """Seconds of one training step, the device's work included."""
         shape = (MEDIUM_BATCH, MEDIUM_BLOCK + 1)
-        ids = torch.randint(0, config.vocab_size, shape, device=device, generator=generator)
+        ids = torch.randint(0, self.vocabulary, shape, device=self.device, generator=self.generator)
         torch.cuda.synchronize()
         began = time.perf_counter()
-        result = accumulate_gradients(
-            model,
-            [{"input_ids": ids[:, :-1], "targets": ids[:, 1:]}],
-            cfg,
-            previous_share=None,
-            carry=None,
-            token_bytes=token_bytes,
-            autocast=lambda: autocast(device, "bfloat16"),
-        )
-        assert apply_gradients(kinds, optimizers, result, 1.0) is not None
+        with autocast(self.device, "bfloat16"):
+            if self.ours:
+                loss = self.forward(ids[:, :-1], ids[:, 1:]).loss
+            else:
+                logits = self.forward(ids[:, :-1], use_cache=False).logits
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    median = sorted(seconds[steps // 3 :])[
-        (steps - steps // 3) // 2
-    ]  # after warm-up and compilation
+        return time.perf_counter() - began
+
+
+def time_alone(name: str, steps: int) -> dict[str, float | str]:
+    """Tokens/s, share of the device's peak and peak memory of one side; its error where it cannot run."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        side = Side(name)
+        seconds = [side.step() for _ in range(steps)]
+    except Exception as error:  # any: a backend of another library, on a device that we do not know
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    median = statistics.median(seconds[steps // 3 :])  # after warm-up and compilation
     rate = MEDIUM_BATCH * MEDIUM_BLOCK / median
     return {
         "median_step_ms": 1e3 * median,
         "tokens_per_second": rate,
-        "mfu": rate * config.flops_per_token(MEDIUM_BLOCK) / (peak_flops(device) or float("nan")),
+        "mfu": rate * side.flops / (peak_flops(side.device) or float("nan")),
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
         "first_step_s": seconds[0],
     }
+
+
+def time_in_turn(names: tuple[str, str], steps: int) -> list[float]:
+    """Median seconds of a step of each side, the two taking turns."""
+    sides = [Side(name) for name in names]
+    rounds = [[side.step() for side in sides] for _ in range(steps)]
+    return [statistics.median(column) for column in zip(*rounds[steps // 3 :])]
+
+
+def fastest(whose: str, timings: dict[str, dict]) -> str | None:
+    names = [n for n, t in timings.items() if n.startswith(whose) and "error" not in t]
+    return max(names, key=lambda n: timings[n]["tokens_per_second"], default=None)
 
 
 def main() -> None:
@@ -131,10 +168,21 @@ def main() -> None:
     result = {**provenance(), "device": torch.cuda.get_device_name(), "agreement": check_models()}
     for name, error in result["agreement"].items():
         print(f"{name:28} " + "  ".join(f"{k} {v:.2e}" for k, v in error.items()), flush=True)
-    for name, compiled in (("medium", False), ("medium compiled", True)):
-        result[name] = time_medium(args.steps, compiled)
-        print(name, {k: round(v, 4) for k, v in result[name].items()}, flush=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    timings = result["timings"] = {}
+    for backends in OURS + PEERS:
+        for compiled in ("plain", "compiled"):
+            name = f"{'ours' if backends in OURS else 'transformers'} {backends} {compiled}"
+            timings[name] = time_alone(name, args.steps)
+            print(name, timings[name], flush=True)
+    best = tuple(fastest(whose, timings) for whose in ("ours", "transformers"))
+    if all(best):
+        ours, theirs = time_in_turn(best, args.steps)
+        result["in_turn"] = {"sides": best, "median_step_ms": [1e3 * ours, 1e3 * theirs],
+                             "speed": theirs / ours,
+                             "memory": timings[best[0]]["peak_memory_gb"]
+                             / timings[best[1]]["peak_memory_gb"]}  # fmt: skip
+        print(f"{best[0]} against {best[1]}: {result['in_turn']}", flush=True)
+    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

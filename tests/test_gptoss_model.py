@@ -58,6 +58,18 @@ def test_rmsnorm_in_bfloat16_is_the_float32_norm_rounded_once_after_the_scale():
     assert torch.equal(norm(x), norm(x.float()).bfloat16())
 
 
+def test_rmsnorm_is_not_touched_by_autocast():
+    draw = torch.Generator().manual_seed(0)
+    x, direction = (torch.randn(2, 5, 12, generator=draw) for _ in range(2))
+    norm, found = RMSNorm(12), []
+    for enabled in (False, True):
+        x = x.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = norm(x)
+        found.append((out, *torch.autograd.grad(out, (x, norm.scale), direction)))
+    assert all(torch.equal(plain, mixed) for plain, mixed in zip(*found))
+
+
 def test_layernorm_is_torchs():
     ours, theirs = LayerNorm(D), torch.nn.LayerNorm(D, eps=1e-5)
     for p, q in zip(ours.parameters(), theirs.parameters()):

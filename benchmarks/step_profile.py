@@ -1,0 +1,155 @@
+"""Where the time of a training step goes, and what the data loader takes of it.
+
+    python -m benchmarks.step_profile [--steps 10] [--label NAME]     adds to benchmarks/results/step_profile.json
+
+The toy recipe on the bundled stories, all defaults, on a CPU. Shares come from a profile of whole steps,
+forward and backward together; the loader's from steps without a profile: how long the trainer waited for a
+batch, and how long one batch takes to make, on the loader's own thread. Each label keeps its newest entry, so
+that a change can be held against what was before it. Exits with 1 if the loader takes 2 % of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from architecture.registry import build_config, build_model
+from architecture.tokenizer import get_tokenizer
+from training.config import TrainConfig
+from training.data_loader import TrainLoader
+from training.data_sources import open_dataset
+from training.provenance import provenance
+from training.run import open_run
+from training.trainer import take_batches, train_step
+
+RESULT = Path(__file__).parent / "results" / "step_profile.json"
+LOADER_LIMIT = 0.02
+BACKWARD = "autograd::engine::evaluate_function: "
+# part -> autograd functions and operators whose time, with all that they call, is the part's
+PARTS = {
+    "experts": ("_Distribute", "_SwigluExperts", "_Combine"),
+    "attention without its projections": ("_SinkAttention", "Rotate"),
+    "head and loss": ("_LinearCrossEntropy",),
+    "projections and router": ("aten::linear", "Addmm"),
+    "norms": ("RMSNorm",),
+    "optimizer": ("Optimizer.step#Muon", "Optimizer.step#AdamW"),
+}
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm_")
+
+
+def shares(step, steps: int) -> dict[str, float]:
+    """Each part's share of `steps` calls of step, and "matrix products", which lie across the parts."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        began = time.perf_counter()
+        for _ in tqdm(range(steps), desc="profile", disable=None):
+            step()
+        total = time.perf_counter() - began
+    events = {event.key: event for event in record.key_averages()}
+    found = {}
+    for part, names in PARTS.items():
+        keys = [
+            key
+            for name in names
+            for key in (name, f"{BACKWARD}{name}Backward", f"{BACKWARD}{name}Backward0")
+            if key in events
+        ]
+        if not keys:
+            raise RuntimeError(f"the profile has nothing of {part}: its functions were renamed")
+        found[part] = sum(events[key].cpu_time_total for key in keys) / 1e6 / total
+    found["the rest"] = 1 - sum(found.values())
+    products = sum(events[key].self_cpu_time_total for key in PRODUCTS if key in events)
+    return found | {"matrix products": products / 1e6 / total}
+
+
+def product_rate(size: int = 1024, repeats: int = 15) -> float:
+    """FLOP/s of a float32 product of two square matrices, median."""
+    a, b = torch.randn(2, size, size)
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        taken.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(taken)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10, help="steps of each kind (default: 10)")
+    parser.add_argument("--label", default="now", help="name of the entry (default: now)")
+    args = parser.parse_args(argv)
+    cfg = TrainConfig(
+        dataset="bundled", device="cpu", dtype="float32", out_dir="model", use_tensorboard=False
+    )
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    tokenizer = get_tokenizer(cfg.tokenizer)
+    config = build_config("gptoss", cfg.model_size)
+    model = build_model("gptoss", config)
+    source = open_dataset("bundled", split="train")
+    home, waits, steps = os.getcwd(), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            with open_run(cfg, model, tokenizer, source, None) as (run, progress):
+                for _ in range(args.steps + 3):
+                    began = time.perf_counter()
+                    train_step(run, progress)
+                    steps.append(time.perf_counter() - began)
+                for _ in range(args.steps):
+                    began = time.perf_counter()
+                    take_batches(run, progress)
+                    waits.append(time.perf_counter() - began)
+                    train_step(run, progress)
+                parts = shares(lambda: train_step(run, progress), args.steps)
+        finally:
+            os.chdir(home)
+    step = statistics.median(steps[3:])
+    with TrainLoader(
+        open_dataset("bundled", split="train"),
+        tokenizer,
+        batch_size=cfg.batch_size,
+        block_size=cfg.block_size,
+        seed=1,
+    ) as loader:
+        next(loader)
+        began = time.perf_counter()
+        for _ in range(20 * args.steps):
+            next(loader)
+        batch = (time.perf_counter() - began) / (20 * args.steps)
+    flops = config.flops_per_token(cfg.block_size) * cfg.batch_size * cfg.block_size
+    rate = product_rate()
+    wait = statistics.median(waits)
+    for part, share in parts.items():
+        print(f"{part:36} {share:6.1%}  {1e3 * share * step:6.1f} ms")
+    print(
+        f"{'a step':36} {1e3 * step:14.1f} ms, {cfg.batch_size * cfg.block_size / step:,.0f} tokens/s"
+    )
+    print(f"FLOPs of a step / its time: {flops / step / 1e9:.0f} GFLOP/s, {flops / step / rate:.2f} of "
+          f"this machine's matrix products")  # fmt: skip
+    print(f"loader: the trainer waits {1e3 * wait:.2f} ms a step ({wait / step:.2%}); a batch takes "
+          f"{1e3 * batch:.2f} ms of its own thread ({batch / step:.2%}; limit {LOADER_LIMIT:.0%})")  # fmt: skip
+    entry = {
+        "step_ms": 1e3 * step,
+        "shares": parts,
+        "share_of_product_rate": flops / step / rate,
+        "loader_wait_share": wait / step,
+        "loader_thread_share": batch / step,
+        "threads": torch.get_num_threads(),
+    }
+    known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    known[args.label] = provenance() | entry
+    RESULT.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return 0 if wait + batch < LOADER_LIMIT * step else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
