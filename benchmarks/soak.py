@@ -1,0 +1,129 @@
+"""A long run watched from outside: is memory flat, are its files bounded, is its speed steady?
+
+    python -m benchmarks.soak [--minutes 60] [any flag of train.py]     writes benchmarks/results/soak.json
+
+Starts `python train.py --max_minutes M --keep 3` with the flags after it ('$TINYSTORIES' in one is replaced
+here, so that the published command has no path of this machine), in a folder that is removed at the
+end, and looks every few seconds at the process's resident memory and at what it has written. The first fifth
+of the run is its warm-up. After it: memory is flat if the line through the samples rises by less than 2 % of
+their mean, files are bounded if checkpoints stay at three and the logs grow by less than 1 MB a minute, speed
+is steady if the middle 90 % of the logged rates lie within 20 % of their median. Exits with 1 if one is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from training.metrics import read_metrics
+from training.provenance import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = Path(__file__).parent / "results" / "soak.json"
+KEEP, EVERY_S, WARM_UP = 3, 5.0, 0.2
+RISE_LIMIT, LOG_LIMIT_MB, SPEED_LIMIT = 0.02, 1.0, 0.2
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process and its children, MB (Linux)."""
+    pages = 0
+    for found in (pid, *children(pid)):
+        try:
+            pages += int(Path(f"/proc/{found}/statm").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            pass
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def sizes(folder: Path) -> tuple[int, float]:
+    """How many checkpoints there are, and MB of everything else."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    checkpoints = [path for path in files if path.suffix == ".pt"]
+    rest = sum(path.stat().st_size for path in files if path.suffix != ".pt")
+    return len(checkpoints), rest / 1e6
+
+
+def watch(command: list[str], folder: Path, minutes: float) -> list[tuple[float, ...]]:
+    """(seconds, MB of memory, checkpoints, MB of logs) every few seconds until the run ends."""
+    began, samples = time.monotonic(), []
+    with subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}) as run:
+        with tqdm(total=round(60 * minutes), desc="soak", unit="s", disable=None) as bar:
+            while run.poll() is None:
+                time.sleep(EVERY_S)
+                passed = time.monotonic() - began
+                bar.update(min(round(passed), bar.total) - bar.n)
+                try:
+                    samples.append((passed, resident_mb(run.pid), *sizes(folder)))
+                except FileNotFoundError:  # a file renamed or removed in between
+                    continue
+    if run.returncode:
+        raise SystemExit(f"the run ended with {run.returncode}")
+    return [sample for sample in samples if sample[1]]
+
+
+def judge(samples: list[tuple[float, ...]], rates: list[float]) -> dict[str, float]:
+    """The figures that the docstring names, from the samples and rates after the warm-up."""
+    seconds, memory, checkpoints, logs = np.array(samples[int(WARM_UP * len(samples)) :]).T
+    minutes = (seconds[-1] - seconds[0]) / 60
+    slope = np.polyfit(seconds, memory, 1)[0] * (seconds[-1] - seconds[0])
+    rates = rates[int(WARM_UP * len(rates)) :]
+    median = statistics.median(rates)
+    low, high = np.quantile(rates, (0.05, 0.95))
+    return {
+        "memory_mb": float(memory.mean()),
+        "memory_rise": float(slope / memory.mean()),
+        "most_checkpoints": int(checkpoints.max()),
+        "log_mb_per_minute": float((logs[-1] - logs[0]) / minutes),
+        "tokens_per_second": median,
+        "speed_spread": float(max(high / median - 1, 1 - low / median)),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60, help="of training (default: 60)")
+    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
+    args, flags = parser.parse_known_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, str(ROOT / "train.py"), "--max_minutes", str(args.minutes)]
+        command += ["--keep", str(KEEP), "--out_dir", "model", *map(os.path.expandvars, flags)]
+        samples = watch(command, folder, args.minutes)
+        records = read_metrics(folder / "model" / "metrics.jsonl")
+    tag = "perf/tokens_per_second"
+    figures = judge(samples, [record[tag] for record in records if tag in record])
+    final = {tag: x for r in records for tag, x in r.items() if tag.startswith("final/")}
+    wanted = {
+        "memory flat": figures["memory_rise"] < RISE_LIMIT,
+        # one more for the moment in which the new one is there and the oldest not yet removed
+        "files bounded": figures["most_checkpoints"] <= KEEP + 1
+        and figures["log_mb_per_minute"] < LOG_LIMIT_MB,
+        "speed steady": figures["speed_spread"] < SPEED_LIMIT,
+    }
+    for what, held in wanted.items():
+        print(f"{'met   ' if held else 'MISSED'} {what}")
+    print(json.dumps(figures, indent=1))
+    result = provenance() | {"minutes": args.minutes, "flags": flags, **figures, "final": final}
+    args.out.write_text(json.dumps(result | wanted, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(wanted.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
