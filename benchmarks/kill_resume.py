@@ -51,6 +51,7 @@ from training.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "kill_resume.json"
 STEPS = 20
+FINISHED = "is finished; start a new one"  # what --resume says of a run with nothing left to do
 TINY = (
     "--dataset ../train.jsonl --val_dataset ../valid.jsonl --device cpu --threads 1 --num_hidden_layers 2 "
     "--hidden_size 16 --head_dim 4 --num_attention_heads 4 --num_key_value_heads 2 --intermediate_size 12 "
@@ -416,8 +417,8 @@ def killed_run(
             ended = killed(folder, flags, way, draw, straight)
         else:
             ended = wait(start(folder, flags), folder)
-        if ended.code == 0:
-            break
+        if ended.code == 0 or kills and ended.code == 2 and FINISHED in ended.line:
+            break  # finished, now or just before the kill
         if ended.code != -signal.SIGKILL:
             raise Broken(f"ended with {ended.code} after {kills} kills: {ended.line}")
         kills += 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.metrics import MetricsWriter, new_run_dir, read_metrics
+from training.metrics import COMPARED, MetricsWriter, new_run_dir, read_metrics
 from training.page_layout import page_layout
 
 
@@ -122,6 +122,20 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     assert final == {"step": 20} | {f"final/{name}": number for name, number in figures.items()}
     assert text == {"step": 20, "samples": "Once upon a **time**"}
     assert heat == {"step": 20, "moe/load": [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]}
+
+
+def test_the_closing_line_comes_last_so_that_who_finds_it_finds_everything(tmp_path, monkeypatch):
+    w = writer(tmp_path, tensorboard_dir=str(tmp_path / "tb"))
+    monkeypatch.setattr(w.tensorboard, "flush", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    figures = {"loss": 2.0, "bits_per_byte": 1.0}
+    figures |= {name: 0.0 for name in COMPARED if name not in figures}
+    with pytest.raises(KeyboardInterrupt):  # as a kill would, at the last moment
+        w.final(20, {}, figures)
+    assert not read_metrics(tmp_path / "metrics.jsonl")
+    monkeypatch.undo()
+    w.final(20, {}, figures)
+    w.close()
+    assert "final/loss" in read_metrics(tmp_path / "metrics.jsonl")[-1]
 
 
 def test_the_page_holds_its_groups_in_order_and_only_charts_with_data(tmp_path):

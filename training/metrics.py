@@ -121,11 +121,10 @@ class MetricsWriter:
         """The closing figures: under final/ in metrics.jsonl; on TensorBoard the main ones beside the
         configuration, on the page that compares runs (a curve of one point would say nothing).
 
-        texts: closing texts by tag.  All is one line of metrics.jsonl: no checkpoint comes after it
-        whose step could tell a resumed run that it was cut in two.
+        texts: closing texts by tag.  All is one line of metrics.jsonl, and the last that a run writes:
+        who finds it may take the run as finished, TensorBoard's files included.
         """
         texts = texts or {}
-        self._append(step, texts | {f"final/{name}": value for name, value in figures.items()})
         if self.tensorboard:
             plain = {
                 k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()
@@ -135,6 +134,8 @@ class MetricsWriter:
                 for tag, markdown in texts.items():
                     self.tensorboard.add_text(tag, markdown, step)
                 self.tensorboard.add_hparams(plain, results, run_name=".")
+                self.tensorboard.flush()
+        self._append(step, texts | {f"final/{name}": value for name, value in figures.items()})
 
     def sync(self) -> None:
         """Have what metrics.jsonl holds on the disk, where a power cut cannot take it."""
