@@ -42,7 +42,7 @@ PARTS = {
     "head and loss": ("_LinearCrossEntropy",),
     "projections and router": ("aten::linear", "Addmm"),
     "norms": ("RMSNorm",),
-    "optimizer": ("Optimizer.step#Muon", "Optimizer.step#AdamW"),
+    "optimizer": ("Optimizer.step#Muon.step", "Optimizer.step#AdamW.step"),
 }
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm_")
 
