@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from architecture.registry import is_hugging_face
 from training.atomic_files import atomic_write, write_json_atomic
 from training.json_text import parse_json
 
@@ -37,9 +38,11 @@ def latest_checkpoint(out_dir: str | Path) -> Path | None:
 
 
 def find_checkpoint(path: str | Path, say: Callable[[str], None]) -> Path:
-    """The checkpoint that a person names: a file as it is, of a run's folder the newest, and says so."""
+    """The checkpoint that a person names: a file, or a folder of transformers, as it is; of a run's folder
+    the newest, and says so.
+    """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or is_hugging_face(path):
         return path
     newest, best = latest_checkpoint(path), best_checkpoint(path)
     if newest is None:

@@ -46,7 +46,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         "weights": 4 * total,
         "gradients": 4 * total,
         "optimizer": 4 * moments,
-        "activations": activation_bytes(cfg, config),
+        "activations": cfg.tbptt * activation_bytes(cfg, config),  # a window is kept until its end
         "logits": logits_bytes(cfg, config),
     }
 
@@ -65,8 +65,19 @@ def matrix_parameters(config: Any) -> int:
 def activation_bytes(cfg: TrainConfig, config: Any) -> int:
     """Estimate of what the forward pass of one micro-batch keeps for its backward pass.
 
-    The factors count the tensors that autograd holds in gptoss.py, per token and layer.
+    A model may bring its own count: values_kept_per_token of its config.
     """
+    if hasattr(config, "values_kept_per_token"):
+        per_token = config.values_kept_per_token(cfg.block_size, cfg.attention)
+    else:
+        per_token = values_kept_by_the_trunk(cfg, config)
+    values = cfg.batch_size * cfg.block_size * per_token
+    head = 4 * config.vocab_size * config.hidden_size  # it keeps its gradient, in float32
+    return int((2 if cfg.dtype == "bfloat16" else 4) * values) + head
+
+
+def values_kept_by_the_trunk(cfg: TrainConfig, config: Any) -> float:
+    """Values that autograd holds of each token; the factors count the tensors in gptoss.py."""
     d, f, t = config.hidden_size, config.intermediate_size, cfg.block_size
     heads, groups, layers = (
         config.num_attention_heads,
@@ -82,10 +93,7 @@ def activation_bytes(cfg: TrainConfig, config: Any) -> int:
     row = 2 * d + 2 * f  # one token in one expert: in, gate and up (or gelu's two sides), out
     moe = len(config.resolved_moe_layers)
     routed = config.experts_per_token * row + 6 * config.num_experts
-    per_token = layers * attention + moe * routed + (layers - moe) * row + 3 * d
-    values = cfg.batch_size * t * per_token
-    head = 4 * config.vocab_size * d  # it keeps its gradient, in float32
-    return int((2 if cfg.dtype == "bfloat16" else 4) * values) + head
+    return layers * attention + moe * routed + (layers - moe) * row + 3 * d
 
 
 def logits_bytes(cfg: TrainConfig, config: Any) -> int:
@@ -100,7 +108,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     available: bytes on cfg.device, where that is known.
     """
     counts, flops = config.parameter_counts(), config.flops_per_token(cfg.block_size)
-    per_step = cfg.batch_size * cfg.block_size * cfg.grad_accum
+    per_step = cfg.batch_size * cfg.block_size * cfg.micro_batches
     memory = memory_bytes(cfg, config)
     needed = sum(memory.values())
     lines = [
@@ -121,7 +129,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         lines.append(f"run              {work}")
     for machine in MACHINES:
         taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
-        least = cfg.grad_accum * config.num_hidden_layers * machine.layer_seconds
+        least = cfg.micro_batches * config.num_hidden_layers * machine.layer_seconds
         seconds = max(per_step * flops / machine.flops, least)  # of one step
         here = available if cfg.device == "cpu" else None
         if taken > (machine.memory or here or math.inf):

@@ -13,11 +13,12 @@ from training.muon import Muon
 PARAMETER_RULES = (
     (r"block\.\d+\.attn\.(qkv|out)\.weight", "matrix"),
     (r"block\.\d+\.mlp\.mlp[12]_weight", "matrix"),  # (E, rows, columns): each expert is a matrix
+    (r"block\.\d+\.mlp\.mlp[12]\.weight", "matrix"),  # of a model without experts
     (r"block\.\d+\.mlp\.gate\.weight", "decay"),  # the router
     (r"(un)?embedding\.weight", "decay"),
     (r"(.+[._])?bias", "no_decay"),
     (r"block\.\d+\.attn\.sinks", "no_decay"),
-    (r"(.+\.)?norm\.scale", "no_decay"),
+    (r"(.+\.)?norm\.(scale|weight)", "no_decay"),
     (r"position_embedding\.weight", "no_decay"),
 )
 
@@ -50,9 +51,10 @@ PARAMETER_KINDS = (
     (r".+\.sinks", "sinks"),
     (r".+\.gate\.weight", "router"),
     (r".+\.mlp[12]_weight", "experts"),
+    (r".+\.mlp[12]\.weight", "mlp"),
     (r"(position_)?embedding\.weight", "embedding"),
     (r"unembedding\.weight", "head"),
-    (r"(.+\.)?norm\.(scale|bias)", "norms"),
+    (r"(.+\.)?norm\.(scale|weight|bias)", "norms"),
     (r"(.+[._])?bias", "biases"),
 )
 

@@ -1,0 +1,379 @@
+"""GPT-2 in one file, read from leaf to root: the dense baseline that a mixture of experts is measured against.
+
+Learned positions, LayerNorm before each part of a block, multi-head attention over all earlier tokens, a GELU
+MLP, biases everywhere, and a head that is the embedding (Radford et al. 2019, and OpenAI's gpt-2/src/model.py).
+
+It shares the ruler with gptoss.py (output, loss, cache, registry) and no code: a baseline that shares code
+with what it judges hides that code's bugs. A test holds the two to each other.
+
+Shapes: B batch, T query tokens, S key tokens, D hidden_size, V vocabulary, L layers, H heads, C = D/H head_dim,
+F intermediate_size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from architecture import registry
+from architecture.interface import ModelOutput, next_token_loss
+from architecture.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
+
+LAYER_NORM_EPS = 1e-5
+
+
+# ----------------------------------------------------------------------------------------------- config
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a model; the defaults are GPT-2 124M's, with the vocabulary padded to a multiple of 64."""
+
+    num_hidden_layers: int = 12
+    vocab_size: int = 50304
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_attention_heads: int = 12
+    initial_context_length: int = 1024
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
+
+    # What is asked of any model's config, in the trunk's words: every layer has one dense MLP.
+    mlp = "gelu"
+    num_experts = experts_per_token = 1
+    resolved_moe_layers = ()
+
+    def __post_init__(self) -> None:
+        for name in ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size",
+                     "num_attention_heads", "initial_context_length"):  # fmt: skip
+            self._require(name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1")
+        heads, used = self.num_attention_heads, self.used_vocab_size
+        for name, holds, rule, way_out in (
+            ("hidden_size", self.hidden_size % heads == 0, f"must be a multiple of num_attention_heads ({heads})",
+             f"set hidden_size={-(-self.hidden_size // heads) * heads}"),
+            ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
+            ("used_vocab_size", used is None or 1 <= used <= self.vocab_size,
+             f"must be between 1 and vocab_size ({self.vocab_size})",
+             "set used_vocab_size=none when every id is used"),
+        ):  # fmt: skip
+            self._require(name, holds, rule, way_out)
+
+    def _require(self, name: str, holds: bool, rule: str, way_out: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} {rule}, got {getattr(self, name)!r}; {way_out}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Multi-head attention: keys and values for each query head."""
+        return self.num_attention_heads
+
+    @property
+    def windows(self) -> tuple[None, ...]:
+        """How many tokens each layer sees: None is all."""
+        return (None,) * self.num_hidden_layers
+
+    @property
+    def context_limit(self) -> int:
+        """Most tokens a sequence may have: there is no position after the learned ones."""
+        return self.initial_context_length
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Values in the model: total; active, what one token passes through (head in, tied or not, input
+        tables out); embedding, the input tables alone."""
+        d, f = self.hidden_size, self.intermediate_size
+        norm, attention, mlp = 2 * d, 4 * d * d + 4 * d, 2 * d * f + f + d
+        shared = self.num_hidden_layers * (2 * norm + attention + mlp) + norm
+        table, positions = self.vocab_size * d, self.context_limit * d
+        head = 0 if self.tie_embeddings else table
+        return {
+            "total": shared + table + positions + head,
+            "active": shared + table,
+            "embedding": table + positions,
+        }
+
+    def flops_per_token(self, block_size: int) -> float:
+        """Training FLOPs (forward and backward) per token in sequences of block_size.
+
+        6 per active parameter, and 12 D per visible key in each layer, of which token i has i + 1.
+        """
+        keys = self.num_hidden_layers * (block_size + 1) / 2  # mean over the sequence
+        return 6 * self.parameter_counts()["active"] + 12 * self.hidden_size * keys
+
+    def values_kept_per_token(self, block_size: int, attention: str) -> float:
+        """How many values of each token autograd holds between forward and backward, counted below."""
+        d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
+        # both norms of a layer before and after, queries, keys, values and the result; before and after GELU
+        layer = 8 * d + 2 * f
+        if attention == "eager":
+            layer += heads * block_size  # the weights
+        else:
+            layer += heads  # the normaliser
+        return self.num_hidden_layers * layer + 3 * d  # the last norm, and the head's gradient
+
+
+# What --help_model says of each field.
+MEANINGS: dict[str, str] = {
+    "num_hidden_layers": "transformer blocks",
+    "vocab_size": "rows of embedding and head; follows the tokenizer, padded to a multiple of 64",
+    "hidden_size": "width of the residual stream; a multiple of num_attention_heads",
+    "intermediate_size": "width inside an MLP",
+    "num_attention_heads": "heads, each with keys and values of its own",
+    "initial_context_length": "most tokens of a sequence: learned positions",
+    "tie_embeddings": "one matrix for embedding and head",
+    "dropout": "on attention, MLP and embedding, in training",
+    "used_vocab_size": "ids from here on are padding; follows the tokenizer",
+}
+
+_GPT2 = dict(vocab_size=50304, used_vocab_size=50257, initial_context_length=1024)
+PRESETS: dict[str, dict[str, Any]] = {
+    # gptoss's presets of these names without experts: the same layers, width, heads, vocabulary and context.
+    # intermediate_size alone gives way, to the multiple of 64 whose active parameters are nearest to theirs.
+    "toy": dict(num_hidden_layers=4, vocab_size=4096, hidden_size=128, intermediate_size=512,
+                num_attention_heads=4, initial_context_length=1024),
+    "medium": dict(num_hidden_layers=8, vocab_size=4096, hidden_size=384, intermediate_size=2048,
+                   num_attention_heads=6, initial_context_length=2048),
+    "large": dict(num_hidden_layers=12, vocab_size=50304, hidden_size=768, intermediate_size=3136,
+                  num_attention_heads=12, initial_context_length=4096),
+    # the official shapes: 124M, 355M, 774M and 1.6B parameters
+    "gpt2": dict(_GPT2, num_hidden_layers=12, hidden_size=768, intermediate_size=3072, num_attention_heads=12),
+    "gpt2-medium": dict(_GPT2, num_hidden_layers=24, hidden_size=1024, intermediate_size=4096,
+                        num_attention_heads=16),
+    "gpt2-large": dict(_GPT2, num_hidden_layers=36, hidden_size=1280, intermediate_size=5120,
+                       num_attention_heads=20),
+    "gpt2-xl": dict(_GPT2, num_hidden_layers=48, hidden_size=1600, intermediate_size=6400,
+                    num_attention_heads=25),
+}  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- attention
+def eager_attention(q, k, v, mask, dropout):
+    """The specification: softmax over the visible keys.
+
+    q: (B, H, T, C).  k, v: (B, H, S, C).  mask: (B or 1, 1, T, S) bool, True where visible, or None: S = T
+    and query i sees the keys up to i.  Returns (B, H, T, C). The softmax is taken in float32 or wider.
+    """
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+    return F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
+
+
+def sdpa_attention(q, k, v, mask, dropout):
+    """torch's fused kernel; without a mask it is told that attention is causal and skips the hidden half."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+    )
+
+
+ATTENTION_BACKENDS = {"eager": eager_attention, "sdpa": sdpa_attention}
+
+
+def visible_keys(query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+    """Which keys a query may see: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
+
+    Those at its own position and before. Negative positions are padding, which nobody sees but the padding
+    itself, each its own: a row without any key would be NaN.
+    """
+    query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    return (key >= 0) & (key <= query) | (key == query)
+
+
+class Attention(nn.Module):
+    """Pre-norm multi-head attention; returns what is added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str):
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.attend = ATTENTION_BACKENDS[backend]
+        d = config.hidden_size
+        self.norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS)
+        self.qkv = nn.Linear(d, 3 * d)  # all queries, then all keys, then all values
+        self.out = nn.Linear(d, d)
+
+    def forward(self, hidden, mask, cache: KVCache | None) -> torch.Tensor:
+        """hidden (B, T, D), mask (B or 1, 1, T, S) or None for causal -> (B, T, D)."""
+        cfg = self.config
+        qkv = self.qkv(self.norm(hidden)).unflatten(-1, (3, cfg.num_attention_heads, cfg.head_dim))
+        q, k, v = qkv.unbind(2)  # (B, T, H, C) each
+        if cache is not None:
+            k, v = cache.extend_layer(self.layer, k, v)  # (B, S, H, C)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = self.attend(q, k, v, mask, cfg.dropout if self.training else 0.0)
+        out = self.out(out.transpose(1, 2).flatten(2))  # (B, H, T, C) -> (B, T, D)
+        return F.dropout(out, cfg.dropout, self.training)
+
+
+# ------------------------------------------------------------------------------------------ MLP and block
+class MLP(nn.Module):
+    """Pre-norm MLP; returns what is added to the residual stream. (B, T, D) -> the same"""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.dropout = config.dropout
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.mlp1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.mlp2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        # GPT-2 was trained with the tanh form of GELU
+        inner = F.gelu(self.mlp1(self.norm(hidden)), approximate="tanh")  # (B, T, F)
+        return F.dropout(self.mlp2(inner), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str):
+        super().__init__()
+        self.attn = Attention(config, layer, backend)
+        self.mlp = MLP(config)
+
+    def forward(self, hidden, mask, cache: KVCache | None) -> torch.Tensor:
+        hidden = hidden + self.attn(hidden, mask, cache)
+        return hidden + self.mlp(hidden)
+
+
+# ----------------------------------------------------------------------------------------------- the model
+class GPT2(nn.Module):
+    """The whole model."""
+
+    config_class, presets, meanings = ModelConfig, PRESETS, MEANINGS
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        attention: str = "auto",
+        experts: str = "auto",
+        generator: torch.Generator | None = None,
+    ):
+        """attention: name of a backend.  experts: there are none.  generator: where the initial weights
+        come from."""
+        super().__init__()
+        if attention not in ("auto", *ATTENTION_BACKENDS):
+            raise ValueError(
+                f"attention must be auto or one of {', '.join(ATTENTION_BACKENDS)}, got {attention!r}; "
+                "use attention=sdpa"
+            )
+        if experts not in ("auto", "none"):
+            raise ValueError(
+                f"experts must be auto or none, as gpt2 is dense, got {experts!r}; leave it out"
+            )
+        if attention == "auto":
+            attention = "sdpa"
+            logger.info("attention backend: sdpa")
+        self.config = config
+        self.tokenizer = None  # set by from_checkpoint
+        self.attention_backend, self.experts_backend = attention, "none"
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.context_limit, config.hidden_size)
+        self.block = nn.ModuleList(
+            Block(config, layer, attention) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
+        self.unembedding = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.unembedding.weight = self.embedding.weight
+        self.init_weights(generator)
+
+    @classmethod
+    def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> GPT2:
+        """The model that a checkpoint, or a folder of transformers, holds, in eval mode, with its tokenizer
+        at `.tokenizer`."""
+        return registry.load_model(path, device=device, expected=cls)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        positions: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        carry: Any = None,
+        return_logits: bool | None = None,
+    ) -> ModelOutput:
+        """Logits without targets; the summed cross-entropy with them.
+
+        input_ids, targets: (B, T) int64; targets are IGNORE_INDEX where not scored.
+        positions: (B, T) int64, rising along a row, negative for left padding; None counts on from 0, or
+        from each row's last position in the cache. return_logits asks for logits beside a loss.
+        carry: None; this model carries nothing.
+        """
+        if carry is not None:
+            raise ValueError("this model carries nothing between segments; leave out carry")
+        cfg, (B, T) = self.config, input_ids.shape
+        if cache is not None:
+            cache.check_room(B, T)
+        if T > cfg.context_limit:
+            raise ValueError(
+                f"a sequence may have {cfg.context_limit} tokens (initial_context_length), got {T}; "
+                "shorten it or raise that"
+            )
+        mask = None  # causal
+        if positions is not None or cache is not None:
+            if positions is None:
+                positions = torch.arange(T, device=input_ids.device) + cache.next_position
+            positions = positions.expand(B, -1)
+            keys = positions if cache is None else cache.extend(None, positions)
+            mask = visible_keys(positions, keys)
+            places = self.position_embedding(positions.clamp(min=0))  # padding has some place
+        else:
+            places = self.position_embedding.weight[:T]
+        hidden = F.dropout(self.embedding(input_ids) + places, cfg.dropout, self.training)
+        for block in self.block:
+            hidden = block(hidden, mask, cache)
+        if cache is not None:
+            cache.advance(positions)
+        wanted = targets is None if return_logits is None else return_logits
+        return self.head(self.norm(hidden), targets, wanted)._replace(cache=cache)
+
+    def head(self, hidden, targets, return_logits: bool) -> ModelOutput:
+        """hidden (B, T, D) -> logits and/or loss. Padded ids get no probability in either."""
+        vocab_size, used = self.config.vocab_size, self.config.used_vocab_size
+        weight = self.unembedding.weight[:used] if used else self.unembedding.weight
+        logits = loss_sum = num_targets = token_losses = None
+        if targets is not None:
+            loss_sum, num_targets, token_losses = next_token_loss(hidden, weight, targets)
+        if return_logits:
+            logits = F.linear(hidden, weight)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = F.pad(logits, (0, vocab_size - len(weight)), value=-torch.inf)  # (B, T, V)
+        return ModelOutput(logits, loss_sum, num_targets, token_losses, router=None)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Normal weights of std 0.02, zero biases, unit norms, as GPT-2; the matrices that write to the
+        residual stream are divided by sqrt(2 L), so that its variance does not grow with depth."""
+        residual = (2 * self.config.num_hidden_layers) ** -0.5
+        for name, p in self.named_parameters():
+            if name.endswith("norm.weight"):
+                p.fill_(1.0)
+            elif name.endswith("bias"):
+                p.zero_()
+            else:
+                writes = name.endswith(("attn.out.weight", "mlp.mlp2.weight"))
+                p.normal_(0.0, 0.02 * (residual if writes else 1.0), generator=generator)
+
+    def new_cache(self, batch: int, max_length: int) -> KVCache:
+        """An empty cache for `batch` rows of at most max_length tokens each, padding included."""
+        cfg, weight = self.config, self.embedding.weight
+        if max_length > cfg.context_limit:
+            raise ValueError(
+                f"max_length must be at most the context limit ({cfg.context_limit}), got {max_length}; "
+                "shorten the sequences"
+            )
+        head_shape = (cfg.num_attention_heads, cfg.head_dim)
+        return KVCache(cfg.windows, batch, max_length, head_shape, weight.device, weight.dtype)

@@ -1,0 +1,314 @@
+"""GPT-2 as transformers keeps it: a folder with config.json and model.safetensors, read and written.
+
+    python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out FOLDER
+
+Reading is registry.read_checkpoint's, which comes here: the folder serves wherever a checkpoint does. Only
+tensors are read, never a pickle. transformers itself is not needed.
+
+What differs: names; the matrices of a block, (in, out) there and (out, in) here; the vocabulary, which is
+padded to a multiple of 64 here; dropout, a setting of a run here, so that what the folder says of it is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from architecture import registry
+from architecture.gpt2 import GPT2, LAYER_NORM_EPS, ModelConfig
+from architecture.tokenizer import get_tokenizer, tokenizer_from_state, tokenizer_state
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOKENIZER = "tiktoken.json"  # beside them where we wrote the folder; without it GPT-2's own
+GPT2_IDS = 50257  # of that
+
+# Our name: theirs, and the value that GPT2Config has where its config.json says nothing.
+SIZES = {
+    "num_hidden_layers": ("n_layer", 12),
+    "vocab_size": ("vocab_size", GPT2_IDS),
+    "hidden_size": ("n_embd", 768),
+    "intermediate_size": ("n_inner", None),  # null: 4 n_embd
+    "num_attention_heads": ("n_head", 12),
+    "initial_context_length": ("n_positions", 1024),
+    "tie_embeddings": ("tie_word_embeddings", True),
+}
+# Settings that would make another model of the same weights: what they must be, the default first.
+FIXED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (LAYER_NORM_EPS,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+# the causal mask and the number that it puts in: buffers in files of older versions
+IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+
+
+# ------------------------------------------------------------------------------------------------- names
+def their_names(config: ModelConfig) -> dict[str, str]:
+    """{our name: theirs} of every tensor, without the "transformer." that some files put in front."""
+    parts = {
+        "attn.norm": "ln_1",
+        "attn.qkv": "attn.c_attn",
+        "attn.out": "attn.c_proj",
+        "mlp.norm": "ln_2",
+        "mlp.mlp1": "mlp.c_fc",
+        "mlp.mlp2": "mlp.c_proj",
+    }
+    names = {"embedding.weight": "wte.weight", "position_embedding.weight": "wpe.weight"}
+    for kind in ("weight", "bias"):
+        names[f"norm.{kind}"] = f"ln_f.{kind}"
+        for layer in range(config.num_hidden_layers):
+            for ours, theirs in parts.items():
+                names[f"block.{layer}.{ours}.{kind}"] = f"h.{layer}.{theirs}.{kind}"
+    if not config.tie_embeddings:
+        names["unembedding.weight"] = "lm_head.weight"
+    return names
+
+
+def _turned(theirs: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A matrix of a block between their layout and ours, either way; anything else as it is."""
+    return tensor.T if re.fullmatch(r"h\..+\.c_\w+\.weight", theirs) else tensor
+
+
+def to_hugging_face(
+    weights: dict[str, torch.Tensor], config: ModelConfig
+) -> dict[str, torch.Tensor]:
+    """Our tensors (or their gradients) under the names and in the layouts of GPT2LMHeadModel."""
+    tensors = {}
+    for ours, theirs in their_names(config).items():
+        tensor = weights[ours]
+        if theirs in ("wte.weight", "lm_head.weight"):
+            tensor = tensor[: config.used_vocab_size]
+        prefix = "" if theirs == "lm_head.weight" else "transformer."
+        tensors[prefix + theirs] = _turned(theirs, tensor).contiguous()
+    return tensors
+
+
+def from_hugging_face(
+    tensors: dict[str, torch.Tensor], config: ModelConfig, source: str | Path
+) -> dict[str, torch.Tensor]:
+    """Their tensors as ours, in float32, the vocabulary padded with zeros to that of config.
+
+    Raises ValueError, in one sentence that names source, for tensors that are not those of this config.
+    """
+    found = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    found = {name: tensor for name, tensor in found.items() if not IGNORED.fullmatch(name)}
+    if config.tie_embeddings and "wte.weight" in found and "lm_head.weight" in found:
+        if not torch.equal(found.pop("lm_head.weight"), found["wte.weight"]):
+            raise ValueError(
+                f"{source} has a head of its own (lm_head.weight is not wte.weight), and its {CONFIG} says "
+                "tie_word_embeddings true; correct that to false"
+            )
+    names = their_names(config)
+    for problem, odd in (
+        ("lacks tensors of a GPT-2", set(names.values()) - found.keys()),
+        ("has tensors that no GPT-2 has", found.keys() - set(names.values())),
+    ):
+        if odd:
+            raise ValueError(
+                f"{source} {problem} ({len(odd)}, first {min(odd)}); write it with GPT2LMHeadModel's "
+                "save_pretrained"
+            )
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in GPT2(config).state_dict().items()}
+    weights = {}
+    for ours, theirs in names.items():
+        tensor, shape = _turned(theirs, found[theirs]), list(shapes[ours])
+        padding = 0
+        if theirs in ("wte.weight", "lm_head.weight"):
+            used = config.used_vocab_size or config.vocab_size
+            shape[0], padding = used, config.vocab_size - used
+        if list(tensor.shape) != shape or not tensor.is_floating_point():
+            needed = list(_turned(theirs, torch.empty(shape, device="meta")).shape)
+            raise ValueError(
+                f"{theirs} of {source} must hold floating point numbers in the shape {needed}, as its "
+                f"{CONFIG} says, got {tensor.dtype} in {list(found[theirs].shape)}; use a folder whose "
+                "two files belong together"
+            )
+        weights[ours] = F.pad(tensor.float(), (0, 0, 0, padding)) if padding else tensor.float()
+    weights.setdefault("unembedding.weight", weights["embedding.weight"])
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+
+# ----------------------------------------------------------------------------------------------- reading
+def read_config(folder: str | Path) -> ModelConfig:
+    """The shape that the config.json of a GPT-2 describes, its vocabulary padded to a multiple of 64."""
+    path = Path(folder) / CONFIG
+    theirs = registry.read_json_object(path)
+    for name, allowed in FIXED.items():
+        if theirs.get(name, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{name} in {path} must be {json.dumps(allowed[0])}, got {theirs[name]!r}; a GPT-2 that "
+                "was trained with another cannot be read"
+            )
+    values = {ours: theirs.get(name, default) for ours, (name, default) in SIZES.items()}
+    try:
+        if values["intermediate_size"] is None:
+            values["intermediate_size"] = 4 * values["hidden_size"]
+        used = values["vocab_size"]
+        values["vocab_size"] = -(-used // 64) * 64
+        values["used_vocab_size"] = used if used % 64 else None
+        return registry.config_from_dict("gpt2", values)
+    except TypeError:
+        raise ValueError(
+            f"{path} must give the sizes of the model as whole numbers; use another copy"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} describes no GPT-2: {error}") from None
+
+
+def read_weights(
+    folder: str | Path, config: ModelConfig, device: str | torch.device = "cpu"
+) -> dict[str, torch.Tensor]:
+    """The tensors of a folder under our names, float32."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        several = (Path(folder) / f"{WEIGHTS}.index.json").is_file()
+        state = "the weights in several files" if several else f"no {WEIGHTS}"
+        raise ValueError(
+            f"{folder} has {state}; write one with GPT2LMHeadModel's "
+            "save_pretrained(FOLDER, max_shard_size='20GB')"
+        )
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or corrupt ({error}); use another copy of it"
+        ) from None
+    return from_hugging_face(tensors, config, folder)
+
+
+def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
+    """State of the tokenizer: what stands beside the weights, or else GPT-2's own."""
+    path = Path(folder) / TOKENIZER
+    used = config.used_vocab_size or config.vocab_size
+    if path.is_file():
+        encoding = tokenizer_from_state(registry.read_json_object(path))
+        way_out = f"use the {TOKENIZER} that was written with these weights"
+    else:
+        if used != GPT2_IDS:
+            raise ValueError(
+                f"{folder} has {used:,} ids, and GPT-2's tokenizer {GPT2_IDS:,}; only folders of that "
+                f"tokenizer, or with the {TOKENIZER} that export writes beside the weights, can be read"
+            )
+        encoding, way_out = get_tokenizer("gpt2"), "use the weights that belong to it"
+    if encoding.n_vocab != used:
+        raise ValueError(
+            f"{folder} has {used:,} ids, and its tokenizer {encoding.name} {encoding.n_vocab:,}; {way_out}"
+        )
+    return tokenizer_state(encoding)
+
+
+def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What registry.read_checkpoint returns, of a folder of transformers; step 0, and no run to continue."""
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder, config)
+    return {
+        "model_name": "gpt2",
+        "config": registry.config_to_dict(config),
+        "model": read_weights(folder, config, device),
+        "tokenizer": tokenizer,
+        "step": 0,
+    }
+
+
+# ----------------------------------------------------------------------------------------------- writing
+def write_folder(model: GPT2, folder: str | Path) -> None:
+    """What GPT2LMHeadModel.from_pretrained reads, and read_folder; it is there whole or not at all.
+
+    The tokenizer of the model, if it has one, goes beside the weights in our own form.
+    Raises ValueError for a folder that holds something and for one that cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} must be a new or an empty folder; choose another name")
+    if not folder.absolute().parent.is_dir():
+        raise ValueError(f"{folder} is in a folder that does not exist; make that first")
+    config, tokenizer = model.config, model.tokenizer
+    theirs = {name: getattr(config, ours) for ours, (name, _) in SIZES.items()}
+    theirs |= {name: allowed[0] for name, allowed in FIXED.items()}
+    theirs |= {name: config.dropout for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
+    theirs |= {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "dtype": "float32",
+        "vocab_size": config.used_vocab_size or config.vocab_size,
+        # a text begins and ends with the same token
+        "bos_token_id": tokenizer.eot_token if tokenizer else None,
+        "eos_token_id": tokenizer.eot_token if tokenizer else None,
+    }
+    weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+        temporary.mkdir()
+        _write_json(temporary / CONFIG, theirs)
+        if tokenizer:
+            _write_json(temporary / TOKENIZER, tokenizer_state(tokenizer))
+        tensors = to_hugging_face(weights, config)
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        os.replace(temporary, folder)  # an empty folder gives way
+        _sync(folder.absolute().parent)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} cannot be written ({getattr(error, 'strerror', None) or error}); make room on its "
+            "disk, or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk, before a name promises that it is there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ----------------------------------------------------------------------------------------------- command
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0, or 2 after one line about bad input."""
+    parser = argparse.ArgumentParser(
+        prog="gpt2_hugging_face", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    export = parser.add_subparsers(required=True, metavar="export").add_parser(
+        "export", help="a checkpoint of --model gpt2 as a folder that transformers reads"
+    )
+    export.add_argument("--checkpoint", required=True, metavar="CKPT", help="checkpoint_<step>.pt")
+    export.add_argument("--out", required=True, metavar="FOLDER", help="to write; new or empty")
+    args = parser.parse_args(argv)
+    try:
+        write_folder(GPT2.from_checkpoint(args.checkpoint), args.out)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,334 @@
+"""GPT-2 folders of transformers: read, written, trained from, and every one that cannot be used."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+from safetensors.torch import load_file, save_file
+from test_generation import tiny_tokenizer
+from toy_run import load, run_here
+
+import sample
+from architecture import gpt2_hugging_face, registry, tokenizer
+from architecture.gpt2 import GPT2, ModelConfig
+from architecture.gpt2_hugging_face import (
+    main,
+    read_config,
+    read_folder,
+    read_weights,
+    write_folder,
+)
+
+transformers = pytest.importorskip("transformers")
+
+T = 19
+# no two axes are equal; the tiny tokenizer has 260 ids, and 320 is the next multiple of 64
+SHAPE = dict(num_hidden_layers=3, vocab_size=320, used_vocab_size=260, hidden_size=20, intermediate_size=33,
+             num_attention_heads=5, initial_context_length=29)  # fmt: skip
+THEIRS = dict(vocab_size=260, n_positions=29, n_embd=20, n_layer=3, n_head=5, n_inner=33,
+              bos_token_id=259, eos_token_id=259)  # fmt: skip
+IDS = torch.randint(260, (2, T), generator=torch.Generator().manual_seed(0))
+
+
+def randomised(model):
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=draw), alpha=0.3)
+    return model.eval()
+
+
+def our_model(**changes) -> GPT2:
+    start = torch.Generator().manual_seed(0)
+    model = randomised(GPT2(ModelConfig(**{**SHAPE, **changes}), generator=start))
+    model.tokenizer = tiny_tokenizer()
+    return model
+
+
+def their_model(**changes):
+    return randomised(
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**THEIRS, **changes}))
+    )
+
+
+@torch.no_grad()
+def logits_of(model) -> torch.Tensor:
+    return model(IDS).logits[..., :260]
+
+
+def loaded(folder: Path) -> GPT2:
+    """The model of a folder whose tokenizer nobody knows."""
+    config = read_config(folder)
+    model = GPT2(config)
+    registry.load_weights(model, read_weights(folder, config), folder)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("written") / "tiny"
+    write_folder(our_model(), folder)
+    return folder
+
+
+# ----------------------------------------------------------------------------------------- round trips
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(n_inner=None), dict(tie_word_embeddings=False), dict(activation_function="gelu_pytorch_tanh")],
+    ids=str,
+)  # fmt: skip
+def test_what_transformers_saved_gives_the_same_logits_here(tmp_path, changes):
+    peer = their_model(**changes)
+    peer.save_pretrained(tmp_path)
+    model = loaded(tmp_path)
+    assert model.config.vocab_size == 320 and model.config.used_vocab_size == 260
+    assert model.config.intermediate_size == (33 if "n_inner" not in changes else 80)
+    assert logits_of(peer).abs().max() > 1
+    torch.testing.assert_close(logits_of(model), logits_of(peer), rtol=0, atol=1e-5)
+    assert (model(IDS).logits[..., 260:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
+def test_what_was_exported_gives_the_same_logits_in_transformers(tmp_path, tie):
+    model = our_model(tie_embeddings=tie)
+    write_folder(model, tmp_path / "out")
+    peer, told = transformers.GPT2LMHeadModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(told.values()), told
+    assert type(peer.config) is transformers.GPT2Config and peer.config.eos_token_id == 259
+    torch.testing.assert_close(logits_of(peer.eval()), logits_of(model), rtol=0, atol=1e-5)
+
+
+def test_an_export_comes_back_to_the_bit_with_its_tokenizer(written):
+    model = our_model()
+    back = GPT2.from_checkpoint(written)
+    assert back.config == model.config and back.tokenizer.name == "tiny"
+    assert back.tokenizer.encode("the hat") == model.tokenizer.encode("the hat")
+    for name, tensor in model.state_dict().items():
+        used = 260 if "bedding" in name and "position" not in name else len(tensor)
+        assert torch.equal(back.state_dict()[name][:used], tensor[:used]), name
+    assert back.unembedding.weight is back.embedding.weight
+
+
+def test_the_older_files_of_the_hub_are_read_without_prefix_and_with_masks(tmp_path, written):
+    tensors = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in load_file(written / "model.safetensors").items()
+    }
+    tensors |= {f"h.{n}.attn.bias": torch.ones(1, 1, 29, 29) for n in range(3)}
+    tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
+    tensors["lm_head.weight"] = tensors["wte.weight"].clone()  # the tied head, once more
+    shutil.copy(written / "config.json", tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert torch.equal(logits_of(loaded(tmp_path)), logits_of(loaded(written)))
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+    peer = their_model().to(torch.bfloat16)
+    peer.save_pretrained(tmp_path)
+    model = loaded(tmp_path)
+    assert model.embedding.weight.dtype == torch.float32
+    torch.testing.assert_close(logits_of(model), logits_of(peer.float()), rtol=0, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------- folders that are wrong
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not KeyError}))
+
+
+def change_tensors(folder, **changes):
+    """changes: names with / for . ; KeyError: left out."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path) | {name.replace("/", "."): value for name, value in changes.items()}
+    save_file({k: v for k, v in tensors.items() if v is not KeyError}, path)
+
+
+def several_files(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+QKV = "transformer/h/1/attn/c_attn/weight"
+WRONG = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; use a folder that is whole"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; write one with"),
+    "several files": (several_files, "has the weights in several files; write one with"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json must hold a JSON object; use"),
+    "nested": (lambda f: (f / "config.json").write_text("[" * 10**5), "must hold a JSON object; use"),
+    "other model": (lambda f: change_config(f, model_type="llama"),
+                    "config.json must be one of gpt2, got 'llama'; other models cannot be read"),
+    "no model": (lambda f: change_config(f, model_type=KeyError), "must be one of gpt2, got None"),
+    "odd model": (lambda f: change_config(f, model_type=["gpt2"]), "must be one of gpt2, got"),
+    "relu": (lambda f: change_config(f, activation_function="relu"),
+             "activation_function in .*config.json must be \"gelu_new\", got 'relu'; a GPT-2 that"),
+    "eps": (lambda f: change_config(f, layer_norm_epsilon=1e-6), "must be 1e-05, got 1e-06"),
+    "scaled": (lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True), "must be false, got True"),
+    "text for a size": (lambda f: change_config(f, n_embd="20"), "describes no GPT-2: hidden_size must be of"),
+    "text for ids": (lambda f: change_config(f, vocab_size="260"), "sizes of the model as whole numbers"),
+    "null": (lambda f: change_config(f, n_embd=None, n_inner=None), "sizes of the model as whole numbers"),
+    "heads": (lambda f: change_config(f, n_head=3), "hidden_size must be a multiple of num_attention_heads"),
+    "huge": (lambda f: change_config(f, n_layer=10**400), "num_hidden_layers must be at most 1,024"),
+    "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+                  "model.safetensors is truncated or corrupt .*; use another copy of it"),
+    "a pickle": (lambda f: torch.save({}, f / "model.safetensors"), "is truncated or corrupt"),
+    "missing": (lambda f: change_tensors(f, **{QKV: KeyError}),
+                "lacks tensors of a GPT-2 .1, first h.1.attn.c_attn.weight.; write it with"),
+    "surplus": (lambda f: change_tensors(f, **{"h/0/attn/rotary": torch.zeros(2)}),
+                "has tensors that no GPT-2 has .1, first h.0.attn.rotary.; write it with"),
+    "turned": (lambda f: change_tensors(f, **{QKV: torch.zeros(60, 20)}),
+               r"h.1.attn.c_attn.weight of .* in the shape \[20, 60\], as its config.json says, got "
+               r"torch.float32 in \[60, 20\]; use"),
+    "integers": (lambda f: change_tensors(f, **{QKV: torch.zeros(20, 60, dtype=torch.int8)}), "got torch.int8"),
+    "more layers": (lambda f: change_config(f, n_layer=4), "lacks tensors of a GPT-2 .12, first h.3.attn"),
+    "another head": (lambda f: change_tensors(f, **{"lm_head/weight": torch.zeros(260, 20)}),
+                     "has a head of its own .*; correct that to false"),
+    "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(),
+                     "has 260 ids, and GPT-2's tokenizer 50,257; only folders of that tokenizer, or with"),
+    "other ids": (lambda f: change_config(f, vocab_size=259), "has 259 ids, and its tokenizer tiny 260; use"),
+    "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "tiktoken.json must hold a JSON object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil, told", WRONG.values(), ids=WRONG)
+def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path, written, capsys, spoil, told):
+    shutil.copytree(written, tmp_path / "given")
+    spoil(tmp_path / "given")
+    assert run_here(tmp_path, "--init_from", "given", "--dataset", "none.txt") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and re.search(told, err), err
+    assert err.startswith("train.py: error: ") and "given" in err and "; " in err
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+# ---------------------------------------------------------------------------------------------- writing
+def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
+    model = our_model()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    for path in (tmp_path / "mine", tmp_path / "mine/notes.txt"):
+        with pytest.raises(ValueError, match=f"^{path} must be a new or an empty folder; choose"):
+            write_folder(model, path)
+    with pytest.raises(ValueError, match="is in a folder that does not exist; make that first"):
+        write_folder(model, tmp_path / "a/b")
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+    (tmp_path / "empty").mkdir()
+    write_folder(model, tmp_path / "empty")
+    assert {p.name for p in (tmp_path / "empty").iterdir()} == {
+        "config.json", "model.safetensors", "tiktoken.json",
+    }  # fmt: skip
+
+
+def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obstacle(
+    tmp_path, monkeypatch
+):
+    (tmp_path / ".out.tmp").mkdir()  # what a kill leaves
+    (tmp_path / ".out.tmp/model.safetensors").write_text("half")
+    with monkeypatch.context() as patch:
+
+        def full(path):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(gpt2_hugging_face, "_sync", full)
+        with pytest.raises(ValueError, match="out cannot be written .No space left.*; make room"):
+            write_folder(our_model(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    write_folder(our_model(), tmp_path / "out")
+    assert torch.equal(logits_of(GPT2.from_checkpoint(tmp_path / "out")), logits_of(our_model()))
+
+
+# ------------------------------------------------------------------------------- from run to run, by command
+RUN = ["--device", "cpu", "--threads", 1, "--block_size", 16, "--batch_size", 4, "--max_iters", 3,
+       "--eval_tokens", 256, "--no-use_tensorboard"]  # fmt: skip
+SIZES = ["--num_hidden_layers", 2, "--hidden_size", 32, "--num_attention_heads", 4,
+         "--intermediate_size", 24, "--initial_context_length", 24]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, corpus) -> Path:
+    """A folder with a run of gpt2 in model/ and its export in exported/."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert run_here(folder, "--model", "gpt2", *SIZES, *RUN, *corpus) == 0
+    checkpoint = folder / "model/checkpoint_3.pt"
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(folder / "exported")]) == 0
+    return folder
+
+
+def test_an_exported_run_scores_and_tells_what_its_checkpoint_does(exported, corpus, capsys):
+    scores, stories = [], []
+    for given in ("model/checkpoint_3.pt", "exported"):
+        given = str(exported / given)
+        capsys.readouterr()
+        assert run_here(exported, *RUN[:6], "--eval_only", given, *corpus) == 0
+        scores.append(capsys.readouterr().out)
+        assert sample.main(["--checkpoint", given, "--prompt", "Tom", "--seed", "3", "--device", "cpu",
+                            "--max_tokens", "8"]) == 0  # fmt: skip
+        stories.append(capsys.readouterr().out)
+    assert scores[0] == scores[1] and scores[0].startswith("validation loss ")
+    assert stories[0] == stories[1] and stories[0].startswith("Tom")
+
+
+def test_a_run_starts_from_a_folder_and_takes_model_and_tokenizer_from_it(exported, tmp_path, corpus, capsys):  # fmt: skip
+    flags = ["--init_from", exported / "exported", *RUN, *corpus]
+    assert run_here(tmp_path, *flags, "--lr", 1e-30, "--dropout", 0.25) == 0
+    saved, start = (load(f / "model/checkpoint_3.pt") for f in (tmp_path, exported))
+    assert saved["model_name"] == "gpt2" and saved["tokenizer"] == start["tokenizer"]
+    assert saved["config"] == start["config"] | {"dropout": 0.25}
+    assert saved["train_config"]["init_from"] == str(exported / "exported")
+    for name, tensor in start["model"].items():  # three steps of nothing
+        torch.testing.assert_close(saved["model"][name], tensor, rtol=1e-6, atol=1e-8)
+    capsys.readouterr()
+    for flag, value in (("tokenizer", "bundled1536"), ("model", "gptoss"), ("model_size", "gpt2")):
+        assert run_here(tmp_path, *flags, f"--{flag}", value, "--out_dir", "new") == 2
+        assert f"{flag} of {exported}/exported is " in capsys.readouterr().err
+    assert run_here(tmp_path, *flags, "--hidden_size", 40, "--out_dir", "new") == 2
+    assert "hidden_size of " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, monkeypatch, capsys, corpus):  # fmt: skip
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    words = (bytes([a, b, c]) for a in range(256) for b in range(256) for c in range(256))
+    ranks |= {word: rank for rank, word in zip(range(256, 50256), words)}
+    encoding = tiktoken.Encoding("gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks,
+                                 special_tokens={"<|endoftext|>": 50256})  # fmt: skip
+    monkeypatch.setattr(tokenizer, "_load_well_known", lambda name: encoding)
+    their_model(vocab_size=50257, bos_token_id=50256, eos_token_id=50256).save_pretrained(
+        tmp_path / "hub"
+    )
+    capsys.readouterr()
+    flags = ["--init_from", "hub", *RUN, "--max_iters", 1, *corpus]
+    assert run_here(tmp_path, *flags, "--tokenizer", "stories4k") == 2
+    told = "tokenizer of hub is gpt2, got stories4k; leave tokenizer out"
+    assert capsys.readouterr().err == f"train.py: error: {told}\n"
+    assert run_here(tmp_path, *flags, "--tokenizer", "gpt2") == 0
+    saved = load(tmp_path / "model/checkpoint_1.pt")
+    assert saved["tokenizer"]["name"] == "gpt2" and saved["config"]["vocab_size"] == 50304
+    assert saved["config"]["used_vocab_size"] == 50257
+    assert read_folder(tmp_path / "hub")["tokenizer"] == saved["tokenizer"]
+
+
+@pytest.mark.parametrize("what", ["a run of gptoss", "no file", "a folder"])
+def test_an_export_of_anything_else_is_refused_in_one_sentence(tmp_path, capsys, what):
+    from test_sample import write_checkpoint
+
+    given = tmp_path / "checkpoint_20.pt"
+    if what == "a run of gptoss":
+        write_checkpoint(given)
+    elif what == "a folder":
+        given.mkdir()
+    told = (
+        "holds a 'gptoss' model, not 'gpt2'"
+        if what == "a run of gptoss"
+        else "does not exist; look"
+    )
+    assert main(["export", "--checkpoint", str(given), "--out", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and told in err
+    assert not (tmp_path / "out").exists()
