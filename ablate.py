@@ -1,0 +1,55 @@
+"""Compare models honestly: arms matched on a stated axis, the same search and data for all, several seeds,
+and a verdict that says what it cannot tell. `python ablate.py --help` explains the specification.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from training.ablation import spec
+from training.command_line import Parser, exit_code
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="ablate.py",
+        description="Run a grid of comparison runs and write a report with verdicts.",
+        epilog=f"{spec.__doc__}\nA failed run is a result: --resume leaves it; delete its line in "
+        "results.jsonl to have it made again.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("spec", type=Path, metavar="SPEC.yaml",
+        help="the specification, or the plan.json of an earlier report: the same runs to the last bit")  # fmt: skip
+    add("--plan", action="store_true", help="print what every arm costs, and stop")
+    add("--jobs", type=int, default=1, metavar="N",
+        help="runs at once: one on each GPU; on a CPU they share its cores (default: 1)")  # fmt: skip
+    add("--resume", action="store_true",
+        help="go on with the newest report of this specification, or the one in --out_dir")  # fmt: skip
+    add("--out_dir", type=Path, metavar="DIR", help="default: runs/ablations/NAME-TIME")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace, **tools) -> None:
+    from training.ablation import experiment
+
+    experiment.run(
+        args.spec,
+        plan_only=args.plan,
+        jobs=args.jobs,
+        resume=args.resume,
+        out_dir=args.out_dir,
+        **tools,
+    )
+
+
+def main(argv: list[str] | None = None, **tools) -> int:
+    """Returns the exit code: 0; 2 for bad input; 130 after Ctrl-C. tools: launch, of the runs."""
+    return exit_code("ablate.py", lambda: run(parse(argv), **tools))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

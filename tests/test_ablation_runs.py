@@ -1,0 +1,437 @@
+"""Ablations from the command to the report: with runs that only pretend to train, and with real ones."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from toy_run import ToyRun
+
+import ablate
+from training.ablation import inference_cost, matching, runner
+from training.ablation.outcome import failure
+from training.ablation.pace import seconds_per_token
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+TINY = {"device": "cpu", "threads": 1, "tokenizer": "bundled1536", "num_hidden_layers": 2, "hidden_size": 32,
+        "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24,
+        "num_experts": 6, "sliding_window": 8, "initial_context_length": 16, "block_size": 16,
+        "batch_size": 4, "eval_tokens": 256, "log_every": 1}  # fmt: skip
+TIMES = ("seconds", "tokens_per_second", "peak_memory_gb")
+USE = {"checkpoint_bytes": 3e6, "weight_bytes": 1e6, "peak_memory_gb": 0.2,
+       "prefill_tokens_per_second": 900.0, "decode_tokens_per_second": 80.0}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, corpus):
+    """A working directory with a specification of two arms: seeds 1 and 2, three learning rates."""
+    monkeypatch.chdir(tmp_path)
+    data = dict(zip(("dataset", "val_dataset"), corpus[1::2]))
+    write(tmp_path, base=TINY | data)
+    return tmp_path
+
+
+def write(folder: Path, **changes) -> None:
+    path = folder / "spec.yaml"
+    values = yaml.safe_load(path.read_text()) if path.exists() else {
+        "question": "Which one?",
+        "arms": {"moe": {}, "wide": {"intermediate_size": 40}},
+        "seeds": [1, 2],
+        "budget": {"tokens": 320},
+        "learning_rates": [1e-3, 4e-3, 16e-3],
+        "search_budget": {"tokens": 192},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code: int = 0):
+        self.code = code
+
+    def poll(self):
+        return self.code
+
+
+class Pretence:
+    """launch() of runs that write at once what a run of that learning rate and seed would have found.
+
+    bits: (settings of the run) -> bits per byte, an exit code with a last line, or an exception.
+    """
+
+    def __init__(self, bits):
+        self.bits, self.runs = bits, []
+
+    def __call__(self, words, log, environment):
+        if words[0] == "-c":  # there is nothing left to do
+            return Ended()
+        given = dict(word[2:].split("=", 1) for word in words if "=" in word)
+        if words[0] == "-m":
+            Path(given["out"]).write_text(json.dumps(USE))
+            return Ended()
+        assert words[0] == runner.TRAIN
+        self.runs.append(given)
+        found = self.bits(given)
+        if isinstance(found, BaseException):
+            raise found
+        if isinstance(found, tuple):
+            log.write_text(f"step 1\ntrain.py: error: {found[1]}\n")
+            return Ended(found[0])
+        out, steps = Path(given["out_dir"]), int(given["max_iters"])
+        plan = json.loads((out.parents[2] / "plan.json").read_text())
+        arm = out.parent.name[3:]
+        out.mkdir()
+        per_step = int(given["batch_size"]) * int(given["block_size"])
+        rows = [{"step": s, "data/tokens": s * per_step, "perf/seconds": 0.5 * s, "train/loss": 2.0,
+                 "perf/peak_memory_gb": 0.3, "val/loss": 2 * found / s, "val/bits_per_byte": found / s}
+                for s in range(1, steps + 1)]  # fmt: skip
+        final = {"loss": 2 * found, "bits_per_byte": found, "validation_tokens": 1000, "steps": steps,
+                 "tokens": steps * per_step, "seconds": 0.5 * steps, "tokens_per_second": 128.0,
+                 "parameters": plan["arms"][arm]["axes"]["total"]}  # fmt: skip
+        rows.append({"step": steps} | {f"final/{name}": value for name, value in final.items()})
+        (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        start = {"step": 0, "first_batch_sha256": f"batch of {given['seed']}", "command": "python"}
+        facts = {"train": {"device": "cpu"}, "starts": [start]}
+        (out / "config.json").write_text(json.dumps(facts))
+        (out / f"checkpoint_{steps}.pt").write_bytes(b"weights")
+        return Ended()
+
+
+def score(given) -> float:
+    """The wide arm is better by 0.1 and a little more at each seed, best at 4e-3."""
+    wide, seed = given["intermediate_size"] == "40", int(given["seed"])
+    return 2.0 - 0.1 * wide - 0.001 * wide * seed + 0.3 * seed + abs(float(given["lr"]) - 4e-3)
+
+
+def ablation(*flags, bits=score) -> tuple[int, Pretence]:
+    pretence = Pretence(bits)
+    return ablate.main(["spec.yaml", "--out_dir", "out", *flags], launch=pretence), pretence
+
+
+def lines(folder: Path, out: str = "out") -> list[dict]:
+    return [json.loads(line) for line in (folder / out / "results.jsonl").read_text().splitlines()]
+
+
+def report(folder: Path) -> str:
+    return (folder / "out" / "report.md").read_text()
+
+
+# ------------------------------------------------------------------------------------ runs that pretend
+
+
+def test_all_arms_get_the_same_search_and_seeds_and_the_best_rate(folder):
+    code, done = ablation()
+    assert code == 0
+    found = lines(folder)
+    assert [line["phase"] for line in found] == ["search"] * 6 + ["verdict"] * 4 + ["inference"] * 2
+    assert {line["lr"] for line in found[6:10]} == {4e-3}
+    assert [(line["seed"], line["arm"]) for line in found[6:10]] == [(s, a) for s in (1, 2) for a in ("moe", "wide")]  # fmt: skip
+    assert {(run["max_iters"], run["seed"]) for run in done.runs[:6]} == {("3", "0")}
+    assert {run["max_iters"] for run in done.runs[6:]} == {"5"}  # 320 tokens in steps of 64
+    assert all(run["use_tensorboard"] == "false" and run["eval_every"] == "1" for run in done.runs)
+    searched = list((folder / "out/runs").glob("*/search-*/checkpoint*"))
+    assert not searched and len(list((folder / "out/runs").glob("*/seed-*/checkpoint*"))) == 4
+
+
+def test_the_report_says_what_was_found_and_what_it_cost(folder):
+    ablation()
+    text = report(folder)
+    assert text.startswith("# spec\n\nWhich one?")
+    assert "**wide** is better than **moe** by 0.1015 +- 0.0064 bits per byte" in text
+    assert "0.001: 2.0030; 0.004: 2.0000; 0.016: 2.0120" in text  # the whole search
+    assert "python" in text and "Commit" in text and "CPU cores" in text
+    for axis in ("tokens", "seconds"):
+        png = folder / "out" / f"bits_per_byte_by_{axis}.png"
+        assert png.read_bytes().startswith(b"\x89PNG") and png.name in text
+    rows = list(csv.DictReader((folder / "out/results.csv").open()))
+    assert [row["id"] for row in rows] == [line["id"] for line in lines(folder)]
+    assert rows[6]["bits_per_byte"] == "2.3" and rows[6]["status"] == "ok"
+
+
+def test_tensorboard_compares_the_arms_by_settings_and_closing_figures(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ablation()
+    places = sorted(path.name for path in (folder / "out/tensorboard").iterdir())
+    assert places == ["00-moe-seed-1", "00-moe-seed-2", "01-wide-seed-1", "01-wide-seed-2"]
+    events = EventAccumulator(str(folder / "out/tensorboard/01-wide-seed-2"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert events.Scalars("hparam/bits_per_byte")[0].value == pytest.approx(2.498)
+    assert {"train/loss", "val/loss", "val/bits_per_byte", "hparam/seconds"} <= set(tags)
+    told = str(events.SummaryMetadata("_hparams_/session_start_info"))
+    assert "intermediate_size" in told and "wide" in told and "num_experts" not in told
+
+
+@pytest.mark.parametrize("at", [0, 2, 7, 9])
+def test_a_killed_grid_goes_on_where_it_was_and_ends_the_same(folder, at, monkeypatch):
+    ablation()
+    whole = lines(folder)
+    (folder / "out").rename(folder / "whole")
+    calls = iter(range(99))
+    killed, _ = ablation(
+        bits=lambda given: KeyboardInterrupt() if next(calls) == at else score(given)
+    )
+    assert killed == 130
+    with open(folder / "out/results.jsonl", "a") as file:
+        file.write('{"id": "verdict moe se')  # the kill came in the middle of a line
+    code, rest = ablation("--resume")
+    assert code == 0 and lines(folder) == whole
+    assert len(rest.runs) == 10 - at  # nothing that had ended was run again
+    assert (folder / "whole/results.csv").read_text() == (folder / "out/results.csv").read_text()
+
+
+def test_a_run_that_ended_after_its_runner_is_taken_as_it_is(folder):
+    ablation()
+    whole = (folder / "out/results.jsonl").read_text().splitlines(keepends=True)
+    (folder / "out/results.jsonl").write_text("".join(whole[:8]))
+    code, rest = ablation("--resume")
+    assert code == 0 and rest.runs == []
+    assert "".join(whole) == (folder / "out/results.jsonl").read_text()
+
+
+def test_a_failed_run_is_a_result_with_its_reason(folder):
+    def bits(given):
+        if given["intermediate_size"] == "40" and float(given["lr"]) > 3e-3:
+            return 2, "step 3 is not finite, first in block.0; try a lower --lr"
+        return score(given)
+
+    code, _ = ablation(bits=bits)
+    assert code == 0
+    found = {line["id"]: line for line in lines(folder)}
+    bad = found["search wide seed 0 lr 0.004"]
+    assert bad["status"] == "diverged" and bad["bits_per_byte"] is None
+    assert bad["message"].startswith("step 3 is not finite")
+    assert (
+        found["search wide seed 0 lr 0.00025"]["status"] == "ok"
+    )  # below the edge, where the best is
+    assert "0.004: diverged" in report(folder) and "beyond the edge" in report(folder)
+
+
+def test_an_arm_that_no_learning_rate_trains_is_not_compared(folder):
+    code, done = ablation(
+        bits=lambda g: (1, "boom") if g["intermediate_size"] == "40" else score(g)
+    )
+    assert code == 0
+    assert "not compared, as fewer than two seeds ended well" in report(folder)
+    assert [line["status"] for line in lines(folder) if line["arm"] == "wide"] == ["failed"] * 6
+    assert "search wide seed 0 lr 0.001: failed: boom" in report(folder)
+
+
+def test_every_ending_has_a_status():
+    assert failure(2, "train.py: error: step 3 is not finite")[0] == "diverged"
+    assert failure(2, "train.py: error: block_size must") == ("refused", "block_size must")
+    assert failure(1, "torch.OutOfMemoryError: CUDA out of memory. Tried")[0] == "out of memory"
+    assert failure(-9, "step 4")[0] == "out of memory"
+    assert failure(1, "") == ("failed", "exit code 1")
+
+
+def test_a_run_of_another_size_than_planned_is_no_result(folder, monkeypatch):
+    monkeypatch.setattr("training.ablation.matching.WELL_KNOWN", {"bundled1536": matching.Vocabulary(1000)})  # fmt: skip
+    matching._vocabulary.cache_clear()
+    write(folder, learning_rates="none", seeds=[1], headline=[])
+    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Trained(folder / "a")) == 0
+    matching._vocabulary.cache_clear()
+    (first, _) = lines(folder)
+    assert first["status"] == "failed" and "parameters, and the plan says" in first["message"]
+
+
+def test_a_pace_is_the_median_of_the_steps_after_the_first(tmp_path):
+    stopped = []
+
+    def launch(words, log, environment):
+        (tmp_path / "pace").mkdir()
+        times = [9.0, 10.0, 10.2, 10.4, 10.6, 10.7, *(11 + 0.1 * i for i in range(30)), 99.0]
+        rows = [{"step": i, "perf/seconds": t, "data/tokens": 50 * i} for i, t in enumerate(times)]
+        text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99'
+        (tmp_path / "pace/metrics.jsonl").write_text(text)
+        process = Ended(None)
+        process.send_signal = stopped.append
+        process.wait = lambda timeout: 130
+        return process
+
+    assert seconds_per_token([], tmp_path / "pace", launch) == pytest.approx(0.1 / 50)
+    assert stopped == [signal.SIGINT] and not (tmp_path / "pace").exists()
+
+    def failing(words, log, environment):
+        log.write_text("train.py: error: no text")
+        return Ended(2)
+
+    with pytest.raises(ValueError, match="no text"):
+        seconds_per_token([], tmp_path / "pace", failing)
+
+
+def test_arms_that_saw_other_batches_get_no_verdict(folder):
+    def bits(given):
+        given["seed"] = given["seed"] + ("x" if given["intermediate_size"] == "40" else "")
+        return score(given | {"seed": given["seed"].rstrip("x")})
+
+    ablation(bits=bits)
+    assert "not compared, as the two arms saw different batches" in report(folder)
+
+
+def test_pairs_of_the_headline_that_three_seeds_leave_open_get_the_rest(folder):
+    arms = {"moe": {}, "wide": {"intermediate_size": 40}, "wider": {"intermediate_size": 48}}
+    write(folder, arms=arms, seeds=[1, 2, 3, 4, 5])
+
+    def bits(given):
+        noise = (-1) ** int(given["seed"]) * 0.2 * (given["intermediate_size"] == "48")
+        return score(given) + noise
+
+    code, done = ablation(bits=bits)
+    seeds = {arm: [line["seed"] for line in lines(folder) if (line["phase"], line["arm"]) == ("verdict", arm)] for arm in arms}  # fmt: skip
+    assert seeds == {"moe": [1, 2, 3, 4, 5], "wide": [1, 2, 3], "wider": [1, 2, 3, 4, 5]}
+    text = report(folder)
+    assert "**wide** is better than **moe**" in text and "about 9 % of the time" in text
+    assert "**wider** against **moe**: not resolved: this design resolves" in text
+
+
+def test_minutes_become_tokens_once_and_stay_in_the_plan(folder, monkeypatch):
+    paces = iter([1e-3, 2e-3])
+    monkeypatch.setattr("training.ablation.experiment.seconds_per_token", lambda *_: next(paces))
+    write(folder, budget={"minutes": 0.01}, search_budget={"tokens": 128})
+    assert ablation()[0] == 0
+    tokens = {line["arm"]: line["tokens"] for line in lines(folder) if line["phase"] == "verdict"}
+    assert tokens == {"moe": 576, "wide": 320}  # 0.6 s each, in steps of 64
+    # from the plan, in another folder: the same runs without measuring
+    pretence = Pretence(score)
+    assert ablate.main(["out/plan.json", "--out_dir", "again"], launch=pretence) == 0
+    assert lines(folder, "again") == lines(folder)
+
+
+def test_runs_share_the_cores_of_a_cpu(folder, monkeypatch):
+    write(folder, base={k: v for k, v in yaml.safe_load((folder / "spec.yaml").read_text())["base"].items() if k != "threads"})  # fmt: skip
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    code, done = ablation("--jobs", "2")
+    assert code == 0 and {run["threads"] for run in done.runs} == {"3"}
+    assert "2 runs at once shared this machine" in report(folder)
+
+
+def test_runs_have_a_gpu_each(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [runner.visible_gpu(slot) for slot in (0, 1)] == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]  # fmt: skip
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert runner.visible_gpu(1) == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
+def refused(capsys, *flags) -> str:
+    capsys.readouterr()
+    code, done = ablation(*flags)
+    err = capsys.readouterr().err
+    assert code == 2 and done.runs == [] and err.startswith("ablate.py: error: "), err
+    return err
+
+
+def test_bad_starts_are_one_sentence_before_anything_runs(folder, capsys):
+    assert "--jobs must be at least 1, got 0" in refused(capsys, "--jobs", "0")
+    assert "--resume needs the folder of an earlier start" in refused(capsys, "--resume")
+    ablation()
+    assert "--out_dir must be new or empty" in refused(capsys)
+    write(folder, seeds=[1, 3])
+    assert "out holds results of another specification" in refused(capsys, "--resume")
+    write(folder, seeds=[1, 2])
+    (folder / "out/results.jsonl").write_text("nonsense\n{}\n")
+    assert "line 1 is none; delete it" in refused(capsys, "--resume")
+
+
+def test_missing_data_is_told_before_anything_runs(folder, capsys):
+    write(folder, base=TINY | {"dataset": "nowhere.jsonl"})
+    assert "arm moe: dataset 'nowhere.jsonl': no such file" in refused(capsys)
+    assert not (folder / "out").exists()
+
+
+def test_two_reports_never_share_a_folder(folder, monkeypatch):
+    for _ in range(2):
+        assert ablate.main(["spec.yaml"], launch=Pretence(score)) == 0
+    folders = sorted((folder / "runs/ablations").iterdir())
+    assert len(folders) == 2 and all((path / "report.md").is_file() for path in folders)
+    assert (
+        ablate.main(["spec.yaml", "--resume"], launch=Pretence(score)) == 0
+    )  # the newest of the name
+
+
+# ------------------------------------------------------------------------------------ runs that train
+
+
+class Trained:
+    """launch() of real runs in processes of the fork server; inference is measured in this process."""
+
+    def __init__(self, folder: Path, interrupt_at: int | None = None):
+        self.folder, self.interrupt_at, self.count = folder, interrupt_at, 0
+
+    def __call__(self, words, log, environment):
+        if words[0] == "-c":
+            return Ended()
+        if words[0] == "-m":
+            inference_cost.run(words[2:])
+            return Ended()
+        self.count += 1
+        at = dict(at_step=3, action=signal.SIGINT) if self.count == self.interrupt_at else {}
+        run = ToyRun(self.folder / f"process-{self.count}", *words[1:], **at)
+        run.poll = lambda: run._process.exitcode
+        return run
+
+
+def comparable(record: dict) -> dict:
+    return {k: v for k, v in record.items() if k not in (*TIMES, *USE)}
+
+
+def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(folder, monkeypatch):
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    base = yaml.safe_load((folder / "spec.yaml").read_text())["base"]
+    arms, rates = {"moe": {}, "dense": {"model": "gpt2"}}, [16e-3, 64e-3, 256e-3]
+    write(
+        folder,
+        base=base | {"save_every": 2, "eval_every": 5},
+        axis="active",
+        arms=arms,
+        learning_rates=rates,
+    )
+    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Trained(folder / "a")) == 0
+    # the same, killed in its eighth run, which is then killed in its fourth step
+    shutil.copytree(folder / "out", folder / "two")
+    for line in lines(folder)[7:10]:
+        shutil.rmtree(folder / "two" / line["folder"])
+    whole = (folder / "out/results.jsonl").read_text().splitlines(keepends=True)
+    (folder / "two/results.jsonl").write_text("".join(whole[:7]) + whole[7][:20])
+    resume = ["spec.yaml", "--out_dir", "two", "--resume"]
+    assert ablate.main(resume, launch=Trained(folder / "b", interrupt_at=1)) == 130
+    assert (
+        len(lines(folder, "two")) == 7 and len(list((folder / "two").rglob("checkpoint_4.pt"))) == 1
+    )
+    assert ablate.main(resume, launch=Trained(folder / "c")) == 0
+    one, two = lines(folder), lines(folder, "two")
+    assert list(map(comparable, one)) == list(map(comparable, two))
+    assert all(line["status"] == "ok" for line in one), one
+    hashes = {(line["seed"], line["first_batch_sha256"]) for line in one if line["phase"] != "inference"}  # fmt: skip
+    assert (
+        len(hashes) == len({line["seed"] for line in one if "seed" in line}) == 3
+    )  # both arms alike
+    text = report(folder)
+    assert "Shared settings that an arm's model does not have: head_dim (dense)" in text
+    assert one[-1]["decode_tokens_per_second"] > 0 and one[-1]["checkpoint_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_the_command_itself_runs_its_processes_and_stops_them_with_ctrl_c(folder):
+    write(folder, budget={"minutes": 0.001}, search_budget={"tokens": 192}, learning_rates="none")
+    words = [sys.executable, str(REPO_ROOT / "ablate.py"), "spec.yaml", "--out_dir", "out"]
+    first = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    for line in first.stderr:
+        if "of 4 runs" in line:
+            first.send_signal(signal.SIGINT)
+            break
+    told = first.stderr.read()
+    assert first.wait(120) == 130 and "go on with: python ablate.py spec.yaml --resume" in told
+    done = subprocess.run([*words, "--resume", "--jobs", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {line["status"] for line in lines(folder)} == {"ok"}
+    assert "There was no search" in report(folder) and len(lines(folder)) == 6

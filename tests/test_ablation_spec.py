@@ -1,0 +1,258 @@
+"""Specifications of ablations: what is refused, how arms are matched, and that the shipped ones hold."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ablate
+from architecture import registry
+from architecture.tokenizer import DOWNLOADS
+from training.ablation import matching
+from training.ablation.learning_rates import best_rate, next_rates
+from training.ablation.spec import FIRST_SEEDS, read_spec
+
+SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
+BASE = {"dataset": "bundled", "tokenizer": "bundled1536", "hidden_size": 96, "num_attention_heads": 6,
+        "num_hidden_layers": 3, "block_size": 32}  # fmt: skip
+VALID = {
+    "base": BASE,
+    "arms": {"a": {}, "b": {"norm": "layernorm"}, "dense": {"model": "gpt2"}},
+    "seeds": [1, 2],
+    "budget": {"tokens": 10_000},
+    "learning_rates": [1e-3, 2e-3, 4e-3],
+}
+
+
+def spec_of(tmp_path, **changes):
+    path = tmp_path / "spec.yaml"
+    values = {key: value for key, value in (VALID | changes).items() if value != "absent"}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return read_spec(path)
+
+
+def planned(tmp_path, **changes):
+    return matching.plan(spec_of(tmp_path, **changes))
+
+
+# ------------------------------------------------------------------------------------ the shipped ones
+
+
+def test_every_question_that_people_bring_has_a_specification():
+    assert {path.stem for path in SHIPPED} >= {"gpt2_vs_gptoss", "nano_gpt_oss_table", "ladder",
+        "nano_gpt_oss_table_small", "balancing", "granularity", "optimizer"}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_specification_plans_without_building_a_model(path, monkeypatch):
+    monkeypatch.setattr(registry, "build_model", lambda *_, **__: pytest.fail("a model was built"))
+    spec = read_spec(path)
+    arms = matching.plan(spec)
+    assert len(spec.seeds) >= FIRST_SEEDS and spec.pairs(spec.expanded())
+    if spec.adjust:
+        for arm in arms.values():
+            target = arms[arm.reference].axes[spec.axis]
+            assert arm.axes[spec.axis] == pytest.approx(target, rel=0.02)
+
+
+def test_the_table_of_nine_rows_has_the_sizes_that_it_printed():
+    arms = matching.plan(read_spec(next(p for p in SHIPPED if p.stem == "nano_gpt_oss_table")))
+    assert len(arms) == 18
+    at = "@heads=12,num_hidden_layers=12"
+    # its README: 588 M and 564 M parameters
+    assert arms[f"gptoss{at}"].axes["total"] == pytest.approx(588.24e6, rel=1e-3)
+    assert arms[f"gpt2{at}"].axes["total"] == pytest.approx(564.1e6, rel=1e-3)
+    for arm in arms.values():
+        heads, groups = (arm.settings.get(f"num_{k}_heads") for k in ("attention", "key_value"))
+        assert groups in (None, max(g for g in range(1, 7) if heads % g == 0))
+
+
+def test_the_ladder_changes_one_switch_at_a_time():
+    spec = read_spec(next(path for path in SHIPPED if path.stem == "ladder"))
+    steps = list(spec.arms.values())
+    for before, after in zip(steps, steps[1:]):
+        assert len({k for k in before | after if before.get(k) != after.get(k)}) == 1
+    assert spec.headline == tuple(zip(list(spec.arms)[1:], spec.arms))
+
+
+# ------------------------------------------------------------------------------------ matching
+
+
+def test_known_vocabularies_are_those_of_the_tokenizers_that_are_downloaded():
+    assert matching.WELL_KNOWN.keys() == DOWNLOADS.keys()
+    assert matching.WELL_KNOWN["gpt2"].n_vocab == 50257  # the ids of Radford et al. 2019
+    assert matching.WELL_KNOWN["o200k_harmony"].n_vocab == 201088  # of the official config.json
+
+
+@pytest.mark.parametrize("axis", ["total", "active", "active_non_embedding", "flops"])
+@pytest.mark.parametrize("adjust, width", [("intermediate_size", 96), ("hidden_size", 768)])
+def test_arms_meet_the_axis_within_two_percent_by_the_named_field(tmp_path, axis, adjust, width):
+    arms = planned(tmp_path, base=BASE | {"hidden_size": width}, axis=axis, adjust=adjust)
+    reference, changed = arms["a"], arms["dense"]
+    assert changed.axes[axis] == pytest.approx(reference.axes[axis], rel=0.02)
+    assert changed.adjusted.startswith(adjust) and reference.adjusted is None
+    cfg, config = matching.resolve("dense", changed.settings)
+    built = sum(p.numel() for p in registry.build_model(cfg.model, config).parameters())
+    assert built == changed.axes["total"]  # what is printed is what is trained
+
+
+def test_experts_are_adjusted_to_equal_total_parameters(tmp_path):
+    arms = {"a": {}, "wide": {"intermediate_size": 24, "experts_per_token": 5}}
+    found = planned(tmp_path, arms=arms, axis="total", adjust="num_experts")
+    assert found["wide"].settings["num_experts"] > 8
+    assert found["wide"].axes["total"] == pytest.approx(found["a"].axes["total"], rel=0.02)
+
+
+def test_an_axis_that_cannot_be_met_says_how_near_it_came(tmp_path):
+    arms = {"a": {}, "tall": {"model": "gpt2", "num_hidden_layers": 60}}
+    with pytest.raises(ValueError, match=r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"):  # fmt: skip
+        planned(tmp_path, arms=arms, axis="active")
+    with pytest.raises(ValueError, match="arm dense: gpt2 has no num_experts to adjust"):
+        planned(tmp_path, axis="total", adjust="num_experts")
+
+
+def test_each_point_of_a_grid_is_matched_to_the_reference_there(tmp_path):
+    grid = {"num_hidden_layers": [2, 4], "width": [{"hidden_size": 96}, {"hidden_size": 192, "dense": {"dropout": 0.1}}]}  # fmt: skip
+    arms = planned(tmp_path, grid=grid, axis="active", headline=[["a", "dense"]])
+    assert len(arms) == 12 and "b@num_hidden_layers=4,width=96" in arms
+    assert all(arm.reference.startswith("a@") for arm in arms.values())
+    for arm in arms.values():
+        assert arm.axes["active"] == pytest.approx(arms[arm.reference].axes["active"], rel=0.02)
+    has = [name for name, arm in arms.items() if "dropout" in arm.settings]
+    assert has == ["dense@num_hidden_layers=2,width=192", "dense@num_hidden_layers=4,width=192"]
+    spec = spec_of(tmp_path, grid=grid, headline=[["a", "dense"]])
+    assert len(spec.pairs(spec.expanded())) == 4
+
+
+def test_shared_settings_that_a_model_lacks_are_named_and_not_lost(tmp_path):
+    arms = planned(tmp_path, base=BASE | {"num_experts": 6})
+    assert arms["dense"].without == ("num_experts",) and "num_experts" not in arms["dense"].settings
+    with pytest.raises(ValueError, match="arm a: flag '--num_expert' is unknown; did you mean"):
+        planned(tmp_path, base=BASE | {"num_expert": 6})
+
+
+def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
+    spec = spec_of(tmp_path, axis="time", search_budget={"tokens": 5_120})
+    arms = matching.plan(spec)
+    assert all(arm.steps is None for arm in arms.values())
+    arms = matching.with_lengths(spec, arms, {"a": 2e-4, "b": 4e-4, "dense": 1e-4})
+    assert [arm.tokens for arm in arms.values()] == [9_984, 5_120, 19_968]  # in steps of 8 x 32
+    assert [arm.search_steps for arm in arms.values()] == [20, 10, 40]
+    spec = spec_of(tmp_path, budget={"minutes": 0.5})
+    arms = matching.with_lengths(spec, matching.plan(spec), {"a": 1e-3, "b": 2e-3, "dense": 1e-3})
+    assert [arm.steps for arm in arms.values()] == [117, 59, 117]
+
+
+def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
+    import json
+
+    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]],
+                   learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})  # fmt: skip
+    spec = spec_of(tmp_path, **changes)
+    plan = {"spec": spec.as_values(), "sha256": spec.sha256, "arms": {}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    again = read_spec(tmp_path / "plan.json")
+    assert again == spec and again.sha256 == spec.sha256
+    assert spec_of(tmp_path, **changes | {"seeds": [1, 3]}).sha256 != spec.sha256
+
+
+# ------------------------------------------------------------------------------------ the search
+
+
+def test_the_search_goes_on_beyond_the_edge_and_stops_inside():
+    given = [1e-3, 2e-3, 4e-3]
+    assert next_rates(given, {1e-3: 2.0}) == [2e-3, 4e-3]
+    assert next_rates(given, {1e-3: 2.0, 2e-3: 1.0, 4e-3: 3.0}) == []
+    assert next_rates(given, {1e-3: 3.0, 2e-3: 2.0, 4e-3: 1.0}) == [8e-3]
+    assert next_rates(given, {1e-3: 1.0, 2e-3: 2.0, 4e-3: 3.0}) == [5e-4]
+    falling = {1e-3: 6.0, 2e-3: 5.0, 4e-3: 4.0, 8e-3: 3.0, 16e-3: 2.0}
+    assert next_rates(given, falling) == [32e-3]
+    assert next_rates(given, falling | {32e-3: 1.0}) == []  # three times and no further
+    assert best_rate(falling | {32e-3: None}) == 16e-3
+
+
+def test_where_every_rate_diverged_the_search_goes_lower():
+    tried = dict.fromkeys([1e-3, 2e-3, 4e-3])
+    assert next_rates([1e-3, 2e-3, 4e-3], tried) == [5e-4] and best_rate(tried) is None
+
+
+# ------------------------------------------------------------------------------------ what is refused
+
+REFUSED = {
+    "key 'arm' is unknown; did you mean 'arms'?": {"arm": {}},
+    "budget is missing": {"budget": "absent"},
+    "arms must hold at least one arm, and it is empty": {"arms": {}},
+    "grid must hold at least one name with values, and it is empty": {"grid": {}},
+    "grid: dropout must be a list of at least one value": {"grid": {"dropout": []}},
+    "grid has two points of one name": {"grid": {"dropout": [0.1, 0.1]}},
+    "grid: w: c must be text, a number or a list": {"grid": {"w": [{"dropout": 0.1, "c": {"norm": "layernorm"}}]}},
+    "arm a: norm must be text, a number or a list": {"arms": {"a": {"norm": {"kind": 1}}}},
+    "reference must be one of the arms, got 'c'": {"reference": "c"},
+    "headline names the arm 'c', which is none": {"headline": [["a", "c"]]},
+    "headline must hold pairs of two different arms": {"headline": [["a", "a"]]},
+    "a verdict needs at least two seeds, got 1": {"seeds": [1]},
+    "seeds must hold different numbers": {"seeds": [1, 1]},
+    "search_seed must be none of the seeds of the verdict, got 1": {"search_seed": 1},
+    "learning_rates must be at least three above 0": {"learning_rates": [1e-3, 2e-3]},
+    "search_budget must be at most the budget (10,000), got 20,000": {"search_budget": {"tokens": 20_000}},
+    "budget must be {tokens: N} or {minutes: M}": {"budget": 10},
+    "budget: tokens must be a whole number": {"budget": {"tokens": "1e6"}},
+    "axis must be one of none, total": {"axis": "params"},
+    "adjust is for an axis of the model's size, and axis is none": {"adjust": "hidden_size"},
+    "arm b sets seed, which is not its to set": {"arms": {"a": {}, "b": {"seed": 3}}},
+    "base sets max_iters, which is not its to set": {"base": BASE | {"max_iters": 3}},
+    "an arm's name must be letters": {"arms": {"a/b": {}}},
+    "measure must be one of bits_per_byte": {"measure": "accuracy"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_wrong_specification_is_one_sentence(tmp_path, message):
+    with pytest.raises(ValueError) as error:
+        spec_of(tmp_path, **REFUSED[message])
+    assert f"spec.yaml: {message}" in str(error.value) and "\n" not in str(error.value)
+
+
+UNPLANNABLE = {
+    "arm b differs from the base in nothing": {"arms": {"a": {}, "b": {"norm": "rmsnorm"}}},
+    "the arms a and b are the same, down to every setting":
+        {"base": {}, "reference": "a", "arms": {"a": {"dropout": 0.1}, "b": {"dropout": 0.1}}},
+    "arm b: flag '--nrom' is unknown; did you mean '--norm'?": {"arms": {"a": {}, "b": {"nrom": "layernorm"}}},
+    "arm b: lr must be above 0": {"arms": {"a": {}, "b": {"lr": -1}}},
+    "arm dense: hidden_size must be a multiple": {"base": BASE | {"hidden_size": 97}},
+    "arm a: block_size must be at most": {"base": BASE | {"block_size": 4096}},
+    "model must be one of gptoss": {"arms": {"a": {}, "b": {"model": "gpt3"}}},
+    "measure must be bits_per_byte, as losses under different tokenizers":
+        {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "measure": "val_loss"},
+    "the arms must be scored on the same text": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", UNPLANNABLE)
+def test_arms_that_cannot_be_compared_are_one_sentence(tmp_path, message):
+    with pytest.raises(ValueError) as error:
+        planned(tmp_path, **UNPLANNABLE[message])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    spec_of(tmp_path, axis="active")
+    monkeypatch.chdir(tmp_path)
+    assert ablate.main(["spec.yaml", "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "FLOPs/token" in out and "intermediate_size 512 -> " in out and "reference" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.yaml"]
+    assert ablate.main(["absent.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("ablate.py: error: absent.yaml: cannot be read")
+
+
+def test_help_explains_every_key_of_a_specification(capsys):
+    with pytest.raises(SystemExit):
+        ablate.main(["--help"])
+    out = capsys.readouterr().out
+    from dataclasses import fields
+
+    from training.ablation.spec import Spec
+
+    for name in [f.name for f in fields(Spec)] + ["config"]:
+        assert f"{name}:" in out

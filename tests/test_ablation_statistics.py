@@ -1,0 +1,105 @@
+"""Intervals, paired tests and power of an ablation against tabulated values and simulation."""
+
+import math
+import random
+
+import pytest
+
+from training.ablation.statistics import (
+    compare,
+    incomplete_beta,
+    paired_p,
+    resolvable,
+    summary,
+    t_power,
+    t_quantile,
+    t_tail,
+)
+
+# any textbook's table of Student's t: (P(T < t), degrees of freedom, t)
+QUANTILES = [
+    (0.975, 1, 12.7062),
+    (0.975, 2, 4.3027),
+    (0.975, 4, 2.7764),
+    (0.975, 30, 2.0423),
+    (0.995, 2, 9.9248),
+    (0.95, 10, 1.8125),
+    (0.9995, 5, 6.8688),
+    (0.9, 3, 1.6377),
+]
+
+
+@pytest.mark.parametrize("p, df, t", QUANTILES)
+def test_quantiles_of_t_are_those_of_the_tables(p, df, t):
+    assert t_quantile(p, df) == pytest.approx(t, abs=6e-5)
+    assert 1 - t_tail(t_quantile(p, df), df) == pytest.approx(p, abs=1e-12)
+
+
+def test_the_incomplete_beta_function_has_its_closed_forms():
+    for x in (0.01, 0.3, 0.77, 0.999):
+        assert incomplete_beta(1, 3.5, x) == pytest.approx(1 - (1 - x) ** 3.5, rel=1e-12)
+        assert incomplete_beta(4, 1, x) == pytest.approx(x**4, rel=1e-12)
+        arcsine = 2 / math.pi * math.asin(math.sqrt(x))
+        assert incomplete_beta(0.5, 0.5, x) == pytest.approx(arcsine, rel=1e-12)
+    assert (incomplete_beta(2, 3, 0.0), incomplete_beta(2, 3, 1.0)) == (0.0, 1.0)
+
+
+# R's power.t.test, one sample or paired, two-sided at 0.05: (n, effect in deviations, power)
+POWERS = [(34, 0.5, 0.8078), (15, 0.8, 0.8213)]
+
+
+@pytest.mark.parametrize("n, effect, power", POWERS)
+def test_power_is_that_of_the_noncentral_t_distribution(n, effect, power):
+    critical = t_quantile(0.975, n - 1)
+    assert t_power(effect * math.sqrt(n), n - 1, critical) == pytest.approx(power, abs=6e-5)
+    assert resolvable(2.0, n, power=power) == pytest.approx(2 * effect, rel=1e-3)
+
+
+@pytest.mark.parametrize("n, alpha", [(2, 0.05), (3, 0.05), (3, 0.05 / 9), (5, 0.05)])
+def test_without_a_difference_the_power_is_alpha(n, alpha):
+    critical = t_quantile(1 - alpha / 2, n - 1)
+    assert t_power(0.0, n - 1, critical) == pytest.approx(alpha, rel=1e-6)
+
+
+def test_four_of_five_simulated_experiments_see_what_a_design_resolves():
+    draw, n = random.Random(1), 3
+    effect = resolvable(1.0, n)
+    trials = 4000
+    seen = sum(paired_p([draw.gauss(effect, 1) for _ in range(n)]) < 0.05 for _ in range(trials))
+    assert seen / trials == pytest.approx(0.8, abs=0.025)  # four standard errors
+
+
+def test_a_summary_is_mean_deviation_and_interval_by_t():
+    mean, deviation, half_width = summary([1.0, 2.0, 6.0])
+    assert (mean, deviation) == (3.0, pytest.approx(math.sqrt(7)))
+    assert half_width == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
+    assert summary([2.5])[0] == 2.5 and math.isnan(summary([2.5]).half_width)
+
+
+def test_the_paired_p_is_twice_the_tail_of_t():
+    # differences 1, 2, 6: t = 3 / sqrt(7 / 3) = 1.9640 with 2 degrees of freedom, whose tail is closed
+    t = 3 / math.sqrt(7 / 3)
+    assert paired_p([-1, -2, -6]) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-10)
+    assert paired_p([0.1, 0.1]) == 0 and paired_p([0.0, 0.0]) == 1
+
+
+def test_holms_rule_corrects_for_the_number_of_pairs_and_stops_at_the_first_that_fails():
+    sure, middling, third = [-1.0, -1.01, -1.02], [0.5, 0.54, 0.46], [0.9, 1.3, 0.7]
+    raw = [paired_p(pair) for pair in (middling, sure, third)]
+    assert raw[1] < raw[0] < raw[2] < 0.05  # each alone is resolved
+    found = compare([middling, sure, third, []])
+    assert [one.verdict for one in found] == ["worse", "better", "worse", "not resolved"]
+    assert found[1].p == pytest.approx(3 * raw[1]) and found[0].p == pytest.approx(2 * raw[0])
+    noise = [0.3, -0.2, 0.1]
+    found = compare([noise, third, noise, noise])
+    assert found[1].p == pytest.approx(4 * raw[2]) and found[1].verdict == "not resolved"
+    assert found[0].p == 1
+    assert math.isnan(compare([[0.1]])[0].difference)
+
+
+def test_a_verdict_names_what_its_design_resolves_at_the_level_it_was_held_to():
+    pair, noise = [0.9, 1.3, 0.7], [0.3, -0.2, 0.1]
+    (alone,), (among, _) = compare([pair]), compare([pair, noise])
+    deviation = summary(pair).deviation
+    assert alone.resolves == pytest.approx(resolvable(deviation, 3, 0.05))
+    assert among.resolves == pytest.approx(resolvable(deviation, 3, 0.025))

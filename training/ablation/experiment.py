@@ -1,0 +1,237 @@
+"""An ablation from its specification to its report: plan, search, verdict, costs; any kill can be resumed."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shlex import quote
+
+from training.ablation import matching, plan_file, report
+from training.ablation.learning_rates import best_rate, next_rates, tidy
+from training.ablation.matching import PlannedArm
+from training.ablation.outcome import inference_outcome, training_outcome
+from training.ablation.pace import seconds_per_token
+from training.ablation.results import Results
+from training.ablation.runner import TRAIN, Job, Launch, as_interrupt, gpus, launch, run_jobs
+from training.ablation.spec import FIRST_SEEDS, Spec, read_spec
+from training.ablation.verdict import ended_well, unresolved, verdicts
+from training.checkpoint import latest_checkpoint
+from training.command_line import say
+from training.data_sources import AUTO, choose_dataset, open_dataset
+from training.metrics import new_run_dir, require_tensorboard
+
+REPORTS = Path("runs") / "ablations"
+EVALUATIONS = 10  # of a run, where eval_every is not given: enough for a curve
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all phases share."""
+
+    spec: Spec
+    arms: dict[str, PlannedArm]
+    threads: int | None  # of each run, where an arm does not say; None: torch's choice
+    folder: Path
+    results: Results
+    launch: Launch
+    workers: int  # runs at once
+
+
+def run(
+    path: Path,
+    *,
+    plan_only: bool = False,
+    jobs: int = 1,
+    resume: bool = False,
+    out_dir: Path | None = None,
+    launch: Launch = launch,
+) -> None:
+    """What ablate.py does. Raises ValueError for bad input, before anything runs, and KeyboardInterrupt
+    after Ctrl-C or SIGTERM, with everything stopped and saved.
+    """
+    if jobs < 1 or (gpus() and jobs > len(gpus())):
+        most = f" and at most the number of GPUs ({len(gpus())})" if gpus() else ""
+        raise ValueError(f"--jobs must be at least 1{most}, got {jobs}")
+    require_tensorboard()  # not after hours
+    spec = read_spec(path)
+    folder = _earlier(spec, out_dir) if resume else None
+    stored = plan_file.read(path if path.suffix == ".json" else folder and folder / plan_file.NAME)
+    if stored and stored.sha256 != spec.sha256:
+        raise ValueError(
+            f"{folder} holds results of another specification than {path} says now; resume it with that "
+            "one, or start anew without --resume"
+        )
+    arms = stored.arms if stored else matching.plan(spec)
+    print(report.plan_text(spec, arms), flush=True)
+    if plan_only:
+        return
+    arms = _with_data(arms)
+    folder = folder or _new_folder(spec, out_dir)
+    shared = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not gpus() else None
+    threads = stored.threads if stored else shared
+    with as_interrupt(), Results(folder / "results.jsonl") as results:
+        try:
+            if stored is None and matching.needs_pace(spec):
+                arms = _with_pace(spec, arms, folder, threads, launch)
+            if not (folder / plan_file.NAME).exists():
+                plan_file.write(folder / plan_file.NAME, spec, arms, threads)
+            experiment = Experiment(spec, arms, threads, folder, results, launch, jobs)
+            rates = search(experiment)
+            judge(experiment, rates)
+            measure_inference(experiment)
+            report.write(spec, arms, results, folder, jobs)
+        except KeyboardInterrupt:
+            names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
+            say(f"go on with: python ablate.py {names}")
+            raise
+    say(f"wrote {folder / 'report.md'}")
+
+
+# ------------------------------------------------------------------------------------ before the runs
+
+
+def _earlier(spec: Spec, out_dir: Path | None) -> Path:
+    """The folder to go on in: the one named, or the newest of this specification's name."""
+    pattern = re.compile(re.escape(spec.name) + r"-\d{8}-\d{6}(-\d+)?")
+    there = REPORTS.iterdir() if REPORTS.is_dir() else ()
+    found = sorted(path for path in there if pattern.fullmatch(path.name))
+    folder = out_dir or (found[-1] if found else None)
+    if folder is None or not folder.is_dir():
+        raise ValueError(
+            f"--resume needs the folder of an earlier start, and {folder or REPORTS} holds none; name it with "
+            "--out_dir, or start without --resume"
+        )
+    return folder
+
+
+def _new_folder(spec: Spec, out_dir: Path | None) -> Path:
+    if out_dir is None:
+        return new_run_dir(spec.name, REPORTS)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(
+            f"--out_dir must be new or empty, and {out_dir} is not; choose another, or go on with --resume"
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return out_dir
+
+
+def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
+    """The arms with `auto` chosen once, as the Hub may go while they train; ValueError for data that is not
+    there, told now and not by every run.
+    """
+    if any(arm.settings.get("dataset", AUTO) == AUTO for arm in arms.values()):
+        chosen = choose_dataset(AUTO, say)
+        arms = {name: arm.with_dataset(chosen) for name, arm in arms.items()}
+    for name, arm in arms.items():
+        data = {k: v for k, v in arm.settings.items() if k in ("val_dataset", "text_column")}
+        try:
+            for split in ("train", "validation"):
+                open_dataset(arm.settings["dataset"], split=split, **data)
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from None
+    return arms
+
+
+def _with_pace(
+    spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
+) -> dict[str, PlannedArm]:
+    """The arms with their lengths, by the pace that each has on this machine."""
+    pace, endless = {}, 10**9
+    for name, arm in arms.items():
+        say(f"{name}: measuring its pace")
+        words = command(arm, folder / "pace", threads, lr=arm.lr, seed=spec.search_seed, max_iters=endless,
+                        log_every=1, eval_every=endless, save_every=endless)  # fmt: skip
+        try:
+            pace[name] = seconds_per_token(words, folder / "pace", launch)
+        except ValueError as error:
+            raise ValueError(f"arm {name} could not be timed: {error}") from None
+    arms = matching.with_lengths(spec, arms, pace)
+    print(report.plan_text(spec, arms), flush=True)
+    return arms
+
+
+# ------------------------------------------------------------------------------------ the runs
+
+
+def command(arm: PlannedArm, out_dir: Path, threads: int | None, **settings) -> list[str]:
+    """What python is told to train an arm."""
+    defaults = {"keep": 1, "threads": threads}
+    ours = {"use_tensorboard": False, "out_dir": str(out_dir.resolve())}
+    return [TRAIN, *matching.flags(defaults | arm.settings | settings | ours)]
+
+
+def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: float) -> Job:
+    place = f"seed-{seed}" if phase == "verdict" else f"search-lr-{lr:g}"
+    folder = x.folder / "runs" / _folder_name(x, arm) / place
+    steps = arm.steps if phase == "verdict" else arm.search_steps
+    settings = {"seed": seed, "lr": lr, "max_iters": steps}
+    if "eval_every" not in arm.settings:
+        settings["eval_every"] = max(1, steps // EVALUATIONS)
+    record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
+              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder))}  # fmt: skip
+    outcome = partial(training_outcome, parameters=arm.axes["total"])
+    return Job(record, command(arm, folder, x.threads, **settings), folder, outcome)
+
+
+def search(x: Experiment) -> dict[str, float | None]:
+    """{arm: learning rate}: its own without a search; None where no rate trained it."""
+    if not x.spec.learning_rates:
+        return {name: arm.lr for name, arm in x.arms.items()}
+    while True:
+        jobs, rates = [], {}
+        for name, arm in x.arms.items():
+            given = [tidy(r * arm.lr) if x.spec.factors else r for r in x.spec.learning_rates]
+            lines = x.results.of("search", name)
+            tried = {line["lr"]: line[x.spec.measure] for line in lines}
+            rates[name] = best_rate(tried)
+            new = next_rates(given, tried)
+            jobs += [training_job(x, arm, "search", x.spec.search_seed, lr) for lr in new]
+        if not jobs:
+            return rates
+        run_jobs(jobs, x.results, x.launch, x.workers)
+
+
+def judge(x: Experiment, rates: dict[str, float | None]) -> None:
+    """The runs of the verdict: the first seeds for all, the rest for what they leave open."""
+    trained = [name for name, lr in rates.items() if lr is not None]
+    for name in rates.keys() - trained:
+        say(f"{name}: no learning rate of the search trained it, so it has no further runs")
+
+    def run_seeds(names: list[str], seeds: tuple[int, ...]) -> None:
+        # seed by seed, so that what is there after a while compares
+        jobs = [training_job(x, x.arms[n], "verdict", s, rates[n]) for s in seeds for n in names]
+        run_jobs(jobs, x.results, x.launch, x.workers)
+
+    run_seeds(trained, x.spec.seeds[:FIRST_SEEDS])
+    if rest := x.spec.seeds[FIRST_SEEDS:]:
+        more = unresolved(verdicts(x.spec, x.arms, x.results, x.spec.seeds[:FIRST_SEEDS]))
+        if more:
+            say(f"not resolved by {FIRST_SEEDS} seeds, so {len(rest)} more for {', '.join(more)}")
+            run_seeds(more, rest)
+
+
+def measure_inference(x: Experiment) -> None:
+    """Once per arm that has a checkpoint, one after the other."""
+    jobs = []
+    for name, arm in x.arms.items():
+        for line in ended_well(name, x.results).values():
+            checkpoint = latest_checkpoint(x.folder / line["folder"])
+            folder = x.folder / "runs" / _folder_name(x, arm) / "inference"
+            options = {"tokens": arm.block_size, "out": folder.with_suffix(".json").resolve(),
+                       "device": arm.settings.get("device", "auto")}  # fmt: skip
+            if threads := arm.settings.get("threads", x.threads):
+                options["threads"] = threads
+            words = ["-m", "training.ablation.inference_cost", str(checkpoint.resolve()),
+                     *(f"--{option}={value}" for option, value in options.items())]  # fmt: skip
+            record = {"id": f"inference {name}", "phase": "inference", "arm": name}
+            jobs.append(Job(record, words, folder, inference_outcome))
+            break
+    run_jobs(jobs, x.results, x.launch, workers=1)
+
+
+def _folder_name(x: Experiment, arm: PlannedArm) -> str:
+    """Unlike any other arm's, whatever the values of a grid are."""
+    return f"{list(x.arms).index(arm.name):02d}-{re.sub(r'[^A-Za-z0-9.=+@-]', '_', arm.name)[:60]}"

@@ -1,0 +1,295 @@
+"""From a specification to arms of equal size: what each costs by every measure, before anything is built."""
+
+from __future__ import annotations
+
+import functools
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from architecture import registry
+from architecture.tokenizer import get_tokenizer, padded_vocab_size
+from training.ablation.spec import Arm, Spec
+from training.command_line import CommandLine, parse_command_line
+from training.config import TrainConfig, as_text
+from training.data_sources import AUTO
+
+TOLERANCE = 0.02  # of the reference's figure on the axis
+ENOUGH = 0.01  # where multiples of 8, which GPUs like, come this near, no other size is tried
+DATA = ("dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size")
+TRAIN_FIELDS = frozenset(f.name for f in fields(TrainConfig))
+
+
+class Vocabulary(NamedTuple):
+    """What sizes need of a tokenizer."""
+
+    n_vocab: int
+
+
+# planning needs no table that may have to be downloaded
+WELL_KNOWN = {"gpt2": Vocabulary(50257), "o200k_harmony": Vocabulary(201088)}
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """All that plan.json keeps of an arm; it is enough to run it again to the last bit."""
+
+    name: str
+    reference: str  # the arm that it is matched to
+    settings: dict[str, Any]  # of train.py, with the adjusted field
+    without: tuple[str, ...]  # shared settings that its model does not have
+    adjusted: str | None  # the field, what it was and what it became
+    axes: dict[str, float]  # total, active, active_non_embedding, flops (per token, training)
+    data: str  # all that decides the batches of a seed
+    block_size: int
+    lr: float
+    tokens_per_step: int
+    seconds_per_token: float | None = None  # measured, where the budget needs it
+    steps: int | None = None  # None until then
+    search_steps: int | None = None
+
+    @property
+    def tokens(self) -> int | None:
+        return None if self.steps is None else self.steps * self.tokens_per_step
+
+    def with_dataset(self, chosen: str) -> PlannedArm:
+        """With what `auto` became; an arm that names its data keeps it."""
+        named = self.settings.get("dataset", AUTO) != AUTO
+        return self if named else replace(self, settings=self.settings | {"dataset": chosen})
+
+
+def plan(spec: Spec) -> dict[str, PlannedArm]:
+    """Every arm, resolved and matched, with its length where that needs no measuring.
+
+    Raises ValueError, one sentence, for settings that are none, for arms that are the same, and for an
+    axis that cannot be met.
+    """
+    arms = spec.expanded()
+    known = {name for arm in arms for name in model_fields(_model(arm.shared | arm.own))}
+    settings, without = {}, {}
+    for arm in arms:
+        mine = TRAIN_FIELDS | model_fields(_model(arm.shared | arm.own)).keys()
+        without[arm.name] = tuple(sorted(arm.shared.keys() & known - mine))
+        shared = {k: v for k, v in arm.shared.items() if k not in without[arm.name]}
+        settings[arm.name] = shared | arm.own
+    resolved = {name: resolve(name, values) for name, values in settings.items()}
+    _refuse_the_same(spec, arms, resolved)
+    _refuse_what_does_not_compare(spec, resolved)
+    references, planned = spec.reference_of(arms), {}
+    for arm in sorted(arms, key=lambda arm: references[arm.name] != arm.name):
+        name, reference, adjusted = arm.name, references[arm.name], None
+        if spec.adjust and reference != name:
+            target = planned[reference].axes[spec.axis]
+            before = getattr(resolved[name][1], spec.adjust, None)
+            settings[name] = adjust(name, settings[name], spec.axis, spec.adjust, target)
+            after = settings[name][spec.adjust]
+            if after != before:
+                adjusted = f"{spec.adjust} {before} -> {after}"
+        cfg, config = resolve(name, settings[name])
+        planned[name] = PlannedArm(
+            name=name,
+            reference=reference,
+            settings=settings[name],
+            without=without[name],
+            adjusted=adjusted,
+            axes=axes(cfg, config),
+            data=", ".join(str(getattr(cfg, name)) for name in DATA),
+            block_size=cfg.block_size,
+            lr=cfg.lr,
+            tokens_per_step=cfg.batch_size * cfg.block_size * cfg.grad_accum,
+        )
+    in_order = {arm.name: planned[arm.name] for arm in arms}
+    return in_order if needs_pace(spec) else with_lengths(spec, in_order, {})
+
+
+# ------------------------------------------------------------------------------------ one arm
+
+
+def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
+    """Settings as train.py understands them, and the model's config; ValueError names the arm."""
+    try:
+        command = parse_command_line(flags(settings), model_fields)
+        cfg, config = command.config, model_config(command)
+        if cfg.block_size > config.context_limit:
+            raise ValueError(
+                f"block_size must be at most the model's context limit of {config.context_limit} tokens, "
+                f"got {cfg.block_size}; lower it or raise initial_context_length"
+            )
+    except ValueError as error:
+        raise ValueError(f"arm {name}: {error}") from None
+    return cfg, config
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as train.py's command line has them."""
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return [f"--{name}={as_text(value)}" for name, value in plain.items()]
+
+
+def model_config(command: CommandLine) -> Any:
+    """The config that train.py will build, from counts alone: the vocabulary follows the tokenizer."""
+    cfg = command.config
+    vocabulary = _vocabulary(cfg.tokenizer)
+    size, padded = vocabulary.n_vocab, padded_vocab_size(vocabulary)
+    sizes = {"vocab_size": padded, "used_vocab_size": size if size < padded else None}
+    return registry.build_config(cfg.model, cfg.model_size, sizes | command.model_overrides)
+
+
+@functools.cache
+def _vocabulary(tokenizer: str) -> Any:
+    return WELL_KNOWN.get(tokenizer) or get_tokenizer(tokenizer)
+
+
+@functools.cache
+def model_fields(model: str) -> dict[str, Any]:
+    """{name: type} of a model's own settings."""
+    return typing.get_type_hints(registry.model_class(model).config_class)
+
+
+def _model(settings: dict[str, Any]) -> str:
+    return str(settings.get("model", TrainConfig.model))
+
+
+def axes(cfg: TrainConfig, config: Any) -> dict[str, float]:
+    """What an arm costs by each measure. Non-embedding is without the head, tied or not."""
+    counts = config.parameter_counts()
+    return {
+        "total": counts["total"],
+        "active": counts["active"],
+        "active_non_embedding": counts["active"] - config.vocab_size * config.hidden_size,
+        "flops": config.flops_per_token(cfg.block_size),
+    }
+
+
+# ------------------------------------------------------------------------------------ equal size
+
+
+def adjust(
+    name: str, settings: dict[str, Any], axis: str, field: str, target: float
+) -> dict[str, Any]:
+    """The settings with `field` such that the arm's figure on the axis is nearest to the target.
+
+    The figure grows with the field, so that halving finds it. ValueError, with how near it came, where
+    that is further than TOLERANCE.
+    """
+    cfg, config = resolve(name, settings)
+    if field not in model_fields(cfg.model):
+        raise ValueError(
+            f"arm {name}: {cfg.model} has no {field} to adjust; take another for adjust"
+        )
+    heads = config.num_attention_heads  # of gpt2 the width must be a multiple
+
+    def figure(value: int) -> float:
+        try:
+            return axes(cfg, replace(config, **{field: value}))[axis]
+        except ValueError:  # fewer experts than a token takes
+            return -math.inf
+
+    steps = (math.lcm(8, heads), heads) if field == "hidden_size" else (8, 1)
+    for step in steps:
+        value = _nearest(figure, target, step)
+        found = figure(value)
+        off = found / target - 1
+        if abs(off) <= ENOUGH:
+            break
+    if not abs(off) <= TOLERANCE:
+        raise ValueError(
+            f"arm {name} cannot be matched to {target:,.0f} of axis {axis} within {TOLERANCE:.0%}: the "
+            f"nearest is {found:,.0f} ({off:+.1%}), with {field}={value}; adjust another field, or start "
+            "from other sizes"
+        )
+    return settings | {field: value}
+
+
+def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
+    """The multiple of step whose figure is nearest to the target."""
+    low, high = 1, 1
+    while figure(high * step) < target and 2 * high * step <= registry.LARGEST_SIZE:
+        high *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if figure(middle * step) < target else (low, middle)
+    return min((low * step, high * step), key=lambda value: abs(figure(value) - target))
+
+
+# ------------------------------------------------------------------------------------ length
+
+
+def needs_pace(spec: Spec) -> bool:
+    """Whether the length of a run follows from a measured pace."""
+    budgets = (spec.budget, spec.search_budget)
+    return spec.axis == "time" or any(budget.minutes is not None for budget in budgets)
+
+
+def with_lengths(
+    spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]
+) -> dict[str, PlannedArm]:
+    """The arms with their steps; pace: seconds per token of each, where needs_pace says so."""
+
+    def steps(arm: PlannedArm, budget) -> int:
+        if budget.minutes is not None:
+            tokens = 60 * budget.minutes / pace[arm.name]
+        elif spec.axis == "time":  # as many as it makes in the reference's time
+            tokens = budget.tokens * pace[arm.reference] / pace[arm.name]
+        else:
+            tokens = budget.tokens
+        return max(1, round(tokens / arm.tokens_per_step))
+
+    return {
+        name: replace(
+            arm,
+            steps=steps(arm, spec.budget),
+            search_steps=steps(arm, spec.search_budget),
+            seconds_per_token=pace.get(name),
+        )
+        for name, arm in arms.items()
+    }
+
+
+# ------------------------------------------------------------------------------------ what is refused
+
+
+def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> None:
+    free = {"lr"} if spec.learning_rates and not spec.factors else set()  # the search's to set
+
+    def identity(values: tuple[TrainConfig, Any]) -> str:
+        cfg, config = values
+        return repr(({k: v for k, v in asdict(cfg).items() if k not in free}, config))
+
+    seen: dict[str, str] = {}
+    for arm in arms:
+        this, model = identity(resolved[arm.name]), _model(arm.shared | arm.own)
+        if arm.origin != spec.reference and model == _model(arm.shared):
+            mine = TRAIN_FIELDS | model_fields(model).keys()
+            base = {name: value for name, value in arm.shared.items() if name in mine}
+            if identity(resolve(arm.name, base)) == this:
+                raise ValueError(
+                    f"arm {arm.name} differs from the base in nothing; change a setting in it, or name it "
+                    "as the reference"
+                )
+        if this in seen:
+            raise ValueError(
+                f"the arms {seen[this]} and {arm.name} are the same, down to every setting; change one, or "
+                "leave it out"
+            )
+        seen[this] = arm.name
+
+
+def _refuse_what_does_not_compare(spec: Spec, resolved: dict[str, Any]) -> None:
+    cfgs = {name: cfg for name, (cfg, _) in resolved.items()}
+    tokenizers = {cfg.tokenizer for cfg in cfgs.values()}
+    if len(tokenizers) > 1 and spec.measure == "val_loss":
+        raise ValueError(
+            f"measure must be bits_per_byte, as losses under different tokenizers ({', '.join(sorted(tokenizers))}) "
+            "do not compare; got val_loss"
+        )
+    data = {name: (cfg.val_dataset or cfg.dataset, cfg.text_column) for name, cfg in cfgs.items()}
+    first = next(iter(data))
+    for name, validation in data.items():
+        if validation != data[first]:
+            raise ValueError(
+                f"the arms must be scored on the same text, and {name} has {validation[0]}, {first} "
+                f"{data[first][0]}; give all of them one val_dataset"
+            )

@@ -1,0 +1,84 @@
+"""How a run ended, from its exit code and its files; a failure is a result as any other."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from training.json_text import parse_json
+from training.metrics import read_metrics
+
+FIGURES = {  # of results.jsonl: of the closing record
+    "val_loss": "final/loss",
+    "bits_per_byte": "final/bits_per_byte",
+    **{name: f"final/{name}" for name in ("validation_tokens", "steps", "tokens", "seconds",
+                                          "tokens_per_second", "parameters")},
+}  # fmt: skip
+
+
+def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]:
+    """status (ok, diverged, out of memory, refused or failed), message, and the figures or nulls.
+
+    parameters: what the plan says; a run of any other number is none of it.
+    """
+    records, starts = records_of(folder), facts(folder).get("starts") or [{}]
+    final = final_record(folder) or {}
+    status, message = ("ok", "") if final else failure(code, last_line(log_of(folder)))
+    if final and final["final/parameters"] != parameters:
+        told = f"{final['final/parameters']:,} parameters, and the plan says {parameters:,}"
+        status, message = "failed", f"the run has {told}"
+    return {
+        "status": status,
+        "message": message,
+        **{name: final.get(tag) for name, tag in FIGURES.items()},
+        "peak_memory_gb": max((r.get("perf/peak_memory_gb", 0.0) for r in records), default=None),
+        "first_batch_sha256": starts[0].get("first_batch_sha256"),
+    }
+
+
+def inference_outcome(folder: Path, code: int) -> dict[str, Any]:
+    """status, message, and what training/ablation/inference_cost.py wrote beside the folder."""
+    path = folder.with_suffix(".json")
+    if code == 0 and path.exists():
+        return {"status": "ok", "message": "", **parse_json(path.read_bytes())}
+    status, message = failure(code, last_line(log_of(folder)))
+    return {"status": status, "message": message}
+
+
+def failure(code: int, line: str) -> tuple[str, str]:
+    """Status and message of a process that did not do its work."""
+    message = line.removeprefix("train.py: error: ")
+    if "is not finite" in message:
+        return "diverged", message
+    if code == -signal.SIGKILL:
+        return "out of memory", "killed by signal 9, as systems do when memory runs out"
+    if "out of memory" in message.lower() or "can't allocate memory" in message:
+        return "out of memory", message
+    return ("refused" if code == 2 else "failed"), message or f"exit code {code}"
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl so far."""
+    path = folder / "metrics.jsonl"
+    return read_metrics(path) if path.exists() else []
+
+
+def final_record(folder: Path) -> dict[str, Any] | None:
+    """The closing record of a training run; None where it has not ended well."""
+    return next((record for record in records_of(folder) if "final/loss" in record), None)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return parse_json(path.read_bytes()) if path.exists() else {}
+
+
+def log_of(folder: Path) -> Path:
+    """Beside the folder, which must be empty when a run begins."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def last_line(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -1,0 +1,109 @@
+"""Curves of the arms, and TensorBoard's page that compares them, from the runs' own records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.ablation.matching import PlannedArm
+from training.ablation.results import Results
+from training.ablation.spec import Spec
+from training.ablation.verdict import ended_well
+from training.atomic_files import atomic_write, writing
+from training.config import as_text
+from training.metrics import require_tensorboard
+from training.report.look import COLOURS, DASHES, clip_name, compact, legend
+from training.report.page import DPI, STYLE
+from training.report.runs import LoggedRun, read_run
+
+TAGS = {"bits_per_byte": "val/bits_per_byte", "val_loss": "val/loss"}
+UNITS = {"bits_per_byte": "bits per byte", "val_loss": "loss, nats per token"}
+AXES = {"tokens": "training tokens", "seconds": "training seconds"}
+COMPARED = ("val_loss", "bits_per_byte", "tokens", "seconds", "tokens_per_second", "peak_memory_gb")
+
+
+def write_curves(
+    spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path
+) -> dict[str, Path]:
+    """{axis: PNG}: the validation score of each arm, its mean over the seeds, shaded from the lowest to
+    the highest seed.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
+    from matplotlib.figure import Figure
+
+    written = {}
+    for axis, words in AXES.items():
+        with rc_context(STYLE):
+            figure = Figure(figsize=(9, 5), layout="constrained", facecolor="white")
+            FigureCanvasAgg(figure)
+            axes = figure.subplots()
+            for number, name in enumerate(arms):
+                lines = ended_well(name, results).values()
+                if not lines:
+                    continue
+                runs = [read_run(folder / line["folder"]) for line in lines]
+                x, scores = curve(runs, TAGS[spec.measure], axis)
+                colour, dash = (
+                    COLOURS[number % len(COLOURS)],
+                    DASHES[number // len(COLOURS) % len(DASHES)],
+                )
+                style = dict(color=colour, ls=dash, marker="o", ms=3, label=clip_name(name, 48))
+                axes.plot(x, scores.mean(0), **style)
+                axes.fill_between(x, scores.min(0), scores.max(0), color=colour, alpha=0.2, lw=0)
+            axes.set_xlabel(words)
+            axes.set_ylabel(UNITS[spec.measure])
+            axes.xaxis.set_major_formatter(compact)
+            legend(axes)
+            written[axis] = folder / f"{spec.measure}_by_{axis}.png"
+            with atomic_write(written[axis]) as file:
+                figure.savefig(file, format="png", dpi=DPI)
+    return written
+
+
+def curve(runs: list[LoggedRun], tag: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) places on the axis, the mean over the runs, and (runs, N) values of a tag; the runs of one arm
+    are evaluated at the same steps.
+    """
+    series = [run.series(tag) for run in runs]
+    known = "tokens" if axis == "tokens" else "minutes"
+    x = np.mean([run.at(one.steps, known) for run, one in zip(runs, series)], axis=0)
+    return (x if axis == "tokens" else 60 * x), np.stack([one.values for one in series])
+
+
+def write_tensorboard(arms: dict[str, PlannedArm], results: Results, folder: Path) -> None:
+    """A run for each arm and seed: its curves, and its closing figures on the HPARAMS page beside what
+    tells the arms apart.
+    """
+    SummaryWriter = require_tensorboard()
+    told = differing(arms)
+    for name, arm in arms.items():
+        for seed, line in ended_well(name, results).items():
+            place = folder / "tensorboard" / f"{Path(line['folder']).parent.name}-seed-{seed}"
+            if place.exists():
+                continue  # of an earlier start: its curve would be there twice
+            with writing(place), SummaryWriter(place) as writer:
+                run = read_run(folder / line["folder"])
+                for tag in ("train/loss", *TAGS.values()):
+                    for step, value in zip(*run.series(tag)):
+                        writer.add_scalar(tag, value, int(step))
+                settings = {"arm": name, "seed": seed, "lr": line["lr"], **told[name], **arm.axes}
+                figures = {f"hparam/{tag}": line[tag] for tag in COMPARED}
+                writer.add_hparams(settings, figures, run_name=".")
+
+
+def differing(arms: dict[str, PlannedArm]) -> dict[str, dict[str, Any]]:
+    """{arm: {setting: its value}} of the settings that are not the same in all arms; "" is the default."""
+    names = dict.fromkeys(name for arm in arms.values() for name in arm.settings)
+
+    def text(arm: PlannedArm, name: str) -> str:
+        value = arm.settings.get(name, "")
+        return as_text(tuple(value) if isinstance(value, list) else value)
+
+    different = [name for name in names if len({text(arm, name) for arm in arms.values()}) > 1]
+    return {
+        arm.name: {name: text(arm, name) for name in different if name != "lr"}
+        for arm in arms.values()
+    }

@@ -1,0 +1,232 @@
+"""report.md, results.csv and the plan in the terminal: what was asked, done and found, to be read alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.ablation import pictures, plan_file
+from training.ablation.learning_rates import best_rate
+from training.ablation.matching import TOLERANCE, PlannedArm
+from training.ablation.results import Results
+from training.ablation.spec import FIRST_SEEDS, Spec
+from training.ablation.statistics import ALPHA, POWER, summary
+from training.ablation.verdict import Verdict, ended_well, verdicts
+from training.atomic_files import atomic_write
+
+UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
+# Simulated, 40,000 pairs without a difference: a test at 3 seeds and another at 5, each at 5 %.
+TWO_LOOKS = "about 9 % of the time and not 5"
+
+
+def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
+    """Every arm by every measure, before anything runs."""
+    return (
+        f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} a run\n{_arms(spec, arms)}"
+    )
+
+
+def write(
+    spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path, jobs: int
+) -> None:
+    """The report of everything that results.jsonl holds."""
+    found = verdicts(spec, arms, results)
+    images = pictures.write_curves(spec, arms, results, folder)
+    pictures.write_tensorboard(arms, results, folder)
+    text = "\n\n".join(_sections(spec, arms, results, folder, jobs, found, images.values())) + "\n"
+    for name, content in (("report.md", text), ("results.csv", _csv(results))):
+        with atomic_write(folder / name) as file:
+            file.write(content.encode())
+    print(text)
+
+
+def _sections(
+    spec: Spec,
+    arms: dict[str, PlannedArm],
+    results: Results,
+    folder: Path,
+    jobs: int,
+    found: list[Verdict],
+    images: Iterable[Path],
+) -> Iterable[str]:
+    stored = plan_file.read(folder / plan_file.NAME)
+    yield f"# {spec.name}\n\n{spec.question}"
+    yield "\n".join(f"- {in_words(v, spec.measure)}" for v in found) or "No pair was asked for."
+    yield f"## Arms\n\n{_matched(spec)}\n\n{_arms(spec, arms)}"
+    if dropped := {w: a.name for a in arms.values() for w in a.without}:
+        yield "Shared settings that an arm's model does not have: " + ", ".join(
+            f"{name} ({arm})" for name, arm in dropped.items()
+        )
+    yield f"## Learning rates\n\n{_search(spec, arms, results)}"
+    yield f"## Results\n\nThe closing evaluation, over all validation text.\n\n{_results(arms, results)}"
+    yield f"## Pairs\n\n{_pairs(spec, found)}"
+    yield f"## Costs\n\n{_costs(arms, results, jobs)}"
+    yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
+    if bad := [line for line in results.lines.values() if line["status"] != "ok"]:
+        told = "\n".join(f"- {line['id']}: {line['status']}: {line['message']}" for line in bad)
+        yield f"## What did not end well\n\n{told}"
+    came = stored.provenance
+    yield (
+        f"## How\n\n    {came['command']}\n\nCommit {came['commit']}, torch {came['torch']}, Python "
+        f"{came['python']}, on {stored.machine}. plan.json makes the same runs again: python ablate.py "
+        "plan.json. results.jsonl has a line for each run, results.csv the same as a table; the curves and "
+        "the HPARAMS page are in tensorboard/."
+    )
+
+
+def in_words(v: Verdict, measure: str) -> str:
+    """A verdict as a sentence."""
+    c, unit = v.comparison, UNITS[measure]
+    if v.refused:
+        return f"**{v.first}** against **{v.second}**: not compared, as {v.refused}."
+    if c.verdict == "not resolved":
+        return (
+            f"**{v.first}** against **{v.second}**: not resolved: this design resolves {c.resolves:.4f} {unit} "
+            f"(found {c.difference:+.4f}, {len(v.seeds)} seeds)."
+        )
+    return (
+        f"**{v.first}** is {c.verdict} than **{v.second}** by {abs(c.difference):.4f} +- {c.half_width:.4f} {unit} "
+        f"(p {c.p:.2g}, {len(v.seeds)} seeds)."
+    )
+
+
+# ------------------------------------------------------------------------------------ the parts
+
+
+def _matched(spec: Spec) -> str:
+    how = {
+        "none": "The arms are matched on nothing but their budget.",
+        "time": "The arms train for equal seconds: their paces were measured, the tokens follow.",
+    }.get(spec.axis, f"The arms are equal in {spec.axis} to within {TOLERANCE:.0%}, by {spec.adjust}.")  # fmt: skip
+    return (
+        f"{how} A run has {spec.budget}. At one seed all get the same batches in the same order; the first "
+        "batch of each run was compared."
+    )
+
+
+def _arms(spec: Spec, arms: dict[str, PlannedArm]) -> str:
+    def count(value: float | None) -> str:
+        return "measured first" if value is None else f"{value:,.0f}"
+
+    head = ["arm", "total", "active", "active, no head", "FLOPs/token", "FLOPs in all", "tokens", "steps", "adjusted"]  # fmt: skip
+    rows = []
+    for arm in arms.values():
+        in_all = "measured first" if arm.tokens is None else f"{arm.tokens * arm.axes['flops']:.3g}"
+        rows.append([arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps),
+                     arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""),
+                     ])  # fmt: skip
+    return table(head, rows)
+
+
+def _search(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
+    given, unit, rows = len(spec.learning_rates), UNITS[spec.measure], []
+    if not given:
+        return "There was no search: every arm ran at its own learning rate, and a difference may be one of learning rates."
+    for name in arms:
+        lines = sorted(results.of("search", name), key=lambda line: line["lr"])
+        tried = {line["lr"]: line[spec.measure] for line in lines}
+        best = best_rate(tried)
+        shown = (f"{line['lr']:g}: " + (f"{line[spec.measure]:.4f}" if line["status"] == "ok" else line["status"])
+                 for line in lines)  # fmt: skip
+        remarks = [f"{len(lines) - given} beyond the edge"] if len(lines) > given else []
+        remarks += ["the best still at the edge"] if best in (min(tried), max(tried)) else []
+        rows.append([name, "; ".join(shown), f"{best:g}" if best else "none", ", ".join(remarks)])
+    words = (
+        f"Every arm had the same search: {given} learning rates, seed {spec.search_seed} (not in the verdict), "
+        f"{spec.search_budget} a run, and further steps of the same ratio where the best was at the edge."
+    )
+    return f"{words}\n\n{table(['arm', f'{unit} by learning rate', 'best', ''], rows)}"
+
+
+def _results(arms: dict[str, PlannedArm], results: Results) -> str:
+    rows = []
+    for name in arms:
+        lines = list(ended_well(name, results).values())
+        begun = len(results.of("verdict", name))
+        row = [name, f"{len(lines)} of {begun}", f"{lines[0]['lr']:g}" if lines else "-"]
+        for measure in UNITS:
+            found = summary([line[measure] for line in lines]) if lines else (math.nan,) * 3
+            row += ["-" if math.isnan(value) else f"{value:.4f}" for value in found]
+        rows.append(row)
+    head = [cell for unit in UNITS.values() for cell in (unit, "sd", "95 %: +-")]
+    return table(["arm", "runs", "lr", *head], rows)
+
+
+def _pairs(spec: Spec, found: list[Verdict]) -> str:
+    if not found:
+        return "None were asked for."
+    rows = []
+    for v in found:
+        c = v.comparison
+        if v.refused:
+            rows.append([v.first, v.second, len(v.seeds), "-", "-", "-", "not compared", v.refused])
+            continue
+        rows.append([v.first, v.second, len(v.seeds), f"{c.difference:+.4f}", f"+- {c.half_width:.4f}",
+                     f"{c.p:.3g}", c.verdict, f"{c.resolves:.4f}"])  # fmt: skip
+    head = ["first", "second", "seeds", "first - second", "95 %", "p", "first is", "resolves"]
+    words = (
+        f"{UNITS[spec.measure].capitalize()}, lower is better; paired t over the seeds, p corrected for the "
+        f"number of pairs ({len(found)}) by Holm's rule at {ALPHA:.0%}. `resolves`: the difference that this design finds "
+        f"{POWER:.0%} of the time at this spread. An interval is of its pair alone."
+    )
+    if any(len(v.seeds) > FIRST_SEEDS for v in found):
+        words += (
+            f" Pairs that {FIRST_SEEDS} seeds left open got more: with two looks a pair without a "
+            f"difference is called different {TWO_LOOKS}."
+        )
+    return f"{words}\n\n{table(head, rows)}"
+
+
+def _costs(arms: dict[str, PlannedArm], results: Results, jobs: int) -> str:
+    training = {
+        "training s": "seconds",
+        "tokens/s": "tokens_per_second",
+        "peak GB": "peak_memory_gb",
+    }
+    use = {"checkpoint MB": "checkpoint_bytes", "weights MB": "weight_bytes", "in use: peak GB": "peak_memory_gb",
+           "prefill tokens/s": "prefill_tokens_per_second", "decode tokens/s": "decode_tokens_per_second"}  # fmt: skip
+    rows = []
+    for name in arms:
+        runs = list(ended_well(name, results).values())
+        used = [line for line in results.of("inference", name) if line["status"] == "ok"]
+        row = [name]
+        for lines, columns in ((runs, training), (used, use)):
+            for column, tag in columns.items():
+                value = statistics.median([line[tag] for line in lines] or [math.nan])
+                row.append(_figure(value / 1e6 if column.endswith("MB") else value))
+        rows.append(row)
+    words = "Training: medians over the runs, evaluation not counted. In use: one row, with the cache, median of repeats."
+    if jobs > 1:
+        words += f" {jobs} runs at once shared this machine: their seconds are more than alone."
+    return f"{words}\n\n{table(['arm', *training, *use], rows)}"
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _csv(results: Results) -> str:
+    lines = list(results.lines.values())
+    file = io.StringIO()
+    names = dict.fromkeys(name for line in lines for name in line)
+    writer = csv.DictWriter(file, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Markdown that is also read as it stands: names to the left, the rest to the right, padded."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    first, *rest = (max(map(len, column)) for column in zip(*cells))
+    lines = [
+        [row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest))]
+        for row in cells
+    ]
+    lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in rest)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,56 @@
+"""From results to verdicts: which runs make a pair, and whether they saw the same data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from training.ablation.matching import PlannedArm
+from training.ablation.results import Results
+from training.ablation.spec import Spec
+from training.ablation.statistics import Comparison, compare
+
+
+class Verdict(NamedTuple):
+    """A pair of the headline."""
+
+    first: str
+    second: str
+    seeds: tuple[int, ...]  # that both ended well with
+    comparison: Comparison
+    refused: str  # why there is no verdict; "" where there is one
+
+
+def verdicts(
+    spec: Spec, arms: dict[str, PlannedArm], results: Results, seeds: tuple[int, ...] | None = None
+) -> list[Verdict]:
+    """All pairs of the headline, corrected for one another; of all seeds, or of some."""
+    asked = spec.seeds if seeds is None else seeds
+    found, differences = [], []
+    for first, second in spec.pairs(spec.expanded()):
+        one, other = ended_well(first, results), ended_well(second, results)
+        seeds = tuple(seed for seed in asked if seed in one and seed in other)
+        refused = ""
+        if len(seeds) < 2:
+            refused = "fewer than two seeds ended well in both arms"
+        elif arms[first].data == arms[second].data and any(
+            one[seed]["first_batch_sha256"] != other[seed]["first_batch_sha256"] for seed in seeds
+        ):
+            refused = "the two arms saw different batches at the same seed"
+        found.append((first, second, seeds, refused))
+        scores = [one[seed][spec.measure] - other[seed][spec.measure] for seed in seeds]
+        differences.append([] if refused else scores)
+    return [
+        Verdict(first, second, seeds, comparison, refused)
+        for (first, second, seeds, refused), comparison in zip(found, compare(differences))
+    ]
+
+
+def ended_well(arm: str, results: Results) -> dict[int, dict[str, Any]]:
+    """{seed: line} of the runs of an arm that ended well."""
+    return {line["seed"]: line for line in results.of("verdict", arm) if line["status"] == "ok"}
+
+
+def unresolved(found: list[Verdict]) -> list[str]:
+    """The arms of pairs that more seeds could resolve, each once."""
+    open_ = [v for v in found if not v.refused and v.comparison.verdict == "not resolved"]
+    return list(dict.fromkeys(arm for v in open_ for arm in (v.first, v.second)))
