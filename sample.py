@@ -86,10 +86,10 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 def room(model, prompts: list[str]) -> tuple[int, int]:
     """The longest prompt in tokens, and how many more the context limit allows."""
-    from architecture.generation import encode_prompt
+    from architecture.generation import encode_prompt, length_limit
 
     longest = max(len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts)
-    return longest, model.config.context_limit - longest
+    return longest, length_limit(model) - longest
 
 
 def require_memory(model, rows: int, length: int, available: float) -> None:
@@ -97,6 +97,7 @@ def require_memory(model, rows: int, length: int, available: float) -> None:
     the system would end the program later without a word.
     """
     config = model.config
+    length = min(length, getattr(config, "segment_length", length))  # all that such a model keeps
     slots = sum(min(window or length, length) for window in config.windows)
     cache = 2 * 4 * slots * config.num_key_value_heads * config.head_dim
     drawing = 3 * 8 * config.vocab_size  # logits in float64, in order, and their sums

@@ -13,6 +13,7 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import math
 import secrets
@@ -121,9 +122,9 @@ def generate_steps(
     Raises ValueError, before anything runs, for arguments out of range and where the longest prompt
     and max_tokens together pass the model's context limit: nothing is ever cut off silently.
     """
-    _check_prompts(prompts, model.config.vocab_size)
-    _check_sampling(max_tokens, temperature, top_k, top_p, min_p)
-    longest, limit = max(map(len, prompts)), model.config.context_limit
+    check_prompts(prompts, model.config.vocab_size)
+    check_sampling(max_tokens, temperature, top_k, top_p, min_p)
+    longest, limit = max(map(len, prompts)), length_limit(model)
     if longest + max_tokens > limit:
         raise ValueError(
             f"a sequence may have {limit} tokens (the model's context limit), got a prompt of {longest} "
@@ -157,39 +158,66 @@ def generate_steps(
 @torch.no_grad()
 def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose):
     """The loop behind generate_steps, which checks the arguments."""
-    longest, device = max(map(len, prompts)), next(model.parameters()).device
-    # shorter prompts are padded on the left, so that all rows continue in the same column
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    padding = torch.tensor([longest - len(p) for p in prompts], device=device)[:, None]
-    positions = torch.arange(longest, device=device) - padding  # (B, T), negative: padding
     active = list(range(len(prompts)))
+    new_decoder = getattr(model, "new_decoder", functools.partial(Decoder, model))
     was_training = model.training
     model.eval()
     try:
-        if use_cache:
-            cache = model.new_cache(len(prompts), longest + max_tokens - 1)
-            if longest > 1:  # all but the last token: its keys and values, and no logits
-                model(ids[:, :-1], positions=positions[:, :-1], cache=cache, return_logits=False)
-            ids, positions = ids[:, -1:], positions[:, -1:]
+        decoder = new_decoder(len(prompts), max(map(len, prompts)) + max_tokens - 1, use_cache)
+        feed = prompts
         for step in range(max_tokens):
-            output = model(ids, positions=positions, cache=cache if use_cache else None)
+            logits = decoder.feed(feed)
             new: list[int | None] = [None] * len(prompts)
-            for row, token in zip(active, choose(output.logits[:, -1], active)):
+            for row, token in zip(active, choose(logits, active)):
                 new[row] = token
             yield new
             active = [row for row in active if new[row] not in stop_tokens]
             if not active or step == max_tokens - 1:
                 return
             # a row that has ended goes on with any id: nobody looks at it
-            next_ids = torch.tensor([[token or 0] for token in new], device=device)
-            next_positions = positions[:, -1:] + 1
-            if use_cache:
-                ids, positions = next_ids, next_positions
-            else:
-                ids = torch.cat((ids, next_ids), dim=1)
-                positions = torch.cat((positions, next_positions), dim=1)
+            feed = [[token or 0] for token in new]
     finally:
         model.train(was_training)
+
+
+class Decoder:
+    """Rows that grow column by column, all in the same one: shorter prompts are padded on the left.
+
+    A model that does not read a text in one piece brings a decoder of its own, by `new_decoder`.
+    """
+
+    def __init__(self, model: nn.Module, rows: int, max_length: int, use_cache: bool):
+        self.model, device = model, next(model.parameters()).device
+        self.cache = model.new_cache(rows, max_length) if use_cache else None
+        self.next_position = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self.seen = self.next_position[:, :0], self.next_position[:, :0]  # ids and their positions
+
+    def feed(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The prompts, and after them one id for each row -> (B, V) logits of what comes next."""
+        longest, device = max(map(len, ids)), self.next_position.device
+        padding = torch.tensor([longest - len(row) for row in ids], device=device)[:, None]
+        # (B, T), negative: padding
+        positions = self.next_position + torch.arange(longest, device=device) - padding
+        self.next_position = positions[:, -1:] + 1
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
+        if self.cache is None:
+            old_ids, old_positions = self.seen
+            self.seen = (
+                torch.cat((old_ids, ids), dim=1),
+                torch.cat((old_positions, positions), dim=1),
+            )
+            return self.model(self.seen[0], positions=self.seen[1]).logits[:, -1]
+        if longest > 1:  # all but the last token: its keys and values, and no logits
+            self.model(
+                ids[:, :-1], positions=positions[:, :-1], cache=self.cache, return_logits=False
+            )
+        output = self.model(ids[:, -1:], positions=positions[:, -1:], cache=self.cache)
+        return output.logits[:, -1]
+
+
+def length_limit(model: nn.Module) -> int:
+    """Most tokens of a prompt and what follows it: the context limit, unless the model has another."""
+    return getattr(model, "length_limit", model.config.context_limit)
 
 
 def generate(model: nn.Module, prompts: Sequence[Sequence[int]], **options) -> list[list[int]]:
@@ -205,7 +233,8 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], **options) -> l
     return rows
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """ValueError unless there are prompts, each of at least one id below vocab_size."""
     if not prompts:
         raise ValueError("prompts must hold at least one prompt, got none; pass a list of id lists")
     for row, prompt in enumerate(prompts):
@@ -221,7 +250,8 @@ def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
             )
 
 
-def _check_sampling(max_tokens, temperature, top_k, top_p, min_p) -> None:
+def check_sampling(max_tokens, temperature, top_k=None, top_p=None, min_p=None) -> None:
+    """ValueError for an option of generate_steps that is out of range."""
     for name, value, holds, rule, way_out in (
         ("max_tokens", max_tokens, max_tokens >= 1, "at least 1", "ask for 1 token or more"),
         ("temperature", temperature, 0 <= temperature < math.inf, "finite and at least 0", "0 is greedy, 1 the model's own"),

@@ -584,6 +584,7 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
         self.rope = RotaryEmbedding(config) if config.position == "rope" else None
+        self.mask = ATTENTION_MASKS.get(self.attention_backend, visible_keys)
         self.init_weights(generator)
 
     @classmethod
@@ -647,11 +648,10 @@ class Transformer(nn.Module):
         """hidden (B, T, D) through every block and the last norm -> (B, T, D) and RouterStats or None."""
         cfg = self.config
         rope = self.rope.tables(positions) if self.rope is not None else None
-        make_mask = ATTENTION_MASKS.get(self.attention_backend, visible_keys)
         masks, stats = {}, []  # a mask per window, once per forward
         for window in dict.fromkeys(cfg.windows):
             keys = positions if cache is None else cache.extend(window, positions)
-            masks[window] = make_mask(positions, keys, window)
+            masks[window] = self.mask(positions, keys, window)
         for block, window in zip(self.block, cfg.windows):
             hidden, layer_stats = block(hidden, rope, masks[window], counted, cache)
             if layer_stats is not None:

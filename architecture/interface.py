@@ -2,6 +2,14 @@
 
 Models are judged by the same ruler, so the ruler lives here and no model brings its own.
 
+What a model may bring beyond forward, config and new_cache, as attributes of its class or itself:
+carries            true where `carry` is a tensor (B, D) from segment to segment; forward then takes reset,
+                   (B,) bool, the rows in which a document begins
+extends            the name of the model whose weights it can start from; added_parameters are the rest
+new_decoder        how its texts grow, where they are not read in one piece (architecture/generation.py)
+length_limit       most tokens of a text, where that is not the context limit
+optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
+
 Shapes: B batch, T tokens, N = tokens in a batch, D hidden_size, V vocabulary, L MoE layers, E experts.
 """
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import pickle
 import warnings
 import zipfile
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -18,7 +20,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
-MODELS = {"gptoss": "architecture.gptoss:Transformer"}
+MODELS = {
+    "gptoss": "architecture.gptoss:Transformer",
+    "gptoss_context": "architecture.gptoss_context:ContextTransformer",
+    "gpt2": "architecture.gpt2:GPT2",
+}
+# Who reads a folder as transformers' save_pretrained writes it, by the model_type in its config.json.
+HUGGING_FACE = {"gpt2": "architecture.gpt2_hugging_face:read_folder"}
 # No model comes near these: beyond them is a slip, or a number that would only be found out of memory.
 LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER, MOST_PARAMETERS = 2**20, 1024, 1e12, 10**15
 REQUIRED_KEYS = ("model_name", "config", "model", "tokenizer", "step")  # of any checkpoint
@@ -30,14 +38,18 @@ def model_class(name: str) -> type[nn.Module]:
         raise ValueError(
             f"model must be one of {', '.join(MODELS)}, got {name!r}{_nearest(name, MODELS)}"
         )
-    module, _, attribute = MODELS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return _imported(MODELS[name])
 
 
 def model_name(model: nn.Module | type[nn.Module]) -> str:
     """The name of a model or its class, the inverse of model_class."""
     cls = model if isinstance(model, type) else type(model)
     return {target: name for name, target in MODELS.items()}[f"{cls.__module__}:{cls.__qualname__}"]
+
+
+def extends(name: str) -> str | None:
+    """The name of the model whose weights a variant can start from; None for a model of its own."""
+    return getattr(model_class(name), "extends", None)
 
 
 def build_config(name: str, size: str, overrides: dict[str, Any] | None = None) -> Any:
@@ -100,11 +112,14 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The dictionary a checkpoint holds. Code inside a pickle is never run (weights_only).
+    """The dictionary a checkpoint holds, or a folder of transformers as one. Code inside a pickle is
+    never run (weights_only).
 
     Raises ValueError, in one sentence, for a missing, truncated, corrupt or foreign file.
     """
     path = Path(path)
+    if is_hugging_face(path):
+        return _hugging_face_reader(path)(path, device)
     if not path.is_file():
         raise ValueError(
             f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
@@ -141,13 +156,57 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     return state
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: str | Path) -> None:
+def is_hugging_face(path: str | Path) -> bool:
+    """Whether this is a folder with weights as transformers' save_pretrained writes them."""
+    path = Path(path)
+    if not path.is_dir():
+        return False
+    if any(path.glob("model*.safetensors*")):
+        return True
+    try:
+        return "model_type" in read_json_object(path / "config.json")  # which no run's has
+    except ValueError:
+        return False
+
+
+def _hugging_face_reader(folder: Path) -> Any:
+    found = read_json_object(folder / "config.json").get("model_type")
+    if not isinstance(found, str) or found not in HUGGING_FACE:
+        raise ValueError(
+            f"model_type in {folder / 'config.json'} must be one of {', '.join(HUGGING_FACE)}, "
+            f"got {found!r}; other models cannot be read"
+        )
+    return _imported(HUGGING_FACE[found])
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """A JSON object that somebody else may have written; ValueError, in one sentence, for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}; use a folder that is whole")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object; use another copy of it")
+    return value
+
+
+def load_weights(
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    source: str | Path,
+    added: Collection[str] = (),
+) -> None:
     """Give tensors to a model by name, also to one on the meta device.
 
+    added: names that a variant has beyond the trunk whose weights these are; they stay as they are.
     Raises ValueError for a missing, a surplus or a misshapen tensor, and for what is none.
     """
     expected = model.state_dict()
     require_tensors(weights, source)
+    weights = {name: expected[name] for name in added} | weights
     for problem, names in (
         ("tensors that this model lacks", weights.keys() - expected.keys()),
         ("no tensor for some of this model's", expected.keys() - weights.keys()),
@@ -219,6 +278,12 @@ def load_model(
     load_weights(model, state["model"], path)
     model.tokenizer = tokenizer_from_state(state["tokenizer"])
     return model.to(device).eval()
+
+
+def _imported(target: str) -> Any:
+    """What "module:name" says, imported now."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _nearest(name: str, known: Any) -> str:

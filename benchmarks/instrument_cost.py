@@ -110,7 +110,7 @@ def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
     def show():
         progress.choices, progress.load = found[-1].routing.choices, found[-1].routing.load
         with mock.patch.object(reporting, "sample_stories", lambda *_: [""]):
-            reporting.show_evaluation(run, progress, found[-1], batches[0])
+            reporting.show_evaluation(run, progress, found[-1], batches)
 
     looks, plains, shows = [], [], []
     for _ in range(EVALUATIONS):

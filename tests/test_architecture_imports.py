@@ -9,6 +9,7 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 CONCRETE_MODELS = (
     "gptoss",
     "gpt2",
+    "gpt2_hugging_face",
     "gptoss_context",
     "gptoss_vision",
     "attention_backends",

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-import train
 from architecture import registry
 from training.command_line import parse_command_line
 from training.config import TrainConfig
 from training.costs import report
+from training.train_command import model_fields
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 
 
 def read(path: Path):
-    return parse_command_line(["--config", str(path)], train.model_fields)
+    return parse_command_line(["--config", str(path)], model_fields)
 
 
 def test_there_is_a_recipe_for_each_of_the_three_sizes():

@@ -220,7 +220,7 @@ def changed(tree, place, value):
         ("progress tokens", -19, "its tokens must be a whole number"),
         ("progress seconds", "1", "its seconds must be a number"),
         ("progress step", 3, "its steps are 4 and 3"),
-        ("progress carry", True, "its carry must be a tensor"),
+        ("progress carry", True, "its carry must have 32 values for each of 4 lanes"),
         ("progress load", torch.zeros(3), "its load must have a value per layer and expert"),
         ("optimizers", [], "it must hold 2 optimizers"),
         ("optimizers 0", None, "the names of its optimizer 0"),

@@ -25,6 +25,7 @@ from architecture.gptoss import MEANINGS, ModelConfig
 from data.prepare import prepare
 from training.command_line import parse_command_line
 from training.metrics import read_metrics
+from training.train_command import model_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADS = 4  # of TINY
@@ -178,7 +179,7 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
     assert capsys.readouterr().out.startswith("Once upon a time")
     assert Path(commands[1][2]).is_dir()
     assert commands[2][2:] == ["training.report", "model"]
-    parsed = parse_command_line(commands[3][2:], train.model_fields)
+    parsed = parse_command_line(commands[3][2:], model_fields)
     assert (
         parsed.config.init_from == "model/checkpoint_6.pt" and parsed.config.out_dir == "model_next"
     )
@@ -420,7 +421,7 @@ def damaged(kind: str, good: Path) -> Path:
         ("empty", "is truncated or corrupt"),
         ("code in a zip", "that could run code"),
         ("code in a pickle", "is truncated or corrupt|could run code"),
-        ("unknown name", "model must be one of gptoss, got 'gpt9'"),
+        ("unknown name", "model must be one of .*, got 'gpt9'"),
         ("another class", "tensors that this model lacks"),
         ("foreign", "is not one of this project's, it has no model_name"),
     ],

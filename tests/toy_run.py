@@ -5,6 +5,7 @@ a run takes half a second and not five.
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -57,10 +58,19 @@ class Finished(NamedTuple):
 class ToyRun:
     """`python train.py FLAGS` in a process of its own, with `folder` as its working directory.
 
+    script: the module of another script that trains.
     at_step, action: when that many steps are done, send the process this signal; signal.SIGSTOP holds it.
     """
 
-    def __init__(self, folder: Path, *flags, at_step=None, action=signal.SIGKILL, environment=None):
+    def __init__(
+        self,
+        folder: Path,
+        *flags,
+        at_step=None,
+        action=signal.SIGKILL,
+        environment=None,
+        script="train",
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self._logs = [folder / "stdout", folder / "stderr"]
         arguments = (
@@ -70,6 +80,7 @@ class ToyRun:
             at_step,
             action,
             environment or {},
+            script,
         )
         self._process = _processes.Process(target=_run, args=arguments, daemon=True)
         with (
@@ -93,12 +104,11 @@ class ToyRun:
         self._process.join()
 
 
-def _run(argv, folder, logs, at_step, action, environment):
+def _run(argv, folder, logs, at_step, action, environment, script):
     for descriptor, log in zip((1, 2), logs):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(folder)
     os.environ.update(environment)  # before anything that reads it is imported
-    import train
     from training import trainer
 
     train_step = trainer.train_step
@@ -110,22 +120,20 @@ def _run(argv, folder, logs, at_step, action, environment):
 
     if at_step is not None:
         trainer.train_step = interrupted_train_step
-    sys.exit(train.main(argv))
+    sys.exit(importlib.import_module(script).main(argv))
 
 
 def run(folder: Path, *flags, **options) -> Finished:
     return ToyRun(folder, *flags, **options).wait()
 
 
-def run_here(folder: Path, *flags) -> int:
+def run_here(folder: Path, *flags, script: str = "train") -> int:
     """train.main(FLAGS) in this process, with `folder` as its working directory: the exit code."""
-    import train
-
     folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     with contextlib.chdir(folder):
         try:
-            return train.main([str(flag) for flag in flags])
+            return importlib.import_module(script).main([str(flag) for flag in flags])
         finally:
             torch.set_num_threads(threads)
 

@@ -24,8 +24,14 @@ def option(default: Any, help: str, **bounds: float) -> Any:
 class TrainConfig:
     """Everything a training run is told, except the model's own fields."""
 
+    # no settings: what training/config_context.py has otherwise
+    program = "train.py"
+    tensorboard_root = "runs"
+    carries = False  # whether the model keeps a state from each batch to the next
+    tbptt = 1  # micro-batches through which gradients flow
+
     # model
-    model: str = option("gptoss", "architecture, by its name in architecture/registry.py")
+    model: str = option("gptoss", "architecture: gptoss, or gpt2 as its dense baseline")
     model_size: str = option("toy", "preset of the architecture: toy, medium, large, ...")
 
     # data
@@ -84,7 +90,8 @@ class TrainConfig:
     out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
     resume: bool = option(False, "continue from the newest checkpoint in out_dir")
     init_from: str | None = option(
-        None, "checkpoint, or folder of a run, whose weights a new run starts from"
+        None,
+        "checkpoint, folder of a run, or GPT-2 folder of transformers, whose weights a new run starts from",
     )
 
     # machine
@@ -122,6 +129,11 @@ class TrainConfig:
                 "warmup + decay must be at most 1, as both are shares of the run; "
                 f"got {self.warmup} + {self.decay}; lower one of them"
             )
+
+    @property
+    def micro_batches(self) -> int:
+        """Batches of a step."""
+        return self.grad_accum * self.tbptt
 
 
 def as_text(value: Any) -> str:

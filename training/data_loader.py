@@ -11,6 +11,7 @@ rows, of which rank r gets rows r * batch_size to (r + 1) * batch_size. Every ra
 documents, so a state fits any of them.
 """
 
+import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ class LoaderProgress(NamedTuple):
 class TrainLoader:
     """Endless iterator of dict(input_ids, targets), each (batch_size, block_size) int64 on the CPU.
 
+    resets: of lanes, the batches also have reset, (batch_size,) bool: where a row begins a document.
     state: what `state_dict()` gave; the batches go on exactly after the one returned last then.
     With "packed" the batch size may change there, with "lanes" the number of global rows must stay.
 
@@ -59,6 +61,7 @@ class TrainLoader:
         batch_size: int,
         block_size: int,
         packing: str = "packed",
+        resets: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -81,6 +84,7 @@ class TrainLoader:
         rows_class = {"packed": PackedRows, "lanes": LaneRows}[packing]
         rows = rows_class(documents, tokenizer.eot_token, num_rows, block_size, state)
         self._rows_of_rank = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._resets = resets
         self._describe = {"packing": packing, "seed": seed}
         self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0.0)
         self._should_stop = should_stop
@@ -91,6 +95,10 @@ class TrainLoader:
         )
         self._thread.start()
         self._first = self._take()
+        # of all ranks: whether two runs begin with the same data
+        self.first_batch_sha256 = hashlib.sha256(
+            b"".join(x.tobytes() for x in self._first[:2])
+        ).hexdigest()
 
     def __iter__(self):
         return self
@@ -99,11 +107,11 @@ class TrainLoader:
         if self._stop.is_set():
             raise RuntimeError("this TrainLoader is closed")
         item, self._first = self._first or self._take(), None
-        inputs, targets, self._state, self.progress = item
-        return {
-            "input_ids": torch.from_numpy(inputs[self._rows_of_rank]),
-            "targets": torch.from_numpy(targets[self._rows_of_rank]),
-        }
+        inputs, targets, reset, self._state, self.progress = item
+        batch = {"input_ids": inputs, "targets": targets} | (
+            {"reset": reset} if self._resets else {}
+        )
+        return {name: torch.from_numpy(rows[self._rows_of_rank]) for name, rows in batch.items()}
 
     def state_dict(self) -> dict:
         """The position right after the last batch returned, not of what is read ahead.
@@ -172,8 +180,8 @@ class PackedRows:
         self._num_rows, self._block_size = num_rows, block_size
         self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        """inputs and targets, each (num_rows, block_size) int64"""
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, None]:
+        """inputs and targets, each (num_rows, block_size) int64; rows that begin a document: unknown"""
         size = self._num_rows * self._block_size
         parts, length = list(self.tokens), sum(map(len, self.tokens))
         while length < size + 1:
@@ -182,7 +190,8 @@ class PackedRows:
         stream = np.concatenate(parts)
         self.tokens = [stream[size:]]
         shape = self._num_rows, self._block_size
-        return stream[:size].reshape(shape).copy(), stream[1 : size + 1].reshape(shape).copy()
+        inputs, targets = stream[:size], stream[1 : size + 1]
+        return inputs.reshape(shape).copy(), targets.reshape(shape).copy(), None
 
 
 class LaneRows:
@@ -198,22 +207,21 @@ class LaneRows:
                 "the lanes of the checkpoint"
             )
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        """inputs and targets, each (num_rows, block_size) int64"""
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """inputs and targets, each (num_rows, block_size) int64; (num_rows,) bool: begins a document"""
         shape = len(self.tokens), self._block_size
         inputs, targets = np.full(shape, self._eot), np.full(shape, IGNORE_INDEX)
         lanes = list(self.tokens)
+        reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target was left
         for row, rest in enumerate(lanes):
-            if len(rest) == 1:
-                # Only its last target was left: the row begins a document. (A reset mask goes
-                # here.)
+            if reset[row]:
                 rest = np.concatenate([self._eot, next(self._documents), self._eot])
             segment = rest[: self._block_size + 1]
             inputs[row, : len(segment) - 1] = segment[:-1]
             targets[row, : len(segment) - 1] = segment[1:]
             lanes[row] = rest[len(segment) - 1 :]
         self.tokens = lanes
-        return inputs, targets
+        return inputs, targets, reset
 
 
 def validation_batches(
@@ -281,7 +289,7 @@ def _position(rows, documents):
 
 
 def _read_ahead(rows, documents, batches, stop):
-    """Fill the queue with (inputs, targets, position, Progress) until `stop`; an exception too."""
+    """Fill the queue with (inputs, targets, reset, position, Progress) until `stop`; an exception too."""
 
     def put(item):
         while not stop.is_set():
@@ -292,10 +300,10 @@ def _read_ahead(rows, documents, batches, stop):
 
     try:
         while not stop.is_set():
-            inputs, targets = next(rows)
+            inputs, targets, reset = next(rows)
             padding = float((targets == IGNORE_INDEX).mean())
             progress = LoaderProgress(documents.epoch, documents.count, padding)
-            put((inputs, targets, _position(rows, documents), progress))
+            put((inputs, targets, reset, _position(rows, documents), progress))
     except BaseException as error:
         put(error)
     finally:

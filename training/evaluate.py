@@ -11,6 +11,7 @@ from torch import nn
 
 from architecture.interface import IGNORE_INDEX
 from training.routing import Routing, RoutingSums
+from training.segment_losses import SegmentSums
 
 
 class Evaluation(NamedTuple):
@@ -23,6 +24,9 @@ class Evaluation(NamedTuple):
     loss_by_position: (
         torch.Tensor
     )  # (T,) float64 nats, by place in the row; NaN where none is scored
+    loss_by_segment: (
+        torch.Tensor | None
+    )  # (S,) float64 nats, by a segment's number in its document; None without resets
     routing: Routing | None  # None for a dense model
 
 
@@ -58,18 +62,22 @@ def evaluate(
 ) -> Evaluation:
     """Score every target of `batches` once, in eval mode. Raises Interrupted when told to stop.
 
+    What a model carries goes from each batch to the next.
+
     keep_choices: also keep the experts that each token chose.
     """
     was_training = model.training
     model.eval()
     sums, by_position, routing = [], [], RoutingSums(keep_choices)
+    segments, carry = SegmentSums(), None
     try:
         for batch in batches:
             if should_stop():
                 raise Interrupted
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with autocast():
-                out = model(**batch)
+                out = model(**batch, carry=carry)
+            carry = out.carry
             losses, counted = out.token_losses, batch["targets"] != IGNORE_INDEX
             nats, num_bytes = text_nats_and_bytes(losses, batch["targets"], token_bytes)
             whole = (out.loss_sum, losses.square().sum(), out.num_targets, nats, num_bytes)
@@ -77,6 +85,8 @@ def evaluate(
                 torch.stack([x.to(nats.dtype) for x in whole]).cpu()
             )  # one wait for the device
             by_position.append(torch.stack((losses.sum(0), counted.sum(0))).cpu().double())
+            if "reset" in batch:
+                segments.add(batch["reset"], losses, counted)
             if out.router is not None:
                 routing.add(out.router, batch["input_ids"], counted)
     finally:
@@ -93,5 +103,6 @@ def evaluate(
         bits_per_byte=text_nats / math.log(2) / max(num_bytes, 1.0),
         tokens=int(tokens),
         loss_by_position=total / count,  # 0 / 0 is NaN
+        loss_by_segment=segments.result(),
         routing=routing.result(max(tokens, 1.0)),
     )

@@ -47,13 +47,15 @@ def router_record(
     return record
 
 
-def position_record(loss_by_position: torch.Tensor) -> dict[str, float]:
-    """Mean validation loss of the places in the window, from 0, 1, 2, 4, 8, ... up to the next of these."""
-    length, record = len(loss_by_position), {}
+def position_record(
+    loss_by_place: torch.Tensor, tag: str = "val/loss_by_position"
+) -> dict[str, float]:
+    """Mean validation loss of the places in the window, or of other numbers, from 0, 1, 2, 4, 8, ... up to the next of these."""
+    length, record = len(loss_by_place), {}
     for start in [0, *(2**n for n in range(length.bit_length()) if 2**n < length)]:
-        mean = loss_by_position[start : max(1, 2 * start)].nanmean()
+        mean = loss_by_place[start : max(1, 2 * start)].nanmean()
         if mean.isfinite():
-            record[f"val/loss_by_position/from_{start:04d}"] = float(mean)
+            record[f"{tag}/from_{start:04d}"] = float(mean)
     return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +17,14 @@ def non_finite_parameter(model: nn.Module) -> str | None:
 
 
 def first_non_finite(
-    model: nn.Module, batches: list[dict[str, torch.Tensor]], autocast: Callable[[], object]
+    model: nn.Module,
+    batches: list[dict[str, torch.Tensor]],
+    autocast: Callable[[], object],
+    carry: Any = None,
 ) -> str:
     """Where NaN or infinity first shows: in a parameter, a module's output, or only a gradient.
 
-    model: the raw module with the gradients of the failed step.  batches: those of that step.
+    model: the raw module with the gradients of the failed step.  batches, carry: those of that step.
     Returns a phrase such as "the output of block.2.attn".
     """
     if where := non_finite_parameter(model):
@@ -43,7 +47,8 @@ def first_non_finite(
             for batch in batches:
                 batch = {name: tensor.to(device) for name, tensor in batch.items()}
                 with autocast():
-                    out = model(**batch)
+                    out = model(**batch, carry=carry)
+                carry = out.carry
                 if not found and not torch.isfinite(out.loss_sum):
                     found.append("the loss")
     finally:

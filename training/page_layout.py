@@ -33,6 +33,12 @@ ROUTERS = {
     "flip rate: tokens whose experts changed since the last evaluation": [r"moe/flip_rate/"],
 }
 
+CONTEXT = {
+    "validation loss by segment of the document (from 0, 1, 2, 4, ...)": [r"val/loss_by_segment/"],
+    "length of the carried state": [r"context/state_norm$"],
+    "gate: the share of a state that is new": [r"context/gate$"],
+}
+
 MACHINE = {
     "training tokens per second": [r"perf/tokens_per_second$"],
     "peak memory, GB": [r"perf/peak_memory_gb$"],
@@ -41,12 +47,12 @@ MACHINE = {
 
 
 def page_layout(
-    *, routed: bool, capacity: bool, sinks: bool, utilisation: bool
+    *, routed: bool, capacity: bool, sinks: bool, utilisation: bool, carries: bool = False
 ) -> dict[str, dict[str, list[str]]]:
     """{group: {chart: patterns of tags}} for a run.
 
     routed: the model has routers.  capacity: they drop assignments.  sinks: its attention has sinks.
-    utilisation: the device's peak is known.
+    utilisation: the device's peak is known.  carries: a state goes from segment to segment.
     """
     dropped = {"assignments dropped over capacity, share": [r"moe/dropped/"]} if capacity else {}
     mass = {"attention on the sinks, share per head": [r"attention/sink_mass/"]} if sinks else {}
@@ -56,6 +62,7 @@ def page_layout(
         "Are the experts in use?": EXPERTS | dropped if routed else {},
         "Do the routers decide, and stay with it?": ROUTERS if routed else {},
         "Where does attention rest?": mass,
+        "What does the context carry?": CONTEXT if carries else {},
         "Is the machine busy?": MACHINE | mfu,
     }
     shown = [(title, charts) for title, charts in groups.items() if charts]

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from architecture.generation import generate_texts
+from architecture.generation import generate_texts, length_limit
 from architecture.interface import load_share
 from training import evaluate, instruments
 from training.balance import BIAS_BUFFER
+from training.context_probe import context_record
 from training.data_documents import Source
 from training.device import peak_flops, peak_memory_gb
 from training.page_layout import page_layout
@@ -33,9 +34,11 @@ SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # of the stories t
 
 def step_record(run: Run, result: StepResult) -> dict[str, float]:
     """What the loss, the routers and the data of one step say."""
+    cfg = run.cfg
     record = {
         "data/epoch": run.loader.progress.epoch,
-        "data/padding_share": run.loader.progress.padding_share,
+        "data/padding_share": 1
+        - result.tokens / (cfg.batch_size * cfg.block_size * cfg.micro_batches),
         "train/loss": float(result.loss),
         "train/bits_per_byte": float(result.nats / math.log(2) / result.num_bytes.clamp(min=1)),
     }
@@ -71,27 +74,37 @@ def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict
     return record
 
 
+def is_routed(run: Run) -> bool:
+    """Whether the model has routers."""
+    return any(name.endswith(BIAS_BUFFER) for name, _ in run.model.named_buffers())
+
+
 def layout(run: Run) -> dict[str, dict[str, list[str]]]:
     """The charts of this run's page, those that will have data."""
     config = run.model.config
     return page_layout(
-        routed=any(name.endswith(BIAS_BUFFER) for name, _ in run.model.named_buffers()),
+        routed=is_routed(run),
         capacity=getattr(config, "capacity_factor", None) is not None,
         sinks=getattr(config, "attention_sinks", False),
         utilisation=peak_flops(run.device) is not None,
+        carries=run.cfg.carries,
     )
 
 
 def show_evaluation(
-    run: Run, progress: Progress, found: evaluate.Evaluation, batch: dict[str, torch.Tensor]
+    run: Run, progress: Progress, found: evaluate.Evaluation, batches: list[dict[str, torch.Tensor]]
 ) -> None:
     """Numbers, the pictures of the experts, a story, and a line for people.
 
-    batch: some of the validation tokens, the same ones each time, for the attention on the sinks.
+    batches: the validation tokens, the same ones each time; the first have the attention on the sinks.
     """
     step, writer = progress.step, run.writer
     record = {"val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
     record |= instruments.position_record(found.loss_by_position)
+    if found.loss_by_segment is not None:
+        record |= instruments.position_record(found.loss_by_segment, "val/loss_by_segment")
+    if run.cfg.carries:
+        record |= context_record(run.model, batches, run.device, run.autocast)
     if (routing := found.routing) is not None:
         record |= instruments.router_record(routing, progress.choices, progress.load)
         writer.show(
@@ -108,7 +121,7 @@ def show_evaluation(
             pictures=lambda: instruments.kinds_pictures(table),
             markdown=lambda: instruments.kinds_markdown(table),
         )
-    batch = {name: tensor.to(run.device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(run.device) for name, tensor in batches[0].items()}
     if mass := sink_mass(run.model, batch, run.autocast):
         record |= instruments.sink_record(mass)
         values = {f"layer_{layer:02d}": heads.tolist() for layer, heads in mass.items()}
@@ -129,7 +142,7 @@ def in_words(found: evaluate.Evaluation) -> str:
 
 def sample_stories(run: Run, number: int) -> list[str]:
     """Stories from end-of-text on, always from the same seed, so that they show the weights alone."""
-    tokens = min(SAMPLE_TOKENS, run.model.config.context_limit - 1)
+    tokens = min(SAMPLE_TOKENS, length_limit(run.model) - 1)
     return generate_texts(run.model, [""] * number, tokens, SAMPLE_TEMPERATURE, seed=SAMPLE_SEED)
 
 
@@ -137,13 +150,14 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     """The lines a run begins with: what is trained, on what, how."""
     cfg, counts = run.cfg, run.model.config.parameter_counts()
     length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes"
-    rows = cfg.batch_size * cfg.grad_accum
+    rows = cfg.batch_size * cfg.micro_batches
+    experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
     skipped = f" ({source.skipped:,} empty documents left out)" if source.skipped else ""
     return (
         f"{cfg.model} {cfg.model_size}: {counts['total']:,} parameters, {counts['active']:,} active per token\n"
         f"data: {source.name}{skipped}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
         f"{length} of {rows} x {cfg.block_size} = {rows * cfg.block_size:,} tokens on {cfg.device} in {cfg.dtype} "
-        f"({cfg.threads} threads, attention {cfg.attention}, experts {cfg.experts}, balance {cfg.balance})\n"
+        f"({cfg.threads} threads, attention {cfg.attention}{experts})\n"
         f"writing {cfg.out_dir}/" + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
     )
 
@@ -209,5 +223,5 @@ def summary(
         f"next:\n{activation()}"
         f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
         f"  python -m training.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
-        f"  python train.py --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
+        f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

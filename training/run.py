@@ -96,10 +96,11 @@ def open_run(
         torch.manual_seed(cfg.seed)
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(saying_how_to_go_on(cfg.out_dir))
+        stack.enter_context(saying_how_to_go_on(cfg.out_dir, cfg.program))
         loader = TrainLoader(
             source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
-            seed=cfg.seed, state=resumed["data"] if resumed else None, should_stop=lambda: bool(stop),
+            resets=cfg.carries, seed=cfg.seed, state=resumed["data"] if resumed else None,
+            should_stop=lambda: bool(stop),
         )  # fmt: skip
         stack.callback(loader.close)
         if cfg.use_tensorboard:
@@ -112,7 +113,7 @@ def open_run(
             )
         tensorboard_dir = resumed["tensorboard_dir"] if resumed else None
         if cfg.use_tensorboard and tensorboard_dir is None:
-            tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir))
+            tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir, cfg.tensorboard_root))
         writer = metrics.MetricsWriter(
             cfg.out_dir,
             tensorboard_dir=tensorboard_dir if cfg.use_tensorboard else None,
@@ -141,13 +142,13 @@ def open_run(
 
 
 @contextlib.contextmanager
-def saying_how_to_go_on(out_dir: str | Path) -> Iterator[None]:
+def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
     """Where the body cannot write, the message also says what to do after that."""
     try:
         yield
     except CannotWrite as error:
         if latest := checkpoint.latest_checkpoint(out_dir):
-            resume = f"python train.py --resume --out_dir {quote(str(out_dir))}"
+            resume = f"python {program} --resume --out_dir {quote(str(out_dir))}"
             raise error.and_then(f"continue from {latest} with: {resume}") from error
         if is_without_checkpoint(out_dir):
             raise error.and_then(f"rm -r {quote(str(out_dir))} and start again") from error
@@ -178,8 +179,9 @@ def refuse_if_finished(out_dir: str | Path) -> None:
 
 def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
     """What config.json records: every setting as it was resolved, and each start of the run with its
-    command, commit and versions.
+    step, first batch, command, commit and versions.
     """
+    start = {"step": progress.step, "first_batch_sha256": run.loader.first_batch_sha256}
     return {
         "train": asdict(run.cfg),
         "model": config_to_dict(run.model.config),
@@ -188,7 +190,7 @@ def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
             k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
         },
         "tensorboard_dir": run.tensorboard_dir,
-        "starts": [*earlier_starts(run.cfg.out_dir), {"step": progress.step, **provenance()}],
+        "starts": [*earlier_starts(run.cfg.out_dir), start | provenance()],
     }
 
 

@@ -26,14 +26,16 @@ class Damaged(ValueError):
     """A part of a checkpoint that is not what it must be."""
 
 
-def saved_settings(saved: dict[str, Any], path: Any) -> dict[str, Any]:
+def saved_settings(
+    saved: dict[str, Any], path: Any, config_class: type[TrainConfig] = TrainConfig
+) -> dict[str, Any]:
     """The train_config of a checkpoint with values of their fields' types; {} where it has none.
 
-    Settings that TrainConfig does not know stay as they are.
+    Settings that config_class does not know stay as they are.
     """
     found = saved.get("train_config", {})
     _require(isinstance(found, dict), path, "its train_config is no dictionary")
-    hints = {f.name: f.type for f in fields(TrainConfig)}
+    hints = {f.name: f.type for f in fields(config_class)}
     try:
         return {k: cast(k, v, hints[k]) if k in hints else v for k, v in found.items()}
     except ValueError as error:
@@ -47,7 +49,7 @@ def require_run_state(
 
     cfg, config: of the run.  model: of that shape, also on the meta device.
     """
-    _require_progress(saved["progress"], saved["step"], config, path)
+    _require_progress(saved["progress"], saved["step"], cfg, config, path)
     _require_optimizers(saved["optimizers"], cfg, model, path)
     _require_random_state(saved["rng"], path)
     _require_position(saved["data"], config.vocab_size, path)
@@ -93,7 +95,7 @@ def _is_tensor(value: Any, *, dims: int | None = None, floating: bool | None = N
 # progress, random numbers, position in the data
 
 
-def _require_progress(found: Any, step: int, config: Any, path: Any) -> None:
+def _require_progress(found: Any, step: int, cfg: TrainConfig, config: Any, path: Any) -> None:
     names = {f.name for f in fields(Progress)}
     _require(isinstance(found, dict) and found.keys() <= names, path, "its progress is none")
     for name in ("step", "tokens"):
@@ -105,9 +107,11 @@ def _require_progress(found: Any, step: int, config: Any, path: Any) -> None:
         value = found.get(name)
         fits = value is None or _is_tensor(value, dims=2) and tuple(value.shape) == shape
         _require(fits, path, f"its {name} must have a value per layer and expert")
-    for name in ("choices", "carry"):
-        value = found.get(name)
-        _require(value is None or _is_tensor(value), path, f"its {name} must be a tensor")
+    choices, carry = found.get("choices"), found.get("carry")
+    _require(choices is None or _is_tensor(choices), path, "its choices must be a tensor")
+    lanes = cfg.batch_size, config.hidden_size
+    fits = carry is None or _is_tensor(carry, floating=True) and tuple(carry.shape) == lanes
+    _require(fits, path, f"its carry must have {lanes[1]} values for each of {lanes[0]} lanes")
 
 
 def _require_random_state(found: Any, path: Any) -> None:

@@ -34,11 +34,14 @@ def sink_mass(
     model.eval()
     handles = [block.register_forward_pre_hook(keep) for block in blocks.values()]
     counted = (batch["targets"] != IGNORE_INDEX)[..., None]  # (B, T, 1)
+    tokens = counted.shape[1]  # a variant may put something in front of them
     try:
         with autocast():
             model(**batch)
             mass = [block.sink_mass(*inputs[layer]) for layer, block in blocks.items()]  # (B, T, H)
-        means = torch.stack([(m * counted).sum((0, 1)) / counted.sum() for m in mass]).cpu()
+        means = torch.stack(
+            [(m[:, -tokens:] * counted).sum((0, 1)) / counted.sum() for m in mass]
+        ).cpu()
     finally:
         for handle in handles:
             handle.remove()

@@ -26,6 +26,8 @@ def starting_point(command: CommandLine) -> Start:
     Raises ValueError for settings that contradict the tokenizer or the checkpoint.
     """
     cfg = command.config
+    if cfg.carries:
+        command = with_segment_length(command)
     asked = [name for name in ("resume", "eval_only", "init_from") if name in command.given]
     asked = [name for name in asked if getattr(cfg, name)]
     if len(asked) > 1:
@@ -35,13 +37,49 @@ def starting_point(command: CommandLine) -> Start:
     if cfg.resume:
         return continued_run(command, require_latest(cfg.out_dir))
     if cfg.eval_only or cfg.init_from:
-        return given_weights(command)
-    return new_model(command)
+        start = given_weights(command)
+    else:
+        start = new_model(command)
+    if not cfg.carries:
+        return start
+    cfg, tokenizer, config, saved = start
+    return replace(cfg, block_size=config.segment_length), tokenizer, config, saved
+
+
+def with_segment_length(command: CommandLine) -> CommandLine:
+    """block_size and segment_length as the one setting that they are for a model that reads in segments;
+    where neither is given, a checkpoint may bring it.
+    """
+    cfg, overrides = command.config, dict(command.model_overrides)
+    asked = overrides.get("segment_length", cfg.block_size)
+    if "block_size" in command.given and asked != cfg.block_size:
+        raise ValueError(
+            f"block_size and segment_length are one setting here, got {cfg.block_size} and {asked}; give one"
+        )
+    if "block_size" in command.given or not (cfg.resume or cfg.eval_only or cfg.init_from):
+        overrides["segment_length"] = asked
+    return command._replace(config=replace(cfg, block_size=asked), model_overrides=overrides)
+
+
+def require_program(cfg: TrainConfig, model: str) -> None:
+    """ValueError for a model that the other script trains."""
+    carries = getattr(registry.model_class(model), "carries", False)
+    if carries and not cfg.carries:
+        raise ValueError(
+            f"model {model} carries a state from segment to segment, which {cfg.program} does not; "
+            "use train_context.py"
+        )
+    if cfg.carries and not carries:
+        raise ValueError(
+            f"model {model} carries no state from segment to segment, got it for {cfg.program}; "
+            "use train.py, with --packing lanes for the same segments"
+        )
 
 
 def new_model(command: CommandLine) -> Start:
     """A preset, changed by overrides, with the vocabulary of the tokenizer."""
     cfg, overrides = command.config, command.model_overrides
+    require_program(cfg, cfg.model)
     tokenizer = get_tokenizer(cfg.tokenizer)
     vocab_size = overrides.get("vocab_size", padded_vocab_size(tokenizer))
     if vocab_size < tokenizer.n_vocab:
@@ -65,10 +103,14 @@ def given_weights(command: CommandLine) -> Start:
     cfg, purpose = command.config, "eval_only" if command.config.eval_only else "init_from"
     path = checkpoint.find_checkpoint(getattr(cfg, purpose), say)
     saved = registry.read_checkpoint(path)
-    before = saved_settings(saved, path)  # a checkpoint that was not trained here has none
+    model = saved["model_name"]
+    if cfg.init_from and registry.extends(cfg.model) == model:
+        model = cfg.model  # a variant on the weights of its trunk
+    require_program(cfg, model)
+    before = saved_settings(saved, path)  # one that was not trained here has none
     tokenizer = tokenizer_from_state(saved["tokenizer"])
     brought = {
-        "model": saved["model_name"],
+        "model": model,
         "model_size": before.get("model_size", "custom"),
         "tokenizer": tokenizer.name,
     }
@@ -80,6 +122,8 @@ def given_weights(command: CommandLine) -> Start:
     brought[purpose] = str(path)  # the file: a folder's newest checkpoint is another one tomorrow
     if cfg.eval_only and "block_size" not in command.given and "block_size" in before:
         brought["block_size"] = before["block_size"]  # the loss of a token depends on its window
+    if cfg.eval_only and "packing" not in command.given and "packing" in before:
+        brought["packing"] = before["packing"]
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # other data would give a loss that compares with nothing that the run has shown
         data = {name: before[name] for name in DATA if name not in command.given}
@@ -89,7 +133,7 @@ def given_weights(command: CommandLine) -> Start:
         )
         say(f"the data that {path} names: {told}")
     overrides = command.model_overrides
-    config = registry.config_from_dict(saved["model_name"], saved["config"] | overrides)
+    config = registry.config_from_dict(model, saved["config"] | overrides)
     require_same_shapes(saved, config, overrides, path)
     return replace(cfg, **brought), tokenizer, config, saved
 
@@ -137,9 +181,10 @@ def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
 def continued_run(command: CommandLine, path: Any) -> Start:
     """The run of a checkpoint, under its own settings."""
     saved = registry.read_checkpoint(path)
+    require_program(command.config, saved["model_name"])
     checkpoint.require_training_state(saved, path)
     cfg = check_resume(
-        saved_settings(saved, path),
+        saved_settings(saved, path, type(command.config)),
         command.config,
         saved["config"],
         command.model_overrides,
@@ -165,11 +210,13 @@ def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
     memory = costs.memory_bytes(cfg, config)
     tokens = cfg.batch_size * cfg.block_size
     if cfg.eval_only:  # no gradients, and a layer's activations at a time
-        needed = memory["weights"] + ESTIMATE * memory["activations"] / config.num_hidden_layers
+        needed = memory["weights"] + ESTIMATE * memory["activations"] / (
+            cfg.tbptt * config.num_hidden_layers
+        )
         way_out = "lower batch_size or block_size"
     else:
         exact = memory["weights"] + memory["gradients"] + memory["optimizer"]
-        needed = exact + ESTIMATE * memory["activations"] + TOKEN_BYTES * tokens * cfg.grad_accum
+        needed = exact + ESTIMATE * memory["activations"] + TOKEN_BYTES * tokens * cfg.micro_batches
         way_out = "lower batch_size, block_size or the sizes of the model"
     if needed > available:
         raise ValueError(

@@ -45,11 +45,13 @@ def accumulate_gradients(
 
     A micro-batch counts by its share of the tokens, so that splitting a batch changes nothing, except
     under balance="aux", which looks at one micro-batch at a time by definition.
+    Gradients flow through the carry of cfg.tbptt micro-batches, a window, and no further back.
     """
     counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches]
     total = sum(counts)
     losses, text, routing, layers = [], [], [], ()
-    for batch, count in zip(batches, counts):
+    window = 0.0  # objective of the micro-batches whose gradients are still to be taken
+    for number, (batch, count) in enumerate(zip(batches, counts), start=1):
         batch = {name: tensor.to(token_bytes.device) for name, tensor in batch.items()}
         with autocast():
             out = model(**batch, carry=carry)
@@ -68,7 +70,10 @@ def accumulate_gradients(
                 (out.router.load, *(x.detach() * weight for x in (probability, z, dropped)))
             )
             layers = out.router.layers
-        objective.backward()
+        window = window + objective
+        if number % cfg.tbptt == 0:
+            window.backward()
+            window, carry = 0.0, None if carry is None else carry.detach()
         losses.append(out.loss_sum.detach() / total)
         text.append(
             torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes))

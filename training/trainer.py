@@ -6,7 +6,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -23,6 +23,7 @@ from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.data_documents import Source
 from training.data_loader import StoppedWaiting, validation_batches
+from training.data_loader_context import validation_lanes
 from training.device import autocast
 from training.interrupt import StopRequest
 from training.non_finite import first_non_finite, non_finite_parameter
@@ -34,11 +35,11 @@ from training.step import StepResult, accumulate_gradients, apply_gradients
 class Stopped(Exception):
     """The run was told to stop, has saved, and can go on; the message says how."""
 
-    def __init__(self, stop: StopRequest, path: Path):
+    def __init__(self, stop: StopRequest, path: Path, program: str = TrainConfig.program):
         self.signal = stop.signal
         super().__init__(
             f"stopped by {self.signal.name} and saved {path}; "
-            f"continue with: python train.py --resume --out_dir {quote(str(path.parent))}"
+            f"continue with: python {program} --resume --out_dir {quote(str(path.parent))}"
         )
 
 
@@ -61,13 +62,7 @@ def train(
     continue.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data,
     CannotWrite for a full disk.
     """
-    batches = functools.partial(
-        validation_batches,
-        validation,
-        tokenizer,
-        batch_size=cfg.batch_size,
-        block_size=cfg.block_size,
-    )
+    batches = functools.partial(scored_batches, cfg, validation, tokenizer)
     # the same tokens at every evaluation; read first, so that bad data is told before a file is written
     fixed = list(batches(max_tokens=cfg.eval_tokens))
     if resumed:
@@ -101,7 +96,7 @@ def train(
             if saving:  # after all records of this step: resuming drops what lies past a checkpoint
                 path = save(run, progress, evaluated)
             if stopping:
-                raise Stopped(run.stop, path)
+                raise Stopped(run.stop, path, cfg.program)
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
         found = evaluated[1] if evaluated and all_scored else None
         return close(run, progress, batches(), found)
@@ -122,7 +117,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     )
     norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip)
     if norms is None:
-        where = first_non_finite(model, batches, run.autocast)
+        where = first_non_finite(model, batches, run.autocast, progress.carry)
         raise not_finite(run, progress.step + 1, f"{where}; the weights were left as they were")
     if result.load is not None:
         progress.expert_share = load_share(result.load)
@@ -139,9 +134,10 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
     """A step's batches; where the data fails or is too slow for someone who wants to stop, saves first."""
     position = run.loader.state_dict()  # of the weights as they are
     try:
-        return [next(run.loader) for _ in range(run.cfg.grad_accum)]
+        return [next(run.loader) for _ in range(run.cfg.micro_batches)]
     except StoppedWaiting:
-        raise Stopped(run.stop, save(run, progress, None, position)) from None
+        path = save(run, progress, None, position)
+        raise Stopped(run.stop, path, run.cfg.program) from None
     except ValueError as error:
         path = save(run, progress, None, position)
         raise ValueError(
@@ -179,7 +175,7 @@ def run_evaluation(
     )
     if not math.isfinite(found.loss):
         raise not_finite(run, progress.step, "the validation loss")
-    reporting.show_evaluation(run, progress, found, batches[0])
+    reporting.show_evaluation(run, progress, found, batches)
     progress.load, progress.choices = None, found.routing and found.routing.choices
     return found
 
@@ -208,7 +204,7 @@ def close(
                 should_stop=lambda: bool(run.stop),
             )
         except evaluate.Interrupted:
-            raise Stopped(run.stop, path) from None
+            raise Stopped(run.stop, path, cfg.program) from None
     final = reporting.final_record(run, progress, found)
     stories = reporting.sample_stories(run, 3)
     run.writer.final(
@@ -221,6 +217,16 @@ def close(
     return {**final, "checkpoint": str(path), "stories": stories}
 
 
+def scored_batches(
+    cfg: TrainConfig, validation: Source, tokenizer: Any, max_tokens: int | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The validation tokens, all or the first max_tokens, in batches packed as those of training."""
+    size = {"batch_size": cfg.batch_size, "block_size": cfg.block_size, "max_tokens": max_tokens}
+    if cfg.packing == "lanes":
+        return validation_lanes(validation, tokenizer, resets=cfg.carries, **size)
+    return validation_batches(validation, tokenizer, **size)
+
+
 def evaluate_only(
     cfg: TrainConfig,
     model: nn.Module,
@@ -230,13 +236,7 @@ def evaluate_only(
 ) -> str:
     """Score a model once, on all validation tokens or the first max_tokens; what --eval_only prints."""
     device = torch.device(cfg.device)
-    batches = validation_batches(
-        validation,
-        tokenizer,
-        batch_size=cfg.batch_size,
-        block_size=cfg.block_size,
-        max_tokens=max_tokens,
-    )
+    batches = scored_batches(cfg, validation, tokenizer, max_tokens)
     found = evaluate.evaluate(
         model.to(device),
         reporting.narrated(batches, functools.partial(print, file=sys.stderr)),

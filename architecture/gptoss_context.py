@@ -1,0 +1,325 @@
+"""GPT-OSS with a memory that lives as long as the document: what that adds to gptoss.py.
+
+A text is read in segments. One vector per row, the state, is carried from each segment to the next. It
+comes in through a slot in front of the tokens: a learned embedding plus a projection of the state. It is
+renewed from the output of the segment's last token, and is zero at a document's beginning.
+
+The idea is that of the README of VizuaraAI's nano-gpt-oss, which came without code. Choices made here: the
+slot has position -1, so that tokens keep the positions that they have in the trunk; the output is
+RMS-normalised before it becomes the state, so that the state is at most sqrt(D) long however many segments
+it passes through; with a gate, the next state lies between the old one and the new output.
+
+Shapes: B rows, T tokens of a segment, D hidden_size.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from architecture import registry
+from architecture.generation import check_prompts, check_sampling, draw, filter_logits
+from architecture.gptoss import MEANINGS, PRESETS, ModelConfig, Transformer, visible_keys
+from architecture.interface import IGNORE_INDEX, ModelOutput
+from architecture.segment_decoder import SLOT, SegmentCache, SegmentDecoder
+
+
+# ----------------------------------------------------------------------------------------------- config
+@dataclass(frozen=True, kw_only=True)
+class ContextConfig(ModelConfig):
+    """The trunk's config and what the state needs."""
+
+    segment_length: int = 64
+    slot_always_visible: bool = True
+    gated_update: bool = True
+    carry_state: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(
+            "segment_length",
+            1 <= self.segment_length <= self.context_limit,
+            f"must be between 1 and the context limit ({self.context_limit})",
+            f"set segment_length={self.context_limit} or fewer",
+        )
+
+    def parameter_counts(self) -> dict[str, int]:
+        """As the trunk's; what only the slot and the state pass through is not active for a token."""
+        d, counts = self.hidden_size, super().parameter_counts()
+        gate = 2 * d * d + d if self.gated_update else 0
+        return counts | {"total": counts["total"] + d + d * d + gate}
+
+    def flops_per_token(self, block_size: int) -> float:
+        """As the trunk's, with the slot's share: it passes through every block as a token does."""
+        return super().flops_per_token(block_size + 1) * (block_size + 1) / block_size
+
+
+# --------------------------------------------------------------------------------------------- the parts
+def visible_keys_and_slot(
+    query_positions, key_positions, window: int | None, *, always: bool
+) -> torch.Tensor:
+    """visible_keys of the trunk, and the slot: (B or 1, T) and (B or 1, S) -> (B or 1, 1, T, S) bool.
+
+    always: tokens further from the slot than the window see it, too. A query in front of the slot is
+    padding; it sees everything, so that no row is empty, and nobody reads what it computes.
+    """
+    query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    slot = key == SLOT
+    if window is not None and not always:
+        slot = slot & (key > query - window)
+    return visible_keys(query_positions, key_positions, window) | slot | (query < SLOT)
+
+
+class UpdateGate(nn.Module):
+    """How much of the next state is new, for each of its values. old, new (B, D) -> (B, D) in (0, 1)"""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.linear = nn.Linear(2 * size, size)
+
+    def forward(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.cat((old, new), dim=-1)).sigmoid()
+
+
+# ----------------------------------------------------------------------------------------------- the model
+class ContextTransformer(Transformer):
+    """The trunk over one segment of each row; `carry` is the state (B, D), None at the beginning."""
+
+    config_class, presets = ContextConfig, PRESETS
+    meanings = MEANINGS | {
+        "segment_length": "tokens of a segment; train_context.py's block_size",
+        "slot_always_visible": "sliding layers see the slot from beyond their window, too",
+        "gated_update": "the next state is a learned mixture of the old one and the new output",
+        "carry_state": "false: the state is zero in every segment, for comparison",
+    }
+    carries = True  # is trained on lanes, whose batches say where a document begins
+    extends = "gptoss"  # whose weights it can start from; the rest are added_parameters
+    length_limit = 2**31 - 1  # of a text: it is read segment by segment
+    optimizer_rules = (
+        (r"slot", "no_decay"),
+        (r"state_projection\.weight", "decay"),
+        (r"update_gate\.linear\.weight", "decay"),
+    )
+
+    def __init__(
+        self, config: ContextConfig, *, generator: torch.Generator | None = None, **backends: str
+    ):
+        """generator, backends: of the trunk, whose weights it draws first and as it would alone."""
+        super().__init__(config, generator=generator, **backends)
+        if self.attention_backend == "flex":
+            raise ValueError("attention=flex cannot mask the slot; use attention=sdpa")
+        d = config.hidden_size
+        self.mask = functools.partial(visible_keys_and_slot, always=config.slot_always_visible)
+        self.slot = nn.Parameter(torch.zeros(d))
+        self.state_projection = nn.Linear(d, d, bias=False)
+        self.update_gate = UpdateGate(d) if config.gated_update else None
+        self._init_added(generator)
+
+    @property
+    def added_parameters(self) -> tuple[str, ...]:
+        """The parameters that the trunk does not have."""
+        gate = ("update_gate.linear.weight", "update_gate.linear.bias")
+        return ("slot", "state_projection.weight", *(gate if self.update_gate is not None else ()))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        carry: torch.Tensor | None = None,
+        reset: torch.Tensor | None = None,
+        **others,
+    ) -> ModelOutput:
+        """As the trunk's, for one segment of each row.
+
+        carry: (B, D), the state after the segments before; None for zeros.  reset: (B,) bool, the rows
+        in which a document begins.  The carry that comes back is the state after this segment: of the
+        last position with a target, or of the last one when there are no targets at all; a row of
+        padding alone keeps its state.
+        """
+        state = self.new_state(len(input_ids))
+        if carry is not None:
+            if carry.shape != state.shape:
+                raise ValueError(
+                    f"carry must have a state of {state.shape[1]} values for each of {len(state)} rows, got "
+                    f"{tuple(carry.shape)}; pass the carry that the segment before returned"
+                )
+            if self.config.carry_state:
+                state = carry.to(state.dtype)
+                state = state if reset is None else state.masked_fill(reset[:, None], 0.0)
+        return super().forward(input_ids, targets, carry=state, **others)
+
+    # ----------------------------------------------------------------------------------------- the seams
+    def embed(self, input_ids, targets, positions, cache, carry):
+        """-> hidden (B, 1 + T, D), the slot in front; positions and counted (B or 1, 1 + T) likewise.
+
+        With a cache, only rows that begin a segment (their positions have a 0) get a slot, and where
+        there are none, no column.
+        """
+        length = self.config.segment_length
+        if input_ids.shape[1] > length:
+            raise ValueError(
+                f"a segment may have {length} tokens (segment_length), got {input_ids.shape[1]}; "
+                "pass the rest as the next segment, with the carry of this one"
+            )
+        if cache is not None and positions is None:
+            raise ValueError("a segment's cache does not count; pass positions within the segment")
+        hidden, positions, counted = super().embed(input_ids, targets, positions, None, None)
+        at = torch.full_like(positions[:, :1], SLOT)
+        if cache is not None:
+            begins = (positions == 0).any(1, keepdim=True)
+            if not begins.any():
+                return hidden, positions, counted
+            at = at.where(begins, SLOT - 1)  # padding
+        slot = self.slot + self.state_projection(carry.to(self.slot.dtype))
+        hidden = torch.cat((slot[:, None].to(hidden.dtype), hidden), dim=1)
+        if counted is None:
+            counted = torch.ones_like(input_ids, dtype=torch.bool)
+        return hidden, torch.cat((at, positions), dim=1), F.pad(counted, (1, 0))
+
+    def run_blocks(self, hidden, positions, counted, cache):
+        """As the trunk's, on what embed returned; the slot's column is left out of what comes back."""
+        tokens = hidden.shape[1]
+        if cache is None or (positions[:, 0] == SLOT).any():
+            tokens -= 1
+        hidden, router = super().run_blocks(hidden, positions, counted, cache)
+        if router is not None:
+            router = router._replace(
+                logits=tuple(x[:, -tokens:] for x in router.logits),
+                chosen=tuple(x[:, -tokens:] for x in router.chosen),
+            )
+        return hidden[:, -tokens:], router
+
+    def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
+        """hidden (B, T, D) -> the trunk's logits and loss, and the next state (B, D)."""
+        output = super().head(hidden, targets, return_logits, None)
+        return output._replace(carry=self.next_state(hidden, targets, carry))
+
+    def next_state(self, hidden, targets, state) -> torch.Tensor:
+        """The state (B, D) after a segment whose outputs are hidden (B, T, D)."""
+        if targets is None:
+            last = hidden[:, -1]
+        else:
+            scored = targets != IGNORE_INDEX
+            places = torch.arange(1, 1 + targets.shape[1], device=targets.device)
+            count = (scored * places).amax(1)  # (B,) up to the last position with a target
+            index = (count - 1).clamp(min=0)[:, None, None].expand(-1, -1, hidden.shape[-1])
+            last = hidden.gather(1, index).squeeze(1)
+        new = F.rms_norm(last.to(state.dtype), last.shape[-1:], eps=1e-5)
+        if self.update_gate is not None:
+            share = self.update_gate(state.to(self.slot.dtype), new.to(self.slot.dtype))
+            new = torch.lerp(state, new, share.to(state.dtype))
+        return new if targets is None else torch.where(count[:, None] > 0, new, state)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """The trunk's, and what is added; at the first call, of the trunk's constructor, that is not there."""
+        super().init_weights(generator)
+        if hasattr(self, "slot"):
+            self._init_added(generator)
+
+    @torch.no_grad()
+    def _init_added(self, generator: torch.Generator | None) -> None:
+        """The slot as an embedding; a state of full length adds as much to it again. The gate is half open."""
+        self.slot.normal_(0.0, 0.02, generator=generator)
+        std = 0.02 * self.config.hidden_size**-0.5
+        self.state_projection.weight.normal_(0.0, std, generator=generator)
+        if self.update_gate is not None:
+            self.update_gate.linear.weight.normal_(0.0, 0.02, generator=generator)
+            self.update_gate.linear.bias.zero_()
+
+    # ----------------------------------------------------------------------------------------- generation
+    def new_state(self, rows: int) -> torch.Tensor:
+        """(rows, D) zeros, the state at a document's beginning; float32 or wider."""
+        dtype = torch.promote_types(self.slot.dtype, torch.float32)
+        return torch.zeros(rows, self.config.hidden_size, dtype=dtype, device=self.slot.device)
+
+    def new_cache(self, batch: int, max_length: int | None = None) -> SegmentCache:
+        """An empty cache for the current segment of each row, however long the texts are."""
+        cfg, weight = self.config, self.unembedding.weight
+        head_shape = (cfg.num_key_value_heads, cfg.head_dim)
+        return SegmentCache(
+            cfg.num_hidden_layers,
+            batch,
+            cfg.segment_length,
+            head_shape,
+            weight.device,
+            weight.dtype,
+        )
+
+    def new_decoder(self, rows: int, max_length: int, use_cache: bool) -> SegmentDecoder:
+        """What generation.py asks a model for that does not read a text in one piece."""
+        return SegmentDecoder(self, rows, use_cache)
+
+
+class TokenGenerator:
+    """One text that grows over several calls; its state and segments go on until reset().
+
+    The signature is that of OpenAI's reference (gpt_oss/torch/model.py), and so is max_tokens=0: no limit.
+    Documents begin with end-of-text in training, so the first prompt after a reset should.
+    """
+
+    def __init__(
+        self, checkpoint: str | Path, device: str | torch.device = "cpu", *, seed: int | None = None
+    ):
+        """checkpoint: of this variant, else ValueError.  seed: of what is sampled; None: another each time."""
+        model = registry.load_model(checkpoint, device=device)
+        if not isinstance(model, ContextTransformer):
+            raise ValueError(
+                f"TokenGenerator keeps the state of a {registry.model_name(ContextTransformer)!r} model, and "
+                f"{checkpoint} holds a {registry.model_name(model)!r} model; generate from that with "
+                "sample.py --checkpoint"
+            )
+        self.model = model
+        seed = secrets.randbits(31) if seed is None else seed
+        self.random = torch.Generator().manual_seed(seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new document."""
+        self._decoder = SegmentDecoder(self.model, rows=1)
+        self._waiting: list[int] = []  # of the text, and not yet read by the model
+
+    def generate(
+        self,
+        prompt_tokens: Sequence[int],
+        stop_tokens: Sequence[int] = (),
+        temperature: float = 1.0,
+        max_tokens: int = 0,
+        return_logprobs: bool = False,
+    ) -> Iterator[int | tuple[int, float]]:
+        """Append the prompt, then generate: ids one by one, with their log probability (nats, at
+        temperature 1) if asked for. Every id that came out belongs to the text, a stop token too.
+
+        Raises ValueError at once for an empty prompt and for arguments out of range.
+        """
+        check_prompts([prompt_tokens], self.model.config.vocab_size)
+        if max_tokens < 0:
+            raise ValueError(
+                f"max_tokens must be at least 0, got {max_tokens}; 0 generates until a stop token"
+            )
+        check_sampling(1, temperature)
+        return self._generate(
+            list(prompt_tokens), frozenset(stop_tokens), temperature, max_tokens, return_logprobs
+        )
+
+    def _generate(self, prompt, stop_tokens, temperature, max_tokens, return_logprobs):
+        self._waiting += prompt
+        number = 0
+        while max_tokens == 0 or number < max_tokens:
+            logits = self._decoder.feed([self._waiting]).cpu().double()
+            if temperature == 0:
+                token = int(logits.argmax())
+            else:
+                uniform = torch.rand(1, generator=self.random, dtype=torch.float64)
+                token = int(draw(filter_logits(logits, temperature), uniform))
+            self._waiting, number = [token], number + 1
+            yield (token, float(logits.log_softmax(-1)[0, token])) if return_logprobs else token
+            if token in stop_tokens:
+                return

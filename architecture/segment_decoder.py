@@ -1,0 +1,125 @@
+"""Generation for a model that reads a text in segments and carries a state from each to the next.
+
+A segment's first position is a slot, which brings the state in; tokens follow at positions 0, 1, ...
+Positions and keys begin anew with each segment, so memory does not grow with the text.
+
+Shapes: B rows, T new columns, G key/value heads, C head_dim, V vocabulary, D hidden_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+SLOT = -1  # position of the slot: right before a segment's first token
+PADDING = -2  # position of a column that is neither slot nor token
+
+
+class SegmentCache:
+    """Keys and values of each row's current segment, by position; updated in place, for inference only.
+
+    Nothing is cleared when a segment begins: what an earlier one left lies behind the newest position,
+    where no query looks, until it is written over.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        segment_length: int,
+        head_shape: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        """head_shape: (G, C)."""
+        shape = (layers, batch, 1 + segment_length, *head_shape)
+        self.keys, self.values = (
+            torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(2)
+        )
+        self.positions = torch.arange(SLOT, segment_length, device=device)[None]  # (1, 1 + length)
+        self.columns = None  # (B, T) indices of those of the current forward that are not padding
+
+    def extend(self, window: int | None, positions: torch.Tensor) -> torch.Tensor:
+        """Query positions (B, T) -> those of the keys that any layer shows them."""
+        if torch.is_grad_enabled():
+            raise ValueError("a cache takes no gradient; call the model under torch.no_grad()")
+        self.columns = torch.where(positions != PADDING)
+        self.places = positions[self.columns] - SLOT
+        return self.positions
+
+    def extend_layer(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value (B, T, G, C) of the new columns -> those of the whole segment."""
+        for store, new in ((self.keys[layer], key), (self.values[layer], value)):
+            store[self.columns[0], self.places] = new[self.columns].to(store.dtype)
+        return self.keys[layer], self.values[layer]
+
+    def advance(self, positions: torch.Tensor) -> None:
+        """Nothing to do: what a segment holds is told by the positions of the queries."""
+
+
+class SegmentDecoder:
+    """Rows that grow by any number of tokens at a time; each has its own place in its segments.
+
+    After every segment_length tokens of a row, counted from its beginning, its state is renewed.
+    """
+
+    def __init__(self, model: nn.Module, rows: int, use_cache: bool = True):
+        """use_cache: False reads each row from its beginning at every call: the specification."""
+        self.model, self.use_cache = model, use_cache
+        self.filled = [0] * rows  # tokens in the current segment
+        self.state = model.new_state(rows)  # (B, D)
+        self.cache = model.new_cache(rows) if use_cache else None
+        self.texts: list[list[int]] = [[] for _ in range(rows)]  # without a cache
+
+    @torch.no_grad()
+    def feed(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Append at least one id to each row -> (B, V) logits of what comes next."""
+        if not self.use_cache:
+            self.texts = [text + list(new) for text, new in zip(self.texts, ids)]
+            return torch.stack([read_from_the_beginning(self.model, text) for text in self.texts])
+        waiting, logits = [list(row) for row in ids], None
+        length = self.model.config.segment_length
+        while any(waiting):
+            parts = [row[: length - held] for row, held in zip(waiting, self.filled)]
+            waiting = [row[len(part) :] for row, part in zip(waiting, parts)]
+            fed = torch.tensor([bool(part) for part in parts], device=self.state.device)[:, None]
+            new = self._forward(parts)
+            logits = new if logits is None else torch.where(fed, new, logits)
+        return logits
+
+    def _forward(self, parts: list[list[int]]) -> torch.Tensor:
+        """At most the rest of a segment of each row -> (B, V); of no use for a row without ids."""
+        width, device = max(map(len, parts)), self.state.device
+        ids = torch.tensor([[0] * (width - len(part)) + part for part in parts], device=device)
+        positions = torch.tensor(
+            [
+                [PADDING] * (width - len(part)) + list(range(held, held + len(part)))
+                for part, held in zip(parts, self.filled)
+            ],
+            device=device,
+        )
+        output = self.model(ids, positions=positions, cache=self.cache, carry=self.state)
+        self.filled = [held + len(part) for part, held in zip(parts, self.filled)]
+        ended = [held == self.model.config.segment_length for held in self.filled]
+        self.filled = [0 if end else held for end, held in zip(ended, self.filled)]
+        self.state = torch.where(
+            torch.tensor(ended, device=device)[:, None], output.carry, self.state
+        )
+        return output.logits[:, -1]
+
+
+@torch.no_grad()
+def read_from_the_beginning(model: nn.Module, ids: Sequence[int]) -> torch.Tensor:
+    """One text, segment after segment as in training -> (V,) logits of what comes next."""
+    length, carry = model.config.segment_length, None
+    for start in range(0, len(ids), length):
+        segment = torch.tensor(
+            [ids[start : start + length]], device=next(model.parameters()).device
+        )
+        output = model(segment, carry=carry)
+        carry = output.carry
+    return output.logits[0, -1]

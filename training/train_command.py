@@ -1,0 +1,103 @@
+"""What train.py and train_context.py do with their flags: parse -> build -> training.trainer.train."""
+
+import sys
+import typing
+from dataclasses import replace
+
+from training.command_line import CommandLine, exit_code, parse_command_line, say
+from training.config import TrainConfig, as_text
+
+
+def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> int:
+    """Returns the exit code: 0; 2 for bad input; 128 + signal after a stop."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = {"config_class": config_class, "prog": config_class.program}
+    return exit_code(
+        config_class.program,
+        lambda: run(parse_command_line(argv, model_fields, **options)),
+        # before the loop answers Ctrl-C, or the second one
+        interrupted="interrupted; checkpoints that were saved are whole",
+    )
+
+
+def run(command: CommandLine) -> int:
+    """Do what the command line asked for."""
+    if command.help_model:
+        return print_model_fields(command.config)
+    import torch
+
+    from architecture import registry
+    from training import costs, device, out_dir, start, trainer
+    from training.data_sources import choose_dataset, open_dataset
+
+    cfg, tokenizer, config, saved = start.starting_point(command)
+    if cfg.block_size > config.context_limit:
+        raise ValueError(
+            f"block_size must be at most the model's context limit of {config.context_limit} tokens "
+            f"(initial_context_length * rope_scaling_factor), got {cfg.block_size}; lower it or raise those"
+        )
+    where = device.choose_device(cfg.device)
+    cfg = replace(cfg, device=str(where), dtype=device.choose_dtype(cfg.dtype, where))
+    if cfg.dry_run:
+        print(costs.report(cfg, config, device.available_memory(where)))
+        return 0
+    start.require_memory(cfg, config, device.available_memory(where))
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    if not cfg.eval_only:
+        out_dir.check_out_dir(cfg.out_dir, cfg.resume)
+    if not (cfg.eval_only and cfg.val_dataset):  # which leave nothing to choose
+        cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
+    data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
+    source = None if cfg.eval_only else open_dataset(cfg.dataset, split="train", **data)
+    validation = open_dataset(cfg.dataset, split="validation", **data)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    model = registry.build_model(
+        cfg.model, config, attention=cfg.attention, experts=cfg.experts, generator=generator
+    )
+    if saved is not None:
+        added = model.added_parameters if saved["model_name"] != cfg.model else ()
+        source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
+        registry.load_weights(model, saved["model"], source_of_weights, added=added)
+    cfg = replace(  # what "auto" became: shown, stored, and used again by --resume
+        cfg,
+        attention=model.attention_backend,
+        experts=model.experts_backend,
+        threads=torch.get_num_threads(),
+    )
+    if cfg.eval_only:
+        tokens = cfg.eval_tokens if "eval_tokens" in command.given else None
+        print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
+        return 0
+    try:
+        trainer.train(
+            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None
+        )
+    except trainer.Stopped as stop:
+        say(str(stop))
+        return 128 + stop.signal
+    return 0
+
+
+def model_fields(model: str) -> dict[str, typing.Any]:
+    """{name: type} of the model's own settings; imports torch, so it is called only for these."""
+    from architecture.registry import model_class
+
+    return typing.get_type_hints(model_class(model).config_class)
+
+
+def print_model_fields(cfg: TrainConfig) -> int:
+    """--help_model: every field of the model, its type, the preset's value and its meaning."""
+    from architecture.registry import build_config, model_class
+
+    preset, meanings = build_config(cfg.model, cfg.model_size), model_class(cfg.model).meanings
+    print(
+        f"fields of --model {cfg.model}; a flag or YAML key each; values of --model_size {cfg.model_size}:"
+    )
+    for name, hint in model_fields(cfg.model).items():
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+        kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind
+        value = as_text(getattr(preset, name))
+        print(f"  --{name:<24} {kind:<32} {value:<8} {meanings[name]}")
+    presets = model_class(cfg.model).presets
+    print(f"model sizes: {', '.join(presets)}")
+    return 0
