@@ -19,7 +19,6 @@ from toy_corpus import documents, write_jsonl
 from toy_run import TINY, load, run, run_here
 
 import sample
-import train
 from architecture import tokenizer
 from architecture.gptoss import MEANINGS, ModelConfig
 from data.prepare import prepare
