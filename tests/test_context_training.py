@@ -247,12 +247,12 @@ def test_the_documents_may_be_of_any_lengths(tmp_path):
     texts = [
         "a",
         "b c",
-        *documents(30),
-        " ".join(documents(40, seed=1)),
-        *(f"{n} z" for n in range(30)),
+        *documents(8),
+        " ".join(documents(10, seed=1)),
+        *(f"{n} z" for n in range(20)),
     ]
     train = write_jsonl(tmp_path / "stories.jsonl", texts)
-    flags = ["--dataset", train, "--val_dataset", train, "--batch_size", 40, "--max_iters", 3]
+    flags = ["--dataset", train, "--val_dataset", train, "--batch_size", 40, "--max_iters", 2]
     assert here(tmp_path, *FLAGS, *flags, "--eval_tokens", 10**6) == 0
 
 
