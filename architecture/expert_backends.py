@@ -21,19 +21,23 @@ def sorted_experts(x, index, weight, experts):
 
     Asks the device once how many tokens each expert has.
     """
-    rows, order, inverse, dtype = _distribute(x, index)
+    order, inverse, dtype = _sort(x, index)
+    x, k, input_dtype = x.to(dtype), index.shape[1], x.dtype
     E = experts.mlp1_weight.shape[0]
     sizes = torch.bincount(index.flatten(), minlength=E + 1).tolist()  # the last group is dropped
     matrices = [w.to(dtype) for w in experts[:4]]
     if experts.swiglu_limit is not None:
-        rows = _SwigluExperts.apply(rows, *matrices, sizes[:-1], experts.swiglu_limit)
+        rows = _SwigluExperts.apply(
+            x, order, inverse, k, *matrices, sizes[:-1], experts.swiglu_limit
+        )
     else:
+        rows = _Distribute.apply(x, order, inverse, k)
         parts = [torch.zeros_like(rows[len(rows) - sizes[-1] :])]
         # unbind, not indexing: the gradient of E slices is then one stack, not E full-size additions
         for part, w1, b1, w2, b2 in zip(rows.split(sizes), *(w.unbind(0) for w in matrices)):
             parts.insert(-1, F.linear(experts.activation(F.linear(part, w1, b1)), w2, b2))
         rows = torch.cat(parts)
-    return _Combine.apply(rows, weight.to(dtype), order, inverse).to(x.dtype)
+    return _Combine.apply(rows, weight.to(dtype), order, inverse).to(input_dtype)
 
 
 def grouped_experts(x, index, weight, experts):
@@ -41,7 +45,7 @@ def grouped_experts(x, index, weight, experts):
 
     Never waits for the device. float32, bfloat16 and float16 only, as grouped_mm.
     """
-    rows, order, inverse, dtype = _distribute(x, index)
+    order, inverse, dtype = _sort(x, index)
     if dtype == torch.float64:
         raise ValueError(
             "experts=grouped takes float32, bfloat16 or float16, got float64; use experts=sorted"
@@ -61,7 +65,7 @@ def grouped_experts(x, index, weight, experts):
     kept = (expert < E)[:, None]
     w1, b1, w2, b2 = (w.to(dtype) for w in experts[:4])
     # What is behind the last end is never computed: it is cut off on both sides, gradients included.
-    rows = rows.where(kept, 0)
+    rows = _Distribute.apply(x.to(dtype), order, inverse, index.shape[1]).where(kept, 0)
     up = _add_bias(F.grouped_mm(rows, w1.mT, offs=ends), b1, expert)
     down = _add_bias(
         F.grouped_mm(experts.activation(up.where(kept, 0)), w2.mT, offs=ends), b2, expert
@@ -75,15 +79,14 @@ def _add_bias(rows, bias, expert):
     return torch.addmm(rows, which.to(rows.dtype), bias)
 
 
-def _distribute(x, index):
-    """-> rows (R, D) sorted by expert in the dtype of the products, order, inverse, that dtype."""
-    N, k = index.shape
-    order = index.flatten().argsort(stable=True)  # (R,): row r is assignment order[r]
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=x.device))
-    dtype = x.dtype
+def _sort(x, index):
+    """-> order (R,): row r is assignment order[r]; inverse (R,); the dtype of the products."""
+    assignments = torch.arange(index.numel(), device=x.device)
+    order = index.flatten().argsort(stable=True)
+    inverse = torch.empty_like(order).scatter_(0, order, assignments)
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    return _Distribute.apply(x.to(dtype), order, inverse, k), order, inverse, dtype
+        return order, inverse, torch.get_autocast_dtype(x.device.type)
+    return order, inverse, x.dtype
 
 
 # To sorted rows and back: in both directions the gradient of a gather is a gather too, exact and
@@ -99,12 +102,16 @@ class _Distribute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        (inverse,) = ctx.saved_tensors
-        first, *others = inverse.view(-1, ctx.k).unbind(1)
-        out = grad.index_select(0, first)
-        for other in others:
-            out += grad.index_select(0, other)
-        return out, None, None, None
+        return _sum_of_copies(grad, *ctx.saved_tensors, ctx.k), None, None, None
+
+
+def _sum_of_copies(rows, inverse, k):
+    """rows (R, D) -> (N, D): the sum over each token's k rows."""
+    first, *others = inverse.view(-1, k).unbind(1)
+    out = rows.index_select(0, first)
+    for other in others:
+        out += rows.index_select(0, other)
+    return out
 
 
 class _Combine(torch.autograd.Function):
@@ -129,8 +136,9 @@ class _Combine(torch.autograd.Function):
 class _SwigluExperts(torch.autograd.Function):
     """Every expert on its own rows; the gradient is written out, since that is where the time goes.
 
-    rows: (R, D), sorted by expert, sizes[e] of them for expert e, the rest for none: their result is 0.
-    w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D). Returns (R, D).
+    x: (N, D). Of its R rows sorted by expert, sizes[e] are for expert e, the rest for none: their result
+    is 0. w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D). Returns (R, D).
+    The backward pass gathers the rows again: to keep x is free, since the router keeps it, too.
 
     One expert at a time from its rows to its result, so that a cache holds what lies between. Gate and
     up come from two products with every other row of w1: their elementwise work runs over whole cache
@@ -139,31 +147,38 @@ class _SwigluExperts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, w1, b1, w2, b2, sizes, limit):
+    def forward(ctx, x, order, inverse, k, w1, b1, w2, b2, sizes, limit):
+        rows = x.index_select(0, order // k)
         z, shifted = rows.new_empty(2, sum(sizes), w2.shape[2])
         out = rows.new_empty(rows.shape)
         out[sum(sizes) :] = 0
         for e, part in _parts(sizes):
-            x = rows[part]
+            some = rows[part]
             torch.addmm(
-                b1[e, 0::2], x, w1[e, 0::2].mT, beta=SWIGLU_ALPHA, alpha=SWIGLU_ALPHA, out=z[part]
+                b1[e, 0::2],
+                some,
+                w1[e, 0::2].mT,
+                beta=SWIGLU_ALPHA,
+                alpha=SWIGLU_ALPHA,
+                out=z[part],
             )
-            torch.addmm(b1[e, 1::2] + 1, x, w1[e, 1::2].mT, out=shifted[part])
+            torch.addmm(b1[e, 1::2] + 1, some, w1[e, 1::2].mT, out=shifted[part])
             inner, _, _ = _gated(z[part], shifted[part], limit)
             torch.addmm(b2[e], inner, w2[e].mT, alpha=1 / SWIGLU_ALPHA, out=out[part])
-        ctx.save_for_backward(rows, w1, w2, z, shifted)
-        ctx.sizes, ctx.limit = sizes, limit
+        ctx.save_for_backward(x, order, inverse, w1, w2, z, shifted)
+        ctx.k, ctx.sizes, ctx.limit = k, sizes, limit
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        rows, w1, w2, z, shifted = ctx.saved_tensors
+        x, order, inverse, w1, w2, z, shifted = ctx.saved_tensors
+        rows = x.index_select(0, order // ctx.k)
         d_rows = rows.new_empty(rows.shape)
         d_rows[sum(ctx.sizes) :] = 0
         d_w1, d_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
         d_b1, d_b2 = w1.new_zeros(w1.shape[:2]), w2.new_zeros(w2.shape[:2])
         for e, part in _parts(ctx.sizes):
-            x, d_out = rows[part], grad[part]
+            some, d_out = rows[part], grad[part]
             inner, silu, (z_part, up_part, outside) = _gated(z[part], shifted[part], ctx.limit)
             torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / SWIGLU_ALPHA, out=d_w2[e])
             torch.sum(d_out, 0, out=d_b2[e])
@@ -176,14 +191,15 @@ class _SwigluExperts(torch.autograd.Function):
                 d_z.masked_fill_(outside[0], 0)
                 d_up.masked_fill_(outside[1], 0)
             for half, d, scale in ((0, d_z, SWIGLU_ALPHA), (1, d_up, 1.0)):
-                torch.addmm(d_w1[e, half::2], d.mT, x, beta=0, alpha=scale, out=d_w1[e, half::2])
+                torch.addmm(d_w1[e, half::2], d.mT, some, beta=0, alpha=scale, out=d_w1[e, half::2])
                 torch.sum(d, 0, out=d_b1[e, half::2])
                 # the first half sets what the second adds to
                 torch.addmm(
                     d_rows[part], d, w1[e, half::2], beta=half, alpha=scale, out=d_rows[part]
                 )
         d_b1[:, 0::2] *= SWIGLU_ALPHA
-        return d_rows, d_w1, d_b1, d_w2, d_b2, None, None
+        d_x = _sum_of_copies(d_rows, inverse, ctx.k)
+        return d_x, None, None, None, d_w1, d_b1, d_w2, d_b2, None, None
 
 
 def _parts(sizes):

@@ -90,7 +90,8 @@ def values_kept_by_the_trunk(cfg: TrainConfig, config: Any) -> float:
         attention += (heads + 2 * groups) * config.head_dim + 2 * heads * t  # scores and weights
     else:
         attention += 2 * heads * config.head_dim + heads  # keys and values for each head
-    row = 2 * d + 2 * f  # one token in one expert: in, gate and up (or gelu's two sides), out
+    # one token in one expert: gate and up, out; or in, gelu's two sides, out
+    row = 2 * f + d * (1 if config.mlp == "swiglu" else 2)
     moe = len(config.resolved_moe_layers)
     routed = config.experts_per_token * row + 6 * config.num_experts
     return layers * attention + moe * routed + (layers - moe) * row + 3 * d
