@@ -335,6 +335,17 @@ def test_a_token_folder_of_another_tokenizer_is_refused(tmp_path):
         open_dataset(str(folder), split="train").check_tokenizer(get_tokenizer("stories4k"))
 
 
+def changed(path, at, value):
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + value + data[at + len(value) :])
+
+
+def described(folder, change):
+    meta = json.loads((folder / "tokens.json").read_text())
+    change(meta)
+    (folder / "tokens.json").write_text(json.dumps(meta))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -344,8 +355,15 @@ def test_a_token_folder_of_another_tokenizer_is_refused(tmp_path):
         lambda folder: (folder / "train_00000.tokens.npy").write_bytes(b"\x93NUMPY"),
         lambda folder: np.save(folder / "train_00000.ends.npy", np.zeros(3, np.int64)),
         lambda folder: np.save(folder / "train_00000.tokens.npy", np.full(9, 5000, np.uint16)),
+        lambda folder: changed(folder / "train_00000.tokens.npy", 8, b"\0"),  # the header's length
+        lambda folder: described(folder, lambda meta: meta.pop("n_vocab")),
+        lambda folder: described(folder, lambda meta: meta.update(tokenizer=0)),
+        lambda folder: described(folder, lambda meta: meta["tokenizer"].update(sha256=0)),
+        lambda folder: described(folder, lambda meta: meta["splits"].update(train=[])),
+        lambda folder: described(folder, lambda meta: meta["splits"]["train"].update(shards=[{}])),
+        lambda folder: np.save(folder / "train_00000.ends.npy", np.load(folder / "train_00000.ends.npy")[::-1]),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_token_folder_is_one_sentence(tmp_path, damage):
     folder = prepared(tmp_path)
     damage(folder)

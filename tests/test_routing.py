@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.interface import IGNORE_INDEX
+from architecture.interface import IGNORE_INDEX, RouterStats
 from training.evaluate import evaluate
 from training.instruments import (
     kinds_markdown,
@@ -20,7 +20,7 @@ from training.instruments import (
     sink_picture,
     sink_record,
 )
-from training.routing import dead_experts, flip_rate, max_violation, share_by_kind
+from training.routing import RoutingSums, dead_experts, flip_rate, max_violation, share_by_kind
 from training.sink_probe import sink_mass
 from training.token_kinds import KINDS
 
@@ -242,3 +242,19 @@ def test_pictures_show_what_they_are_given():
     mass = sink_mass(model(), batches(1)[0], contextlib.nullcontext)
     low, high = (sink_picture(m) for m in ({n: 0 * m for n, m in mass.items()}, mass))
     assert not np.array_equal(*low.values(), *high.values())
+
+
+def test_an_expert_beyond_the_32767th_keeps_its_number():
+    experts, last = 40_001, 40_000
+    logits = torch.zeros(1, 1, experts)
+    router = RouterStats(
+        balance_loss=torch.ones(()), z_loss=torch.ones(()), load=torch.ones(1, experts),
+        mean_probability=torch.ones(1, experts), dropped=torch.zeros(1), layers=(0,),
+        logits=(logits,), chosen=(torch.tensor([[[last, 3]]]),),
+    )  # fmt: skip
+    sums = RoutingSums(keep_choices=True)
+    sums.add(router, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
+    found = sums.result(1.0)
+    assert found.choices.flatten().tolist() == [3, last]
+    share, _ = share_by_kind(found, torch.zeros(1, dtype=torch.int64), 1)
+    assert share[0, 0, last] == 0.5

@@ -31,8 +31,11 @@ class TokenSource(IndexedSource):
         for shard in meta["splits"][split]["shards"]:
             name = shard["name"]
             tokens, ends = _map(folder / f"{name}.tokens.npy"), _map(folder / f"{name}.ends.npy")
-            if len(tokens) != shard["tokens"] or len(ends) != shard["documents"]:
-                raise _damaged(folder, f"{name} has {len(tokens)} tokens, not {shard['tokens']}")
+            for kind, array, size in (("tokens", tokens, "tokens"), ("ends", ends, "documents")):
+                if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) != shard[size]:
+                    raise _damaged(folder, f"{name}.{kind}.npy is not {shard[size]} whole numbers")
+            if len(ends) and (ends[-1] != len(tokens) or (np.diff(ends, prepend=0) < 0).any()):
+                raise _damaged(folder, f"{name}.ends.npy does not divide its tokens")
             self._tokens.append(tokens)
             self._ends.append(ends)
         # The index of the first document of each shard.
@@ -144,13 +147,36 @@ def open_token_folder(folder: Path, split: str) -> TokenSource:
         raise ValueError(
             f"{folder / META} must say format {FORMAT!r}; prepare the folder with python -m data.prepare"
         )
+    _require_description(folder, meta, split)
     return TokenSource(folder, meta, split)
+
+
+def _require_description(folder: Path, meta: dict, split: str) -> None:
+    """ValueError unless tokens.json describes the split in the way that finish() writes it."""
+    wanted = [
+        (meta, "n_vocab", int),
+        (meta, "tokenizer", dict),
+        (meta.get("tokenizer"), "name", str),
+        (meta.get("tokenizer"), "sha256", str),
+        (meta, "splits", dict),
+        (meta.get("splits"), split, dict),
+    ]
+    for place, key, kind in wanted:
+        if not isinstance(place, dict) or type(place.get(key)) is not kind:
+            raise _damaged(folder, f"{META} has no {key} that is a {kind.__name__}")
+    shards = meta["splits"][split].get("shards")
+    kinds = {"name": str, "tokens": int, "documents": int}
+    if not isinstance(shards, list) or not all(
+        isinstance(shard, dict) and all(type(shard.get(k)) is kind for k, kind in kinds.items())
+        for shard in shards
+    ):
+        raise _damaged(folder, f"{META} does not list the shards of {split}")
 
 
 def _map(path):
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # any: numpy reads the header as Python, and says what that says
         raise _damaged(path.parent, f"{path.name} cannot be read") from error
 
 

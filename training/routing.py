@@ -20,7 +20,7 @@ class Routing(NamedTuple):
     entropy: torch.Tensor  # (L,) float64, mean per-token entropy / ln E: 1 undecided, 0 certain
     margin: torch.Tensor  # (L,) float64, mean of the largest probability - the second largest
     layers: tuple[int, ...]  # the model's layer behind each row
-    choices: torch.Tensor | None  # (L, N, k) int16, sorted along k; None where they were not kept
+    choices: torch.Tensor | None  # (L, N, k) int32, sorted along k; None where they were not kept
     tokens: torch.Tensor | None  # (N,) int32, the token that was routed
 
 
@@ -49,7 +49,7 @@ class RoutingSums:
         self.sums.append(torch.stack(rows).cpu().double())
         if self.keep_choices:
             mask = counted.cpu()
-            chosen = torch.stack([c.to(torch.int16) for c in router.chosen]).cpu()  # (L, B, T, k)
+            chosen = torch.stack([c.to(torch.int32) for c in router.chosen]).cpu()  # (L, B, T, k)
             self.choices.append(chosen[:, mask].sort(-1).values)
             self.tokens.append(input_ids.cpu()[mask].to(torch.int32))
 
