@@ -25,7 +25,12 @@ import torch.nn.functional as F
 
 from architecture import registry
 from architecture.gpt2 import GPT2, LAYER_NORM_EPS, ModelConfig
-from architecture.tokenizer import get_tokenizer, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer import (
+    get_tokenizer,
+    padded_vocab_size,
+    tokenizer_from_state,
+    tokenizer_state,
+)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tiktoken.json"  # beside them where we wrote the folder; without it GPT-2's own
@@ -156,7 +161,7 @@ def read_config(folder: str | Path) -> ModelConfig:
         if values["intermediate_size"] is None:
             values["intermediate_size"] = 4 * values["hidden_size"]
         used = values["vocab_size"]
-        values["vocab_size"] = -(-used // 64) * 64
+        values["vocab_size"] = padded_vocab_size(used)
         values["used_vocab_size"] = used if used % 64 else None
         return registry.config_from_dict("gpt2", values)
     except TypeError:

@@ -261,8 +261,6 @@ def load_model(
 
     expected: refuse a checkpoint of any other architecture.
     """
-    from architecture.tokenizer import tokenizer_from_state  # tiktoken is needed only when loading
-
     state = read_checkpoint(path)
     name = state["model_name"]
     if expected is not None and name != model_name(expected):
@@ -270,6 +268,16 @@ def load_model(
             f"checkpoint {path} holds a {name!r} model, not {model_name(expected)!r}; "
             f"load it with architecture.registry.load_model"
         )
+    return model_of(state, path, attention=attention, experts=experts).to(device)
+
+
+def model_of(
+    state: dict[str, Any], path: str | Path, *, attention: str = "auto", experts: str = "auto"
+) -> nn.Module:
+    """What load_model returns, on the CPU, of what read_checkpoint returned for path."""
+    from architecture.tokenizer import tokenizer_from_state  # tiktoken is needed only when loading
+
+    name = state["model_name"]
     config = config_from_dict(name, state["config"])
     with torch.device(
         "meta"
@@ -277,7 +285,7 @@ def load_model(
         model = build_model(name, config, attention=attention, experts=experts)
     load_weights(model, state["model"], path)
     model.tokenizer = tokenizer_from_state(state["tokenizer"])
-    return model.to(device).eval()
+    return model.eval()
 
 
 def _imported(target: str) -> Any:

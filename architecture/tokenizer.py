@@ -57,9 +57,9 @@ def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
     )
 
 
-def padded_vocab_size(encoding: tiktoken.Encoding) -> int:
-    """The number of ids a model needs, up to the next multiple of 64 (a good matrix size)."""
-    return -(-encoding.n_vocab // 64) * 64
+def padded_vocab_size(n_vocab: int) -> int:
+    """The number of ids a model has for n_vocab of them: the next multiple of 64 (a good matrix size)."""
+    return -(-n_vocab // 64) * 64
 
 
 def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:

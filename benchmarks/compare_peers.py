@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.peer_step import adamw, loss_of, training_peer, update
 from training.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "compare_peers.json"
@@ -31,7 +32,7 @@ SHAPES = {
         hidden_size=256, intermediate_size=256, head_dim=64, num_attention_heads=4
     ),
 }
-BATCH, BLOCK, LR = 8, 256, 1e-3
+BATCH, BLOCK = 8, 256
 OURS = "ours"
 PEERS = ("transformers eager", "transformers batched_mm", "transformers grouped_mm")
 LIMITS = {"speed": 1.6, "memory": 0.7}  # at least, at most
@@ -53,25 +54,13 @@ def serve(pipe, side: str, shape: dict, threads: int) -> None:
     config = build_config("gptoss", "toy", shape)
     model = Transformer(config, generator=torch.Generator().manual_seed(0))
     if side != OURS:
-        from benchmarks.parity import build_peer
-
-        model = build_peer(model)
-        model.set_experts_implementation(side.split()[1])
-        model.train()
+        model = training_peer(model, side.split()[1])
     start = peak_bytes()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), fused=True)
+    optimizer = adamw(model)
     for batch in iter(pipe.recv, None):
-        ids, targets = batch[:, :-1], batch[:, 1:]
         began = time.perf_counter()
-        if side == OURS:
-            loss = model(ids, targets).loss
-        else:  # its own way to a loss would shift the targets once more
-            logits = model(ids, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(model, batch, side == OURS)
+        update(model, optimizer, loss)
         pipe.send((time.perf_counter() - began, loss.item(), peak_bytes() - start))
 
 

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from architecture import gptoss, registry
+from benchmarks.peer_step import adamw, loss_of, training_peer, update
 from training.device import autocast, peak_flops
 from training.provenance import provenance
 
@@ -90,18 +90,12 @@ class Side:
             "gptoss", config, attention=attention, experts=experts, generator=generator
         )
         if whose != "ours":
-            from benchmarks.parity import build_peer
-
-            model = build_peer(model)
-            model.set_experts_implementation(backends)
-            model.train()
+            model = training_peer(model, backends)
         self.ours, self.flops = whose == "ours", config.flops_per_token(MEDIUM_BLOCK)
         self.device, self.vocabulary = torch.device("cuda"), config.vocab_size
         self.model = model.to(self.device)
         self.forward = torch.compile(self.model) if compiled == "compiled" else self.model
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True
-        )
+        self.optimizer = adamw(self.model)
         self.generator = torch.Generator(self.device).manual_seed(0)
 
     def step(self) -> float:
@@ -111,15 +105,8 @@ class Side:
         torch.cuda.synchronize()
         began = time.perf_counter()
         with autocast(self.device, "bfloat16"):
-            if self.ours:
-                loss = self.forward(ids[:, :-1], ids[:, 1:]).loss
-            else:
-                logits = self.forward(ids[:, :-1], use_cache=False).logits
-                loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(self.forward, ids, self.ours)
+        update(self.model, self.optimizer, loss)
         torch.cuda.synchronize()
         return time.perf_counter() - began
 

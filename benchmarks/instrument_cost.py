@@ -16,10 +16,8 @@ Exits with 1 if all three together are 3 % of the training time or more.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from unittest import mock
@@ -27,15 +25,12 @@ from unittest import mock
 import torch
 
 from architecture.gptoss import MLPBlock
-from architecture.registry import build_config, build_model
-from architecture.tokenizer import get_tokenizer
+from benchmarks.toy_run import toy_run
 from training import evaluate, reporting
-from training.config import TrainConfig
 from training.data_loader import validation_batches
 from training.data_sources import open_dataset
 from training.provenance import provenance
 from training.routing import RoutingSums
-from training.run import open_run
 from training.trainer import train_step
 
 RESULT = Path(__file__).parent / "results" / "instrument_cost.json"
@@ -122,30 +117,20 @@ def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
 
 
 def main() -> int:
-    cfg = TrainConfig(dataset="bundled", device="cpu", dtype="float32", out_dir="model")
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    tokenizer = get_tokenizer(cfg.tokenizer)
-    model = build_model("gptoss", build_config("gptoss", cfg.model_size))
-    source, validation = (open_dataset("bundled", split=s) for s in ("train", "validation"))
-    batches = list(
-        validation_batches(
-            validation,
-            tokenizer,
-            batch_size=cfg.batch_size,
-            block_size=cfg.block_size,
-            max_tokens=cfg.eval_tokens,
+    with toy_run() as (run, progress):
+        cfg = run.cfg
+        batches = list(
+            validation_batches(
+                open_dataset("bundled", split="validation"),
+                run.tokenizer,
+                batch_size=cfg.batch_size,
+                block_size=cfg.block_size,
+                max_tokens=cfg.eval_tokens,
+            )
         )
-    )
-    home = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            with open_run(cfg, model, tokenizer, source, None) as (run, progress):
-                with_all, bare = step_seconds(run, progress)
-                record = record_seconds(run, progress)
-                evaluation, rest = evaluation_seconds(run, progress, batches)
-        finally:
-            os.chdir(home)
+        with_all, bare = step_seconds(run, progress)
+        record = record_seconds(run, progress)
+        evaluation, rest = evaluation_seconds(run, progress, batches)
     shares = {
         "step": with_all / bare - 1,
         "log record": record / (cfg.log_every * bare),

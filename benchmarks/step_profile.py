@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -23,13 +21,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from architecture.registry import build_config, build_model
-from architecture.tokenizer import get_tokenizer
-from training.config import TrainConfig
+from benchmarks.toy_run import toy_run
 from training.data_loader import TrainLoader
 from training.data_sources import open_dataset
 from training.provenance import provenance
-from training.run import open_run
 from training.trainer import take_batches, train_step
 
 RESULT = Path(__file__).parent / "results" / "step_profile.json"
@@ -87,31 +82,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10, help="steps of each kind (default: 10)")
     parser.add_argument("--label", default="now", help="name of the entry (default: now)")
     args = parser.parse_args(argv)
-    cfg = TrainConfig(
-        dataset="bundled", device="cpu", dtype="float32", out_dir="model", use_tensorboard=False
-    )
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    tokenizer = get_tokenizer(cfg.tokenizer)
-    config = build_config("gptoss", cfg.model_size)
-    model = build_model("gptoss", config)
-    source = open_dataset("bundled", split="train")
-    home, waits, steps = os.getcwd(), [], []
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            with open_run(cfg, model, tokenizer, source, None) as (run, progress):
-                for _ in range(args.steps + 3):
-                    began = time.perf_counter()
-                    train_step(run, progress)
-                    steps.append(time.perf_counter() - began)
-                for _ in range(args.steps):
-                    began = time.perf_counter()
-                    take_batches(run, progress)
-                    waits.append(time.perf_counter() - began)
-                    train_step(run, progress)
-                parts = shares(lambda: train_step(run, progress), args.steps)
-        finally:
-            os.chdir(home)
+    waits, steps = [], []
+    with toy_run(use_tensorboard=False) as (run, progress):
+        cfg, config, tokenizer = run.cfg, run.model.config, run.tokenizer
+        for _ in range(args.steps + 3):
+            began = time.perf_counter()
+            train_step(run, progress)
+            steps.append(time.perf_counter() - began)
+        for _ in range(args.steps):
+            began = time.perf_counter()
+            take_batches(run, progress)
+            waits.append(time.perf_counter() - began)
+            train_step(run, progress)
+        parts = shares(lambda: train_step(run, progress), args.steps)
     step = statistics.median(steps[3:])
     with TrainLoader(
         open_dataset("bundled", split="train"),

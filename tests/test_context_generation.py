@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_generation import tiny_tokenizer
+from test_generation import far_from_flat
 
 import sample
 from architecture import generation
@@ -29,11 +29,7 @@ def build(cls=ContextTransformer, config_class=ContextConfig, **more) -> Transfo
     """In float64, far from flat, so that the text depends on the state."""
     generator = torch.Generator().manual_seed(0)
     model = cls(config_class(**SHAPE, **more), generator=generator).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    model.tokenizer = tiny_tokenizer()
-    return model.eval()
+    return far_from_flat(model, generator)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,11 @@ def build(seed: int = 0, **changes) -> Transformer:
     model = Transformer(
         dataclasses.replace(CONFIG, **changes), generator=torch.Generator().manual_seed(seed)
     ).double()
-    generator = torch.Generator().manual_seed(seed + 1)
+    return far_from_flat(model, torch.Generator().manual_seed(seed + 1))
+
+
+def far_from_flat(model: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module:
+    """The model with noise on its weights and a tokenizer, in eval mode."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)

@@ -42,7 +42,7 @@ def through_torch_save(value, folder):
 
 def test_shipped_tokenizer_has_a_vocabulary_that_needs_no_padding():
     encoding = get_tokenizer("stories4k")
-    assert encoding.n_vocab == padded_vocab_size(encoding) == 4096
+    assert encoding.n_vocab == padded_vocab_size(encoding.n_vocab) == 4096
     assert encoding.eot_token == 4095
 
 
@@ -104,7 +104,7 @@ def test_state_with_other_ranks_or_pattern_is_refused():
 )
 def test_well_known_tokenizers_end_with_end_of_text(shared_cache, tmp_path, name, eot, padded):
     encoding = get_tokenizer(name)
-    assert (encoding.eot_token, padded_vocab_size(encoding)) == (eot, padded)
+    assert (encoding.eot_token, padded_vocab_size(encoding.n_vocab)) == (eot, padded)
     state = through_torch_save(tokenizer_state(encoding), tmp_path)
     assert "ranks" not in state and tokenizer_from_state(state) is encoding
     lengths = token_byte_lengths(encoding, padded)

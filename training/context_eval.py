@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
     from training.saved_state import saved_settings
 
     path = find_checkpoint(args.checkpoint, say)
-    before = saved_settings(registry.read_checkpoint(path), path)
+    saved = registry.read_checkpoint(path)
+    before = saved_settings(saved, path)
     dataset, val_dataset, column = args.dataset, args.val_dataset, args.text_column
     if dataset is None and val_dataset is None:
         if "dataset" not in before:
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             before[k] for k in ("dataset", "val_dataset", "text_column")
         )
     device = machine.choose_device(args.device)
-    model = registry.load_model(path, device=device)
+    model = registry.model_of(saved, path).to(device)
     carries = getattr(model, "carries", False)
     window = (
         model.config.segment_length

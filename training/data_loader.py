@@ -209,19 +209,39 @@ class LaneRows:
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """inputs and targets, each (num_rows, block_size) int64; (num_rows,) bool: begins a document"""
-        shape = len(self.tokens), self._block_size
-        inputs, targets = np.full(shape, self._eot), np.full(shape, IGNORE_INDEX)
         lanes = list(self.tokens)
-        reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target was left
-        for row, rest in enumerate(lanes):
-            if reset[row]:
-                rest = np.concatenate([self._eot, next(self._documents), self._eot])
-            segment = rest[: self._block_size + 1]
-            inputs[row, : len(segment) - 1] = segment[:-1]
-            targets[row, : len(segment) - 1] = segment[1:]
-            lanes[row] = rest[len(segment) - 1 :]
+
+        def next_document():
+            return np.concatenate([self._eot, next(self._documents), self._eot])
+
+        segments = next_segments(lanes, next_document, self._block_size, int(self._eot[0]))
         self.tokens = lanes
-        return inputs, targets, reset
+        return segments
+
+
+def next_segments(
+    lanes: list[np.ndarray],
+    next_document: Callable[[], np.ndarray],
+    block_size: int,
+    eot: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The next block_size tokens of each lane, in which a document follows when one has ended.
+
+    lanes: what is left of each one's document, its last input first; changed in place.
+    Returns inputs and targets, each (lanes, block_size) int64, where nothing is left EOT and -100; and
+    (lanes,) bool: begins a document.
+    """
+    shape = len(lanes), block_size
+    inputs, targets = np.full(shape, eot), np.full(shape, IGNORE_INDEX)
+    reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target was left
+    for row, rest in enumerate(lanes):
+        if reset[row]:
+            rest = next_document()
+        segment = rest[: block_size + 1]
+        inputs[row, : len(segment) - 1] = segment[:-1]
+        targets[row, : len(segment) - 1] = segment[1:]
+        lanes[row] = rest[len(segment) - 1 :]
+    return inputs, targets, reset
 
 
 def validation_batches(

@@ -12,7 +12,7 @@ import torch
 
 from architecture.interface import IGNORE_INDEX
 from training.data_documents import Source
-from training.data_loader import encode
+from training.data_loader import encode, next_segments
 
 
 def validation_lanes(
@@ -38,16 +38,9 @@ def validation_lanes(
     )
     lanes = [eot] * batch_size  # what is left of each lane's document
     while True:
-        inputs = np.full((batch_size, block_size), tokenizer.eot_token)
-        targets = np.full((batch_size, block_size), IGNORE_INDEX)
-        reset = np.array([len(rest) == 1 for rest in lanes])
-        for row, rest in enumerate(lanes):
-            if reset[row]:
-                rest = next(documents, eot)
-            segment = rest[: block_size + 1]
-            inputs[row, : len(segment) - 1] = segment[:-1]
-            targets[row, : len(segment) - 1] = segment[1:]
-            lanes[row] = rest[len(segment) - 1 :]
+        inputs, targets, reset = next_segments(
+            lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
+        )
         if (targets == IGNORE_INDEX).all():
             return
         batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if resets else {})

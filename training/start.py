@@ -78,24 +78,38 @@ def require_program(cfg: TrainConfig, model: str) -> None:
 
 def new_model(command: CommandLine) -> Start:
     """A preset, changed by overrides, with the vocabulary of the tokenizer."""
-    cfg, overrides = command.config, command.model_overrides
+    cfg = command.config
     require_program(cfg, cfg.model)
     tokenizer = get_tokenizer(cfg.tokenizer)
-    vocab_size = overrides.get("vocab_size", padded_vocab_size(tokenizer))
-    if vocab_size < tokenizer.n_vocab:
+    return cfg, tokenizer, new_config(command, tokenizer.n_vocab), None
+
+
+def new_config(command: CommandLine, n_vocab: int) -> Any:
+    """The config of a new model for a tokenizer of n_vocab ids."""
+    cfg, overrides = command.config, command.model_overrides
+    vocab_size = overrides.get("vocab_size", padded_vocab_size(n_vocab))
+    if vocab_size < n_vocab:
         raise ValueError(
-            f"vocab_size must hold the {tokenizer.n_vocab} ids of tokenizer {cfg.tokenizer}, got "
+            f"vocab_size must hold the {n_vocab} ids of tokenizer {cfg.tokenizer}, got "
             f"{vocab_size}; leave it out to have it follow the tokenizer"
         )
-    used = tokenizer.n_vocab if tokenizer.n_vocab < vocab_size else None
+    used = n_vocab if n_vocab < vocab_size else None
     if overrides.get("used_vocab_size", used) != used:
         raise ValueError(
             f"used_vocab_size follows the tokenizer ({used or 'none'} for {cfg.tokenizer}), got "
             f"{overrides['used_vocab_size']}; leave it out"
         )
     sizes = {"vocab_size": vocab_size, "used_vocab_size": used}
-    config = registry.build_config(cfg.model, cfg.model_size, overrides | sizes)
-    return cfg, tokenizer, config, None
+    return registry.build_config(cfg.model, cfg.model_size, overrides | sizes)
+
+
+def require_context(cfg: TrainConfig, config: Any) -> None:
+    """ValueError for rows that are longer than the model's context."""
+    if cfg.block_size > config.context_limit:
+        raise ValueError(
+            f"block_size must be at most the model's context limit of {config.context_limit} tokens "
+            f"(initial_context_length * rope_scaling_factor), got {cfg.block_size}; lower it or raise those"
+        )
 
 
 def given_weights(command: CommandLine) -> Start:

@@ -31,11 +31,7 @@ def run(command: CommandLine) -> int:
     from training.data_sources import choose_dataset, open_dataset
 
     cfg, tokenizer, config, saved = start.starting_point(command)
-    if cfg.block_size > config.context_limit:
-        raise ValueError(
-            f"block_size must be at most the model's context limit of {config.context_limit} tokens "
-            f"(initial_context_length * rope_scaling_factor), got {cfg.block_size}; lower it or raise those"
-        )
+    start.require_context(cfg, config)
     where = device.choose_device(cfg.device)
     cfg = replace(cfg, device=str(where), dtype=device.choose_dtype(cfg.dtype, where))
     if cfg.dry_run:

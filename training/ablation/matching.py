@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from architecture import registry
-from architecture.tokenizer import get_tokenizer, padded_vocab_size
+from architecture.tokenizer import get_tokenizer
 from training.ablation.spec import Arm, Spec
-from training.command_line import CommandLine, parse_command_line
+from training.command_line import parse_command_line
 from training.config import TrainConfig, as_text
 from training.data_sources import AUTO
+from training.start import new_config, require_context
 
 TOLERANCE = 0.02  # of the reference's figure on the axis
 ENOUGH = 0.01  # where multiples of 8, which GPUs like, come this near, no other size is tried
@@ -111,12 +112,9 @@ def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
     """Settings as train.py understands them, and the model's config; ValueError names the arm."""
     try:
         command = parse_command_line(flags(settings), model_fields)
-        cfg, config = command.config, model_config(command)
-        if cfg.block_size > config.context_limit:
-            raise ValueError(
-                f"block_size must be at most the model's context limit of {config.context_limit} tokens, "
-                f"got {cfg.block_size}; lower it or raise initial_context_length"
-            )
+        cfg = command.config
+        config = new_config(command, _vocabulary(cfg.tokenizer).n_vocab)  # as train.py will
+        require_context(cfg, config)
     except ValueError as error:
         raise ValueError(f"arm {name}: {error}") from None
     return cfg, config
@@ -126,15 +124,6 @@ def flags(settings: dict[str, Any]) -> list[str]:
     """Settings as train.py's command line has them."""
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return [f"--{name}={as_text(value)}" for name, value in plain.items()]
-
-
-def model_config(command: CommandLine) -> Any:
-    """The config that train.py will build, from counts alone: the vocabulary follows the tokenizer."""
-    cfg = command.config
-    vocabulary = _vocabulary(cfg.tokenizer)
-    size, padded = vocabulary.n_vocab, padded_vocab_size(vocabulary)
-    sizes = {"vocab_size": padded, "used_vocab_size": size if size < padded else None}
-    return registry.build_config(cfg.model, cfg.model_size, sizes | command.model_overrides)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]
     parameters: what the plan says; a run of any other number is none of it.
     """
     records, starts = records_of(folder), facts(folder).get("starts") or [{}]
-    final = final_record(folder) or {}
+    final = closing(records) or {}
     status, message = ("ok", "") if final else failure(code, last_line(log_of(folder)))
     if final and final["final/parameters"] != parameters:
         told = f"{final['final/parameters']:,} parameters, and the plan says {parameters:,}"
@@ -66,7 +66,11 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 
 def final_record(folder: Path) -> dict[str, Any] | None:
     """The closing record of a training run; None where it has not ended well."""
-    return next((record for record in records_of(folder) if "final/loss" in record), None)
+    return closing(records_of(folder))
+
+
+def closing(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((record for record in records if "final/loss" in record), None)
 
 
 def facts(folder: Path) -> dict[str, Any]:

@@ -24,24 +24,23 @@ def verdicts(
     spec: Spec, arms: dict[str, PlannedArm], results: Results, seeds: tuple[int, ...] | None = None
 ) -> list[Verdict]:
     """All pairs of the headline, corrected for one another; of all seeds, or of some."""
-    asked = spec.seeds if seeds is None else seeds
     found, differences = [], []
     for first, second in spec.pairs(spec.expanded()):
         one, other = ended_well(first, results), ended_well(second, results)
-        seeds = tuple(seed for seed in asked if seed in one and seed in other)
+        shared = tuple(s for s in seeds or spec.seeds if s in one and s in other)
         refused = ""
-        if len(seeds) < 2:
+        if len(shared) < 2:
             refused = "fewer than two seeds ended well in both arms"
         elif arms[first].data == arms[second].data and any(
-            one[seed]["first_batch_sha256"] != other[seed]["first_batch_sha256"] for seed in seeds
+            one[seed]["first_batch_sha256"] != other[seed]["first_batch_sha256"] for seed in shared
         ):
             refused = "the two arms saw different batches at the same seed"
-        found.append((first, second, seeds, refused))
-        scores = [one[seed][spec.measure] - other[seed][spec.measure] for seed in seeds]
+        found.append((first, second, shared, refused))
+        scores = [one[seed][spec.measure] - other[seed][spec.measure] for seed in shared]
         differences.append([] if refused else scores)
     return [
-        Verdict(first, second, seeds, comparison, refused)
-        for (first, second, seeds, refused), comparison in zip(found, compare(differences))
+        Verdict(first, second, shared, comparison, refused)
+        for (first, second, shared, refused), comparison in zip(found, compare(differences))
     ]
 
 
