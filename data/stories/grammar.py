@@ -58,10 +58,11 @@ def pick(rng: random.Random, options):
 def expand(template: str, slots: Mapping[str, str], rng: random.Random) -> str:
     """One way of saying the template, with capital letters where sentences begin."""
     words = []
-    _expand(parse(template), slots, rng, words)
+    _expand(parse(template), slots, rng.random, words.append)
     text = _SPACE_BEFORE.sub("", _SPACES.sub(" ", "".join(words))).strip()
     text = _AN.sub(r"\1n ", text)
-    text = _AFTER_INTERJECTION.sub(_lower_second, text)
+    if ", " in text:
+        text = _AFTER_INTERJECTION.sub(_lower_second, text)
     return _BEGINNING.sub(lambda match: match[1] + match[2].upper(), text)
 
 
@@ -70,11 +71,13 @@ def _lower_second(match):
     return f"{interjection} {word.lower()}"
 
 
-def _expand(parts, slots, rng, words):
+def _expand(parts, slots, draw, say):
+    # The loader's hot spot: the test by exact type, the commonest first, and no call for a choice.
     for part in parts:
-        if isinstance(part, tuple):
-            _expand(pick(rng, part), slots, rng, words)
-        elif isinstance(part, _Slot):
-            _expand(parse(slots[part]), slots, rng, words)
+        kind = type(part)
+        if kind is str:
+            say(part)
+        elif kind is _Slot:
+            _expand(parse(slots[part]), slots, draw, say)
         else:
-            words.append(part)
+            _expand(part[int(draw() * len(part))], slots, draw, say)

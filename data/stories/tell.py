@@ -3,7 +3,6 @@
 import itertools
 import random
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,9 +71,9 @@ def _is_well_told(told: Story) -> bool:
     """Everything the story names comes up again, and the length is right."""
     facts = told.facts
     named = [c.name for c in facts.characters if c.name in world.NAMES]
-    words = Counter(_WORD.findall(told.text))
+    words = _WORD.findall(told.text)
     seen = f"{facts.adjective} {facts.object}" in told.text
-    repeated = all(words[word] >= 2 for word in (*named, facts.object, *facts.places))
+    repeated = all(words.count(word) >= 2 for word in (*named, facts.object, *facts.places))
     return seen and repeated and MIN_WORDS <= len(told.text.split()) <= MAX_WORDS
 
 
