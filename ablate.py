@@ -15,8 +15,10 @@ from training.command_line import Parser, exit_code
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="ablate.py",
+        usage="ablate.py SPEC.yaml [--plan] [--jobs N] [--resume] [--out_dir DIR] [--SETTING VALUE ...]",
         description="Run a grid of comparison runs and write a report with verdicts.",
-        epilog=f"{spec.__doc__}\nA failed run is a result: --resume leaves it; delete its line in "
+        epilog="A flag of train.py, as --dataset FILE, is a setting over the base's.\n\n"
+        f"{spec.__doc__}\nA failed run is a result: --resume leaves it; delete its line in "
         "results.jsonl to have it made again.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -30,7 +32,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true",
         help="go on with the newest report of this specification, or the one in --out_dir")  # fmt: skip
     add("--out_dir", type=Path, metavar="DIR", help="default: runs/ablations/NAME-TIME")
-    return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    args.over_base = settings(rest)
+    return args
+
+
+def settings(words: list[str]) -> dict[str, str]:
+    """{name: value} of --name VALUE and --name=VALUE; what they are is checked with the arms."""
+    words, found = list(words), {}
+    while words:
+        name, given, value = words.pop(0).partition("=")
+        if not name.startswith("--") or not (given or words):
+            raise ValueError(f"{name!r} is no flag and no setting, which is written as --name VALUE; --help lists the flags")  # fmt: skip
+        found[name.removeprefix("--")] = value if given else words.pop(0)
+    return found
 
 
 def run(args: argparse.Namespace, **tools) -> None:
@@ -38,6 +53,7 @@ def run(args: argparse.Namespace, **tools) -> None:
 
     experiment.run(
         args.spec,
+        over_base=args.over_base,
         plan_only=args.plan,
         jobs=args.jobs,
         resume=args.resume,

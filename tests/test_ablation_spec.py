@@ -246,6 +246,26 @@ def test_the_command_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, c
     assert capsys.readouterr().err.startswith("ablate.py: error: absent.yaml: cannot be read")
 
 
+def test_flags_of_train_stand_over_the_base_and_under_an_arm(tmp_path, capsys):
+    path = tmp_path / "spec.yaml"
+    plain = spec_of(
+        tmp_path, base={"batch_size": 4, "block_size": 32}, arms={"a": {}, "b": {"block_size": 64}}
+    )
+    given = ablate.parse([str(path), "--batch_size=2", "--block_size", "16", "--plan"])
+    assert given.plan and given.over_base == {"batch_size": "2", "block_size": "16"}
+    spec = read_spec(path, given.over_base)
+    assert spec.sha256 != plain.sha256  # so that --resume without them is refused
+    assert {n: a.tokens_per_step for n, a in matching.plan(spec).items()} == {"a": 32, "b": 128}
+    for words, told in {
+        ("--max_iters=7",): "the command line sets max_iters, which is not its to set",
+        ("--bath_size=7",): "arm a: flag '--bath_size' is unknown; did you mean",
+        ("--batch_size",): "'--batch_size' is no flag and no setting",
+        ("seven",): "'seven' is no flag and no setting",
+    }.items():
+        assert ablate.main([str(path), "--plan", *words]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_help_explains_every_key_of_a_specification(capsys):
     with pytest.raises(SystemExit):
         ablate.main(["--help"])

@@ -43,20 +43,21 @@ class Experiment:
 def run(
     path: Path,
     *,
+    over_base: dict[str, str] | None = None,
     plan_only: bool = False,
     jobs: int = 1,
     resume: bool = False,
     out_dir: Path | None = None,
     launch: Launch = launch,
 ) -> None:
-    """What ablate.py does. Raises ValueError for bad input, before anything runs, and KeyboardInterrupt
-    after Ctrl-C or SIGTERM, with everything stopped and saved.
+    """What ablate.py does. over_base: settings in place of the base's. Raises ValueError for bad input,
+    before anything runs, and KeyboardInterrupt after Ctrl-C or SIGTERM, with everything stopped and saved.
     """
     if jobs < 1 or (gpus() and jobs > len(gpus())):
         most = f" and at most the number of GPUs ({len(gpus())})" if gpus() else ""
         raise ValueError(f"--jobs must be at least 1{most}, got {jobs}")
     require_tensorboard()  # not after hours
-    spec = read_spec(path)
+    spec = read_spec(path, over_base)
     folder = _earlier(spec, out_dir) if resume else None
     stored = plan_file.read(path if path.suffix == ".json" else folder and folder / plan_file.NAME)
     if stored and stored.sha256 != spec.sha256:
@@ -85,7 +86,8 @@ def run(
             report.write(spec, arms, results, folder, jobs)
         except KeyboardInterrupt:
             names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
-            say(f"go on with: python ablate.py {names}")
+            flags = "".join(f" --{key} {quote(value)}" for key, value in (over_base or {}).items())
+            say(f"go on with: python ablate.py {names}{flags}")
             raise
     say(f"wrote {folder / 'report.md'}")
 

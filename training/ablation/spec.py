@@ -170,16 +170,21 @@ class Spec:
         return pairs
 
 
-def read_spec(path: str | Path) -> Spec:
-    """The specification in a YAML file, or in a plan.json; ValueError, one sentence, for anything wrong."""
+def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> Spec:
+    """The specification in a YAML file, or in a plan.json; ValueError, one sentence, for anything wrong.
+
+    over_base: settings that take the place of the base's.
+    """
     path = Path(path)
     try:
         if path.suffix == ".json":
             plan = _mapping(
                 "a plan.json", parse_json(path.read_bytes())
             )  # YAML reads 1e-05 as text
-            return _spec(_mapping("spec", plan.get("spec")), path)
-        return _spec(_read(path), path)
+            values = _mapping("spec", plan.get("spec"))
+        else:
+            values = _read(path)
+        return _spec(values, path, over_base or {})
     except ValueError as error:
         told = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: {told}") from None
@@ -192,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(str(error).removeprefix("--config ")) from None
 
 
-def _spec(values: dict[str, Any], path: Path) -> Spec:
+def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> Spec:
     known = [f.name for f in fields(Spec) if f.name != "factors"] + ["config"]
     for key in values:
         if key not in known:
@@ -221,6 +226,7 @@ def _spec(values: dict[str, Any], path: Path) -> Spec:
     if "config" in values:  # a recipe has a length of its own, which gives way to the budget
         recipe = _read(path.parent / cast("config", values["config"], str))
         base = {key: value for key, value in recipe.items() if key not in OWN} | base
+    base |= _settings("the command line", over_base)
     axis = cast("axis", values.get("axis", "none"), Axis)
     equalised = axis not in ("none", "time")
     if "adjust" in values and not equalised:
