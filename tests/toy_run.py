@@ -25,6 +25,8 @@ TINY = (
     "--eval_tokens 256 --log_every 1"
 ).split()
 
+SAMPLE_TOKENS = 24  # of a run's stories, which a model without a context limit would tell for 300
+
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
@@ -109,8 +111,9 @@ def _run(argv, folder, logs, at_step, action, environment, script):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(folder)
     os.environ.update(environment)  # before anything that reads it is imported
-    from training import trainer
+    from training import reporting, trainer
 
+    reporting.SAMPLE_TOKENS = SAMPLE_TOKENS
     train_step = trainer.train_step
 
     def interrupted_train_step(run, progress):
@@ -131,7 +134,8 @@ def run_here(folder: Path, *flags, script: str = "train") -> int:
     """train.main(FLAGS) in this process, with `folder` as its working directory: the exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.reporting.SAMPLE_TOKENS", SAMPLE_TOKENS)
         try:
             return importlib.import_module(script).main([str(flag) for flag in flags])
         finally:
