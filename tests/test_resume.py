@@ -247,7 +247,7 @@ def test_resume_refuses_what_changes_the_sequence(straight, capsys, flag, value,
     assert run_here(straight, "--resume", "--out_dir", "model", f"--{flag}", value) == 2
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
-    assert "these may change: eval_every, keep, log_every, save_every" in error
+    assert "these may change: eval_every, final_eval_tokens, keep, log_every, save_every" in error
     assert listing(straight) == before
 
 

@@ -75,7 +75,10 @@ class TrainConfig:
 
     # evaluation, checkpoints, logs
     eval_every: int = option(250, "steps between evaluations", at_least=1)
-    eval_tokens: int = option(65_536, "tokens per evaluation; the closing one has all", at_least=1)
+    eval_tokens: int = option(65_536, "tokens per evaluation", at_least=1)
+    final_eval_tokens: int | None = option(
+        None, "tokens of the closing evaluation; none = all", at_least=1
+    )
     eval_only: str | None = option(
         None,
         "checkpoint, or folder of a run, to evaluate in place of training; "
@@ -149,7 +152,9 @@ def as_text(value: Any) -> str:
 # None of these touches the sequence of updates. max_iters and max_minutes would: warmup and decay
 # are shares of the run, so another length is another learning rate from the first step on; and with
 # other eval_tokens best.json would compare losses of different tokens.
-RESUMABLE_CHANGES = frozenset({"eval_every", "save_every", "keep", "log_every", "use_tensorboard"})
+RESUMABLE_CHANGES = frozenset(
+    {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
+)
 
 # About this call and not about the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "out_dir", "dry_run"})

@@ -98,8 +98,9 @@ def train(
             if stopping:
                 raise Stopped(run.stop, path, cfg.program)
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
-        found = evaluated[1] if evaluated and all_scored else None
-        return close(run, progress, batches(), found)
+        same = all_scored or cfg.final_eval_tokens == cfg.eval_tokens
+        found = evaluated[1] if evaluated and same else None
+        return close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found)
 
 
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
@@ -186,14 +187,15 @@ def close(
     batches: Iterable[dict[str, torch.Tensor]],
     found: evaluate.Evaluation | None,
 ) -> dict[str, Any]:
-    """Evaluate on all validation tokens, show stories and the next commands; the closing summary.
+    """Evaluate on the closing's tokens, show stories and the next commands; the closing summary.
 
-    found: the last evaluation, if that was of all tokens already.
+    found: the last evaluation, if that was of the same tokens already.
     """
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
     if found is None:
-        run.writer.say("closing evaluation on all validation tokens ...")
+        many = f"{cfg.final_eval_tokens:,}" if cfg.final_eval_tokens else "all"
+        run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
             found = evaluate.evaluate(
                 run.compiled,

@@ -196,7 +196,12 @@ def comparability(runs: list[LoggedRun]) -> list[str]:
     if_different(
         "eval_tokens",
         lambda run: run.setting("eval_tokens"),
-        "the curves are of other validation tokens and do not compare; the closing figures are of all",
+        "the curves are of other validation tokens and do not compare",
+    )
+    if_different(
+        "final_eval_tokens",
+        lambda run: run.setting("final_eval_tokens") or "all",
+        "the closing figures are of other validation tokens and do not compare",
     )
     if_different(
         "block_size",
