@@ -1,14 +1,16 @@
-"""Keep the figures of a finished run: its command, commit, curve, closing figures and stories.
+"""Keep the figures of finished runs: their commands, commits, curves, closing figures and stories.
 
-    python -m benchmarks.record_run OUT_DIR --out benchmarks/results/NAME.json [--tinystories FOLDER]
+    python -m benchmarks.record_run OUT_DIR [OUT_DIR ...] --out benchmarks/results/NAME.json [--tinystories FOLDER]
 
-Paths that begin with FOLDER are written as $TINYSTORIES.
+Several are seeds of one recipe: mean, deviation and each one's bits per byte come first. Paths that begin with
+FOLDER are written as $TINYSTORIES, and the folders of runs by their last name.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,33 @@ def figures(out_dir: Path) -> dict[str, Any]:
     return {**facts, "final": final, "curve": curve, "stories": stories}
 
 
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Bits per byte over the seeds; ValueError for runs that differ in more than that."""
+    free = {"seed", "out_dir"}
+    recipes = [{k: v for k, v in run["train"].items() if k not in free} for run in runs]
+    if any(recipe != recipes[0] for recipe in recipes) or any(
+        run["model"] != runs[0]["model"] for run in runs
+    ):
+        raise ValueError("runs that are kept together may differ in seed and out_dir alone")
+    scores = {str(run["train"]["seed"]): run["final"]["final/bits_per_byte"] for run in runs}
+    return {
+        "bits_per_byte": scores,
+        "mean": statistics.fmean(scores.values()),
+        "deviation": statistics.stdev(scores.values()),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("out_dir", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tinystories", help="folder to be written as $TINYSTORIES")
     args = parser.parse_args()
-    text = json.dumps(figures(args.out_dir), indent=1, ensure_ascii=False)
+    runs = [figures(out_dir) for out_dir in args.out_dir]
+    found = runs[0] if len(runs) == 1 else summary(runs) | {"runs": runs}
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    for out_dir in args.out_dir:
+        text = text.replace(f"{out_dir.resolve().parent}/", "")
     if args.tinystories:
         text = text.replace(args.tinystories.rstrip("/") + "/", "$TINYSTORIES/")
     args.out.write_text(text + "\n", encoding="utf-8")
