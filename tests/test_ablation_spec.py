@@ -1,5 +1,6 @@
 """Specifications of ablations: what is refused, how arms are matched, and that the shipped ones hold."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from architecture.tokenizer import DOWNLOADS
 from training.ablation import matching
 from training.ablation.learning_rates import best_rate, next_rates
 from training.ablation.spec import FIRST_SEEDS, read_spec
+from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
 BASE = {"dataset": "bundled", "tokenizer": "bundled1536", "hidden_size": 96, "num_attention_heads": 6,
@@ -40,7 +42,7 @@ def planned(tmp_path, **changes):
 
 def test_every_question_that_people_bring_has_a_specification():
     assert {path.stem for path in SHIPPED} >= {"gpt2_vs_gptoss", "nano_gpt_oss_table", "ladder",
-        "nano_gpt_oss_table_small", "balancing", "granularity", "optimizer"}  # fmt: skip
+        "nano_gpt_oss_table_small", "balancing", "granularity", "optimizer", "context_vector"}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -53,6 +55,31 @@ def test_a_shipped_specification_plans_without_building_a_model(path, monkeypatc
         for arm in arms.values():
             target = arms[arm.reference].axes[spec.axis]
             assert arm.axes[spec.axis] == pytest.approx(target, rel=0.02)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_a_shipped_plan_prints_is_what_is_trained(path):
+    for arm in matching.plan(read_spec(path)).values():
+        cfg, config = matching.resolve(arm.name, arm.settings)
+        assert cfg.program == f"train{'_context' * (cfg.model == 'gptoss_context')}.py"
+        shapes = parameter_shapes(cfg.model, config)
+        assert sum(shape.numel() for shape in shapes.values()) == arm.axes["total"]
+        assert arm.axes["flops"] == config.flops_per_token(cfg.block_size)
+
+
+def test_the_context_vectors_arms_differ_in_what_they_are_asked_about():
+    spec = read_spec(next(path for path in SHIPPED if path.stem == "context_vector"))
+    arms = matching.plan(spec)
+    carried, zeroed, trunk, whole = (
+        matching.resolve(name, arm.settings) for name, arm in arms.items()
+    )
+    assert zeroed == (carried[0], replace(carried[1], carry_state=False)) != carried
+    rows = [(cfg.packing, cfg.batch_size, cfg.block_size, cfg.micro_batches) for cfg, _ in (carried, trunk, whole)]  # fmt: skip
+    assert rows == [("lanes", 8, 64, 4), ("lanes", 8, 64, 4), ("lanes", 9, 512, 1)]
+    assert trunk[1] == whole[1] and trunk[0].lr == carried[0].lr == whole[0].lr
+    assert arms["carried"].data == arms["trunk_segments"].data  # so that their batches are compared
+    ((start, end, others),) = spec.gaps(spec.expanded())
+    assert (start, end, others) == ("trunk_segments", "trunk_whole", ["carried", "zeroed"])
 
 
 def test_the_table_of_nine_rows_has_the_sizes_that_it_printed():
@@ -131,6 +158,20 @@ def test_shared_settings_that_a_model_lacks_are_named_and_not_lost(tmp_path):
         planned(tmp_path, base=BASE | {"num_expert": 6})
 
 
+def test_an_arm_that_carries_a_state_is_planned_as_train_context_will_run_it(tmp_path):
+    arms = {"a": {}, "carried": {"model": "gptoss_context", "gated_update": False}}
+    base = BASE | {"packing": "lanes", "tbptt": 3, "gated_update": True}
+    found = planned(tmp_path, base=base, arms=arms, axis="active")
+    assert found["a"].without == ("gated_update", "tbptt") and found["carried"].without == ()
+    (trunk, _), (cfg, config) = (matching.resolve(name, found[name].settings) for name in found)
+    assert (trunk.program, trunk.micro_batches) == ("train.py", 1)
+    assert (cfg.program, cfg.micro_batches) == ("train_context.py", 3)
+    assert config.segment_length == cfg.block_size == 32 and not config.gated_update
+    assert found["carried"].data == found["a"].data and found["carried"].tokens is None
+    with pytest.raises(ValueError, match="arm carried: packing must be one of lanes; got 'packed'"):
+        planned(tmp_path, base=base | {"packing": "packed"}, arms=arms)
+
+
 def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
     spec = spec_of(tmp_path, axis="time", search_budget={"tokens": 5_120})
     arms = matching.plan(spec)
@@ -146,14 +187,17 @@ def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
 def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
     import json
 
-    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]],
-                   learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})  # fmt: skip
+    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], segments=32,
+                   gap=["a", "b"], learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})  # fmt: skip
     spec = spec_of(tmp_path, **changes)
     plan = {"spec": spec.as_values(), "sha256": spec.sha256, "arms": {}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     again = read_spec(tmp_path / "plan.json")
     assert again == spec and again.sha256 == spec.sha256
     assert spec_of(tmp_path, **changes | {"seeds": [1, 3]}).sha256 != spec.sha256
+    assert spec.gaps(spec.expanded())[1] == (
+        "a@num_hidden_layers=3", "b@num_hidden_layers=3", ["dense@num_hidden_layers=3"]
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ the search
@@ -203,6 +247,11 @@ REFUSED = {
     "base sets max_iters, which is not its to set": {"base": BASE | {"max_iters": 3}},
     "an arm's name must be letters": {"arms": {"a/b": {}}},
     "measure must be one of bits_per_byte": {"measure": "accuracy"},
+    "measure loss_after_first_segment is of the loss by segment and needs segments": {"measure": "loss_after_first_segment"},
+    "gap is of the loss by segment and needs segments": {"gap": ["a", "b"]},
+    "gap must be two different arms; got ['a']": {"gap": ["a"]},
+    "gap names the arm 'c', which is none": {"gap": ["a", "c"], "segments": 32},
+    "segments must be at least 1, got 0": {"segments": 0},
 }  # fmt: skip
 
 
@@ -224,6 +273,10 @@ UNPLANNABLE = {
     "model must be one of gptoss": {"arms": {"a": {}, "b": {"model": "gpt3"}}},
     "measure must be bits_per_byte, as losses under different tokenizers":
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "measure": "val_loss"},
+    "segments are of tokens, which all arms must have from one tokenizer; got bundled1536, stories4k":
+        {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "segments": 32},
+    "segments must be 32, the block_size of arm b, which carries its state from one of those to the next; got 64":
+        {"base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"model": "gptoss_context"}}, "segments": 64},
     "the arms must be scored on the same text": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ windows of its block_size and has one column, plain: with --segment_length its t
 rows. All columns score the same tokens of the same documents, so their differences are taken document by
 document. Standard errors are over documents: the tokens of one are not independent.
 
-The JSON goes to stdout, the table to stderr.
+The JSON goes to stdout or, with --out, to a file; the table to stderr.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.command_line import Parser, exit_code, say
@@ -48,8 +49,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="tokens of a row of the table, of a model without a state (default: its block_size)")  # fmt: skip
     add("--batch_size", type=int, default=32, metavar="N", help="documents at once (default: 32)")
     add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--out", type=Path, metavar="FILE", help="where the JSON goes (default: stdout)")
     args = parser.parse_args(argv)
-    for name, least in (("documents", 2), ("batch_size", 2), ("segment_length", 1)):
+    for name, least in (("documents", 2), ("batch_size", 2), ("segment_length", 1), ("threads", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
@@ -57,14 +60,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
+    import torch
+
     from architecture import registry
     from training import device as machine
+    from training.atomic_files import write_json_atomic
     from training.checkpoint import find_checkpoint
     from training.data_loader import encode
     from training.data_sources import open_dataset
     from training.provenance import provenance
     from training.saved_state import saved_settings
 
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     path = find_checkpoint(args.checkpoint, say)
     saved = registry.read_checkpoint(path)
     before = saved_settings(saved, path)
@@ -113,7 +120,10 @@ def run(args: argparse.Namespace) -> None:
         **provenance(),
     }
     say(as_text(found))
-    print(json.dumps(found, indent=1))
+    if args.out:
+        write_json_atomic(args.out, found)
+    else:
+        print(json.dumps(found, indent=1))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -172,7 +182,6 @@ def group_losses(
     from architecture.interface import IGNORE_INDEX
 
     length = max(map(len, group)) - 1
-    length += -length % window
     eot, device = group[0][0], next(model.parameters()).device
     inputs = torch.full((len(group), length), eot)
     targets = torch.full_like(inputs, IGNORE_INDEX)

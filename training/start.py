@@ -13,6 +13,7 @@ from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_f
 from training import checkpoint, costs
 from training.command_line import CommandLine, say
 from training.config import TrainConfig, as_text, check_resume
+from training.config_context import ContextTrainConfig
 from training.out_dir import earlier_starts, require_latest
 from training.saved_state import require_run_state, saved_settings
 
@@ -61,9 +62,15 @@ def with_segment_length(command: CommandLine) -> CommandLine:
     return command._replace(config=replace(cfg, block_size=asked), model_overrides=overrides)
 
 
+def settings_class(model: str) -> type[TrainConfig]:
+    """The settings of the script that trains a model."""
+    carries = getattr(registry.model_class(model), "carries", False)
+    return ContextTrainConfig if carries else TrainConfig
+
+
 def require_program(cfg: TrainConfig, model: str) -> None:
     """ValueError for a model that the other script trains."""
-    carries = getattr(registry.model_class(model), "carries", False)
+    carries = settings_class(model).carries
     if carries and not cfg.carries:
         raise ValueError(
             f"model {model} carries a state from segment to segment, which {cfg.program} does not; "

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
-from training.ablation import matching, plan_file, report
+from training.ablation import lanes, matching, plan_file, report
 from training.ablation.learning_rates import best_rate, next_rates, tidy
 from training.ablation.matching import PlannedArm
-from training.ablation.outcome import inference_outcome, training_outcome
+from training.ablation.outcome import training_outcome, written_outcome
 from training.ablation.pace import seconds_per_token
 from training.ablation.results import Results
-from training.ablation.runner import TRAIN, Job, Launch, as_interrupt, gpus, launch, run_jobs
+from training.ablation.runner import ROOT, Job, Launch, as_interrupt, gpus, launch, run_jobs
+from training.ablation.segments import segments_outcome
 from training.ablation.spec import FIRST_SEEDS, Spec, read_spec
 from training.ablation.verdict import ended_well, unresolved, verdicts
 from training.checkpoint import latest_checkpoint
@@ -75,8 +78,8 @@ def run(
     threads = stored.threads if stored else shared
     with as_interrupt(), Results(folder / "results.jsonl") as results:
         try:
-            if stored is None and matching.needs_pace(spec):
-                arms = _with_pace(spec, arms, folder, threads, launch)
+            if any(arm.steps is None for arm in arms.values()):
+                arms = _with_lengths(spec, arms, folder, threads, launch)
             if not (folder / plan_file.NAME).exists():
                 plan_file.write(folder / plan_file.NAME, spec, arms, threads)
             experiment = Experiment(spec, arms, threads, folder, results, launch, jobs)
@@ -137,10 +140,32 @@ def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
     return arms
 
 
-def _with_pace(
+def _with_lengths(
     spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
 ) -> dict[str, PlannedArm]:
-    """The arms with their lengths, by the pace that each has on this machine."""
+    """The arms with their lengths, by what is measured for them: tokens of a step, and the pace that each
+    has on this machine.
+    """
+    arms = {name: _with_tokens(arm) for name, arm in arms.items()}
+    pace = _paces(spec, arms, folder, threads, launch) if matching.needs_pace(spec) else {}
+    arms = matching.with_lengths(spec, arms, pace)
+    print(report.plan_text(spec, arms), flush=True)
+    return arms
+
+
+def _with_tokens(arm: PlannedArm) -> PlannedArm:
+    if arm.tokens_per_step is not None:
+        return arm
+    cfg, _ = matching.resolve(arm.name, arm.settings)
+    data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
+    source = open_dataset(cfg.dataset, split="train", **data)
+    return replace(arm, tokens_per_step=lanes.tokens_per_step(cfg, source))
+
+
+def _paces(
+    spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
+) -> dict[str, float]:
+    """Seconds per token of each arm."""
     pace, endless = {}, 10**9
     for name, arm in arms.items():
         say(f"{name}: measuring its pace")
@@ -150,9 +175,7 @@ def _with_pace(
             pace[name] = seconds_per_token(words, folder / "pace", launch)
         except ValueError as error:
             raise ValueError(f"arm {name} could not be timed: {error}") from None
-    arms = matching.with_lengths(spec, arms, pace)
-    print(report.plan_text(spec, arms), flush=True)
-    return arms
+    return pace
 
 
 # ------------------------------------------------------------------------------------ the runs
@@ -160,9 +183,10 @@ def _with_pace(
 
 def command(arm: PlannedArm, out_dir: Path, threads: int | None, **settings) -> list[str]:
     """What python is told to train an arm."""
+    script = str(ROOT / matching.config_class(arm.settings).program)
     defaults = {"keep": 1, "threads": threads}
     ours = {"use_tensorboard": False, "out_dir": str(out_dir.resolve())}
-    return [TRAIN, *matching.flags(defaults | arm.settings | settings | ours)]
+    return [script, *matching.flags(defaults | arm.settings | settings | ours)]
 
 
 def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: float) -> Job:
@@ -187,7 +211,7 @@ def search(x: Experiment) -> dict[str, float | None]:
         for name, arm in x.arms.items():
             given = [tidy(r * arm.lr) if x.spec.factors else r for r in x.spec.learning_rates]
             lines = x.results.of("search", name)
-            tried = {line["lr"]: line[x.spec.measure] for line in lines}
+            tried = {line["lr"]: line[x.spec.run_measure] for line in lines}
             rates[name] = best_rate(tried)
             new = next_rates(given, tried)
             jobs += [training_job(x, arm, "search", x.spec.search_seed, lr) for lr in new]
@@ -206,6 +230,8 @@ def judge(x: Experiment, rates: dict[str, float | None]) -> None:
         # seed by seed, so that what is there after a while compares
         jobs = [training_job(x, x.arms[n], "verdict", s, rates[n]) for s in seeds for n in names]
         run_jobs(jobs, x.results, x.launch, x.workers)
+        if x.spec.segments:
+            score_by_segment(x)
 
     run_seeds(trained, x.spec.seeds[:FIRST_SEEDS])
     if rest := x.spec.seeds[FIRST_SEEDS:]:
@@ -215,23 +241,53 @@ def judge(x: Experiment, rates: dict[str, float | None]) -> None:
             run_seeds(more, rest)
 
 
-def measure_inference(x: Experiment) -> None:
-    """Once per arm that has a checkpoint, one after the other."""
+def score_by_segment(x: Experiment) -> None:
+    """Every run that ended well."""
     jobs = []
-    for name, arm in x.arms.items():
+    for name in x.arms:
+        for seed, line in ended_well(name, x.results).items():
+            record = {"id": f"segments {name} seed {seed}", "phase": "segments", "arm": name, "seed": seed}  # fmt: skip
+            options = {"segment_length": x.spec.segments}
+            jobs += checkpoint_job(
+                x, line, record, "training.context_eval", options, segments_outcome
+            )
+    run_jobs(jobs, x.results, x.launch, x.workers)
+
+
+def measure_inference(x: Experiment) -> None:
+    """Once per arm that has a checkpoint, one after the other, all with a row of the longest block_size."""
+    jobs, module = [], "training.ablation.inference_cost"
+    options = {"tokens": max(arm.block_size for arm in x.arms.values())}
+    for name in x.arms:
         for line in ended_well(name, x.results).values():
-            checkpoint = latest_checkpoint(x.folder / line["folder"])
-            folder = x.folder / "runs" / _folder_name(x, arm) / "inference"
-            options = {"tokens": arm.block_size, "out": folder.with_suffix(".json").resolve(),
-                       "device": arm.settings.get("device", "auto")}  # fmt: skip
-            if threads := arm.settings.get("threads", x.threads):
-                options["threads"] = threads
-            words = ["-m", "training.ablation.inference_cost", str(checkpoint.resolve()),
-                     *(f"--{option}={value}" for option, value in options.items())]  # fmt: skip
             record = {"id": f"inference {name}", "phase": "inference", "arm": name}
-            jobs.append(Job(record, words, folder, inference_outcome))
-            break
+            if found := checkpoint_job(x, line, record, module, options, written_outcome):
+                jobs += found
+                break
     run_jobs(jobs, x.results, x.launch, workers=1)
+
+
+def checkpoint_job(
+    x: Experiment,
+    line: dict[str, Any],
+    record: dict[str, Any],
+    module: str,
+    options: dict[str, Any],
+    outcome: Callable[[Path, int], dict[str, Any]],
+) -> list[Job]:
+    """A module that looks at the newest checkpoint of the run of that line, and writes --out FILE; none where
+    somebody kept the results and not the run.
+    """
+    arm, checkpoint = x.arms[line["arm"]], latest_checkpoint(x.folder / line["folder"])
+    if checkpoint is None:
+        return []
+    place = record["phase"] + (f"-seed-{record['seed']}" if "seed" in record else "")
+    folder = x.folder / "runs" / _folder_name(x, arm) / place
+    options = options | {"out": folder.with_suffix(".json").resolve(), "device": arm.settings.get("device", "auto")}  # fmt: skip
+    if threads := arm.settings.get("threads", x.threads):
+        options["threads"] = threads
+    words = ["-m", module, str(checkpoint.resolve()), *(f"--{k}={v}" for k, v in options.items())]
+    return [Job(record, words, folder, outcome)]
 
 
 def _folder_name(x: Experiment, arm: PlannedArm) -> str:

@@ -1,7 +1,8 @@
 """What an arm costs to use: python -m training.ablation.inference_cost CHECKPOINT --tokens N --out FILE.json
 
-One row of N tokens, half of it read at once (prefill), the other half written one by one with the cache
-(decode); the median of some repeats. A process of its own, so that its peak memory is the model's.
+One row of N tokens, or as many as the model can read: half of it read at once (prefill), the other half
+written one by one as sample.py does (decode); the median of some repeats. A process of its own, so that its
+peak memory is the model's.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ def measure(checkpoint: Path, tokens: int, device_name: str) -> dict[str, float]
     """Bytes of the checkpoint and of its weights, peak memory in 1e9 bytes, tokens per second."""
     import torch
 
+    from architecture.generation import generate_steps, length_limit
     from architecture.registry import load_model
     from training.device import autocast, choose_device, choose_dtype, peak_memory_gb
 
     device = choose_device(device_name)
     model = load_model(checkpoint, device=device)
-    half = max(1, tokens // 2)
+    half = max(1, min(tokens, length_limit(model)) // 2)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.tokenizer.n_vocab, (1, half), generator=generator).to(device)
+    prompt = torch.randint(model.tokenizer.n_vocab, (1, half), generator=generator).tolist()
 
     def clock() -> float:
         if device.type == "cuda":
@@ -38,13 +40,13 @@ def measure(checkpoint: Path, tokens: int, device_name: str) -> dict[str, float]
     prefill, decode = [], []
     with torch.inference_mode(), autocast(device, choose_dtype("auto", device)):
         for _ in range(REPEATS + 1):  # the first warms up
-            cache, began = model.new_cache(1, 2 * half), clock()
-            new = model(ids, cache=cache).logits[:, -1:].argmax(-1)
+            steps = generate_steps(model, prompt, max_tokens=half, temperature=0)
+            began = clock()
+            next(steps)
             read = clock()
-            for _ in range(half):
-                new = model(new, cache=cache).logits.argmax(-1)
+            written = sum(1 for _ in steps)
             prefill.append(half / (read - began))
-            decode.append(half / (clock() - read))
+            decode.append(written / (clock() - read))
     return {
         "checkpoint_bytes": checkpoint.stat().st_size,
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),

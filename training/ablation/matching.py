@@ -15,12 +15,11 @@ from training.ablation.spec import Arm, Spec
 from training.command_line import parse_command_line
 from training.config import TrainConfig, as_text
 from training.data_sources import AUTO
-from training.start import new_config, require_context
+from training.start import new_config, require_context, settings_class, with_segment_length
 
 TOLERANCE = 0.02  # of the reference's figure on the axis
 ENOUGH = 0.01  # where multiples of 8, which GPUs like, come this near, no other size is tried
 DATA = ("dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size")
-TRAIN_FIELDS = frozenset(f.name for f in fields(TrainConfig))
 
 
 class Vocabulary(NamedTuple):
@@ -39,16 +38,16 @@ class PlannedArm:
 
     name: str
     reference: str  # the arm that it is matched to
-    settings: dict[str, Any]  # of train.py, with the adjusted field
-    without: tuple[str, ...]  # shared settings that its model does not have
+    settings: dict[str, Any]  # of the script that trains it, with the adjusted field
+    without: tuple[str, ...]  # shared settings that its model or that script does not have
     adjusted: str | None  # the field, what it was and what it became
     axes: dict[str, float]  # total, active, active_non_embedding, flops (per token, training)
     data: str  # all that decides the batches of a seed
     block_size: int
     lr: float
-    tokens_per_step: int
+    tokens_per_step: int | None  # None until the padding of its lanes is measured
     seconds_per_token: float | None = None  # measured, where the budget needs it
-    steps: int | None = None  # None until then
+    steps: int | None = None  # None until all that it follows from is measured
     search_steps: int | None = None
 
     @property
@@ -68,10 +67,10 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
     axis that cannot be met.
     """
     arms = spec.expanded()
-    known = {name for arm in arms for name in model_fields(_model(arm.shared | arm.own))}
+    known = {name for arm in arms for name in own_fields(_model(arm.shared | arm.own))}
     settings, without = {}, {}
     for arm in arms:
-        mine = TRAIN_FIELDS | model_fields(_model(arm.shared | arm.own)).keys()
+        mine = own_fields(_model(arm.shared | arm.own))
         without[arm.name] = tuple(sorted(arm.shared.keys() & known - mine))
         shared = {k: v for k, v in arm.shared.items() if k not in without[arm.name]}
         settings[arm.name] = shared | arm.own
@@ -99,19 +98,25 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
             data=", ".join(str(getattr(cfg, name)) for name in DATA),
             block_size=cfg.block_size,
             lr=cfg.lr,
-            tokens_per_step=cfg.batch_size * cfg.block_size * cfg.grad_accum,
+            tokens_per_step=tokens_per_step(cfg),
         )
     in_order = {arm.name: planned[arm.name] for arm in arms}
-    return in_order if needs_pace(spec) else with_lengths(spec, in_order, {})
+    measuring = needs_pace(spec) or any(a.tokens_per_step is None for a in in_order.values())
+    return in_order if measuring else with_lengths(spec, in_order, {})
 
 
 # ------------------------------------------------------------------------------------ one arm
 
 
 def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
-    """Settings as train.py understands them, and the model's config; ValueError names the arm."""
+    """Settings as the script that trains the arm understands them, and the model's config; ValueError
+    names the arm.
+    """
     try:
-        command = parse_command_line(flags(settings), model_fields)
+        options = {"config_class": config_class(settings)}
+        command = parse_command_line(flags(settings), model_fields, **options)
+        cfg = command.config
+        command = with_segment_length(command) if cfg.carries else command
         cfg = command.config
         config = new_config(command, _vocabulary(cfg.tokenizer).n_vocab)  # as train.py will
         require_context(cfg, config)
@@ -121,7 +126,7 @@ def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
-    """Settings as train.py's command line has them."""
+    """Settings as a command line has them."""
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return [f"--{name}={as_text(value)}" for name, value in plain.items()]
 
@@ -135,6 +140,17 @@ def _vocabulary(tokenizer: str) -> Any:
 def model_fields(model: str) -> dict[str, Any]:
     """{name: type} of a model's own settings."""
     return typing.get_type_hints(registry.model_class(model).config_class)
+
+
+def config_class(settings: dict[str, Any]) -> type[TrainConfig]:
+    """The settings of the script that trains an arm."""
+    return settings_class(_model(settings))
+
+
+@functools.cache
+def own_fields(model: str) -> frozenset[str]:
+    """The names of all settings of an arm of a model: of the script that trains it, and the model's."""
+    return frozenset(f.name for f in fields(settings_class(model))) | model_fields(model).keys()
 
 
 def _model(settings: dict[str, Any]) -> str:
@@ -206,6 +222,12 @@ def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
 # ------------------------------------------------------------------------------------ length
 
 
+def tokens_per_step(cfg: TrainConfig) -> int | None:
+    """Targets of a step; None where that depends on the documents, which end before their lanes do."""
+    slots = cfg.batch_size * cfg.block_size * cfg.micro_batches
+    return slots if cfg.packing == "packed" else None
+
+
 def needs_pace(spec: Spec) -> bool:
     """Whether the length of a run follows from a measured pace."""
     budgets = (spec.budget, spec.search_budget)
@@ -251,7 +273,7 @@ def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> N
     for arm in arms:
         this, model = identity(resolved[arm.name]), _model(arm.shared | arm.own)
         if arm.origin != spec.reference and model == _model(arm.shared):
-            mine = TRAIN_FIELDS | model_fields(model).keys()
+            mine = own_fields(model)
             base = {name: value for name, value in arm.shared.items() if name in mine}
             if identity(resolve(arm.name, base)) == this:
                 raise ValueError(
@@ -268,12 +290,23 @@ def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> N
 
 def _refuse_what_does_not_compare(spec: Spec, resolved: dict[str, Any]) -> None:
     cfgs = {name: cfg for name, (cfg, _) in resolved.items()}
-    tokenizers = {cfg.tokenizer for cfg in cfgs.values()}
+    tokenizers = sorted({cfg.tokenizer for cfg in cfgs.values()})
+    if len(tokenizers) > 1 and spec.segments:
+        raise ValueError(
+            f"segments are of tokens, which all arms must have from one tokenizer; got {', '.join(tokenizers)}: "
+            "give all of them one, or leave segments out"
+        )
     if len(tokenizers) > 1 and spec.measure == "val_loss":
         raise ValueError(
-            f"measure must be bits_per_byte, as losses under different tokenizers ({', '.join(sorted(tokenizers))}) "
+            f"measure must be bits_per_byte, as losses under different tokenizers ({', '.join(tokenizers)}) "
             "do not compare; got val_loss"
         )
+    for name, cfg in cfgs.items():
+        if cfg.carries and spec.segments not in (None, cfg.block_size):
+            raise ValueError(
+                f"segments must be {cfg.block_size}, the block_size of arm {name}, which carries its state from "
+                f"one of those to the next; got {spec.segments}"
+            )
     data = {name: (cfg.val_dataset or cfg.dataset, cfg.text_column) for name, cfg in cfgs.items()}
     first = next(iter(data))
     for name, validation in data.items():

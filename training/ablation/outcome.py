@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]
     }
 
 
-def inference_outcome(folder: Path, code: int) -> dict[str, Any]:
-    """status, message, and what training/ablation/inference_cost.py wrote beside the folder."""
+def written_outcome(folder: Path, code: int) -> dict[str, Any]:
+    """status, message, and what a process that looks at a checkpoint wrote beside the folder."""
     path = folder.with_suffix(".json")
     if code == 0 and path.exists():
         return {"status": "ok", "message": "", **parse_json(path.read_bytes())}
@@ -48,7 +49,7 @@ def inference_outcome(folder: Path, code: int) -> dict[str, Any]:
 
 def failure(code: int, line: str) -> tuple[str, str]:
     """Status and message of a process that did not do its work."""
-    message = line.removeprefix("train.py: error: ")
+    message = re.sub(r"^\S+: error: ", "", line)  # of whichever script
     if "is not finite" in message:
         return "diverged", message
     if code == -signal.SIGKILL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from training.ablation.matching import PlannedArm
 from training.ablation.results import Results
+from training.ablation.segments import evaluated, loss_of_segment, shown_segments
 from training.ablation.spec import Spec
 from training.ablation.verdict import ended_well
 from training.atomic_files import atomic_write, writing
@@ -26,41 +28,73 @@ COMPARED = ("val_loss", "bits_per_byte", "tokens", "seconds", "tokens_per_second
 
 def write_curves(
     spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path
-) -> dict[str, Path]:
-    """{axis: PNG}: the validation score of each arm, its mean over the seeds, shaded from the lowest to
-    the highest seed.
+) -> list[Path]:
+    """PNGs: the validation score of each arm over each axis, its mean over the seeds, shaded from the lowest
+    to the highest seed.
     """
+    written = []
+    for axis, words in AXES.items():
+        lines = {}
+        for name in arms:
+            if ended := ended_well(name, results).values():
+                runs = [read_run(folder / line["folder"]) for line in ended]
+                x, scores = curve(runs, TAGS[spec.run_measure], axis)
+                lines[name] = x, scores.mean(0), scores.min(0), scores.max(0)
+        written.append(folder / f"{spec.run_measure}_by_{axis}.png")
+        _write(written[-1], list(arms), lines, words, UNITS[spec.run_measure])
+    return written
+
+
+def write_segments(arms: dict[str, PlannedArm], results: Results, folder: Path) -> list[Path]:
+    """A PNG, if any run was scored: loss by the number of a segment, its mean over the seeds, shaded over the
+    95 % interval.
+    """
+    numbers, lines = range(len(shown_segments(arms, results))), {}
+    for name in arms:
+        if evaluated(name, results):
+            found = [loss_of_segment(name, results, number) for number in numbers]
+            mean, spread = np.array([(one.mean, one.half_width) for one in found]).T
+            lines[name] = numbers, mean, mean - spread, mean + spread
+    if not lines:
+        return []
+    path = folder / "loss_by_segment.png"
+    _write(path, list(arms), lines, "segment of the document", UNITS["val_loss"], whole=True)
+    return [path]
+
+
+def _write(
+    path: Path,
+    arms: list[str],
+    lines: dict[str, tuple[Sequence[float], ...]],
+    x_label: str,
+    y_label: str,
+    whole: bool = False,
+) -> None:
+    """lines: (x, middle, lowest, highest) of the arms that have one.  whole: there are no halves of an x."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
     from matplotlib.figure import Figure
 
-    written = {}
-    for axis, words in AXES.items():
-        with rc_context(STYLE):
-            figure = Figure(figsize=(9, 5), layout="constrained", facecolor="white")
-            FigureCanvasAgg(figure)
-            axes = figure.subplots()
-            for number, name in enumerate(arms):
-                lines = ended_well(name, results).values()
-                if not lines:
-                    continue
-                runs = [read_run(folder / line["folder"]) for line in lines]
-                x, scores = curve(runs, TAGS[spec.measure], axis)
-                colour, dash = (
-                    COLOURS[number % len(COLOURS)],
-                    DASHES[number // len(COLOURS) % len(DASHES)],
-                )
-                style = dict(color=colour, ls=dash, marker="o", ms=3, label=clip_name(name, 48))
-                axes.plot(x, scores.mean(0), **style)
-                axes.fill_between(x, scores.min(0), scores.max(0), color=colour, alpha=0.2, lw=0)
-            axes.set_xlabel(words)
-            axes.set_ylabel(UNITS[spec.measure])
-            axes.xaxis.set_major_formatter(compact)
-            legend(axes)
-            written[axis] = folder / f"{spec.measure}_by_{axis}.png"
-            with atomic_write(written[axis]) as file:
-                figure.savefig(file, format="png", dpi=DPI)
-    return written
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 5), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for name, (x, middle, low, high) in lines.items():
+            number = arms.index(name)
+            colour, dash = (
+                COLOURS[number % len(COLOURS)],
+                DASHES[number // len(COLOURS) % len(DASHES)],
+            )
+            style = dict(color=colour, ls=dash, marker="o", ms=3, label=clip_name(name, 48))
+            axes.plot(x, middle, **style)
+            axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.xaxis.set_major_formatter(compact)
+        axes.locator_params(axis="x", integer=whole)
+        legend(axes)
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=DPI)
 
 
 def curve(runs: list[LoggedRun], tag: str, axis: str) -> tuple[np.ndarray, np.ndarray]:

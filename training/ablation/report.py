@@ -6,20 +6,21 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from training.ablation import pictures, plan_file
+from training.ablation import pictures, plan_file, segment_report
 from training.ablation.learning_rates import best_rate
 from training.ablation.matching import TOLERANCE, PlannedArm
 from training.ablation.results import Results
 from training.ablation.spec import FIRST_SEEDS, Spec
 from training.ablation.statistics import ALPHA, POWER, summary
+from training.ablation.table import table
 from training.ablation.verdict import Verdict, ended_well, verdicts
 from training.atomic_files import atomic_write
 
-UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
+RUN_UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
+UNITS = RUN_UNITS | {"loss_after_first_segment": "nats per token after the first segment"}
 # Simulated, 40,000 pairs without a difference: a test at 3 seeds and another at 5, each at 5 %.
 TWO_LOOKS = "about 9 % of the time and not 5"
 
@@ -38,7 +39,9 @@ def write(
     found = verdicts(spec, arms, results)
     images = pictures.write_curves(spec, arms, results, folder)
     pictures.write_tensorboard(arms, results, folder)
-    text = "\n\n".join(_sections(spec, arms, results, folder, jobs, found, images.values())) + "\n"
+    if spec.segments:
+        images += pictures.write_segments(arms, results, folder)
+    text = "\n\n".join(_sections(spec, arms, results, folder, jobs, found, images)) + "\n"
     for name, content in (("report.md", text), ("results.csv", _csv(results))):
         with atomic_write(folder / name) as file:
             file.write(content.encode())
@@ -56,15 +59,22 @@ def _sections(
 ) -> Iterable[str]:
     stored = plan_file.read(folder / plan_file.NAME)
     yield f"# {spec.name}\n\n{spec.question}"
-    yield "\n".join(f"- {in_words(v, spec.measure)}" for v in found) or "No pair was asked for."
-    yield f"## Arms\n\n{_matched(spec)}\n\n{_arms(spec, arms)}"
+    told = [in_words(v, spec.measure) for v in found] + segment_report.gap_in_words(spec, results)
+    yield "\n".join(f"- {line}" for line in told) or "No pair was asked for."
+    yield f"## Arms\n\n{_matched(spec, arms)}\n\n{_arms(spec, arms)}"
     if dropped := {w: a.name for a in arms.values() for w in a.without}:
         yield "Shared settings that an arm's model does not have: " + ", ".join(
             f"{name} ({arm})" for name, arm in dropped.items()
         )
     yield f"## Learning rates\n\n{_search(spec, arms, results)}"
-    yield f"## Results\n\nThe closing evaluation, over all validation text.\n\n{_results(arms, results)}"
+    scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
+    tokens = f"{min(scored):,}" if scored else "no"
+    if len(set(scored)) > 1:  # tokenizers differ
+        tokens += f" to {max(scored):,}"
+    yield f"## Results\n\nThe closing evaluation, over {tokens} validation tokens.\n\n{_results(arms, results)}"
     yield f"## Pairs\n\n{_pairs(spec, found)}"
+    if spec.segments:
+        yield f"## By segment\n\n{segment_report.section(spec, arms, results)}"
     yield f"## Costs\n\n{_costs(arms, results, jobs)}"
     yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
     if bad := [line for line in results.lines.values() if line["status"] != "ok"]:
@@ -98,15 +108,18 @@ def in_words(v: Verdict, measure: str) -> str:
 # ------------------------------------------------------------------------------------ the parts
 
 
-def _matched(spec: Spec) -> str:
+def _matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     how = {
         "none": "The arms are matched on nothing but their budget.",
         "time": "The arms train for equal seconds: their paces were measured, the tokens follow.",
     }.get(spec.axis, f"The arms are equal in {spec.axis} to within {TOLERANCE:.0%}, by {spec.adjust}.")  # fmt: skip
-    return (
-        f"{how} A run has {spec.budget}. At one seed all get the same batches in the same order; the first "
-        "batch of each run was compared."
-    )
+    same = "At one seed all get the same batches in the same order; the first batch of each run was compared."
+    if len({arm.data for arm in arms.values()}) > 1:
+        same = (
+            "At one seed arms with the same shape of batches get the same ones in the same order, and the first "
+            "were compared; the others read their documents in the same order."
+        )
+    return f"{how} A run has {spec.budget}. {same}"
 
 
 def _arms(spec: Spec, arms: dict[str, PlannedArm]) -> str:
@@ -124,14 +137,14 @@ def _arms(spec: Spec, arms: dict[str, PlannedArm]) -> str:
 
 
 def _search(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
-    given, unit, rows = len(spec.learning_rates), UNITS[spec.measure], []
+    given, unit, rows = len(spec.learning_rates), UNITS[spec.run_measure], []
     if not given:
         return "There was no search: every arm ran at its own learning rate, and a difference may be one of learning rates."
     for name in arms:
         lines = sorted(results.of("search", name), key=lambda line: line["lr"])
-        tried = {line["lr"]: line[spec.measure] for line in lines}
+        tried = {line["lr"]: line[spec.run_measure] for line in lines}
         best = best_rate(tried)
-        shown = (f"{line['lr']:g}: " + (f"{line[spec.measure]:.4f}" if line["status"] == "ok" else line["status"])
+        shown = (f"{line['lr']:g}: " + (f"{line[spec.run_measure]:.4f}" if line["status"] == "ok" else line["status"])
                  for line in lines)  # fmt: skip
         remarks = [f"{len(lines) - given} beyond the edge"] if len(lines) > given else []
         remarks += ["the best still at the edge"] if best in (min(tried), max(tried)) else []
@@ -149,11 +162,11 @@ def _results(arms: dict[str, PlannedArm], results: Results) -> str:
         lines = list(ended_well(name, results).values())
         begun = len(results.of("verdict", name))
         row = [name, f"{len(lines)} of {begun}", f"{lines[0]['lr']:g}" if lines else "-"]
-        for measure in UNITS:
+        for measure in RUN_UNITS:
             found = summary([line[measure] for line in lines]) if lines else (math.nan,) * 3
             row += ["-" if math.isnan(value) else f"{value:.4f}" for value in found]
         rows.append(row)
-    head = [cell for unit in UNITS.values() for cell in (unit, "sd", "95 %: +-")]
+    head = [cell for unit in RUN_UNITS.values() for cell in (unit, "sd", "95 %: +-")]
     return table(["arm", "runs", "lr", *head], rows)
 
 
@@ -218,15 +231,3 @@ def _csv(results: Results) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Markdown that is also read as it stands: names to the left, the rest to the right, padded."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    first, *rest = (max(map(len, column)) for column in zip(*cells))
-    lines = [
-        [row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest))]
-        for row in cells
-    ]
-    lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in rest)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

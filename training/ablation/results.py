@@ -50,7 +50,7 @@ class Results:
         self.lines[record["id"]] = record
 
     def of(self, phase: str, arm: str | None = None) -> list[dict[str, Any]]:
-        """The lines of a phase (search, verdict, inference), of one arm or of all, in the file's order."""
+        """The lines of a phase (search, verdict, segments, inference), of one arm or of all, in the file's order."""
         lines = (line for line in self.lines.values() if line["phase"] == phase)
         return [line for line in lines if arm in (None, line["arm"])]
 

@@ -24,7 +24,6 @@ from training.command_line import say
 from training.out_dir import live_writer
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN = str(ROOT / "train.py")
 POLL_SECONDS = 0.1
 STOP_SECONDS = 60.0  # for a run to save before it is killed
 ASKED_TO_STOP = {128 + s for s in (signal.SIGINT, signal.SIGTERM)} | {-signal.SIGINT, -signal.SIGTERM}  # fmt: skip
@@ -38,7 +37,7 @@ class Job(NamedTuple):
     """One process to run and what to record of it."""
 
     record: dict[str, Any]  # id, arm, phase, ...
-    words: list[str]  # after `python`
+    words: list[str]  # after `python`; of a training run the script is the first
     folder: Path  # of a training run; of anything else, where it writes
     outcome: Callable[[Path, int], dict[str, Any]]  # of its folder and exit code
 
@@ -91,7 +90,7 @@ def start(job: Job, slot: int, launch: Launch) -> tuple[Job, Process]:
     if final_record(folder):
         words = ["-c", ""]  # it ended after its runner did: nothing is left to do
     elif latest_checkpoint(folder) and facts(folder).get("train", {}).get("device") == "cpu":
-        words = [TRAIN, "--resume", f"--out_dir={folder.resolve()}"]
+        words = [job.words[0], "--resume", f"--out_dir={folder.resolve()}"]
     elif folder.exists():
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

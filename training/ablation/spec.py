@@ -5,7 +5,8 @@
     config: ../toy.yaml           a recipe of train.py under the base, found from this file's folder
     base: {dataset: bundled}      settings of train.py that all arms share: any of its flags, of training
                                   or of the model; an arm whose model has no such field goes without it
-    arms:                         name: settings over the base, {} for none
+    arms:                         name: settings over the base, {} for none; an arm whose model carries a
+                                  state is trained by train_context.py, with its settings and defaults
       gptoss: {}
       gpt2: {model: gpt2}
     reference: gptoss             the arm that the others are matched to and compared with (default: the first)
@@ -16,8 +17,9 @@
         - {hidden_size: 128, num_attention_heads: 4, gpt2: {intermediate_size: 512}}   # of one arm alone
     seeds: [1, 2, 3, 4, 5]        of the verdict; the first three, then the rest for the pairs in
                                   `headline` that three did not resolve
-    budget: {tokens: 1000000}     of a run; or {minutes: 5}: the pace of each arm is measured once, the
-                                  tokens that it makes of the minutes are kept in plan.json
+    budget: {tokens: 1000000}     of a run, without padding: with packing lanes the first documents tell
+                                  how many a step has; or {minutes: 5}: the pace of each arm is measured
+                                  once, the tokens that it makes of the minutes are kept in plan.json
     axis: active                  on which the arms are equal to within 2 %:
                                   none, total (parameters), active (per token, head included),
                                   active_non_embedding (without the head), flops (per token),
@@ -31,7 +33,13 @@
     search_budget: {tokens: 250000}      of a run of the search (default: the budget)
     headline: [[gptoss, gpt2]]    the pairs that get a verdict (default: each arm against the reference;
                                   [] for none); under a grid, at each of its points
-    measure: bits_per_byte        or val_loss, where all arms have one tokenizer
+    segments: 64                  documents' segments, tokens: every finished run is also evaluated document
+                                  by document, in segments of this many, by training.context_eval
+    measure: bits_per_byte        or val_loss, where all arms have one tokenizer; or, with segments,
+                                  loss_after_first_segment (nats per token): the search then goes by
+                                  val_loss, which is compared within an arm alone
+    gap: [trunk, whole]           with segments: the share of the distance from one arm's loss after the
+                                  first segment to another's that each further arm closes
 
 Settings that this sets itself are no part of it: seed, max_iters, max_minutes, out_dir, use_tensorboard.
 Unless they are given, a run has ten evaluations and keeps one checkpoint beside the best.
@@ -56,7 +64,7 @@ from training.json_text import parse_json
 
 Axis = Literal["none", "total", "active", "active_non_embedding", "flops", "time"]
 Adjust = Literal["intermediate_size", "hidden_size", "num_experts"]
-Measure = Literal["bits_per_byte", "val_loss"]
+Measure = Literal["bits_per_byte", "val_loss", "loss_after_first_segment"]
 # What a run is told by this program, or would make it something else than a new run.
 OWN = ("seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard",
        "resume", "init_from", "eval_only", "dry_run")  # fmt: skip
@@ -106,6 +114,13 @@ class Spec:
     search_budget: Budget
     headline: tuple[tuple[str, str], ...] | None  # None: each arm against the reference
     measure: Measure
+    segments: int | None
+    gap: tuple[str, str] | None
+
+    @property
+    def run_measure(self) -> str:
+        """What a run finds by itself as it goes: by this the search chooses, and of this the curves are."""
+        return "val_loss" if self.measure == "loss_after_first_segment" else self.measure
 
     @property
     def sha256(self) -> str:
@@ -116,7 +131,8 @@ class Spec:
     def as_values(self) -> dict[str, Any]:
         """What a file would say; read_spec takes it back from plan.json."""
         rates = list(self.learning_rates)
-        optional = {"adjust": self.adjust, "headline": self.headline, "grid": self.grid or None}
+        optional = {"adjust": self.adjust, "headline": self.headline, "grid": self.grid or None,
+                    "segments": self.segments, "gap": self.gap}  # fmt: skip
         plain = [f.name for f in fields(self) if f.name not in ("factors", *optional)]
         return {
             **{name: getattr(self, name) for name in plain},
@@ -153,21 +169,27 @@ class Spec:
         if self.headline is None:
             references = self.reference_of(arms)
             return [(a.name, references[a.name]) for a in arms if a.name != references[a.name]]
+        return [named for pair in self.headline for named in self._named("headline", pair, arms)]
+
+    def gaps(self, arms: list[Arm]) -> list[tuple[str, str, list[str]]]:
+        """(from, to, all others at that point of the grid, of which each closes a share)"""
+        point = {arm.name: arm.point for arm in arms}
+        pairs = self._named("gap", self.gap, arms) if self.gap else []
+        return [
+            (a, b, [n for n in point if n not in (a, b) and point[n] == point[a]]) for a, b in pairs
+        ]
+
+    def _named(self, key: str, pair: tuple[str, str], arms: list[Arm]) -> list[tuple[str, str]]:
+        """A pair of full names as it is; of names in the specification, at each point of the grid."""
         names = {arm.name for arm in arms}
-        pairs = []
-        for pair in self.headline:
-            if names.issuperset(pair):
-                pairs.append(pair)
-                continue
-            for name in pair:
-                if name not in self.arms:
-                    raise ValueError(
-                        f"headline names the arm {name!r}, which is none{_near(name, names)}"
-                    )
-            at = {(arm.origin, arm.point): arm.name for arm in arms}
-            points = dict.fromkeys(arm.point for arm in arms)
-            pairs += [(at[pair[0], point], at[pair[1], point]) for point in points]
-        return pairs
+        if names.issuperset(pair):
+            return [pair]
+        for name in pair:
+            if name not in self.arms:
+                raise ValueError(f"{key} names the arm {name!r}, which is none{_near(name, names)}")
+        at = {(arm.origin, arm.point): arm.name for arm in arms}
+        points = dict.fromkeys(arm.point for arm in arms)
+        return [(at[pair[0], point], at[pair[1], point]) for point in points]
 
 
 def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> Spec:
@@ -255,8 +277,16 @@ def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> S
         search_budget=search,
         headline=_headline(values["headline"]) if "headline" in values else None,
         measure=cast("measure", values.get("measure", "bits_per_byte"), Measure),
+        segments=cast("segments", values.get("segments"), int | None),
+        gap=_pair("gap must be", values["gap"]) if "gap" in values else None,
     )  # fmt: skip
+    if spec.segments is not None and spec.segments < 1:
+        raise ValueError(f"segments must be at least 1, got {spec.segments}")
+    for key, asked in (("gap", spec.gap), (f"measure {spec.measure}", spec.measure != spec.run_measure)):  # fmt: skip
+        if asked and not spec.segments:
+            raise ValueError(f"{key} is of the loss by segment and needs segments, as 64; set it")
     expanded = spec.expanded()
+    spec.gaps(expanded)
     if len({arm.name for arm in expanded}) < len(expanded):
         raise ValueError(
             "grid has two points of one name, which is the first value of each; change one"
@@ -351,10 +381,13 @@ def _learning_rates(value: Any) -> tuple[tuple[float, ...], bool]:
 def _headline(value: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, list):
         raise ValueError(f"headline must be a list of pairs of arms; got {value!r}")
-    for pair in value:
-        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
-            raise ValueError(f"headline must hold pairs of two different arms; got {pair!r}")
-    return tuple((cast("headline", a, str), cast("headline", b, str)) for a, b in value)
+    return tuple(_pair("headline must hold pairs of", pair) for pair in value)
+
+
+def _pair(rule: str, value: Any) -> tuple[str, str]:
+    if not isinstance(value, list) or len(value) != 2 or value[0] == value[1]:
+        raise ValueError(f"{rule} two different arms; got {value!r}")
+    return cast(rule.split()[0], value[0], str), cast(rule.split()[0], value[1], str)
 
 
 def _near(name: Any, known: Any) -> str:

@@ -1,0 +1,218 @@
+"""Ablations of a carried state: arms of both scripts, tokens of lanes, losses by segment, the share of a gap."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_ablation_runs import TINY, Ended, Pretence, folder, lines, report, write  # noqa: F401
+from test_context_lanes import Ids
+from toy_run import run_here
+
+import ablate
+from architecture.tokenizer import get_tokenizer
+from training import context_eval
+from training.ablation import inference_cost, lanes, runner, segments
+from training.config import TrainConfig
+from training.config_context import ContextTrainConfig
+from training.data_loader import TrainLoader
+from training.data_sources import open_dataset
+
+BASE = TINY | {
+    "packing": "lanes",
+    "initial_context_length": 128,
+    "tokenizer": "bundled1536",
+    "eval_every": 99,
+}
+ARMS = {
+    "carried": {"model": "gptoss_context", "tbptt": 2},
+    "trunk_segments": {"grad_accum": 2},
+    "trunk_whole": {"block_size": 64, "batch_size": 3},
+}
+
+
+@pytest.fixture
+def spec(folder, corpus):  # noqa: F811
+    """The folder's specification asks about a carried state, at seeds 1 and 2 without a search."""
+    data = dict(zip(("dataset", "val_dataset"), corpus[1::2]))
+    write(
+        folder, base=BASE | data, arms=ARMS, learning_rates="none", budget={"tokens": 1000}, segments=16,
+        search_budget={"tokens": 1000}, measure="loss_after_first_segment", gap=["trunk_segments", "trunk_whole"],
+        headline=[["carried", "trunk_segments"], ["trunk_whole", "carried"]],
+    )  # fmt: skip
+    return folder
+
+
+# ------------------------------------------------------------------------------------ runs that train
+
+
+def trained(words, log, environment):
+    """launch() of real runs in this process."""
+    if words[:2] == ["-m", "training.context_eval"]:
+        return Ended(context_eval.main(words[2:]))
+    if words[0] == "-m":
+        return Ended(inference_cost.run(words[2:]) or 0)
+    return Ended(run_here(log.parent, *words[1:], script=Path(words[0]).stem))
+
+
+def test_arms_of_both_scripts_go_to_one_report(spec, monkeypatch):
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0)
+    monkeypatch.setattr(inference_cost, "REPEATS", 1)
+    write(spec, seeds=[1], headline=[])
+    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=trained) == 0
+    found = lines(spec)
+    assert all(line["status"] == "ok" for line in found), found
+    one, other, whole = (line for line in found if line["phase"] == "verdict")
+    assert one["first_batch_sha256"] == other["first_batch_sha256"] != whole["first_batch_sha256"]
+    assert (one["tokens"], one["steps"]) == (other["tokens"], other["steps"])
+    assert all(850 < line["tokens"] < 1150 for line in (one, whole))  # padding is not counted
+    scored = [line for line in found if line["phase"] == "segments"]
+    assert len(scored) == 3 and len({tuple(line["segment_tokens"]) for line in scored}) == 1
+    for line in scored:
+        assert ("loss_after_first_segment_swapped" in line) == (line["arm"] == "carried")
+        tokens, losses = line["segment_tokens"][1:], line["loss_by_segment"][1:]
+        mean = sum(n * loss for n, loss in zip(tokens, losses)) / sum(tokens)
+        assert line["loss_after_first_segment"] == pytest.approx(mean)
+    assert all(line["decode_tokens_per_second"] > 0 for line in found[-3:])
+    text = report(spec)
+    for told in ("## By segment", "tokens seen", "from 1 on", "state of another document", "loss_by_segment.png",
+                 "val_loss_by_tokens.png", "arms with the same shape of batches get the same ones"):  # fmt: skip
+        assert told in text
+    assert (spec / "out/loss_by_segment.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_goes_on_with_the_script_that_began_it(tmp_path):
+    out, begun = tmp_path / "seed-1", []
+    out.mkdir()
+    (out / "checkpoint_3.pt").write_bytes(b"weights")
+    (out / "config.json").write_text(json.dumps({"train": {"device": "cpu"}}))
+    job = runner.Job({"id": "a"}, ["train_context.py", "--seed=1"], out, segments.segments_outcome)
+    runner.start(job, 0, lambda words, log, environment: begun.append(words))
+    assert begun == [["train_context.py", "--resume", f"--out_dir={out}"]]
+
+
+# ------------------------------------------------------------------------------------ runs that pretend
+
+FIRST, TOKENS = 3.0, [100, 60, 40, 1]  # the last segment has under one per cent of the tokens
+AFTER = {"carried": 2.3, "trunk_segments": 2.5, "trunk_whole": 2.0}
+
+
+class Scored(Pretence):
+    """Runs that pretend to train, and losses by segment that follow from the arm and the seed."""
+
+    def __init__(self, failing=()):
+        super().__init__(lambda given: 2.0)
+        self.failing = failing
+
+    def __call__(self, words, log, environment):
+        if words[:2] != ["-m", "training.context_eval"]:
+            return super().__call__(words, log, environment)
+        given = dict(word[2:].split("=", 1) for word in words[3:])
+        assert given["segment_length"] == "16"
+        place = Path(words[2]).parent
+        arm, seed = place.parent.name[3:], int(place.name[5:])
+        if (arm, seed) in self.failing:
+            log.write_text("context_eval: error: no room\n")
+            return Ended(2)
+        after = AFTER[arm] - 0.1 * seed * (arm == "carried")
+        worse = {"carried": 0.0, "zeroed": 0.3, "swapped": 0.4 + 0.2 * seed}
+        columns = {"plain": 0.0} if arm != "carried" else worse
+
+        def entry(loss, more):
+            return {name: {"mean": loss + more * harm} for name, harm in columns.items()}
+
+        found = {
+            "segments": [
+                {"tokens": n} | entry(after if number else FIRST, bool(number))
+                for number, n in enumerate(TOKENS)
+            ],
+            "all": entry(2.7, 0.5),
+            "after_the_first": entry(after, 1),
+        }
+        Path(given["out"]).write_text(json.dumps(found))
+        return Ended()
+
+
+def row(text: str, *begins: str) -> list[str]:
+    """The cells behind those that a row of a table begins with."""
+    rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines())
+    return next(cells[len(begins) :] for cells in rows if tuple(cells[: len(begins)]) == begins)
+
+
+def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(spec):
+    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored()) == 0
+    text = report(spec)
+    # carried has 2.2 and 2.1, the trunk 2.5, the whole document 2.0; with two seeds t is 12.7062
+    half = 12.7062 * 0.05
+    assert row(text, "carried", "trunk_segments", "2")[:2] == ["-0.3500", f"+- {half:.4f}"]
+    assert row(text, "trunk_whole", "carried", "2")[:2] == ["-0.1500", f"+- {half:.4f}"]
+    assert (
+        f"**carried** closes 70.0 +- {2 * 100 * half:.1f} % of the gap between **trunk_segments** and "
+        "**trunk_whole**, which is 0.5000 +- 0.0000 nats per token after the first segment."
+    ) in text
+    sure = ["2.5000 +- 0.0000", "2.0000 +- 0.0000"]
+    _, by_segment = text.split("## By segment")
+    assert row(by_segment, "0", "100") == ["3.0000 +- 0.0000"] * 3
+    assert row(by_segment, "2", "40") == [f"2.1500 +- {half:.4f}", *sure]
+    with pytest.raises(StopIteration):
+        row(by_segment, "3", "1")  # too few tokens to be shown
+    assert row(by_segment, "from 1 on", "101") == [f"2.1500 +- {half:.4f}", *sure]
+    # the state of another document costs 0.6 and 0.8
+    assert row(by_segment, "carried") == ["0.3000 +- 0.0000", f"0.7000 +- {12.7062 * 0.1:.4f}"]
+
+
+def test_a_run_that_could_not_be_scored_is_in_no_verdict_of_it(spec):
+    assert (
+        ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored(failing=[("carried", 2)])) == 0
+    )
+    text = report(spec)
+    assert (
+        "**carried** against **trunk_segments**: not compared, as fewer than two seeds ended well"
+        in text
+    )
+    assert "segments carried seed 2: refused: no room" in text
+    assert "**carried** closes 60.0 % of the gap" in text  # of seed 1: 0.3 of 0.5
+    # what is missing is made up for where its line is taken out
+    kept = [line for line in lines(spec) if line["id"] != "segments carried seed 2"]
+    (spec / "out/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert ablate.main(["spec.yaml", "--out_dir", "out", "--resume"], launch=Scored()) == 0
+    assert "**carried** closes 70.0 +- " in report(spec)
+
+
+def test_there_is_no_share_of_a_gap_that_is_none(spec, monkeypatch):
+    monkeypatch.setitem(AFTER, "trunk_whole", 2.6)
+    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored()) == 0
+    assert (
+        "**carried**: there is no gap between **trunk_segments** and **trunk_whole** to close"
+        in report(spec)
+    )
+
+
+def test_a_segment_is_needed_after_the_first(tmp_path):
+    losses = {"plain": {"mean": 3.0}}
+    (tmp_path / "run.json").write_text(
+        json.dumps({"segments": [{"tokens": 5} | losses], "all": losses})
+    )
+    found = segments.segments_outcome(tmp_path / "run", 0)
+    assert found["status"] == "failed" and "no validation document is longer" in found["message"]
+
+
+# ------------------------------------------------------------------------------------ tokens of lanes
+
+
+def test_the_tokens_of_a_step_of_lanes_are_those_of_the_documents():
+    source = Ids([5, 12])  # 6 and 13 targets, in 1 and 2 rows of 7
+    size = {"tokenizer": "stories4k", "block_size": 7, "batch_size": 3}
+    assert lanes.tokens_per_step(
+        TrainConfig(**size, packing="lanes", grad_accum=2), source
+    ) == round(6 * 19 / 3)
+    assert lanes.tokens_per_step(ContextTrainConfig(**size, tbptt=4), source) == round(12 * 19 / 3)
+
+
+def test_the_lanes_of_a_run_hold_what_was_counted(corpus):
+    source = open_dataset(corpus[1], split="train", val_dataset=corpus[3])
+    for block_size in (16, 128):
+        cfg = TrainConfig(tokenizer="bundled1536", block_size=block_size, packing="lanes")
+        size = {"batch_size": cfg.batch_size, "block_size": block_size, "packing": "lanes"}
+        with TrainLoader(source, get_tokenizer(cfg.tokenizer), **size) as batches:
+            counts = [int((next(batches)["targets"] != -100).sum()) for _ in range(150)]
+        assert lanes.tokens_per_step(cfg, source) == pytest.approx(sum(counts) / 150, rel=0.02)

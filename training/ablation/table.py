@@ -1,0 +1,18 @@
+"""Tables of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Markdown that is also read as it stands: names to the left, the rest to the right, padded."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    first, *rest = (max(map(len, column)) for column in zip(*cells))
+    lines = [
+        [row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest))]
+        for row in cells
+    ]
+    lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in rest)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
