@@ -732,15 +732,9 @@ def check_waited_and_saved(found: dict) -> None:
     assert found["resumed"] == [0, True]
 
 
-def test_a_hub_that_breaks_off_is_waited_for_and_then_the_position_is_saved(tmp_path):
-    check_waited_and_saved(hub_that(tmp_path, "reset")["reset"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", ["half", "stall"])
-def test_a_hub_that_sends_half_or_stalls_is_waited_for_and_then_the_position_is_saved(
-    tmp_path, fault
-):
+@pytest.mark.slow  # what is tried again, and how often, is in the tests above
+@pytest.mark.parametrize("fault", ["reset", "half", "stall"])
+def test_a_hub_that_fails_is_waited_for_and_then_the_position_is_saved(tmp_path, fault):
     check_waited_and_saved(hub_that(tmp_path, fault)[fault])
 
 
