@@ -14,6 +14,8 @@ import json
 import shutil
 from pathlib import Path
 
+from benchmarks.public_text import public_text
+
 RESULTS = Path(__file__).parent / "results" / "ablations"
 TEXTS, PICTURES = ("report.md", "plan.json", "results.jsonl"), "*.png"
 
@@ -29,9 +31,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)  # an earlier one, which git has
     folder.mkdir(parents=True)
     for path in filter(Path.exists, (report / text for text in TEXTS)):
-        text = path.read_text(encoding="utf-8").replace(f"{report.parent}/", "")
-        if args.tinystories:
-            text = text.replace(args.tinystories.rstrip("/") + "/", "$TINYSTORIES/")
+        text = public_text(path.read_text(encoding="utf-8"), args.tinystories, [report])
         (folder / path.name).write_text(text, encoding="utf-8")
     for path in report.glob(PICTURES):
         shutil.copyfile(path, folder / path.name)

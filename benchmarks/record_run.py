@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.public_text import public_text
+from training.ablation.statistics import summary
 from training.metrics import read_metrics
 
 CURVE = ("val/loss", "val/bits_per_byte", "train/loss", "perf/tokens_per_second")
@@ -36,7 +37,7 @@ def figures(out_dir: Path) -> dict[str, Any]:
     return {**facts, "final": final, "curve": curve, "stories": stories}
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Bits per byte over the seeds; ValueError for runs that differ in more than that."""
     free = {"seed", "out_dir"}
     recipes = [{k: v for k, v in run["train"].items() if k not in free} for run in runs]
@@ -45,11 +46,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     ):
         raise ValueError("runs that are kept together may differ in seed and out_dir alone")
     scores = {str(run["train"]["seed"]): run["final"]["final/bits_per_byte"] for run in runs}
-    return {
-        "bits_per_byte": scores,
-        "mean": statistics.fmean(scores.values()),
-        "deviation": statistics.stdev(scores.values()),
-    }
+    found = summary(list(scores.values()))
+    return {"bits_per_byte": scores, "mean": found.mean, "deviation": found.deviation}
 
 
 def main() -> None:
@@ -59,13 +57,9 @@ def main() -> None:
     parser.add_argument("--tinystories", help="folder to be written as $TINYSTORIES")
     args = parser.parse_args()
     runs = [figures(out_dir) for out_dir in args.out_dir]
-    found = runs[0] if len(runs) == 1 else summary(runs) | {"runs": runs}
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    for out_dir in args.out_dir:
-        text = text.replace(f"{out_dir.resolve().parent}/", "")
-    if args.tinystories:
-        text = text.replace(args.tinystories.rstrip("/") + "/", "$TINYSTORIES/")
-    args.out.write_text(text + "\n", encoding="utf-8")
+    found = runs[0] if len(runs) == 1 else over_seeds(runs) | {"runs": runs}
+    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    args.out.write_text(public_text(text, args.tinystories, args.out_dir), encoding="utf-8")
 
 
 if __name__ == "__main__":

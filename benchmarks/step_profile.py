@@ -1,19 +1,21 @@
 """Where the time of a training step goes, and what the data loader takes of it.
 
-    python -m benchmarks.step_profile [--steps 10] [--label NAME] [--dataset FILE]
-                                                        adds to benchmarks/results/step_profile.json
+    python -m benchmarks.step_profile [--steps 10] [--label NAME] [--dataset '$TINYSTORIES/train.jsonl']
+        adds to benchmarks/results/step_profile.json; variables in --dataset are replaced here, so that the published
+        command has no path of this machine
 
 The toy recipe on the bundled stories, all defaults, on a CPU. Shares come from a profile of whole steps,
 forward and backward together; the loader's from steps without a profile: how long the trainer waited for a
-batch, and how long one batch takes to make, on the loader's own thread; for a dataset besides, the latter
-alone. Each label keeps its newest entry, so
-that a change can be held against what was before it. Exits with 1 if the loader takes 2 % of a step.
+batch, and how long one batch takes to make, on the loader's own thread; of --dataset the latter alone. Each
+label keeps its newest entry, so that a change can be held against what was before it. Exits with 1 if the
+two take 2 % of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -116,7 +118,9 @@ def main(argv: list[str] | None = None) -> int:
         parts = shares(lambda: train_step(run, progress), args.steps)
     step = statistics.median(steps[3:])
     batch = {  # of a dataset, its last name: a path means nothing elsewhere
-        Path(dataset).name: batch_seconds(dataset, cfg, tokenizer, 20 * args.steps)
+        Path(dataset).name: batch_seconds(
+            os.path.expandvars(dataset), cfg, tokenizer, 20 * args.steps
+        )
         for dataset in filter(None, ("bundled", args.dataset))
     }
     flops = config.flops_per_token(cfg.block_size) * cfg.batch_size * cfg.block_size
