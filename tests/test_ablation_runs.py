@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,12 @@ class Pretence:
         final = {"loss": 2 * found, "bits_per_byte": found, "validation_tokens": 1000, "steps": steps,
                  "tokens": steps * per_step, "seconds": 0.5 * steps, "tokens_per_second": 128.0,
                  "parameters": plan["arms"][arm]["axes"]["total"]}  # fmt: skip
+        if arm != "wide":  # as if that were dense
+            final |= {
+                "max_violation": 0.25 * int(given["seed"]),
+                "max_violation_worst_layer": 0.5,
+                "dead_experts": 1,
+            }
         rows.append({"step": steps} | {f"final/{name}": value for name, value in final.items()})
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         start = {"step": 0, "first_batch_sha256": f"batch of {given['seed']}", "command": "python"}
@@ -135,7 +142,9 @@ def test_all_arms_get_the_same_search_and_seeds_and_the_best_rate(folder):
     assert [(line["seed"], line["arm"]) for line in found[6:10]] == [(s, a) for s in (1, 2) for a in ("moe", "wide")]  # fmt: skip
     assert {(run["max_iters"], run["seed"]) for run in done.runs[:6]} == {("3", "0")}
     assert {run["max_iters"] for run in done.runs[6:]} == {"5"}  # 320 tokens in steps of 64
-    assert all(run["use_tensorboard"] == "false" and run["eval_every"] == "1" for run in done.runs)
+    assert {run["eval_every"] for run in done.runs[:6]} == {"3"}  # no curve of a search
+    assert {run["eval_every"] for run in done.runs[6:]} == {"1"}
+    assert all(run["use_tensorboard"] == "false" for run in done.runs)
     searched = list((folder / "out/runs").glob("*/search-*/checkpoint*"))
     assert not searched and len(list((folder / "out/runs").glob("*/seed-*/checkpoint*"))) == 4
 
@@ -150,6 +159,9 @@ def test_the_report_says_what_was_found_and_what_it_cost(folder):
     for axis in ("tokens", "seconds"):
         png = folder / "out" / f"bits_per_byte_by_{axis}.png"
         assert png.read_bytes().startswith(b"\x89PNG") and png.name in text
+    loads = text[text.index("## Load of the experts") : text.index("## Costs")]
+    assert re.search(r"\| moe +\| +0.3750 \+- 1.5883 \| +0.5000 \+- 0.0000 \| +1.0000", loads)
+    assert "wide" not in loads
     rows = list(csv.DictReader((folder / "out/results.csv").open()))
     assert [row["id"] for row in rows] == [line["id"] for line in lines(folder)]
     assert rows[6]["bits_per_byte"] == "2.3" and rows[6]["status"] == "ok"
@@ -415,6 +427,8 @@ def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(fold
     assert (
         len(hashes) == len({line["seed"] for line in one if "seed" in line}) == 3
     )  # both arms alike
+    loads = {line["arm"]: line["max_violation"] for line in one if line["phase"] == "verdict"}
+    assert loads["moe"] > 0 and loads["dense"] is None
     text = report(folder)
     assert "Shared settings that an arm's model does not have: head_dim (dense)" in text
     assert one[-1]["decode_tokens_per_second"] > 0 and one[-1]["checkpoint_bytes"] > 0

@@ -47,6 +47,20 @@ def router_record(
     return record
 
 
+def load_figures(routing: Routing | None) -> dict[str, float]:
+    """How evenly the experts shared all tokens of an evaluation: max violation, mean over the layers (MaxVio of
+    arXiv:2408.15664, there taken over the whole validation set) and of the worst; dead experts of all layers.
+    """
+    if routing is None:
+        return {}
+    violation = max_violation(routing.load)
+    return {
+        "max_violation": float(violation.mean()),
+        "max_violation_worst_layer": float(violation.max()),
+        "dead_experts": int(dead_experts(routing.load).sum()),
+    }
+
+
 def position_record(
     loss_by_place: torch.Tensor, tag: str = "val/loss_by_position"
 ) -> dict[str, float]:

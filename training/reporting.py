@@ -187,6 +187,7 @@ def final_record(run: Run, progress: Progress, found: evaluate.Evaluation) -> di
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
         "parameters": counts["total"],
         "active_parameters": counts["active"],
+        **instruments.load_figures(found.routing),
     }
 
 

@@ -194,7 +194,9 @@ def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: floa
     folder = x.folder / "runs" / _folder_name(x, arm) / place
     steps = arm.steps if phase == "verdict" else arm.search_steps
     settings = {"seed": seed, "lr": lr, "max_iters": steps}
-    if "eval_every" not in arm.settings:
+    if phase == "search":
+        settings["eval_every"] = steps  # nobody draws a curve of it
+    elif "eval_every" not in arm.settings:
         settings["eval_every"] = max(1, steps // EVALUATIONS)
     record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
               "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder))}  # fmt: skip

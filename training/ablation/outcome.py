@@ -10,11 +10,12 @@ from typing import Any
 from training.json_text import parse_json
 from training.metrics import read_metrics
 
+LOADS = ("max_violation", "max_violation_worst_layer", "dead_experts")  # of a model with routers
 FIGURES = {  # of results.jsonl: of the closing record
     "val_loss": "final/loss",
     "bits_per_byte": "final/bits_per_byte",
     **{name: f"final/{name}" for name in ("validation_tokens", "steps", "tokens", "seconds",
-                                          "tokens_per_second", "parameters")},
+                                          "tokens_per_second", "parameters", *LOADS)},
 }  # fmt: skip
 
 

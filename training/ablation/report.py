@@ -12,10 +12,11 @@ from pathlib import Path
 from training.ablation import pictures, plan_file, segment_report
 from training.ablation.learning_rates import best_rate
 from training.ablation.matching import TOLERANCE, PlannedArm
+from training.ablation.outcome import LOADS
 from training.ablation.results import Results
 from training.ablation.spec import FIRST_SEEDS, Spec
 from training.ablation.statistics import ALPHA, POWER, summary
-from training.ablation.table import table
+from training.ablation.table import table, with_interval
 from training.ablation.verdict import Verdict, ended_well, verdicts
 from training.atomic_files import atomic_write
 
@@ -75,6 +76,8 @@ def _sections(
     yield f"## Pairs\n\n{_pairs(spec, found)}"
     if spec.segments:
         yield f"## By segment\n\n{segment_report.section(spec, arms, results)}"
+    if loads := _loads(arms, results):
+        yield f"## Load of the experts\n\n{loads}"
     yield f"## Costs\n\n{_costs(arms, results, jobs)}"
     yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
     if bad := [line for line in results.lines.values() if line["status"] != "ok"]:
@@ -192,6 +195,27 @@ def _pairs(spec: Spec, found: list[Verdict]) -> str:
             f" Pairs that {FIRST_SEEDS} seeds left open got more: with two looks a pair without a "
             f"difference is called different {TWO_LOOKS}."
         )
+    return f"{words}\n\n{table(head, rows)}"
+
+
+def _loads(arms: dict[str, PlannedArm], results: Results) -> str:
+    """Empty where no arm has routers."""
+    rows = []
+    for name in arms:
+        lines = [
+            line for line in ended_well(name, results).values() if line.get(LOADS[0]) is not None
+        ]
+        if lines:
+            rows.append(
+                [name, *(with_interval(summary([line[key] for line in lines])) for key in LOADS)]
+            )
+    if not rows:
+        return ""
+    words = (
+        "Over all validation tokens of the closing evaluation, mean over the runs and 95 % interval. Max violation: load "
+        "of the busiest expert / mean load - 1, 0 = even; dead: under 1 % of an even load, of all layers."
+    )
+    head = ["arm", "max violation, mean of the layers", "of the worst layer", "dead experts"]
     return f"{words}\n\n{table(head, rows)}"
 
 

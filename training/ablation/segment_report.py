@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 
 from training.ablation.matching import PlannedArm
@@ -18,8 +17,8 @@ from training.ablation.segments import (
     shown_segments,
 )
 from training.ablation.spec import Spec
-from training.ablation.statistics import Summary, summary
-from training.ablation.table import table
+from training.ablation.statistics import summary
+from training.ablation.table import table, with_interval
 
 
 def section(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
@@ -48,8 +47,8 @@ def gap_in_words(spec: Spec, results: Results) -> list[str]:
             )
         else:
             told.append(
-                f"**{found.arm}** closes {_cell(found.share, 1, scale=100)} % of {between}, which is "
-                f"{_cell(found.distance)} nats per token after the first segment."
+                f"**{found.arm}** closes {with_interval(found.share, 1, scale=100)} % of {between}, which is "
+                f"{with_interval(found.distance)} nats per token after the first segment."
             )
     return told
 
@@ -57,14 +56,18 @@ def gap_in_words(spec: Spec, results: Results) -> list[str]:
 def _losses(spec: Spec, names: list[str], results: Results) -> str:
     tokens = shown_segments(names, results)
     rows = [
-        [number, f"{count:,}", *(_cell(loss_of_segment(name, results, number)) for name in names)]
+        [
+            number,
+            f"{count:,}",
+            *(with_interval(loss_of_segment(name, results, number)) for name in names),
+        ]
         for number, count in enumerate(tokens)
     ]
     after = [
         summary([line[MEASURE] for line in evaluated(name, results).values()]) for name in names
     ]
     every = next(iter(evaluated(names[0], results).values()))["segment_tokens"]
-    rows.append(["from 1 on", f"{sum(every[1:]):,}", *map(_cell, after)])
+    rows.append(["from 1 on", f"{sum(every[1:]):,}", *map(with_interval, after)])
     words = (
         f"Nats per token of the same validation documents, by segment of {spec.segments} tokens, numbered from 0: mean "
         f"over the seeds and 95 % interval. Segments with under {LEAST_SHARE:.0%} of the tokens are in results.jsonl only."
@@ -74,7 +77,9 @@ def _losses(spec: Spec, names: list[str], results: Results) -> str:
 
 def _controls(names: list[str], results: Results) -> str:
     harms = {name: [harm(name, results, control) for control in CONTROLS] for name in names}
-    rows = [[name, *map(_cell, found)] for name, found in harms.items() if None not in found]
+    rows = [
+        [name, *map(with_interval, found)] for name, found in harms.items() if None not in found
+    ]
     if not rows:
         return ""
     words = (
@@ -96,9 +101,3 @@ def _tokens(spec: Spec, names: list[str], results: Results) -> str:
     ]
     words = "Training tokens, without padding: means over the runs."
     return f"{words}\n\n{table(['arm', 'steps', 'tokens seen', 'of the most'], rows)}"
-
-
-def _cell(found: Summary, digits: int = 4, scale: float = 1) -> str:
-    mean, _, half_width = (scale * value for value in found)
-    interval = "" if math.isnan(half_width) else f" +- {half_width:.{digits}f}"
-    return f"{mean:.{digits}f}{interval}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+from training.ablation.statistics import Summary
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -16,3 +19,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     ]
     lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in rest)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_interval(found: Summary, digits: int = 4, scale: float = 1) -> str:
+    """Mean and half width of the 95 % interval, where several values give one."""
+    mean, _, half_width = (scale * value for value in found)
+    interval = "" if math.isnan(half_width) else f" +- {half_width:.{digits}f}"
+    return f"{mean:.{digits}f}{interval}"
