@@ -14,6 +14,7 @@ from training.instruments import (
     kinds_markdown,
     kinds_pictures,
     kinds_table,
+    load_figures,
     load_picture,
     position_record,
     router_record,
@@ -165,6 +166,14 @@ def test_the_record_names_layers_and_leaves_out_what_cannot_be_known_yet():
     assert record["moe/flip_rate/layer_02"] == 0
     assert record["moe/max_violation_since_eval/layer_00"] == pytest.approx(1.0)
     assert record["moe/max_violation_since_eval/layer_02"] == 0
+
+
+def test_closing_figures_of_the_load_are_the_layers_mean_and_worst_and_all_dead_experts():
+    load = torch.tensor([[10.0, 10, 10, 10], [40, 0, 0, 0], [20, 19.8, 0.2, 0.05]])
+    figures = load_figures(look(model())._replace(load=load))
+    assert figures["max_violation"] == pytest.approx((0 + 3 + 4 * 20 / 40.05 - 1) / 3)
+    assert figures["max_violation_worst_layer"] == 3 and figures["dead_experts"] == 4
+    assert load_figures(None) == {}  # a dense model
 
 
 def test_places_are_gathered_in_powers_of_two():
