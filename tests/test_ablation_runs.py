@@ -306,7 +306,7 @@ def test_pairs_of_the_headline_that_three_seeds_leave_open_get_the_rest(folder):
 
 
 def test_minutes_become_tokens_once_and_stay_in_the_plan(folder, monkeypatch):
-    paces = iter([1e-3, 2e-3])
+    paces = iter([1e-3, 2e-3, 9e-3, 2.1e-3, 0.9e-3, 1e-4])  # in turn; each arm's median counts
     monkeypatch.setattr("training.ablation.experiment.seconds_per_token", lambda *_: next(paces))
     write(folder, budget={"minutes": 0.01}, search_budget={"tokens": 128})
     assert ablation()[0] == 0

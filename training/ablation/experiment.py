@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +28,7 @@ from training.data_sources import AUTO, choose_dataset, open_dataset
 from training.metrics import new_run_dir, require_tensorboard
 
 REPORTS = Path("runs") / "ablations"
+PACE_ROUNDS = 3
 EVALUATIONS = 10  # of a run, where eval_every is not given: enough for a curve
 
 
@@ -165,17 +167,18 @@ def _with_tokens(arm: PlannedArm) -> PlannedArm:
 def _paces(
     spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
 ) -> dict[str, float]:
-    """Seconds per token of each arm."""
-    pace, endless = {}, 10**9
-    for name, arm in arms.items():
-        say(f"{name}: measuring its pace")
-        words = command(arm, folder / "pace", threads, lr=arm.lr, seed=spec.search_seed, max_iters=endless,
-                        log_every=1, eval_every=endless, save_every=endless)  # fmt: skip
-        try:
-            pace[name] = seconds_per_token(words, folder / "pace", launch)
-        except ValueError as error:
-            raise ValueError(f"arm {name} could not be timed: {error}") from None
-    return pace
+    """Seconds per token of each arm: medians of rounds in which all take turns, as a machine's speed changes."""
+    pace, endless = {name: [] for name in arms}, 10**9
+    for turn in range(PACE_ROUNDS):
+        for name, arm in arms.items():
+            say(f"{name}: measuring its pace, {turn + 1} of {PACE_ROUNDS}")
+            words = command(arm, folder / "pace", threads, lr=arm.lr, seed=spec.search_seed, max_iters=endless,
+                            log_every=1, eval_every=endless, save_every=endless)  # fmt: skip
+            try:
+                pace[name].append(seconds_per_token(words, folder / "pace", launch))
+            except ValueError as error:
+                raise ValueError(f"arm {name} could not be timed: {error}") from None
+    return {name: statistics.median(rounds) for name, rounds in pace.items()}
 
 
 # ------------------------------------------------------------------------------------ the runs

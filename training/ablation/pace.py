@@ -10,7 +10,7 @@ from pathlib import Path
 from training.ablation.outcome import failure, last_line, log_of, records_of
 from training.ablation.runner import ASKED_TO_STOP, POLL_SECONDS, Launch, stop, visible_gpu
 
-WARM_UP, STEPS, SECONDS = 5, 30, 60.0  # whichever comes first
+WARM_UP, STEPS, SECONDS = 5, 20, 60.0  # whichever comes first
 
 
 def seconds_per_token(words: list[str], folder: Path, launch: Launch) -> float:
