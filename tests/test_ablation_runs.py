@@ -305,6 +305,49 @@ def test_pairs_of_the_headline_that_three_seeds_leave_open_get_the_rest(folder):
     assert "**wider** against **moe**: not resolved: this design resolves" in text
 
 
+def test_a_seed_that_did_not_end_well_is_told_and_asks_for_the_rest(folder):
+    def bits(given):
+        lost = {"2"} if given["intermediate_size"] == "40" else set()
+        return (2, "step 3 is not finite") if given["seed"] in lost else score(given)
+
+    write(folder, seeds=[1, 2, 3])
+    ablation(bits=bits)
+    assert "2 seeds; 1 did not end well in both and count nowhere)" in report(folder)
+    (folder / "out").rename(folder / "first")
+
+    def worse(given):
+        lost = {"2", "3"} if given["intermediate_size"] == "40" else set()
+        return (2, "step 3 is not finite") if given["seed"] in lost else score(given)
+
+    write(folder, seeds=[1, 2, 3, 4, 5])
+    ablation(bits=worse)
+    assert "3 seeds; 2 did not end well in both and count nowhere)" in report(folder)
+
+
+def test_a_report_is_written_of_results_whose_runs_are_gone(folder):
+    ablation()
+    shutil.rmtree(folder / "out/runs/00-moe")
+    (folder / "out/report.md").unlink()
+    assert ablation("--resume")[0] == 0
+    assert "without 2 of the runs" in report(folder) and "bits_per_byte_by_tokens.png" in report(
+        folder
+    )
+    shutil.rmtree(folder / "out/runs")
+    assert ablation("--resume")[0] == 0
+    assert "without 4 of the runs" in report(folder) and ".png" not in report(folder)
+
+
+def test_shared_settings_that_arms_do_without_are_told_with_every_arm(folder, capsys):
+    base = TINY | {"dataset": "bundled", "num_experts": 4}
+    write(
+        folder,
+        base=base,
+        arms={"moe": {}, "d1": {"model": "gpt2"}, "d2": {"model": "gpt2", "dropout": 0.1}},
+    )
+    assert ablate.main(["spec.yaml", "--plan"]) == 0
+    assert "num_experts (d1, d2)" in capsys.readouterr().out
+
+
 def test_minutes_become_tokens_once_and_stay_in_the_plan(folder, monkeypatch):
     paces = iter([1e-3, 2e-3, 9e-3, 2.1e-3, 0.9e-3, 1e-4])  # in turn; each arm's median counts
     monkeypatch.setattr("training.ablation.experiment.seconds_per_token", lambda *_: next(paces))
@@ -323,7 +366,9 @@ def test_runs_share_the_cores_of_a_cpu(folder, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     code, done = ablation("--jobs", "2")
     assert code == 0 and {run["threads"] for run in done.runs} == {"3"}
-    assert "2 runs at once shared this machine" in report(folder)
+    (folder / "out/report.md").unlink()
+    ablation("--resume")  # alone, when all have ended
+    assert "Up to 2 runs at once shared this machine" in report(folder)
 
 
 def test_runs_have_a_gpu_each(monkeypatch):
@@ -349,9 +394,43 @@ def test_bad_starts_are_one_sentence_before_anything_runs(folder, capsys):
     assert "--out_dir must be new or empty" in refused(capsys)
     write(folder, seeds=[1, 3])
     assert "out holds results of another specification" in refused(capsys, "--resume")
-    write(folder, seeds=[1, 2])
+    (folder / "out").rename(folder / "first")
+    ablation()  # another, with other seeds
+    capsys.readouterr()
+    for given in ("first", "out"):
+        other = "out" if given == "first" else "first"
+        code = ablate.main(
+            [f"{given}/plan.json", "--resume", "--out_dir", other], launch=Pretence(score)
+        )
+        assert code == 2
+        assert f"{other} holds results of another specification" in capsys.readouterr().err
+    (folder / "diary").mkdir()
+    assert ablate.main(["spec.yaml", "--resume", "--out_dir", "diary"], launch=Pretence(score)) == 2
+    assert "diary has no plan.json" in capsys.readouterr().err
+    (folder / "diary/results.jsonl").touch()  # killed before there was one
+    assert ablate.main(["spec.yaml", "--resume", "--out_dir", "diary"], launch=Pretence(score)) == 0
+    capsys.readouterr()
+    code = ablate.main(
+        ["out/plan.json", "--out_dir", "new", "--lr", "1e-2"], launch=Pretence(score)
+    )
+    assert code == 2 and "settings were given over them (lr)" in capsys.readouterr().err
     (folder / "out/results.jsonl").write_text("nonsense\n{}\n")
     assert "line 1 is none; delete it" in refused(capsys, "--resume")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"device": "cuda:9"}, "arm wide: device"),
+        ({"attention": "flexx"}, "arm wide: attention must be"),
+        ({"experts": "sortedd"}, "arm wide: experts must be"),
+        ({"model": "gpt2", "experts": "sorted"}, "arm wide: experts must be auto or none, as gpt2 is dense"),
+    ],
+)  # fmt: skip
+def test_what_this_machine_cannot_train_is_told_before_anything_runs(folder, capsys, settings, message):  # fmt: skip
+    write(folder, arms={"moe": {}, "wide": settings}, base=TINY | {"dataset": "bundled"})
+    assert message in refused(capsys)
+    assert not (folder / "out").exists()
 
 
 def test_missing_data_is_told_before_anything_runs(folder, capsys):

@@ -172,6 +172,28 @@ def test_an_arm_that_carries_a_state_is_planned_as_train_context_will_run_it(tmp
         planned(tmp_path, base=base | {"packing": "packed"}, arms=arms)
 
 
+def test_settings_of_one_arm_from_several_dimensions_of_a_grid_all_hold(tmp_path):
+    grid = {
+        "w": [{"hidden_size": 96, "b": {"intermediate_size": 40}}],
+        "l": [{"num_hidden_layers": 2, "b": {"dropout": 0.1}}, {"num_hidden_layers": 3}],
+    }
+    found = {arm.name: arm.own for arm in spec_of(tmp_path, grid=grid).expanded()}
+    assert found["b@w=96,l=2"] == {"norm": "layernorm", "intermediate_size": 40, "dropout": 0.1}
+    assert found["b@w=96,l=3"] == {"norm": "layernorm", "intermediate_size": 40}
+    assert found["a@w=96,l=2"] == {}
+
+
+def test_flops_in_all_count_padding_and_tokens_alike(tmp_path):
+    base = BASE | {"packing": "lanes", "batch_size": 4}
+    found = planned(
+        tmp_path, base=base, arms={"a": {}, "b": {"grad_accum": 3}}, headline=[["a", "b"]]
+    )
+    for arm, rows in zip(found.values(), (4, 12)):
+        arm = replace(arm, tokens_per_step=100, steps=50)  # of which 32 a row were possible
+        assert arm.tokens == 5_000
+        assert matching.flops_in_all(arm) == 50 * rows * 32 * arm.axes["flops"]
+
+
 def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
     spec = spec_of(tmp_path, axis="time", search_budget={"tokens": 5_120})
     arms = matching.plan(spec)
@@ -236,6 +258,8 @@ REFUSED = {
     "headline must hold pairs of two different arms": {"headline": [["a", "a"]]},
     "a verdict needs at least two seeds, got 1": {"seeds": [1]},
     "seeds must hold different numbers": {"seeds": [1, 1]},
+    "seed must be at most 2147483647; got 2147483648": {"seeds": [1, 2147483648]},
+    "seed must be at least 0; got -1": {"search_seed": -1},
     "search_seed must be none of the seeds of the verdict, got 1": {"search_seed": 1},
     "learning_rates must be at least three above 0": {"learning_rates": [1e-3, 2e-3]},
     "search_budget must be at most the budget (10,000), got 20,000": {"search_budget": {"tokens": 20_000}},
@@ -277,7 +301,16 @@ UNPLANNABLE = {
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "segments": 32},
     "segments must be 32, the block_size of arm b, which carries its state from one of those to the next; got 64":
         {"base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"model": "gptoss_context"}}, "segments": 64},
-    "the arms must be scored on the same text": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
+    "the arms must be scored on the same text, and b has tinystories": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
+    "final_eval_tokens takes the first tokens, got 64, None under bundled1536":
+        {"arms": {"a": {}, "b": {"final_eval_tokens": 64}}},
+    "got 64 under bundled1536, stories4k":
+        {"base": BASE | {"final_eval_tokens": 64}, "arms": {"a": {}, "b": {"tokenizer": "stories4k"}}},
+    "the arms b and c are the same once they are matched (intermediate_size 800 -> 192)":
+        {"axis": "active", "arms": {"a": {}, "b": {"intermediate_size": 400, "dropout": 0.1},
+                                    "c": {"intermediate_size": 800, "dropout": 0.1}}},
+    "axis flops counts a row's slots":
+        {"axis": "flops", "base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"block_size": 16}}},
 }  # fmt: skip
 
 

@@ -103,3 +103,23 @@ def test_a_verdict_names_what_its_design_resolves_at_the_level_it_was_held_to():
     deviation = summary(pair).deviation
     assert alone.resolves == pytest.approx(resolvable(deviation, 3, 0.05))
     assert among.resolves == pytest.approx(resolvable(deviation, 3, 0.025))
+
+
+def test_what_unresolved_pairs_resolve_is_held_to_the_level_after_those_that_are_resolved():
+    sure, noise = [-1.0, -1.01, -1.02], [0.3, -0.2, 0.1]
+    pairs = [[(1 + k) * x for x in noise] for k in range(4)]
+    found = compare([sure, *pairs])
+    assert [one.verdict for one in found] == ["better"] + ["not resolved"] * 4
+    for pair, one in zip(pairs, found[1:]):
+        assert one.resolves == pytest.approx(resolvable(summary(pair).deviation, 3, 0.05 / 4))
+
+
+def test_a_difference_of_the_size_that_the_last_pair_resolves_is_found_four_times_of_five():
+    draw, trials, n = random.Random(2), 400, 5
+    effect = resolvable(1.0, n, 0.05 / 4)
+    seen = sum(
+        compare([[draw.gauss(mean, 1) for _ in range(n)] for mean in (0, 0, 0, effect)])[3].verdict
+        == "worse"
+        for _ in range(trials)
+    )
+    assert seen / trials == pytest.approx(0.8, abs=0.08)  # four standard errors

@@ -12,6 +12,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import torch
+
+from architecture import registry
 from training.ablation import lanes, matching, plan_file, report
 from training.ablation.learning_rates import best_rate, next_rates, tidy
 from training.ablation.matching import PlannedArm
@@ -25,6 +28,7 @@ from training.ablation.verdict import ended_well, unresolved, verdicts
 from training.checkpoint import latest_checkpoint
 from training.command_line import say
 from training.data_sources import AUTO, choose_dataset, open_dataset
+from training.device import choose_device
 from training.metrics import new_run_dir, require_tensorboard
 
 REPORTS = Path("runs") / "ablations"
@@ -63,17 +67,19 @@ def run(
         raise ValueError(f"--jobs must be at least 1{most}, got {jobs}")
     require_tensorboard()  # not after hours
     spec = read_spec(path, over_base)
-    folder = _earlier(spec, out_dir) if resume else None
-    stored = plan_file.read(path if path.suffix == ".json" else folder and folder / plan_file.NAME)
+    stored = plan_file.read(path if path.suffix == ".json" else None)
     if stored and stored.sha256 != spec.sha256:
         raise ValueError(
-            f"{folder} holds results of another specification than {path} says now; resume it with that "
-            "one, or start anew without --resume"
+            f"{path} makes its own runs again, and settings were given over them ({', '.join(over_base or {})}); "
+            "leave them out, or start from the specification"
         )
+    folder = _earlier(spec, out_dir) if resume else None
+    stored = _stored(folder, spec, path) if folder else stored
     arms = stored.arms if stored else matching.plan(spec)
     print(report.plan_text(spec, arms), flush=True)
     if plan_only:
         return
+    _require_trainable(arms)
     arms = _with_data(arms)
     folder = folder or _new_folder(spec, out_dir)
     shared = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not gpus() else None
@@ -88,7 +94,7 @@ def run(
             rates = search(experiment)
             judge(experiment, rates)
             measure_inference(experiment)
-            report.write(spec, arms, results, folder, jobs)
+            report.write(spec, arms, results, folder)
         except KeyboardInterrupt:
             names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
             flags = "".join(f" --{key} {quote(value)}" for key, value in (over_base or {}).items())
@@ -114,6 +120,22 @@ def _earlier(spec: Spec, out_dir: Path | None) -> Path:
     return folder
 
 
+def _stored(folder: Path, spec: Spec, path: Path) -> plan_file.StoredPlan | None:
+    """The plan of the folder that is gone on with; None where its start was killed before there was one."""
+    stored, results = plan_file.read(folder / plan_file.NAME), folder / "results.jsonl"
+    if stored is None and not (results.is_file() and results.stat().st_size == 0):
+        raise ValueError(
+            f"--resume needs the folder of an earlier start, and {folder} has no {plan_file.NAME}; name another "
+            "with --out_dir, or start without --resume"
+        )
+    if stored and stored.sha256 != spec.sha256:
+        raise ValueError(
+            f"{folder} holds results of another specification than {path} says now; resume it with that "
+            "one, or start anew without --resume"
+        )
+    return stored
+
+
 def _new_folder(spec: Spec, out_dir: Path | None) -> Path:
     if out_dir is None:
         return new_run_dir(spec.name, REPORTS)
@@ -123,6 +145,20 @@ def _new_folder(spec: Spec, out_dir: Path | None) -> Path:
         )
     out_dir.mkdir(parents=True, exist_ok=True)
     return out_dir
+
+
+def _require_trainable(arms: dict[str, PlannedArm]) -> None:
+    """ValueError for what train.py would refuse on this machine, told now and not by every run."""
+    for name, arm in arms.items():
+        cfg, config = matching.resolve(name, arm.settings)
+        try:
+            choose_device(cfg.device)
+            with torch.device("meta"):
+                registry.build_model(
+                    cfg.model, config, attention=cfg.attention, experts=cfg.experts
+                )
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from None
 
 
 def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
@@ -168,12 +204,12 @@ def _paces(
     spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
 ) -> dict[str, float]:
     """Seconds per token of each arm: medians of rounds in which all take turns, as a machine's speed changes."""
-    pace, endless = {name: [] for name in arms}, 10**9
+    pace, never = {name: [] for name in arms}, 10**9
     for turn in range(PACE_ROUNDS):
         for name, arm in arms.items():
             say(f"{name}: measuring its pace, {turn + 1} of {PACE_ROUNDS}")
-            words = command(arm, folder / "pace", threads, lr=arm.lr, seed=spec.search_seed, max_iters=endless,
-                            log_every=1, eval_every=endless, save_every=endless)  # fmt: skip
+            words = command(arm, folder / "pace", threads, lr=arm.lr, seed=spec.search_seed, max_minutes=10,
+                            log_every=1, eval_every=never, save_every=never)  # fmt: skip
             try:
                 pace[name].append(seconds_per_token(words, folder / "pace", launch))
             except ValueError as error:
@@ -202,7 +238,7 @@ def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: floa
     elif "eval_every" not in arm.settings:
         settings["eval_every"] = max(1, steps // EVALUATIONS)
     record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
-              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder))}  # fmt: skip
+              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)), "at_once": x.workers}  # fmt: skip
     outcome = partial(training_outcome, parameters=arm.axes["total"])
     return Job(record, command(arm, folder, x.threads, **settings), folder, outcome)
 
@@ -240,7 +276,8 @@ def judge(x: Experiment, rates: dict[str, float | None]) -> None:
 
     run_seeds(trained, x.spec.seeds[:FIRST_SEEDS])
     if rest := x.spec.seeds[FIRST_SEEDS:]:
-        more = unresolved(verdicts(x.spec, x.arms, x.results, x.spec.seeds[:FIRST_SEEDS]))
+        found = verdicts(x.spec, x.arms, x.results, x.spec.seeds[:FIRST_SEEDS])
+        more = unresolved([v for v in found if {v.first, v.second}.issubset(trained)])
         if more:
             say(f"not resolved by {FIRST_SEEDS} seeds, so {len(rest)} more for {', '.join(more)}")
             run_seeds(more, rest)

@@ -100,6 +100,7 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
             lr=cfg.lr,
             tokens_per_step=tokens_per_step(cfg),
         )
+    _refuse_the_same_after_all(planned)
     in_order = {arm.name: planned[arm.name] for arm in arms}
     measuring = needs_pace(spec) or any(a.tokens_per_step is None for a in in_order.values())
     return in_order if measuring else with_lengths(spec, in_order, {})
@@ -222,10 +223,20 @@ def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
 # ------------------------------------------------------------------------------------ length
 
 
+def slots_per_step(cfg: TrainConfig) -> int:
+    """Places of a step's rows, padding or not."""
+    return cfg.batch_size * cfg.block_size * cfg.micro_batches
+
+
 def tokens_per_step(cfg: TrainConfig) -> int | None:
     """Targets of a step; None where that depends on the documents, which end before their lanes do."""
-    slots = cfg.batch_size * cfg.block_size * cfg.micro_batches
-    return slots if cfg.packing == "packed" else None
+    return slots_per_step(cfg) if cfg.packing == "packed" else None
+
+
+def flops_in_all(arm: PlannedArm) -> float:
+    """Of a run of the verdict: padding is computed as tokens are."""
+    cfg, _ = resolve(arm.name, arm.settings)
+    return arm.steps * slots_per_step(cfg) * arm.axes["flops"]
 
 
 def needs_pace(spec: Spec) -> bool:
@@ -288,6 +299,24 @@ def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> N
         seen[this] = arm.name
 
 
+def _refuse_the_same_after_all(planned: dict[str, PlannedArm]) -> None:
+    """Arms that differed in the adjusted field alone."""
+    seen: dict[str, str] = {}
+    for arm in planned.values():
+        this = repr(resolve(arm.name, arm.settings))
+        if this in seen:
+            raise ValueError(
+                f"the arms {seen[this]} and {arm.name} are the same once they are matched ({arm.adjusted}); change "
+                "another setting in one, or leave it out"
+            )
+        seen[this] = arm.name
+
+
+def _row(cfg: TrainConfig) -> tuple[str, int | None]:
+    """What decides which share of its slots is padding."""
+    return cfg.packing, None if cfg.packing == "packed" else cfg.block_size
+
+
 def _refuse_what_does_not_compare(spec: Spec, resolved: dict[str, Any]) -> None:
     cfgs = {name: cfg for name, (cfg, _) in resolved.items()}
     tokenizers = sorted({cfg.tokenizer for cfg in cfgs.values()})
@@ -307,7 +336,19 @@ def _refuse_what_does_not_compare(spec: Spec, resolved: dict[str, Any]) -> None:
                 f"segments must be {cfg.block_size}, the block_size of arm {name}, which carries its state from "
                 f"one of those to the next; got {spec.segments}"
             )
+    if spec.axis == "flops" and len({_row(cfg) for cfg in cfgs.values()}) > 1:
+        raise ValueError(
+            "axis flops counts a row's slots, of which lanes of another block_size fill another share with tokens; "
+            "give all arms one packing and block_size, or take another axis"
+        )
     data = {name: (cfg.val_dataset or cfg.dataset, cfg.text_column) for name, cfg in cfgs.items()}
+    parts = {cfg.final_eval_tokens for cfg in cfgs.values()}
+    if len(parts) > 1 or (len(tokenizers) > 1 and parts != {None}):
+        raise ValueError(
+            "the arms must be scored on the same text, of which final_eval_tokens takes the first tokens, got "
+            f"{', '.join(sorted(map(str, parts)))} under {', '.join(tokenizers)}; give all arms one, and none where "
+            "their tokenizers differ"
+        )
     first = next(iter(data))
     for name, validation in data.items():
         if validation != data[first]:

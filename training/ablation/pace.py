@@ -8,7 +8,14 @@ import time
 from pathlib import Path
 
 from training.ablation.outcome import failure, last_line, log_of, records_of
-from training.ablation.runner import ASKED_TO_STOP, POLL_SECONDS, Launch, stop, visible_gpu
+from training.ablation.runner import (
+    ASKED_TO_STOP,
+    POLL_SECONDS,
+    Launch,
+    stop,
+    visible_gpu,
+    wait_for_writer,
+)
 
 WARM_UP, STEPS, SECONDS = 5, 20, 60.0  # whichever comes first
 
@@ -16,9 +23,10 @@ WARM_UP, STEPS, SECONDS = 5, 20, 60.0  # whichever comes first
 def seconds_per_token(words: list[str], folder: Path, launch: Launch) -> float:
     """The median pace of some steps of a training run, which is then stopped and thrown away.
 
-    words: of a run without end that logs every step.  Raises ValueError where it fails.
+    words: of a run that is long enough and logs every step.  Raises ValueError where it fails.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    wait_for_writer(folder, "an earlier measurement of a pace")
     shutil.rmtree(folder, ignore_errors=True)
     process, began = launch(words, log_of(folder), visible_gpu(0)), time.monotonic()
     try:

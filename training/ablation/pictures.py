@@ -30,19 +30,26 @@ def write_curves(
     spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path
 ) -> list[Path]:
     """PNGs: the validation score of each arm over each axis, its mean over the seeds, shaded from the lowest
-    to the highest seed.
+    to the highest seed; of the runs whose folders are still there.
     """
     written = []
     for axis, words in AXES.items():
         lines = {}
         for name in arms:
-            if ended := ended_well(name, results).values():
-                runs = [read_run(folder / line["folder"]) for line in ended]
+            if runs := [read_run(path) for path in kept_runs(name, results, folder).values()]:
                 x, scores = curve(runs, TAGS[spec.run_measure], axis)
                 lines[name] = x, scores.mean(0), scores.min(0), scores.max(0)
+        if not lines:
+            return []
         written.append(folder / f"{spec.run_measure}_by_{axis}.png")
         _write(written[-1], list(arms), lines, words, UNITS[spec.run_measure])
     return written
+
+
+def kept_runs(arm: str, results: Results, folder: Path) -> dict[int, Path]:
+    """{seed: folder} of the runs that ended well, but for those of which somebody kept the results alone."""
+    places = {seed: folder / line["folder"] for seed, line in ended_well(arm, results).items()}
+    return {seed: place for seed, place in places.items() if (place / "metrics.jsonl").is_file()}
 
 
 def write_segments(arms: dict[str, PlannedArm], results: Results, folder: Path) -> list[Path]:
@@ -114,12 +121,14 @@ def write_tensorboard(arms: dict[str, PlannedArm], results: Results, folder: Pat
     SummaryWriter = require_tensorboard()
     told = differing(arms)
     for name, arm in arms.items():
-        for seed, line in ended_well(name, results).items():
+        ended = ended_well(name, results)
+        for seed, path in kept_runs(name, results, folder).items():
+            line = ended[seed]
             place = folder / "tensorboard" / f"{Path(line['folder']).parent.name}-seed-{seed}"
             if place.exists():
                 continue  # of an earlier start: its curve would be there twice
             with writing(place), SummaryWriter(place) as writer:
-                run = read_run(folder / line["folder"])
+                run = read_run(path)
                 for tag in ("train/loss", *TAGS.values()):
                     for step, value in zip(*run.series(tag)):
                         writer.add_scalar(tag, value, int(step))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from training.ablation import pictures, plan_file, segment_report
 from training.ablation.learning_rates import best_rate
-from training.ablation.matching import TOLERANCE, PlannedArm
+from training.ablation.matching import TOLERANCE, PlannedArm, flops_in_all
 from training.ablation.outcome import LOADS
 from training.ablation.results import Results
+from training.ablation.runner import gpus
 from training.ablation.spec import FIRST_SEEDS, Spec
 from training.ablation.statistics import ALPHA, POWER, summary
 from training.ablation.table import table, with_interval
@@ -28,21 +29,17 @@ TWO_LOOKS = "about 9 % of the time and not 5"
 
 def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     """Every arm by every measure, before anything runs."""
-    return (
-        f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} a run\n{_arms(spec, arms)}"
-    )
+    return f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} a run\n{_arms(arms)}"
 
 
-def write(
-    spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path, jobs: int
-) -> None:
+def write(spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path) -> None:
     """The report of everything that results.jsonl holds."""
     found = verdicts(spec, arms, results)
     images = pictures.write_curves(spec, arms, results, folder)
     pictures.write_tensorboard(arms, results, folder)
     if spec.segments:
         images += pictures.write_segments(arms, results, folder)
-    text = "\n\n".join(_sections(spec, arms, results, folder, jobs, found, images)) + "\n"
+    text = "\n\n".join(_sections(spec, arms, results, folder, found, images)) + "\n"
     for name, content in (("report.md", text), ("results.csv", _csv(results))):
         with atomic_write(folder / name) as file:
             file.write(content.encode())
@@ -54,7 +51,6 @@ def _sections(
     arms: dict[str, PlannedArm],
     results: Results,
     folder: Path,
-    jobs: int,
     found: list[Verdict],
     images: Iterable[Path],
 ) -> Iterable[str]:
@@ -62,11 +58,7 @@ def _sections(
     yield f"# {spec.name}\n\n{spec.question}"
     told = [in_words(v, spec.measure) for v in found] + segment_report.gap_in_words(spec, results)
     yield "\n".join(f"- {line}" for line in told) or "No pair was asked for."
-    yield f"## Arms\n\n{_matched(spec, arms)}\n\n{_arms(spec, arms)}"
-    if dropped := {w: a.name for a in arms.values() for w in a.without}:
-        yield "Shared settings that an arm's model does not have: " + ", ".join(
-            f"{name} ({arm})" for name, arm in dropped.items()
-        )
+    yield f"## Arms\n\n{_matched(spec, arms)}\n\n{_arms(arms)}"
     yield f"## Learning rates\n\n{_search(spec, arms, results)}"
     scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
     tokens = f"{min(scored):,}" if scored else "no"
@@ -78,8 +70,13 @@ def _sections(
         yield f"## By segment\n\n{segment_report.section(spec, arms, results)}"
     if loads := _loads(arms, results):
         yield f"## Load of the experts\n\n{loads}"
-    yield f"## Costs\n\n{_costs(arms, results, jobs)}"
+    yield f"## Costs\n\n{_costs(arms, results)}"
     yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
+    gone = sum(
+        len(ended_well(n, results)) - len(pictures.kept_runs(n, results, folder)) for n in arms
+    )
+    if gone:
+        yield f"The curves are without {gone} of the runs, of which the results were kept and not the folders."
     if bad := [line for line in results.lines.values() if line["status"] != "ok"]:
         told = "\n".join(f"- {line['id']}: {line['status']}: {line['message']}" for line in bad)
         yield f"## What did not end well\n\n{told}"
@@ -95,16 +92,19 @@ def _sections(
 def in_words(v: Verdict, measure: str) -> str:
     """A verdict as a sentence."""
     c, unit = v.comparison, UNITS[measure]
+    seeds = f"{len(v.seeds)} seeds"
+    if v.lost:
+        seeds += f"; {v.lost} did not end well in both and count nowhere"
     if v.refused:
         return f"**{v.first}** against **{v.second}**: not compared, as {v.refused}."
     if c.verdict == "not resolved":
         return (
             f"**{v.first}** against **{v.second}**: not resolved: this design resolves {c.resolves:.4f} {unit} "
-            f"(found {c.difference:+.4f}, {len(v.seeds)} seeds)."
+            f"(found {c.difference:+.4f}, {seeds})."
         )
     return (
         f"**{v.first}** is {c.verdict} than **{v.second}** by {abs(c.difference):.4f} +- {c.half_width:.4f} {unit} "
-        f"(p {c.p:.2g}, {len(v.seeds)} seeds)."
+        f"(p {c.p:.2g}, {seeds})."
     )
 
 
@@ -125,18 +125,31 @@ def _matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     return f"{how} A run has {spec.budget}. {same}"
 
 
-def _arms(spec: Spec, arms: dict[str, PlannedArm]) -> str:
+def _arms(arms: dict[str, PlannedArm]) -> str:
+    """The table, and below it which shared settings an arm does without."""
+
     def count(value: float | None) -> str:
         return "measured first" if value is None else f"{value:,.0f}"
 
     head = ["arm", "total", "active", "active, no head", "FLOPs/token", "FLOPs in all", "tokens", "steps", "adjusted"]  # fmt: skip
+    paced = any(arm.seconds_per_token for arm in arms.values())
     rows = []
     for arm in arms.values():
-        in_all = "measured first" if arm.tokens is None else f"{arm.tokens * arm.axes['flops']:.3g}"
+        in_all = "measured first" if arm.steps is None else f"{flops_in_all(arm):.3g}"
         rows.append([arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps),
                      arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""),
+                     *([f"{1e6 * arm.seconds_per_token:,.0f}"] if paced else []),
                      ])  # fmt: skip
-    return table(head, rows)
+    told = table(head + ["s per 1M tokens"] * paced, rows)
+    lacking: dict[str, list[str]] = {}
+    for arm in arms.values():
+        for setting in arm.without:
+            lacking.setdefault(setting, []).append(arm.name)
+    if lacking:
+        told += "\n\nShared settings that an arm's model does not have: " + ", ".join(
+            f"{setting} ({', '.join(names)})" for setting, names in lacking.items()
+        )
+    return told
 
 
 def _search(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
@@ -156,6 +169,8 @@ def _search(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
         f"Every arm had the same search: {given} learning rates, seed {spec.search_seed} (not in the verdict), "
         f"{spec.search_budget} a run, and further steps of the same ratio where the best was at the edge."
     )
+    if spec.search_budget != spec.budget:
+        words += " The best rate of a shorter run is higher than that of a longer one: these may be too high."
     return f"{words}\n\n{table(['arm', f'{unit} by learning rate', 'best', ''], rows)}"
 
 
@@ -219,7 +234,7 @@ def _loads(arms: dict[str, PlannedArm], results: Results) -> str:
     return f"{words}\n\n{table(head, rows)}"
 
 
-def _costs(arms: dict[str, PlannedArm], results: Results, jobs: int) -> str:
+def _costs(arms: dict[str, PlannedArm], results: Results) -> str:
     training = {
         "training s": "seconds",
         "tokens/s": "tokens_per_second",
@@ -238,8 +253,11 @@ def _costs(arms: dict[str, PlannedArm], results: Results, jobs: int) -> str:
                 row.append(_figure(value / 1e6 if column.endswith("MB") else value))
         rows.append(row)
     words = "Training: medians over the runs, evaluation not counted. In use: one row, with the cache, median of repeats."
-    if jobs > 1:
-        words += f" {jobs} runs at once shared this machine: their seconds are more than alone."
+    at_once = max((line.get("at_once", 1) for line in results.of("verdict")), default=1)
+    if at_once > 1 and not gpus():
+        words += (
+            f" Up to {at_once} runs at once shared this machine: their seconds are more than alone."
+        )
     return f"{words}\n\n{table(['arm', *training, *use], rows)}"
 
 

@@ -82,10 +82,7 @@ def run_jobs(jobs: list[Job], results: Results, launch: Launch, workers: int) ->
 def start(job: Job, slot: int, launch: Launch) -> tuple[Job, Process]:
     """The job's process, from its own checkpoint where that continues to the last bit, else anew."""
     folder = job.folder
-    if owner := live_writer(folder):  # left behind by a runner that was killed
-        say(f"{job.record['id']} still runs, in process {owner}: waiting for it")
-        while live_writer(folder):
-            time.sleep(POLL_SECONDS)
+    wait_for_writer(folder, job.record["id"])
     words = job.words
     if final_record(folder):
         words = ["-c", ""]  # it ended after its runner did: nothing is left to do
@@ -95,6 +92,14 @@ def start(job: Job, slot: int, launch: Launch) -> tuple[Job, Process]:
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return job, launch(words, log_of(folder), visible_gpu(slot))
+
+
+def wait_for_writer(folder: Path, name: str) -> None:
+    """Until a run has ended that a killed runner left behind in the folder."""
+    if owner := live_writer(folder):
+        say(f"{name} still runs, in process {owner}: waiting for it")
+        while live_writer(folder):
+            time.sleep(POLL_SECONDS)
 
 
 def finish(job: Job, code: int, results: Results) -> None:
@@ -125,15 +130,17 @@ def stop(processes: list[Process]) -> None:
 
 @contextlib.contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Within it SIGTERM is answered as Ctrl-C is."""
-    before = None
+    """Within it SIGTERM and the closing of the terminal are answered as Ctrl-C is."""
+    before = {}
     if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------------------ GPUs, time

@@ -30,7 +30,8 @@
     learning_rates: [2e-3, 4e-3, 8e-3]   searched for every arm alike, at least three; or
                                   {factors: [0.5, 1, 2]} of the arm's own lr; or none: no search
     search_seed: 0                of the search; none of `seeds`
-    search_budget: {tokens: 250000}      of a run of the search (default: the budget)
+    search_budget: {tokens: 250000}      of a run of the search (default: the budget; the best rate of a
+                                  shorter run is higher than that of a longer one)
     headline: [[gptoss, gpt2]]    the pairs that get a verdict (default: each arm against the reference;
                                   [] for none); under a grid, at each of its points
     segments: 64                  documents' segments, tokens: every finished run is also evaluated document
@@ -60,6 +61,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from training.command_line import cast, read_yaml
+from training.config import TrainConfig
 from training.json_text import parse_json
 
 Axis = Literal["none", "total", "active", "active_non_embedding", "flops", "time"]
@@ -148,11 +150,11 @@ class Spec:
         arms = []
         for point in itertools.product(*sets):
             labels = [f"{name}={_label(settings)}" for name, settings in point]
-            merged = {k: v for _, settings in point for k, v in settings.items()}
-            shared = self.base | {k: v for k, v in merged.items() if not isinstance(v, Mapping)}
+            given = [(key, value) for _, settings in point for key, value in settings.items()]
+            shared = self.base | {k: v for k, v in given if not isinstance(v, Mapping)}
             for name, own in self.arms.items():
-                if isinstance(merged.get(name), Mapping):
-                    own = own | merged[name]
+                for key, value in given:
+                    own = own | value if key == name and isinstance(value, Mapping) else own
                 full = f"{name}@{','.join(labels)}" if labels else name
                 arms.append(Arm(full, name, ",".join(labels), shared, own))
         return arms
@@ -296,6 +298,8 @@ def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> S
             f"a verdict needs at least two seeds, got {len(spec.seeds)} in seeds; add some (three tell "
             "more), or set headline: [] to have none"
         )
+    for seed in (*spec.seeds, spec.search_seed):
+        TrainConfig(seed=seed)  # has its limits
     if rates and spec.search_seed in spec.seeds:
         raise ValueError(
             f"search_seed must be none of the seeds of the verdict, got {spec.search_seed}: what was "

@@ -51,12 +51,13 @@ def compare(pairs: Sequence[Sequence[float]]) -> list[Comparison]:
     whole = [i for i, differences in enumerate(pairs) if len(differences) > 1]
     raw = {i: paired_p(pairs[i]) for i in whole}
     found = [Comparison(math.nan, math.nan, math.nan, "not resolved", math.nan) for _ in pairs]
-    corrected = 0.0
+    corrected, resolved = 0.0, 0
     for rank, i in enumerate(sorted(whole, key=raw.__getitem__)):
-        tests = len(whole) - rank
-        corrected = max(corrected, min(1.0, tests * raw[i]))
+        corrected = max(corrected, min(1.0, (len(whole) - rank) * raw[i]))
         mean, deviation, half_width = summary(pairs[i])
-        resolves = resolvable(deviation, len(pairs[i]), ALPHA / tests)
+        # a difference of this size would come next after those that are resolved, whatever its rank is now
+        resolves = resolvable(deviation, len(pairs[i]), ALPHA / (len(whole) - resolved))
+        resolved += corrected <= ALPHA
         verdict = "not resolved" if corrected > ALPHA else "better" if mean < 0 else "worse"
         found[i] = Comparison(mean, half_width, corrected, verdict, resolves)
     return found

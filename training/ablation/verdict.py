@@ -9,6 +9,8 @@ from training.ablation.results import Results
 from training.ablation.spec import Spec
 from training.ablation.statistics import Comparison, compare
 
+TOO_FEW = "fewer than two seeds ended well in both arms"
+
 
 class Verdict(NamedTuple):
     """A pair of the headline."""
@@ -17,6 +19,7 @@ class Verdict(NamedTuple):
     second: str
     seeds: tuple[int, ...]  # that both ended well with
     comparison: Comparison
+    lost: int  # seeds that were run and did not end well in both
     refused: str  # why there is no verdict; "" where there is one
 
 
@@ -30,17 +33,19 @@ def verdicts(
         shared = tuple(s for s in seeds or spec.seeds if s in one and s in other)
         refused = ""
         if len(shared) < 2:
-            refused = "fewer than two seeds ended well in both arms"
+            refused = TOO_FEW
         elif arms[first].data == arms[second].data and any(
             one[seed]["first_batch_sha256"] != other[seed]["first_batch_sha256"] for seed in shared
         ):
             refused = "the two arms saw different batches at the same seed"
-        found.append((first, second, shared, refused))
+        run = {line["seed"] for name in (first, second) for line in results.of("verdict", name)}
+        lost = len(run.intersection(seeds or spec.seeds) - set(shared))
+        found.append((first, second, shared, lost, refused))
         scores = [one[seed][spec.measure] - other[seed][spec.measure] for seed in shared]
         differences.append([] if refused else scores)
     return [
-        Verdict(first, second, shared, comparison, refused)
-        for (first, second, shared, refused), comparison in zip(found, compare(differences))
+        Verdict(first, second, shared, comparison, lost, refused)
+        for (first, second, shared, lost, refused), comparison in zip(found, compare(differences))
     ]
 
 
@@ -58,5 +63,7 @@ def scored(arm: str, spec: Spec, results: Results) -> dict[int, dict[str, Any]]:
 
 def unresolved(found: list[Verdict]) -> list[str]:
     """The arms of pairs that more seeds could resolve, each once."""
-    open_ = [v for v in found if not v.refused and v.comparison.verdict == "not resolved"]
+    open_ = [
+        v for v in found if v.refused in ("", TOO_FEW) and v.comparison.verdict == "not resolved"
+    ]
     return list(dict.fromkeys(arm for v in open_ for arm in (v.first, v.second)))
