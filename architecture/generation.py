@@ -140,11 +140,7 @@ def generate_steps(
     def choose(logits: torch.Tensor, rows: list[int]) -> list[int]:
         """logits (B, V) -> an id for each of these rows."""
         logits = logits[rows]
-        if not logits.amax(-1).isfinite().all():
-            raise ValueError(
-                "the model's logits are not finite, so nothing can be sampled; "
-                "use a checkpoint from before its loss became NaN or infinite"
-            )
+        require_finite(logits)
         if temperature == 0:
             return logits.argmax(-1).tolist()
         # on the CPU in float64: the same draw on every device, and MPS has no float64
@@ -153,6 +149,15 @@ def generate_steps(
         return draw(logits, torch.cat(uniform)).tolist()
 
     return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose)
+
+
+def require_finite(logits: torch.Tensor) -> None:
+    """ValueError where a row (B, V) has nothing to choose from."""
+    if not logits.amax(-1).isfinite().all():
+        raise ValueError(
+            "the model's logits are not finite, so nothing can be sampled; "
+            "use a checkpoint from before its loss became NaN or infinite"
+        )
 
 
 @torch.no_grad()

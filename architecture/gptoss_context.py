@@ -25,10 +25,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from architecture import registry
-from architecture.generation import check_prompts, check_sampling, draw, filter_logits
+from architecture.generation import (
+    check_prompts,
+    check_sampling,
+    draw,
+    filter_logits,
+    require_finite,
+)
 from architecture.gptoss import MEANINGS, PRESETS, ModelConfig, Transformer, visible_keys
 from architecture.interface import IGNORE_INDEX, ModelOutput
-from architecture.segment_decoder import SLOT, SegmentCache, SegmentDecoder
+from architecture.segment_decoder import PADDING, SLOT, SegmentCache, SegmentDecoder
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -171,13 +177,18 @@ class ContextTransformer(Transformer):
             )
         if cache is not None and positions is None:
             raise ValueError("a segment's cache does not count; pass positions within the segment")
+        if cache is not None:
+            cache.check_room(*input_ids.shape)
         hidden, positions, counted = super().embed(input_ids, targets, positions, None, None)
+        positions = positions.masked_fill(
+            positions < 0, PADDING
+        )  # of the trunk's, -1 is the slot here
         at = torch.full_like(positions[:, :1], SLOT)
         if cache is not None:
             begins = (positions == 0).any(1, keepdim=True)
             if not begins.any():
                 return hidden, positions, counted
-            at = at.where(begins, SLOT - 1)  # padding
+            at = at.where(begins, PADDING)
         slot = self.slot + self.state_projection(carry.to(self.slot.dtype))
         hidden = torch.cat((slot[:, None].to(hidden.dtype), hidden), dim=1)
         if counted is None:
@@ -305,15 +316,18 @@ class TokenGenerator:
                 f"max_tokens must be at least 0, got {max_tokens}; 0 generates until a stop token"
             )
         check_sampling(1, temperature)
-        return self._generate(
-            list(prompt_tokens), frozenset(stop_tokens), temperature, max_tokens, return_logprobs
-        )
+        self._waiting += prompt_tokens
+        return self._generate(frozenset(stop_tokens), temperature, max_tokens, return_logprobs)
 
-    def _generate(self, prompt, stop_tokens, temperature, max_tokens, return_logprobs):
-        self._waiting += prompt
-        number = 0
+    def _generate(self, stop_tokens, temperature, max_tokens, return_logprobs):
+        decoder, number = self._decoder, 0
         while max_tokens == 0 or number < max_tokens:
-            logits = self._decoder.feed([self._waiting]).cpu().double()
+            if self._decoder is not decoder:
+                raise ValueError(
+                    "the text of this generate() was ended by reset(); call generate() again"
+                )
+            logits = decoder.feed([self._waiting]).cpu().double()
+            require_finite(logits)
             if temperature == 0:
                 token = int(logits.argmax())
             else:

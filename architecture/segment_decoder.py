@@ -41,10 +41,17 @@ class SegmentCache:
         self.positions = torch.arange(SLOT, segment_length, device=device)[None]  # (1, 1 + length)
         self.columns = None  # (B, T) indices of those of the current forward that are not padding
 
-    def extend(self, window: int | None, positions: torch.Tensor) -> torch.Tensor:
-        """Query positions (B, T) -> those of the keys that any layer shows them."""
+    def check_room(self, batch: int, tokens: int) -> None:
+        """Refuse a forward that this cache is not for; how long a segment is, the model looks at."""
         if torch.is_grad_enabled():
             raise ValueError("a cache takes no gradient; call the model under torch.no_grad()")
+        if batch != len(self.keys[0]):
+            raise ValueError(
+                f"the cache was made for {len(self.keys[0])} rows, got {batch}; use new_cache({batch})"
+            )
+
+    def extend(self, window: int | None, positions: torch.Tensor) -> torch.Tensor:
+        """Query positions (B, T) -> those of the keys that any layer shows them."""
         self.columns = torch.where(positions != PADDING)
         self.places = positions[self.columns] - SLOT
         return self.positions

@@ -3,9 +3,9 @@
     python -m benchmarks.context_stories CKPT [CKPT ...] [--stories 200] [--seed 7]
         writes benchmarks/results/context_stories.json
 
-Each checkpoint tells its stories twice from the same seed, at temperature 0.8: with the state that goes from segment to
-segment, and with a state of zeros in every segment, as if the config said carry_state false. A checkpoint of the trunk
-tells them once, with all it has told in its window. Several checkpoints are other training seeds, or other models.
+Checkpoints, or folders of runs, of train_context.py on the bundled stories that differ in their training seed. Each tells
+its stories twice from the same seed, at temperature 0.8: with the state that goes from segment to segment, and with a
+state of zeros in every segment, as if its config said carry_state false.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 
 from architecture import registry
 from architecture.generation import generate_texts
+from benchmarks.public_text import public_text
 from data.check import examine, summary, training_text
+from training.ablation import statistics
 from training.atomic_files import write_json_atomic
 from training.checkpoint import find_checkpoint
 from training.command_line import Parser, exit_code, say
@@ -27,47 +29,45 @@ from training.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "context_stories.json"
 MAX_TOKENS, TEMPERATURE = 400, 0.8
+PASSES = "consistent and finished"  # as data.check counts
 
 
-def ways_to_tell(model: Any) -> dict[str, Any]:
-    """{name: config} of each way in which the model tells its stories."""
-    if not getattr(model, "carries", False):
-        return {"plain": model.config}
-    return {name: dataclasses.replace(model.config, carry_state=carries)
-            for name, carries in (("carried", True), ("zeroed", False))}  # fmt: skip
+def load(given: str) -> Any:
+    """A model that was trained to carry a state."""
+    path = find_checkpoint(given, say)
+    model = registry.load_model(path).eval()
+    if not getattr(model.config, "carry_state", False):
+        raise ValueError(
+            f"{path} must be of a model that carries a state, and is of {registry.model_name(model)!r} without "
+            "one; give a checkpoint of train_context.py"
+        )
+    return model
 
 
 def run(args: argparse.Namespace) -> None:
+    models = [load(given) for given in args.checkpoints]
     runs, found = training_text([]), []
-    for given in args.checkpoints:
-        path = find_checkpoint(given, say)
-        model = registry.load_model(path).eval()
-        entry = {"checkpoint": Path(given).name, "model": registry.model_name(model)}
-        for name, config in ways_to_tell(model).items():
-            model.config = config
-            texts = generate_texts(
-                model, [""] * args.stories, MAX_TOKENS, TEMPERATURE, seed=args.seed
-            )
+    for given, model in zip(args.checkpoints, models):
+        entry = {"checkpoint": public_text(given, None, [Path(given)])}
+        for name, carries in (("carried", True), ("zeroed", False)):
+            model.config = dataclasses.replace(model.config, carry_state=carries)
+            prompts = [""] * args.stories
+            texts = generate_texts(model, prompts, MAX_TOKENS, TEMPERATURE, seed=args.seed)
             entry[name] = summary([examine(text, runs) for text in texts])
             say(f"{given}, {name}: {entry[name]}")
         found.append(entry)
-    facts = {
-        "seed": args.seed,
-        "temperature": TEMPERATURE,
-        "max_tokens": MAX_TOKENS,
-        **provenance(),
-    }
-    facts["command"] = "python -m benchmarks.context_stories " + " ".join(
-        e["checkpoint"] for e in found
-    )
-    write_json_atomic(args.out, {"models": found, **facts})
-    print(json.dumps(found, indent=1))
+    shares = [(e["carried"][PASSES] - e["zeroed"][PASSES]) / args.stories for e in found]
+    difference = statistics.summary(shares)._asdict() if len(found) > 1 else {"mean": shares[0]}
+    facts = provenance()
+    facts["command"] = public_text(facts["command"], None, map(Path, args.checkpoints))
+    options = {"stories": args.stories, "seed": args.seed, "temperature": TEMPERATURE}
+    result = {"models": found, "carried - zeroed, share that passes": difference, **options, **facts}  # fmt: skip
+    write_json_atomic(args.out, result)
+    print(json.dumps(result, indent=1))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m benchmarks.context_stories", description=__doc__.splitlines()[0]
-    )
+    parser = Parser(prog="python -m benchmarks.context_stories", description=__doc__.splitlines()[0])  # fmt: skip
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT")
     parser.add_argument("--stories", type=int, default=200, help="of each way (default: 200)")
     parser.add_argument("--seed", type=int, default=7, help="of the sampling (default: 7)")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from architecture.gptoss import ModelConfig, Transformer
+from architecture.gptoss_context import ContextConfig, ContextTransformer
 from training import context_eval
 
 SHAPE = dict(
@@ -33,9 +34,54 @@ def documents():
     return [[EOT, *document, EOT] for document in ids]
 
 
-def losses(model, documents, window):
-    found = context_eval.document_losses(model, documents, window, 6, 2, contextlib.nullcontext)
+def losses(model, documents, window, batch_size=2):
+    found = context_eval.document_losses(
+        model, documents, window, 6, batch_size, contextlib.nullcontext
+    )
     return list(found)
+
+
+@pytest.fixture(scope="module")
+def variant():
+    config = ContextConfig(**SHAPE, segment_length=6)
+    model = ContextTransformer(config, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10)
+    return model.double().eval()
+
+
+def read_alone(model, document, states):
+    """Nats of each segment with these states before them, and the states after."""
+    nats, after = [], []
+    for start, state in zip(range(0, len(document) - 1, 6), states):
+        ids = torch.tensor([document[start : start + 7]])
+        with torch.no_grad():
+            out = model(ids[:, :-1], ids[:, 1:], carry=state)
+        nats.append(float(out.loss_sum))
+        after.append(out.carry)
+    return nats, after
+
+
+def test_each_column_begins_its_segments_with_the_state_that_its_name_says(variant, documents):
+    documents = sorted(documents, key=len)
+    carried, states = [], []
+    for document in documents:
+        before, nats = [None], []
+        for number in range(-(-(len(document) - 1) // 6)):
+            part, after = read_alone(variant, document[6 * number :], before[-1:])
+            nats, before = nats + part, before + after
+        carried.append(nats)
+        states.append(before)  # of segment n, None of the first
+    for row, (document, found) in enumerate(zip(documents, losses(variant, documents, 6, 5))):
+        segments, other = len(found.tokens), states[row - 1]  # of the last row for the first
+        other = other + [other[-1]] * segments  # what has ended keeps its last state
+        swapped, _ = read_alone(variant, document, [None, *other[1:segments]])
+        zeroed, _ = read_alone(variant, document, [None] * segments)
+        assert found.nats["carried"] == pytest.approx(carried[row], rel=1e-6)
+        assert found.nats["swapped"] == pytest.approx(swapped, rel=1e-6)
+        assert found.nats["zeroed"] == pytest.approx(zeroed, rel=1e-6)
+        assert segments == 1 or found.nats["swapped"] != pytest.approx(carried[row], rel=1e-4)
 
 
 def test_a_trunk_whose_window_holds_whole_documents_reads_each_at_once(trunk, documents):

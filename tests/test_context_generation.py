@@ -144,6 +144,32 @@ def test_reset_begins_a_new_document_and_a_seed_repeats(checkpoint):
     assert one == other
 
 
+def test_a_prompt_belongs_to_the_text_though_nobody_asks_what_follows(model, checkpoint):
+    generator = TokenGenerator(checkpoint)
+    generator.generate(PROMPT, [], 0.0, 5)  # not iterated
+    ((_, logprob),) = generator.generate([5], [], 0.0, 1, return_logprobs=True)
+    logits = read_from_the_beginning(model, [*PROMPT, 5])
+    assert logprob == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-9)
+
+
+def test_a_text_that_was_reset_does_not_go_on(checkpoint):
+    generator = TokenGenerator(checkpoint)
+    steps = generator.generate(PROMPT, [], 0.0, 5)
+    next(steps)
+    generator.reset()
+    with pytest.raises(ValueError, match=r"ended by reset\(\); call generate\(\) again"):
+        next(steps)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_told_and_not_sampled(checkpoint, temperature):
+    generator = TokenGenerator(checkpoint)
+    with torch.no_grad():
+        generator.model.unembedding.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        next(generator.generate(PROMPT, [], temperature))
+
+
 def test_a_stop_token_ends_a_call_and_is_handed_out(checkpoint):
     generator = TokenGenerator(checkpoint)
     free = list(generator.generate(PROMPT, [], 0.0, 9))

@@ -180,12 +180,17 @@ def documents(*lengths: int) -> list[list[list[int]]]:
     return found
 
 
-@pytest.mark.parametrize("gated_update", [True, False])
-@pytest.mark.parametrize("slot_always_visible", [True, False])
-def test_lanes_give_loss_and_gradients_of_reading_each_document_alone(
-    gated_update, slot_always_visible
-):
-    model = build(gated_update=gated_update, slot_always_visible=slot_always_visible)
+YARN = {"rope_scaling_factor": 4.0, "rope_theta": 100.0, "rope_ntk_beta": 2.0, "rope_ntk_alpha": 0.5, "nope_stride": 3}  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"gated_update": False}, {"slot_always_visible": False}, YARN],
+    ids=["as it is", "no gate", "slot in the window", "yarn"],
+)
+def test_lanes_give_loss_and_gradients_of_reading_each_document_alone(attention, changes):
+    model = build(attention=attention, **changes)
     texts = documents(3 * LENGTH, LENGTH + 4, 2, 2 * LENGTH + 1, 1)
     rows = [[texts[0], texts[2]], [texts[1], texts[3]], [texts[4]]]  # the third lane runs empty
     total, carry = 0.0, None
@@ -276,6 +281,19 @@ def test_without_carrying_the_state_no_segment_depends_on_another():
         assert torch.equal(model(ids).logits, again)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_padding_on_the_left_changes_nothing_whatever_its_numbers(cached):
+    model, ids = build(), draw_ids(1, 4)
+    carry = torch.randn(2, 20, dtype=torch.float64)
+    rows = torch.cat((F.pad(ids, (3, 0)), draw_ids(1, 7, seed=4)))
+    positions = torch.stack((torch.arange(-3, 4), torch.arange(7)))  # as generation.py numbers them
+    with torch.no_grad():
+        cache = model.new_cache(2) if cached else None
+        found = model(rows, positions=positions, cache=cache, carry=carry).logits
+        alone = model(ids, carry=carry[:1]).logits
+    torch.testing.assert_close(found[:1, 3:], alone, rtol=0, atol=1e-12)
+
+
 def test_routing_statistics_are_of_the_tokens_and_not_of_the_slot():
     model = build()
     router = model(draw_ids(ROWS, LENGTH)).router
@@ -286,12 +304,18 @@ def test_routing_statistics_are_of_the_tokens_and_not_of_the_slot():
 # ------------------------------------------------------------------------------------------------- errors
 
 
+def with_cache_of(model: ContextTransformer, rows: int) -> None:
+    with torch.no_grad():
+        model(draw_ids(2, 3), positions=torch.arange(3).expand(2, 3), cache=model.new_cache(rows))
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda m: m(draw_ids(1, LENGTH + 1)), r"a segment may have 11 tokens .* got 12"),
         (lambda m: m(draw_ids(2, 3), carry=torch.zeros(3, 20)), r"each of 2 rows, got \(3, 20\)"),
         (lambda m: m(draw_ids(2, 3), cache=m.new_cache(2)), "pass positions"),
+        (lambda m: with_cache_of(m, 3), "the cache was made for 3 rows, got 2"),
         (lambda m: m(draw_ids(1, 3), positions=torch.arange(3)[None], cache=m.new_cache(1)),
          "takes no gradient"),
     ],

@@ -177,13 +177,12 @@ def test_closing_figures_of_the_load_are_the_layers_mean_and_worst_and_all_dead_
 
 
 def test_places_are_gathered_in_powers_of_two():
-    record = position_record(torch.arange(11, dtype=torch.float64))
+    mean = torch.arange(11, dtype=torch.float64)
+    record = position_record(torch.stack((3 * mean, torch.full((11,), 3)), dim=1))
     tags = [f"val/loss_by_position/from_{n:04d}" for n in (0, 1, 2, 4, 8)]
     assert record == dict(zip(tags, [0.0, 1.0, 2.5, 5.5, 9.0]))
-    assert position_record(torch.tensor([1.0, torch.nan, 3.0, torch.nan])) == {
-        "val/loss_by_position/from_0000": 1.0,
-        "val/loss_by_position/from_0002": 3.0,
-    }
+    unequal = torch.tensor([[2.0, 2], [0, 0], [9, 3], [5, 1]])  # one token far out weighs as one
+    assert position_record(unequal, "place") == {"place/from_0000": 1.0, "place/from_0002": 3.5}
 
 
 # ------------------------------------------------------------------------------------------- sinks

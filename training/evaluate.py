@@ -21,12 +21,10 @@ class Evaluation(NamedTuple):
     standard_error: float  # of loss, over tokens
     bits_per_byte: float  # nats of the text tokens / ln 2 / UTF-8 bytes of those tokens
     tokens: int
-    loss_by_position: (
-        torch.Tensor
-    )  # (T,) float64 nats, by place in the row; NaN where none is scored
-    loss_by_segment: (
-        torch.Tensor | None
-    )  # (S,) float64 nats, by a segment's number in its document; None without resets
+    # float64, nats and how many targets: (T, 2) by place in the row, (S, 2) by a segment's number in its
+    # document; None without resets
+    by_position: torch.Tensor
+    by_segment: torch.Tensor | None
     routing: Routing | None  # None for a dense model
 
 
@@ -96,13 +94,12 @@ def evaluate(
     )
     loss = nats / max(tokens, 1.0)
     variance = max(squares / max(tokens, 1.0) - loss**2, 0.0)
-    total, count = torch.stack(by_position).sum(0) if sums else torch.zeros(2, 0).double()
     return Evaluation(
         loss=loss,
         standard_error=math.sqrt(variance / max(tokens, 1.0)),
         bits_per_byte=text_nats / math.log(2) / max(num_bytes, 1.0),
         tokens=int(tokens),
-        loss_by_position=total / count,  # 0 / 0 is NaN
-        loss_by_segment=segments.result(),
+        by_position=torch.stack(by_position).sum(0).T if sums else torch.zeros(0, 2).double(),
+        by_segment=segments.result(),
         routing=routing.result(max(tokens, 1.0)),
     )

@@ -61,15 +61,15 @@ def load_figures(routing: Routing | None) -> dict[str, float]:
     }
 
 
-def position_record(
-    loss_by_place: torch.Tensor, tag: str = "val/loss_by_position"
-) -> dict[str, float]:
-    """Mean validation loss of the places in the window, or of other numbers, from 0, 1, 2, 4, 8, ... up to the next of these."""
-    length, record = len(loss_by_place), {}
+def position_record(sums: torch.Tensor, tag: str = "val/loss_by_position") -> dict[str, float]:
+    """Mean validation loss from number 0, 1, 2, 4, 8, ... up to the next of these; sums (N, 2): nats and
+    tokens of each number. Where nothing was scored there is no mean.
+    """
+    length, record = len(sums), {}
     for start in [0, *(2**n for n in range(length.bit_length()) if 2**n < length)]:
-        mean = loss_by_place[start : max(1, 2 * start)].nanmean()
-        if mean.isfinite():
-            record[f"{tag}/from_{start:04d}"] = float(mean)
+        nats, tokens = sums[start : max(1, 2 * start)].sum(0).tolist()
+        if tokens:
+            record[f"{tag}/from_{start:04d}"] = nats / tokens
     return record
 
 

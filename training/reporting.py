@@ -100,9 +100,9 @@ def show_evaluation(
     """
     step, writer = progress.step, run.writer
     record = {"val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
-    record |= instruments.position_record(found.loss_by_position)
-    if found.loss_by_segment is not None:
-        record |= instruments.position_record(found.loss_by_segment, "val/loss_by_segment")
+    record |= instruments.position_record(found.by_position)
+    if found.by_segment is not None:
+        record |= instruments.position_record(found.by_segment, "val/loss_by_segment")
     if run.cfg.carries:
         record |= context_record(run.model, batches, run.device, run.autocast)
     if (routing := found.routing) is not None:

@@ -20,10 +20,10 @@ class SegmentSums:
         self.sums.append(torch.stack([x.cpu().double() for x in parts], dim=1))
 
     def result(self) -> torch.Tensor | None:
-        """(S,) float64, mean nats per token of each segment number; None without any batch."""
+        """(S, 2) float64, nats and targets of each segment number; None without any batch."""
         if not self.sums:
             return None
         number, nats, count = torch.cat(self.sums).unbind(1)
         number = number[count > 0].long()  # a lane of padding is in no segment
         nats, count = nats[count > 0], count[count > 0]
-        return number.bincount(nats) / number.bincount(count)
+        return torch.stack((number.bincount(nats), number.bincount(count)), dim=1)
