@@ -120,6 +120,10 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     path = Path(path)
     if is_hugging_face(path):
         return _hugging_face_reader(path)(path, device)
+    if path.is_dir():
+        raise ValueError(
+            f"a checkpoint must be a file, and {path} is a folder; name a checkpoint_<step>.pt in it"
+        )
     if not path.is_file():
         raise ValueError(
             f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"

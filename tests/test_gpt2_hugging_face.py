@@ -314,7 +314,14 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
     assert read_folder(tmp_path / "hub")["tokenizer"] == saved["tokenizer"]
 
 
-@pytest.mark.parametrize("what", ["a run of gptoss", "no file", "a folder"])
+REFUSED_EXPORTS = {
+    "a run of gptoss": "holds a 'gptoss' model, not 'gpt2'",
+    "no file": "does not exist; look",
+    "a folder": "is a folder; name a checkpoint_<step>.pt in it",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_EXPORTS)
 def test_an_export_of_anything_else_is_refused_in_one_sentence(tmp_path, capsys, what):
     from test_sample import write_checkpoint
 
@@ -323,12 +330,7 @@ def test_an_export_of_anything_else_is_refused_in_one_sentence(tmp_path, capsys,
         write_checkpoint(given)
     elif what == "a folder":
         given.mkdir()
-    told = (
-        "holds a 'gptoss' model, not 'gpt2'"
-        if what == "a run of gptoss"
-        else "does not exist; look"
-    )
     assert main(["export", "--checkpoint", str(given), "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and told in err
+    assert out == "" and err.count("\n") == 1 and REFUSED_EXPORTS[what] in err
     assert not (tmp_path / "out").exists()
