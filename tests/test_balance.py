@@ -9,7 +9,9 @@ from toy_run import TINY, load, run_here
 
 from training import trainer
 from training.balance import update_selection_bias
+from training.config import TrainConfig
 from training.evaluate import evaluate
+from training.optimizer import learning_rate
 
 PLAIN = replace(CFG, z_loss_coef=0.0)
 
@@ -122,13 +124,14 @@ def test_aux_global_remembers_the_whole_step_before_and_nothing_at_the_first(
     )
 
 
-def test_the_bias_moves_by_its_rate_once_per_step_and_never_by_evaluation(
+def test_the_bias_moves_with_the_learning_rate_once_per_step_and_never_by_evaluation(
     tmp_path, corpus, monkeypatch
 ):
-    loads = []
+    loads, rates = [], []
 
     def watched(model, load, rate):
         loads.append(load.clone())
+        rates.append(rate)
         update_selection_bias(model, load, rate)
 
     monkeypatch.setattr(trainer, "update_selection_bias", watched)
@@ -148,16 +151,20 @@ def test_the_bias_moves_by_its_rate_once_per_step_and_never_by_evaluation(
         run_here(tmp_path, *TINY, *corpus, *flags, "--save_every", 1, "--no-use_tensorboard") == 0
     )
     assert len(loads) == 5
+    cfg = TrainConfig(max_iters=5)
     expected = torch.zeros(2, 6)
     for number, counts in enumerate(loads, start=1):
         assert torch.equal(counts.sum(-1), torch.full((2,), 3 * 4 * 16 * 2.0))
-        expected += 0.01 * torch.sign(counts.mean(-1, keepdim=True) - counts)
+        share = learning_rate((number - 0.5) / 5, cfg) / cfg.lr
+        assert rates[number - 1] == pytest.approx(0.01 * share)
+        expected += 0.01 * share * torch.sign(counts.mean(-1, keepdim=True) - counts)
         expected -= expected.mean(-1, keepdim=True)
         weights = load(tmp_path / f"model/checkpoint_{number}.pt")["model"]
         for layer in range(2):
             bias = weights[f"block.{layer}.mlp.selection_bias"]
             torch.testing.assert_close(bias, expected[layer], rtol=0, atol=1e-7)
             assert abs(float(bias.mean())) < 1e-8
+    assert min(rates) < max(rates) == pytest.approx(0.01)
     assert expected.abs().max() > 0.01  # it went on over several steps
 
 

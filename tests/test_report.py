@@ -396,6 +396,16 @@ def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_p
     assert "max_iters 600 (not 3000)" in report_bands.match(longer, bands).line
 
 
+def test_a_setting_that_neither_side_reads_does_not_differ():
+    one, other = (
+        {"train": {"balance": "aux", "bias_rate": x}, "model": {}, "tokenizer": None}
+        for x in (1, 2)
+    )
+    assert report_bands.differences(one, other) == []
+    other["train"]["balance"] = "bias"
+    assert bands.differences(one, other) == ["balance aux (not bias)", "bias_rate 1 (not 2)"]
+
+
 def test_a_setting_that_is_newer_than_the_band_agrees_at_its_default():
     old = {"train": {"lr": 0.1}, "model": {}, "tokenizer": "a"}
     new = {"train": {"lr": 0.1, "decay": 0.4}, "model": {"gate": False}, "tokenizer": "a"}

@@ -4,7 +4,9 @@ none        the balance loss is logged and not added
 aux         the balance loss, with the load of the micro-batch
 aux_global  the same, with the load of the whole previous step (arXiv:2501.11873), so that splitting a
             batch or adding ranks does not change it
-bias        loss-free (arXiv:2408.15664): a bias on the router's choice, moved once per step
+bias        loss-free (arXiv:2408.15664): a bias on the router's choice, moved once per step. There it is added
+            to scores from 0 to 1 and moves by 0.001; here it is added to logits, whose spread is several times
+            that, in runs of hundreds of steps: its rate is higher, and falls with the learning rate
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ class TrainConfig:
     # router
     balance: Literal["none", "aux", "aux_global", "bias"] = option("aux", "keeps expert load even")
     balance_coef: float = option(0.01, "weight of the balance loss (aux, aux_global)", at_least=0)
-    bias_rate: float = option(1e-3, "selection bias, change per step (bias)", at_least=0)
+    bias_rate: float = option(
+        0.03, "selection bias, change per step at the full learning rate (bias)", at_least=0
+    )
     z_loss_coef: float = option(0.0, "weight of the router's mean squared logsumexp", at_least=0)
 
     # evaluation, checkpoints, logs

@@ -124,7 +124,9 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         progress.expert_share = load_share(result.load)
         progress.load = result.load if progress.load is None else progress.load + result.load
         if cfg.balance == "bias":
-            update_selection_bias(model, result.load, cfg.bias_rate)
+            # as the weights do it moves less near the end, so that it settles with them
+            share = run.optimizers[0].param_groups[0]["lr"] / cfg.lr
+            update_selection_bias(model, result.load, cfg.bias_rate * share)
     progress.carry = result.carry
     progress.step += 1
     progress.tokens += result.tokens

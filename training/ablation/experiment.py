@@ -30,6 +30,7 @@ from training.command_line import say
 from training.data_sources import AUTO, choose_dataset, open_dataset
 from training.device import choose_device
 from training.metrics import new_run_dir, require_tensorboard
+from training.provenance import git_commit
 
 REPORTS = Path("runs") / "ablations"
 PACE_ROUNDS = 3
@@ -238,7 +239,7 @@ def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: floa
     elif "eval_every" not in arm.settings:
         settings["eval_every"] = max(1, steps // EVALUATIONS)
     record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
-              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)), "at_once": x.workers}  # fmt: skip
+              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)), "commit": git_commit(), "at_once": x.workers}  # fmt: skip
     outcome = partial(training_outcome, parameters=arm.axes["total"])
     return Job(record, command(arm, folder, x.threads, **settings), folder, outcome)
 

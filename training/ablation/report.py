@@ -81,8 +81,10 @@ def _sections(
         told = "\n".join(f"- {line['id']}: {line['status']}: {line['message']}" for line in bad)
         yield f"## What did not end well\n\n{told}"
     came = stored.provenance
+    trained = [*results.of("search"), *results.of("verdict")]
+    commits = dict.fromkeys(str(line.get("commit", came["commit"])) for line in trained)
     yield (
-        f"## How\n\n    {came['command']}\n\nCommit {came['commit']}, torch {came['torch']}, Python "
+        f"## How\n\n    {came['command']}\n\nCommit {', '.join(commits) or came['commit']}, torch {came['torch']}, Python "
         f"{came['python']}, on {stored.machine}. plan.json makes the same runs again: python ablate.py "
         "plan.json. results.jsonl has a line for each run, results.csv the same as a table; the curves and "
         "the HPARAMS page are in tensorboard/."

@@ -35,6 +35,9 @@ DATA = ("dataset", "val_dataset")
 FREE = RESUMABLE_CHANGES | OF_THIS_CALL | RESOLVED_BY_THE_RUN | {"seed", "compile", "eval_only"}
 FREE |= {"model_size"}  # a name for model fields, which are compared themselves
 FREE -= {*DATA}
+READ_ONLY_WITH = {
+    "bias_rate": ("balance", "bias")
+}  # setting: the other, and its value, that it belongs to
 
 
 class Banded(NamedTuple):
@@ -223,13 +226,17 @@ def settings(run: LoggedRun) -> dict[str, Any]:
 def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     """Each setting that differs, as "lr 0.004 (not 0.008)".
 
-    A setting that one side does not know is newer than it, and off or at its default when it was made.
+    A setting that one side does not know is newer than it, and off or at its default when it was made. One that
+    neither side reads does not differ.
     """
     defaults = {f.name: f.default for f in fields(TrainConfig)}
     found = []
     for group in ("train", "model"):
         a, b = mine[group], reference[group]
         for name in a | b:
+            ruler, value = READ_ONLY_WITH.get(name, (None, None))
+            if ruler and value not in (a.get(ruler), b.get(ruler)):
+                continue
             default = defaults.get(name) if group == "train" else None
             x, y = a.get(name, default), b.get(name, default)
             if x != y and (x or y):  # off is false, 0 or none
