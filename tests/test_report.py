@@ -403,7 +403,7 @@ def test_a_setting_that_neither_side_reads_does_not_differ():
     )
     assert report_bands.differences(one, other) == []
     other["train"]["balance"] = "bias"
-    assert bands.differences(one, other) == ["balance aux (not bias)", "bias_rate 1 (not 2)"]
+    assert report_bands.differences(one, other) == ["balance aux (not bias)", "bias_rate 1 (not 2)"]
 
 
 def test_a_setting_that_is_newer_than_the_band_agrees_at_its_default():
