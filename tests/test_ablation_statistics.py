@@ -15,6 +15,7 @@ from training.ablation.statistics import (
     t_quantile,
     t_tail,
 )
+from training.ablation.table import table, with_interval
 
 # any textbook's table of Student's t: (P(T < t), degrees of freedom, t)
 QUANTILES = [
@@ -123,3 +124,11 @@ def test_a_difference_of_the_size_that_the_last_pair_resolves_is_found_four_time
         for _ in range(trials)
     )
     assert seen / trials == pytest.approx(0.8, abs=0.08)  # four standard errors
+
+
+def test_a_table_is_markdown_whose_rule_has_a_hyphen_in_every_column():
+    lines = table(["arm", "n", ""], [["a", 1, ""], ["longer", 20, ""]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1] == "| ------ | -: | -: |" and lines[3] == "| longer | 20 |    |"
+    assert with_interval(summary([1.0, 3.0]), 1) == "2.0 +- 12.7"
+    assert with_interval(summary([1.5]), 1) == "1.5"

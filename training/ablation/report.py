@@ -173,7 +173,7 @@ def _search(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
     )
     if spec.search_budget != spec.budget:
         words += " The best rate of a shorter run is higher than that of a longer one: these may be too high."
-    return f"{words}\n\n{table(['arm', f'{unit} by learning rate', 'best', ''], rows)}"
+    return f"{words}\n\n{table(['arm', f'{unit} by learning rate', 'best', 'remark'], rows)}"
 
 
 def _results(arms: dict[str, PlannedArm], results: Results) -> str:

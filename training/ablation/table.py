@@ -12,7 +12,8 @@ from training.ablation.statistics import Summary
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Markdown that is also read as it stands: names to the left, the rest to the right, padded."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    first, *rest = (max(map(len, column)) for column in zip(*cells))
+    # a rule of a column is a hyphen and a colon at least
+    first, *rest = (max(2, *map(len, column)) for column in zip(*cells))
     lines = [
         [row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest))]
         for row in cells
