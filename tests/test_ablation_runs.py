@@ -156,8 +156,8 @@ def test_the_report_says_what_was_found_and_what_it_cost(folder):
     assert "**wide** is better than **moe** by 0.1015 +- 0.0064 bits per byte" in text
     assert "0.001: 2.0030; 0.004: 2.0000; 0.016: 2.0120" in text  # the whole search
     assert "python" in text and "Commit" in text and "CPU cores" in text
-    for axis in ("tokens", "seconds"):
-        png = folder / "out" / f"bits_per_byte_by_{axis}.png"
+    for name in ("by_tokens", "by_seconds", "above_reference"):
+        png = folder / "out" / f"bits_per_byte_{name}.png"
         assert png.read_bytes().startswith(b"\x89PNG") and png.name in text
     loads = text[text.index("## Load of the experts") : text.index("## Costs")]
     assert re.search(r"\| moe +\| +0.3750 \+- 1.5883 \| +0.5000 \+- 0.0000 \| +1.0000", loads)

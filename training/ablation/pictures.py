@@ -46,6 +46,36 @@ def write_curves(
     return written
 
 
+def write_differences(
+    spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path
+) -> list[Path]:
+    """A PNG: how far each arm is from its reference at the same seeds and tokens, in the second half of the runs,
+    where the curves themselves lie on one another; its mean, shaded from the lowest to the highest seed. Arms that
+    are evaluated at other tokens than their reference have none.
+    """
+    lines = {}
+    for name, arm in arms.items():
+        mine, theirs = (kept_runs(one, results, folder) for one in (name, arm.reference))
+        seeds = [seed for seed in mine if seed in theirs]
+        if name == arm.reference or not seeds:
+            continue
+        (x, scores), (at, other) = (
+            curve([read_run(runs[seed]) for seed in seeds], TAGS[spec.run_measure], "tokens")
+            for runs in (mine, theirs)
+        )
+        if np.array_equal(x, at):
+            late = x >= x[-1] / 2
+            apart = (scores - other)[:, late]
+            lines[name] = x[late], apart.mean(0), apart.min(0), apart.max(0)
+    if not lines:
+        return []
+    path = folder / f"{spec.run_measure}_above_reference.png"
+    references = {arms[name].reference for name in lines}
+    above = f"above {references.pop() if len(references) == 1 else 'the reference'}"
+    _write(path, list(arms), lines, AXES["tokens"], f"{UNITS[spec.run_measure]} {above}", zero=True)
+    return [path]
+
+
 def kept_runs(arm: str, results: Results, folder: Path) -> dict[int, Path]:
     """{seed: folder} of the runs that ended well, but for those of which somebody kept the results alone."""
     places = {seed: folder / line["folder"] for seed, line in ended_well(arm, results).items()}
@@ -75,9 +105,13 @@ def _write(
     lines: dict[str, tuple[Sequence[float], ...]],
     x_label: str,
     y_label: str,
+    *,
     whole: bool = False,
+    zero: bool = False,
 ) -> None:
-    """lines: (x, middle, lowest, highest) of the arms that have one.  whole: there are no halves of an x."""
+    """lines: (x, middle, lowest, highest) of the arms that have one.  whole: there are no halves of an x.  zero: a
+    line there.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
     from matplotlib.figure import Figure
@@ -95,6 +129,8 @@ def _write(
             style = dict(color=colour, ls=dash, marker="o", ms=3, label=clip_name(name, 48))
             axes.plot(x, middle, **style)
             axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        if zero:
+            axes.axhline(0, color="0.4", lw=1)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_formatter(compact)

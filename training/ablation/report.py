@@ -36,6 +36,7 @@ def write(spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Pat
     """The report of everything that results.jsonl holds."""
     found = verdicts(spec, arms, results)
     images = pictures.write_curves(spec, arms, results, folder)
+    images += pictures.write_differences(spec, arms, results, folder)
     pictures.write_tensorboard(arms, results, folder)
     if spec.segments:
         images += pictures.write_segments(arms, results, folder)
