@@ -180,9 +180,8 @@ class ContextTransformer(Transformer):
         if cache is not None:
             cache.check_room(*input_ids.shape)
         hidden, positions, counted = super().embed(input_ids, targets, positions, None, None)
-        positions = positions.masked_fill(
-            positions < 0, PADDING
-        )  # of the trunk's, -1 is the slot here
+        # the trunk's numbers of padding go up to -1, which is the slot here
+        positions = positions.masked_fill(positions < 0, PADDING)
         at = torch.full_like(positions[:, :1], SLOT)
         if cache is not None:
             begins = (positions == 0).any(1, keepdim=True)

@@ -140,6 +140,11 @@ class TrainConfig:
         """Batches of a step."""
         return self.grad_accum * self.tbptt
 
+    @property
+    def slots_per_step(self) -> int:
+        """Places of a step's rows, padding or not."""
+        return self.batch_size * self.block_size * self.micro_batches
+
 
 def as_text(value: Any) -> str:
     """A value as it is written on the command line."""

@@ -109,7 +109,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     available: bytes on cfg.device, where that is known.
     """
     counts, flops = config.parameter_counts(), config.flops_per_token(cfg.block_size)
-    per_step = cfg.batch_size * cfg.block_size * cfg.micro_batches
+    per_step = cfg.slots_per_step
     memory = memory_bytes(cfg, config)
     needed = sum(memory.values())
     lines = [

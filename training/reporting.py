@@ -37,8 +37,7 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
     cfg = run.cfg
     record = {
         "data/epoch": run.loader.progress.epoch,
-        "data/padding_share": 1
-        - result.tokens / (cfg.batch_size * cfg.block_size * cfg.micro_batches),
+        "data/padding_share": 1 - result.tokens / cfg.slots_per_step,
         "train/loss": float(result.loss),
         "train/bits_per_byte": float(result.nats / math.log(2) / result.num_bytes.clamp(min=1)),
     }

@@ -239,7 +239,8 @@ def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: floa
     elif "eval_every" not in arm.settings:
         settings["eval_every"] = max(1, steps // EVALUATIONS)
     record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
-              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)), "commit": git_commit(), "at_once": x.workers}  # fmt: skip
+              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)),
+              "commit": git_commit(), "at_once": 1 if gpus() else x.workers}  # fmt: skip
     outcome = partial(training_outcome, parameters=arm.axes["total"])
     return Job(record, command(arm, folder, x.threads, **settings), folder, outcome)
 

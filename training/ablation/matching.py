@@ -77,7 +77,7 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
     resolved = {name: resolve(name, values) for name, values in settings.items()}
     _refuse_the_same(spec, arms, resolved)
     _refuse_what_does_not_compare(spec, resolved)
-    references, planned = spec.reference_of(arms), {}
+    references, planned, matched = spec.reference_of(arms), {}, {}
     for arm in sorted(arms, key=lambda arm: references[arm.name] != arm.name):
         name, reference, adjusted = arm.name, references[arm.name], None
         if spec.adjust and reference != name:
@@ -87,7 +87,7 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
             after = settings[name][spec.adjust]
             if after != before:
                 adjusted = f"{spec.adjust} {before} -> {after}"
-        cfg, config = resolve(name, settings[name])
+        cfg, config = matched[name] = resolve(name, settings[name])
         planned[name] = PlannedArm(
             name=name,
             reference=reference,
@@ -100,7 +100,12 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
             lr=cfg.lr,
             tokens_per_step=tokens_per_step(cfg),
         )
-    _refuse_the_same_after_all(planned)
+    if twins := _twins(spec, matched):  # which differed in the adjusted field alone
+        first, second = twins
+        raise ValueError(
+            f"the arms {first} and {second} are the same once they are matched ({planned[second].adjusted}); change "
+            "another setting in one, or leave it out"
+        )
     in_order = {arm.name: planned[arm.name] for arm in arms}
     measuring = needs_pace(spec) or any(a.tokens_per_step is None for a in in_order.values())
     return in_order if measuring else with_lengths(spec, in_order, {})
@@ -223,20 +228,15 @@ def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
 # ------------------------------------------------------------------------------------ length
 
 
-def slots_per_step(cfg: TrainConfig) -> int:
-    """Places of a step's rows, padding or not."""
-    return cfg.batch_size * cfg.block_size * cfg.micro_batches
-
-
 def tokens_per_step(cfg: TrainConfig) -> int | None:
     """Targets of a step; None where that depends on the documents, which end before their lanes do."""
-    return slots_per_step(cfg) if cfg.packing == "packed" else None
+    return cfg.slots_per_step if cfg.packing == "packed" else None
 
 
 def flops_in_all(arm: PlannedArm) -> float:
     """Of a run of the verdict: padding is computed as tokens are."""
     cfg, _ = resolve(arm.name, arm.settings)
-    return arm.steps * slots_per_step(cfg) * arm.axes["flops"]
+    return arm.steps * cfg.slots_per_step * arm.axes["flops"]
 
 
 def needs_pace(spec: Spec) -> bool:
@@ -274,42 +274,37 @@ def with_lengths(
 
 
 def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> None:
-    free = {"lr"} if spec.learning_rates and not spec.factors else set()  # the search's to set
-
-    def identity(values: tuple[TrainConfig, Any]) -> str:
-        cfg, config = values
-        return repr(({k: v for k, v in asdict(cfg).items() if k not in free}, config))
-
-    seen: dict[str, str] = {}
     for arm in arms:
-        this, model = identity(resolved[arm.name]), _model(arm.shared | arm.own)
+        this, model = _identity(spec, resolved[arm.name]), _model(arm.shared | arm.own)
         if arm.origin != spec.reference and model == _model(arm.shared):
             mine = own_fields(model)
             base = {name: value for name, value in arm.shared.items() if name in mine}
-            if identity(resolve(arm.name, base)) == this:
+            if _identity(spec, resolve(arm.name, base)) == this:
                 raise ValueError(
                     f"arm {arm.name} differs from the base in nothing; change a setting in it, or name it "
                     "as the reference"
                 )
-        if this in seen:
-            raise ValueError(
-                f"the arms {seen[this]} and {arm.name} are the same, down to every setting; change one, or "
-                "leave it out"
-            )
-        seen[this] = arm.name
+    if twins := _twins(spec, resolved):
+        raise ValueError(
+            f"the arms {twins[0]} and {twins[1]} are the same, down to every setting; change one, or leave it out"
+        )
 
 
-def _refuse_the_same_after_all(planned: dict[str, PlannedArm]) -> None:
-    """Arms that differed in the adjusted field alone."""
+def _twins(spec: Spec, resolved: dict[str, Any]) -> tuple[str, str] | None:
+    """The first two arms that are the same."""
     seen: dict[str, str] = {}
-    for arm in planned.values():
-        this = repr(resolve(arm.name, arm.settings))
-        if this in seen:
-            raise ValueError(
-                f"the arms {seen[this]} and {arm.name} are the same once they are matched ({arm.adjusted}); change "
-                "another setting in one, or leave it out"
-            )
-        seen[this] = arm.name
+    for name, values in resolved.items():
+        first = seen.setdefault(_identity(spec, values), name)
+        if first != name:
+            return first, name
+    return None
+
+
+def _identity(spec: Spec, resolved: tuple[TrainConfig, Any]) -> str:
+    """All that tells an arm from another."""
+    free = {"lr"} if spec.learning_rates and not spec.factors else set()  # the search's to set
+    cfg, config = resolved
+    return repr(({k: v for k, v in asdict(cfg).items() if k not in free}, config))
 
 
 def _row(cfg: TrainConfig) -> tuple[str, int | None]:

@@ -26,28 +26,42 @@ AXES = {"tokens": "training tokens", "seconds": "training seconds"}
 COMPARED = ("val_loss", "bits_per_byte", "tokens", "seconds", "tokens_per_second", "peak_memory_gb")
 
 
-def write_curves(
-    spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path
-) -> list[Path]:
-    """PNGs: the validation score of each arm over each axis, its mean over the seeds, shaded from the lowest
-    to the highest seed; of the runs whose folders are still there.
+Logged = dict[str, dict[int, LoggedRun]]  # by arm and seed
+
+
+def logged_runs(arms: dict[str, PlannedArm], results: Results, folder: Path) -> Logged:
+    """The runs that ended well, but for those of which somebody kept the results alone; every arm is there."""
+    found: Logged = {}
+    for name in arms:
+        places = {seed: folder / line["folder"] for seed, line in ended_well(name, results).items()}
+        found[name] = {
+            seed: read_run(place)
+            for seed, place in places.items()
+            if (place / "metrics.jsonl").is_file()
+        }
+    return found
+
+
+def write_curves(spec: Spec, logged: Logged, folder: Path) -> list[Path]:
+    """PNGs, if any run is there: the validation score of each arm over each axis, its mean over the seeds, shaded
+    from the lowest to the highest seed.
     """
+    if not any(logged.values()):
+        return []
     written = []
     for axis, words in AXES.items():
         lines = {}
-        for name in arms:
-            if runs := [read_run(path) for path in kept_runs(name, results, folder).values()]:
-                x, scores = curve(runs, TAGS[spec.run_measure], axis)
+        for name, runs in logged.items():
+            if runs:
+                x, scores = curve(list(runs.values()), TAGS[spec.run_measure], axis)
                 lines[name] = x, scores.mean(0), scores.min(0), scores.max(0)
-        if not lines:
-            return []
         written.append(folder / f"{spec.run_measure}_by_{axis}.png")
-        _write(written[-1], list(arms), lines, words, UNITS[spec.run_measure])
+        _write(written[-1], list(logged), lines, words, UNITS[spec.run_measure])
     return written
 
 
 def write_differences(
-    spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path
+    spec: Spec, arms: dict[str, PlannedArm], logged: Logged, folder: Path
 ) -> list[Path]:
     """A PNG: how far each arm is from its reference at the same seeds and tokens, in the second half of the runs,
     where the curves themselves lie on one another; its mean, shaded from the lowest to the highest seed. Arms that
@@ -55,12 +69,12 @@ def write_differences(
     """
     lines = {}
     for name, arm in arms.items():
-        mine, theirs = (kept_runs(one, results, folder) for one in (name, arm.reference))
+        mine, theirs = logged[name], logged[arm.reference]
         seeds = [seed for seed in mine if seed in theirs]
         if name == arm.reference or not seeds:
             continue
         (x, scores), (at, other) = (
-            curve([read_run(runs[seed]) for seed in seeds], TAGS[spec.run_measure], "tokens")
+            curve([runs[seed] for seed in seeds], TAGS[spec.run_measure], "tokens")
             for runs in (mine, theirs)
         )
         if np.array_equal(x, at):
@@ -74,12 +88,6 @@ def write_differences(
     above = f"above {references.pop() if len(references) == 1 else 'the reference'}"
     _write(path, list(arms), lines, AXES["tokens"], f"{UNITS[spec.run_measure]} {above}", zero=True)
     return [path]
-
-
-def kept_runs(arm: str, results: Results, folder: Path) -> dict[int, Path]:
-    """{seed: folder} of the runs that ended well, but for those of which somebody kept the results alone."""
-    places = {seed: folder / line["folder"] for seed, line in ended_well(arm, results).items()}
-    return {seed: place for seed, place in places.items() if (place / "metrics.jsonl").is_file()}
 
 
 def write_segments(arms: dict[str, PlannedArm], results: Results, folder: Path) -> list[Path]:
@@ -150,7 +158,9 @@ def curve(runs: list[LoggedRun], tag: str, axis: str) -> tuple[np.ndarray, np.nd
     return (x if axis == "tokens" else 60 * x), np.stack([one.values for one in series])
 
 
-def write_tensorboard(arms: dict[str, PlannedArm], results: Results, folder: Path) -> None:
+def write_tensorboard(
+    arms: dict[str, PlannedArm], results: Results, logged: Logged, folder: Path
+) -> None:
     """A run for each arm and seed: its curves, and its closing figures on the HPARAMS page beside what
     tells the arms apart.
     """
@@ -158,13 +168,12 @@ def write_tensorboard(arms: dict[str, PlannedArm], results: Results, folder: Pat
     told = differing(arms)
     for name, arm in arms.items():
         ended = ended_well(name, results)
-        for seed, path in kept_runs(name, results, folder).items():
+        for seed, run in logged[name].items():
             line = ended[seed]
             place = folder / "tensorboard" / f"{Path(line['folder']).parent.name}-seed-{seed}"
             if place.exists():
                 continue  # of an earlier start: its curve would be there twice
             with writing(place), SummaryWriter(place) as writer:
-                run = read_run(path)
                 for tag in ("train/loss", *TAGS.values()):
                     for step, value in zip(*run.series(tag)):
                         writer.add_scalar(tag, value, int(step))

@@ -14,7 +14,6 @@ from training.ablation.learning_rates import best_rate
 from training.ablation.matching import TOLERANCE, PlannedArm, flops_in_all
 from training.ablation.outcome import LOADS
 from training.ablation.results import Results
-from training.ablation.runner import gpus
 from training.ablation.spec import FIRST_SEEDS, Spec
 from training.ablation.statistics import ALPHA, POWER, summary
 from training.ablation.table import table, with_interval
@@ -35,12 +34,14 @@ def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
 def write(spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path) -> None:
     """The report of everything that results.jsonl holds."""
     found = verdicts(spec, arms, results)
-    images = pictures.write_curves(spec, arms, results, folder)
-    images += pictures.write_differences(spec, arms, results, folder)
-    pictures.write_tensorboard(arms, results, folder)
+    logged = pictures.logged_runs(arms, results, folder)
+    images = pictures.write_curves(spec, logged, folder)
+    images += pictures.write_differences(spec, arms, logged, folder)
+    pictures.write_tensorboard(arms, results, logged, folder)
+    gone = sum(len(ended_well(name, results)) - len(runs) for name, runs in logged.items())
     if spec.segments:
         images += pictures.write_segments(arms, results, folder)
-    text = "\n\n".join(_sections(spec, arms, results, folder, found, images)) + "\n"
+    text = "\n\n".join(_sections(spec, arms, results, folder, found, images, gone)) + "\n"
     for name, content in (("report.md", text), ("results.csv", _csv(results))):
         with atomic_write(folder / name) as file:
             file.write(content.encode())
@@ -53,7 +54,8 @@ def _sections(
     results: Results,
     folder: Path,
     found: list[Verdict],
-    images: Iterable[Path],
+    images: list[Path],
+    gone: int,
 ) -> Iterable[str]:
     stored = plan_file.read(folder / plan_file.NAME)
     yield f"# {spec.name}\n\n{spec.question}"
@@ -72,10 +74,8 @@ def _sections(
     if loads := _loads(arms, results):
         yield f"## Load of the experts\n\n{loads}"
     yield f"## Costs\n\n{_costs(arms, results)}"
-    yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
-    gone = sum(
-        len(ended_well(n, results)) - len(pictures.kept_runs(n, results, folder)) for n in arms
-    )
+    if images:
+        yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
     if gone:
         yield f"The curves are without {gone} of the runs, of which the results were kept and not the folders."
     if bad := [line for line in results.lines.values() if line["status"] != "ok"]:
@@ -257,7 +257,7 @@ def _costs(arms: dict[str, PlannedArm], results: Results) -> str:
         rows.append(row)
     words = "Training: medians over the runs, evaluation not counted. In use: one row, with the cache, median of repeats."
     at_once = max((line.get("at_once", 1) for line in results.of("verdict")), default=1)
-    if at_once > 1 and not gpus():
+    if at_once > 1:
         words += (
             f" Up to {at_once} runs at once shared this machine: their seconds are more than alone."
         )

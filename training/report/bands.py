@@ -35,9 +35,8 @@ DATA = ("dataset", "val_dataset")
 FREE = RESUMABLE_CHANGES | OF_THIS_CALL | RESOLVED_BY_THE_RUN | {"seed", "compile", "eval_only"}
 FREE |= {"model_size"}  # a name for model fields, which are compared themselves
 FREE -= {*DATA}
-READ_ONLY_WITH = {
-    "bias_rate": ("balance", "bias")
-}  # setting: the other, and its value, that it belongs to
+# a setting that is read only where another has this value
+READ_ONLY_WITH = {"bias_rate": ("balance", "bias")}
 
 
 class Banded(NamedTuple):
