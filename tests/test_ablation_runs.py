@@ -302,6 +302,7 @@ def test_pairs_of_the_headline_that_three_seeds_leave_open_get_the_rest(folder):
     assert seeds == {"moe": [1, 2, 3, 4, 5], "wide": [1, 2, 3], "wider": [1, 2, 3, 4, 5]}
     text = report(folder)
     assert "**wide** is better than **moe**" in text and "about 9 % of the time" in text
+    assert "did not end well" not in text  # of seeds that one of them was not given
     assert "**wider** against **moe**: not resolved: this design resolves" in text
 
 

@@ -19,7 +19,7 @@ class Verdict(NamedTuple):
     second: str
     seeds: tuple[int, ...]  # that both ended well with
     comparison: Comparison
-    lost: int  # seeds that were run and did not end well in both
+    lost: int  # seeds that both ran and did not both end well with
     refused: str  # why there is no verdict; "" where there is one
 
 
@@ -38,8 +38,8 @@ def verdicts(
             one[seed]["first_batch_sha256"] != other[seed]["first_batch_sha256"] for seed in shared
         ):
             refused = "the two arms saw different batches at the same seed"
-        run = {line["seed"] for name in (first, second) for line in results.of("verdict", name)}
-        lost = len(run.intersection(seeds or spec.seeds) - set(shared))
+        run = [{line["seed"] for line in results.of("verdict", name)} for name in (first, second)]
+        lost = len(set.intersection(*run, seeds or spec.seeds) - set(shared))
         found.append((first, second, shared, lost, refused))
         scores = [one[seed][spec.measure] - other[seed][spec.measure] for seed in shared]
         differences.append([] if refused else scores)
