@@ -517,15 +517,16 @@ def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(fold
 @pytest.mark.slow
 def test_the_command_itself_runs_its_processes_and_stops_them_with_ctrl_c(folder):
     write(folder, budget={"minutes": 0.001}, search_budget={"tokens": 192}, learning_rates="none")
-    words = [sys.executable, str(REPO_ROOT / "ablate.py"), "spec.yaml", "--out_dir", "out"]
+    words = [sys.executable, str(REPO_ROOT / "ablate.py"), "spec.yaml", "--out_dir", "out", "--jobs", "2"]  # fmt: skip
     first = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     for line in first.stderr:
         if "of 4 runs" in line:
             first.send_signal(signal.SIGINT)
             break
     told = first.stderr.read()
-    assert first.wait(120) == 130 and "go on with: python ablate.py spec.yaml --resume" in told
-    done = subprocess.run([*words, "--resume", "--jobs", "2"], capture_output=True, text=True)
+    go_on = "go on with: python ablate.py spec.yaml --resume --out_dir out --jobs 2"
+    assert first.wait(120) == 130 and go_on in told
+    done = subprocess.run([*words, "--resume"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {line["status"] for line in lines(folder)} == {"ok"}
     assert "There was no search" in report(folder) and len(lines(folder)) == 6

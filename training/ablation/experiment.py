@@ -99,7 +99,8 @@ def run(
         except KeyboardInterrupt:
             names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
             flags = "".join(f" --{key} {quote(value)}" for key, value in (over_base or {}).items())
-            say(f"go on with: python ablate.py {names}{flags}")
+            several = f" --jobs {jobs}" if jobs > 1 else ""
+            say(f"go on with: python ablate.py {names}{several}{flags}")
             raise
     say(f"wrote {folder / 'report.md'}")
 
