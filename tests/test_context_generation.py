@@ -34,7 +34,7 @@ def build(cls=ContextTransformer, config_class=ContextConfig, **more) -> Transfo
 
 @pytest.fixture(scope="module")
 def model() -> ContextTransformer:
-    return build(segment_length=LENGTH)
+    return build(segment_length=LENGTH, gated_update=True)
 
 
 def save(model, path):

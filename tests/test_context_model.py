@@ -19,7 +19,7 @@ SHAPE = dict(
     rope_scaling_factor=1.0,
 )  # fmt: skip
 ROWS, LENGTH = 2, 11
-CONFIG = ContextConfig(**SHAPE, segment_length=LENGTH)
+CONFIG = ContextConfig(**SHAPE, segment_length=LENGTH, gated_update=True)
 
 
 def build(attention: str = "eager", **changes) -> ContextTransformer:

@@ -34,7 +34,7 @@ SHAPE = dict(
 def straight(tmp_path_factory, corpus):
     """A run of 20 steps that nothing interrupts."""
     folder = tmp_path_factory.mktemp("straight")
-    assert here(folder, *FLAGS, *corpus) == 0
+    assert here(folder, *FLAGS, "--gated_update", *corpus) == 0
     return folder
 
 
@@ -53,7 +53,7 @@ def segments(count: int) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("tbptt, grad_accum", [(1, 4), (2, 2), (4, 1)])
 def test_gradients_flow_through_the_windows_segments_and_no_further(tbptt, grad_accum):
-    config = ContextConfig(**SHAPE, segment_length=5)
+    config = ContextConfig(**SHAPE, segment_length=5, gated_update=True)
     model = ContextTransformer(config, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         model.state_projection.weight.mul_(30)
@@ -93,7 +93,7 @@ def test_a_window_is_counted_in_memory_and_in_the_tokens_of_a_step():
 
 
 def test_a_killed_run_goes_on_bit_for_bit_with_its_state(tmp_path, corpus, straight):
-    flags = [*FLAGS, *corpus, "--out_dir", "model_context"]
+    flags = [*FLAGS, "--gated_update", *corpus, "--out_dir", "model_context"]
     killed = run(tmp_path, *flags, at_step=11, script="train_context")
     assert killed.code == -signal.SIGKILL, killed.err
     saved = load(tmp_path / "model_context/checkpoint_8.pt")
