@@ -77,7 +77,8 @@ def test_arms_of_both_scripts_go_to_one_report(spec, monkeypatch):
     for told in ("## By segment", "tokens seen", "from 1 on", "state of another document", "loss_by_segment.png",
                  "val_loss_by_tokens.png", "arms with the same shape of batches get the same ones"):  # fmt: skip
         assert told in text
-    assert (spec / "out/loss_by_segment.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("loss_by_segment.png", "loss_by_segment_above_reference.png"):
+        assert (spec / "out" / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_goes_on_with_the_script_that_began_it(tmp_path):
@@ -156,6 +157,10 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
     with pytest.raises(StopIteration):
         row(by_segment, "3", "1")  # too few tokens to be shown
     assert row(by_segment, "from 1 on", "101") == [f"2.1500 +- {half:.4f}", *sure]
+    _, differences = by_segment.split("differences at the same seeds")
+    apart = [f"0.3500 +- {half:.4f}", f"-0.1500 +- {half:.4f}"]  # the trunk's two above carried
+    assert row(differences, "0") == ["0.0000 +- 0.0000"] * 2
+    assert row(differences, "2") == row(differences, "from 1 on") == apart
     # the state of another document costs 0.6 and 0.8
     assert row(by_segment, "carried") == ["0.3000 +- 0.0000", f"0.7000 +- {12.7062 * 0.1:.4f}"]
 
@@ -176,6 +181,13 @@ def test_a_run_that_could_not_be_scored_is_in_no_verdict_of_it(spec):
     (spec / "out/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     assert ablate.main(["spec.yaml", "--out_dir", "out", "--resume"], launch=Scored()) == 0
     assert "**carried** closes 70.0 +- " in report(spec)
+
+
+def test_arms_without_a_seed_in_common_with_their_reference_have_no_differences(spec):
+    failing = [("carried", 1), ("carried", 2), ("trunk_whole", 1)]
+    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored(failing)) == 0
+    assert "differences at the same seeds" not in report(spec)
+    assert row(report(spec).split("## By segment")[1], "2", "40") == ["2.5000 +- 0.0000", "2.0000"]
 
 
 def test_there_is_no_share_of_a_gap_that_is_none(spec, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from training.ablation.matching import PlannedArm
 from training.ablation.results import Results
-from training.ablation.segments import evaluated, loss_of_segment, shown_segments
+from training.ablation.segments import above, evaluated, loss_of_segment, shown_segments
 from training.ablation.spec import Spec
+from training.ablation.statistics import Summary
 from training.ablation.verdict import ended_well
 from training.atomic_files import atomic_write, writing
 from training.config import as_text
@@ -84,27 +85,45 @@ def write_differences(
     if not lines:
         return []
     path = folder / f"{spec.run_measure}_above_reference.png"
-    references = {arms[name].reference for name in lines}
-    above = f"above {references.pop() if len(references) == 1 else 'the reference'}"
-    _write(path, list(arms), lines, AXES["tokens"], f"{UNITS[spec.run_measure]} {above}", zero=True)
+    label = f"{UNITS[spec.run_measure]} {_above_whom(arms, lines)}"
+    _write(path, list(arms), lines, AXES["tokens"], label, zero=True)
     return [path]
 
 
 def write_segments(arms: dict[str, PlannedArm], results: Results, folder: Path) -> list[Path]:
-    """A PNG, if any run was scored: loss by the number of a segment, its mean over the seeds, shaded over the
-    95 % interval.
+    """PNGs, if any run was scored: loss by the number of a segment, its mean over the seeds, shaded over the
+    95 % interval; and how far each arm is from its reference there, at the same seeds.
     """
-    numbers, lines = range(len(shown_segments(arms, results))), {}
-    for name in arms:
+    numbers = range(len(shown_segments(arms, results)))
+    losses, apart = {}, {}
+    for name, arm in arms.items():
         if evaluated(name, results):
             found = [loss_of_segment(name, results, number) for number in numbers]
-            mean, spread = np.array([(one.mean, one.half_width) for one in found]).T
-            lines[name] = numbers, mean, mean - spread, mean + spread
-    if not lines:
-        return []
-    path = folder / "loss_by_segment.png"
-    _write(path, list(arms), lines, "segment of the document", UNITS["val_loss"], whole=True)
-    return [path]
+            losses[name] = _with_band(numbers, found)
+        if name != arm.reference:
+            found = [above(name, arm.reference, results, number) for number in numbers]
+            if found and None not in found:
+                apart[name] = _with_band(numbers, found)
+    words, written = "segment of the document", []
+    if losses:
+        written.append(folder / "loss_by_segment.png")
+        _write(written[-1], list(arms), losses, words, UNITS["val_loss"], whole=True)
+    if apart:
+        written.append(folder / "loss_by_segment_above_reference.png")
+        label = f"{UNITS['val_loss']} {_above_whom(arms, apart)}"
+        _write(written[-1], list(arms), apart, words, label, whole=True, zero=True)
+    return written
+
+
+def _with_band(x: Sequence[float], found: list[Summary]) -> tuple[Sequence[float], ...]:
+    """(x, mean, its 95 % interval's lower and upper end)"""
+    mean, spread = np.array([(one.mean, one.half_width) for one in found]).T
+    return x, mean, mean - spread, mean + spread
+
+
+def _above_whom(arms: dict[str, PlannedArm], shown: Iterable[str]) -> str:
+    references = {arms[name].reference for name in shown}
+    return f"above {references.pop() if len(references) == 1 else 'the reference'}"
 
 
 def _write(

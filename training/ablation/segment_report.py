@@ -10,6 +10,7 @@ from training.ablation.segments import (
     CONTROLS,
     LEAST_SHARE,
     MEASURE,
+    above,
     closed,
     evaluated,
     harm,
@@ -28,6 +29,7 @@ def section(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
         return "No run was scored by segment."
     parts = [
         _losses(spec, names, results),
+        _above(arms, names, results),
         _controls(names, results),
         _tokens(spec, names, results),
     ]
@@ -73,6 +75,19 @@ def _losses(spec: Spec, names: list[str], results: Results) -> str:
         f"over the seeds and 95 % interval. Segments with under {LEAST_SHARE:.0%} of the tokens are in results.jsonl only."
     )
     return f"{words}\n\n{table(['segment', 'tokens', *names], rows)}"
+
+
+def _above(arms: dict[str, PlannedArm], names: list[str], results: Results) -> str:
+    pairs = [(name, arms[name].reference) for name in names if arms[name].reference != name]
+    pairs = [pair for pair in pairs if above(*pair, results, None)]
+    if not pairs:
+        return ""
+    rows = []
+    for number in (*range(len(shown_segments(names, results))), None):
+        found = [with_interval(above(*pair, results, number)) for pair in pairs]
+        rows.append(["from 1 on" if number is None else number, *found])
+    words = "How far each arm is above its reference there: differences at the same seeds."
+    return f"{words}\n\n{table(['segment', *map(' - '.join, pairs)], rows)}"
 
 
 def _controls(names: list[str], results: Results) -> str:

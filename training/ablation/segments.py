@@ -76,6 +76,19 @@ def loss_of_segment(arm: str, results: Results, number: int) -> Summary | None:
     return summary([line["loss_by_segment"][number] for line in lines]) if lines else None
 
 
+def above(arm: str, reference: str, results: Results, number: int | None) -> Summary | None:
+    """How much higher an arm's loss of a segment, or of all after the first where number is None, is than its
+    reference's at the same seeds; None without any.
+    """
+
+    def loss(line: dict[str, Any]) -> float:
+        return line[MEASURE] if number is None else line["loss_by_segment"][number]
+
+    mine, theirs = (evaluated(name, results) for name in (arm, reference))
+    differences = [loss(mine[seed]) - loss(theirs[seed]) for seed in mine if seed in theirs]
+    return summary(differences) if differences else None
+
+
 def harm(arm: str, results: Results, control: str) -> Summary | None:
     """How much higher the loss after the first segment is with the state of a control; None of a model
     that carries none.
