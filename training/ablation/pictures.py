@@ -10,7 +10,13 @@ import numpy as np
 
 from training.ablation.matching import PlannedArm
 from training.ablation.results import Results
-from training.ablation.segments import above, evaluated, loss_of_segment, shown_segments
+from training.ablation.segments import (
+    above,
+    beside_references,
+    evaluated,
+    loss_of_segment,
+    shown_segments,
+)
 from training.ablation.spec import Spec
 from training.ablation.statistics import Summary
 from training.ablation.verdict import ended_well
@@ -95,15 +101,15 @@ def write_segments(arms: dict[str, PlannedArm], results: Results, folder: Path) 
     95 % interval; and how far each arm is from its reference there, at the same seeds.
     """
     numbers = range(len(shown_segments(arms, results)))
-    losses, apart = {}, {}
-    for name, arm in arms.items():
-        if evaluated(name, results):
-            found = [loss_of_segment(name, results, number) for number in numbers]
-            losses[name] = _with_band(numbers, found)
-        if name != arm.reference:
-            found = [above(name, arm.reference, results, number) for number in numbers]
-            if found and None not in found:
-                apart[name] = _with_band(numbers, found)
+    losses = {
+        name: _with_band(numbers, [loss_of_segment(name, results, n) for n in numbers])
+        for name in arms
+        if evaluated(name, results)
+    }
+    apart = {
+        name: _with_band(numbers, [above(name, reference, results, n) for n in numbers])
+        for name, reference in beside_references(arms, results)
+    }
     words, written = "segment of the document", []
     if losses:
         written.append(folder / "loss_by_segment.png")

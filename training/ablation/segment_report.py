@@ -11,6 +11,7 @@ from training.ablation.segments import (
     LEAST_SHARE,
     MEASURE,
     above,
+    beside_references,
     closed,
     evaluated,
     harm,
@@ -78,8 +79,7 @@ def _losses(spec: Spec, names: list[str], results: Results) -> str:
 
 
 def _above(arms: dict[str, PlannedArm], names: list[str], results: Results) -> str:
-    pairs = [(name, arms[name].reference) for name in names if arms[name].reference != name]
-    pairs = [pair for pair in pairs if above(*pair, results, None)]
+    pairs = beside_references(arms, results)
     if not pairs:
         return ""
     rows = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.ablation.matching import PlannedArm
 from training.ablation.outcome import written_outcome
 from training.ablation.results import Results
 from training.ablation.spec import Spec
@@ -74,6 +75,12 @@ def loss_of_segment(arm: str, results: Results, number: int) -> Summary | None:
     """Over the seeds; None without any."""
     lines = evaluated(arm, results).values()
     return summary([line["loss_by_segment"][number] for line in lines]) if lines else None
+
+
+def beside_references(arms: dict[str, PlannedArm], results: Results) -> list[tuple[str, str]]:
+    """(arm, its reference) where both were scored at a seed that they have in common."""
+    pairs = [(name, arm.reference) for name, arm in arms.items() if name != arm.reference]
+    return [pair for pair in pairs if above(*pair, results, None)]
 
 
 def above(arm: str, reference: str, results: Results, number: int | None) -> Summary | None:
