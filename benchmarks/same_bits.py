@@ -1,0 +1,87 @@
+"""Whether a change left every number as it was: hashes of 20 toy steps, to be compared before and after.
+
+    python -m benchmarks.same_bits     (about two minutes on one thread)
+
+Prints a sha256 for train.py, for train_context.py, and for train.py stopped at step 10 and resumed, which must be
+that of train.py. A hash covers weights, optimizer state, random state, data position, and every logged number
+that does not come from the clock. Two commits compare on one machine only: another CPU rounds differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = (
+    "--dataset bundled --threads 1 --device cpu --max_iters 20 --save_every 10 --eval_every 10 --log_every 1 "
+    "--eval_tokens 2048 --final_eval_tokens 2048 --no-use_tensorboard --out_dir model"
+).split()
+HASHED = ("model", "optimizers", "rng", "data")
+
+
+def update(digest: Any, value: Any) -> None:
+    """Feed tensors by their bytes, containers item by item, anything else as text."""
+    if isinstance(value, torch.Tensor):
+        digest.update(value.contiguous().numpy().tobytes())
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            digest.update(str(name).encode())
+            update(digest, item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            update(digest, item)
+    else:
+        digest.update(repr(value).encode())
+
+
+def bits(out_dir: Path) -> str:
+    """The hash of what a run left at step 20."""
+    state, digest = torch.load(out_dir / "checkpoint_20.pt", weights_only=True), hashlib.sha256()
+    for name in HASHED:
+        update(digest, state[name])
+    for line in (out_dir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        timed = ("perf/", "final/seconds", "final/tokens_per_second")
+        update(digest, {k: v for k, v in sorted(record.items()) if not k.startswith(timed)})
+    return digest.hexdigest()
+
+
+def start(folder: Path, script: str, *flags: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / script), *flags]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def main() -> int:
+    for name, script in (("train", "train.py"), ("train_context", "train_context.py")):
+        with tempfile.TemporaryDirectory() as folder:
+            if start(Path(folder), script, *FLAGS).wait():
+                raise SystemExit(f"{script} failed; run it by hand")
+            print(f"{name:<14} {bits(Path(folder) / 'model')}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        process = start(Path(folder), "train.py", *FLAGS)
+        while not (Path(folder) / "model/checkpoint_10.pt").exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (Path(folder) / "model/checkpoint_20.pt").exists():
+            raise SystemExit("the run ended before it could be stopped")
+        if start(Path(folder), "train.py", "--resume", "--out_dir", "model").wait():
+            raise SystemExit("the resumed run failed")
+        print(f"{'resumed':<14} {bits(Path(folder) / 'model')}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

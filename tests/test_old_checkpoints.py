@@ -1,0 +1,64 @@
+"""Checkpoints that commit 6d82eb2 wrote, one of the trunk and one of the context variant, still do all they did.
+
+Each folder in tests/fixtures/ is a run of 12 steps that was stopped at step 6. The numbers below are what that
+commit found; a CPU of another kind may round the last digits differently.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from toy_run import run_here
+
+from inference import generate_text, load_model
+from training.metrics import read_metrics
+
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
+RUNS = {  # script, validation loss at steps 6 and 12
+    "trunk": ("train", 7.1511459946632385, 6.992778241634369),
+    "context": ("train_context", 7.145321123301983, 6.986341089010239),
+}
+TOLD = {"trunk": " the" * 6, "context": " was the" * 3}
+HERE = ["--device", "cpu", "--threads", "1"]
+
+each_run = pytest.mark.parametrize("name", RUNS)
+
+
+@pytest.fixture
+def folder(tmp_path, name):
+    shutil.copytree(FIXTURES / name, tmp_path / "old")
+    return tmp_path
+
+
+@each_run
+def test_an_old_checkpoint_tells_the_same_story(name):
+    model = load_model(FIXTURES / name / "checkpoint_6.pt")
+    assert generate_text(model, "Once upon", 6, 0.0) == "Once upon" + TOLD[name]
+
+
+@each_run
+def test_an_old_checkpoint_is_scored_as_then(folder, name, capsys):
+    script, loss, _ = RUNS[name]
+    assert run_here(folder, "--eval_only", "old", "--eval_tokens", 256, *HERE, script=script) == 0
+    assert f"validation loss {loss:.4f} " in capsys.readouterr().out
+
+
+@each_run
+def test_an_old_run_goes_on_to_the_end_that_it_had(folder, name):
+    script, _, loss = RUNS[name]
+    assert run_here(folder, "--resume", "--out_dir", "old", script=script) == 0
+    records = read_metrics(folder / "old/metrics.jsonl")
+    (end,) = (record["final/loss"] for record in records if "final/loss" in record)
+    assert end == pytest.approx(loss, rel=1e-6)
+    assert [r["step"] for r in records if "train/loss" in r] == list(range(1, 13))
+
+
+@each_run
+def test_a_new_run_starts_from_old_weights(folder, name):
+    script, loss, _ = RUNS[name]
+    flags = "--dataset bundled --max_iters 1 --batch_size 3 --block_size 16 --eval_tokens 256 --final_eval_tokens 256 "
+    flags += "--lr 1e-30 --out_dir new --no-use_tensorboard"
+    assert run_here(folder, "--init_from", "old", *flags.split(), *HERE, script=script) == 0
+    records = read_metrics(folder / "new/metrics.jsonl")
+    (end,) = (record["final/loss"] for record in records if "final/loss" in record)
+    assert end == pytest.approx(loss, rel=1e-5)
