@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.ablation import spec
-from training.command_line import Parser, exit_code
+from common.script import Parser, exit_code
+from evaluation.ablation import spec
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def settings(words: list[str]) -> dict[str, str]:
 
 
 def run(args: argparse.Namespace, **tools) -> None:
-    from training.ablation import experiment
+    from evaluation.ablation import experiment
 
     experiment.run(
         args.spec,

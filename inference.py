@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from architecture.generation import encode_prompt, generate_text, generate_texts, stream_text
+from architecture.generation.text import encode_prompt, generate_text, generate_texts, stream_text
 from architecture.registry import load_model
 
 __all__ = [

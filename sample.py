@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.atomic_files import atomic_write
-from training.command_line import Parser, exit_code, say
+from common.files import atomic_write
+from common.script import Parser, exit_code, say
 
 MOST_SAMPLES = 1_000_000  # of a prompt
 MAX_TOKENS = 256  # unless --max_tokens says otherwise, or the context limit leaves less
@@ -86,26 +86,11 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 def room(model, prompts: list[str]) -> tuple[int, int]:
     """The longest prompt in tokens, and how many more the context limit allows."""
-    from architecture.generation import encode_prompt, length_limit
+    from architecture.generation.decode import length_limit
+    from architecture.generation.text import encode_prompt
 
     longest = max(len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts)
     return longest, length_limit(model) - longest
-
-
-def require_memory(model, rows: int, length: int, available: float) -> None:
-    """ValueError where that many texts of `length` tokens cannot be written at once in `available` bytes:
-    the system would end the program later without a word.
-    """
-    config = model.config
-    length = min(length, getattr(config, "segment_length", length))  # all that such a model keeps
-    slots = sum(min(window or length, length) for window in config.windows)
-    cache = 2 * 4 * slots * config.num_key_value_heads * config.head_dim
-    drawing = 3 * 8 * config.vocab_size  # logits in float64, in order, and their sums
-    if rows * (cache + drawing) > available:
-        raise ValueError(
-            f"{rows:,} texts of {length:,} tokens need about {rows * (cache + drawing) / 1e9:,.1f} GB of memory, "
-            f"and {available / 1e9:,.1f} GB are available; lower --num_samples or --max_tokens"
-        )
 
 
 def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
@@ -130,9 +115,10 @@ def write_texts(path: str, texts: list[str]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args)
+    from architecture.generation.cache import require_memory
+    from common import device as machine
     from inference import load_model, stream_text
-    from training import device as machine
-    from training.checkpoint import find_checkpoint
+    from training.state.checkpoint import find_checkpoint
 
     device, path = machine.choose_device(args.device), find_checkpoint(args.checkpoint, say)
     seed = secrets.randbits(31) if args.seed is None else args.seed

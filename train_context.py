@@ -1,11 +1,11 @@
 """Train the context-vector variant: as train.py, on segments whose state lives as long as their document.
 
-`python train_context.py --help` lists the flags; what it adds is in training/config_context.py.
+`python train_context.py --help` lists the flags; what it adds is in training/config.py.
 """
 
 import sys
 
-from training.config_context import ContextTrainConfig
+from training.config import ContextTrainConfig
 from training.train_command import train_command
 
 

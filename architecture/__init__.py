@@ -1,1 +1,1 @@
-"""Models and what they need to run: pure torch, no training code."""
+"""What a model is: pure torch, no training code."""

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from architecture import registry
+from architecture.generation.cache import KVCache
 from architecture.interface import ModelOutput, next_token_loss
-from architecture.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 

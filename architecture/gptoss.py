@@ -23,7 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture import attention_backends, expert_backends, fused, registry
+from architecture import registry
+from architecture.backends import attention as attention_backends
+from architecture.backends import experts as expert_backends
+from architecture.backends import fused
+from architecture.generation.cache import KVCache
 from architecture.interface import (
     IGNORE_INDEX,
     ModelOutput,
@@ -32,7 +36,6 @@ from architecture.interface import (
     load_share,
     next_token_loss,
 )
-from architecture.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 

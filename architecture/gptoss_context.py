@@ -33,16 +33,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from architecture import registry
-from architecture.generation import (
-    check_prompts,
-    check_sampling,
-    draw,
-    filter_logits,
-    require_finite,
-)
+from architecture.generation.decode import check_prompts
+from architecture.generation.sampling import check_sampling, draw, filter_logits, require_finite
+from architecture.generation.segments import PADDING, SLOT, SegmentCache, SegmentDecoder
 from architecture.gptoss import MEANINGS, PRESETS, ModelConfig, Transformer, visible_keys
 from architecture.interface import IGNORE_INDEX, ModelOutput
-from architecture.segment_decoder import PADDING, SLOT, SegmentCache, SegmentDecoder
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -272,7 +267,7 @@ class ContextTransformer(Transformer):
         )
 
     def new_decoder(self, rows: int, max_length: int, use_cache: bool) -> SegmentDecoder:
-        """What generation.py asks a model for that does not read a text in one piece."""
+        """What generation/decode.py asks a model for that does not read a text in one piece."""
         return SegmentDecoder(self, rows, use_cache)
 
 

@@ -6,7 +6,7 @@ What a model may bring beyond forward, config and new_cache, as attributes of it
 carries            true where `carry` is a tensor (B, D) from segment to segment; forward then takes reset,
                    (B,) bool, the rows in which a document begins
 extends            the name of the model whose weights it can start from; added_parameters are the rest
-new_decoder        how its texts grow, where they are not read in one piece (architecture/generation.py)
+new_decoder        how its texts grow, where they are not read in one piece (architecture/generation/decode.py)
 length_limit       most tokens of a text, where that is not the context limit
 optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
 

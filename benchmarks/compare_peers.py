@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.peer_step import adamw, loss_of, training_peer, update
-from training.provenance import provenance
+from common.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "compare_peers.json"
 SHAPES = {

@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from architecture import registry
-from architecture.generation import generate_texts
+from architecture.generation.text import generate_texts
 from benchmarks.public_text import public_text
-from data.check import examine, summary, training_text
-from training.ablation import statistics
-from training.atomic_files import write_json_atomic
-from training.checkpoint import find_checkpoint
-from training.command_line import Parser, exit_code, say
-from training.provenance import provenance
+from common.files import write_json_atomic
+from common.provenance import provenance
+from common.script import Parser, exit_code, say
+from evaluation.ablation import statistics
+from evaluation.check import examine, summary, training_text
+from training.state.checkpoint import find_checkpoint
 
 RESULT = Path(__file__).parent / "results" / "context_stories.json"
 MAX_TOKENS, TEMPERATURE = 400, 0.8
-PASSES = "consistent and finished"  # as data.check counts
+PASSES = "consistent and finished"  # as evaluation.check counts
 
 
 def load(given: str) -> Any:

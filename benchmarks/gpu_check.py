@@ -21,8 +21,8 @@ import torch
 
 from architecture import gptoss, registry
 from benchmarks.peer_step import adamw, loss_of, training_peer, update
-from training.device import autocast, peak_flops
-from training.provenance import provenance
+from common.device import autocast, peak_flops
+from common.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "gpu_check.json"
 MEDIUM_BATCH, MEDIUM_BLOCK = 64, 512

@@ -92,7 +92,7 @@ def main() -> int:
         print(f"{way:6} {values['extra_gb']:6.2f} GB extra  {values['seconds']:6.1f} s  loss {values['loss']:.6f}")  # fmt: skip
     print(f"time ratio {time_ratio:.2f}")
     if not arguments.no_write:
-        from training.provenance import provenance
+        from common.provenance import provenance
 
         result = provenance() | {
             "tokens": TOKENS,

@@ -26,11 +26,11 @@ import torch
 
 from architecture.gptoss import MLPBlock
 from benchmarks.toy_run import toy_run
-from training import evaluate, reporting
-from training.data_loader import validation_batches
-from training.data_sources import open_dataset
-from training.provenance import provenance
-from training.routing import RoutingSums
+from common.provenance import provenance
+from data.packing import validation_batches
+from data.sources import open_dataset
+from training import reporting, validation
+from training.monitor.routing import RoutingSums
 from training.trainer import train_step
 
 RESULT = Path(__file__).parent / "results" / "instrument_cost.json"
@@ -95,12 +95,12 @@ def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
 
     def look():
         found.append(
-            evaluate.evaluate(run.model, batches, run.token_bytes, keep_choices=True, **options)
+            validation.evaluate(run.model, batches, run.token_bytes, keep_choices=True, **options)
         )
 
     def plain():
         with mock.patch.object(RoutingSums, "add", lambda *_: None):
-            evaluate.evaluate(run.model, batches, run.token_bytes, **options)
+            validation.evaluate(run.model, batches, run.token_bytes, **options)
 
     def show():
         progress.choices, progress.load = found[-1].routing.choices, found[-1].routing.load

@@ -2,7 +2,7 @@
 
     python -m benchmarks.make_bands RUN RUN RUN --recipe toy --out configs/reference/toy_tinystories.json
 
-python -m training.report draws the band behind the curves of a run with the same settings. Folders on this
+python -m evaluation.report draws the band behind the curves of a run with the same settings. Folders on this
 machine do not enter the file: --tinystories FOLDER is written as $TINYSTORIES, other paths by their name.
 """
 
@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.command_line import Parser, exit_code
-from training.report.bands import make_band
-from training.report.runs import read_runs
+from common.script import Parser, exit_code
+from evaluation.report.bands import make_band
+from evaluation.report.read import read_runs
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def as_lines(band: dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> None:
     command = functools.partial(public_command, tinystories=args.tinystories)
     band = make_band(read_runs(args.runs), args.recipe, command)
-    from training.atomic_files import atomic_write
+    from common.files import atomic_write
 
     with atomic_write(args.out) as file:
         file.write(as_lines(band).encode())

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from architecture.gptoss import ModelConfig, Transformer
-from training.provenance import provenance
+from common.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "parity.json"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.public_text import public_text
-from training.ablation.statistics import summary
-from training.metrics import read_metrics
+from evaluation.ablation.statistics import summary
+from training.monitor.metrics import read_metrics
 
 CURVE = ("val/loss", "val/bits_per_byte", "train/loss", "perf/tokens_per_second")
 

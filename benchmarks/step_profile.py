@@ -26,9 +26,9 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from benchmarks.toy_run import toy_run
-from training.data_loader import TrainLoader
-from training.data_sources import open_dataset
-from training.provenance import provenance
+from common.provenance import provenance
+from data.loader import TrainLoader
+from data.sources import open_dataset
 from training.trainer import take_batches, train_step
 
 RESULT = Path(__file__).parent / "results" / "step_profile.json"

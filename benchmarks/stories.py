@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.provenance import provenance
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, story, world
 from data.stories.checker import check
 from data.stories.copies import RunIndex
-from training.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "stories.json"
 COPIES, MASK = 200, "NAME"

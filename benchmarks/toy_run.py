@@ -12,9 +12,10 @@ import torch
 
 from architecture.registry import build_config, build_model
 from architecture.tokenizer import get_tokenizer
+from data.sources import open_dataset
 from training.config import TrainConfig
-from training.data_sources import open_dataset
-from training.run import Progress, Run, open_run
+from training.state.checkpoint import Progress
+from training.state.run import Run, open_run
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""Making data: train a tokenizer, write token files. (Reading it is training/data_sources.py.)"""
+"""What a model reads: sources, documents, packing, tokens; and the commands that make data."""

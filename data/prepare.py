@@ -14,11 +14,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from architecture.tokenizer import get_tokenizer
-from training.command_line import Parser, exit_code, say
-from training.config import TrainConfig
-from training.data_loader import encode
-from training.data_sources import choose_dataset, open_dataset
-from training.data_tokens import TokenFolderWriter
+from common.script import Parser, exit_code, say
+from data.defaults import TEXT_COLUMN, TOKENIZER
+from data.packing import encode
+from data.sources import choose_dataset, open_dataset
+from data.tokens import TokenFolderWriter
 
 
 def prepare(
@@ -51,12 +51,12 @@ def parse_command_line(argv=None) -> argparse.Namespace:
     )
     add(
         "--text_column",
-        default=TrainConfig.text_column,
+        default=TEXT_COLUMN,
         help="column of the text (default: %(default)s)",
     )
     add(
         "--tokenizer",
-        default=TrainConfig.tokenizer,
+        default=TOKENIZER,
         help="name or rank file (default: %(default)s)",
     )
     add("--out_dir", required=True, type=Path, help="folder to write; must not exist")

@@ -17,9 +17,9 @@ from pathlib import Path
 import tiktoken
 
 from architecture.tokenizer import END_OF_TEXT, save_rank_file
-from training.command_line import Parser, exit_code, say
-from training.config import TrainConfig
-from training.data_sources import choose_dataset, open_dataset
+from common.script import Parser, exit_code, say
+from data.defaults import TEXT_COLUMN
+from data.sources import choose_dataset, open_dataset
 
 MOST_IDS = 2**20  # five times the largest vocabulary in use; a larger number is a slip
 # GPT-4's split pattern with numbers of at most two digits: a small vocabulary has no room for a
@@ -68,7 +68,7 @@ def parse_command_line(argv=None) -> argparse.Namespace:
     )
     add(
         "--text_column",
-        default=TrainConfig.text_column,
+        default=TEXT_COLUMN,
         help="column of the text (default: %(default)s)",
     )
     add("--vocab_size", type=int, default=4096, help=f"ids, {END_OF_TEXT} included (default: 4096)")

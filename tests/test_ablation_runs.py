@@ -15,9 +15,10 @@ import yaml
 from toy_run import ToyRun
 
 import ablate
-from training.ablation import inference_cost, matching, runner
-from training.ablation.outcome import failure
-from training.ablation.pace import seconds_per_token
+from evaluation import inference_cost
+from evaluation.ablation import launch, matching
+from evaluation.ablation.launch import seconds_per_token
+from evaluation.ablation.results import failure
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 TINY = {"device": "cpu", "threads": 1, "tokenizer": "bundled1536", "num_hidden_layers": 2, "hidden_size": 32,
@@ -246,7 +247,7 @@ def test_every_ending_has_a_status():
 
 
 def test_a_run_of_another_size_than_planned_is_no_result(folder, monkeypatch):
-    monkeypatch.setattr("training.ablation.matching.WELL_KNOWN", {"bundled1536": matching.Vocabulary(1000)})  # fmt: skip
+    monkeypatch.setattr("evaluation.ablation.matching.WELL_KNOWN", {"bundled1536": matching.Vocabulary(1000)})  # fmt: skip
     matching._vocabulary.cache_clear()
     write(folder, learning_rates="none", seeds=[1], headline=[])
     assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Trained(folder / "a")) == 0
@@ -351,7 +352,7 @@ def test_shared_settings_that_arms_do_without_are_told_with_every_arm(folder, ca
 
 def test_minutes_become_tokens_once_and_stay_in_the_plan(folder, monkeypatch):
     paces = iter([1e-3, 2e-3, 9e-3, 2.1e-3, 0.9e-3, 1e-4])  # in turn; each arm's median counts
-    monkeypatch.setattr("training.ablation.experiment.seconds_per_token", lambda *_: next(paces))
+    monkeypatch.setattr("evaluation.ablation.experiment.seconds_per_token", lambda *_: next(paces))
     write(folder, budget={"minutes": 0.01}, search_budget={"tokens": 128})
     assert ablation()[0] == 0
     tokens = {line["arm"]: line["tokens"] for line in lines(folder) if line["phase"] == "verdict"}
@@ -375,9 +376,9 @@ def test_runs_share_the_cores_of_a_cpu(folder, monkeypatch):
 def test_runs_have_a_gpu_each(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [runner.visible_gpu(slot) for slot in (0, 1)] == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]  # fmt: skip
+    assert [launch.visible_gpu(slot) for slot in (0, 1)] == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]  # fmt: skip
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert runner.visible_gpu(1) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert launch.visible_gpu(1) == {"CUDA_VISIBLE_DEVICES": "1"}
 
 
 def refused(capsys, *flags) -> str:
@@ -477,7 +478,7 @@ def comparable(record: dict) -> dict:
 
 
 def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(folder, monkeypatch):
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
     base = yaml.safe_load((folder / "spec.yaml").read_text())["base"]
     arms, rates = {"moe": {}, "dense": {"model": "gpt2"}}, [16e-3, 64e-3, 256e-3]
     write(

@@ -10,12 +10,11 @@ from toy_run import run_here
 
 import ablate
 from architecture.tokenizer import get_tokenizer
-from training import context_eval
-from training.ablation import inference_cost, lanes, runner, segments
-from training.config import TrainConfig
-from training.config_context import ContextTrainConfig
-from training.data_loader import TrainLoader
-from training.data_sources import open_dataset
+from data.loader import TrainLoader
+from data.sources import open_dataset
+from evaluation import context, inference_cost
+from evaluation.ablation import launch, matching, segments
+from training.config import ContextTrainConfig, TrainConfig
 
 BASE = TINY | {
     "packing": "lanes",
@@ -47,15 +46,15 @@ def spec(folder, corpus):  # noqa: F811
 
 def trained(words, log, environment):
     """launch() of real runs in this process."""
-    if words[:2] == ["-m", "training.context_eval"]:
-        return Ended(context_eval.main(words[2:]))
+    if words[:2] == ["-m", "evaluation.context"]:
+        return Ended(context.main(words[2:]))
     if words[0] == "-m":
         return Ended(inference_cost.run(words[2:]) or 0)
     return Ended(run_here(log.parent, *words[1:], script=Path(words[0]).stem))
 
 
 def test_arms_of_both_scripts_go_to_one_report(spec, monkeypatch):
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0)
     monkeypatch.setattr(inference_cost, "REPEATS", 1)
     write(spec, seeds=[1], headline=[])
     assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=trained) == 0
@@ -86,8 +85,8 @@ def test_a_run_goes_on_with_the_script_that_began_it(tmp_path):
     out.mkdir()
     (out / "checkpoint_3.pt").write_bytes(b"weights")
     (out / "config.json").write_text(json.dumps({"train": {"device": "cpu"}}))
-    job = runner.Job({"id": "a"}, ["train_context.py", "--seed=1"], out, segments.segments_outcome)
-    runner.start(job, 0, lambda words, log, environment: begun.append(words))
+    job = launch.Job({"id": "a"}, ["train_context.py", "--seed=1"], out, segments.segments_outcome)
+    launch.start(job, 0, lambda words, log, environment: begun.append(words))
     assert begun == [["train_context.py", "--resume", f"--out_dir={out}"]]
 
 
@@ -105,7 +104,7 @@ class Scored(Pretence):
         self.failing = failing
 
     def __call__(self, words, log, environment):
-        if words[:2] != ["-m", "training.context_eval"]:
+        if words[:2] != ["-m", "evaluation.context"]:
             return super().__call__(words, log, environment)
         given = dict(word[2:].split("=", 1) for word in words[3:])
         assert given["segment_length"] == "16"
@@ -214,10 +213,12 @@ def test_a_segment_is_needed_after_the_first(tmp_path):
 def test_the_tokens_of_a_step_of_lanes_are_those_of_the_documents():
     source = Ids([5, 12])  # 6 and 13 targets, in 1 and 2 rows of 7
     size = {"tokenizer": "stories4k", "block_size": 7, "batch_size": 3}
-    assert lanes.tokens_per_step(
+    assert matching.tokens_per_step_of_lanes(
         TrainConfig(**size, packing="lanes", grad_accum=2), source
     ) == round(6 * 19 / 3)
-    assert lanes.tokens_per_step(ContextTrainConfig(**size, tbptt=4), source) == round(12 * 19 / 3)
+    assert matching.tokens_per_step_of_lanes(ContextTrainConfig(**size, tbptt=4), source) == round(
+        12 * 19 / 3
+    )
 
 
 def test_the_lanes_of_a_run_hold_what_was_counted(corpus):
@@ -227,4 +228,6 @@ def test_the_lanes_of_a_run_hold_what_was_counted(corpus):
         size = {"batch_size": cfg.batch_size, "block_size": block_size, "packing": "lanes"}
         with TrainLoader(source, get_tokenizer(cfg.tokenizer), **size) as batches:
             counts = [int((next(batches)["targets"] != -100).sum()) for _ in range(150)]
-        assert lanes.tokens_per_step(cfg, source) == pytest.approx(sum(counts) / 150, rel=0.02)
+        assert matching.tokens_per_step_of_lanes(cfg, source) == pytest.approx(
+            sum(counts) / 150, rel=0.02
+        )

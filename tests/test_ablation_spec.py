@@ -9,9 +9,9 @@ import yaml
 import ablate
 from architecture import registry
 from architecture.tokenizer import DOWNLOADS
-from training.ablation import matching
-from training.ablation.learning_rates import best_rate, next_rates
-from training.ablation.spec import FIRST_SEEDS, read_spec
+from evaluation.ablation import matching
+from evaluation.ablation.matching import best_rate, next_rates
+from evaluation.ablation.spec import FIRST_SEEDS, read_spec
 from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
@@ -358,7 +358,7 @@ def test_help_explains_every_key_of_a_specification(capsys):
     out = capsys.readouterr().out
     from dataclasses import fields
 
-    from training.ablation.spec import Spec
+    from evaluation.ablation.spec import Spec
 
     for name in [f.name for f in fields(Spec)] + ["config"]:
         assert f"{name}:" in out

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from training.ablation.statistics import (
+from evaluation.ablation.statistics import (
     compare,
     incomplete_beta,
     paired_p,
@@ -14,8 +14,9 @@ from training.ablation.statistics import (
     t_power,
     t_quantile,
     t_tail,
+    table,
+    with_interval,
 )
-from training.ablation.table import table, with_interval
 
 # any textbook's table of Student's t: (P(T < t), degrees of freedom, t)
 QUANTILES = [
@@ -120,7 +121,7 @@ def test_a_difference_of_the_size_that_the_last_pair_resolves_is_found_four_time
 ):
     draw, trials, n = random.Random(2), 400, 5
     effect = resolvable(1.0, n, 0.05 / 4)
-    monkeypatch.setattr("training.ablation.statistics.resolvable", lambda *_: 0.0)  # slow
+    monkeypatch.setattr("evaluation.ablation.statistics.resolvable", lambda *_: 0.0)  # slow
     seen = sum(
         compare([[draw.gauss(mean, 1) for _ in range(n)] for mean in (0, 0, 0, effect)])[3].verdict
         == "worse"

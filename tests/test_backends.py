@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from architecture.attention_backends import block_mask
-from architecture.fused import RMSNorm, Rotate
+from architecture.backends.attention import block_mask
+from architecture.backends.fused import RMSNorm, Rotate
 from architecture.gptoss import (
     ATTENTION_BACKENDS,
     EXPERT_BACKENDS,

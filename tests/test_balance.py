@@ -10,8 +10,8 @@ from toy_run import TINY, load, run_here
 from training import trainer
 from training.balance import update_selection_bias
 from training.config import TrainConfig
-from training.evaluate import evaluate
 from training.optimizer import learning_rate
+from training.validation import evaluate
 
 PLAIN = replace(CFG, z_loss_coef=0.0)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import checkpoint
-from training.atomic_files import atomic_write, write_json_atomic
-from training.checkpoint import (
+from common.files import atomic_write, write_json_atomic
+from training.state import checkpoint
+from training.state.checkpoint import (
     best_checkpoint,
     find_checkpoint,
     latest_checkpoint,
@@ -23,7 +23,7 @@ from training.checkpoint import (
     set_rng_state,
     update_best,
 )
-from training.out_dir import claim_out_dir
+from training.state.out_dir import claim_out_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -230,7 +230,7 @@ def test_a_run_that_saved_nothing_is_told_alike_to_a_new_run_and_to_resume(tmp_p
 def test_a_live_run_that_saved_nothing_yet_is_never_offered_for_removal(tmp_path):
     script = (
         "import sys, time\n"
-        "from training.out_dir import claim_out_dir\n"
+        "from training.state.out_dir import claim_out_dir\n"
         "lock = claim_out_dir(sys.argv[1], resume=False)\n"
         "open(sys.argv[1] + '/metrics.jsonl', 'w').close()\n"
         "print('started', flush=True)\n"
@@ -271,7 +271,7 @@ def test_the_lock_of_a_killed_process_is_not_in_the_way(tmp_path):
     save_checkpoint(tmp_path, 1, {})
     script = (
         "import sys, time\n"
-        "from training.out_dir import claim_out_dir\n"
+        "from training.state.out_dir import claim_out_dir\n"
         "lock = claim_out_dir(sys.argv[1], resume=True)\n"
         "print('locked', flush=True)\n"
         "time.sleep(60)\n"

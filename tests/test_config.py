@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from architecture.gptoss import ModelConfig
+from common.script import exit_code
 from training import other_names
-from training.command_line import cast, exit_code, parse_command_line
+from training.command_line import cast, parse_command_line
 from training.config import (
     RESOLVED_BY_THE_RUN,
     RESUMABLE_CHANGES,
@@ -403,7 +404,7 @@ def test_our_own_mistakes_keep_their_traceback():
 def test_a_reader_that_has_seen_enough_ends_a_script_without_words():
     script = (
         "import sys\n"
-        "from training.command_line import exit_code\n"
+        "from common.script import exit_code\n"
         "sys.exit(exit_code('x.py', lambda: [print('line', flush=True) for _ in iter(int, 1)]))\n"
     )
     with subprocess.Popen(

@@ -7,12 +7,13 @@ import torch
 from test_generation import far_from_flat
 
 import sample
-from architecture import generation
-from architecture.generation import generate, row_generators
+from architecture.generation.decode import generate
+from architecture.generation.sampling import row_generators
+from architecture.generation.segments import read_from_the_beginning
+from architecture.generation.text import generate_texts
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.gptoss_context import ContextConfig, ContextTransformer, TokenGenerator
 from architecture.registry import config_to_dict, model_name
-from architecture.segment_decoder import read_from_the_beginning
 from architecture.tokenizer import tokenizer_state
 
 SHAPE = dict(
@@ -202,5 +203,5 @@ def test_sample_knows_the_variant_by_its_checkpoint(model, checkpoint, capsys):
     flags = "--prompt ab the --max_tokens 30 --seed 5 --device cpu".split()
     assert sample.main(["--checkpoint", str(checkpoint), *flags]) == 0
     told = capsys.readouterr().out
-    texts = generation.generate_texts(model, ["ab", "the"], 30, 0.8, seed=5)
+    texts = generate_texts(model, ["ab", "the"], 30, 0.8, seed=5)
     assert [re.sub("\\s+", " ", text) in re.sub("\\s+", " ", told) for text in texts] == [True] * 2

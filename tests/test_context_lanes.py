@@ -8,11 +8,11 @@ import torch
 from test_data_loader import EOT, STORIES, Stories, stream_of, take
 
 from architecture.tokenizer import get_tokenizer
-from training.data_documents import IndexedSource
-from training.data_loader import TrainLoader
-from training.data_loader_context import validation_lanes
-from training.data_sources import open_dataset
-from training.segment_losses import SegmentSums
+from data.documents import IndexedSource
+from data.loader import TrainLoader
+from data.packing import validation_lanes
+from data.sources import open_dataset
+from training.validation import SegmentSums
 
 
 class Ids(IndexedSource):

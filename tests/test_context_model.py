@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from architecture import registry
 from architecture.gptoss import PRESETS, ModelConfig, Transformer, visible_keys
 from architecture.gptoss_context import ContextConfig, ContextTransformer
-from training.config_context import ContextTrainConfig
+from training.config import ContextTrainConfig
 from training.optimizer import parameter_groups
 
 # every axis differs, and a segment crosses the window more than twice
@@ -286,7 +286,9 @@ def test_padding_on_the_left_changes_nothing_whatever_its_numbers(cached):
     model, ids = build(), draw_ids(1, 4)
     carry = torch.randn(2, 20, dtype=torch.float64)
     rows = torch.cat((F.pad(ids, (3, 0)), draw_ids(1, 7, seed=4)))
-    positions = torch.stack((torch.arange(-3, 4), torch.arange(7)))  # as generation.py numbers them
+    positions = torch.stack(
+        (torch.arange(-3, 4), torch.arange(7))
+    )  # as generation/decode.py numbers them
     with torch.no_grad():
         cache = model.new_cache(2) if cached else None
         found = model(rows, positions=positions, cache=cache, carry=carry).logits

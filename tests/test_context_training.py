@@ -14,11 +14,10 @@ from toy_run import TINY, differences, load, run, run_here
 
 from architecture.gptoss import ModelConfig
 from architecture.gptoss_context import ContextConfig, ContextTransformer
-from training import context_eval
-from training.config import TrainConfig
-from training.config_context import ContextTrainConfig
+from evaluation import context
+from training.config import ContextTrainConfig, TrainConfig
 from training.costs import memory_bytes
-from training.metrics import read_metrics
+from training.monitor.metrics import read_metrics
 from training.step import accumulate_gradients
 
 here = functools.partial(run_here, script="train_context")
@@ -171,7 +170,7 @@ def test_the_trunk_on_the_same_lanes_sees_and_scores_the_same_tokens(tmp_path, c
 def evaluation(folder, capsys, *flags) -> dict:
     capsys.readouterr()
     with contextlib.chdir(folder):
-        assert context_eval.main([*map(str, flags), "--batch_size", "3", "--device", "cpu"]) == 0
+        assert context.main([*map(str, flags), "--batch_size", "3", "--device", "cpu"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -217,12 +216,12 @@ def test_a_trunk_is_put_into_the_same_rows(tmp_path, corpus, straight, capsys):
 
 def test_standard_errors_are_over_documents():
     tokens, nats = [4, 2, 6], [8.0, 2.0, 6.0]
-    found = context_eval.ratio(nats, tokens)
+    found = context.ratio(nats, tokens)
     assert found["mean"] == 16 / 12
     residuals = [n - 16 / 12 * t for n, t in zip(nats, tokens)]
     expected = math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 12
     assert found["standard_error"] == pytest.approx(expected)
-    assert context_eval.ratio([3.0], [2])["standard_error"] is None
+    assert context.ratio([3.0], [2])["standard_error"] is None
 
 
 # -------------------------------------------------------------------------------------------- starting points

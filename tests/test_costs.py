@@ -9,9 +9,9 @@ import torch
 
 from architecture.interface import logit_rows
 from architecture.registry import build_config, build_model
+from common.device import available_memory
 from training.config import TrainConfig
 from training.costs import MACHINES, memory_bytes, report
-from training.device import available_memory
 from training.optimizer import build_optimizers
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"

@@ -8,15 +8,16 @@ import random
 import numpy as np
 import pytest
 
-import training.data_files as data_files
+import data.files as data_files
 from architecture.tokenizer import get_tokenizer
+from data import sources
+from data.documents import is_validation_document
+from data.hub import HubUnreachable
 from data.prepare import main as prepare_main
 from data.prepare import prepare
+from data.sources import open_dataset
+from data.tokens import TokenFolderWriter
 from data.train_tokenizer import main as train_tokenizer_main
-from training.data_documents import is_validation_document
-from training.data_hub import HubUnreachable
-from training.data_sources import open_dataset
-from training.data_tokens import TokenFolderWriter
 
 STORIES = [f"Story {n}: \u00e9{'so it went on. ' * (n % 7)}\nThe end." for n in range(40)]
 
@@ -437,11 +438,10 @@ def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(
 
 
 def test_prepare_takes_the_bundled_stories_and_auto(tmp_path, monkeypatch, capsys):
-    from training import data_bundled, data_sources
 
-    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "train", (0, 30))
-    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "validation", (30, 5))
-    monkeypatch.setattr(data_sources, "current_revision", unreachable)
+    monkeypatch.setitem(sources.FIRST_AND_COUNT, "train", (0, 30))
+    monkeypatch.setitem(sources.FIRST_AND_COUNT, "validation", (30, 5))
+    monkeypatch.setattr(sources, "current_revision", unreachable)
     for name in ("bundled", "auto"):
         assert prepare_main(["--dataset", name, "--out_dir", str(tmp_path / name)]) == 0
         out, err = capsys.readouterr()

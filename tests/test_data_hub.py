@@ -14,12 +14,12 @@ import pytest
 import torch
 from hub_server import COMMIT, REPO, HubServer
 
-import training.data_hub as data_hub
+import data.hub as data_hub
 from architecture.tokenizer import get_tokenizer
-from training.data_documents import is_validation_document
-from training.data_hub import HubSource, HubUnreachable, open_hub
-from training.data_loader import TrainLoader
-from training.data_sources import choose_dataset, open_dataset
+from data.documents import is_validation_document
+from data.hub import HubSource, HubUnreachable, open_hub
+from data.loader import TrainLoader
+from data.sources import choose_dataset, open_dataset
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 STORIES = [f"{n} went home. " + "It rained again. " * (n % 9) + "The end." for n in range(400)]
@@ -56,10 +56,11 @@ def nothing_asked_before():
 STREAM = """
     import json, sys, torch
     from pathlib import Path
-    import training.data_hub as data_hub
+    import data.hub as data_hub
     from architecture.tokenizer import get_tokenizer
-    from training.data_loader import TrainLoader, validation_batches
-    from training.data_sources import open_dataset
+    from data.loader import TrainLoader
+    from data.packing import validation_batches
+    from data.sources import open_dataset
 
     data_hub.BUFFER_DOCUMENTS, data_hub.SNAPSHOT_EVERY = 50, 64
     tokenizer, size = get_tokenizer("stories4k"), {"batch_size": 2, "block_size": 64}

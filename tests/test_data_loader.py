@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from architecture.tokenizer import get_tokenizer
+from data.documents import IndexedSource
+from data.loader import TrainLoader
+from data.packing import validation_batches
 from data.prepare import prepare
-from training.data_documents import IndexedSource
-from training.data_loader import TrainLoader, validation_batches
-from training.data_sources import open_dataset
+from data.sources import open_dataset
 
 EOT = 4095
 STORIES = [f"{n} went home. " + "It rained again. " * (n % 9) + "The end." for n in range(60)]

@@ -1,7 +1,7 @@
 """What goes wrong around a run: full and read-only disks, a Hub that fails half-way, numbers that are not
 finite, kills between two files, two trainers for one folder.
 
-Kills at random moments are benchmarks/kill_resume.py's; broken input is in the tests of what reads it.
+Kills at random moments are tests/stress/kill_resume.py's; broken input is in the tests of what reads it.
 """
 
 import builtins
@@ -22,13 +22,15 @@ import torch
 from toy_run import TINY, ToyRun, differences, load, run_here
 
 from architecture.tokenizer import get_tokenizer
+from common.files import CannotWrite, append_line, atomic_write
+from data import hub
+from data.hub import HubSource, HubUnreachable, is_of_the_data, is_of_the_network
 from data.prepare import main as prepare_main
-from training import checkpoint, data_hub, trainer
-from training.atomic_files import CannotWrite, append_line, atomic_write
-from training.data_hub import HubSource, HubUnreachable, is_of_the_data, is_of_the_network
-from training.data_tokens import TokenFolderWriter
-from training.metrics import read_metrics
-from training.out_dir import claim_out_dir
+from data.tokens import TokenFolderWriter
+from training import trainer
+from training.monitor.metrics import read_metrics
+from training.state import checkpoint
+from training.state.out_dir import claim_out_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = [*TINY, "--no-use_tensorboard", "--save_every", "4", "--eval_every", "50"]
@@ -387,7 +389,7 @@ def test_a_checkpoint_that_another_process_saved_meanwhile_is_not_run_over(
         checkpoint.save_checkpoint(out_dir, 5, {})
         return claim_out_dir(out_dir, resume)
 
-    monkeypatch.setattr("training.run.claim_out_dir", claimed_late)
+    monkeypatch.setattr("training.state.run.claim_out_dir", claimed_late)
     before = (tmp_path / "model/metrics.jsonl").read_bytes()
     capsys.readouterr()
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
@@ -571,7 +573,7 @@ class Stream:
 
 
 def stream_of(error, monkeypatch) -> tuple[Stream, HubSource]:
-    monkeypatch.setattr(data_hub, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(hub, "RETRY_SECONDS", (0.0, 0.0))
     stream = Stream(error)
     return stream, HubSource("org/name", "train", stream, revision="abc", text_column="text")
 
@@ -611,7 +613,7 @@ def test_a_stream_that_became_shorter_than_its_saved_position_is_told_and_not_ta
 def test_a_hub_that_fails_when_a_dataset_is_opened_is_out_of_reach_and_a_damaged_file_is_not(
     monkeypatch,
 ):
-    monkeypatch.setattr(data_hub, "current_revision", lambda name: "abc")
+    monkeypatch.setattr(hub, "current_revision", lambda name: "abc")
     for error, kind, message in (
         (ConnectionError("reset"), HubUnreachable, "opening org/name on the Hub failed .*reset"),
         (data_errors()[0], ValueError, "datasets cannot read org/name .*magic bytes"),
@@ -621,9 +623,9 @@ def test_a_hub_that_fails_when_a_dataset_is_opened_is_out_of_reach_and_a_damaged
         def fail(*_, error=error):
             raise error
 
-        monkeypatch.setattr(data_hub, "_load", fail)
+        monkeypatch.setattr(hub, "_load", fail)
         with pytest.raises(kind, match=message) as caught:
-            data_hub.open_hub("org/name", split="train", whole=False, text_column="text")
+            hub.open_hub("org/name", split="train", whole=False, text_column="text")
         assert type(caught.value) is kind
 
 
@@ -740,14 +742,14 @@ def test_a_hub_that_fails_is_waited_for_and_then_the_position_is_saved(tmp_path,
 
 def test_a_hub_that_never_lists_the_files_of_a_dataset_is_given_up(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(data_hub, "OPEN_SECONDS", 0.2)
-    monkeypatch.setattr(data_hub, "current_revision", lambda name: "abc")
+    monkeypatch.setattr(hub, "OPEN_SECONDS", 0.2)
+    monkeypatch.setattr(hub, "current_revision", lambda name: "abc")
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: time.sleep(10))
     began = time.monotonic()
     with pytest.raises(
         HubUnreachable, match="opening org/name on the Hub failed .*no answer within"
     ):
-        data_hub.open_hub("org/name", split="train", whole=False, text_column="text")
+        hub.open_hub("org/name", split="train", whole=False, text_column="text")
     assert time.monotonic() - began < 5
 
 
@@ -757,7 +759,7 @@ def test_a_hub_that_never_lists_the_files_of_a_dataset_is_given_up(monkeypatch):
 @pytest.mark.slow
 def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
     out = tmp_path / "kill_resume.json"
-    command = [sys.executable, "-m", "benchmarks.kill_resume", "--runs", "12", "--out", str(out)]
+    command = [sys.executable, "-m", "tests.stress.kill_resume", "--runs", "12", "--out", str(out)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(out.read_text())

@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import hunt, report
-from benchmarks.fuzzing.cases import KINDS, Case
-from benchmarks.fuzzing.materials import make_materials
-from benchmarks.fuzzing.mutations import Mutant
-from benchmarks.fuzzing.verdict import Ending, Finding, contents, judge, run_case
+from tests.stress.fuzz import hunt, report
+from tests.stress.fuzzing.cases import KINDS, Case
+from tests.stress.fuzzing.judge import Ending, Finding, contents, judge, run_case
+from tests.stress.fuzzing.materials import make_materials
+from tests.stress.fuzzing.mutations import Mutant
 
-CASES = 2  # of each kind and origin; python -m benchmarks.fuzz runs thousands
+CASES = 2  # of each kind and origin; python -m tests.stress.fuzz runs thousands
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,16 @@ import pytest
 import tiktoken
 import torch
 
-from architecture import generation
-from architecture.generation import TextStream, draw, filter_logits, generate, generate_steps
+from architecture.generation import sampling
+from architecture.generation.decode import generate, generate_steps
+from architecture.generation.sampling import draw, filter_logits
+from architecture.generation.text import (
+    TextStream,
+    encode_prompt,
+    generate_text,
+    generate_texts,
+    stream_text,
+)
 from architecture.gptoss import ModelConfig, Transformer
 
 # every axis differs, so that a transpose shows; 300 ids of which the last 40 are padding
@@ -51,7 +59,7 @@ def model() -> Transformer:
 
 
 def generators(count: int, seed: int = 5) -> list[torch.Generator]:
-    return generation.row_generators(seed, count)
+    return sampling.row_generators(seed, count)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -106,15 +114,15 @@ def test_filters_keep_what_a_plain_reference_keeps(options):
 
 def test_filters_at_their_edges():
     flat = torch.zeros(1, 4, dtype=torch.float64)  # four probabilities of exactly 1/4
-    assert kept_ids(generation.keep_top_k(flat, 2)) == [{0, 1}]  # among equals the lower id
-    assert kept_ids(generation.keep_top_p(flat, 0.5)) == [{0, 1}]  # reaching p is enough
-    assert kept_ids(generation.keep_top_p(flat, 0.5000001)) == [{0, 1, 2}]
-    assert kept_ids(generation.keep_top_p(flat, 1e-9)) == [{0}]  # at least one
-    assert kept_ids(generation.keep_top_p(flat, 1)) == [{0, 1, 2, 3}]
-    assert kept_ids(generation.keep_min_p(flat, 1)) == [{0, 1, 2, 3}]
-    assert kept_ids(generation.keep_min_p(flat, 0)) == [{0, 1, 2, 3}]
+    assert kept_ids(sampling.keep_top_k(flat, 2)) == [{0, 1}]  # among equals the lower id
+    assert kept_ids(sampling.keep_top_p(flat, 0.5)) == [{0, 1}]  # reaching p is enough
+    assert kept_ids(sampling.keep_top_p(flat, 0.5000001)) == [{0, 1, 2}]
+    assert kept_ids(sampling.keep_top_p(flat, 1e-9)) == [{0}]  # at least one
+    assert kept_ids(sampling.keep_top_p(flat, 1)) == [{0, 1, 2, 3}]
+    assert kept_ids(sampling.keep_min_p(flat, 1)) == [{0, 1, 2, 3}]
+    assert kept_ids(sampling.keep_min_p(flat, 0)) == [{0, 1, 2, 3}]
     halves = torch.tensor([[0.5, 0.25, 0.25 - 1e-9]], dtype=torch.float64).log()
-    assert kept_ids(generation.keep_min_p(halves, 0.5)) == [{0, 1}]
+    assert kept_ids(sampling.keep_min_p(halves, 0.5)) == [{0, 1}]
 
 
 def test_temperature_divides_before_the_filters():
@@ -285,12 +293,12 @@ def test_streaming_equals_not_streaming(model):
     prompts = ["the cat", "", "caf\u00e9"]
     options = dict(max_tokens=20, temperature=1.0, seed=2)
     streamed = list(prompts)
-    for row, piece in generation.stream_text(model, prompts, **options):
+    for row, piece in stream_text(model, prompts, **options):
         streamed[row] += piece
-    assert streamed == generation.generate_texts(model, prompts, **options)
+    assert streamed == generate_texts(model, prompts, **options)
     ids = generate(
         model,
-        [generation.encode_prompt(model.tokenizer, prompt) for prompt in prompts],
+        [encode_prompt(model.tokenizer, prompt) for prompt in prompts],
         max_tokens=20,
         generators=generators(3, seed=2),
         stop_tokens=[259],
@@ -301,9 +309,9 @@ def test_streaming_equals_not_streaming(model):
 
 def test_text_starts_after_end_of_text_and_ends_before_it(model):
     tokenizer = model.tokenizer
-    assert generation.encode_prompt(tokenizer, "the") == [259, 258]
-    assert generation.encode_prompt(tokenizer, "") == [259]
-    assert 259 not in generation.encode_prompt(tokenizer, "<|endoftext|>")[1:]  # it is text there
+    assert encode_prompt(tokenizer, "the") == [259, 258]
+    assert encode_prompt(tokenizer, "") == [259]
+    assert 259 not in encode_prompt(tokenizer, "<|endoftext|>")[1:]  # it is text there
 
     ending = build()  # as `model`, but end-of-text is all that follows
     with torch.no_grad():
@@ -312,13 +320,11 @@ def test_text_starts_after_end_of_text_and_ends_before_it(model):
     ending.unembedding.forward = lambda hidden: original(hidden).index_fill(
         -1, torch.tensor([259]), 9.0
     )
-    assert generation.generate_text(ending, "the cat", 20, 0) == "the cat"
+    assert generate_text(ending, "the cat", 20, 0) == "the cat"
 
 
 def test_same_seed_same_text_and_no_seed_another_one(model):
-    texts = [
-        generation.generate_text(model, "the", 12, 1.0, seed=seed) for seed in (1, 1, 2, None, None)
-    ]
+    texts = [generate_text(model, "the", 12, 1.0, seed=seed) for seed in (1, 1, 2, None, None)]
     assert texts[0] == texts[1]
     assert len(set(texts)) == 4
     assert all(text.startswith("the") for text in texts)
@@ -368,4 +374,4 @@ def test_text_needs_a_tokenizer():
     model = build()
     model.tokenizer = None
     with pytest.raises(ValueError, match="has no tokenizer"):
-        generation.generate_text(model, "the", 5, 0)
+        generate_text(model, "the", 5, 0)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from architecture import gpt2, gptoss, registry
-from architecture.generation import generate, row_generators
+from architecture.generation.decode import generate
+from architecture.generation.sampling import row_generators
 from architecture.gpt2 import ATTENTION_BACKENDS, GPT2, MEANINGS, PRESETS, ModelConfig
 from architecture.gpt2_hugging_face import from_hugging_face, to_hugging_face
 from architecture.interface import IGNORE_INDEX, count_parameters
@@ -143,7 +144,7 @@ def test_the_baseline_shares_the_ruler_and_no_code_with_what_it_judges():
     tree = ast.parse(Path(gpt2.__file__).read_text())
     imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     ours = {name for name in imported if name.startswith("architecture")}
-    assert ours == {"architecture", "architecture.interface", "architecture.kv_cache"}
+    assert ours == {"architecture", "architecture.interface", "architecture.generation.cache"}
 
 
 def test_the_fast_attention_gives_the_same_values_and_gradients_as_the_specification():

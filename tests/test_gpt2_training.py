@@ -12,12 +12,12 @@ from toy_run import load, run_here
 
 import sample
 import train
-from architecture.generation import generate
+from architecture.generation.decode import generate
 from architecture.gpt2 import GPT2, ModelConfig
 from architecture.registry import build_config, build_model, load_model
 from training.config import TrainConfig
 from training.costs import memory_bytes
-from training.metrics import read_metrics
+from training.monitor.metrics import read_metrics
 from training.optimizer import build_optimizers, parameter_groups, parameter_kinds
 
 SIZES = ["--model", "gpt2", "--num_hidden_layers", 2, "--hidden_size", 32, "--num_attention_heads", 4,
@@ -168,7 +168,7 @@ def test_a_checkpoint_is_sampled_with_a_cache_as_without(finished, capsys):
 
 
 def test_the_report_of_a_dense_run_is_drawn(finished, monkeypatch):
-    from training.report.__main__ import main
+    from evaluation.report.__main__ import main
 
     monkeypatch.chdir(finished)
     assert main(["model"]) == 0

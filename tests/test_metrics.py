@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.metrics import COMPARED, MetricsWriter, new_run_dir, read_metrics
-from training.page_layout import page_layout
+from training.monitor.metrics import COMPARED, MetricsWriter, new_run_dir, read_metrics
+from training.monitor.page_layout import page_layout
 
 
 class Terminal(io.StringIO):
@@ -181,7 +181,7 @@ def test_a_missing_tensorboard_is_named_with_the_way_out(tmp_path, monkeypatch):
 
 
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.metrics.time.strftime", lambda form: "20250102-030405")
+    monkeypatch.setattr("training.monitor.metrics.time.strftime", lambda form: "20250102-030405")
     made = [new_run_dir("some/where/model", root=tmp_path) for _ in range(3)]
     assert [path.name for path in made] == [
         "model-20250102-030405",
@@ -196,7 +196,7 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, m
 
 def test_without_a_terminal_progress_is_one_clean_line_per_record(tmp_path, monkeypatch):
     clock = iter([100.0, 130.0])
-    monkeypatch.setattr("training.metrics.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("training.monitor.metrics.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
     w = writer(tmp_path, stream=stream)
     w.log(5, {"val/bits_per_byte": 1.5, "val/loss": 3.0})  # no progress, no line

@@ -11,7 +11,7 @@ import pytest
 from toy_run import run_here
 
 from inference import generate_text, load_model
-from training.metrics import read_metrics
+from training.monitor.metrics import read_metrics
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 RUNS = {  # script, validation loss at steps 6 and 12

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks import make_bands
-from training.report import __main__ as report
-from training.report import bands as report_bands
-from training.report import runs as report_runs
-from training.report import table as report_table
-from training.report.look import Look
-from training.report.page import draw_page, in_rows, page_png
-from training.report.panels import panels
+from evaluation.report import __main__ as report
+from evaluation.report import bands as report_bands
+from evaluation.report import read as report_runs
+from evaluation.report import table as report_table
+from evaluation.report.look import Look
+from evaluation.report.page import draw_page, in_rows, page_png, panels
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 TRAIN = {
@@ -552,8 +551,8 @@ def test_the_command_prints_the_table_and_the_verdict_and_writes_the_page(made, 
 
 
 def test_without_a_reference_one_line_says_why(made, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("training.report.bands.FOLDER", tmp_path)
-    monkeypatch.setattr("training.report.page.page_png", lambda look: b"png")
+    monkeypatch.setattr("evaluation.report.bands.FOLDER", tmp_path)
+    monkeypatch.setattr("evaluation.report.page.page_png", lambda look: b"png")
     monkeypatch.chdir(tmp_path)
     assert report.main([str(made[0][0])]) == 0
     assert capsys.readouterr().out.count("no reference") == 1
@@ -604,7 +603,7 @@ def test_an_axis_that_a_run_does_not_know_is_refused_by_name(tmp_path, capsys):
 
 def test_help_imports_neither_torch_nor_matplotlib():
     code = (
-        "import sys, training.report.__main__ as report\n"
+        "import sys, evaluation.report.__main__ as report\n"
         "try: report.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'matplotlib', 'numpy') if m in sys.modules])"

@@ -16,12 +16,13 @@ from toy_corpus import documents, write_jsonl
 from toy_run import TINY, ToyRun, differences, load, run, run_here
 
 from architecture.tokenizer import get_tokenizer
+from data.loader import TrainLoader
 from data.prepare import prepare
-from training import interrupt, trainer
+from training import trainer
 from training.config import TrainConfig
-from training.data_loader import TrainLoader
-from training.interrupt import StopRequest
-from training.metrics import read_metrics
+from training.monitor.metrics import read_metrics
+from training.state import interrupt
+from training.state.interrupt import StopRequest
 from training.trainer import Stopped
 
 QUIET = [*TINY, "--no-use_tensorboard", "--out_dir", "model"]

@@ -9,8 +9,7 @@ import torch
 
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX, RouterStats
-from training.evaluate import evaluate
-from training.instruments import (
+from training.monitor.instruments import (
     kinds_markdown,
     kinds_pictures,
     kinds_table,
@@ -21,9 +20,16 @@ from training.instruments import (
     sink_picture,
     sink_record,
 )
-from training.routing import RoutingSums, dead_experts, flip_rate, max_violation, share_by_kind
-from training.sink_probe import sink_mass
-from training.token_kinds import KINDS
+from training.monitor.probes import sink_mass
+from training.monitor.routing import (
+    RoutingSums,
+    dead_experts,
+    flip_rate,
+    max_violation,
+    share_by_kind,
+)
+from training.monitor.token_kinds import KINDS
+from training.validation import evaluate
 
 L, E, K, V, B, T, HEADS = 3, 7, 2, 29, 4, 11, 6
 SHAPE = dict(

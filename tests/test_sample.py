@@ -14,7 +14,8 @@ from test_generation import build, tiny_tokenizer
 
 import inference
 import sample
-from architecture import generation, registry
+from architecture import registry
+from architecture.generation.text import generate_text
 from architecture.gptoss import Transformer
 from architecture.tokenizer import tokenizer_state
 
@@ -96,7 +97,7 @@ def test_several_prompts_and_samples_have_separators(run, checkpoint, tmp_path):
 
 
 def test_texts_go_to_a_file_that_is_read_again(run, checkpoint, tmp_path):
-    from training.data_files import open_files
+    from data.files import open_files
 
     flags = [
         "--prompt",
@@ -185,7 +186,7 @@ def test_load_model_and_generate_counts_all_tokens(checkpoint):
     # "the cat" is end-of-text, "the" and four bytes: 6 tokens
     text = inference.load_model_and_generate(checkpoint, "the cat", 10, 0.8, seed=4)
     model = Transformer.from_checkpoint(checkpoint)
-    assert text == generation.generate_text(model, "the cat", 4, 0.8, seed=4)
+    assert text == generate_text(model, "the cat", 4, 0.8, seed=4)
     with pytest.raises(ValueError, match="above the prompt's 6 tokens .* got 6"):
         inference.load_model_and_generate(checkpoint, "the cat", 6, 0.8)
     with pytest.raises(ValueError, match="40 tokens"):
@@ -279,7 +280,7 @@ def test_bad_flags_are_one_line(run, tmp_path, checkpoint, flags, message):
 
 
 def test_more_texts_than_memory_holds_are_refused_before_the_first(run, checkpoint, monkeypatch):
-    from training import device
+    from common import device
 
     monkeypatch.setattr(device, "available_memory", lambda where: 1e9)
     result = run("--checkpoint", checkpoint, "--num_samples", "1000000", "--max_tokens", "5")

@@ -11,8 +11,8 @@ from toy_corpus import documents
 from toy_run import TINY, load, run_here
 
 from architecture.gptoss import ModelConfig, Transformer
-from training import data_bundled, data_hub, data_sources
-from training.data_hub import HubUnreachable
+from data import hub, sources
+from data.hub import HubUnreachable
 
 RUN = [*TINY, "--no-use_tensorboard", "--max_iters", 4, "--save_every", 2, "--eval_every", 4]
 
@@ -32,10 +32,10 @@ def offline(monkeypatch):
     def unreachable(name):
         raise HubUnreachable("the Hub is away", "no network")
 
-    monkeypatch.setattr(data_hub, "current_revision", unreachable)
-    monkeypatch.setattr(data_sources, "current_revision", unreachable)
-    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "train", (0, 300))
-    monkeypatch.setitem(data_bundled.FIRST_AND_COUNT, "validation", (300, 5))
+    monkeypatch.setattr(hub, "current_revision", unreachable)
+    monkeypatch.setattr(sources, "current_revision", unreachable)
+    monkeypatch.setitem(sources.FIRST_AND_COUNT, "train", (0, 300))
+    monkeypatch.setitem(sources.FIRST_AND_COUNT, "validation", (300, 5))
 
 
 def recorded(folder: Path) -> set[str]:
@@ -64,7 +64,7 @@ def test_without_a_network_the_default_is_the_bundled_stories_said_and_recorded(
     metrics = tmp_path / "model/metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join(line for line in lines if "final/" not in line))
-    monkeypatch.setattr(data_sources, "current_revision", lambda name: pytest.fail("asked"))
+    monkeypatch.setattr(sources, "current_revision", lambda name: pytest.fail("asked"))
     assert run_here(tmp_path, "--resume", "--dataset", "auto") == 0
     assert "dataset auto" not in capsys.readouterr().err and recorded(tmp_path) == {"bundled"}
     after = load(tmp_path / "model/checkpoint_4.pt")["model"]
@@ -95,7 +95,7 @@ def test_auto_chooses_the_training_data_beside_a_named_validation_set(offline, t
 
 
 def test_a_dry_run_and_a_folder_in_use_do_not_wait_for_the_hub(given, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_sources, "current_revision", lambda name: pytest.fail("asked"))
+    monkeypatch.setattr(sources, "current_revision", lambda name: pytest.fail("asked"))
     assert run_here(tmp_path, "--dry_run") == 0
     assert run_here(given, *RUN) == 2
 
@@ -304,7 +304,7 @@ def test_a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_built(
     given, tmp_path, corpus, capsys, monkeypatch, flags
 ):
     from architecture import registry
-    from training import device
+    from common import device
 
     monkeypatch.setattr(device, "available_memory", lambda where: 2e9)
     shutil.copytree(given / "model", tmp_path / "model")

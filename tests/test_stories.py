@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from data.sources import open_bundled
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, story, world
 from data.stories import phrases as phrase_module
 from data.stories.copies import RunIndex
 from data.stories.grammar import expand, parse
 from data.stories.plots import PLOTS
-from training.data_bundled import open_bundled
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 FAST, ALL = 3_000, TRAIN_STORIES

@@ -8,10 +8,10 @@ from functools import cache
 
 import pytest
 
-from data.check import main, read_stories
 from data.stories import TRAIN_STORIES, story, world
 from data.stories.checker import check
 from data.stories.copies import RUN, RunIndex
+from evaluation.check import main, read_stories
 
 CLASSES = {
     "name": sorted(world.NAMES),
@@ -212,7 +212,8 @@ def test_standard_input_that_is_not_utf8_is_one_sentence(capsys, monkeypatch):
     assert main(["-", "--against", "none"]) == 2
     told = capsys.readouterr().err
     assert (
-        told == "data/check.py: error: standard input is not UTF-8 (byte 3); convert it to UTF-8\n"
+        told
+        == "evaluation/check.py: error: standard input is not UTF-8 (byte 3); convert it to UTF-8\n"
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from architecture.tokenizer import get_tokenizer
-from training.token_kinds import FUNCTION_WORDS, KINDS, VERBS, kind_of, token_kinds
+from training.monitor.token_kinds import FUNCTION_WORDS, KINDS, VERBS, kind_of, token_kinds
 
 
 @pytest.mark.parametrize(

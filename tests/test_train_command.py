@@ -23,7 +23,7 @@ from architecture import tokenizer
 from architecture.gptoss import MEANINGS, ModelConfig
 from data.prepare import prepare
 from training.command_line import parse_command_line
-from training.metrics import read_metrics
+from training.monitor.metrics import read_metrics
 from training.train_command import model_fields
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,7 +194,7 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
     assert sample.main([*commands[0][2:], "--max_tokens", "3", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.startswith("Once upon a time")
     assert Path(commands[1][2]).is_dir()
-    assert commands[2][2:] == ["training.report", "model"]
+    assert commands[2][2:] == ["evaluation.report", "model"]
     parsed = parse_command_line(commands[3][2:], model_fields)
     assert (
         parsed.config.init_from == "model/checkpoint_6.pt" and parsed.config.out_dir == "model_next"

@@ -12,9 +12,9 @@ from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX
 from training import trainer
 from training.balance import update_selection_bias
-from training.checkpoint import latest_checkpoint
 from training.config import TrainConfig
 from training.optimizer import build_optimizers, parameter_kinds
+from training.state.checkpoint import latest_checkpoint
 from training.step import accumulate_gradients, apply_gradients
 
 CONFIG = ModelConfig(

@@ -1,1 +1,1 @@
-"""Verbs: read data, train, evaluate, save. Handed a model; never imports a concrete one."""
+"""How a model learns. Handed a model; never imports a concrete one."""

@@ -7,6 +7,8 @@ import operator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
+from data.defaults import TEXT_COLUMN, TOKENIZER
+
 BOUNDS = {  # what option() takes, and how a message reads it
     "at_least": (operator.ge, "at least"),
     "above": (operator.gt, "above"),
@@ -24,7 +26,7 @@ def option(default: Any, help: str, **bounds: float) -> Any:
 class TrainConfig:
     """Everything a training run is told, except the model's own fields."""
 
-    # no settings: what training/config_context.py has otherwise
+    # no settings: what training/config.py has otherwise
     program = "train.py"
     tensorboard_root = "runs"
     carries = False  # whether the model keeps a state from each batch to the next
@@ -41,8 +43,8 @@ class TrainConfig:
         "auto = tinystories if the Hub or its cache has it, else bundled",
     )
     val_dataset: str | None = option(None, "validation data; none = own split, or 1% of it by hash")
-    text_column: str = option("text", "column that holds a document's text")
-    tokenizer: str = option("stories4k", "stories4k, bundled1536, gpt2, o200k_harmony, a rank file")
+    text_column: str = option(TEXT_COLUMN, "column that holds a document's text")
+    tokenizer: str = option(TOKENIZER, "stories4k, bundled1536, gpt2, o200k_harmony, a rank file")
     packing: Literal["packed", "lanes"] = option("packed", "joined, or one document along each row")
 
     # size of a step and length of the run
@@ -208,3 +210,23 @@ def check_resume(
     changes = {name: value for name, value in asked.items() if name in RESUMABLE_CHANGES}
     changes |= {name: getattr(now, name) for name in OF_THIS_CALL}
     return replace(type(now)(**saved), **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextTrainConfig(TrainConfig):
+    """A run whose model carries a state from each segment of a document to the next."""
+
+    program = "train_context.py"
+    tensorboard_root = "runs_context"
+    carries = True
+
+    model: str = option("gptoss_context", "architecture, one that carries a state")
+    packing: Literal["lanes"] = option("lanes", "one document along each row")
+    block_size: int = option(
+        64, "tokens of a segment; --segment_length is another name", at_least=1
+    )
+    tbptt: int = option(
+        4, "segments of a window, through which gradients flow back in time", at_least=1
+    )
+    grad_accum: int = option(1, "windows per optimizer step", at_least=1)
+    out_dir: str = option("model_context", "folder of config.json, metrics.jsonl and checkpoints")

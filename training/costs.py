@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from architecture.interface import logit_rows
+from common.device import PEAK_FLOPS
+from training import costs
 from training.config import TrainConfig
-from training.device import PEAK_FLOPS
 
 
 class Machine(NamedTuple):
@@ -165,3 +166,31 @@ def _duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"about {seconds / size:,.1f} {unit}"
     return "under two minutes"
+
+
+ESTIMATE = 0.85  # activations are estimated to 15 %: only what certainly does not fit is refused
+
+
+TOKEN_BYTES = 16  # of a token in a batch: input and target, int64
+
+
+def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
+    """ValueError for a run that cannot fit into `available` bytes, before anything is built: the system
+    would end it later without a word.
+    """
+    memory = costs.memory_bytes(cfg, config)
+    tokens = cfg.batch_size * cfg.block_size
+    if cfg.eval_only:  # no gradients, and a layer's activations at a time
+        needed = memory["weights"] + ESTIMATE * memory["activations"] / (
+            cfg.tbptt * config.num_hidden_layers
+        )
+        way_out = "lower batch_size or block_size"
+    else:
+        exact = memory["weights"] + memory["gradients"] + memory["optimizer"]
+        needed = exact + ESTIMATE * memory["activations"] + TOKEN_BYTES * tokens * cfg.micro_batches
+        way_out = "lower batch_size, block_size or the sizes of the model"
+    if needed > available:
+        raise ValueError(
+            f"this run needs about {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are "
+            f"available on {cfg.device}; {way_out}; --dry_run shows what takes it"
+        )

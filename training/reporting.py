@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 
-from architecture.generation import generate_texts, length_limit
+from architecture.generation.decode import length_limit
+from architecture.generation.text import generate_texts
 from architecture.interface import load_share
-from training import evaluate, instruments
+from common.device import peak_flops, peak_memory_gb
+from data.documents import Source
 from training.balance import BIAS_BUFFER
-from training.context_probe import context_record
-from training.data_documents import Source
-from training.device import peak_flops, peak_memory_gb
-from training.page_layout import page_layout
-from training.routing import max_violation
-from training.run import Progress, Run
-from training.sink_probe import sink_mass
+from training.monitor import instruments
+from training.monitor.page_layout import page_layout
+from training.monitor.probes import context_record, sink_mass
+from training.monitor.routing import max_violation
+from training.state.checkpoint import Progress
+from training.state.run import Run
 from training.step import StepResult
+from training.validation import Evaluation
 
 NARRATE_SECONDS = 15.0
 PAGE = "http://localhost:6006/#custom_scalars"  # TensorBoard's default port, and our layout
@@ -91,7 +93,10 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
 
 
 def show_evaluation(
-    run: Run, progress: Progress, found: evaluate.Evaluation, batches: list[dict[str, torch.Tensor]]
+    run: Run,
+    progress: Progress,
+    found: Evaluation,
+    batches: list[dict[str, torch.Tensor]],
 ) -> None:
     """Numbers, the pictures of the experts, a story, and a line for people.
 
@@ -132,7 +137,7 @@ def show_evaluation(
     writer.say(f"step {step}: validation loss {in_words(found)}")
 
 
-def in_words(found: evaluate.Evaluation) -> str:
+def in_words(found: Evaluation) -> str:
     return (
         f"{found.loss:.4f} +- {found.standard_error:.4f} nats/token, {found.bits_per_byte:.4f} bits per byte, "
         f"over {found.tokens:,} tokens"
@@ -172,7 +177,7 @@ def narrated(batches: Iterable[dict], say: Callable[[str], None]) -> Iterator[di
             said = time.monotonic()
 
 
-def final_record(run: Run, progress: Progress, found: evaluate.Evaluation) -> dict[str, Any]:
+def final_record(run: Run, progress: Progress, found: Evaluation) -> dict[str, Any]:
     """The figures of a finished run."""
     counts = run.model.config.parameter_counts()
     return {
@@ -201,7 +206,7 @@ def activation() -> str:
 
 
 def summary(
-    run: Run, final: dict[str, Any], found: evaluate.Evaluation, stories: list[str], path: Path
+    run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path
 ) -> str:
     """What a person reads at the end."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
@@ -222,6 +227,6 @@ def summary(
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
         f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
-        f"  python -m training.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
+        f"  python -m evaluation.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

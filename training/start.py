@@ -10,12 +10,12 @@ import torch
 
 from architecture import registry
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
-from training import checkpoint, costs
-from training.command_line import CommandLine, say
-from training.config import TrainConfig, as_text, check_resume
-from training.config_context import ContextTrainConfig
-from training.out_dir import earlier_starts, require_latest
-from training.saved_state import require_run_state, saved_settings
+from common.script import say
+from training.command_line import CommandLine
+from training.config import ContextTrainConfig, TrainConfig, as_text, check_resume
+from training.state import checkpoint
+from training.state.out_dir import earlier_starts, require_latest
+from training.state.saved_state import require_run_state, saved_settings
 
 DATA = ("dataset", "val_dataset", "text_column")
 Start = tuple[TrainConfig, tiktoken.Encoding, Any, dict[str, Any] | None]
@@ -217,32 +217,3 @@ def continued_run(command: CommandLine, path: Any) -> Start:
     config = registry.config_from_dict(saved["model_name"], saved["config"])
     require_run_state(saved, cfg, config, without_memory(cfg.model, config), path)
     return cfg, tokenizer_from_state(saved["tokenizer"]), config, saved
-
-
-# --------------------------------------------------------------------------------------------------
-# memory
-
-ESTIMATE = 0.85  # activations are estimated to 15 %: only what certainly does not fit is refused
-TOKEN_BYTES = 16  # of a token in a batch: input and target, int64
-
-
-def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
-    """ValueError for a run that cannot fit into `available` bytes, before anything is built: the system
-    would end it later without a word.
-    """
-    memory = costs.memory_bytes(cfg, config)
-    tokens = cfg.batch_size * cfg.block_size
-    if cfg.eval_only:  # no gradients, and a layer's activations at a time
-        needed = memory["weights"] + ESTIMATE * memory["activations"] / (
-            cfg.tbptt * config.num_hidden_layers
-        )
-        way_out = "lower batch_size or block_size"
-    else:
-        exact = memory["weights"] + memory["gradients"] + memory["optimizer"]
-        needed = exact + ESTIMATE * memory["activations"] + TOKEN_BYTES * tokens * cfg.micro_batches
-        way_out = "lower batch_size, block_size or the sizes of the model"
-    if needed > available:
-        raise ValueError(
-            f"this run needs about {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are "
-            f"available on {cfg.device}; {way_out}; --dry_run shows what takes it"
-        )

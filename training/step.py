@@ -12,7 +12,7 @@ from torch import nn
 from architecture.interface import IGNORE_INDEX, load_balancing_loss, load_share
 from training.balance import balance_term
 from training.config import TrainConfig
-from training.evaluate import text_nats_and_bytes
+from training.validation import text_nats_and_bytes
 
 
 class StepResult(NamedTuple):

@@ -4,7 +4,8 @@ import sys
 import typing
 from dataclasses import replace
 
-from training.command_line import CommandLine, exit_code, parse_command_line, say
+from common.script import exit_code, say
+from training.command_line import CommandLine, parse_command_line
 from training.config import TrainConfig, as_text
 
 
@@ -27,8 +28,10 @@ def run(command: CommandLine) -> int:
     import torch
 
     from architecture import registry
-    from training import costs, device, out_dir, start, trainer
-    from training.data_sources import choose_dataset, open_dataset
+    from common import device
+    from data.sources import choose_dataset, open_dataset
+    from training import costs, start, trainer
+    from training.state import out_dir
 
     cfg, tokenizer, config, saved = start.starting_point(command)
     start.require_context(cfg, config)
@@ -37,7 +40,7 @@ def run(command: CommandLine) -> int:
     if cfg.dry_run:
         print(costs.report(cfg, config, device.available_memory(where)))
         return 0
-    start.require_memory(cfg, config, device.available_memory(where))
+    costs.require_memory(cfg, config, device.available_memory(where))
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     if not cfg.eval_only:
         out_dir.check_out_dir(cfg.out_dir, cfg.resume)

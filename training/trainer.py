@@ -18,18 +18,21 @@ from torch import nn
 from architecture.interface import IGNORE_INDEX, load_share
 from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths
-from training import checkpoint, evaluate, reporting
+from common.device import autocast
+from data.documents import Source
+from data.loader import StoppedWaiting
+from data.packing import validation_batches, validation_lanes
+from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
-from training.data_documents import Source
-from training.data_loader import StoppedWaiting, validation_batches
-from training.data_loader_context import validation_lanes
-from training.device import autocast
-from training.interrupt import StopRequest
-from training.non_finite import first_non_finite, non_finite_parameter
+from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.optimizer import learning_rate, set_learning_rate
-from training.run import Progress, Run, open_run, refuse_if_finished, save
+from training.state import checkpoint
+from training.state.checkpoint import Progress
+from training.state.interrupt import StopRequest
+from training.state.run import Run, open_run, refuse_if_finished, save
 from training.step import StepResult, accumulate_gradients, apply_gradients
+from training.validation import Evaluation, Interrupted, evaluate
 
 
 class Stopped(Exception):
@@ -166,9 +169,9 @@ def require_finite_weights(run: Run, step: int) -> None:
 
 def run_evaluation(
     run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]
-) -> evaluate.Evaluation:
+) -> Evaluation:
     """Score the fixed validation tokens and show what was found."""
-    found = evaluate.evaluate(
+    found = evaluate(
         run.compiled,
         batches,
         run.token_bytes,
@@ -187,7 +190,7 @@ def close(
     run: Run,
     progress: Progress,
     batches: Iterable[dict[str, torch.Tensor]],
-    found: evaluate.Evaluation | None,
+    found: Evaluation | None,
 ) -> dict[str, Any]:
     """Evaluate on the closing's tokens, show stories and the next commands; the closing summary.
 
@@ -199,7 +202,7 @@ def close(
         many = f"{cfg.final_eval_tokens:,}" if cfg.final_eval_tokens else "all"
         run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
-            found = evaluate.evaluate(
+            found = evaluate(
                 run.compiled,
                 reporting.narrated(batches, run.writer.say),
                 run.token_bytes,
@@ -207,7 +210,7 @@ def close(
                 autocast=run.autocast,
                 should_stop=lambda: bool(run.stop),
             )
-        except evaluate.Interrupted:
+        except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
     final = reporting.final_record(run, progress, found)
     stories = reporting.sample_stories(run, 3)
@@ -241,7 +244,7 @@ def evaluate_only(
     """Score a model once, on all validation tokens or the first max_tokens; what --eval_only prints."""
     device = torch.device(cfg.device)
     batches = scored_batches(cfg, validation, tokenizer, max_tokens)
-    found = evaluate.evaluate(
+    found = evaluate(
         model.to(device),
         reporting.narrated(batches, functools.partial(print, file=sys.stderr)),
         token_byte_lengths(tokenizer, model.config.vocab_size).to(device),

@@ -1,0 +1,115 @@
+"""Files that are whole or not there, whatever happens while they are written; JSON in one reader."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class CannotWrite(OSError):
+    """A file that could not be written; the message says which, why and what to do."""
+
+    def __init__(self, path: str | Path, error: OSError, then: str = ""):
+        """then: what to do once there is room again; see and_then."""
+        self.path, self.error = path, error
+        if error.errno in _NO_ROOM:
+            do = "make room on its disk"
+        elif error.errno in _NOT_ALLOWED:
+            do = "choose a folder that may be written to, or make this one so"
+        else:
+            do = "look after its disk, or choose another folder"
+        then = f", then {then}" if then else ""
+        super().__init__(f"{path} cannot be written ({error.strerror or error}); {do}{then}")
+        self.errno = error.errno
+
+    def and_then(self, then: str) -> "CannotWrite":
+        """The same with what to do after that."""
+        return CannotWrite(self.path, self.error, then)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """For a body that does nothing but write: where that fails, CannotWrite names `path`."""
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except OSError as error:
+        raise CannotWrite(path, error) from error
+    except RuntimeError as error:  # torch.save hides what the file said behind one of its own
+        if isinstance(error.__context__, OSError):
+            raise CannotWrite(path, error.__context__) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that becomes `path` only when whole and on the disk; an error leaves no trace.
+
+    Raises CannotWrite where the disk is full or may not be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # a read-only disk refuses this, too
+                temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(
+            path.parent, os.O_RDONLY
+        )  # the new name is an entry of the folder: sync that too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def append_line(file: BinaryIO, line: str) -> None:
+    """Add a line to a file that is open for appending and unbuffered: all of it, or CannotWrite and
+    nothing.
+    """
+    end, left = os.fstat(file.fileno()).st_size, (line + "\n").encode()
+    with writing(file.name):
+        try:
+            while left:
+                left = left[file.write(left) :]  # a full disk takes a part
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """JSON that any reader takes: NaN and infinity raise ValueError."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; bytes are UTF-8.
+
+    Raises ValueError whose message is the reason, to be put behind the name of the file.
+    """
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(error.msg) from None
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
+    except ValueError:  # Python's limit, told in words for programmers
+        raise ValueError("a number has too many digits") from None

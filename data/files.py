@@ -1,0 +1,320 @@
+"""Documents in .txt, .jsonl and .parquet files: a scan finds them, the texts stay on disk."""
+
+import mmap
+import re
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.files import parse_json
+from data.documents import (
+    MIN_VALIDATION_DOCUMENTS,
+    VALIDATION_NAMES,
+    IndexedSource,
+    is_validation_document,
+    no_such_column,
+    too_few_validation_documents,
+    well_formed,
+)
+
+SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TRAIN_WORDS = {"train", "training"}
+VALIDATION_WORDS = set(VALIDATION_NAMES)
+OTHER_WORDS = {"test"}
+# Row groups of a parquet file are shuffled, then the documents of as many groups as fit in here:
+# reading single documents in a random order would decode a whole group for each.
+WINDOW_BYTES = 64 * 2**20
+
+
+class TextFile:
+    """A .txt file: documents separated by <|endoftext|>, without the blank space around them."""
+
+    def __init__(self, path: Path, text_column: str):
+        self.path, self.text_column = path, text_column
+
+    def scan(self) -> Iterator[tuple[int, int, str]]:
+        """Where each document is (for `read`) and its text, in order."""
+        with (
+            open(self.path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            start = len(BYTE_ORDER_MARK) if data[:3] == BYTE_ORDER_MARK else 0
+            while start < len(data):
+                end = data.find(SEPARATOR, start)
+                end = len(data) if end < 0 else end
+                yield start, end - start, self._text(data[start:end], start)
+                start = end + len(SEPARATOR)
+
+    def read(self, start: int, length: int) -> str:
+        return self._text(_read_bytes(self.path, start, length), start)
+
+    def _text(self, data, start):
+        try:
+            return data.decode().strip()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(f"{self.path}, byte {start + error.start}", error) from None
+
+
+class JsonLinesFile:
+    """A .jsonl file: one object a line, the text under `text_column`."""
+
+    def __init__(self, path: Path, text_column: str):
+        self.path, self.text_column = path, text_column
+
+    def scan(self):
+        start = 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield start, len(line), self._text(line, f"{self.path}, line {number}")
+                start += len(line)
+
+    def read(self, start, length):
+        return self._text(_read_bytes(self.path, start, length), f"{self.path}, byte {start}")
+
+    def _text(self, line, where):
+        try:
+            text = line.removeprefix(BYTE_ORDER_MARK).decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(where, error) from None
+        try:
+            record = parse_json(text)
+        except ValueError as reason:
+            raise ValueError(
+                f"{where} is not JSON ({reason}); a .jsonl file has one object a line"
+            ) from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{where} must be an object with the text under {self.text_column!r}, but is {line[:40]!r}"
+            )
+        if self.text_column not in record:
+            raise no_such_column(where, self.text_column, record)
+        return _text_value(record[self.text_column], where, self.text_column)
+
+
+class ParquetFile:
+    """A .parquet file: the text in the column `text_column`; a place is (row group, row)."""
+
+    def __init__(self, path: Path, text_column: str):
+        self.path, self.text_column = path, text_column
+
+    def scan(self):
+        file, columns = self._file, self._file.schema_arrow.names
+        if self.text_column not in columns:
+            raise no_such_column(str(self.path), self.text_column, columns)
+        if columns.count(self.text_column) > 1:
+            raise ValueError(
+                f"{self.path} has {columns.count(self.text_column)} columns {self.text_column!r}; keep one"
+            )
+        for group in range(file.num_row_groups):
+            column = self.read_group(group)
+            for row in range(len(column)):
+                yield group, row, self.text(column, row)
+
+    def read_group(self, group: int):
+        """The texts of a row group as an Arrow array."""
+        import pyarrow
+
+        try:
+            table = self._file.read_row_group(group, columns=[self.text_column])
+            return table[self.text_column].combine_chunks()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(
+                f"row group {group} of {self.path} cannot be read: {_first_line(error)}"
+            ) from error
+
+    def text(self, column, row):
+        where = f"{self.path}, row {row} of a row group"
+        try:
+            return _text_value(column[row].as_py(), where, self.text_column)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(where, error) from None
+
+    @cached_property
+    def _file(self):
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            file = pyarrow.parquet.ParquetFile(self.path)
+            file.schema_arrow.names  # decoded here: of a damaged file they are no text  # noqa: B018
+            return file
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+            raise ValueError(
+                f"{self.path} is not a whole parquet file: {_first_line(error)}"
+            ) from error
+
+
+FORMATS = {".txt": TextFile, ".jsonl": JsonLinesFile, ".parquet": ParquetFile}
+
+
+class FileIndex(NamedTuple):
+    """Where the documents of some files are: (N,) arrays over those that are not empty."""
+
+    file: np.ndarray  # int64, position of its file in the list
+    first: np.ndarray  # int64, byte offset or row group
+    second: np.ndarray  # int64, length in bytes or row
+    size: np.ndarray  # int64, bytes of text
+    validation: np.ndarray  # bool, what is_validation_document says
+    skipped: int  # empty documents
+
+
+class FileSource(IndexedSource):
+    """The documents of files of one format, or those on one side of the hash rule.
+
+    split: None takes every document.
+    """
+
+    def __init__(self, name: str, paths: list[Path], text_column: str, split: str | None = None):
+        self.name = name
+        self._files = [FORMATS[path.suffix](path, text_column) for path in paths]
+        index = _scan_once(tuple(_identity(path) for path in paths), text_column)
+        if split == "validation" and index.validation.sum() < MIN_VALIDATION_DOCUMENTS:
+            raise too_few_validation_documents(name, index.validation.sum(), f"{len(index.file):,}")
+        keep = slice(None) if split is None else index.validation == (split == "validation")
+        self._index = FileIndex(*(column[keep] for column in index[:5]), index.skipped)
+        self.skipped = index.skipped
+        if len(self) == 0:
+            raise ValueError(f"{name} has no document with text in it")
+        self._groups = OrderedDict()  # parquet: (file, row group) -> texts, those read last
+        self._groups_bytes = 0
+
+    def __len__(self):
+        return len(self._index.file)
+
+    def __getitem__(self, index):
+        number, first, second = (int(column[index]) for column in self._index[:3])
+        file = self._files[number]
+        if isinstance(file, ParquetFile):
+            return file.text(self._row_group(number, first), second)
+        return file.read(first, second)
+
+    def order(self, generator):
+        if not isinstance(self._files[0], ParquetFile):
+            return super().order(generator)
+        # Documents of one row group are neighbours in the index: a group begins where the place
+        # changes.
+        changes = np.diff(self._index.file) | np.diff(self._index.first)
+        starts = np.flatnonzero(np.append(True, changes))
+        groups = np.split(np.arange(len(self)), starts[1:])
+        sizes = np.add.reduceat(self._index.size, starts)
+        order, window, window_bytes = [], [], 0
+        for group in generator.permutation(len(groups)):
+            if window and window_bytes + sizes[group] > WINDOW_BYTES:
+                order.append(generator.permutation(np.concatenate(window)))
+                window, window_bytes = [], 0
+            window.append(groups[group])
+            window_bytes += sizes[group]
+        order.append(generator.permutation(np.concatenate(window)))
+        return np.concatenate(order)
+
+    def _row_group(self, number, group):
+        """The row group as an Arrow array, kept until newer ones fill twice a window."""
+        if (number, group) not in self._groups:
+            column = self._groups[number, group] = self._files[number].read_group(group)
+            self._groups_bytes += column.nbytes
+            while self._groups_bytes > 2 * WINDOW_BYTES and len(self._groups) > 1:
+                self._groups_bytes -= self._groups.popitem(last=False)[1].nbytes
+        return self._groups[number, group]
+
+
+def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> FileSource:
+    """One split of a file or a folder of files.
+
+    A folder whose file names say train and validation (or valid, val, dev) has these splits.
+    Otherwise `whole` takes every document for the split, and without it the hash of the text
+    decides.
+    """
+    if path.is_file():
+        files = {"train": [path], "validation": []}
+        if path.suffix not in FORMATS:
+            raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, or a folder of them")
+    elif not path.is_dir():
+        raise ValueError(f"{path} must be a file or a folder; give a .txt, .jsonl or .parquet file")
+    else:
+        files = _files_by_split(path)
+    for file in files["train"] + files["validation"]:
+        if file.stat().st_size == 0:
+            raise ValueError(f"{file} is empty; expected documents in it")
+    if split == "validation" and files["validation"]:
+        return FileSource(path.name, files["validation"], text_column)
+    by_hash = not files["validation"] and not whole
+    return FileSource(path.name, files["train"], text_column, split if by_hash else None)
+
+
+def _files_by_split(folder):
+    found = sorted(path for path in folder.iterdir() if path.suffix in FORMATS and path.is_file())
+    formats = sorted({path.suffix for path in found})
+    if not found:
+        raise ValueError(f"{folder} has no .txt, .jsonl or .parquet file and no token files in it")
+    if len(formats) > 1:
+        raise ValueError(
+            f"{folder} mixes {' and '.join(formats)} files; keep one format in a folder"
+        )
+    words = {path: set(re.split("[^a-z]+", path.stem.lower())) for path in found}
+    train = [path for path in found if words[path] & TRAIN_WORDS]
+    validation = [path for path in found if words[path] & VALIDATION_WORDS]
+    rest = [
+        path for path in found if not words[path] & (TRAIN_WORDS | VALIDATION_WORDS | OTHER_WORDS)
+    ]
+    if train and rest:
+        raise ValueError(
+            f"{folder} has files named for training ({train[0].name}) and one of unclear use "
+            f"({rest[0].name}); put train, validation or test into its name, or move it away"
+        )
+    return {"train": train or rest or found, "validation": validation if train or rest else []}
+
+
+@lru_cache(maxsize=2)  # the train and the validation split are two views of one scan
+def _scan_once(identities, text_column):
+    columns = {name: array("q") for name in ("file", "first", "second", "size")}
+    validation, skipped = array("b"), 0
+    for number, (path, *_) in enumerate(identities):
+        for first, second, text in FORMATS[path.suffix](path, text_column).scan():
+            if not text or text.isspace():
+                skipped += 1
+                continue
+            size = len(text.encode()) + 8  # what it takes as an Arrow array
+            for name, value in zip(columns, (number, first, second, size), strict=True):
+                columns[name].append(value)
+            validation.append(is_validation_document(text))
+    arrays = [np.frombuffer(values, dtype=np.int64) for values in columns.values()]
+    return FileIndex(*arrays, np.frombuffer(validation, dtype=np.bool_), skipped)
+
+
+def _identity(path):
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+def _read_bytes(path, start, length):
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _text_value(value, where, text_column):
+    if value is None:
+        return ""  # an empty document
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{where}: column {text_column!r} must hold text, but holds {type(value).__name__}"
+        )
+    return well_formed(value)
+
+
+def _not_utf8(where, error):
+    byte = error.object[error.start]
+    return ValueError(
+        f"{where} is not UTF-8 ({error.reason}, {byte:#04x}); convert the file to UTF-8"
+    )
+
+
+def _first_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0]

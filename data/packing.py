@@ -1,0 +1,216 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import numpy as np
+import torch
+
+from architecture.interface import IGNORE_INDEX
+from data.documents import Source
+
+
+def validation_lanes(
+    source: Source,
+    tokenizer,
+    *,
+    batch_size: int,
+    block_size: int,
+    max_tokens: int | None = None,
+    resets: bool = False,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size lanes, in
+    segments of block_size, until all have ended.
+
+    Yields the same dicts as TrainLoader. The tokens are those of validation_batches, each a target
+    exactly once, up to max_tokens of them: the last document is cut there. A lane takes the next
+    document when its own ends; when there is none it is padding, input EOT and target -100.
+    """
+    source.check_tokenizer(tokenizer)
+    eot = np.array([tokenizer.eot_token])
+    documents = bounded(
+        (np.concatenate([eot, encode(tokenizer, d), eot]) for d in source.documents()), max_tokens
+    )
+    lanes = [eot] * batch_size  # what is left of each lane's document
+    while True:
+        inputs, targets, reset = next_segments(
+            lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
+        )
+        if (targets == IGNORE_INDEX).all():
+            return
+        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if resets else {})
+        yield {name: torch.from_numpy(rows) for name, rows in batch.items()}
+
+
+def bounded(documents: Iterator[np.ndarray], max_tokens: int | None) -> Iterator[np.ndarray]:
+    """Documents until their targets (every token but the first) are max_tokens; reads no further."""
+    left = max_tokens
+    while left is None or left > 0:
+        document = next(documents, None)
+        if document is None:
+            return
+        if left is not None:
+            document = document[: left + 1]
+            left -= len(document) - 1
+        yield document
+
+
+PACKINGS = ("packed", "lanes")
+
+
+class TokenDocuments:
+    """Endless shuffled documents as int64 ids; the part of the state that packings share."""
+
+    def __init__(self, source, tokenizer, seed, state):
+        self._tokenizer = tokenizer
+        self._shuffled = source.shuffled(seed, state and state["source"])
+        self.count = state["documents"] if state else 0
+
+    @property
+    def epoch(self) -> int:
+        return self._shuffled.epoch
+
+    def __next__(self) -> np.ndarray:
+        ids = encode(self._tokenizer, next(self._shuffled))
+        self.count += 1
+        return ids
+
+    def state_dict(self) -> dict:
+        return {"documents": self.count, "source": self._shuffled.state_dict()}
+
+    def close(self) -> None:
+        self._shuffled.close()
+
+
+class PackedRows:
+    """Consecutive rows of one stream; `tokens` begins with the last target of the last row."""
+
+    def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
+        self._documents, self._eot = documents, np.array([eot])
+        self._num_rows, self._block_size = num_rows, block_size
+        self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, None]:
+        """inputs and targets, each (num_rows, block_size) int64; rows that begin a document: unknown"""
+        size = self._num_rows * self._block_size
+        parts, length = list(self.tokens), sum(map(len, self.tokens))
+        while length < size + 1:
+            parts += self._eot, next(self._documents)
+            length += 1 + len(parts[-1])
+        stream = np.concatenate(parts)
+        self.tokens = [stream[size:]]
+        shape = self._num_rows, self._block_size
+        inputs, targets = stream[:size], stream[1 : size + 1]
+        return inputs.reshape(shape).copy(), targets.reshape(shape).copy(), None
+
+
+class LaneRows:
+    """One document per row, one segment of each a batch; `tokens` is what is left of each."""
+
+    def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
+        self._documents, self._eot, self._block_size = documents, np.array([eot]), block_size
+        saved = [rest.numpy() for rest in state["tokens"]] if state else None
+        self.tokens = saved or [self._eot] * num_rows
+        if len(self.tokens) != num_rows:
+            raise ValueError(
+                f"batch_size times processes ({num_rows}) must be {len(self.tokens)}, "
+                "the lanes of the checkpoint"
+            )
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """inputs and targets, each (num_rows, block_size) int64; (num_rows,) bool: begins a document"""
+        lanes = list(self.tokens)
+
+        def next_document():
+            return np.concatenate([self._eot, next(self._documents), self._eot])
+
+        segments = next_segments(lanes, next_document, self._block_size, int(self._eot[0]))
+        self.tokens = lanes
+        return segments
+
+
+def next_segments(
+    lanes: list[np.ndarray],
+    next_document: Callable[[], np.ndarray],
+    block_size: int,
+    eot: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The next block_size tokens of each lane, in which a document follows when one has ended.
+
+    lanes: what is left of each one's document, its last input first; changed in place.
+    Returns inputs and targets, each (lanes, block_size) int64, where nothing is left EOT and -100; and
+    (lanes,) bool: begins a document.
+    """
+    shape = len(lanes), block_size
+    inputs, targets = np.full(shape, eot), np.full(shape, IGNORE_INDEX)
+    reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target was left
+    for row, rest in enumerate(lanes):
+        if reset[row]:
+            rest = next_document()
+        segment = rest[: block_size + 1]
+        inputs[row, : len(segment) - 1] = segment[:-1]
+        targets[row, : len(segment) - 1] = segment[1:]
+        lanes[row] = rest[len(segment) - 1 :]
+    return inputs, targets, reset
+
+
+def validation_batches(
+    source: Source, tokenizer, *, batch_size: int, block_size: int, max_tokens: int | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The documents in their fixed order, EOT d1 EOT d2 ... EOT, cut into consecutive windows.
+
+    Yields the same dicts as TrainLoader. Every token after the first EOT is a target exactly once,
+    up to max_tokens of them; the end of the last window has input EOT and target -100. The last
+    batch may have fewer rows. Reads no further than max_tokens needs.
+    """
+    source.check_tokenizer(tokenizer)
+    eot = np.array([tokenizer.eot_token])
+    documents = (np.concatenate([encode(tokenizer, d), eot]) for d in source.documents())
+    parts, length, left = [], 0, max_tokens
+    for part in chain([eot], documents):
+        parts.append(part)
+        length += len(part)
+        while length > batch_size * block_size and left != 0:
+            stream = np.concatenate(parts)
+            size = batch_size * block_size if left is None else min(left, batch_size * block_size)
+            yield _windows(stream[: size + 1], block_size, tokenizer.eot_token)
+            parts, length = [stream[size:]], length - size
+            left = None if left is None else left - size
+        if left == 0 or (left is not None and length > left):
+            break
+    stream = np.concatenate(parts)
+    stream = stream if left is None else stream[: left + 1]
+    if len(stream) > 1:
+        yield _windows(stream, block_size, tokenizer.eot_token)
+
+
+def require_tokens(source: Source, tokenizer, needed: int) -> None:
+    """ValueError if the source has not even one batch; reads no further than that."""
+    found = 0
+    for document in source.documents():
+        found += 1 + len(encode(tokenizer, document))
+        if found >= needed:
+            return
+    raise ValueError(
+        f"{source.name} has {found:,} tokens in all, fewer than one batch ({needed:,}: batch_size * "
+        "block_size and one more); use more text, or a smaller --batch_size or --block_size"
+    )
+
+
+def encode(tokenizer, document) -> np.ndarray:
+    """(n,) int64 ids of a document, in which no text is ever a special token."""
+    if isinstance(document, str):
+        document = tokenizer.encode_ordinary(document)
+    return np.array(document, dtype=np.int64)
+
+
+def _windows(stream, block_size, eot):
+    padding = -(len(stream) - 1) % block_size
+    inputs = np.pad(stream[:-1], (0, padding), constant_values=eot)
+    targets = np.pad(stream[1:], (0, padding), constant_values=IGNORE_INDEX)
+    return {
+        "input_ids": torch.from_numpy(inputs.reshape(-1, block_size)),
+        "targets": torch.from_numpy(targets.reshape(-1, block_size)),
+    }

@@ -1,0 +1,344 @@
+"""An ablation from its specification to its report: plan, search, verdict, costs; any kill can be resumed."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+
+from architecture import registry
+from common.device import choose_device
+from common.provenance import git_commit
+from common.script import say
+from data.sources import AUTO, choose_dataset, open_dataset
+from evaluation.ablation import matching, write_up
+from evaluation.ablation.launch import (
+    ROOT,
+    Job,
+    Launch,
+    as_interrupt,
+    gpus,
+    launch,
+    run_jobs,
+    seconds_per_token,
+)
+from evaluation.ablation.matching import PlannedArm, best_rate, next_rates, tidy
+from evaluation.ablation.results import Results, training_outcome, written_outcome
+from evaluation.ablation.segments import segments_outcome
+from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
+from evaluation.ablation.verdict import ended_well, unresolved, verdicts
+from training.monitor.metrics import new_run_dir, require_tensorboard
+from training.state.checkpoint import latest_checkpoint
+
+REPORTS = Path("runs") / "ablations"
+PACE_ROUNDS = 3
+EVALUATIONS = 10  # of a run, where eval_every is not given: enough for a curve
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all phases share."""
+
+    spec: Spec
+    arms: dict[str, PlannedArm]
+    threads: int | None  # of each run, where an arm does not say; None: torch's choice
+    folder: Path
+    results: Results
+    launch: Launch
+    workers: int  # runs at once
+
+
+def run(
+    path: Path,
+    *,
+    over_base: dict[str, str] | None = None,
+    plan_only: bool = False,
+    jobs: int = 1,
+    resume: bool = False,
+    out_dir: Path | None = None,
+    launch: Launch = launch,
+) -> None:
+    """What ablate.py does. over_base: settings in place of the base's. Raises ValueError for bad input,
+    before anything runs, and KeyboardInterrupt after Ctrl-C or SIGTERM, with everything stopped and saved.
+    """
+    if jobs < 1 or (gpus() and jobs > len(gpus())):
+        most = f" and at most the number of GPUs ({len(gpus())})" if gpus() else ""
+        raise ValueError(f"--jobs must be at least 1{most}, got {jobs}")
+    require_tensorboard()  # not after hours
+    spec = read_spec(path, over_base)
+    stored = matching.read(path if path.suffix == ".json" else None)
+    if stored and stored.sha256 != spec.sha256:
+        raise ValueError(
+            f"{path} makes its own runs again, and settings were given over them ({', '.join(over_base or {})}); "
+            "leave them out, or start from the specification"
+        )
+    folder = _earlier(spec, out_dir) if resume else None
+    stored = _stored(folder, spec, path) if folder else stored
+    arms = stored.arms if stored else matching.plan(spec)
+    print(write_up.plan_text(spec, arms), flush=True)
+    if plan_only:
+        return
+    _require_trainable(arms)
+    arms = _with_data(arms)
+    folder = folder or _new_folder(spec, out_dir)
+    shared = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not gpus() else None
+    threads = stored.threads if stored else shared
+    with as_interrupt(), Results(folder / "results.jsonl") as results:
+        try:
+            if any(arm.steps is None for arm in arms.values()):
+                arms = _with_lengths(spec, arms, folder, threads, launch)
+            if not (folder / matching.NAME).exists():
+                matching.write(folder / matching.NAME, spec, arms, threads)
+            experiment = Experiment(spec, arms, threads, folder, results, launch, jobs)
+            rates = search(experiment)
+            judge(experiment, rates)
+            measure_inference(experiment)
+            write_up.write(spec, arms, results, folder)
+        except KeyboardInterrupt:
+            names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
+            flags = "".join(f" --{key} {quote(value)}" for key, value in (over_base or {}).items())
+            several = f" --jobs {jobs}" if jobs > 1 else ""
+            say(f"go on with: python ablate.py {names}{several}{flags}")
+            raise
+    say(f"wrote {folder / 'report.md'}")
+
+
+# ------------------------------------------------------------------------------------ before the runs
+
+
+def _earlier(spec: Spec, out_dir: Path | None) -> Path:
+    """The folder to go on in: the one named, or the newest of this specification's name."""
+    pattern = re.compile(re.escape(spec.name) + r"-\d{8}-\d{6}(-\d+)?")
+    there = REPORTS.iterdir() if REPORTS.is_dir() else ()
+    found = sorted(path for path in there if pattern.fullmatch(path.name))
+    folder = out_dir or (found[-1] if found else None)
+    if folder is None or not folder.is_dir():
+        raise ValueError(
+            f"--resume needs the folder of an earlier start, and {folder or REPORTS} holds none; name it with "
+            "--out_dir, or start without --resume"
+        )
+    return folder
+
+
+def _stored(folder: Path, spec: Spec, path: Path) -> matching.StoredPlan | None:
+    """The plan of the folder that is gone on with; None where its start was killed before there was one."""
+    stored, results = matching.read(folder / matching.NAME), folder / "results.jsonl"
+    if stored is None and not (results.is_file() and results.stat().st_size == 0):
+        raise ValueError(
+            f"--resume needs the folder of an earlier start, and {folder} has no {matching.NAME}; name another "
+            "with --out_dir, or start without --resume"
+        )
+    if stored and stored.sha256 != spec.sha256:
+        raise ValueError(
+            f"{folder} holds results of another specification than {path} says now; resume it with that "
+            "one, or start anew without --resume"
+        )
+    return stored
+
+
+def _new_folder(spec: Spec, out_dir: Path | None) -> Path:
+    if out_dir is None:
+        return new_run_dir(spec.name, REPORTS)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(
+            f"--out_dir must be new or empty, and {out_dir} is not; choose another, or go on with --resume"
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return out_dir
+
+
+def _require_trainable(arms: dict[str, PlannedArm]) -> None:
+    """ValueError for what train.py would refuse on this machine, told now and not by every run."""
+    for name, arm in arms.items():
+        cfg, config = matching.resolve(name, arm.settings)
+        try:
+            choose_device(cfg.device)
+            with torch.device("meta"):
+                registry.build_model(
+                    cfg.model, config, attention=cfg.attention, experts=cfg.experts
+                )
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from None
+
+
+def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
+    """The arms with `auto` chosen once, as the Hub may go while they train; ValueError for data that is not
+    there, told now and not by every run.
+    """
+    if any(arm.settings.get("dataset", AUTO) == AUTO for arm in arms.values()):
+        chosen = choose_dataset(AUTO, say)
+        arms = {name: arm.with_dataset(chosen) for name, arm in arms.items()}
+    for name, arm in arms.items():
+        data = {k: v for k, v in arm.settings.items() if k in ("val_dataset", "text_column")}
+        try:
+            for split in ("train", "validation"):
+                open_dataset(arm.settings["dataset"], split=split, **data)
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from None
+    return arms
+
+
+def _with_lengths(
+    spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
+) -> dict[str, PlannedArm]:
+    """The arms with their lengths, by what is measured for them: tokens of a step, and the pace that each
+    has on this machine.
+    """
+    arms = {name: _with_tokens(arm) for name, arm in arms.items()}
+    pace = _paces(spec, arms, folder, threads, launch) if matching.needs_pace(spec) else {}
+    arms = matching.with_lengths(spec, arms, pace)
+    print(write_up.plan_text(spec, arms), flush=True)
+    return arms
+
+
+def _with_tokens(arm: PlannedArm) -> PlannedArm:
+    if arm.tokens_per_step is not None:
+        return arm
+    cfg, _ = matching.resolve(arm.name, arm.settings)
+    data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
+    source = open_dataset(cfg.dataset, split="train", **data)
+    return replace(arm, tokens_per_step=matching.tokens_per_step_of_lanes(cfg, source))
+
+
+def _paces(
+    spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
+) -> dict[str, float]:
+    """Seconds per token of each arm: medians of rounds in which all take turns, as a machine's speed changes."""
+    pace, never = {name: [] for name in arms}, 10**9
+    for turn in range(PACE_ROUNDS):
+        for name, arm in arms.items():
+            say(f"{name}: measuring its pace, {turn + 1} of {PACE_ROUNDS}")
+            words = command(arm, folder / "pace", threads, lr=arm.lr, seed=spec.search_seed, max_minutes=10,
+                            log_every=1, eval_every=never, save_every=never)  # fmt: skip
+            try:
+                pace[name].append(seconds_per_token(words, folder / "pace", launch))
+            except ValueError as error:
+                raise ValueError(f"arm {name} could not be timed: {error}") from None
+    return {name: statistics.median(rounds) for name, rounds in pace.items()}
+
+
+# ------------------------------------------------------------------------------------ the runs
+
+
+def command(arm: PlannedArm, out_dir: Path, threads: int | None, **settings) -> list[str]:
+    """What python is told to train an arm."""
+    script = str(ROOT / matching.config_class(arm.settings).program)
+    defaults = {"keep": 1, "threads": threads}
+    ours = {"use_tensorboard": False, "out_dir": str(out_dir.resolve())}
+    return [script, *matching.flags(defaults | arm.settings | settings | ours)]
+
+
+def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: float) -> Job:
+    place = f"seed-{seed}" if phase == "verdict" else f"search-lr-{lr:g}"
+    folder = x.folder / "runs" / _folder_name(x, arm) / place
+    steps = arm.steps if phase == "verdict" else arm.search_steps
+    settings = {"seed": seed, "lr": lr, "max_iters": steps}
+    if phase == "search":
+        settings["eval_every"] = steps  # nobody draws a curve of it
+    elif "eval_every" not in arm.settings:
+        settings["eval_every"] = max(1, steps // EVALUATIONS)
+    record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
+              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)),
+              "commit": git_commit(), "at_once": 1 if gpus() else x.workers}  # fmt: skip
+    outcome = partial(training_outcome, parameters=arm.axes["total"])
+    return Job(record, command(arm, folder, x.threads, **settings), folder, outcome)
+
+
+def search(x: Experiment) -> dict[str, float | None]:
+    """{arm: learning rate}: its own without a search; None where no rate trained it."""
+    if not x.spec.learning_rates:
+        return {name: arm.lr for name, arm in x.arms.items()}
+    while True:
+        jobs, rates = [], {}
+        for name, arm in x.arms.items():
+            given = [tidy(r * arm.lr) if x.spec.factors else r for r in x.spec.learning_rates]
+            lines = x.results.of("search", name)
+            tried = {line["lr"]: line[x.spec.run_measure] for line in lines}
+            rates[name] = best_rate(tried)
+            new = next_rates(given, tried)
+            jobs += [training_job(x, arm, "search", x.spec.search_seed, lr) for lr in new]
+        if not jobs:
+            return rates
+        run_jobs(jobs, x.results, x.launch, x.workers)
+
+
+def judge(x: Experiment, rates: dict[str, float | None]) -> None:
+    """The runs of the verdict: the first seeds for all, the rest for what they leave open."""
+    trained = [name for name, lr in rates.items() if lr is not None]
+    for name in rates.keys() - trained:
+        say(f"{name}: no learning rate of the search trained it, so it has no further runs")
+
+    def run_seeds(names: list[str], seeds: tuple[int, ...]) -> None:
+        # seed by seed, so that what is there after a while compares
+        jobs = [training_job(x, x.arms[n], "verdict", s, rates[n]) for s in seeds for n in names]
+        run_jobs(jobs, x.results, x.launch, x.workers)
+        if x.spec.segments:
+            score_by_segment(x)
+
+    run_seeds(trained, x.spec.seeds[:FIRST_SEEDS])
+    if rest := x.spec.seeds[FIRST_SEEDS:]:
+        found = verdicts(x.spec, x.arms, x.results, x.spec.seeds[:FIRST_SEEDS])
+        more = unresolved([v for v in found if {v.first, v.second}.issubset(trained)])
+        if more:
+            say(f"not resolved by {FIRST_SEEDS} seeds, so {len(rest)} more for {', '.join(more)}")
+            run_seeds(more, rest)
+
+
+def score_by_segment(x: Experiment) -> None:
+    """Every run that ended well."""
+    jobs = []
+    for name in x.arms:
+        for seed, line in ended_well(name, x.results).items():
+            record = {"id": f"segments {name} seed {seed}", "phase": "segments", "arm": name, "seed": seed}  # fmt: skip
+            options = {"segment_length": x.spec.segments}
+            jobs += checkpoint_job(x, line, record, "evaluation.context", options, segments_outcome)
+    run_jobs(jobs, x.results, x.launch, x.workers)
+
+
+def measure_inference(x: Experiment) -> None:
+    """Once per arm that has a checkpoint, one after the other, all with a row of the longest block_size."""
+    jobs, module = [], "evaluation.inference_cost"
+    options = {"tokens": max(arm.block_size for arm in x.arms.values())}
+    for name in x.arms:
+        for line in ended_well(name, x.results).values():
+            record = {"id": f"inference {name}", "phase": "inference", "arm": name}
+            if found := checkpoint_job(x, line, record, module, options, written_outcome):
+                jobs += found
+                break
+    run_jobs(jobs, x.results, x.launch, workers=1)
+
+
+def checkpoint_job(
+    x: Experiment,
+    line: dict[str, Any],
+    record: dict[str, Any],
+    module: str,
+    options: dict[str, Any],
+    outcome: Callable[[Path, int], dict[str, Any]],
+) -> list[Job]:
+    """A module that looks at the newest checkpoint of the run of that line, and writes --out FILE; none where
+    somebody kept the results and not the run.
+    """
+    arm, checkpoint = x.arms[line["arm"]], latest_checkpoint(x.folder / line["folder"])
+    if checkpoint is None:
+        return []
+    place = record["phase"] + (f"-seed-{record['seed']}" if "seed" in record else "")
+    folder = x.folder / "runs" / _folder_name(x, arm) / place
+    options = options | {"out": folder.with_suffix(".json").resolve(), "device": arm.settings.get("device", "auto")}  # fmt: skip
+    if threads := arm.settings.get("threads", x.threads):
+        options["threads"] = threads
+    words = ["-m", module, str(checkpoint.resolve()), *(f"--{k}={v}" for k, v in options.items())]
+    return [Job(record, words, folder, outcome)]
+
+
+def _folder_name(x: Experiment, arm: PlannedArm) -> str:
+    """Unlike any other arm's, whatever the values of a grid are."""
+    return f"{list(x.arms).index(arm.name):02d}-{re.sub(r'[^A-Za-z0-9.=+@-]', '_', arm.name)[:60]}"

@@ -1,0 +1,145 @@
+"""results.jsonl: what has ended, one line each, on the disk before anything else is begun."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from common.files import append_line, parse_json, writing
+from training.monitor.metrics import read_metrics
+
+
+class Results:
+    """The lines of a results.jsonl by their id, open for more; one process at a time.
+
+    The half of a last line that a kill left behind is dropped.  Raises ValueError for a file that
+    another process writes to and for one that is damaged elsewhere.
+    """
+
+    def __init__(self, path: Path):
+        with writing(path):
+            self.file = open(path, "a+b", buffering=0)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another ablate.py writes to {path.parent}; wait for it to end"
+            ) from None
+        self.lines: dict[str, dict[str, Any]] = {}
+        self.file.seek(0)
+        whole, _, half = self.file.read().rpartition(b"\n")
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            try:
+                record = parse_json(line)
+                self.lines[record["id"]] = record
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{path}: each line must be a JSON object with an id, and line {number} is none; "
+                    "delete it, and that run is made again"
+                ) from None
+        if half:
+            self.file.truncate(len(whole) + bool(whole))
+
+    def add(self, record: dict[str, Any]) -> None:
+        append_line(self.file, json.dumps(record, allow_nan=False))
+        with writing(self.file.name):
+            os.fsync(self.file.fileno())
+        self.lines[record["id"]] = record
+
+    def of(self, phase: str, arm: str | None = None) -> list[dict[str, Any]]:
+        """The lines of a phase (search, verdict, segments, inference), of one arm or of all, in the file's order."""
+        lines = (line for line in self.lines.values() if line["phase"] == phase)
+        return [line for line in lines if arm in (None, line["arm"])]
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+LOADS = ("max_violation", "max_violation_worst_layer", "dead_experts")  # of a model with routers
+
+
+FIGURES = {  # of results.jsonl: of the closing record
+    "val_loss": "final/loss",
+    "bits_per_byte": "final/bits_per_byte",
+    **{name: f"final/{name}" for name in ("validation_tokens", "steps", "tokens", "seconds",
+                                          "tokens_per_second", "parameters", *LOADS)},
+}  # fmt: skip
+
+
+def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]:
+    """status (ok, diverged, out of memory, refused or failed), message, and the figures or nulls.
+
+    parameters: what the plan says; a run of any other number is none of it.
+    """
+    records, starts = records_of(folder), facts(folder).get("starts") or [{}]
+    final = closing(records) or {}
+    status, message = ("ok", "") if final else failure(code, last_line(log_of(folder)))
+    if final and final["final/parameters"] != parameters:
+        told = f"{final['final/parameters']:,} parameters, and the plan says {parameters:,}"
+        status, message = "failed", f"the run has {told}"
+    return {
+        "status": status,
+        "message": message,
+        **{name: final.get(tag) for name, tag in FIGURES.items()},
+        "peak_memory_gb": max((r.get("perf/peak_memory_gb", 0.0) for r in records), default=None),
+        "first_batch_sha256": starts[0].get("first_batch_sha256"),
+    }
+
+
+def written_outcome(folder: Path, code: int) -> dict[str, Any]:
+    """status, message, and what a process that looks at a checkpoint wrote beside the folder."""
+    path = folder.with_suffix(".json")
+    if code == 0 and path.exists():
+        return {"status": "ok", "message": "", **parse_json(path.read_bytes())}
+    status, message = failure(code, last_line(log_of(folder)))
+    return {"status": status, "message": message}
+
+
+def failure(code: int, line: str) -> tuple[str, str]:
+    """Status and message of a process that did not do its work."""
+    message = re.sub(r"^\S+: error: ", "", line)  # of whichever script
+    if "is not finite" in message:
+        return "diverged", message
+    if code == -signal.SIGKILL:
+        return "out of memory", "killed by signal 9, as systems do when memory runs out"
+    if "out of memory" in message.lower() or "can't allocate memory" in message:
+        return "out of memory", message
+    return ("refused" if code == 2 else "failed"), message or f"exit code {code}"
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl so far."""
+    path = folder / "metrics.jsonl"
+    return read_metrics(path) if path.exists() else []
+
+
+def final_record(folder: Path) -> dict[str, Any] | None:
+    """The closing record of a training run; None where it has not ended well."""
+    return closing(records_of(folder))
+
+
+def closing(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((record for record in records if "final/loss" in record), None)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return parse_json(path.read_bytes()) if path.exists() else {}
+
+
+def log_of(folder: Path) -> Path:
+    """Beside the folder, which must be empty when a run begins."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def last_line(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -1,0 +1,287 @@
+"""What a carried state is worth: loss by segment of the document, with the state as it should be and not.
+
+    python -m evaluation.context model_context > context.json
+
+carried  the state goes from segment to segment, as in training
+zeroed   each segment begins with a state of zeros
+swapped  each segment begins with the state that another document of about the same length has there
+
+The first segment has a state of zeros in all three. A checkpoint of a model without a state is read in
+windows of its block_size and has one column, plain: with --segment_length its tokens are put into the same
+rows. All columns score the same tokens of the same documents, so their differences are taken document by
+document. Standard errors are over documents: the tokens of one are not independent.
+
+The JSON goes to stdout or, with --out, to a file; the table to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.script import Parser, exit_code, say
+
+
+class Losses(NamedTuple):
+    """Of one document: nats of its targets, summed in each segment of the table."""
+
+    tokens: list[int]  # of each segment
+    nats: dict[str, list[float]]  # by column
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m evaluation.context", allow_abbrev=False,
+                    description="Loss by segment with the state carried, zeroed and swapped.")  # fmt: skip
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="a checkpoint_<step>.pt, or a run's folder: its newest")
+    add("--dataset", help="as in training (default: what the checkpoint names)")
+    add("--val_dataset", help="as in training (default: what the checkpoint names)")
+    add("--text_column", default="text", help="column that holds a document's text")
+    add("--documents", type=int, default=1000, metavar="N", help="the first N (default: 1000)")
+    add("--segment_length", type=int, metavar="N",
+        help="tokens of a row of the table, of a model without a state (default: its block_size)")  # fmt: skip
+    add("--batch_size", type=int, default=32, metavar="N", help="documents at once (default: 32)")
+    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--out", type=Path, metavar="FILE", help="where the JSON goes (default: stdout)")
+    args = parser.parse_args(argv)
+    for name, least in (("documents", 2), ("batch_size", 2), ("segment_length", 1), ("threads", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from architecture import registry
+    from common import device as machine
+    from common.files import write_json_atomic
+    from common.provenance import provenance
+    from data.packing import encode
+    from data.sources import open_dataset
+    from training.state.checkpoint import find_checkpoint
+    from training.state.saved_state import saved_settings
+
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    path = find_checkpoint(args.checkpoint, say)
+    saved = registry.read_checkpoint(path)
+    before = saved_settings(saved, path)
+    dataset, val_dataset, column = args.dataset, args.val_dataset, args.text_column
+    if dataset is None and val_dataset is None:
+        if "dataset" not in before:
+            raise ValueError(f"{path} names no data; give a --dataset or --val_dataset")
+        dataset, val_dataset, column = (
+            before[k] for k in ("dataset", "val_dataset", "text_column")
+        )
+    device = machine.choose_device(args.device)
+    model = registry.model_of(saved, path).to(device)
+    carries = getattr(model, "carries", False)
+    window = (
+        model.config.segment_length
+        if carries
+        else before.get("block_size", model.config.context_limit)
+    )
+    if carries and args.segment_length not in (None, window):
+        raise ValueError(
+            f"segment_length of {path} is {window}, got {args.segment_length}; leave it out"
+        )
+    source = open_dataset(
+        dataset or "bundled", split="validation", val_dataset=val_dataset, text_column=column
+    )
+    source.check_tokenizer(model.tokenizer)
+    eot = model.tokenizer.eot_token
+    documents = [
+        [eot, *encode(model.tokenizer, document).tolist(), eot]
+        for document in itertools.islice(source.documents(), args.documents)
+    ]
+    autocast = functools.partial(machine.autocast, device, machine.choose_dtype("auto", device))
+    losses = list(
+        document_losses(
+            model, documents, window, args.segment_length or window, args.batch_size, autocast
+        )
+    )
+    found = {
+        "checkpoint": str(path),
+        "model": registry.model_name(model),
+        "data": source.name,
+        "documents": len(losses),
+        "window": window,
+        "segment_length": args.segment_length or window,
+        **table(losses),
+        **provenance(),
+    }
+    say(as_text(found))
+    if args.out:
+        write_json_atomic(args.out, found)
+    else:
+        print(json.dumps(found, indent=1))
+
+
+# --------------------------------------------------------------------------------------------------
+# losses
+
+
+def document_losses(
+    model: Any,
+    documents: list[list[int]],
+    window: int,
+    segment_length: int,
+    batch_size: int,
+    autocast: Callable[[], Any],
+) -> Iterator[Losses]:
+    """Each document's losses, the shortest document first.
+
+    documents: [EOT, ids, EOT] each.  window: tokens that the model reads at once.
+    segment_length: tokens of a segment of the table.
+    """
+    import torch
+
+    if len(documents) < 2:
+        raise ValueError(
+            f"the state of another document takes at least 2 documents, got {len(documents)}; "
+            "use more validation data"
+        )
+    documents = sorted(documents, key=len)
+    groups = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
+    if len(groups[-1]) == 1:  # it has no other to swap with
+        groups[-2:] = [groups[-2] + groups[-1]]
+    model.eval()
+    for group in groups:
+        with torch.no_grad():
+            columns = group_losses(model, group, window, autocast)
+        for row, document in enumerate(group):
+            count = len(document) - 1
+            starts = range(0, count, segment_length)
+            yield Losses(
+                [min(segment_length, count - start) for start in starts],
+                {
+                    name: [
+                        float(losses[row, start : min(start + segment_length, count)].sum())
+                        for start in starts
+                    ]
+                    for name, losses in columns.items()
+                },
+            )
+
+
+def group_losses(
+    model: Any, group: list[list[int]], window: int, autocast: Callable[[], Any]
+) -> dict[str, Any]:
+    """{column: (B, T) float64 nats of every token of these documents, 0 behind their ends}"""
+    import torch
+
+    from architecture.interface import IGNORE_INDEX
+
+    length = max(map(len, group)) - 1
+    eot, device = group[0][0], next(model.parameters()).device
+    inputs = torch.full((len(group), length), eot)
+    targets = torch.full_like(inputs, IGNORE_INDEX)
+    for row, document in enumerate(group):
+        inputs[row, : len(document) - 1] = torch.tensor(document[:-1])
+        targets[row, : len(document) - 1] = torch.tensor(document[1:])
+    carried = getattr(model, "carries", False)
+    columns = {name: [] for name in (("carried", "zeroed", "swapped") if carried else ("plain",))}
+    state = None
+    for start in range(0, length, window):
+        part = [x[:, start : start + window].to(device) for x in (inputs, targets)]
+        begin = {"carried": state, "plain": None, "zeroed": None}
+        begin["swapped"] = None if state is None else state.roll(1, 0)  # of the next document
+        after = None
+        for name, losses in columns.items():
+            with autocast():
+                output = model(*part, carry=begin[name])
+            losses.append(output.token_losses.double().cpu())
+            after = output.carry if name == "carried" else after
+        state = after  # a document that has ended keeps its last one
+    return {name: torch.cat(losses, dim=1) for name, losses in columns.items()}
+
+
+# --------------------------------------------------------------------------------------------------
+# the table
+
+
+def ratio(nats: list[float], tokens: list[int]) -> dict[str, float]:
+    """sum(nats) / sum(tokens) over documents, and its standard error by the spread of the documents
+    around it (the ratio estimator of cluster sampling; Cochran 1977, section 6.3).
+    """
+    total = sum(tokens)
+    mean = sum(nats) / total
+    spread = sum((n - mean * t) ** 2 for n, t in zip(nats, tokens))
+    n = len(tokens)
+    error = math.sqrt(spread * n / (n - 1)) / total if n > 1 else None
+    return {"mean": mean, "standard_error": error}
+
+
+def comparison(parts: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
+    """Each column and its difference to the first, from (tokens, {column: nats}) of each document."""
+    tokens = [count for count, _ in parts]
+    names = list(parts[0][1])
+    found = {"documents": len(parts), "tokens": sum(tokens)}
+    for name in names:
+        found[name] = ratio([nats[name] for _, nats in parts], tokens)
+    for name in names[1:]:
+        differences = [nats[name] - nats[names[0]] for _, nats in parts]
+        found[f"{name} - {names[0]}"] = ratio(differences, tokens)
+    return found
+
+
+def table(losses: list[Losses]) -> dict[str, Any]:
+    """{"segments": [by number], "all": of all tokens, "after_the_first": of all but the first segment}"""
+
+    def parts(select: Callable[[Losses], slice]) -> list[tuple[int, dict[str, float]]]:
+        chosen = [(d, select(d)) for d in losses]
+        return [
+            (sum(d.tokens[s]), {name: sum(nats[s]) for name, nats in d.nats.items()})
+            for d, s in chosen
+            if d.tokens[s]
+        ]
+
+    longest = max(len(d.tokens) for d in losses)
+    found: dict[str, Any] = {
+        "segments": [
+            {"segment": n} | comparison(parts(lambda _, n=n: slice(n, n + 1)))
+            for n in range(longest)
+        ],
+        "all": comparison(parts(lambda _: slice(None))),
+    }
+    if longest > 1:
+        found["after_the_first"] = comparison(parts(lambda _: slice(1, None)))
+    return found
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The table for people: nats per token +- standard error."""
+    rows = [(str(entry["segment"]), entry) for entry in found["segments"]]
+    rows += [
+        (name, found[key])
+        for name, key in (("from 1 on", "after_the_first"), ("all", "all"))
+        if key in found
+    ]
+    names = [name for name, value in found["all"].items() if isinstance(value, dict)]
+    lines = [f"{'segment':>9} {'documents':>9} {'tokens':>9}" + "".join(f"{n:>20}" for n in names)]
+    for title, entry in rows:
+        cells = "".join(
+            f"{entry[n]['mean']:>11.4f}"
+            + (" +- unknown" if (e := entry[n]["standard_error"]) is None else f" +-{e:>7.4f}")
+            for n in names
+        )
+        lines.append(f"{title:>9} {entry['documents']:>9,} {entry['tokens']:>9,}{cells}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0, or as training/command_line.py says for bad input and Ctrl-C."""
+    return exit_code("context_eval", lambda: run(parse(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

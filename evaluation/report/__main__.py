@@ -1,0 +1,127 @@
+"""A run, or several side by side, as one PNG page and a table: TensorBoard's pictures without a server.
+
+    python -m evaluation.report model
+    python -m evaluation.report model model_sixteen --out compared.png
+
+A RUN is the --out_dir of a training run, finished or not, or a metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from common.script import Parser, exit_code, say
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m evaluation.report",
+        description="Show runs as one PNG page and a table in the terminal.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run's folder (--out_dir), or a metrics.jsonl")
+    add("--out", type=Path, metavar="FILE.png",
+        help="the page (default: RUN/report.png, of several runs runs/report-<time>.png)")  # fmt: skip
+    add(
+        "--x",
+        choices=("tokens", "step", "minutes"),
+        metavar="tokens|step|minutes",
+        help="the x axis of the curves (default: tokens; step where a run does not tell its tokens)",
+    )
+    add("--reference", metavar="FILE|none",
+        help="band of earlier runs behind the curves (default: the one in configs/reference whose settings "
+             "are the run's)")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    out = page_path(args)
+    from evaluation.report import bands, read, table
+
+    runs = read.read_runs(args.runs)
+    without = [one.name for one in runs if not one.tokens_per_step]
+    axis = args.x or ("step" if without else "tokens")
+    for one in runs:
+        one.at([0], axis)  # raises before anything is shown
+    matches = choose_bands(runs, args.reference)
+
+    print(table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns))
+    lines = [f"warning: {line}" for line in table.comparability(runs)]
+    if without and not args.x:
+        lines.append(f"the curves are over optimizer steps: {without[0]} does not tell its tokens")
+    lines += dict.fromkeys(match.line for match in matches if match.line)
+    for one, match in zip(runs, matches):
+        for tag in bands.TAGS if match.band else ():
+            if found := bands.verdict(one, match.band, tag):
+                lines.append(found.line if len(runs) == 1 else f"{one.name}: {found.line}")
+    if lines:
+        print("\n" + "\n".join(lines))
+    sys.stdout.flush()
+
+    from evaluation.report.look import Look
+    from evaluation.report.page import page_png
+
+    band = next((match.band for match in matches if match.band), None)
+    in_band = [one for one, match in zip(runs, matches) if match.band == band]
+    write(out, page_png(Look(runs, axis, band, in_band if band else [])))
+
+
+def choose_bands(runs: list, reference: str | None) -> list:
+    """A bands.Match for each run."""
+    from evaluation.report.bands import Match, as_told, match, read_band, read_bands
+
+    if reference == "none":
+        return [Match(None, "") for _ in runs]
+    if reference is not None:
+        band = read_band(Path(reference))
+        return [as_told(run, band) for run in runs]
+    bands = read_bands()
+    return [match(run, bands) for run in runs]
+
+
+# ------------------------------------------------------------------------------------ the file
+
+
+def page_path(args: argparse.Namespace) -> Path:
+    """Where the page goes; ValueError where it cannot."""
+    if args.out is None:
+        if len(args.runs) > 1:
+            return Path("runs") / f"report-{time.strftime('%Y%m%d-%H%M%S')}.png"
+        run = Path(args.runs[0])
+        return (run if run.is_dir() else run.parent) / "report.png"
+    if args.out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {args.out}; the page is a PNG")
+    if not args.out.parent.is_dir():
+        raise ValueError(
+            f"--out {args.out} must lie in a folder that is there, and {args.out.parent} is none; make it first"
+        )
+    if args.out.is_dir():
+        raise ValueError(f"--out must be a file, and {args.out} is a folder; name a file in it")
+    return args.out
+
+
+def write(out: Path, png: bytes) -> None:
+    from common.files import atomic_write
+
+    try:
+        out.parent.mkdir(exist_ok=True)  # runs/, the first time
+        with atomic_write(out) as file:
+            file.write(png)
+    except OSError as error:
+        raise ValueError(
+            f"the page cannot be written to {out}: {error.strerror}; name another place with --out"
+        ) from None
+    say(f"wrote {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return exit_code("evaluation/report.py", lambda: run(parse(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,368 @@
+"""Reference bands: where the curves of a shipped recipe have run before, over several seeds.
+
+A band file holds, for a few tags, min, mean, max and standard deviation over seeds at each number of
+tokens, and every setting that a run must share to be held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.files import parse_json
+from evaluation.report.read import LARGEST, LoggedRun, Series, data_name, figure, short, smooth
+from training.config import (
+    OF_THIS_CALL,
+    RESOLVED_BY_THE_RUN,
+    RESUMABLE_CHANGES,
+    TrainConfig,
+    as_text,
+)
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
+FEWEST_SEEDS = 3
+DEVIATIONS, LEAST_SHARE = 3.0, 0.02  # of the mean: three seeds alone make too narrow a band
+WIDTH = f"mean +- {DEVIATIONS:g} sd, at least {LEAST_SHARE:.0%}"
+
+# Settings that a run may have otherwise and still be held against a band: the seed, what is only shown or
+# saved, and what only says which machine computes the same thing. Data is compared by name.
+DATA = ("dataset", "val_dataset")
+FREE = RESUMABLE_CHANGES | OF_THIS_CALL | RESOLVED_BY_THE_RUN | {"seed", "compile", "eval_only"}
+FREE |= {"model_size"}  # a name for model fields, which are compared themselves
+FREE -= {*DATA}
+# a setting that is read only where another has this value
+READ_ONLY_WITH = {"bias_rate": ("balance", "bias")}
+
+
+class Banded(NamedTuple):
+    """A tag, or a mean over layers, that has a band."""
+
+    words: str
+    of_layers: bool
+    smoothed: bool
+    above: str  # what a curve above its band may come from
+    below: str
+
+
+TAGS = {
+    "val/bits_per_byte": Banded(
+        "validation bits per byte", False, False,
+        "look at lr, batch_size and the data", "is validation text in the training data?"),
+    "val/loss": Banded(
+        "validation loss", False, False,
+        "look at lr, batch_size and the data", "is validation text in the training data?"),
+    "train/loss": Banded(
+        "train loss, smoothed", False, True,
+        "look at lr, batch_size and the data", "does the data repeat?"),
+    "optim/grad_norm": Banded(
+        "gradient norm, smoothed", False, True,
+        "look at lr, grad_clip and the initial weights", "look at lr and the initial weights"),
+    "moe/max_violation": Banded(
+        "max violation of a batch, mean over layers, smoothed", True, True,
+        "look at balance and balance_coef", "more even than usual; look at balance_coef"),
+    "moe/entropy": Banded(
+        "router entropy, mean over layers", True, False,
+        "the routers decide less than usual: look at balance_coef and lr",
+        "the routers decide more than usual: look at lr and z_loss_coef"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Band:
+    """One band file."""
+
+    name: str  # of the file, without .json
+    content: dict[str, Any]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.content["runs"])
+
+    @property
+    def legend(self) -> str:
+        return f"reference {self.name}: {self.seeds} seeds, {WIDTH}"
+
+    def curve(self, tag: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Tokens, lower edge, mean and upper edge of a tag; None where there is no band of it."""
+        found = self.content["tags"].get(tag)
+        if not found:
+            return None
+        tokens, mean, deviation = (np.array(found[k], float) for k in ("tokens", "mean", "sd"))
+        half = np.maximum(DEVIATIONS * deviation, LEAST_SHARE * np.abs(mean))
+        return tokens, mean - half, mean, mean + half
+
+
+def tag_series(run: LoggedRun, tag: str) -> Series | None:
+    """The curve of a run that a band of TAGS is of; None where the run has none."""
+    kind = TAGS[tag]
+    if kind.of_layers:
+        layers = run.layers(tag)
+        series = layers and layers.reduced(np.mean)
+    else:
+        series = run.series(tag)
+    if series is None or not len(series.steps):
+        return None
+    return run.smoothed(series) if kind.smoothed else series
+
+
+# --------------------------------------------------------------------------------------------------
+# making
+
+
+def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str]) -> dict[str, Any]:
+    """The content of a band file.
+
+    command: rewrites the command of a run for publication.
+    Raises ValueError for too few runs, an unfinished one, or runs that differ in more than the seed.
+    """
+    if len(runs) < FEWEST_SEEDS:
+        raise ValueError(
+            f"a band needs at least {FEWEST_SEEDS} runs that differ in their seed, got {len(runs)}; "
+            "train the recipe with more values of --seed"
+        )
+    first = runs[0]
+    for run in runs:
+        if not run.finished:
+            raise ValueError(
+                f"a band is made of finished runs, and {run.name} is {status_words(run)}; "
+                "continue it with --resume"
+            )
+        if not run.config.get("starts"):
+            raise ValueError(
+                f"a band records the settings of its runs, and {run.name} has no config.json that tells "
+                "them; name the run's folder"
+            )
+        if run.setting("max_iters") is None:
+            raise ValueError(
+                f"a band is of runs with max_iters, and {run.name} ended by the clock (max_minutes="
+                f"{as_text(run.setting('max_minutes'))}), which does not repeat; set max_iters"
+            )
+        if differing := differences(settings(run), settings(first)):
+            raise ValueError(
+                f"the runs of a band may differ in seed and out_dir alone; {run.name} has {differing[0]} "
+                f"of {first.name}; leave it out, or make a band of its own"
+            )
+    seeds = [run.setting("seed") for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"each run of a band must have its own seed, got {seeds}; leave one out")
+    starts = [run.config["starts"][-1] for run in runs]
+    return {
+        "recipe": recipe,
+        "settings": settings(first),
+        "runs": [
+            {
+                "seed": run.setting("seed"),
+                "command": command(start["command"]),
+                "commit": start["commit"],
+                "torch": start["torch"],
+                "device": run.setting("device"),
+                "dtype": run.setting("dtype"),
+                "final": {
+                    name: run.last(f"final/{name}")
+                    for name in ("loss", "bits_per_byte", "validation_tokens", "tokens")
+                },
+            }
+            for run, start in zip(runs, starts)
+        ],
+        "tags": {tag: found for tag in TAGS if (found := _over_seeds(runs, tag))},
+    }
+
+
+def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, list] | None:
+    """min, mean, max and standard deviation at about `points` steps that every run recorded.
+
+    The deviation is pooled over a tenth of the run before each point: that of three numbers alone is
+    often far too small by chance.
+    """
+    curves = [tag_series(run, tag) for run in runs]
+    if any(curve is None for curve in curves):
+        return None
+    steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
+    if not steps:
+        return None
+    rows = np.stack([c.values[np.searchsorted(c.steps, steps)] for c in curves])  # (seeds, N)
+    variance = smooth(Series(np.array(steps), rows.var(0, ddof=1)), runs[0].length / 10).values
+    spread = (
+        np.linspace(0, len(steps) - 1, points // 2),
+        np.geomspace(1, len(steps), points // 2) - 1,
+    )
+    keep = np.unique(np.concatenate(spread).round().astype(int))  # more of them where curves bend
+    columns = {
+        "tokens": runs[0].at(np.array(steps), "tokens"),
+        "min": rows.min(0),
+        "mean": rows.mean(0),
+        "max": rows.max(0),
+        "sd": np.sqrt(variance),
+    }
+    tokens = [int(round(x)) for x in columns.pop("tokens")[keep]]
+    rounded = {k: [float(f"{x:.5g}") for x in column[keep]] for k, column in columns.items()}
+    return {"tokens": tokens} | rounded
+
+
+def status_words(run: LoggedRun) -> str:
+    return f"at step {run.last_step:,} of {run.setting('max_iters') or 'an open number'}"
+
+
+# --------------------------------------------------------------------------------------------------
+# matching
+
+
+def settings(run: LoggedRun) -> dict[str, Any]:
+    """What must agree between a run and a band; data by its name."""
+    train = {k: v for k, v in run.config.get("train", {}).items() if k not in FREE}
+    for name in DATA:
+        if name in train:
+            train[name] = data_name(train[name])
+    sha = run.config.get("tokenizer", {}).get("sha256")
+    return {"train": train, "model": dict(run.config.get("model", {})), "tokenizer": sha}
+
+
+def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    """Each setting that differs, as "lr 0.004 (not 0.008)".
+
+    A setting that one side does not know is newer than it, and off or at its default when it was made. One that
+    neither side reads does not differ.
+    """
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    found = []
+    for group in ("train", "model"):
+        a, b = mine[group], reference[group]
+        for name in a | b:
+            ruler, value = READ_ONLY_WITH.get(name, (None, None))
+            if ruler and value not in (a.get(ruler), b.get(ruler)):
+                continue
+            default = defaults.get(name) if group == "train" else None
+            x, y = a.get(name, default), b.get(name, default)
+            if x != y and (x or y):  # off is false, 0 or none
+                found.append(f"{name} {as_text(x)} (not {as_text(y)})")
+    named = any(line.startswith("tokenizer ") for line in found)
+    if mine["tokenizer"] != reference["tokenizer"] and not named:
+        found.append("another tokenizer under the same name")
+    return found
+
+
+def read_bands(folder: Path = FOLDER) -> list[Band]:
+    return [read_band(path) for path in sorted(folder.glob("*.json"))]
+
+
+def read_band(path: Path) -> Band:
+    """A band file; ValueError, one sentence, for another file."""
+    try:
+        content = parse_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"--reference {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        content = None
+    if not _is_band(content):
+        raise ValueError(
+            f"--reference {path} must be a file that python -m benchmarks.make_bands wrote, and is not"
+        )
+    return Band(path.stem, content)
+
+
+def _is_band(content: Any) -> bool:
+    """Whether JSON has what matching, verdicts and pictures read of a band."""
+    try:
+        settings, tags, runs = (content[name] for name in ("settings", "tags", "runs"))
+        kinds = {"train": dict, "model": dict, "tokenizer": str | None}
+        return (
+            isinstance(runs, list)
+            and bool(runs)
+            and all(isinstance(settings[name], kind) for name, kind in kinds.items())
+            and all(_is_curve(*(tag[k] for k in ("tokens", "mean", "sd"))) for tag in tags.values())
+        )
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def _is_curve(tokens: Any, mean: Any, deviation: Any) -> bool:
+    """Columns of one length, over a rising and positive number of tokens."""
+    columns = tokens, mean, deviation
+    if not all(isinstance(column, list) and len(column) == len(tokens) > 0 for column in columns):
+        return False
+    if not all(type(x) in (int, float) and abs(x) < LARGEST for column in columns for x in column):
+        return False
+    return tokens[0] > 0 and all(a < b for a, b in zip(tokens, tokens[1:])) and min(deviation) >= 0
+
+
+class Match(NamedTuple):
+    """The band of a run, and what is to be said about the choice."""
+
+    band: Band | None
+    line: str  # "" where the band simply matches
+
+
+def match(run: LoggedRun, bands: list[Band]) -> Match:
+    """The band whose settings are the run's."""
+    if not bands:
+        return Match(None, "no reference: there is no band yet; benchmarks.make_bands makes one")
+    names = ", ".join(band.name for band in bands)
+    if not run.config:
+        return Match(None, f"no reference for {run.name}: it has no config.json; there is {names}")
+    apart = [differences(settings(run), band.content["settings"]) for band in bands]
+    differing = min(apart, key=len)
+    band = bands[apart.index(differing)]
+    if not differing:
+        return Match(band, "")
+    nearest = f"the nearest, {band.name}, differs in {_listed(differing)}"
+    return Match(None, f"no reference for {run.name}: {nearest}; there is {names}")
+
+
+def as_told(run: LoggedRun, band: Band) -> Match:
+    """A band that was asked for by name, whatever the settings of the run."""
+    differing = differences(settings(run), band.content["settings"]) if run.config else []
+    words = f"reference {band.name} as told, though {run.name} differs in {_listed(differing)}"
+    return Match(band, words if differing else "")
+
+
+def _listed(parts: list[str], most: int = 3) -> str:
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return ", ".join(parts[:most]) + more
+
+
+# --------------------------------------------------------------------------------------------------
+# the verdict
+
+
+class Verdict(NamedTuple):
+    """Where a run's newest value lies."""
+
+    place: str  # normal, above, below
+    line: str
+
+
+def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
+    """None where either has no such curve, or the run is not as far as the band's first point."""
+    curve, mine = band.curve(tag), tag_series(run, tag)
+    ours, theirs = settings(run), band.content["settings"]
+    other_tokens = ours["tokenizer"] != theirs["tokenizer"] and tag.endswith("/loss")
+    if curve is None or mine is None or other_tokens:
+        return None
+    tokens, low, mean, high = curve
+    where = run.at(mine.steps, "tokens")
+    there = np.isfinite(mine.values) & (where >= 0.999 * tokens[0]) & (where <= 1.001 * tokens[-1])
+    if not there.any():
+        return None
+    where, values = where[there], mine.values[there]
+    # between two points of the band: straight on logarithmic tokens, as a learning curve nearly is
+    low, high = (np.interp(np.log(where), np.log(tokens), edge) for edge in (low, high))
+    outside = (values < low) | (values > high)
+    at, kind = where[-1], TAGS[tag]
+    place = "above" if values[-1] > high[-1] else "below" if values[-1] < low[-1] else "normal"
+    line = (
+        f"{kind.words} at {short(at)} tokens: {figure(values[-1])}, "
+        f"reference {figure(low[-1])} to {figure(high[-1])} over {band.seeds} seeds: "
+    )
+    if place == "normal":
+        share = outside.mean()
+        line += "normal" + (f" (outside for {share:.0%} of the way here)" if share > 0.1 else "")
+    else:
+        apart = values[-1] - high[-1] if place == "above" else low[-1] - values[-1]
+        line += f"{place} the band by {apart:.2g}"
+        if not differences(ours, theirs):  # else the settings are the reason
+            line += f": {getattr(kind, place)}"
+    return Verdict(place, line)

@@ -1,0 +1,250 @@
+"""The terminal's half of a report: figures side by side, and whether they compare at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from evaluation.report.bands import FREE
+from evaluation.report.read import LoggedRun, data_name, figure, short, status, validation_name
+from training.config import as_text
+
+NONE = "-"
+GAP = "  "
+
+
+def figures_table(runs: list[LoggedRun], width: int) -> str:
+    """A row per figure and a column per run; as many columns beside each other as fit `width`."""
+    rows = [(name, [words(run) for run in runs]) for name, words in FIGURES.items()]
+    rows += [(name, values) for name, values in differing_settings(runs).items()]
+    rows = [(name, cells) for name, cells in rows if set(cells) != {NONE}]
+    heads = [run.name for run in runs]
+    first = max(len(name) for name, _ in rows)
+    wide = [max(len(heads[i]), *(len(cells[i]) for _, cells in rows)) for i in range(len(runs))]
+    blocks, start = [], 0
+    while start < len(runs):
+        end, used = start + 1, first + len(GAP) + wide[start]
+        while end < len(runs) and used + len(GAP) + wide[end] <= width:
+            used += len(GAP) + wide[end]
+            end += 1
+        columns = range(start, end)
+        lines = [
+            GAP.join([name.ljust(first), *(cells[i].rjust(wide[i]) for i in columns)])
+            for name, cells in [("", heads), *rows]
+        ]
+        blocks.append("\n".join(line.rstrip() for line in lines))
+        start = end
+    return "\n\n".join(blocks)
+
+
+# ------------------------------------------------------------------------------------ one figure
+
+
+def _number(tag: str, form: Callable[[float], str]) -> Callable[[LoggedRun], str]:
+    def words(run: LoggedRun) -> str:
+        value = run.last_finite(tag)
+        return form(value) if math.isfinite(value) else NONE
+
+    return words
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _counted(value: float | None) -> str:
+    return NONE if value is None else _count(value)
+
+
+def _tokens(run: LoggedRun) -> str:
+    if run.tokens_per_step is None:
+        return NONE
+    return _count(run.at(np.array([run.last_step]), "tokens")[0])
+
+
+def _seconds(run: LoggedRun) -> str:
+    value = run.last_number("final/seconds")
+    value = run.last_number("perf/seconds") if math.isnan(value) else value
+    if (
+        math.isnan(value)
+        and len(run.series("perf/tokens_per_second").steps)
+        and run.tokens_per_step
+    ):
+        value = 60 * run.at(np.array([run.last_step]), "minutes")[0]
+    return _count(value) if math.isfinite(value) else NONE
+
+
+def speed(run: LoggedRun) -> float:
+    """Tokens per second of training: of the whole run, or the middle of what was seen so far."""
+    values = run.series("perf/tokens_per_second").values
+    so_far = float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
+    final = run.last_number("final/tokens_per_second")
+    return final if math.isfinite(final) else so_far
+
+
+def _loss(run: LoggedRun) -> str:
+    if run.finished:
+        error = run.last_number("final/loss_standard_error")
+        return f"{run.last_number('final/loss'):.4f} +- {error:.4f}"
+    value = run.last_finite("val/loss")
+    return f"{value:.4f} so far" if math.isfinite(value) else NONE
+
+
+def _bits(run: LoggedRun) -> str:
+    if run.finished:
+        return f"{run.last_number('final/bits_per_byte'):.4f}"
+    value = run.last_finite("val/bits_per_byte")
+    return f"{value:.4f} so far" if math.isfinite(value) else NONE
+
+
+def max_violation(run: LoggedRun) -> tuple[float, float] | None:
+    """Mean and worst layer, of all tokens since the last evaluation, or of the last batches."""
+    since = run.layers("moe/max_violation_since_eval")
+    layers = since or run.layers("moe/max_violation")
+    if layers is None:
+        return None
+    mean, worst = (layers.reduced(how) for how in (np.mean, np.max))
+    if since is None:  # of single batches: noisy
+        mean, worst = run.smoothed(mean), run.smoothed(worst)
+    return mean.values[-1], worst.values[-1]
+
+
+def _violation(run: LoggedRun) -> str:
+    found = max_violation(run)
+    return " / ".join(map(figure, found)) if found else NONE
+
+
+def dead_experts(run: LoggedRun) -> tuple[int, int | None] | None:
+    """How many are dead, of how many."""
+    layers = run.layers("moe/dead_experts")
+    if layers is None:
+        return None
+    experts = run.setting("num_experts")
+    dead = int(layers.reduced(np.sum).values[-1])
+    return dead, len(layers.values) * experts if experts else None
+
+
+def _dead(run: LoggedRun) -> str:
+    found = dead_experts(run)
+    return " of ".join(str(n) for n in found if n is not None) if found else NONE
+
+
+def _layer_mean(tag: str) -> Callable[[LoggedRun], str]:
+    def words(run: LoggedRun) -> str:
+        layers = run.layers(tag)
+        return NONE if layers is None else figure(layers.reduced(np.mean).values[-1])
+
+    return words
+
+
+FIGURES: dict[str, Callable[[LoggedRun], str]] = {
+    "status": status,
+    "parameters": lambda run: _counted(run.parameters("total")),
+    "active per token": lambda run: _counted(run.parameters("active")),
+    "training tokens": _tokens,
+    "training seconds": _seconds,
+    "tokens per second": lambda run: _count(speed(run)) if math.isfinite(speed(run)) else NONE,
+    "validation loss, nats/token": _loss,
+    "bits per byte": _bits,
+    "train loss, last batch": _number("train/loss", lambda x: f"{x:.4f}"),
+    "gradient norm, last batch": _number("optim/grad_norm", figure),
+    "max violation, mean / worst layer": _violation,
+    "dead experts": _dead,
+    "router entropy, mean of layers": _layer_mean("moe/entropy"),
+    "flip rate, mean of layers": _layer_mean("moe/flip_rate"),
+}
+
+
+def differing_settings(runs: list[LoggedRun]) -> dict[str, list[str]]:
+    """{setting: a value per run} of those that could change a curve and are not the same in all."""
+    runs_of = [run.config.get("train", {}) | run.config.get("model", {}) for run in runs]
+    names = {name: None for config in runs_of for name in config}  # in order, once
+    found = {}
+    for name in names:
+        if name in FREE - {"seed", "dtype"}:
+            continue
+        values = [config.get(name, NONE) for config in runs_of]
+        shown = [value if value == NONE else _setting(name, value) for value in values]
+        if len(set(shown)) > 1:
+            found[name] = shown
+    return found
+
+
+def _setting(name: str, value) -> str:
+    if name in ("dataset", "val_dataset"):
+        return str(data_name(value) or "none")
+    return as_text(tuple(value) if isinstance(value, list) else value)
+
+
+# ----------------------------------------------------------------------------------- do they compare
+
+
+def comparability(runs: list[LoggedRun]) -> list[str]:
+    """A line for each reason why numbers of these runs do not compare."""
+    lines = []
+
+    def if_different(words: str, of: Callable[[LoggedRun], object], so: str) -> None:
+        values = {run.name: of(run) for run in runs}
+        if len({v for v in values.values() if v is not None}) > 1:
+            said = ", ".join(f"{name}: {value}" for name, value in values.items())
+            lines.append(f"{words} differ ({said}): {so}")
+
+    if_different("tokenizers", _tokenizer, "losses do not compare, bits per byte do")
+    if_different("validation data", validation_name, "neither losses nor bits per byte compare")
+    if_different(
+        "eval_tokens",
+        lambda run: run.setting("eval_tokens"),
+        "the curves are of other validation tokens and do not compare",
+    )
+    if_different(
+        "final_eval_tokens",
+        lambda run: run.setting("final_eval_tokens") or "all",
+        "the closing figures are of other validation tokens and do not compare",
+    )
+    if_different(
+        "block_size",
+        lambda run: run.setting("block_size"),
+        "a token is scored with more or less text before it; bits per byte include that",
+    )
+    if_different(
+        "training data",
+        lambda run: data_name(run.setting("dataset")),
+        "the curves compare data as well as models",
+    )
+    if_different(
+        "validation tokens of the closing figures",
+        lambda run: run.last("final/validation_tokens") if _same(runs, _tokenizer) else None,
+        "the closing figures do not compare",
+    )
+    for run in runs:
+        if not run.config and len(runs) > 1:
+            lines.append(f"{run.name} has no config.json: whether it compares is not known")
+    return lines
+
+
+def _tokenizer(run: LoggedRun) -> str | None:
+    recorded = run.config.get("tokenizer", {})
+    name, sha = recorded.get("name", run.setting("tokenizer")), recorded.get("sha256")
+    return f"{name} {sha[:8]}" if sha else name
+
+
+def _same(runs: list[LoggedRun], of: Callable[[LoggedRun], object]) -> bool:
+    return len({of(run) for run in runs}) == 1
+
+
+def in_short(run: LoggedRun) -> str:
+    """Model and parameters in a few words."""
+    size, kind = run.setting("model_size"), run.setting("model")
+    words = [" ".join(str(w) for w in (kind, size) if w)] if kind or size else []
+    if run.parameters("total"):
+        words.append(f"{short(run.parameters('total'))} parameters")
+        words.append(f"{short(run.parameters('active') or math.nan)} active")
+    if run.setting("num_hidden_layers"):
+        words.append(f"{run.setting('num_hidden_layers')} layers")
+    if run.setting("num_experts") and run.setting("experts_per_token"):
+        words.append(
+            f"{run.setting('num_experts')} experts, {run.setting('experts_per_token')} per token"
+        )
+    return ", ".join(words)

@@ -1,0 +1,223 @@
+"""Fuzz what a person hands to the programs: no traceback, no half file, one clear sentence, exit code 0 or 2.
+
+    python -m tests.stress.fuzz [--cases 2000] [--commands 50] [--seed 0]
+        writes benchmarks/results/fuzz.json     (about fifteen minutes on one core)
+
+The cases are drawn by hypothesis, kind by kind (tests/stress/fuzzing/cases.py): flags, YAML, text, jsonl,
+parquet, config.json, metrics.jsonl, checkpoints, best.json, rank files, reference bands. SHARE of them are
+mutations of valid input, the rest arbitrary. Most run through main(argv) in this process, and some
+as real commands; tests/stress/fuzzing/judge.py says what passes. Each finding is shrunk and printed once;
+any finding is exit code 1. Should a case kill this process, it stands in the file named at the start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from tqdm import tqdm
+
+from common.provenance import provenance
+from tests.stress.fuzzing.cases import KINDS, Case, Strategy, described
+from tests.stress.fuzzing.judge import SECONDS, Finding, run_case
+from tests.stress.fuzzing.materials import make_materials
+
+RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "fuzz.json"
+SHARE = 0.7  # of the cases are mutations of valid input
+SHRINK_SECONDS = 60.0  # for each finding
+
+
+class Found(NamedTuple):
+    """A finding and the smallest case that was seen to show it."""
+
+    case: Case
+    finding: Finding
+
+
+class Fault(Exception):
+    """A case that did not pass; hypothesis makes the case smaller."""
+
+
+def hunt(
+    strategy: Strategy[Case],
+    cases: int,
+    run: Callable[[Case], Finding | None],
+    seed: int | None,
+    count: Callable[[Case], None] = lambda case: None,
+) -> list[Found]:
+    """Run so many cases; each fault once, with its smallest case.
+
+    run: the verdict on a case.  count: told of each case before anything is made smaller.
+    seed: None draws the same cases every time.
+    """
+    found: dict[str, Found] = {}
+    done = rounds = 0
+    while done < cases and rounds <= len(found):  # a round ends with a fault, or with all its cases
+        fresh = None if seed is None else seed + 1000 * rounds
+        more, one = hunt_once(strategy, cases - done, run, fresh, count, set(found))
+        if one is not None:
+            found[one.finding.signature] = one
+        done, rounds = done + more, rounds + 1
+    return list(found.values())
+
+
+def hunt_once(
+    strategy: Strategy[Case],
+    cases: int,
+    run: Callable[[Case], Finding | None],
+    seed: int | None,
+    count: Callable[[Case], None],
+    known: set[str],
+) -> tuple[int, Found | None]:
+    """Cases up to the first fault that is not known: how many, and that fault made small."""
+    done, deadline = 0, math.inf
+    failing: dict[Case, Finding] = {}
+
+    def attempt(case: Case) -> None:
+        nonlocal done, deadline
+        if not failing:
+            done += 1
+            count(case)
+        # when the time is over, nothing but what has failed before fails: hypothesis then comes to an end
+        late = time.monotonic() > deadline
+        finding = failing.get(case) if late else run(case)
+        if finding is None or finding.signature in known:
+            return
+        if not failing:
+            deadline = time.monotonic() + SHRINK_SECONDS
+        failing[case] = finding
+        raise Fault(finding.signature)
+
+    test = settings(
+        max_examples=cases,
+        deadline=None,
+        database=None,
+        derandomize=seed is None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+        report_multiple_bugs=False,
+        verbosity=hypothesis.Verbosity.quiet,
+    )(hypothesis.given(strategy)(attempt))
+    if seed is not None:
+        test = hypothesis.seed(seed)(test)
+    try:
+        test()
+    except (Fault, hypothesis.errors.FlakyFailure):
+        case, finding = list(failing.items())[-1]  # the last one that failed is the smallest
+        return done, Found(case, finding)
+    return done, None
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=2000, help="in this process (default: 2000)")
+    parser.add_argument("--commands", type=int, default=50, help="as commands (default: 50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; repeatable")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    kinds = {kind: KINDS[kind] for kind in args.kind or KINDS}
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    found: list[Found] = []
+    began = time.monotonic()
+    faulthandler.enable()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        folder = Path(name)
+        print(f"the case under way stands in {folder / 'case.txt'}", flush=True)
+        materials = make_materials(folder / "materials", seeds=3)
+        with tqdm(total=args.cases + args.commands, unit=" cases") as bar:
+            for real, total in ((False, args.cases), (True, args.commands)):
+                parts = [
+                    (kind, origin, strategy)
+                    for kind, strategies in kinds.items()
+                    for origin, strategy in zip(("mutations", "arbitrary"), strategies)
+                ]
+                for place, (kind, origin, strategy) in enumerate(parts):
+                    share = SHARE if origin == "mutations" else 1 - SHARE
+                    cases = round_up(total * share / len(kinds), place)
+
+                    def run(case: Case, real=real) -> Finding | None:
+                        (folder / "case.txt").write_text(described(case), errors="backslashreplace")
+                        faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
+                        try:
+                            return run_case(case, materials, folder / "case", real=real)
+                        finally:
+                            faulthandler.cancel_dump_traceback_later()
+
+                    def count(case: Case, kind=kind, origin=origin, real=real) -> None:
+                        counts[kind][origin] += 1
+                        counts[kind]["commands"] += real
+                        bar.update()
+
+                    bar.set_description(f"{kind}, {origin}" + (", as commands" if real else ""))
+                    for one in hunt(
+                        strategy(kind, materials), cases, run, args.seed + place, count
+                    ):
+                        found.append(one)
+                        bar.write(report(one))
+    figures = summary(counts, found, time.monotonic() - began)
+    print("\n".join(table(counts, figures)))
+    if not args.kind:
+        RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
+    return 1 if found else 0
+
+
+def round_up(number: float, place: int) -> int:
+    """Whole cases of a part: never fewer than asked for in all."""
+    return max(1, -int(-number // 1))
+
+
+def report(one: Found) -> str:
+    return f"--- FINDING {one.finding.signature}\n{described(one.case)}\n{one.finding.details}\n---"
+
+
+def summary(counts: dict[str, Counter[str]], found: list[Found], seconds: float) -> dict:
+    mutations, arbitrary, commands = (
+        sum(count[name] for count in counts.values())
+        for name in ("mutations", "arbitrary", "commands")
+    )
+    return {
+        "cases": mutations + arbitrary,
+        "of_them_as_commands": commands,
+        "share_of_mutations": mutations / max(1, mutations + arbitrary),
+        "by_kind": {kind: dict(count) for kind, count in counts.items()},
+        "findings": [
+            {"signature": one.finding.signature, "case": described(one.case)} for one in found
+        ],
+        "seconds": round(seconds),
+    }
+
+
+def table(counts: dict[str, Counter[str]], figures: dict) -> list[str]:
+    lines = [f"{'kind':<16}{'mutations':>10}{'arbitrary':>10}{'commands':>10}"]
+    for kind, count in counts.items():
+        lines.append(
+            f"{kind:<16}{count['mutations']:>10}{count['arbitrary']:>10}{count['commands']:>10}"
+        )
+    lines.append(
+        f"{figures['cases']:,} cases, {figures['share_of_mutations']:.0%} mutations of valid input, "
+        f"{figures['of_them_as_commands']} as commands, {figures['seconds']} s: "
+        f"{len(figures['findings'])} findings"
+    )
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of tests/stress/fuzz.py: valid inputs, their mutations, cases, and the verdict on a case."""

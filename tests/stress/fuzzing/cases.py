@@ -1,0 +1,306 @@
+"""Cases: a program, its words and its files; a strategy for each kind of input and both origins.
+
+KINDS[kind] gives (mutations, arbitrary): strategies that begin with something valid, and ones that
+begin with nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+
+from tests.stress.fuzzing.materials import DATA, FINISHED, NEWEST, RUN, TINY, flags
+from tests.stress.fuzzing.mutations import NUMBERS, WORDS, Made, Mutant, Raw, mutants, odd_values
+
+Strategy = st.SearchStrategy
+
+
+class Case(NamedTuple):
+    """One call of a program in a folder of its own that holds the materials and these files."""
+
+    kind: str
+    program: str  # of verdict.PROGRAMS
+    argv: tuple[str, ...]
+    files: tuple[Mutant | Raw | Made, ...] = ()
+    stdin: bytes = b""
+
+
+class Use(NamedTuple):
+    """A command that reads a file of the materials."""
+
+    program: str
+    argv: tuple[str, ...]
+    file: str
+    by_stdin: bool = False
+
+
+def _train(**settings: str) -> tuple[str, ...]:
+    return tuple(flags(TINY | DATA | {"out_dir": "model_new"} | settings))
+
+
+ON_RUN = ("--out_dir", RUN, "--resume", "--log_every", "1")
+SAMPLE = ("--max_tokens", "3", "--seed", "1", "--device", "cpu")
+NEW_RANKS = ("--vocab_size", "270", "--out", "new.tiktoken")
+PREPARED = ("--tokenizer", "small.tiktoken", "--out_dir", "prepared")
+FROM = ("--init_from", NEWEST, *flags(DATA | {"out_dir": "model_new", "max_iters": "1", "batch_size": "2"}),
+        "--block_size", "16", "--device", "cpu", "--threads", "1")  # fmt: skip
+FROM = tuple(word for word in FROM if word not in ("--tokenizer", DATA["tokenizer"]))
+
+
+def data_uses(file: str) -> list[Use]:
+    """The commands that read documents from a file."""
+    found = [
+        Use("train", _train(dataset=file), file),
+        Use("train_tokenizer", ("--dataset", file, *NEW_RANKS), file),
+        Use("prepare", ("--dataset", file, "--val_dataset", file, *PREPARED), file),
+    ]
+    if not file.endswith(".parquet"):
+        found.append(Use("check", (file, "--against", "none"), file))
+    return found
+
+
+USES: dict[str, list[Use]] = {
+    "yaml": [
+        Use("train", ("--config", "recipe.yaml", "--dry_run"), "recipe.yaml"),
+        Use("train", ("--config", "recipe.yaml"), "recipe.yaml"),
+    ],
+    "text": [
+        *data_uses("stories.txt"),
+        Use("check", ("-", "--against", "none", "--json"), "stories.txt", by_stdin=True),
+        Use("check", ("stories.txt", "--against", "stories.txt"), "stories.txt"),
+        Use("sample", ("--checkpoint", RUN, "--prompts", "prompts.txt", *SAMPLE), "prompts.txt"),
+    ],
+    "jsonl": [
+        *data_uses("stories.jsonl"),
+        Use("train", _train(), "valid.jsonl"),
+        Use("check", ("valid.jsonl", "--against", "stories.jsonl", "--json"), "valid.jsonl"),
+    ],
+    "parquet": data_uses("stories.parquet"),
+    "config.json": [
+        Use("train", ON_RUN, f"{RUN}/config.json"),
+        Use("report", (RUN, "--out", "page.png"), f"{RUN}/config.json"),
+        Use("report", (FINISHED, RUN, "--out", "page.png"), f"{FINISHED}/config.json"),
+    ],
+    "metrics.jsonl": [
+        Use("report", (RUN, "--out", "page.png"), f"{RUN}/metrics.jsonl"),
+        Use("report", (FINISHED, RUN, "--out", "page.png"), f"{FINISHED}/metrics.jsonl"),
+        Use("train", ON_RUN, f"{RUN}/metrics.jsonl"),
+    ],
+    "checkpoint": [
+        Use("sample", ("--checkpoint", RUN, *SAMPLE), NEWEST),
+        Use("train", ON_RUN, NEWEST),
+        Use("train", (*ON_RUN, "--dry_run"), NEWEST),
+        Use("train", FROM, NEWEST),
+        Use("train", ("--eval_only", RUN, "--device", "cpu", "--threads", "1"), NEWEST),
+    ],
+    "best.json": [
+        Use("sample", ("--checkpoint", RUN, *SAMPLE), f"{RUN}/best.json"),
+        Use("train", (*ON_RUN, "--keep", "1"), f"{RUN}/best.json"),
+        Use("train", ("--eval_only", RUN, "--device", "cpu"), f"{RUN}/best.json"),
+    ],
+    "token folder": [
+        Use("train", _train(dataset="tokens", val_dataset="valid.jsonl"), file)
+        for file in ("tokens/tokens.json", "tokens/train_00000.tokens.npy", "tokens/train_00000.ends.npy")
+    ],
+    "ranks": [
+        Use("train", (*_train(), "--dry_run"), file)
+        for file in ("small.tiktoken", "small.json")
+    ]
+    + [
+        Use("prepare", ("--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", *PREPARED), file)
+        for file in ("small.tiktoken", "small.json")
+    ],
+    "band": [
+        Use("report", (RUN, "--reference", "band.json", "--out", "page.png"), "band.json"),
+    ],
+}  # fmt: skip
+HOWS = {
+    ".yaml": ("bytes", "lines", "tree", "tree"),
+    ".txt": ("bytes", "lines"),
+    ".jsonl": ("bytes", "lines", "tree"),
+    ".json": ("bytes", "lines", "tree", "tree"),
+    ".parquet": ("bytes", "column"),
+    ".pt": ("bytes", "tree", "tree", "tree", "tree"),
+    ".tiktoken": ("bytes", "lines"),
+    ".npy": ("bytes",),
+}
+
+
+def _case(kind: str, use: Use, file: Mutant | Raw | Made, materials: Path) -> Case:
+    if use.by_stdin:
+        return Case(kind, use.program, use.argv, (), file.build(materials))
+    return Case(kind, use.program, use.argv, (file,))
+
+
+def mutated_files(kind: str, materials: Path) -> Strategy[Case]:
+    return st.one_of(
+        mutants(materials, use.file, HOWS[Path(use.file).suffix]).map(
+            lambda file, use=use: _case(kind, use, file, materials)
+        )
+        for use in USES[kind]
+    )
+
+
+def arbitrary_files(kind: str, materials: Path) -> Strategy[Case]:
+    def of(use: Use) -> Strategy[Case]:
+        suffix = Path(use.file).suffix
+        contents = st.one_of(st.binary(max_size=200), st.text(max_size=60).map(_encoded))
+        files = contents.map(lambda content: Raw(use.file, content))
+        if suffix in (".json", ".jsonl", ".yaml", ".pt"):
+            values = _arbitrary_values(tensors=suffix == ".pt")
+            files = st.one_of(files, values.map(lambda value: Made(use.file, value)))
+        return files.map(lambda file: _case(kind, use, file, materials))
+
+    return st.one_of([of(use) for use in USES[kind]])
+
+
+def _arbitrary_values(*, tensors: bool) -> Strategy:
+    known = ("step", "train", "model", "config", "starts", "text", "checkpoint", "val_loss", "tags", "runs",
+             "settings", "lr", "num_experts", "train/loss", "moe/load", "model_name", "tokenizer")  # fmt: skip
+    value = odd_values(tensors=tensors)
+    record = st.dictionaries(st.sampled_from(known), value, max_size=5)
+    return st.one_of(value, record, st.lists(record, max_size=3))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+# --------------------------------------------------------------------------------------------------
+# flags
+
+# As a shell passes them: no NUL, and bytes that are not UTF-8 as lone surrogates.
+ARGUMENTS = (*(word for word in WORDS if "\0" not in word), *map(str, NUMBERS), "1_000", "0x10", "\uff11\uff12",
+             "true", "True", "None", "--", "--help", "@file", "\udcff", "%(prog)s", "~", "cpu:1", "small.tiktoken",
+             NEWEST, FINISHED, "tokens", ".", "stories.txt", "prompts.txt", "band.json", "page.png", "new.jsonl")  # fmt: skip
+MORE_TRAIN = {  # further settings, each with a valid value
+    "lr": "1e-3", "schedule": "cosine", "warmup": "0.1", "decay": "0.5", "grad_clip": "0", "optimizer": "adamw",
+    "weight_decay": "0", "balance": "bias", "balance_coef": "0.1", "bias_rate": "0.01", "z_loss_coef": "0.001",
+    "packing": "lanes", "grad_accum": "2", "keep": "1", "eval_every": "1", "use_tensorboard": "false",
+    "seed": "7", "dtype": "bfloat16", "attention": "eager", "experts": "loop", "text_column": "text",
+    "position": "learned", "norm": "layernorm", "mlp": "gelu", "tie_embeddings": "true", "attention_bias": "false",
+    "attention_sinks": "false", "dropout": "0.1", "moe_layers": "1", "capacity_factor": "1.5", "nope_stride": "2",
+    "layer_types": "full_attention,sliding_attention", "rope_theta": "10000", "swiglu_limit": "3",
+    "rope_ntk_alpha": "1", "rope_ntk_beta": "32", "model_size": "toy", "model": "gptoss", "used_vocab_size": "300",
+    "vocab_size": "320",
+}  # fmt: skip
+VALID: dict[str, list[tuple[str, ...]]] = {  # whole commands to begin with
+    "sample": [
+        ("--checkpoint", RUN, "--prompt", "Once upon", "--temperature", "0.8", "--top_k", "5", *SAMPLE),
+        ("--checkpoint", NEWEST, "--prompts", "prompts.txt", "--num_samples", "2", "--top_p", "0.9",
+         "--min_p", "0.1", "--out", "told.jsonl", *SAMPLE),
+    ],
+    "check": [
+        ("stories.txt", "--against", "none"),
+        ("valid.jsonl", "--against", "stories.jsonl", "stories.txt", "--text_column", "text", "--json"),
+    ],
+    "report": [
+        (RUN, "--out", "page.png", "--x", "step", "--reference", "none"),
+        (RUN, f"{FINISHED}/metrics.jsonl", "--out", "page.png", "--x", "tokens"),
+    ],
+    "train_tokenizer": [
+        ("--dataset", "stories.jsonl", "--text_column", "text", "--max_documents", "20", *NEW_RANKS),
+    ],
+    "prepare": [
+        ("--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", "--text_column", "text", *PREPARED),
+    ],
+}  # fmt: skip
+
+
+@st.composite
+def mutated_words(draw, argv: tuple[str, ...]) -> tuple[str, ...]:
+    """A command line with one to three words changed, left out, repeated, swapped or put in."""
+    words = list(argv)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(words) - 1))
+        how = draw(
+            st.sampled_from(("odd", "odd", "odd", "drop", "again", "swap", "typo", "put", "join"))
+        )
+        if how == "odd":
+            values = [n for n, word in enumerate(words) if not word.startswith("--")] or [place]
+            words[draw(st.sampled_from(values))] = draw(arguments())
+        elif how == "drop" and len(words) > 1:
+            del words[place]
+        elif how == "again":
+            words[place:place] = words[place : place + 2]
+        elif how == "swap":
+            other = draw(st.integers(0, len(words) - 1))
+            words[place], words[other] = words[other], words[place]
+        elif how == "typo":
+            word = words[place]
+            cut = draw(st.integers(0, len(word)))
+            words[place] = (
+                word[:cut]
+                + draw(st.sampled_from(("", "x", "-", "_", "=", "\u00e9")))
+                + word[cut + 1 :]
+            )
+        elif how == "put":
+            words.insert(place, draw(arguments()))
+        elif how == "join" and place + 1 < len(words):
+            words[place : place + 2] = [f"{words[place]}={words[place + 1]}"]
+    return tuple(words)
+
+
+def arguments() -> Strategy[str]:
+    free = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), max_size=8)
+    return st.one_of(st.sampled_from(ARGUMENTS), st.sampled_from(ARGUMENTS), free)
+
+
+@st.composite
+def train_words(draw) -> tuple[str, ...]:
+    """A valid command line of train.py; most only count, as a run takes longer."""
+    more = draw(st.lists(st.sampled_from(sorted(MORE_TRAIN)), max_size=4, unique=True))
+    argv = flags(TINY | DATA | {"out_dir": "model_new"} | {name: MORE_TRAIN[name] for name in more})
+    return (*argv, "--dry_run") if draw(st.integers(0, 3)) else tuple(argv)
+
+
+def mutated_train(kind: str, materials: Path) -> Strategy[Case]:
+    return train_words().flatmap(mutated_words).map(lambda argv: Case(kind, "train", argv))
+
+
+def mutated_tools(kind: str, materials: Path) -> Strategy[Case]:
+    return st.one_of(
+        mutated_words(argv).map(lambda argv, program=program: Case(kind, program, argv))
+        for program, commands in VALID.items()
+        for argv in commands
+    )
+
+
+def arbitrary_words(*programs: str) -> Callable[[str, Path], Strategy[Case]]:
+    """Any words, some of them names of flags."""
+    names = [f"--{name}" for name in (*TINY, *DATA, *MORE_TRAIN, "config", "resume", "init_from", "eval_only",
+             "max_minutes", "dry_run", "help_model", "no-use_tensorboard")]  # fmt: skip
+    tools = sorted({word for commands in VALID.values() for argv in commands for word in argv})
+
+    def strategy(kind: str, materials: Path) -> Strategy[Case]:
+        known = st.sampled_from(names if programs == ("train",) else tools)
+        words = st.lists(st.one_of(known, known, arguments()), max_size=7)
+        return st.builds(
+            lambda program, argv: Case(kind, program, tuple(argv)), st.sampled_from(programs), words
+        )
+
+    return strategy
+
+
+KINDS: dict[
+    str, tuple[Callable[[str, Path], Strategy[Case]], Callable[[str, Path], Strategy[Case]]]
+] = {
+    "train flags": (mutated_train, arbitrary_words("train")),
+    "tool flags": (mutated_tools, arbitrary_words(*VALID)),
+    **{kind: (mutated_files, arbitrary_files) for kind in USES},
+}
+
+
+def described(case: Case) -> str:
+    """A case as text that tells all of it."""
+    lines = [
+        f"kind     {case.kind}",
+        f"program  {case.program}",
+        f"argv     {json.dumps(case.argv)}",
+    ]
+    lines += [f"file     {file!r}" for file in case.files]
+    return "\n".join([*lines, *([f"stdin    {case.stdin!r}"] if case.stdin else [])])

@@ -1,0 +1,291 @@
+"""One case in a folder of its own: run it in this process or as a command, and judge how it ended.
+
+A case passes if the exit code is 0 or 2; there is no traceback and no warning; on 2 the last line of
+stderr, and only that, is an error in words; a program that failed before it began to work wrote
+nothing; every file that is there is whole; and all of it took bounded time and memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import importlib
+import io
+import itertools
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+from tests.stress.fuzzing.cases import Case
+
+ROOT = Path(__file__).resolve().parents[3]
+PROGRAMS = {  # module with main(argv), and the words of a real command
+    "train": ("train", ("train.py",)),
+    "sample": ("sample", ("sample.py",)),
+    "check": ("evaluation.check", ("-m", "evaluation.check")),
+    "report": ("evaluation.report.__main__", ("-m", "evaluation.report")),
+    "train_tokenizer": ("data.train_tokenizer", ("-m", "data.train_tokenizer")),
+    "prepare": ("data.prepare", ("-m", "data.prepare")),
+}
+CPU_SECONDS, SECONDS = 20, 120  # of a case: what it may compute, and with all waiting
+MEMORY = 2 * 10**9  # bytes that a case may take, and that the programs believe to be free
+STEPS = 3  # of a training run; more of the same would show nothing new
+LONGEST_MESSAGE = 1000
+# Python's own words where a sentence was due: they say nothing about the input.
+JARGON = re.compile(
+    r"error: (\[Errno|embedded null|Expecting|Extra data|'\S+' codec|invalid literal|<|\(|\w+Error)|"
+    r"has no attribute|not subscriptable|not callable|not iterable|not supported between|unhashable|"
+    r"must be real number|'NoneType'|positional argument|keyword argument|out of range:|to unpack|"
+    r"cannot be interpreted as|unsupported operand|could not convert|CHECK failed|<class|object at 0x"
+)
+
+
+class TooLong(BaseException):
+    """The time of a case is over. No program may swallow it, hence no Exception."""
+
+
+class Enough(BaseException):
+    """The training run of a case has done its steps."""
+
+
+class Ending(NamedTuple):
+    """How a case ended."""
+
+    code: int | None  # None: neither by return nor by exit
+    out: str
+    err: str
+    error: str = ""  # of an exception that came out: its kind and the place in our code
+    finished: bool = True  # False: stopped by us after STEPS
+
+
+class Finding(NamedTuple):
+    """What is wrong with how a case ended; equal signatures are one fault."""
+
+    signature: str
+    details: str
+
+
+def run_case(case: Case, materials: Path, folder: Path, *, real: bool = False) -> Finding | None:
+    """Set the case up in `folder`, which must not exist, run it, judge it, remove the folder."""
+    work = folder / "work"  # what a case may write to beside its own files is this far away
+    shutil.copytree(materials, work)
+    try:
+        for file in case.files:
+            (work / file.file).write_bytes(file.build(materials))
+        before = contents(work)
+        ending = command(case, work) if real else call(case, work)
+        return judge(case, ending, work, before)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """{path: digest} of the files; locks do not count."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# running
+
+
+def call(case: Case, work: Path) -> Ending:
+    """main(argv) in this process."""
+    module = importlib.import_module(PROGRAMS[case.program][0])
+    out, err = io.BytesIO(), io.BytesIO()
+    streams = (
+        io.TextIOWrapper(io.BytesIO(case.stdin), encoding="utf-8"),
+        io.TextIOWrapper(out, encoding="utf-8", write_through=True),
+        io.TextIOWrapper(err, encoding="utf-8", errors="backslashreplace", write_through=True),
+    )
+    error, code, finished = "", None, True
+    saved = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = streams
+    try:
+        with contextlib.chdir(work), _bounded(), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            code = module.main(list(case.argv))
+    except Enough:
+        finished = False
+    except SystemExit as stop:  # --help
+        code = stop.code or 0
+    except BaseException as raised:
+        if isinstance(raised, KeyboardInterrupt):
+            raise
+        error = _where(raised)
+        traceback.print_exc()
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = saved
+        gc.collect()
+    texts = (stream.getvalue().decode(errors="replace") for stream in (out, err))
+    return Ending(code, *texts, error, finished)
+
+
+def command(case: Case, work: Path) -> Ending:
+    """The command in a process of its own; a training run only counts, so that it ends."""
+    words = PROGRAMS[case.program][1]
+    words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
+    dry = ("--dry_run",) if case.program == "train" else ()
+    # a lone surrogate stands for a byte, as in sys.argv
+    line = [os.fsencode(word) for word in (sys.executable, *words, *case.argv, *dry)]
+    try:
+        done = subprocess.run(
+            line, cwd=work, input=case.stdin, capture_output=True, timeout=SECONDS,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Ending(None, "", "", f"TooLong: {SECONDS} s")
+    texts = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
+    return Ending(done.returncode, *texts)
+
+
+@contextlib.contextmanager
+def _bounded():
+    """A limit on time, memory and steps; memory that the programs see is within that limit."""
+    from common import device
+    from training import trainer
+
+    ticks = itertools.count(1)
+
+    def compute(*_):
+        raise TooLong
+
+    def tick(*_):
+        if next(ticks) == SECONDS:  # counted: a fuzzer that is stopped for a while must not be late
+            raise TooLong
+
+    train_step = trainer.train_step
+
+    done = itertools.count()
+
+    def counted(run, progress):
+        if next(done) == STEPS or run.cfg.grad_accum > 100:
+            raise Enough
+        return train_step(run, progress)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    clocks = (
+        (signal.SIGALRM, tick, signal.ITIMER_REAL, (1, 1)),
+        (signal.SIGPROF, compute, signal.ITIMER_PROF, (CPU_SECONDS, 0)),
+    )
+    handlers = {number: signal.signal(number, handler) for number, handler, *_ in clocks}
+    for *_, timer, seconds in clocks:
+        signal.setitimer(timer, *seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2 * MEMORY, hard))
+    try:
+        with (
+            mock.patch.object(device, "available_memory", lambda _: MEMORY),
+            mock.patch.object(trainer, "train_step", counted),
+        ):
+            yield
+    finally:
+        for number, _, timer, _ in clocks:
+            signal.setitimer(timer, 0)
+            signal.signal(number, handlers[number])
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _where(raised: BaseException) -> str:
+    """The kind of an exception and the last line of ours that it passed."""
+    frames = [
+        f for f in traceback.extract_tb(raised.__traceback__) if f.filename.startswith(str(ROOT))
+    ]
+    ours = [f for f in frames if "/fuzzing/" not in f.filename and "/.venv/" not in f.filename]
+    place = f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else "?"
+    return f"{type(raised).__name__} at {place}"
+
+
+# --------------------------------------------------------------------------------------------------
+# judging
+
+
+def judge(case: Case, ending: Ending, work: Path, before: dict[str, str]) -> Finding | None:
+    """What is wrong, or None."""
+    said = ending.err.strip("\n").splitlines()
+    told = f"exit code {ending.code}, stderr:\n{ending.err[-3000:]}"
+
+    def finding(what: str) -> Finding:
+        same = re.sub(r"'[^']*'?|\"[^\"]*\"?|\d+", "N", what)[:90]  # of the input: no other fault
+        return Finding(f"{case.program}: {same}", told)
+
+    if ending.error:
+        return Finding(f"{case.program}: {ending.error}", told)
+    if ending.finished and ending.code not in (0, 2):
+        return finding(f"exit code {ending.code}")
+    for line in said:
+        if re.match(r"Traceback|.*Warning: |Exception ignored", line):
+            return finding(re.sub(r"^.*/", "", line))
+    if ending.code == 2 and (what := unclear(said)):
+        return finding(what)
+    after = contents(work)
+    changed = [name for name in after if after[name] != before.get(name)]
+    gone = [name for name in before if name not in after]
+    began = "writing " in ending.err
+    if ending.code == 2 and not began and (changed or gone):
+        return finding(f"failed and yet changed {_kind_of(changed[0] if changed else gone[0])}")
+    for name in changed:
+        if what := partial(work / name):
+            return finding(f"{_kind_of(name)} is {what}")
+    return None
+
+
+def unclear(said: list[str]) -> str:
+    """Why the lines of stderr are not one clear sentence; "" where they are."""
+    errors = [line for line in said if ": error: " in line]
+    if len(errors) != 1 or not said or said[-1] != errors[0]:
+        return f"{len(errors)} error lines, the last line is {(said or ['nothing'])[-1][:80]!r}"
+    line = errors[0]
+    message = line.split(": error: ", 1)[1]
+    if len(message.split()) < 3:
+        return f"no sentence: {message!r}"
+    if len(line) > LONGEST_MESSAGE:
+        return f"{len(line)} characters: {message[:60]!r}"
+    if not line.isprintable() and not re.sub(r"[\ud800-\udfff]", "", line).isprintable():
+        return f"control characters in {message[:60]!r}"
+    if match := JARGON.search(line):
+        return f"jargon {match[0]!r} in {message[:120]!r}"
+    return ""
+
+
+def partial(path: Path) -> str:
+    """Why a file under a final name is not whole; "" where it is."""
+    from architecture.registry import read_checkpoint
+    from architecture.tokenizer import load_rank_file
+
+    if re.fullmatch(r"\..*\.tmp", path.name):
+        return "left behind"
+    try:
+        if path.suffix == ".pt":
+            read_checkpoint(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+        elif path.suffix == ".jsonl":
+            for line in path.read_bytes().splitlines():
+                json.loads(line)
+        elif path.suffix == ".tiktoken":
+            load_rank_file(path)
+        elif path.suffix == ".png":
+            return "" if path.read_bytes()[-8:-4] == b"IEND" else "cut off"
+    except ValueError as error:
+        return f"not whole ({type(error).__name__})"
+    return ""
+
+
+def _kind_of(name: str) -> str:
+    """A file's name without what differs from case to case."""
+    return re.sub(r"\d+", "N", Path(name).name)[:40]

@@ -1,0 +1,511 @@
+"""Tiny training runs that are killed with kill -9 again and again, and must end as if nothing had happened.
+
+    python -m tests.stress.kill_resume [--runs 200] [--seed 0]    writes benchmarks/results/kill_resume.json
+
+Each run is killed one to three times and resumed each time. A kill comes in one of three ways, in turn:
+
+moment      at a random moment of the run
+write       a random while, from a microsecond on, after a temporary file has appeared
+operation   at one file operation of all that the run does, drawn evenly: before a file is opened for
+            writing, synced, renamed or removed, or in the middle of a line of metrics.jsonl
+
+After each kill every checkpoint in the folder must load and hold what the run that nothing killed held at
+that step; where there is none yet, the folder must say what to do and a new start must then work. At the
+end the whole state, the history in metrics.jsonl, best.json, the closing validation loss and the list of
+files must be those of the run that nothing killed. Recipes vary packing, optimizer, balance rule,
+micro-batches, how often is saved and evaluated, how many checkpoints stay, and TensorBoard.
+
+Exits with 1 on any difference. Ctrl-C says what was found so far and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import importlib
+import json
+import logging
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from architecture.registry import read_checkpoint
+from common.provenance import provenance
+from tests.toy_corpus import documents, write_jsonl
+from training.monitor.metrics import read_metrics
+from training.state.checkpoint import checkpoint_path, checkpoints, require_training_state
+
+RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "kill_resume.json"
+STEPS = 20
+FINISHED = "is finished; start a new one"  # what --resume says of a run with nothing left to do
+TINY = (
+    "--dataset ../train.jsonl --val_dataset ../valid.jsonl --device cpu --threads 1 --num_hidden_layers 2 "
+    "--hidden_size 16 --head_dim 4 --num_attention_heads 4 --num_key_value_heads 2 --intermediate_size 12 "
+    "--num_experts 6 --sliding_window 8 --initial_context_length 16 --block_size 16 --batch_size 4 "
+    f"--eval_tokens 128 --log_every 1 --dropout 0.1 --out_dir model --max_iters {STEPS}"
+).split()
+IMPORTED = (  # once, before the forks: also what train.py itself imports late
+    "train", "architecture.gptoss", "training.costs", "data.sources", "training.start",
+    "training.trainer", "torch.utils.tensorboard", "torch._dynamo", "pandas", "matplotlib.backends.backend_agg",
+)  # fmt: skip
+RECIPES, WAYS, MOST_KILLS, PATIENCE = 12, ("moment", "write", "operation"), 3, 900.0
+# of the clock or of the call, and so not of what a run computes
+FREE = {"seconds", "resume", "commit", "tensorboard_dir", "keep", "use_tensorboard"}
+TIMES = ("perf/", "final/seconds", "final/tokens_per_second")
+
+
+class Broken(Exception):
+    """What a kill broke, in words."""
+
+
+FAULTS = (Broken, ValueError, OSError)  # also a file that is gone, or is no JSON
+
+
+class Ended(NamedTuple):
+    """A process that has ended: exit code, -9 after a kill -9, and the last line that it printed."""
+
+    code: int
+    line: str
+
+
+class Straight(NamedTuple):
+    """The run of a recipe that nothing killed."""
+
+    state: dict[int, str]  # fingerprints of its checkpoints, by step
+    weights: str  # fingerprint of its parameters at the end
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+    seconds: float
+    operations: int
+
+
+@dataclass
+class Count:
+    """What came out so far."""
+
+    runs: int = 0
+    kills: collections.Counter = field(default_factory=collections.Counter)  # by what they cut
+    starts_over: int = 0  # killed before the first checkpoint
+    checkpoints: int = 0  # loaded and compared
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
+def recipes(seed: int) -> list[list[str]]:
+    """Flags, so that every packing goes with every optimizer, and the rest is drawn."""
+    draw, found = random.Random(seed), []
+    for number in range(RECIPES):
+        found.append([
+            "--packing", ("packed", "lanes")[number % 2],
+            "--optimizer", ("adamw", "muon")[number // 2 % 2],
+            "--balance", ("aux", "bias", "aux_global", "none")[number % 4 if number < 4 else draw.randrange(4)],
+            "--grad_accum", str(draw.choice((1, 2))),
+            "--keep", ("none", "1", "2")[number % 3],
+            "--save_every", str(draw.choice((2, 3, 5))),
+            "--eval_every", str(draw.choice((2, 3, 4))),
+            "--seed", str(draw.randrange(1000)),
+            "--use_tensorboard" if number % 6 == 5 else "--no-use_tensorboard",
+        ])  # fmt: skip
+    return found
+
+
+# --------------------------------------------------------------------------------------- a process
+
+
+def start(folder: Path, flags: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    """`python train.py FLAGS` with `folder` as its working directory; its process id.
+
+    prepare: called in the new process, before it begins.  It is forked after the imports, which take
+    longer than the run.
+    """
+    assert threading.active_count() == 1, "a fork would leave the other threads' locks behind"
+    if pid := os.fork():
+        return pid
+    code = 70  # an error that train.py itself does not tell
+    try:
+        os.setpgid(0, 0)  # Ctrl-C is for the parent
+        os.chdir(folder)
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        prepare()
+        import train
+
+        code = train.main(flags)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def wait(
+    pid: int, folder: Path, kill_when: Callable[[], bool] = lambda: False, *, every: float = 2e-3
+) -> Ended:
+    """Wait for a process to end, or kill it when `kill_when`, asked `every` so many seconds, says so."""
+    limit = time.monotonic() + PATIENCE
+    try:
+        while True:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                break
+            if kill_when():
+                os.kill(pid, signal.SIGKILL)
+                _, status = os.waitpid(pid, 0)
+                break
+            if time.monotonic() > limit:
+                raise Broken(f"a run still goes after {PATIENCE:g} s")
+            time.sleep(every)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    lines = (folder / "log").read_text(errors="replace").strip().splitlines()
+    return Ended(os.waitstatus_to_exitcode(status), lines[-1] if lines else "")
+
+
+def watch_operations(at: int | None, tell: Path | None = None) -> Callable[[], None]:
+    """What a process does first so that it kills itself at file operation number `at` of its folder, or,
+    without one, writes to `tell` how many there are so far.
+    """
+
+    def prepare() -> None:
+        from training.monitor import metrics
+
+        done, out_dir, append, sync = 0, str(Path("model").resolve()), metrics.append_line, os.fsync
+
+        def another(cut: Callable[[], None] = lambda: None) -> None:
+            nonlocal done
+            done += 1
+            if done == at:
+                cut()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if tell is not None:
+                tell.write_text(str(done))
+
+        def audited(event: str, arguments: tuple) -> None:
+            writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if writes or event in ("os.rename", "os.remove"):
+                path = os.path.abspath(os.fsdecode(arguments[0])) if arguments[0] else ""
+                if path.startswith(out_dir):
+                    another()
+
+        def synced(descriptor: int) -> None:
+            another()
+            sync(descriptor)
+
+        def appended(file: Any, line: str) -> None:
+            another(lambda: file.write(line[: len(line) // 2].encode()))
+            append(file, line)
+
+        os.fsync, metrics.append_line = synced, appended
+        sys.addaudithook(audited)
+
+    return prepare
+
+
+def killed(
+    folder: Path, flags: list[str], way: str, draw: random.Random, straight: Straight
+) -> Ended:
+    """A process that is killed in a `way`, if it does not end before."""
+    if way == "operation":
+        number = draw.randint(1, straight.operations)
+        return wait(start(folder, flags, watch_operations(number)), folder)
+    if way == "moment":
+        pid, end = start(folder, flags), time.monotonic() + draw.uniform(0, straight.seconds)
+        return wait(pid, folder, lambda: time.monotonic() >= end)
+
+    appearances, seconds = draw.randint(1, 8), 10 ** draw.uniform(-6, -2)
+    seen: list[set[str]] = [set()]
+
+    def written() -> bool:
+        nonlocal appearances
+        now = temporary_files(folder / "model")
+        appearances -= len(now - seen[0])
+        seen[0] = now
+        if appearances > 0:
+            return False
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            pass
+        return True
+
+    return wait(start(folder, flags), folder, written, every=5e-5)
+
+
+# ------------------------------------------------------------------------------------- what is there
+
+
+def temporary_files(out_dir: Path) -> set[str]:
+    try:
+        return {name for name in os.listdir(out_dir) if name.startswith(".") and name != ".lock"}
+    except FileNotFoundError:
+        return set()
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of a checkpoint or a part of it, to the last bit, without what is FREE."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in value:
+                if key not in FREE:
+                    digest.update(f"<{key}>".encode())
+                    add(value[key])
+        elif isinstance(value, list | tuple):
+            digest.update(f"[{len(value)}]".encode())
+            for item in value:
+                add(item)
+        else:
+            digest.update(repr(value).encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+def history(out_dir: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl without what is of the clock, as text that knows one NaN."""
+    records = read_metrics(out_dir / "metrics.jsonl")
+    return [{k: repr(v) for k, v in r.items() if not k.startswith(TIMES)} for r in records]
+
+
+def what_was_cut(out_dir: Path) -> str:
+    """Which work a kill interrupted, by what it left."""
+    left = temporary_files(out_dir)
+    for name in sorted(left):
+        return f"writing {'a checkpoint' if name.startswith('.checkpoint_') else name[1:-4]}"
+    lines = out_dir / "metrics.jsonl"
+    if lines.exists() and lines.stat().st_size and not lines.read_bytes().endswith(b"\n"):
+        return "a line of metrics.jsonl"
+    there = checkpoints(out_dir)
+    if not there:
+        return "before the first checkpoint"
+    state = read_checkpoint(there[-1])
+    best = out_dir / "best.json"
+    held = json.loads(best.read_text()) if best.exists() else {"val_loss": float("inf")}
+    if state["scored"] and state["scored"]["val_loss"] < held["val_loss"]:
+        return "between a checkpoint and best.json"
+    keep = state["train_config"]["keep"]
+    if keep and any(path.name != held.get("checkpoint") for path in there[:-keep]):
+        return "between a checkpoint and the removal of an older one"
+    return "other work"
+
+
+def check_checkpoints(out_dir: Path, straight: Straight, count: Count) -> None:
+    """Broken unless every checkpoint loads and is what it was without a kill."""
+    for path in checkpoints(out_dir):
+        try:
+            state = read_checkpoint(path)
+            require_training_state(state, path)
+        except ValueError as error:
+            raise Broken(str(error)) from error
+        count.checkpoints += 1
+        if fingerprint(state) != straight.state[state["step"]]:
+            raise Broken(f"{path.name} holds another state")
+
+
+def check_end(folder: Path, keep: int | None, straight: Straight, count: Count) -> None:
+    """Broken unless a run that has ended is the one that nothing killed."""
+    out_dir = folder / "model"
+    check_checkpoints(out_dir, straight, count)
+    if not checkpoint_path(out_dir, STEPS).exists():
+        raise Broken("there is no last checkpoint")
+    if fingerprint(read_checkpoint(checkpoint_path(out_dir, STEPS))["model"]) != straight.weights:
+        raise Broken("other parameters")
+    best = json.loads((out_dir / "best.json").read_text())
+    if best != straight.best:
+        raise Broken(f"best.json says {best}, and not {straight.best}")
+    ours = history(out_dir)
+    for ours_at, theirs_at in zip(ours, straight.history):
+        if ours_at != theirs_at:
+            raise Broken(f"metrics.jsonl has {ours_at} in place of {theirs_at}"[:600])
+    if len(ours) != len(straight.history):
+        raise Broken(f"metrics.jsonl has {len(ours)} records, and not {len(straight.history)}")
+    steps = sorted(straight.state)
+    kept = set(steps[-keep:] if keep else steps) | {best["step"]}
+    files = {checkpoint_path(out_dir, step).name for step in kept}
+    files |= {".lock", "best.json", "config.json", "metrics.jsonl"}
+    if (there := set(os.listdir(out_dir))) != files:
+        raise Broken(f"files left: {sorted(there - files)}; missing: {sorted(files - there)}")
+    check_tensorboard(folder, ours)
+
+
+def check_tensorboard(folder: Path, records: list[dict[str, Any]]) -> None:
+    """Broken unless the run's TensorBoard folder, if it has one, draws each step once."""
+    facts = json.loads((folder / "model/config.json").read_text())
+    if facts["tensorboard_dir"] is None:
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / facts["tensorboard_dir"]), size_guidance={"scalars": 0})
+    drawn = [event.step for event in events.Reload().Scalars("train/loss")]
+    told = [int(r["step"]) for r in records if "train/loss" in r]
+    if drawn != told:
+        raise Broken(f"TensorBoard has train/loss at the steps {drawn}")
+
+
+# ------------------------------------------------------------------------------------------- a run
+
+
+def straight_run(folder: Path, recipe: list[str]) -> Straight:
+    """A recipe without a kill, with every checkpoint kept."""
+    folder.mkdir()
+    flags, tell = [*TINY, *recipe, "--keep", "none"], folder / "operations"
+    ended = wait(start(folder, flags, watch_operations(None, tell)), folder)
+    if ended.code:
+        raise Broken(f"the run that nothing kills ended with {ended.code}: {ended.line}")
+    shutil.rmtree(folder / "model")
+    began = time.monotonic()
+    wait(start(folder, flags), folder)
+    out_dir = folder / "model"
+    states = {path: read_checkpoint(path) for path in checkpoints(out_dir)}
+    return Straight(
+        state={state["step"]: fingerprint(state) for state in states.values()},
+        weights=fingerprint(states[checkpoint_path(out_dir, STEPS)]["model"]),
+        history=history(out_dir),
+        best=json.loads((out_dir / "best.json").read_text()),
+        seconds=time.monotonic() - began,
+        operations=int(tell.read_text()),
+    )
+
+
+def begin_again(folder: Path, flags: list[str]) -> None:
+    """Where a kill came before the first checkpoint: do what train.py says must be done."""
+    ended = wait(start(folder, flags), folder)
+    words = "remove it with "
+    if ended.code != 2 or words not in ended.line:
+        raise Broken(f"a start after a kill before the first checkpoint: {ended}")
+    command = shlex.split(ended.line.partition(words)[2].partition(",")[0])
+    if command != ["rm", "-r", "model"]:
+        raise Broken(f"train.py says to do {command}")
+    shutil.rmtree(folder / "model")
+
+
+def killed_run(
+    folder: Path, recipe: list[str], straight: Straight, draw: random.Random, count: Count
+) -> Iterator[str]:
+    """Kill a run and resume it until it ends, with all checks; yields what each kill cut."""
+    folder.mkdir(parents=True)
+    new, resume = [*TINY, *recipe], ["--resume", "--out_dir", "model"]
+    out_dir, kills, wanted = folder / "model", 0, draw.randint(1, MOST_KILLS)
+    while True:
+        flags = resume if checkpoints(out_dir) else new
+        if flags is new and set(os.listdir(folder)) & {"model"} and len(os.listdir(out_dir)) > 1:
+            begin_again(folder, new)
+            count.starts_over += 1
+        if kills < wanted:
+            way = WAYS[count.kills.total() % len(WAYS)]
+            ended = killed(folder, flags, way, draw, straight)
+        else:
+            ended = wait(start(folder, flags), folder)
+        if ended.code == 0 or kills and ended.code == 2 and FINISHED in ended.line:
+            break  # finished, now or just before the kill
+        if ended.code != -signal.SIGKILL:
+            raise Broken(f"ended with {ended.code} after {kills} kills: {ended.line}")
+        kills += 1
+        yield what_was_cut(out_dir)
+        check_checkpoints(out_dir, straight, count)
+    keep = recipe[recipe.index("--keep") + 1]
+    check_end(folder, None if keep == "none" else int(keep), straight, count)
+
+
+def go(number: int, seed: int, work: Path, count: Count) -> None:
+    """All runs, counted in `count`; the folder of a run that failed stays."""
+    write_jsonl(work / "train.jsonl", documents(308)[8:])
+    write_jsonl(work / "valid.jsonl", documents(308)[:8])
+    chosen = recipes(seed)
+    straight = [
+        straight_run(work / f"straight_{index}", recipe)
+        for index, recipe in enumerate(tqdm(chosen, desc="runs that nothing kills", leave=False))
+    ]
+    bar = tqdm(total=number, desc="killed runs")
+    with bar:
+        while count.runs < number:
+            index, draw = count.runs % RECIPES, random.Random(f"{seed} {count.runs}")
+            folder, cuts = work / f"run_{count.runs}", []
+            try:
+                while not cuts:  # one that ended before its kill came does not count
+                    shutil.rmtree(folder, ignore_errors=True)
+                    for cut in killed_run(folder, chosen[index], straight[index], draw, count):
+                        cuts.append(cut)
+                        count.kills[cut] += 1
+                shutil.rmtree(folder)
+            except FAULTS as broken:
+                log = folder / "log"
+                words = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+                said = repr(broken).replace(f"{work}/", "")
+                found = {"run": count.runs, "recipe": shlex.join(chosen[index]), "cuts": cuts}
+                count.failures.append(found | {"broken": said, "log": words})
+                bar.write(f"run {count.runs}: {said} ({found['recipe']})")
+            count.runs += 1
+            bar.update()
+            bar.set_postfix(kills=count.kills.total(), failures=len(count.failures))
+
+
+def summary(count: Count) -> dict[str, Any]:
+    cut = sum(n for what, n in count.kills.items() if "a checkpoint" in what)
+    return {
+        "runs": count.runs,
+        "failures": len(count.failures),
+        "kills": count.kills.total(),
+        "kills_in_a_checkpoint_write": cut,  # or before what belongs to it
+        "kills_by_what_they_cut": dict(count.kills.most_common()),
+        "starts_over": count.starts_over,
+        "checkpoints_compared": count.checkpoints,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=200, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # it would be a second thread
+    for module in IMPORTED:
+        importlib.import_module(module)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a resumed run is no news
+    facts = provenance()  # asks git once, for the forked processes too
+    work, count, began = Path(tempfile.mkdtemp()), Count(), time.monotonic()
+    interrupted = False
+    try:
+        go(args.runs, args.seed, work, count)
+    except KeyboardInterrupt:
+        interrupted = True
+    figures = summary(count) | {"seconds": round(time.monotonic() - began, 1)}
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):<28} {value}")
+    if count.failures:
+        print(f"what was left of the runs that failed is in {work}")
+    else:
+        shutil.rmtree(work)
+    if interrupted:
+        print(f"interrupted after {count.runs} of {args.runs} runs; nothing was written")
+        return 1 if count.failures else 130
+    result = facts | {"seed": args.seed} | figures | {"what_failed": count.failures}
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 1 if count.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

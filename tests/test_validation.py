@@ -1,0 +1,130 @@
+"""Validation against a computation of its own: every token once, bits per byte of the text alone."""
+
+import contextlib
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toy_corpus import documents
+
+from architecture.gptoss import ModelConfig, Transformer
+from architecture.tokenizer import get_tokenizer, token_byte_lengths
+from data.documents import IndexedSource
+from data.packing import validation_batches
+from training.validation import Interrupted, evaluate
+
+TEXTS = [text + " caf\u00e9 \U0001f388" * (n % 2) for n, text in enumerate(documents(5))]
+BLOCK = 16
+
+
+class Texts(IndexedSource):
+    name = "texts"
+
+    def __len__(self):
+        return len(TEXTS)
+
+    def __getitem__(self, index):
+        return TEXTS[index]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return get_tokenizer("stories4k")
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = ModelConfig(
+        num_hidden_layers=2, num_experts=5, experts_per_token=2, vocab_size=4096, hidden_size=20, intermediate_size=9,
+        head_dim=4, num_attention_heads=6, num_key_value_heads=3, sliding_window=7, initial_context_length=BLOCK,
+        rope_scaling_factor=1.0, dropout=0.3,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    model = Transformer(config, generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def score(model, tokenizer, batch_size=3, max_tokens=None, **options):
+    batches = validation_batches(
+        Texts(), tokenizer, batch_size=batch_size, block_size=BLOCK, max_tokens=max_tokens
+    )
+    return evaluate(
+        model, batches, token_byte_lengths(tokenizer, 4096),
+        device=torch.device("cpu"), autocast=contextlib.nullcontext, **options,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def by_hand(model, tokenizer):
+    """(losses of every target in nats, whether it is text), window by window."""
+    stream = [tokenizer.eot_token]
+    for text in TEXTS:
+        stream += [*tokenizer.encode_ordinary(text), tokenizer.eot_token]
+    model.eval()
+    losses, targets = [], []
+    for start in range(0, len(stream) - 1, BLOCK):
+        window = torch.tensor(stream[start : start + BLOCK + 1])
+        logits = model(window[None, :-1]).logits[0]
+        losses.append(F.cross_entropy(logits.double(), window[1:], reduction="none"))
+        targets.append(window[1:])
+    return torch.cat(losses), torch.cat(targets) != tokenizer.eot_token
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_loss_and_bits_per_byte_are_those_of_a_computation_by_hand(model, tokenizer, batch_size):
+    losses, is_text = by_hand(model, tokenizer)
+    assert is_text.sum() == len(losses) - len(TEXTS)
+    found = score(model, tokenizer, batch_size)
+    assert found.tokens == len(losses)
+    assert found.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+    num_bytes = sum(len(text.encode()) for text in TEXTS)
+    bits = float(losses[is_text].sum()) / math.log(2) / num_bytes
+    assert found.bits_per_byte == pytest.approx(bits, rel=1e-6)
+    error = float(losses.std(correction=0)) / math.sqrt(len(losses))
+    assert found.standard_error == pytest.approx(error, rel=1e-4)
+
+
+def test_a_bounded_evaluation_scores_the_first_tokens(model, tokenizer):
+    losses, _ = by_hand(model, tokenizer)
+    found = score(model, tokenizer, max_tokens=50)
+    assert found.tokens == 50
+    assert found.loss == pytest.approx(float(losses[:50].mean()), rel=1e-6)
+
+
+def test_the_loss_by_position_is_the_mean_over_the_windows_at_each_place(model, tokenizer):
+    losses, _ = by_hand(model, tokenizer)
+    nats, count = score(model, tokenizer).by_position.T
+    found = nats / count
+    assert found.shape == (BLOCK,) and len(losses) % BLOCK  # the last window is not full
+    expected = [float(losses[place::BLOCK].mean()) for place in range(BLOCK)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_place_that_is_never_scored_has_no_tokens(model, tokenizer):
+    nats, count = score(model, tokenizer, max_tokens=5).by_position.T
+    assert count.tolist() == [1] * 5 + [0] * (BLOCK - 5) and (nats[5:] == 0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_restored_dropout_is_off_and_no_random_number_is_drawn(
+    model, tokenizer, training
+):
+    model.train(training)
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    first, second = score(model, tokenizer), score(model, tokenizer)
+    assert first.loss == second.loss and first.bits_per_byte == second.bits_per_byte
+    assert model.training is training and model.block[0].training is training
+    assert torch.equal(torch.get_rng_state(), torch_state) and random.getstate() == python_state
+
+
+def test_an_evaluation_that_is_told_to_stop_gives_no_result_and_restores_the_mode(model, tokenizer):
+    asked = []
+    model.train()
+    with pytest.raises(Interrupted):
+        score(model, tokenizer, should_stop=lambda: len(asked) > 1 or asked.append(1))
+    assert len(asked) == 2 and model.training

@@ -1,0 +1,1 @@
+"""What a run watches, and the one writer of its records."""

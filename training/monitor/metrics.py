@@ -1,0 +1,257 @@
+"""The one writer: a record goes to metrics.jsonl, to TensorBoard and to the progress line."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from common.files import CannotWrite, append_line, atomic_write, parse_json, writing
+
+SHOWN = {  # what the progress line shows of the records, in this order
+    "train/loss": "loss {:.4f}",
+    "train/bits_per_byte": "{:.3f} bits/byte",
+    "val/bits_per_byte": "val {:.3f} bits/byte",
+    "perf/tokens_per_second": "{:,.0f} tokens/s",
+}
+
+COMPARED = ("loss", "bits_per_byte", "tokens", "tokens_per_second")  # of the final figures
+
+
+class MetricsWriter:
+    """Writes OUT_DIR/metrics.jsonl, a TensorBoard folder (if one is given) and a progress line.
+
+    resume_step: continue after that step; what the files hold past it is dropped.  A checkpoint is
+    therefore to be saved after the records of its own step.
+    stream: where the progress line goes: a bar on a terminal, a line per record elsewhere.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path,
+        *,
+        tensorboard_dir: str | Path | None,
+        resume_step: int | None = None,
+        stream: TextIO | None = None,
+    ):
+        self.stream = stream or sys.stderr
+        self.tensorboard, self.tensorboard_dir = None, tensorboard_dir
+        path = Path(out_dir) / "metrics.jsonl"
+        with contextlib.ExitStack() as stack:
+            if tensorboard_dir is not None:
+                stack.enter_context(event_thread_errors_told_once())
+                self.tensorboard = _summary_writer(tensorboard_dir, resume_step)
+                stack.callback(self._close_tensorboard)
+            if resume_step is not None:
+                drop_records_after(path, resume_step)
+            with writing(path):
+                self.file = stack.enter_context(open(path, "ab", buffering=0))
+            self._open = stack.pop_all()
+        self.bar = None
+        if self.stream.isatty():
+            form = "{percentage:3.0f}%|{bar:20}| {desc}"
+            self.bar = tqdm(total=1.0, bar_format=form, file=self.stream)
+        self.latest: dict[str, float] = {}  # of the tags in SHOWN
+        self.began: tuple[float, float] | None = None  # progress and clock at the first record
+
+    def log(self, step: int, record: dict[str, Any], *, progress: float | None = None) -> None:
+        """Record {tag: number or () tensor}.  progress in [0, 1]: also renew the progress line."""
+        numbers = {tag: v if isinstance(v, int) else float(v) for tag, v in record.items()}
+        self._append(step, {tag: v if math.isfinite(v) else None for tag, v in numbers.items()})
+        if self.tensorboard:
+            with writing(self.tensorboard_dir):
+                for tag, number in numbers.items():
+                    self.tensorboard.add_scalar(tag, number, step)
+        self.latest |= {tag: number for tag, number in numbers.items() if tag in SHOWN}
+        if progress is not None:
+            self._show(step, progress)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        self._append(step, {tag: markdown})
+        if self.tensorboard:
+            with writing(self.tensorboard_dir):
+                self.tensorboard.add_text(tag, markdown, step)
+
+    def show(
+        self,
+        step: int,
+        tag: str,
+        value: Any,
+        *,
+        pictures: Callable[[], dict[str, Any]],
+        markdown: Callable[[], str] | None = None,
+    ) -> None:
+        """Record any JSON value. pictures, {tag: (height, width, 3) uint8}, and markdown are for
+        TensorBoard and only made where it is on.
+        """
+        self._append(step, {tag: value})
+        if self.tensorboard:
+            drawn, table = pictures(), markdown and markdown()
+            with writing(self.tensorboard_dir):
+                for name, pixels in drawn.items():
+                    self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
+                if table:
+                    self.tensorboard.add_text(tag, table, step)
+
+    def layout(self, charts: dict[str, dict[str, list[str]]]) -> None:
+        """TensorBoard's own page for the run: {group: {title of a chart: patterns of its tags}}."""
+        if self.tensorboard:
+            page = {
+                group: {title: ["Multiline", tags] for title, tags in group_charts.items()}
+                for group, group_charts in charts.items()
+            }
+            with writing(self.tensorboard_dir):
+                self.tensorboard.add_custom_scalars(page)
+
+    def final(
+        self,
+        step: int,
+        config: dict[str, Any],
+        figures: dict[str, float],
+        texts: dict[str, str] | None = None,
+    ) -> None:
+        """The closing figures: under final/ in metrics.jsonl; on TensorBoard the main ones beside the
+        configuration, on the page that compares runs (a curve of one point would say nothing).
+
+        texts: closing texts by tag.  All is one line of metrics.jsonl, and the last that a run writes:
+        who finds it may take the run as finished, TensorBoard's files included.
+        """
+        texts = texts or {}
+        if self.tensorboard:
+            plain = {
+                k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()
+            }
+            results = {f"hparam/{name}": float(figures[name]) for name in COMPARED}
+            with writing(self.tensorboard_dir):
+                for tag, markdown in texts.items():
+                    self.tensorboard.add_text(tag, markdown, step)
+                self.tensorboard.add_hparams(plain, results, run_name=".")
+                self.tensorboard.flush()
+        self._append(step, texts | {f"final/{name}": value for name, value in figures.items()})
+
+    def sync(self) -> None:
+        """Have what metrics.jsonl holds on the disk, where a power cut cannot take it."""
+        with writing(self.file.name):
+            os.fsync(self.file.fileno())
+
+    def say(self, line: str) -> None:
+        """Print a line for people, above the bar where there is one."""
+        tqdm.write(line, file=self.stream)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self._open.close()
+
+    def _append(self, step: int, entries: dict[str, Any]) -> None:
+        append_line(self.file, json.dumps({"step": step, **entries}, allow_nan=False))
+
+    def _close_tensorboard(self) -> None:
+        with writing(self.tensorboard_dir):
+            self.tensorboard.close()
+
+    def _show(self, step: int, progress: float) -> None:
+        now = time.monotonic()
+        start, clock = self.began = self.began or (progress, now)
+        parts = [form.format(self.latest[tag]) for tag, form in SHOWN.items() if tag in self.latest]
+        if progress > start:
+            left = (now - clock) / (progress - start) * (1 - progress)
+            parts.append(f"{tqdm.format_interval(left)} left")
+        if self.bar is not None:
+            self.bar.n = progress
+            self.bar.set_description_str(f"step {step}  " + "  ".join(parts))
+        else:
+            self.say(f"step {step}  {progress:4.0%}  " + "  ".join(parts))
+
+
+def new_run_dir(out_dir: str | Path, root: str | Path = "runs") -> Path:
+    """Make and return the TensorBoard folder of a new run, runs/<name of out_dir>-<time>."""
+    name = f"{Path(out_dir).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = Path(root) / name, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:  # another run began in the same second
+            number += 1
+            path = path.with_name(f"{name}-{number}")
+        except OSError as error:
+            raise CannotWrite(path, error) from error
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl in order, a number that was not finite as NaN."""
+    return [
+        {tag: math.nan if value is None else value for tag, value in record.items()}
+        for _, record in _whole_lines(Path(path))
+    ]
+
+
+def drop_records_after(path: str | Path, step: int) -> None:
+    """Rewrite a metrics.jsonl, if there is one, without the records past `step`."""
+    path = Path(path)
+    if path.exists():
+        kept = [line for line, record in _whole_lines(path) if record["step"] <= step]
+        with atomic_write(path) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = parse_json(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("not a record")
+        except ValueError:
+            if number == len(lines):
+                return  # nothing, or the half of a line that a kill left behind
+            raise ValueError(
+                f"{path}: each line must be a JSON object with a step; line {number} is {line[:40]!r}; "
+                "delete that line"
+            ) from None
+        yield line, record
+
+
+def require_tensorboard():
+    """torch's SummaryWriter; ValueError where the package behind it is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "use_tensorboard needs the package tensorboard, which is not installed; "
+            "pip install tensorboard, or pass --no-use_tensorboard"
+        ) from None
+    return SummaryWriter
+
+
+def _summary_writer(folder: str | Path, resume_step: int | None):
+    summary_writer = require_tensorboard()
+    with writing(folder):
+        return summary_writer(folder, purge_step=None if resume_step is None else resume_step + 1)
+
+
+@contextlib.contextmanager
+def event_thread_errors_told_once() -> Iterator[None]:
+    """TensorBoard writes in a thread, which keeps an OSError for the next call to raise and also has it
+    printed with a traceback; within this it is not printed.
+    """
+    before = threading.excepthook
+
+    def hook(args: Any) -> None:
+        told = type(args.thread).__module__ == "tensorboard.summary.writer.event_file_writer"
+        if not (told and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

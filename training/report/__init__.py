@@ -1,1 +1,0 @@
-"""python -m training.report: runs as one page and a table, without a server."""

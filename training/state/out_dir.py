@@ -1,0 +1,137 @@
+"""OUT_DIR: what may be in it when a run starts, and that one process writes to it."""
+
+import contextlib
+import fcntl
+import os
+import re
+from pathlib import Path
+from shlex import quote
+from typing import Any, TextIO
+
+from common.files import parse_json, writing
+from training.state.checkpoint import latest_checkpoint
+
+LOCK = ".lock"
+
+
+def check_out_dir(out_dir: str | Path, resume: bool) -> None:
+    """ValueError, with nothing written, for a folder that this run may not write to: one that holds
+    other output (unless resume), or none to continue (if resume).
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ValueError(f"out_dir must be a folder; {out_dir} is a file; choose another --out_dir")
+    if resume:
+        require_latest(out_dir)
+    elif latest_checkpoint(out_dir) is not None:
+        raise ValueError(
+            f"out_dir must be new or empty, and {out_dir} holds another run; "
+            "continue that with --resume or choose another --out_dir"
+        )
+    elif is_without_checkpoint(out_dir):
+        raise nothing_to_continue(out_dir)
+    elif others := sorted(path.name for path in contents(out_dir)):
+        raise ValueError(
+            f"out_dir must be new or empty, and {out_dir} holds {others[0]!r}; choose another --out_dir"
+        )
+
+
+def contents(out_dir: str | Path) -> set[Path]:
+    """What is in a folder, apart from what a run leaves that ended before it wrote anything."""
+    there = set(Path(out_dir).iterdir()) if Path(out_dir).is_dir() else set()
+    return {path for path in there if path.name != LOCK}
+
+
+def is_without_checkpoint(out_dir: str | Path) -> bool:
+    """Whether a folder holds a run that has saved nothing, and nothing else."""
+    names = {path.name for path in contents(out_dir)}
+    ours = re.compile(r"config\.json|metrics\.jsonl|\..+\.tmp")
+    started = not names.isdisjoint({"config.json", "metrics.jsonl"})
+    return started and all(ours.fullmatch(name) for name in names)
+
+
+def nothing_to_continue(out_dir: str | Path) -> ValueError:
+    if (owner := live_writer(out_dir)) is not None:
+        return _has_a_writer(out_dir, owner)
+    return ValueError(
+        f"{out_dir} holds a run that ended before its first checkpoint, so there is nothing to continue; "
+        f"remove it with rm -r {quote(str(out_dir))}, or choose another --out_dir"
+    )
+
+
+def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
+    """Make OUT_DIR this process's own for as long as the returned lock file stays open.
+
+    The lock dies with the process, so a crash leaves none behind.  Raises ValueError, before
+    anything is written, for what check_out_dir refuses and for a folder that a live run writes to,
+    and CannotWrite.
+    """
+    out_dir = Path(out_dir)
+    check_out_dir(out_dir, resume)
+    with writing(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        lock = _locked(out_dir / LOCK)
+    check_out_dir(out_dir, resume)  # again: another run may have come and gone before the lock
+    for remains in out_dir.glob(".*.tmp"):  # of a write that a kill cut short
+        remains.unlink()
+    return lock
+
+
+def live_writer(out_dir: str | Path) -> str | None:
+    """The process that writes to a folder, unless it is this one."""
+    with contextlib.suppress(OSError), open(Path(out_dir) / LOCK) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = lock.read().strip()
+            return owner if owner != str(os.getpid()) else None
+    return None
+
+
+def _locked(path: Path) -> TextIO:
+    lock = open(path, "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip()
+        lock.close()
+        raise _has_a_writer(path.parent, owner) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _has_a_writer(out_dir: str | Path, owner: str) -> ValueError:
+    return ValueError(
+        f"out_dir must have one writer, and process {owner} is writing to {out_dir}; "
+        "wait for it or choose another --out_dir"
+    )
+
+
+def earlier_starts(out_dir: str | Path) -> list[Any]:
+    """What config.json records of the starts of a run so far; ValueError for a damaged one."""
+    path = Path(out_dir) / "config.json"
+    if not path.exists():
+        return []
+    try:
+        facts = parse_json(path.read_bytes())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list):
+        raise ValueError(f"{path} is damaged; move it away, the run can be continued without it")
+    return facts["starts"]
+
+
+def require_latest(out_dir: str | Path) -> Path:
+    """The newest checkpoint; ValueError if there is none to resume from."""
+    path = latest_checkpoint(out_dir)
+    if path is None and is_without_checkpoint(out_dir):
+        raise nothing_to_continue(out_dir)
+    if path is None:
+        raise ValueError(
+            f"--resume needs a checkpoint_<step>.pt in {out_dir} and there is none; "
+            "start without --resume, or name the run's --out_dir"
+        )
+    return path

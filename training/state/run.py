@@ -1,0 +1,209 @@
+"""A run: what it holds open, how far it is, and the checkpoint that holds all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+from torch import nn
+
+from architecture.registry import config_to_dict
+from architecture.tokenizer import token_byte_lengths, tokenizer_state
+from common.device import autocast
+from common.files import CannotWrite, write_json_atomic
+from common.provenance import git_commit, provenance
+from data.documents import Source
+from data.loader import TrainLoader
+from training.config import TrainConfig
+from training.monitor import metrics
+from training.monitor.token_kinds import token_kinds
+from training.optimizer import build_optimizers, parameter_kinds
+from training.state import checkpoint
+from training.state.checkpoint import Progress
+from training.state.interrupt import StopRequest
+from training.state.out_dir import claim_out_dir, earlier_starts, is_without_checkpoint
+from training.validation import Evaluation
+
+
+@dataclass
+class Run:
+    """What stays the same from step to step."""
+
+    cfg: TrainConfig
+    model: nn.Module  # the raw one: what is saved, sampled and looked into
+    compiled: nn.Module  # what computes
+    optimizers: list[torch.optim.Optimizer]
+    parameter_kinds: dict[str, list[nn.Parameter]]
+    tokenizer: Any
+    token_bytes: torch.Tensor  # (V,) int64
+    token_kinds: torch.Tensor  # (V,) int64 on the CPU
+    loader: TrainLoader
+    writer: metrics.MetricsWriter
+    tensorboard_dir: str | None
+    device: torch.device
+    autocast: Any
+    stop: StopRequest
+
+
+@contextlib.contextmanager
+def open_run(
+    cfg: TrainConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    source: Source,
+    resumed: dict[str, Any] | None,
+) -> Iterator[tuple[Run, Progress]]:
+    """Everything a run holds open, restored from a checkpoint where one is continued."""
+    device = torch.device(cfg.device)
+    model = model.to(device).train()
+    model.tokenizer = tokenizer  # as a model that was loaded has it: stories are text
+    optimizers = build_optimizers(model, cfg)
+    progress = Progress(**resumed["progress"]) if resumed else Progress()
+    if resumed:
+        for optimizer, state in zip(optimizers, resumed["optimizers"]):
+            optimizer.load_state_dict(state)
+        for name in ("expert_share", "carry", "load"):
+            if getattr(progress, name) is not None:
+                setattr(progress, name, getattr(progress, name).to(device))
+        checkpoint.set_rng_state(resumed["rng"], device)
+    else:
+        random.seed(cfg.seed)
+        torch.manual_seed(cfg.seed)
+    stop = StopRequest()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(saying_how_to_go_on(cfg.out_dir, cfg.program))
+        loader = TrainLoader(
+            source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
+            resets=cfg.carries, seed=cfg.seed, state=resumed["data"] if resumed else None,
+            should_stop=lambda: bool(stop),
+        )  # fmt: skip
+        stack.callback(loader.close)
+        if cfg.use_tensorboard:
+            metrics.require_tensorboard()  # before anything is written
+        stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
+        if resumed:
+            refuse_if_changed(cfg.out_dir, progress.step)
+            checkpoint.finish_saving(
+                cfg.out_dir, progress.step, resumed.get("scored"), keep=cfg.keep
+            )
+        tensorboard_dir = resumed["tensorboard_dir"] if resumed else None
+        if cfg.use_tensorboard and tensorboard_dir is None:
+            tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir, cfg.tensorboard_root))
+        writer = metrics.MetricsWriter(
+            cfg.out_dir,
+            tensorboard_dir=tensorboard_dir if cfg.use_tensorboard else None,
+            resume_step=progress.step if resumed else None,
+        )
+        stack.callback(writer.close)
+        stack.enter_context(stop)
+        run = Run(
+            cfg=cfg,
+            model=model,
+            compiled=torch.compile(model) if cfg.compile else model,
+            optimizers=optimizers,
+            parameter_kinds=parameter_kinds(model),
+            tokenizer=tokenizer,
+            token_bytes=token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
+            token_kinds=token_kinds(tokenizer, model.config.vocab_size),
+            loader=loader,
+            writer=writer,
+            tensorboard_dir=tensorboard_dir,
+            device=device,
+            autocast=functools.partial(autocast, device, cfg.dtype),
+            stop=stop,
+        )
+        write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
+        yield run, progress
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
+    """Where the body cannot write, the message also says what to do after that."""
+    try:
+        yield
+    except CannotWrite as error:
+        if latest := checkpoint.latest_checkpoint(out_dir):
+            resume = f"python {program} --resume --out_dir {quote(str(out_dir))}"
+            raise error.and_then(f"continue from {latest} with: {resume}") from error
+        if is_without_checkpoint(out_dir):
+            raise error.and_then(f"rm -r {quote(str(out_dir))} and start again") from error
+        raise
+
+
+def refuse_if_changed(out_dir: str | Path, step: int) -> None:
+    """ValueError if another process wrote to the folder between the reading of its newest checkpoint,
+    that of `step`, and the moment from which it is ours.
+    """
+    if checkpoint.latest_checkpoint(out_dir) != checkpoint.checkpoint_path(out_dir, step):
+        raise ValueError(
+            f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process was writing "
+            "there while this one started; run the same command again"
+        )
+    refuse_if_finished(out_dir)
+
+
+def refuse_if_finished(out_dir: str | Path) -> None:
+    """ValueError for a run whose closing figures are written: there is nothing to continue."""
+    path = Path(out_dir) / "metrics.jsonl"
+    if path.exists() and any("final/loss" in record for record in metrics.read_metrics(path)):
+        raise ValueError(
+            f"the run in {out_dir} is finished; start a new one from its weights with --init_from "
+            f"{checkpoint.latest_checkpoint(out_dir)} --out_dir NEW"
+        )
+
+
+def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
+    """What config.json records: every setting as it was resolved, and each start of the run with its
+    step, first batch, command, commit and versions.
+    """
+    start = {"step": progress.step, "first_batch_sha256": run.loader.first_batch_sha256}
+    return {
+        "train": asdict(run.cfg),
+        "model": config_to_dict(run.model.config),
+        "parameters": run.model.config.parameter_counts(),
+        "tokenizer": {
+            k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
+        },
+        "tensorboard_dir": run.tensorboard_dir,
+        "starts": [*earlier_starts(run.cfg.out_dir), start | provenance()],
+    }
+
+
+def save(
+    run: Run,
+    progress: Progress,
+    evaluated: tuple[int, Evaluation] | None,
+    position: dict[str, Any] | None = None,
+) -> Path:
+    """A checkpoint of this moment: the model, and all that continuing to the last bit needs.
+
+    evaluated: the last step that was scored, and its score.  position: of the data; None: the loader's.
+    """
+    cfg, model, scored = run.cfg, run.model, None
+    if evaluated is not None and evaluated[0] == progress.step:
+        found = evaluated[1]
+        scored = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
+    state = {
+        "model_name": cfg.model,
+        "config": config_to_dict(model.config),
+        "model": model.state_dict(),
+        "tokenizer": tokenizer_state(run.tokenizer),
+        "step": progress.step,
+        "train_config": asdict(cfg),
+        "progress": vars(progress).copy(),
+        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
+        "rng": checkpoint.rng_state(run.device),
+        "data": position or run.loader.state_dict(),
+        "tensorboard_dir": run.tensorboard_dir,
+        "scored": scored,
+        "commit": git_commit(),
+    }
+    run.writer.sync()  # a power cut may not leave a checkpoint without the records before it
+    return checkpoint.save_checkpoint(cfg.out_dir, progress.step, state, keep=cfg.keep)
