@@ -3,7 +3,7 @@
 Learned positions, LayerNorm before each part of a block, multi-head attention over all earlier tokens, a GELU
 MLP, biases everywhere, and a head that is the embedding (Radford et al. 2019, and OpenAI's gpt-2/src/model.py).
 
-It shares the ruler with gptoss.py (output, loss, cache, registry) and no code: a baseline that shares code
+It shares the ruler with gptoss.py (output, loss, cache, checkpoints) and no code: a baseline that shares code
 with what it judges hides that code's bugs. A test holds the two to each other.
 
 Shapes: B batch, T query tokens, S key tokens, D hidden_size, V vocabulary, L layers, H heads, C = D/H head_dim,
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture import registry
+from architecture import checkpoint
 from architecture.generation.cache import KVCache
 from architecture.interface import ModelOutput, next_token_loss
 
@@ -250,7 +250,7 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """The whole model."""
 
-    config_class, presets, meanings = ModelConfig, PRESETS, MEANINGS
+    name, config_class, presets, meanings = "gpt2", ModelConfig, PRESETS, MEANINGS
 
     def __init__(
         self,
@@ -291,9 +291,9 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> GPT2:
-        """The model that a checkpoint, or a folder of transformers, holds, in eval mode, with its tokenizer
-        at `.tokenizer`."""
-        return registry.load_model(path, device=device, expected=cls)
+        """The model that a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`; of a folder of
+        transformers, architecture.registry.load_model."""
+        return checkpoint.load(cls, path, device=device)
 
     def forward(
         self,

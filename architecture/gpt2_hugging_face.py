@@ -2,7 +2,7 @@
 
     python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out FOLDER
 
-Reading is registry.read_checkpoint's, which comes here: the folder serves wherever a checkpoint does. Only
+Reading is registry.read_weights', which comes here: the folder serves wherever a checkpoint does. Only
 tensors are read, never a pickle. transformers itself is not needed.
 
 What differs: names; the matrices of a block, (in, out) there and (out, in) here; the vocabulary, which is
@@ -17,13 +17,14 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from architecture import registry
+from architecture.checkpoint import config_from_dict
 from architecture.gpt2 import GPT2, LAYER_NORM_EPS, ModelConfig
 from architecture.tokenizer import (
     get_tokenizer,
@@ -31,6 +32,7 @@ from architecture.tokenizer import (
     tokenizer_from_state,
     tokenizer_state,
 )
+from common.files import read_json_object
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tiktoken.json"  # beside them where we wrote the folder; without it GPT-2's own
@@ -149,7 +151,7 @@ def from_hugging_face(
 def read_config(folder: str | Path) -> ModelConfig:
     """The shape that the config.json of a GPT-2 describes, its vocabulary padded to a multiple of 64."""
     path = Path(folder) / CONFIG
-    theirs = registry.read_json_object(path)
+    theirs = read_json_object(path)
     for name, allowed in FIXED.items():
         if theirs.get(name, allowed[0]) not in allowed:
             raise ValueError(
@@ -163,7 +165,7 @@ def read_config(folder: str | Path) -> ModelConfig:
         used = values["vocab_size"]
         values["vocab_size"] = padded_vocab_size(used)
         values["used_vocab_size"] = used if used % 64 else None
-        return registry.config_from_dict("gpt2", values)
+        return config_from_dict(ModelConfig, values)
     except TypeError:
         raise ValueError(
             f"{path} must give the sizes of the model as whole numbers; use another copy"
@@ -201,7 +203,7 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     path = Path(folder) / TOKENIZER
     used = config.used_vocab_size or config.vocab_size
     if path.is_file():
-        encoding = tokenizer_from_state(registry.read_json_object(path))
+        encoding = tokenizer_from_state(read_json_object(path))
         way_out = f"use the {TOKENIZER} that was written with these weights"
     else:
         if used != GPT2_IDS:
@@ -218,12 +220,12 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
 
 
 def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What registry.read_checkpoint returns, of a folder of transformers; step 0, and no run to continue."""
+    """What checkpoint.read_checkpoint returns, of a folder of transformers; step 0, and no run to continue."""
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
     return {
         "model_name": "gpt2",
-        "config": registry.config_to_dict(config),
+        "config": asdict(config),
         "model": read_weights(folder, config, device),
         "tokenizer": tokenizer,
         "step": 0,

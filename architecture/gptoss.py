@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture import registry
+from architecture import checkpoint
 from architecture.backends import attention as attention_backends
 from architecture.backends import experts as expert_backends
 from architecture.backends import fused
@@ -559,7 +559,7 @@ class Transformer(nn.Module):
     """The whole model. Its four seams, in the order forward calls them after init_weights:
     embed, run_blocks, head."""
 
-    config_class, presets, meanings = ModelConfig, PRESETS, MEANINGS
+    name, config_class, presets, meanings = "gptoss", ModelConfig, PRESETS, MEANINGS
 
     def __init__(
         self,
@@ -593,7 +593,7 @@ class Transformer(nn.Module):
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> Transformer:
         """The model a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`."""
-        return registry.load_model(path, device=device, expected=cls)
+        return checkpoint.load(cls, path, device=device)
 
     def forward(
         self,

@@ -32,7 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture import registry
 from architecture.generation.decode import check_prompts
 from architecture.generation.sampling import check_sampling, draw, filter_logits, require_finite
 from architecture.generation.segments import PADDING, SLOT, SegmentCache, SegmentDecoder
@@ -101,7 +100,7 @@ class UpdateGate(nn.Module):
 class ContextTransformer(Transformer):
     """The trunk over one segment of each row; `carry` is the state (B, D), None at the beginning."""
 
-    config_class, presets = ContextConfig, PRESETS
+    name, config_class, presets = "gptoss_context", ContextConfig, PRESETS
     meanings = MEANINGS | {
         "segment_length": "tokens of a segment; train_context.py's block_size",
         "slot_always_visible": "sliding layers see the slot from beyond their window, too",
@@ -282,14 +281,7 @@ class TokenGenerator:
         self, checkpoint: str | Path, device: str | torch.device = "cpu", *, seed: int | None = None
     ):
         """checkpoint: of this variant, else ValueError.  seed: of what is sampled; None: another each time."""
-        model = registry.load_model(checkpoint, device=device)
-        if not isinstance(model, ContextTransformer):
-            raise ValueError(
-                f"TokenGenerator keeps the state of a {registry.model_name(ContextTransformer)!r} model, and "
-                f"{checkpoint} holds a {registry.model_name(model)!r} model; generate from that with "
-                "sample.py --checkpoint"
-            )
-        self.model = model
+        self.model = ContextTransformer.from_checkpoint(checkpoint, device)
         seed = secrets.randbits(31) if seed is None else seed
         self.random = torch.Generator().manual_seed(seed)
         self.reset()

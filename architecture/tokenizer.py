@@ -12,7 +12,6 @@ special token.
 
 import base64
 import binascii
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import tiktoken
 import torch
+
+from common.script import did_you_mean
 
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
 SHIPPED = ("stories4k", "bundled1536")
@@ -50,10 +51,9 @@ def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
     if path.suffix == ".tiktoken" or path.exists():
         return load_rank_file(path)
     known = [*SHIPPED, *DOWNLOADS]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"unknown tokenizer {name!r}; did you mean {near!r}? "
-        f"Known are {', '.join(known)}, or the path of a .tiktoken rank file"
+        f"unknown tokenizer {name!r}{did_you_mean(name, known)}; "
+        f"known are {', '.join(known)}, or the path of a .tiktoken rank file"
     )
 
 

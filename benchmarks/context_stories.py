@@ -38,7 +38,7 @@ def load(given: str) -> Any:
     model = registry.load_model(path).eval()
     if not getattr(model.config, "carry_state", False):
         raise ValueError(
-            f"{path} must be of a model that carries a state, and is of {registry.model_name(model)!r} without "
+            f"{path} must be of a model that carries a state, and is of {model.name!r} without "
             "one; give a checkpoint of train_context.py"
         )
     return model

@@ -113,3 +113,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("brackets are nested too deeply") from None
     except ValueError:  # Python's limit, told in words for programmers
         raise ValueError("a number has too many digits") from None
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """A JSON object that somebody else may have written; ValueError, in one sentence, for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}; use a folder that is whole")
+    try:
+        value = parse_json(path.read_bytes())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object; use another copy of it")
+    return value

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
 import os
 import re
+import reprlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,3 +69,24 @@ def one_line(error: Exception) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of a library's exception and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest of the known names, or "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_shown = reprlib.Repr()  # YAML's aliases make small files large values
+_shown.maxstring = _shown.maxlong = _shown.maxother = 100
+_shown.maxlevel = 2
+
+
+def shown(value: Any) -> str:
+    """A value that came from outside, as a message quotes it: at most some hundred characters."""
+    return _shown.repr(value)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.files import parse_json
+from common.script import first_line
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
     VALIDATION_NAMES,
@@ -126,7 +127,7 @@ class ParquetFile:
             return table[self.text_column].combine_chunks()
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(
-                f"row group {group} of {self.path} cannot be read: {_first_line(error)}"
+                f"row group {group} of {self.path} cannot be read: {first_line(error)}"
             ) from error
 
     def text(self, column, row):
@@ -147,7 +148,7 @@ class ParquetFile:
             return file
         except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise ValueError(
-                f"{self.path} is not a whole parquet file: {_first_line(error)}"
+                f"{self.path} is not a whole parquet file: {first_line(error)}"
             ) from error
 
 
@@ -314,7 +315,3 @@ def _not_utf8(where, error):
     return ValueError(
         f"{where} is not UTF-8 ({error.reason}, {byte:#04x}); convert the file to UTF-8"
     )
-
-
-def _first_line(error):
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -19,12 +19,12 @@ decides which split it belongs to. What a val_dataset offers as validation (else
 validation split, and the dataset trains whole. Every error that a user can cause is a ValueError.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from common.script import did_you_mean
 from data.documents import IndexedSource, Source
 from data.files import FORMATS, open_files
 from data.hub import TINYSTORIES, HubUnreachable, cached_copy, current_revision, open_hub
@@ -77,10 +77,9 @@ def open_dataset(
     if name == AUTO:
         raise ValueError("auto chooses a --dataset only; name --val_dataset, or leave it out")
     names = [*ON_THE_HUB, BUNDLED]
-    near = difflib.get_close_matches(name, names, n=1)
     known = f"known are {', '.join(names)}, ORG/NAME on the Hub, or a path"
-    hint = f"did you mean {near[0]!r}?" if near else known
-    raise ValueError(f"dataset {name!r}: no such file or folder; {hint}")
+    hint = did_you_mean(name, names) or f"; {known}"
+    raise ValueError(f"dataset {name!r}: no such file or folder{hint}")
 
 
 FIRST_AND_COUNT = {

@@ -62,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from architecture import registry
+    from architecture import checkpoint, registry
     from common import device as machine
     from common.files import write_json_atomic
     from common.provenance import provenance
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
     path = find_checkpoint(args.checkpoint, say)
-    saved = registry.read_checkpoint(path)
+    saved = checkpoint.read_checkpoint(path)
     before = saved_settings(saved, path)
     dataset, val_dataset, column = args.dataset, args.val_dataset, args.text_column
     if dataset is None and val_dataset is None:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
             before[k] for k in ("dataset", "val_dataset", "text_column")
         )
     device = machine.choose_device(args.device)
-    model = registry.model_of(saved, path).to(device)
+    model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
     carries = getattr(model, "carries", False)
     window = (
         model.config.segment_length
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     )
     found = {
         "checkpoint": str(path),
-        "model": registry.model_name(model),
+        "model": model.name,
         "data": source.name,
         "documents": len(losses),
         "window": window,

@@ -258,7 +258,7 @@ REFUSED = {
     "headline must hold pairs of two different arms": {"headline": [["a", "a"]]},
     "a verdict needs at least two seeds, got 1": {"seeds": [1]},
     "seeds must hold different numbers": {"seeds": [1, 1]},
-    "seed must be at most 2147483647; got 2147483648": {"seeds": [1, 2147483648]},
+    "seed must be at most 2,147,483,647; got 2147483648": {"seeds": [1, 2147483648]},
     "seed must be at least 0; got -1": {"search_seed": -1},
     "search_seed must be none of the seeds of the verdict, got 1": {"search_seed": 1},
     "learning_rates must be at least three above 0": {"learning_rates": [1e-3, 2e-3]},

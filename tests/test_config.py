@@ -11,15 +11,10 @@ import pytest
 
 from architecture.gptoss import ModelConfig
 from common.script import exit_code
+from common.settings import cast, option
 from training import other_names
-from training.command_line import cast, parse_command_line
-from training.config import (
-    RESOLVED_BY_THE_RUN,
-    RESUMABLE_CHANGES,
-    TrainConfig,
-    check_resume,
-    option,
-)
+from training.command_line import parse_command_line
+from training.config import RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig, check_resume
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FIELDS = {
@@ -171,7 +166,7 @@ def test_a_switch_is_set_by_its_name_or_its_negation_or_a_word():
         ("warmup", 1.0, "below 1"),
         ("decay", 1.5, "at most 1"),
         ("keep", 0, "at least 1"),
-        ("threads", 10**9, "at most 1024"),
+        ("threads", 10**9, "at most 1,024"),
         ("schedule", "linear", "one of wsd, cosine"),
         ("balance", None, "one of none, aux, aux_global, bias"),
     ],

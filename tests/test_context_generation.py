@@ -1,6 +1,7 @@
 """Generation with a state: calls may be cut anywhere, rows may have any lengths, nothing changes."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from architecture.generation.segments import read_from_the_beginning
 from architecture.generation.text import generate_texts
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.gptoss_context import ContextConfig, ContextTransformer, TokenGenerator
-from architecture.registry import config_to_dict, model_name
 from architecture.tokenizer import tokenizer_state
 
 SHAPE = dict(
@@ -40,8 +40,8 @@ def model() -> ContextTransformer:
 
 def save(model, path):
     state = {
-        "model_name": model_name(model),
-        "config": config_to_dict(model.config),
+        "model_name": model.name,
+        "config": asdict(model.config),
         "model": model.state_dict(),
         "tokenizer": tokenizer_state(model.tokenizer),
         "step": 3,
@@ -195,7 +195,9 @@ def test_wrong_arguments_are_told_at_the_call(checkpoint, arguments, message):
 
 def test_a_trunk_is_refused_with_the_name_of_what_samples_it(tmp_path):
     path = save(build(Transformer, ModelConfig), tmp_path / "checkpoint_3.pt")
-    with pytest.raises(ValueError, match=r"holds a 'gptoss' model; generate .* sample\.py"):
+    with pytest.raises(
+        ValueError, match="holds a 'gptoss' model, not 'gptoss_context'; load it with .*load_model"
+    ):
         TokenGenerator(path, "cpu")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from architecture import registry
+from architecture import checkpoint
 from architecture.gptoss import PRESETS, ModelConfig, Transformer, visible_keys
 from architecture.gptoss_context import ContextConfig, ContextTransformer
 from training.config import ContextTrainConfig
@@ -337,10 +337,10 @@ def test_a_segment_length_over_the_context_limit_and_flex_are_refused():
 def test_trunk_weights_need_exactly_the_added_parameters():
     model, trunk = build(), Transformer(ModelConfig(**SHAPE)).double()
     before = {name: model.state_dict()[name].clone() for name in model.added_parameters}
-    registry.load_weights(model, trunk.state_dict(), "trunk.pt", added=model.added_parameters)
+    checkpoint.load_weights(model, trunk.state_dict(), "trunk.pt", added=model.added_parameters)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before.get(name, trunk.state_dict().get(name))), name
     with pytest.raises(ValueError, match="no tensor for some of this model's .*first slot"):
-        registry.load_weights(
+        checkpoint.load_weights(
             model, trunk.state_dict(), "trunk.pt", added=model.added_parameters[1:]
         )

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_every_field_has_a_meaning_and_nothing_else_has():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_survives_json_and_its_counts_are_those_of_the_built_model(preset):
     config = registry.build_config("gpt2", preset)
-    text = json.dumps(registry.config_to_dict(config))
+    text = json.dumps(asdict(config))
     assert registry.config_from_dict("gpt2", json.loads(text)) == config
     check_counts(config)
 

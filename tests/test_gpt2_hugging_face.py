@@ -13,7 +13,7 @@ from test_generation import tiny_tokenizer
 from toy_run import load, run_here
 
 import sample
-from architecture import gpt2_hugging_face, registry, tokenizer
+from architecture import checkpoint, gpt2_hugging_face, registry, tokenizer
 from architecture.gpt2 import GPT2, ModelConfig
 from architecture.gpt2_hugging_face import (
     main,
@@ -64,7 +64,7 @@ def loaded(folder: Path) -> GPT2:
     """The model of a folder whose tokenizer nobody knows."""
     config = read_config(folder)
     model = GPT2(config)
-    registry.load_weights(model, read_weights(folder, config), folder)
+    checkpoint.load_weights(model, read_weights(folder, config), folder)
     return model.eval()
 
 
@@ -106,7 +106,7 @@ def test_what_was_exported_gives_the_same_logits_in_transformers(tmp_path, tie):
 
 def test_an_export_comes_back_to_the_bit_with_its_tokenizer(written):
     model = our_model()
-    back = GPT2.from_checkpoint(written)
+    back = registry.load_model(written)
     assert back.config == model.config and back.tokenizer.name == "tiny"
     assert back.tokenizer.encode("the hat") == model.tokenizer.encode("the hat")
     for name, tensor in model.state_dict().items():
@@ -170,11 +170,11 @@ WRONG = {
              "activation_function in .*config.json must be \"gelu_new\", got 'relu'; a GPT-2 that"),
     "eps": (lambda f: change_config(f, layer_norm_epsilon=1e-6), "must be 1e-05, got 1e-06"),
     "scaled": (lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True), "must be false, got True"),
-    "text for a size": (lambda f: change_config(f, n_embd="20"), "describes no GPT-2: hidden_size must be of"),
+    "text for a size": (lambda f: change_config(f, n_embd="wide"), "describes no GPT-2: hidden_size must be a whole number"),
     "text for ids": (lambda f: change_config(f, vocab_size="260"), "sizes of the model as whole numbers"),
     "null": (lambda f: change_config(f, n_embd=None, n_inner=None), "sizes of the model as whole numbers"),
     "heads": (lambda f: change_config(f, n_head=3), "hidden_size must be a multiple of num_attention_heads"),
-    "huge": (lambda f: change_config(f, n_layer=10**400), "num_hidden_layers must be at most 1,024"),
+    "huge": (lambda f: change_config(f, n_layer=10**400), "num_hidden_layers must be a whole number below"),
     "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
                   "model.safetensors is truncated or corrupt .*; use another copy of it"),
     "a pickle": (lambda f: torch.save({}, f / "model.safetensors"), "is truncated or corrupt"),
@@ -240,7 +240,7 @@ def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obsta
             write_folder(our_model(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     write_folder(our_model(), tmp_path / "out")
-    assert torch.equal(logits_of(GPT2.from_checkpoint(tmp_path / "out")), logits_of(our_model()))
+    assert torch.equal(logits_of(registry.load_model(tmp_path / "out")), logits_of(our_model()))
 
 
 # ------------------------------------------------------------------------------- from run to run, by command

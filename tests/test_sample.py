@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from test_generation import build, tiny_tokenizer
 
 import inference
 import sample
-from architecture import registry
 from architecture.generation.text import generate_text
 from architecture.gptoss import Transformer
 from architecture.tokenizer import tokenizer_state
@@ -26,7 +26,7 @@ def write_checkpoint(path: Path, seed: int = 0) -> Path:
     model = build(seed).float()
     state = {
         "model_name": "gptoss",
-        "config": registry.config_to_dict(model.config),
+        "config": asdict(model.config),
         "model": model.state_dict(),
         "tokenizer": tokenizer_state(tiny_tokenizer()),
         "step": 20,

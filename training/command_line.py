@@ -5,20 +5,16 @@ torch, so that --help is immediate.
 """
 
 import argparse
-import difflib
-import re
-import reprlib
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from common.script import Parser
+from common.script import Parser, did_you_mean
+from common.settings import as_text, cast
 from training import other_names
-from training.config import TrainConfig, as_text
+from training.config import TrainConfig
 
 
 class CommandLine(NamedTuple):
@@ -72,7 +68,7 @@ def parse_command_line(
     values: dict[str, Any] = {}
     for source, level in ((f"{yaml_path}: ", from_yaml), ("", flags)):
         try:
-            level = {name: cast(name, value, hints[name]) for name, value in level.items()}
+            level = {name: _value(name, value, hints[name]) for name, value in level.items()}
             values |= _one_length(level)
         except ValueError as error:
             raise ValueError(f"{source}{error}") from None
@@ -117,6 +113,12 @@ def read_yaml(path: str) -> dict[Any, Any]:
         if times > 1:  # YAML would keep the last in silence
             raise ValueError(f"--config {path}: {key!r} is set {times} times; keep one")
     return values
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    """cast(), which also answers values that other trainers use."""
+    remark = other_names.VALUES.get((name, value), "") if isinstance(value, str) else ""
+    return cast(name, value, hint, remark)
 
 
 def _one_length(level: dict[str, Any]) -> dict[str, Any]:
@@ -169,73 +171,8 @@ def _unknown(what: str, name: str, known: list[str]) -> ValueError:
     """For a flag (with its dashes) or a key that is no setting: ours, if we know what is meant."""
     dashes = "--" if name.startswith("--") else ""
     ours, remark = other_names.SETTINGS.get(name.removeprefix("--").replace("-", "_"), ("", ""))
-    nearest = difflib.get_close_matches(name, known, n=1)
     if dashes + ours in known:
-        hint = f"here it is called {dashes}{ours}" + (f", {remark}" if remark else "")
-    elif nearest:
-        hint = f"did you mean {nearest[0]!r}?"
+        hint = f"; here it is called {dashes}{ours}" + (f", {remark}" if remark else "")
     else:
-        hint = "--help and --help_model list the names"
-    return ValueError(f"{what} {name!r} is unknown; {hint}")
-
-
-# --------------------------------------------------------------------------------------------------
-# values
-
-LARGEST_INTEGER = 2**63 - 1  # what files and tensors can hold
-
-_shown = reprlib.Repr()  # of a value in a message: YAML's aliases make small files large values
-_shown.maxstring = _shown.maxlong = _shown.maxother = 100
-_shown.maxlevel = 2
-
-
-def cast(name: str, value: Any, hint: Any) -> Any:
-    """The text of a flag, or a YAML value, as a field's type; ValueError unless it fits exactly."""
-    if NoneType in get_args(hint):  # T | None
-        (hint,) = set(get_args(hint)) - {NoneType}
-        return None if value is None or value == "none" else cast(name, value, hint)
-    if get_origin(hint) is tuple:  # tuple[T, ...]
-        items = value
-        if isinstance(value, str):  # "" is the empty tuple
-            items = [item.strip() for item in value.split(",")] if value else []
-        _require(isinstance(items, list), name, "values separated by commas", value)
-        return tuple(cast(name, item, get_args(hint)[0]) for item in items)
-    if get_origin(hint) is Literal:
-        remark = other_names.VALUES.get((name, value)) if isinstance(value, str) else None
-        rule = f"one of {', '.join(get_args(hint))}" + (f" ({remark})" if remark else "")
-        _require(value in get_args(hint), name, rule, value)
-        return value
-    if hint is str:
-        _require(isinstance(value, str) and value, name, "text (quoted, in YAML)", value)
-        _require("\0" not in value, name, "text without the character NUL", value)
-        # a byte of an argument that is not UTF-8 arrives as a lone surrogate, which nothing can record
-        _require(not re.search("[\ud800-\udfff]", value), name, "UTF-8 text", value)
-        return value
-    if hint is bool:
-        word = value.lower() if isinstance(value, str) else value
-        _require(word in ("true", "false") or isinstance(word, bool), name, "true or false", value)
-        return word in ("true", True)
-    if hint is int:
-        number = _number(int, value)
-        _require(type(number) is int, name, "a whole number such as 1000", value)
-        _require(abs(number) <= LARGEST_INTEGER, name, "a whole number below 2**63", value)
-        return number
-    if hint is float:
-        number = _number(float, value)
-        fits = type(number) in (int, float) and abs(number) <= sys.float_info.max
-        _require(fits, name, "a finite number such as 3e-4", value)
-        return float(number)
-    raise TypeError(f"{name}: a config field cannot have the type {hint}")
-
-
-def _number(kind: type, value: Any) -> Any:
-    """Text as a number; anything else, and text that is no such number, as it came."""
-    try:
-        return kind(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _require(holds: Any, name: str, rule: str, value: Any) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {rule}; got {_shown.repr(value)}")
+        hint = did_you_mean(name, known) or "; --help and --help_model list the names"
+    return ValueError(f"{what} {name!r} is unknown{hint}")

@@ -3,23 +3,11 @@
 Imports no torch, so that --help is immediate.
 """
 
-import operator
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
+from common.settings import as_text, cast, option, require_bounds
 from data.defaults import TEXT_COLUMN, TOKENIZER
-
-BOUNDS = {  # what option() takes, and how a message reads it
-    "at_least": (operator.ge, "at least"),
-    "above": (operator.gt, "above"),
-    "at_most": (operator.le, "at most"),
-    "below": (operator.lt, "below"),
-}
-
-
-def option(default: Any, help: str, **bounds: float) -> Any:
-    """A config field: default, help text (with the unit) and bounds, each written once."""
-    return field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +103,9 @@ class TrainConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            value = getattr(self, f.name)
-            if get_origin(f.type) is Literal and value not in get_args(f.type):
-                choices = ", ".join(get_args(f.type))
-                raise ValueError(f"{f.name} must be one of {choices}; got {value!r}")
-            for bound, limit in f.metadata["bounds"].items():
-                holds, words = BOUNDS[bound]
-                if value is not None and not holds(value, limit):
-                    default = as_text(f.default)
-                    raise ValueError(
-                        f"{f.name} must be {words} {limit}; got {value!r} (default: {default})"
-                    )
+            value = cast(f.name, getattr(self, f.name), f.type)
+            default = f"default: {as_text(f.default)}"
+            require_bounds(f.name, value, f.metadata["bounds"], default)
         if (self.max_iters is None) == (self.max_minutes is None):
             raise ValueError(
                 "either max_iters or max_minutes sets the length of a run; "
@@ -146,13 +126,6 @@ class TrainConfig:
     def slots_per_step(self) -> int:
         """Places of a step's rows, padding or not."""
         return self.batch_size * self.block_size * self.micro_batches
-
-
-def as_text(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, tuple):
-        return ",".join(map(as_text, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 # --------------------------------------------------------------------------------------------------

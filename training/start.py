@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import tiktoken
 import torch
 
 from architecture import registry
+from architecture.checkpoint import read_checkpoint
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common.script import say
+from common.settings import as_text
 from training.command_line import CommandLine
-from training.config import ContextTrainConfig, TrainConfig, as_text, check_resume
+from training.config import ContextTrainConfig, TrainConfig, check_resume
 from training.state import checkpoint
 from training.state.out_dir import earlier_starts, require_latest
 from training.state.saved_state import require_run_state, saved_settings
@@ -125,9 +127,9 @@ def given_weights(command: CommandLine) -> Start:
     """The model of a checkpoint, for a new run or an evaluation."""
     cfg, purpose = command.config, "eval_only" if command.config.eval_only else "init_from"
     path = checkpoint.find_checkpoint(getattr(cfg, purpose), say)
-    saved = registry.read_checkpoint(path)
+    saved = registry.read_weights(path)
     model = saved["model_name"]
-    if cfg.init_from and registry.extends(cfg.model) == model:
+    if cfg.init_from and getattr(registry.model_class(cfg.model), "extends", None) == model:
         model = cfg.model  # a variant on the weights of its trunk
     require_program(cfg, model)
     before = saved_settings(saved, path)  # one that was not trained here has none
@@ -172,7 +174,7 @@ def require_same_shapes(
     if parameter_shapes(saved["model_name"], config) == shapes:
         return
     guilty = []
-    for name in [name for name in registry.config_to_dict(held) if name in overrides]:
+    for name in [name for name in asdict(held) if name in overrides]:
         try:
             alone = replace(held, **{name: getattr(config, name)})
             if parameter_shapes(saved["model_name"], alone) != shapes:
@@ -203,7 +205,7 @@ def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
 
 def continued_run(command: CommandLine, path: Any) -> Start:
     """The run of a checkpoint, under its own settings."""
-    saved = registry.read_checkpoint(path)
+    saved = read_checkpoint(path)
     require_program(command.config, saved["model_name"])
     checkpoint.require_training_state(saved, path)
     cfg = check_resume(

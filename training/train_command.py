@@ -5,8 +5,9 @@ import typing
 from dataclasses import replace
 
 from common.script import exit_code, say
+from common.settings import as_text
 from training.command_line import CommandLine, parse_command_line
-from training.config import TrainConfig, as_text
+from training.config import TrainConfig
 
 
 def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> int:
@@ -27,7 +28,7 @@ def run(command: CommandLine) -> int:
         return print_model_fields(command.config)
     import torch
 
-    from architecture import registry
+    from architecture import checkpoint, registry
     from common import device
     from data.sources import choose_dataset, open_dataset
     from training import costs, start, trainer
@@ -56,7 +57,7 @@ def run(command: CommandLine) -> int:
     if saved is not None:
         added = model.added_parameters if saved["model_name"] != cfg.model else ()
         source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
-        registry.load_weights(model, saved["model"], source_of_weights, added=added)
+        checkpoint.load_weights(model, saved["model"], source_of_weights, added=added)
     cfg = replace(  # what "auto" became: shown, stored, and used again by --resume
         cfg,
         attention=model.attention_backend,

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from architecture.interface import IGNORE_INDEX, load_share
-from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths
 from common.device import autocast
 from data.documents import Source
@@ -216,7 +215,7 @@ def close(
     stories = reporting.sample_stories(run, 3)
     run.writer.final(
         progress.step,
-        asdict(cfg) | config_to_dict(run.model.config),
+        asdict(cfg) | asdict(run.model.config),
         final,
         {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
     )

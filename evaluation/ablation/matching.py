@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from architecture import registry
+from architecture.checkpoint import LARGEST_SIZE
 from architecture.tokenizer import get_tokenizer
 from common.files import parse_json, write_json_atomic
 from common.provenance import provenance
+from common.settings import as_text
 from data.documents import Source
 from data.packing import encode
 from data.sources import AUTO
 from evaluation.ablation.spec import Arm, Spec
 from training.command_line import parse_command_line
-from training.config import TrainConfig, as_text
+from training.config import TrainConfig
 from training.start import new_config, require_context, settings_class, with_segment_length
 
 TOLERANCE = 0.02  # of the reference's figure on the axis
@@ -225,7 +227,7 @@ def adjust(
 def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
     """The multiple of step whose figure is nearest to the target."""
     low, high = 1, 1
-    while figure(high * step) < target and 2 * high * step <= registry.LARGEST_SIZE:
+    while figure(high * step) < target and 2 * high * step <= LARGEST_SIZE:
         high *= 2
     while high - low > 1:
         middle = (low + high) // 2

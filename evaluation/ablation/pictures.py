@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.files import atomic_write, writing
+from common.settings import as_text
 from evaluation.ablation.matching import PlannedArm
 from evaluation.ablation.results import Results
 from evaluation.ablation.segments import (
@@ -24,7 +25,6 @@ from evaluation.ablation.verdict import ended_well
 from evaluation.report.look import COLOURS, DASHES, clip_name, compact, legend
 from evaluation.report.page import DPI, STYLE
 from evaluation.report.read import LoggedRun, read_run
-from training.config import as_text
 from training.monitor.metrics import require_tensorboard
 
 TAGS = {"bits_per_byte": "val/bits_per_byte", "val_loss": "val/loss"}

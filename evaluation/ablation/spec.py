@@ -61,7 +61,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from common.files import parse_json
-from training.command_line import cast, read_yaml
+from common.settings import cast
+from training.command_line import read_yaml
 from training.config import TrainConfig
 
 Axis = Literal["none", "total", "active", "active_non_embedding", "flops", "time"]

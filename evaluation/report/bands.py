@@ -14,14 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.files import parse_json
+from common.settings import as_text
 from evaluation.report.read import LARGEST, LoggedRun, Series, data_name, figure, short, smooth
-from training.config import (
-    OF_THIS_CALL,
-    RESOLVED_BY_THE_RUN,
-    RESUMABLE_CHANGES,
-    TrainConfig,
-    as_text,
-)
+from training.config import OF_THIS_CALL, RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
 FEWEST_SEEDS = 3

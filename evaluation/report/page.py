@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from common.settings import as_text
 from evaluation.report import curves, maps
 from evaluation.report.look import COLUMNS, GREY, Look, Panel, clip_name
 from evaluation.report.read import LoggedRun, data_name, figure, short, status, validation_name
 from evaluation.report.table import dead_experts, differing_settings, in_short, max_violation, speed
-from training.config import as_text
 
 WIDTH, DPI = 16.0, 100  # inches and pixels per inch: 1600 pixels
 MARGIN, GUTTER = 0.35, 0.25  # inches at the sides, and between panels

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_origin
 import numpy as np
 
 from common.files import parse_json
-from training.command_line import cast
+from common.settings import cast
 from training.config import TrainConfig
 
 WINDOW = 1 / 40  # of a run's length: what a smoothed curve is the mean of, looking back

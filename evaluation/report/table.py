@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from common.settings import as_text
 from evaluation.report.bands import FREE
 from evaluation.report.read import LoggedRun, data_name, figure, short, status, validation_name
-from training.config import as_text
 
 NONE = "-"
 GAP = "  "

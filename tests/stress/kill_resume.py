@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from architecture.registry import read_checkpoint
+from architecture.checkpoint import read_checkpoint
 from common.provenance import provenance
 from tests.toy_corpus import documents, write_jsonl
 from training.monitor.metrics import read_metrics

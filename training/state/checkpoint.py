@@ -1,6 +1,6 @@
 """Checkpoints and best.json: written whole, found by name.
 
-Reading a checkpoint is architecture/registry.py's.
+Reading a checkpoint is architecture/checkpoint.py's.
 """
 
 import math

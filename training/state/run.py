@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture.registry import config_to_dict
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
 from common.device import autocast
 from common.files import CannotWrite, write_json_atomic
@@ -166,7 +165,7 @@ def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
     start = {"step": progress.step, "first_batch_sha256": run.loader.first_batch_sha256}
     return {
         "train": asdict(run.cfg),
-        "model": config_to_dict(run.model.config),
+        "model": asdict(run.model.config),
         "parameters": run.model.config.parameter_counts(),
         "tokenizer": {
             k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
@@ -192,7 +191,7 @@ def save(
         scored = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
     state = {
         "model_name": cfg.model,
-        "config": config_to_dict(model.config),
+        "config": asdict(model.config),
         "model": model.state_dict(),
         "tokenizer": tokenizer_state(run.tokenizer),
         "step": progress.step,

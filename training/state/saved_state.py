@@ -1,6 +1,6 @@
 """Whether a checkpoint holds a run that can be continued: each part of the kind and shape that the run needs.
 
-A file that was cut off is refused by its reader, architecture/registry.py. Told here is what is wrong
+A file that was cut off is refused by its reader, architecture/checkpoint.py. Told here is what is wrong
 inside a readable one: edited by hand, written by another program, put together from two.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.command_line import cast
+from common.settings import cast
 from training.config import TrainConfig
 from training.optimizer import build_optimizers
 from training.state.checkpoint import Progress

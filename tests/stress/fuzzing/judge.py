@@ -264,7 +264,7 @@ def unclear(said: list[str]) -> str:
 
 def partial(path: Path) -> str:
     """Why a file under a final name is not whole; "" where it is."""
-    from architecture.registry import read_checkpoint
+    from architecture.checkpoint import read_checkpoint
     from architecture.tokenizer import load_rank_file
 
     if re.fullmatch(r"\..*\.tmp", path.name):

@@ -1,0 +1,96 @@
+"""The one judge of a setting: its type, its bounds, and how a value is written and shown."""
+
+from __future__ import annotations
+
+import operator
+import re
+import sys
+from dataclasses import field
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from common.script import shown
+
+BOUNDS = {  # what option() takes, and how a message reads it
+    "at_least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "at_most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+
+
+def option(default: Any, help: str, **bounds: float) -> Any:
+    """A config field: default, help text (with the unit) and bounds, each written once."""
+    return field(default=default, metadata={"help": help, "bounds": bounds})
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+LARGEST_INTEGER = 2**63 - 1  # what files and tensors can hold
+
+
+def require_bounds(name: str, value: Any, bounds: dict[str, float], hint: str) -> None:
+    """ValueError for a number outside of bounds, as option() takes them; None is no number.  hint: a way out."""
+    for bound, limit in bounds.items():
+        holds, words = BOUNDS[bound]
+        if value is not None and not holds(value, limit):
+            raise ValueError(f"{name} must be {words} {limit:,}; got {shown(value)} ({hint})")
+
+
+def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
+    """The text of a flag, or a value of YAML or JSON, as a field's type.
+
+    remark: what to say of a value that is not among a field's choices.  Raises ValueError unless it fits exactly.
+    """
+    if NoneType in get_args(hint):  # T | None
+        (hint,) = set(get_args(hint)) - {NoneType}
+        return None if value is None or value == "none" else cast(name, value, hint, remark)
+    if get_origin(hint) is tuple:  # tuple[T, ...]
+        items = value
+        if isinstance(value, str):  # "" is the empty tuple
+            items = [item.strip() for item in value.split(",")] if value else []
+        _require(isinstance(items, (list, tuple)), name, "values separated by commas", value)
+        return tuple(cast(name, item, get_args(hint)[0]) for item in items)
+    if get_origin(hint) is Literal:
+        rule = f"one of {', '.join(get_args(hint))}" + (f" ({remark})" if remark else "")
+        _require(value in get_args(hint), name, rule, value)
+        return value
+    if hint is str:
+        _require(isinstance(value, str) and value, name, "text (quoted, in YAML)", value)
+        _require("\0" not in value, name, "text without the character NUL", value)
+        # a byte of an argument that is not UTF-8 arrives as a lone surrogate, which nothing can record
+        _require(not re.search("[\ud800-\udfff]", value), name, "UTF-8 text", value)
+        return value
+    if hint is bool:
+        word = value.lower() if isinstance(value, str) else value
+        _require(word in ("true", "false") or isinstance(word, bool), name, "true or false", value)
+        return word in ("true", True)
+    if hint is int:
+        number = _number(int, value)
+        _require(type(number) is int, name, "a whole number such as 1000", value)
+        _require(abs(number) <= LARGEST_INTEGER, name, "a whole number below 2**63", value)
+        return number
+    if hint is float:
+        number = _number(float, value)
+        fits = type(number) in (int, float) and abs(number) <= sys.float_info.max
+        _require(fits, name, "a finite number such as 3e-4", value)
+        return float(number)
+    raise TypeError(f"{name}: a config field cannot have the type {hint}")
+
+
+def _number(kind: type, value: Any) -> Any:
+    """Text as a number; anything else, and text that is no such number, as it came."""
+    try:
+        return kind(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _require(holds: Any, name: str, rule: str, value: Any) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {rule}; got {shown(value)}")
