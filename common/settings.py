@@ -57,6 +57,8 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
         _require(isinstance(items, (list, tuple)), name, "values separated by commas", value)
         return tuple(cast(name, item, get_args(hint)[0]) for item in items)
     if get_origin(hint) is Literal:
+        if is_switch(hint) and isinstance(value, (bool, str)):  # YAML reads on and off as booleans
+            value = {"true": "on", "false": "off"}.get(str(value).lower(), value)
         rule = f"one of {', '.join(get_args(hint))}" + (f" ({remark})" if remark else "")
         _require(value in get_args(hint), name, rule, value)
         return value
@@ -81,6 +83,11 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
         _require(fits, name, "a finite number such as 3e-4", value)
         return float(number)
     raise TypeError(f"{name}: a config field cannot have the type {hint}")
+
+
+def is_switch(hint: Any) -> bool:
+    """Whether a field is on, off, or something between, such as auto."""
+    return get_origin(hint) is Literal and {"on", "off"} <= set(get_args(hint))
 
 
 def _number(kind: type, value: Any) -> Any:

@@ -150,12 +150,34 @@ def test_a_value_that_does_not_fit_is_refused_with_its_name(value, hint):
 
 
 def test_a_switch_is_set_by_its_name_or_its_negation_or_a_word():
-    for argv in (["--compile"], ["--compile", "true"], ["--compile=true"]):
-        assert parse(*argv).config.compile is True
-    for argv in (["--no-use_tensorboard"], ["--use_tensorboard", "false"]):
+    for argv in (["--use_tensorboard"], ["--use_tensorboard", "true"], ["--use_tensorboard=true"]):
+        assert parse(*argv).config.use_tensorboard is True
+    for argv in (["--no-use_tensorboard"], ["--use_tensorboard", "False"]):
         assert parse(*argv).config.use_tensorboard is False
     assert parse("--no-attention_sinks").model_overrides == {"attention_sinks": False}
     assert parse("--sliding_window", "none").model_overrides == {"sliding_window": None}
+
+
+@pytest.mark.parametrize("word", ["true", "on"])
+def test_compile_is_on_by_its_name_alone_and_as_yaml_and_old_commands_say_it(word, yaml_file):
+    for argv in (["--compile"], ["--compile", word], [f"--compile={word}"]):
+        assert parse(*argv).config.compile == "on"
+    assert parse("--config", yaml_file(f"compile: {word}")).config.compile == "on"
+    assert TrainConfig(compile=True).compile == "on"  # as an old checkpoint holds it
+
+
+@pytest.mark.parametrize("word", ["false", "off"])
+def test_compile_is_off_by_its_negation_or_a_word(word, yaml_file):
+    for argv in (["--no-compile"], ["--compile", word]):
+        assert parse(*argv).config.compile == "off"
+    assert parse("--config", yaml_file(f"compile: {word}")).config.compile == "off"
+    assert TrainConfig(compile=False).compile == "off"
+
+
+def test_compile_is_chosen_by_the_device_unless_it_is_told():
+    assert parse().config.compile == "auto"
+    with pytest.raises(ValueError, match="compile must be one of auto, on, off; got 'maybe'"):
+        parse("--compile", "maybe")
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,19 @@ def test_help_model_lists_the_fields_of_gpt2_alone(capsys):
 
 @pytest.mark.parametrize("size", ["toy", "gpt2-xl"])
 def test_a_dry_run_of_gpt2_prices_it(tmp_path, capsys, size):
-    assert run_here(tmp_path, "--model", "gpt2", "--model_size", size, "--dry_run") == 0
+    assert (
+        run_here(
+            tmp_path,
+            "--model",
+            "gpt2",
+            "--model_size",
+            size,
+            "--tokenizer",
+            "stories4k",
+            "--dry_run",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     counts = build_config(
         "gpt2", size, dict(vocab_size=4096, used_vocab_size=None)

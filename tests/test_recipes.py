@@ -1,4 +1,4 @@
-"""The recipes in configs/: each is read, fits together, and says what it claims."""
+"""The recipes in configs/: each is read, fits its models, says what it claims, and lies under what a person gives."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,35 +6,165 @@ from pathlib import Path
 import pytest
 
 from architecture import registry
-from training.command_line import parse_command_line
-from training.config import TrainConfig
-from training.costs import report
+from training import recipes, start
+from training.command_line import parse_command_line, read_yaml
+from training.config import ContextTrainConfig, TrainConfig
+from training.costs import report, warning
 from training.train_command import model_fields
 
-CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted(recipes.CONFIGS.glob("*.yaml"))
+CONTEXT = sorted((recipes.CONFIGS / "context").glob("*.yaml"))
+LIGHTER = (
+    "light",
+    "quickstart",
+)  # toy with fewer of everything: chosen by --config, never by a size
+SIZES = [path for path in CONFIGS + CONTEXT if path.stem not in LIGHTER]
 
-LIGHTER = ("light", "quickstart")  # toy with fewer of everything
+
+def parse(*argv, config_class=TrainConfig):
+    return parse_command_line([str(word) for word in argv], model_fields, config_class=config_class)
 
 
-def read(path: Path):
-    return parse_command_line(["--config", str(path)], model_fields)
+def resolve(*argv, config_class=TrainConfig):
+    """What a run on a CPU begins with."""
+    return start.resolve(parse("--device", "cpu", *argv, config_class=config_class))
 
 
-def test_there_is_a_recipe_for_each_of_the_three_sizes():
-    assert {path.stem for path in CONFIGS} >= {"toy", "medium", "large"}
+@pytest.fixture
+def no_download(monkeypatch):
+    """Where a recipe names gpt2's tokenizer, the shipped one stands in."""
+    get = start.get_tokenizer
+    monkeypatch.setattr(start, "get_tokenizer", lambda name: get("stories4k"))
+
+
+def test_there_is_a_recipe_for_each_of_the_three_sizes_and_both_scripts():
+    for paths in (CONFIGS, CONTEXT):
+        assert {path.stem for path in paths} >= {"toy", "medium", "large"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_fits_its_model(path):
-    cfg, overrides, *_ = read(path)
-    config = registry.build_config(cfg.model, cfg.model_size, overrides)
-    assert cfg.model_size == ("toy" if path.stem in LIGHTER else path.stem)
-    assert cfg.block_size <= config.context_limit
-    assert f"{config.parameter_counts()['total']:,}" in report(
-        replace(cfg, dtype="float32"), config
+    cfg, overrides, *_ = parse(
+        "--config", path, *(("--model", "gpt2") if path.stem == "gpt2" else ())
     )
+    size = {"light": "toy", "quickstart": "toy", "gpt2": "gpt2"}.get(path.stem, path.stem)
+    config = registry.build_config(cfg.model, size, overrides)
+    assert cfg.model_size == ("toy" if path.stem == "gpt2" else size)
+    assert cfg.block_size <= config.context_limit
+    text = report(replace(cfg, dtype="float32", device="cpu"), config)
+    assert f"{config.parameter_counts()['total']:,}" in text
 
 
-def test_the_toy_recipe_is_what_no_recipe_gives():
-    (path,) = (path for path in CONFIGS if path.stem == "toy")
-    assert read(path).config == TrainConfig()
+@pytest.mark.parametrize("path", SIZES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_recipe_of_a_size_holds_settings_of_a_run_only_so_that_it_goes_with_any_model(path):
+    cls = ContextTrainConfig if path in CONTEXT else TrainConfig
+    assert read_yaml(path).keys() <= {name for name in cls.__dataclass_fields__}
+
+
+def test_the_toy_recipes_are_what_no_recipe_gives():
+    assert parse("--config", recipes.CONFIGS / "toy.yaml").config == TrainConfig()
+    path = recipes.CONFIGS / "context/toy.yaml"
+    assert parse("--config", path, config_class=ContextTrainConfig).config == ContextTrainConfig()
+
+
+# ------------------------------------------------------------------------------------ under the flags
+
+
+def test_a_size_brings_its_recipe_and_flags_stand_above_it():
+    cfg, _, config, _, lines = resolve(
+        "--model_size", "medium", "--max_iters", 7, "--batch_size", 64
+    )
+    recipe = read_yaml(recipes.CONFIGS / "medium.yaml")
+    assert (cfg.lr, cfg.block_size, cfg.eval_every) == tuple(
+        recipe[name] for name in ("lr", "block_size", "eval_every")
+    )
+    assert (cfg.max_iters, cfg.batch_size, config.hidden_size) == (7, 64, 384)
+    assert lines == ("recipe: configs/medium.yaml, changed: max_iters 7 (recipe: 10000)",)
+
+
+def test_a_config_file_changes_what_it_names_and_no_more(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model_size: medium\nlr: 1.0e-3\ngrad_accum: 2\n")
+    cfg = resolve("--config", tmp_path / "mine.yaml", "--lr", "2e-3").cfg
+    assert (cfg.lr, cfg.grad_accum, cfg.block_size, cfg.eval_every) == (2e-3, 2, 512, 500)
+
+
+def test_minutes_replace_the_steps_of_a_recipe():
+    cfg = resolve("--model_size", "medium", "--max_minutes", 5).cfg
+    assert (cfg.max_iters, cfg.max_minutes) == (None, 5.0)
+
+
+def test_gpt2_takes_the_recipe_of_its_size_and_its_own_sizes_share_one(no_download):
+    assert resolve("--model", "gpt2", "--model_size", "medium").cfg.lr == 4e-3
+    begun = resolve("--model", "gpt2", "--model_size", "gpt2-medium")
+    assert begun.cfg.schedule == "cosine" and "recipe: configs/gpt2.yaml" in begun.lines[0]
+
+
+def test_large_takes_the_vocabulary_of_gpt2():
+    cfg = recipes.under(parse("--model_size", "large"), "large")[0].config
+    assert (cfg.tokenizer, cfg.block_size, cfg.slots_per_step) == ("gpt2", 1024, 524_288)
+
+
+def test_the_context_variant_has_recipes_of_its_own():
+    cfg, _, config, _, lines = resolve("--model_size", "medium", config_class=ContextTrainConfig)
+    assert (cfg.block_size, config.segment_length, cfg.tbptt, cfg.lr) == (64, 64, 4, 4e-3)
+    assert lines[0] == "recipe: configs/context/medium.yaml"
+    begun = resolve("--segment_length", 32, config_class=ContextTrainConfig)
+    assert begun.cfg.block_size == begun.config.segment_length == 32
+
+
+def test_a_size_without_a_recipe_takes_the_defaults_and_says_so():
+    begun = resolve("--model_size", "gpt-oss-small")
+    assert begun.lines == ("recipe: none for gpt-oss-small, so the defaults of train.py",)
+    assert replace(begun.cfg, **{n: getattr(TrainConfig, n) for n in ("model_size", "device", "dtype", "compile")}) == TrainConfig()  # fmt: skip
+
+
+def test_the_names_of_other_files_in_configs_are_no_sizes():
+    assert recipes.recipe_path(TrainConfig(), "../configs/toy") is None
+    assert recipes.recipe_path(ContextTrainConfig(), "gpt2") is None
+
+
+# ------------------------------------------------------------------------------------ on a CPU
+
+
+@pytest.mark.parametrize(
+    "given, rows, accum",
+    [
+        ({}, 4, 1),
+        ({"batch_size": 6}, 6, 1),
+        ({"grad_accum": 2}, 2, 2),
+        ({"batch_size": 6, "grad_accum": 3}, 6, 3),
+        ({"block_size": 1024}, 2, 1),
+        ({"block_size": 2048}, 1, 1),
+    ],
+    ids=str,
+)
+def test_on_a_cpu_a_recipe_keeps_the_tokens_of_a_step_unless_asked_otherwise(given, rows, accum):
+    flags = [word for name, value in given.items() for word in (f"--{name}", value)]
+    cfg, *_, lines = resolve("--model_size", "medium", *flags)
+    assert (cfg.batch_size, cfg.grad_accum) == (rows, accum)
+    shrunk = "batch_size" not in given
+    assert any("on a CPU a step has" in line for line in lines) == shrunk
+
+
+def test_a_run_of_more_than_twelve_hours_says_what_would_make_it_shorter(no_download):
+    for flags, long in (
+        (["--model_size", "large"], True),
+        (["--model_size", "medium", "--max_iters", 5000], False),
+    ):
+        begun = resolve(*flags)
+        lines = warning(begun.cfg, begun.config)
+        assert bool(lines) == long
+        assert not long or "hours on this machine; --max_minutes 60 " in lines[0]
+
+
+# ------------------------------------------------------------------------------------ given weights
+
+
+def test_given_weights_bring_their_size_and_with_it_the_recipe(tmp_path, monkeypatch):
+    old = Path(__file__).parent / "fixtures/trunk/checkpoint_6.pt"
+    begun = resolve("--init_from", old, "--block_size", 16)
+    assert begun.lines == ("recipe: configs/toy.yaml, changed: block_size 16 (recipe: 256)",)
+    monkeypatch.setattr(start, "saved_settings", lambda saved, path: {"model_size": "medium"})
+    begun = resolve("--init_from", old, "--block_size", 16)
+    assert begun.lines[0] == "recipe: configs/medium.yaml, changed: block_size 16 (recipe: 512)"
+    assert (begun.cfg.lr, begun.cfg.tokenizer) == (4e-3, "bundled1536")

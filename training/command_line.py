@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from common.script import Parser, did_you_mean
-from common.settings import as_text, cast
+from common.settings import as_text, cast, is_switch
 from training import other_names
 from training.config import TrainConfig
 
@@ -80,7 +80,13 @@ def parse_command_line(
     )
 
 
-def read_yaml(path: str) -> dict[Any, Any]:
+def read_settings(path: str | Path, config_class: type[TrainConfig]) -> dict[str, Any]:
+    """The settings of a run that a YAML file names, cast to their types."""
+    hints = {f.name: f.type for f in fields(config_class)}
+    return {name: _value(name, value, hints[name]) for name, value in read_yaml(path).items()}
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
     """A YAML mapping; ValueError, one sentence, for a file that is none or says a thing twice."""
     import yaml
 
@@ -153,8 +159,9 @@ def _parser(config_class: type[TrainConfig], prog: str | None, description: str 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, hint: Any, help: str = "") -> None:
     """--name VALUE, kept as text: cast() is the one judge of values."""
-    if hint is bool:
-        parser.add_argument(f"--{name}", nargs="?", const="true", metavar="true|false", help=help)
+    if hint is bool or is_switch(hint):  # bare --NAME turns it on
+        choices = "true|false" if hint is bool else "|".join(get_args(hint))
+        parser.add_argument(f"--{name}", nargs="?", const="true", metavar=choices, help=help)
         parser.add_argument(
             f"--no-{name}", dest=name, action="store_const", const="false", help=argparse.SUPPRESS
         )

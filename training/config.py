@@ -98,12 +98,13 @@ class TrainConfig:
     threads: int | None = option(
         None, "CPU threads; none = torch's choice", at_least=1, at_most=1024
     )
-    compile: bool = option(False, "torch.compile the model")
+    compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
     dry_run: bool = option(False, "print sizes and costs, and stop before building anything")
 
     def __post_init__(self):
         for f in fields(self):
             value = cast(f.name, getattr(self, f.name), f.type)
+            object.__setattr__(self, f.name, value)  # compile=True is "on"
             default = f"default: {as_text(f.default)}"
             require_bounds(f.name, value, f.metadata["bounds"], default)
         if (self.max_iters is None) == (self.max_minutes is None):
@@ -142,7 +143,9 @@ RESUMABLE_CHANGES = frozenset(
 OF_THIS_CALL = frozenset({"resume", "out_dir", "dry_run"})
 
 # The default leaves the choice to the run; the saved config holds what was chosen, for use again.
-RESOLVED_BY_THE_RUN = frozenset({"dataset", "device", "dtype", "attention", "experts", "threads"})
+RESOLVED_BY_THE_RUN = frozenset(
+    {"dataset", "device", "dtype", "attention", "experts", "threads", "compile"}
+)
 
 
 def check_resume(

@@ -6,9 +6,10 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
+
 from architecture.interface import logit_rows
-from common.device import PEAK_FLOPS
-from training import costs
+from common.device import PEAK_FLOPS, peak_flops
 from training.config import TrainConfig
 
 
@@ -27,12 +28,48 @@ MACHINES = (
     # 5,259 tokens/s of toy: benchmarks/results/tinystories_20_minutes.json
     Machine("two laptop cores", "float32", 0.045e12, None),
     Machine(
-        "one RTX 4090 (24 GB) at 25 % of its peak", "bfloat16", 0.25 * PEAK_FLOPS["4090"], 24e9
+        "one RTX 4090 (24 GB) at 25 % of its peak",
+        "bfloat16",
+        0.25 * PEAK_FLOPS["4090"],
+        24e9,
+        LAUNCHES,
     ),
     Machine(
         "one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES
     ),
 )
+
+
+LONG_HOURS = 12  # a run that takes longer says so before it begins
+
+
+def this_machine(device: str) -> Machine | None:
+    """What a run on this device is priced on; None where we know no speed."""
+    if device == "cpu":
+        return MACHINES[0]
+    known = device.startswith("cuda") and torch.cuda.is_available()
+    peak = peak_flops(torch.device(device)) if known else None
+    return peak and Machine("this GPU at 30 % of its peak", "bfloat16", 0.3 * peak, None, LAUNCHES)
+
+
+def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
+    """Seconds of one optimizer step, estimated from its FLOPs."""
+    least = cfg.micro_batches * config.num_hidden_layers * machine.layer_seconds
+    return max(cfg.slots_per_step * config.flops_per_token(cfg.block_size) / machine.flops, least)
+
+
+def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
+    """A line for a run of fixed steps that would take more than LONG_HOURS here; () for others."""
+    machine = this_machine(cfg.device)
+    if machine is None or cfg.max_iters is None:
+        return ()
+    seconds = cfg.max_iters * step_seconds(cfg, config, machine)
+    if seconds <= 3600 * LONG_HOURS:
+        return ()
+    return (
+        f"this run would take {_duration(seconds)} on this machine; --max_minutes 60 ends after an hour with its "
+        "learning rate fallen, a smaller --model_size or a GPU makes each step cheaper, --dry_run shows the costs",
+    )
 
 
 def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
@@ -129,19 +166,20 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         tokens = per_step * cfg.max_iters
         work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
         lines.append(f"run              {work}")
-    for machine in MACHINES:
+    here = this_machine(cfg.device)
+    for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
         taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
-        least = cfg.micro_batches * config.num_hidden_layers * machine.layer_seconds
-        seconds = max(per_step * flops / machine.flops, least)  # of one step
-        here = available if cfg.device == "cpu" else None
-        if taken > (machine.memory or here or math.inf):
+        seconds = step_seconds(cfg, config, machine)
+        room = available if machine is here else machine.memory
+        if taken > (room or math.inf):
             outcome = "does not fit"
         elif cfg.max_iters is None:
             steps = 60 * cfg.max_minutes / seconds
             outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
         else:
             outcome = _duration(cfg.max_iters * seconds)
-        lines.append(f"  {machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
+        place = "here, " if machine is here else ""
+        lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)
 
 
@@ -178,7 +216,7 @@ def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
     """ValueError for a run that cannot fit into `available` bytes, before anything is built: the system
     would end it later without a word.
     """
-    memory = costs.memory_bytes(cfg, config)
+    memory = memory_bytes(cfg, config)
     tokens = cfg.batch_size * cfg.block_size
     if cfg.eval_only:  # no gradients, and a layer's activations at a time
         needed = memory["weights"] + ESTIMATE * memory["activations"] / (

@@ -1,9 +1,14 @@
-"""What a run starts from: a preset, a checkpoint's weights, or a checkpoint's whole run."""
+"""The start of a run: one function resolves every setting, then one list of gates runs.
+
+resolve(command)    dataclass < recipe of the size < --config < flags, then what a checkpoint brings, then
+                    what "auto" means on this machine
+GATES               each raises ValueError before anything is built, opened or written
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import tiktoken
 import torch
@@ -11,42 +16,77 @@ import torch
 from architecture import registry
 from architecture.checkpoint import read_checkpoint
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
+from common import device
 from common.script import say
 from common.settings import as_text
+from training import costs, recipes
 from training.command_line import CommandLine
 from training.config import ContextTrainConfig, TrainConfig, check_resume
 from training.state import checkpoint
-from training.state.out_dir import earlier_starts, require_latest
+from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.saved_state import require_run_state, saved_settings
 
 DATA = ("dataset", "val_dataset", "text_column")
-Start = tuple[TrainConfig, tiktoken.Encoding, Any, dict[str, Any] | None]
 
 
-def starting_point(command: CommandLine) -> Start:
+class Start(NamedTuple):
+    """What a run starts from; nothing is left to choose but the backends and where the data is."""
+
+    cfg: TrainConfig
+    tokenizer: tiktoken.Encoding
+    config: Any  # the model's
+    saved: dict[str, Any] | None = None  # the checkpoint that the weights come from
+    lines: tuple[str, ...] = ()  # what the first lines of a run say of its settings
+
+
+def resolve(command: CommandLine) -> Start:
     """Settings, tokenizer, model config, and the checkpoint that the weights come from, if any.
 
-    Raises ValueError for settings that contradict the tokenizer or the checkpoint.
+    Raises ValueError for settings that contradict each other, the tokenizer, the checkpoint or the machine.
     """
-    cfg = command.config
-    if cfg.carries:
-        command = with_segment_length(command)
-    asked = [name for name in ("resume", "eval_only", "init_from") if name in command.given]
-    asked = [name for name in asked if getattr(cfg, name)]
+    asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
     if len(asked) > 1:
         raise ValueError(
             f"{' and '.join(asked)} each say where the weights come from, and only one can; leave one out"
         )
-    if cfg.resume:
-        return continued_run(command, require_latest(cfg.out_dir))
-    if cfg.eval_only or cfg.init_from:
-        start = given_weights(command)
-    else:
-        start = new_model(command)
-    if not cfg.carries:
-        return start
-    cfg, tokenizer, config, saved = start
-    return replace(cfg, block_size=config.segment_length), tokenizer, config, saved
+    where = {"resume": continued_run, "eval_only": given_weights, "init_from": given_weights}
+    start = where[asked[0]](command) if asked else new_model(command)
+    cfg, on = start.cfg, device.choose_device(start.cfg.device)
+    compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
+    cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
+    require_context(cfg, start.config)
+    return start._replace(cfg=cfg)
+
+
+def require_memory(start: Start) -> None:
+    available = device.available_memory(torch.device(start.cfg.device))
+    costs.require_memory(start.cfg, start.config, available)
+
+
+def require_out_dir(start: Start) -> None:
+    if not start.cfg.eval_only:
+        check_out_dir(start.cfg.out_dir, start.cfg.resume)
+
+
+GATES = (require_memory, require_out_dir)
+
+
+def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str, ...]]:
+    """The command with the recipe of a size under what was given, and the lines that say so."""
+    given = command.given
+    command, line = recipes.under(command, size)
+    if command.config.carries:
+        command = with_segment_length(command)
+    full, lines = command.config, [line]
+    if device.choose_device(full.device).type == "cpu":
+        command = command._replace(config=recipes.for_a_cpu(full, given))
+        cfg = command.config
+        if cfg != full:
+            lines.append(
+                f"on a CPU a step has {cfg.slots_per_step:,} tokens (recipe: {full.slots_per_step:,}), by "
+                f"batch_size {cfg.batch_size} and grad_accum {cfg.grad_accum}; give these for another number"
+            )
+    return command, tuple(lines)
 
 
 def with_segment_length(command: CommandLine) -> CommandLine:
@@ -87,10 +127,17 @@ def require_program(cfg: TrainConfig, model: str) -> None:
 
 def new_model(command: CommandLine) -> Start:
     """A preset, changed by overrides, with the vocabulary of the tokenizer."""
+    require_program(command.config, command.config.model)
+    command, lines = over_recipe(command, command.config.model_size)
     cfg = command.config
-    require_program(cfg, cfg.model)
     tokenizer = get_tokenizer(cfg.tokenizer)
-    return cfg, tokenizer, new_config(command, tokenizer.n_vocab), None
+    config = new_config(command, tokenizer.n_vocab)
+    return Start(with_segments_of(cfg, config), tokenizer, config, lines=lines)
+
+
+def with_segments_of(cfg: TrainConfig, config: Any) -> TrainConfig:
+    """A model that reads in segments says how long the rows of its batches are."""
+    return replace(cfg, block_size=config.segment_length) if cfg.carries else cfg
 
 
 def new_config(command: CommandLine, n_vocab: int) -> Any:
@@ -125,7 +172,8 @@ def require_context(cfg: TrainConfig, config: Any) -> None:
 
 def given_weights(command: CommandLine) -> Start:
     """The model of a checkpoint, for a new run or an evaluation."""
-    cfg, purpose = command.config, "eval_only" if command.config.eval_only else "init_from"
+    purpose = "eval_only" if command.config.eval_only else "init_from"
+    cfg = command.config
     path = checkpoint.find_checkpoint(getattr(cfg, purpose), say)
     saved = registry.read_weights(path)
     model = saved["model_name"]
@@ -133,6 +181,8 @@ def given_weights(command: CommandLine) -> Start:
         model = cfg.model  # a variant on the weights of its trunk
     require_program(cfg, model)
     before = saved_settings(saved, path)  # one that was not trained here has none
+    command, lines = over_recipe(command, before.get("model_size", "custom"))
+    cfg = command.config
     tokenizer = tokenizer_from_state(saved["tokenizer"])
     brought = {
         "model": model,
@@ -160,7 +210,8 @@ def given_weights(command: CommandLine) -> Start:
     overrides = command.model_overrides
     config = registry.config_from_dict(model, saved["config"] | overrides)
     require_same_shapes(saved, config, overrides, path)
-    return replace(cfg, **brought), tokenizer, config, saved
+    cfg = with_segments_of(replace(cfg, **brought), config)
+    return Start(cfg, tokenizer, config, saved, lines)
 
 
 def require_same_shapes(
@@ -203,8 +254,11 @@ def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
     return {n: p.shape for n, p in without_memory(model, config).named_parameters()}
 
 
-def continued_run(command: CommandLine, path: Any) -> Start:
-    """The run of a checkpoint, under its own settings."""
+def continued_run(command: CommandLine) -> Start:
+    """The run in out_dir, under its own settings."""
+    path = require_latest(command.config.out_dir)
+    if command.config.carries:
+        command = with_segment_length(command)
     saved = read_checkpoint(path)
     require_program(command.config, saved["model_name"])
     checkpoint.require_training_state(saved, path)
@@ -218,4 +272,4 @@ def continued_run(command: CommandLine, path: Any) -> Start:
     earlier_starts(cfg.out_dir)  # raises before anything is touched
     config = registry.config_from_dict(saved["model_name"], saved["config"])
     require_run_state(saved, cfg, config, without_memory(cfg.model, config), path)
-    return cfg, tokenizer_from_state(saved["tokenizer"]), config, saved
+    return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved)

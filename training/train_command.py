@@ -32,19 +32,15 @@ def run(command: CommandLine) -> int:
     from common import device
     from data.sources import choose_dataset, open_dataset
     from training import costs, start, trainer
-    from training.state import out_dir
 
-    cfg, tokenizer, config, saved = start.starting_point(command)
-    start.require_context(cfg, config)
-    where = device.choose_device(cfg.device)
-    cfg = replace(cfg, device=str(where), dtype=device.choose_dtype(cfg.dtype, where))
+    cfg, tokenizer, config, saved, lines = begun = start.resolve(command)
     if cfg.dry_run:
-        print(costs.report(cfg, config, device.available_memory(where)))
+        room = device.available_memory(torch.device(cfg.device))
+        print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
-    costs.require_memory(cfg, config, device.available_memory(where))
+    for gate in start.GATES:
+        gate(begun)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    if not cfg.eval_only:
-        out_dir.check_out_dir(cfg.out_dir, cfg.resume)
     if not (cfg.eval_only and cfg.val_dataset):  # which leave nothing to choose
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
     data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
@@ -70,8 +66,9 @@ def run(command: CommandLine) -> int:
         return 0
     try:
         trainer.train(
-            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None
-        )
+            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None,
+            lines=(*costs.warning(cfg, config), *lines),
+        )  # fmt: skip
     except trainer.Stopped as stop:
         say(str(stop))
         return 128 + stop.signal

@@ -6,7 +6,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -57,11 +57,12 @@ def train(
     validation: Source,
     *,
     resumed: dict[str, Any] | None = None,
+    lines: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train to the end of cfg, writing OUT_DIR and TensorBoard; returns the closing summary.
 
     cfg: resolved, no "auto" left.  model: on the CPU or on cfg.device.  resumed: the checkpoint to
-    continue.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data,
+    continue.  lines: what to say first.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data,
     CannotWrite for a full disk.
     """
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
@@ -70,7 +71,7 @@ def train(
     if resumed:
         refuse_if_finished(cfg.out_dir)  # before anything is touched; again when it is ours
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
-        run.writer.say(reporting.describe(run, source, validation))
+        run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         if not resumed:
             run.writer.layout(reporting.layout(run))
         evaluated = None

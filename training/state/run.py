@@ -105,7 +105,7 @@ def open_run(
         run = Run(
             cfg=cfg,
             model=model,
-            compiled=torch.compile(model) if cfg.compile else model,
+            compiled=torch.compile(model) if cfg.compile == "on" else model,
             optimizers=optimizers,
             parameter_kinds=parameter_kinds(model),
             tokenizer=tokenizer,
