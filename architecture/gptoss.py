@@ -9,7 +9,8 @@ H query heads, G key/value heads, M = H/G, C head_dim, E experts, k experts_per_
 
 A variant overrides one of four seams of Transformer as a whole: embed, run_blocks, head, init_weights.
 Attention and experts stand here as specifications; attention_backends.py and expert_backends.py have the
-fast paths, chosen by name from ATTENTION_BACKENDS and EXPERT_BACKENDS.
+fast paths, chosen by name from ATTENTION_BACKENDS and EXPERT_BACKENDS. Routing rules are chosen by name from
+ROUTERS, in the config, because another rule is another model.
 """
 
 from __future__ import annotations
@@ -68,12 +69,15 @@ class ModelConfig:
     attention_sinks: bool = True
     nope_stride: int | None = None  # layers with (layer + 1) % nope_stride == 0 are not rotated
     position: Literal["rope", "learned", "none"] = "rope"
+    position_init: Literal["normal", "small", "sinusoidal"] = "normal"  # of learned positions
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     tie_embeddings: bool = False
     attention_bias: bool = True
     dropout: float = 0.0
     moe_layers: tuple[int, ...] | None = None  # None: every layer; the others get one dense MLP
+    router: Literal[*ROUTERS] = "topk_softmax"  # the table of rules further down
+    shared_experts: int = 0
     capacity_factor: float | None = None  # None: dropless
     used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
 
@@ -90,15 +94,16 @@ class ModelConfig:
             rule, official = f"must be finite and above {least}", getattr(type(self), name)
             holds = least < getattr(self, name) < math.inf
             self._require(name, holds, rule, f"the official value is {official}")
-        for name in ("position", "norm", "mlp"):
-            choices = get_args(get_type_hints(type(self))[name])
+        hints = get_type_hints(type(self))
+        for name in ("position", "position_init", "norm", "mlp", "router"):
+            choices = get_args(hints[name])
             rule = f"must be one of {', '.join(choices)}"
             self._require(name, getattr(self, name) in choices, rule, f"set {name}={choices[0]}")
 
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         layers, experts, k = self.num_hidden_layers, self.num_experts, self.experts_per_token
         capacity, stride, used = self.capacity_factor, self.nope_stride, self.used_vocab_size
-        types, moe = self.layer_types, self.moe_layers
+        types, moe, shared = self.layer_types, self.moe_layers, self.shared_experts
         low, high = self.yarn_range
         for name, holds, rule, way_out in (
             ("num_attention_heads", heads % groups == 0, f"must be a multiple of num_key_value_heads ({groups})",
@@ -107,6 +112,12 @@ class ModelConfig:
              f"set experts_per_token={experts} or fewer, or num_experts={k} or more"),
             ("head_dim", self.head_dim % 2 == 0 or self.position != "rope",
              "must be even, because RoPE rotates pairs", f"set head_dim={self.head_dim + 1}"),
+            ("position_init", self.position == "learned" or self.position_init == "normal",
+             f"must be normal with position={self.position}, which has no table of positions",
+             "set position_init=normal, or position=learned"),
+            ("hidden_size", self.hidden_size % 2 == 0 or self.position_init != "sinusoidal",
+             "must be even for position_init=sinusoidal, because its sines and cosines are pairs",
+             f"set hidden_size={self.hidden_size + 1}"),
             ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
             ("rope_scaling_factor", 1 <= self.rope_scaling_factor < math.inf, "must be finite and at least 1",
              "set rope_scaling_factor=1 to turn YaRN off"),
@@ -126,6 +137,9 @@ class ModelConfig:
             ("moe_layers", moe is None or len(set(moe)) == len(moe) and set(moe) <= set(range(layers)),
              f"must hold different layer numbers from 0 to {layers - 1}",
              "set moe_layers=none for experts in every layer"),
+            ("shared_experts", shared >= 0, "must be at least 0", "set shared_experts=0 for none"),
+            ("shared_experts", shared == 0 or moe != (), "must be 0 when no layer has experts (moe_layers=())",
+             "set shared_experts=0, or moe_layers=none"),
         ):  # fmt: skip
             self._require(name, holds, rule, way_out)
 
@@ -177,6 +191,7 @@ class ModelConfig:
         router = e * d + e
         moe, layers = len(self.resolved_moe_layers), self.num_hidden_layers
         shared = layers * (attention + norm) + (layers - moe) * expert + moe * router + norm
+        shared += moe * self.shared_experts * expert
         embedding = self.vocab_size * d
         learned = self.context_limit * d if self.position == "learned" else 0
         head = 0 if self.tie_embeddings else embedding
@@ -222,12 +237,15 @@ MEANINGS: dict[str, str] = {
     "attention_sinks": "a learned logit per head that takes attention from all keys",
     "nope_stride": "every so many layers one without rotation; none = all rotate",
     "position": "how positions get in",
+    "position_init": "learned positions begin with std 0.02, with std 0.002, or as sines of RMS 0.02",
     "norm": "normalisation before each part of a block",
     "mlp": "kind of expert",
     "tie_embeddings": "one matrix for embedding and head",
     "attention_bias": "biases on qkv and out",
     "dropout": "on attention, MLP and embedding, in training",
     "moe_layers": "layers with experts, from 0; none = all; the others get one dense MLP",
+    "router": "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, a score of its own for each expert",
+    "shared_experts": "experts in each MoE layer that every token passes through, besides those picked",
     "capacity_factor": "tokens an expert takes at most, in even shares, in training; none = all",
     "used_vocab_size": "ids from here on are padding; follows the tokenizer",
 }
@@ -313,6 +331,17 @@ class RotaryEmbedding:
     def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """(B, T, heads, C) -> the same, pair (i, i + C/2) turned by its angle."""
         return fused.Rotate.apply(x, *(table.to(x.dtype) for table in tables))
+
+
+def sinusoidal_positions(number: int, size: int, device: torch.device) -> torch.Tensor:
+    """(number, size) float64 of root mean square 0.02: sines in even columns, cosines in odd ones.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, times 0.02 sqrt(2).
+    """
+    pair = torch.arange(size // 2, dtype=torch.float64, device=device)
+    position = torch.arange(number, dtype=torch.float64, device=device)
+    angle = position[:, None] / 10000 ** (2 * pair / size)  # (number, size / 2)
+    return 0.02 * math.sqrt(2) * torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
 
 
 # ------------------------------------------------------------------------------------------------- masks
@@ -409,8 +438,32 @@ class LayerRouting(NamedTuple):
     mean_probability: torch.Tensor  # (E,)
     z_loss: torch.Tensor  # ()
     dropped: torch.Tensor  # ()
-    logits: torch.Tensor  # (N, E)
+    logits: torch.Tensor  # (N, E), the rule's log scores: their softmax is the probability
     chosen: torch.Tensor  # (N, k)
+
+
+# A routing rule is a function here and an entry in ROUTERS. It takes logits (N, E), float32 or wider, the
+# selection_bias (E,), which takes part in the choice only, and k. It returns index (N, k), the experts chosen;
+# weight (N, k), by which their outputs are multiplied; and log_score (N, E), whose softmax is the probability
+# of each expert, for the balance loss, capacity and the statistics.
+def topk_softmax(logits, selection_bias, k: int):
+    """gpt-oss: the k largest logits, weighed by the softmax over these k."""
+    index = (logits.detach() + selection_bias).topk(k, dim=-1).indices
+    return index, logits.gather(1, index).softmax(-1), logits
+
+
+def topk_sigmoid(logits, selection_bias, k: int):
+    """DeepSeek-V3: a score of its own for each expert, sigmoid(logit); the k largest, divided by their sum.
+
+    Source: arXiv:2412.19437, eq. 13, 15 and 16; the probability is eq. 19; the bias is that of
+    arXiv:2408.15664. s / sum(s) is the softmax of log(s), which needs no epsilon where every s rounds to 0.
+    """
+    index = (logits.detach().sigmoid() + selection_bias).topk(k, dim=-1).indices
+    log_score = F.logsigmoid(logits)
+    return index, log_score.gather(1, index).softmax(-1), log_score
+
+
+ROUTERS = {"topk_softmax": topk_softmax, "topk_sigmoid": topk_sigmoid}
 
 
 def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
@@ -460,14 +513,26 @@ EXPERT_BACKENDS = {
 }
 
 
+def all_experts(x, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (N, D) -> index and weight (N, number) by which every token passes through all, each with weight 1."""
+    index = torch.arange(number, device=x.device).expand(len(x), -1)
+    return index, x.new_ones(index.shape)
+
+
 class MLPBlock(nn.Module):
-    """Pre-norm mixture of experts, or one dense expert; returns what is added to the residual stream."""
+    """Pre-norm mixture of experts, or one dense expert; returns what is added to the residual stream.
+
+    Shared experts are DeepSeekMoE's (arXiv:2401.06066, eq. 9): every token passes through all of them, and
+    their outputs are added with weight 1.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, backend: str):
         super().__init__()
         self.config = config
         self.run_experts = EXPERT_BACKENDS[backend]
+        self.routing_rule = ROUTERS[config.router]
         self.routed = layer in config.resolved_moe_layers
+        self.num_shared = config.shared_experts if self.routed else 0
         d, f = config.hidden_size, config.intermediate_size
         e = config.num_experts if self.routed else 1
         u = 2 * f if config.mlp == "swiglu" else f
@@ -479,13 +544,24 @@ class MLPBlock(nn.Module):
         self.mlp1_bias = nn.Parameter(torch.zeros(e, u))
         self.mlp2_weight = nn.Parameter(torch.zeros(e, d, f))
         self.mlp2_bias = nn.Parameter(torch.zeros(e, d))
+        if s := self.num_shared:
+            self.shared_mlp1_weight = nn.Parameter(torch.zeros(s, u, d))
+            self.shared_mlp1_bias = nn.Parameter(torch.zeros(s, u))
+            self.shared_mlp2_weight = nn.Parameter(torch.zeros(s, d, f))
+            self.shared_mlp2_bias = nn.Parameter(torch.zeros(s, d))
 
     @property
     def experts(self) -> ExpertWeights:
+        return self._expert_weights("")
+
+    @property
+    def shared_experts(self) -> ExpertWeights:
+        return self._expert_weights("shared_")
+
+    def _expert_weights(self, prefix: str) -> ExpertWeights:
+        names = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
         limit = self.config.swiglu_limit if self.config.mlp == "swiglu" else None
-        return ExpertWeights(
-            self.mlp1_weight, self.mlp1_bias, self.mlp2_weight, self.mlp2_bias, limit
-        )
+        return ExpertWeights(*(getattr(self, prefix + name) for name in names), limit)
 
     def forward(self, hidden, counted) -> tuple[torch.Tensor, LayerRouting | None]:
         """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's statistics."""
@@ -493,15 +569,16 @@ class MLPBlock(nn.Module):
         if self.routed:
             index, weight, stats = self.route(x, None if counted is None else counted.flatten())
         else:
-            weight, stats = torch.ones_like(x[:, :1]), None
-            index = torch.zeros_like(weight, dtype=torch.int64)
+            index, weight, stats = *all_experts(x, 1), None
         out = self.run_experts(x, index, weight, self.experts)
+        if self.num_shared:
+            out = out + self.run_experts(x, *all_experts(x, self.num_shared), self.shared_experts)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
     def route(self, x, counted) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
         """x (N, D), counted (N,) bool or None -> expert index (N, k), its weight (N, k), statistics.
 
-        Top-k of the logits, then softmax over the k. selection_bias takes part in the choice only.
+        The config's rule of ROUTERS chooses and weighs; all the rest is the same for every rule.
         In training an expert keeps ceil(capacity_factor * assignments / E) of its assignments, those of
         highest probability and then of the earliest tokens; the index of a dropped one is E.
         """
@@ -510,10 +587,9 @@ class MLPBlock(nn.Module):
             wide = x.double() if x.dtype == torch.float64 else x.float()
             gate, bias = (p.to(wide.dtype) for p in (self.gate.weight, self.gate.bias))
             logits = F.linear(wide, gate, bias)  # (N, E)
-        index = (logits.detach() + self.selection_bias).topk(k, dim=-1).indices
-        weight = logits.gather(1, index).softmax(-1)
+        index, weight, log_score = self.routing_rule(logits, self.selection_bias, k)
 
-        probability = logits.softmax(-1)
+        probability = log_score.softmax(-1)
         normaliser = logits.logsumexp(-1)
         counts = torch.ones_like(normaliser) if counted is None else counted.to(normaliser.dtype)
         total = counts.sum().clamp(min=1)
@@ -533,7 +609,7 @@ class MLPBlock(nn.Module):
             mean_probability=(probability * counts[:, None]).sum(0) / total,
             z_loss=(normaliser.square() * counts).sum() / total,
             dropped=dropped.to(logits.dtype),
-            logits=logits.detach(),
+            logits=log_score.detach(),
             chosen=chosen,
         )
         return index, weight, stats
@@ -690,7 +766,9 @@ class Transformer(nn.Module):
         it again at the end of its own __init__.
 
         Matrices: std 0.02 as gpt-oss, whatever the width; those that write to the residual stream divided
-        by sqrt(2 L) as GPT-2, so that its variance does not grow with depth.
+        by sqrt(2 L) as GPT-2, so that its variance does not grow with depth. Learned positions that begin
+        small have a tenth of the tokens' std, so a hundredth of their variance: a block's norm then shows
+        it little but the tokens. GPT-2 took a half, 0.01 (gpt-2/src/model.py).
         """
         residual = (2 * self.config.num_hidden_layers) ** -0.5
         for name, p in self.named_parameters():
@@ -701,6 +779,12 @@ class Transformer(nn.Module):
             else:
                 scale = residual if name.endswith(("attn.out.weight", "mlp2_weight")) else 1.0
                 p.normal_(0.0, 0.02 * scale, generator=generator)
+        # drawn for every position_init, so that the other weights do not depend on it
+        if self.config.position_init == "small":
+            self.position_embedding.weight.mul_(0.1)
+        elif self.config.position_init == "sinusoidal":
+            table = self.position_embedding.weight
+            table.copy_(sinusoidal_positions(*table.shape, device=table.device))
         for selection_bias in self.buffers():
             selection_bias.zero_()
 

@@ -33,6 +33,8 @@ def num_bytes(tensors) -> int:
         {"tie_embeddings": True, "mlp": "gelu"},
         {"moe_layers": (1,), "attention_bias": False, "norm": "layernorm"},
         {"moe_layers": (), "attention_sinks": False, "position": "learned"},
+        {"shared_experts": 3, "router": "topk_sigmoid"},
+        {"shared_experts": 2, "moe_layers": (0, 2), "mlp": "gelu"},
     ],
 )
 def test_weights_gradients_and_optimizer_are_those_of_a_built_model(optimizer, switches):
@@ -81,6 +83,8 @@ def kept_for_backward(model, ids) -> int:
         (2, 128, {"intermediate_size": 512}),
         (2, 96, {"experts_per_token": 5, "num_hidden_layers": 2}),
         (2, 96, {"mlp": "gelu", "moe_layers": (0, 2)}),
+        (2, 96, {"shared_experts": 3, "router": "topk_sigmoid"}),
+        (2, 96, {"shared_experts": 2, "mlp": "gelu", "moe_layers": (0, 2)}),
     ],
 )
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

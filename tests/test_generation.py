@@ -190,8 +190,16 @@ def test_row_generators_differ_and_do_not_depend_on_the_number_of_rows():
         dict(layer_types=("full_attention",) * 2, attention_sinks=False, nope_stride=2),
         dict(layer_types=("sliding_attention",) * 2, position="none", sliding_window=1),
         dict(sliding_window=100, tie_embeddings=True),
+        dict(router="topk_sigmoid", shared_experts=3),
     ],
-    ids=["trunk", "learned positions", "full, nope", "window of 1", "window over all"],
+    ids=[
+        "trunk",
+        "learned positions",
+        "full, nope",
+        "window of 1",
+        "window over all",
+        "shared experts",
+    ],
 )
 def test_cached_and_uncached_generation_agree_across_the_window(changes, temperature):
     model = build(**changes)

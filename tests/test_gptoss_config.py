@@ -30,6 +30,10 @@ SWITCHES = [
     dict(attention_sinks=False),
     dict(moe_layers=(1,)),
     dict(moe_layers=()),
+    dict(router="topk_sigmoid"),
+    dict(shared_experts=3),
+    dict(shared_experts=2, moe_layers=(0, 2), mlp="gelu"),
+    dict(position="learned", position_init="sinusoidal"),
     dict(layer_types=(FULL, FULL, SLIDING), nope_stride=2),
     dict(position="learned", norm="layernorm", mlp="gelu", attention_sinks=False, moe_layers=(),
          tie_embeddings=True, num_key_value_heads=15, layer_types=(FULL,) * 3),
@@ -54,6 +58,8 @@ def test_the_official_config_json_reads_unchanged():
     config = ModelConfig(**json.loads(OFFICIAL_JSON))
     assert config == ModelConfig(**PRESETS["gpt-oss-20b"])
     assert config.context_limit == 131072
+    ours = (config.router, config.shared_experts, config.position_init)
+    assert ours == ("topk_softmax", 0, "normal")  # which is gpt-oss
 
 
 def test_the_sixteen_official_fields_come_first():
@@ -77,6 +83,16 @@ INVALID = [
     ("position", dict(position="alibi"), "rope, learned, none", "alibi", "position=rope"),
     ("norm", dict(norm="batchnorm"), "rmsnorm, layernorm", "batchnorm", "norm=rmsnorm"),
     ("mlp", dict(mlp="relu"), "swiglu, gelu", "relu", "mlp=swiglu"),
+    ("router", dict(router="expert_choice"), "topk_softmax, topk_sigmoid", "expert_choice", "router=topk_softmax"),
+    ("shared_experts", dict(shared_experts=-1), "at least 0", "-1", "shared_experts=0"),
+    ("shared_experts", dict(shared_experts=2, moe_layers=()), "0 when no layer has experts", "2", "moe_layers=none"),
+    ("position_init", dict(position="learned", position_init="zero"), "normal, small, sinusoidal", "zero",
+     "position_init=normal"),
+    ("position_init", dict(position_init="small"), "normal with position=rope", "small", "position=learned"),
+    ("position_init", dict(position="none", position_init="sinusoidal"), "normal with position=none", "sinusoidal",
+     "position_init=normal"),
+    ("hidden_size", dict(position="learned", position_init="sinusoidal", hidden_size=21), "even", "21",
+     "hidden_size=22"),
     ("dropout", dict(dropout=1.0), "[0, 1)", "1.0", "dropout=0"),
     ("rope_scaling_factor", dict(rope_scaling_factor=0.5), "at least 1", "0.5", "rope_scaling_factor=1"),
     ("capacity_factor", dict(capacity_factor=0.0), "positive", "0.0", "none"),
@@ -118,6 +134,9 @@ def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(
         dict(layer_types=7),
         dict(position="alibi"),
         dict(moe_layers=["first"]),
+        dict(router="expert_choice"),
+        dict(shared_experts=1.0),
+        dict(position_init=None),
         dict(num_experts=None),
     ],
     ids=str,
@@ -209,13 +228,14 @@ def test_flops_per_token_is_a_count_over_visible_pairs(switches, block_size):
     assert config.flops_per_token(block_size) == pytest.approx(expected, rel=1e-12)
 
 
-def test_flops_per_token_is_what_torch_counts_but_for_three_definitions():
+@pytest.mark.parametrize("shared", [0, 3])
+def test_flops_per_token_is_what_torch_counts_but_for_three_definitions(shared):
     """torch counts matrix products only and computes masked pairs as well: it has no 6 FLOPs for the
     parameters that are added or multiplied elementwise, and T keys where a window leaves fewer. It has
     no entry for addmm_, in which the head adds up its weight gradient: 2 of 6 FLOPs a value."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = small()
+    config = small(shared_experts=shared)
     model = Transformer(config, attention="eager", experts="loop")
     batch, tokens = 2, 19
     input_ids, targets = torch.randint(config.vocab_size, (2, batch, tokens))
@@ -224,7 +244,7 @@ def test_flops_per_token_is_what_torch_counts_but_for_three_definitions():
     counted = counter.get_total_flops() / (batch * tokens)
 
     elementwise = sum(  # biases, norms and sinks, of the k experts that a token meets
-        p.numel() if p.dim() == 1 else p[0].numel() * config.experts_per_token
+        p.numel() if p.dim() == 1 or "shared" in name else p[0].numel() * config.experts_per_token
         for name, p in model.named_parameters()
         if p.dim() == 1 or name.endswith(("mlp1_bias", "mlp2_bias"))
     )

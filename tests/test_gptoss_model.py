@@ -239,7 +239,7 @@ def test_two_models_of_one_seed_are_equal_to_the_bit_and_of_two_seeds_are_not():
 
 
 def test_initial_weights_have_the_documented_spread():
-    config = ModelConfig(**PRESETS["toy"])
+    config = ModelConfig(**PRESETS["toy"], shared_experts=2, position="learned")
     made = Transformer(config, generator=torch.Generator().manual_seed(0))
     for name, p in made.named_parameters():
         if name.endswith("norm.scale"):
@@ -251,6 +251,44 @@ def test_initial_weights_have_the_documented_spread():
             expected = 0.02 / math.sqrt(2 * config.num_hidden_layers) if residual else 0.02
             assert p.std().item() == pytest.approx(expected, rel=0.1), name
             assert abs(p.mean().item()) < 0.1 * expected, name
+
+
+def sinusoids_by_formula(number, size):
+    """Vaswani et al. 2017, section 3.5, in plain floats; divided by its root mean square and times 0.02."""
+    table = [[(math.cos if j % 2 else math.sin)(t / 10000 ** ((j - j % 2) / size)) for j in range(size)]
+             for t in range(number)]  # fmt: skip
+    rms = math.sqrt(sum(x * x for row in table for x in row) / (number * size))
+    return torch.tensor([[0.02 * x / rms for x in row] for row in table], dtype=torch.float64)
+
+
+def test_learned_positions_begin_as_the_config_says_and_nothing_else_depends_on_it():
+    starts = ("normal", "small", "sinusoidal")
+    changes = dict(position="learned", initial_context_length=512)
+    states = [model(position_init=start, **changes).state_dict() for start in starts]
+    tables = {s: state.pop("position_embedding.weight") for s, state in zip(starts, states)}
+    for state in states[1:]:
+        assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
+    limit = len(tables["normal"])
+    torch.testing.assert_close(tables["sinusoidal"].double(), sinusoids_by_formula(limit, D), rtol=0, atol=1e-8)  # fmt: skip
+    assert tables["sinusoidal"].square().mean().sqrt().item() == pytest.approx(0.02, rel=1e-6)
+    assert tables["normal"].std().item() == pytest.approx(0.02, rel=0.05)
+    torch.testing.assert_close(tables["small"], 0.1 * tables["normal"])  # std 0.002
+
+
+@pytest.mark.parametrize("start", ["small", "sinusoidal"])
+def test_positions_are_learned_wherever_they_begin(start):
+    """The gradient of a position's row is that of its tokens' hidden states, summed over the batch."""
+    made = model(position="learned", position_init=start).double()
+    table = made.position_embedding.weight
+    input_ids, targets = batch()
+    hidden, positions, counted = made.embed(input_ids, targets, None, None, None)
+    expected = made.embedding.weight[input_ids] + table[:T]
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=0)
+    hidden.retain_grad()
+    out, _ = made.run_blocks(hidden, positions, counted, None)
+    made.head(out, targets, False, None).loss.backward()
+    torch.testing.assert_close(table.grad[:T], hidden.grad.sum(0), rtol=0, atol=1e-14)
+    assert table.grad[:T].abs().amax(-1).min() > 0 and not table.grad[T:].any()
 
 
 def test_an_untrained_model_is_near_the_uniform_loss():

@@ -78,6 +78,8 @@ def test_pieces_of_any_size_equal_the_whole(attention, chunks):
         dict(sliding_window=1),
         dict(sliding_window=100),
         dict(moe_layers=(), mlp="gelu", norm="layernorm"),
+        dict(router="topk_sigmoid", shared_experts=4),
+        dict(position="learned", position_init="sinusoidal", shared_experts=1, moe_layers=(1,)),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_run import run_here
+from toy_run import load, run_here
 
 from inference import generate_text, load_model
 from training.monitor.metrics import read_metrics
@@ -34,6 +34,14 @@ def folder(tmp_path, name):
 def test_an_old_checkpoint_tells_the_same_story(name):
     model = load_model(FIXTURES / name / "checkpoint_6.pt")
     assert generate_text(model, "Once upon", 6, 0.0) == "Once upon" + TOLD[name]
+
+
+@each_run
+def test_an_old_checkpoint_knows_no_routing_rule_and_is_gpt_oss_s(name):
+    path = FIXTURES / name / "checkpoint_6.pt"
+    assert not {"router", "shared_experts", "position_init"} & load(path)["config"].keys()
+    config = load_model(path).config
+    assert (config.router, config.shared_experts) == ("topk_softmax", 0)
 
 
 @each_run

@@ -13,6 +13,7 @@ from training.optimizer import (
     build_optimizers,
     learning_rate,
     parameter_groups,
+    parameter_kinds,
     set_learning_rate,
 )
 
@@ -58,6 +59,12 @@ BLOCK = {
     "mlp.mlp2_weight": "matrix",
     "mlp.mlp2_bias": "no_decay",
 }
+SHARED = {
+    "mlp.shared_mlp1_weight": "matrix",
+    "mlp.shared_mlp1_bias": "no_decay",
+    "mlp.shared_mlp2_weight": "matrix",
+    "mlp.shared_mlp2_bias": "no_decay",
+}
 TRUNK = {"embedding.weight": "decay", "norm.scale": "no_decay", "unembedding.weight": "decay"}
 
 
@@ -65,9 +72,21 @@ def group_of_each(model):
     return {name: group for group, named in parameter_groups(model).items() for name in named}
 
 
-def test_every_parameter_has_its_group_by_name():
-    blocks = {f"block.{n}.{name}": group for n in range(2) for name, group in BLOCK.items()}
-    assert group_of_each(small_model()) == TRUNK | blocks
+@pytest.mark.parametrize("shared", [0, 3])
+def test_every_parameter_has_its_group_by_name(shared):
+    of_block = BLOCK | SHARED if shared else BLOCK
+    blocks = {f"block.{n}.{name}": group for n in range(2) for name, group in of_block.items()}
+    assert group_of_each(small_model(shared_experts=shared)) == TRUNK | blocks
+
+
+def test_shared_experts_are_of_the_kind_experts_and_their_biases_are_biases():
+    model = small_model(shared_experts=3)
+    kind_of = {p: kind for kind, params in parameter_kinds(model).items() for p in params}
+    found = {
+        n: kind_of[p] for n, p in model.named_parameters() if n.startswith("block.1.mlp.shared_")
+    }
+    kinds = {"matrix": "experts", "no_decay": "biases"}
+    assert found == {f"block.1.{name}": kinds[group] for name, group in SHARED.items()}
 
 
 def test_the_parameters_of_the_switches_have_their_groups():
@@ -100,7 +119,7 @@ def test_a_frozen_parameter_is_left_out():
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_each_parameter_is_in_one_optimizer_and_only_weights_decay(optimizer):
-    model = small_model()
+    model = small_model(shared_experts=3)
     config = TrainConfig(optimizer=optimizer, weight_decay=0.25, lr=0.5)
     optimizers = build_optimizers(model, config)
     assert [type(o).__name__ for o in optimizers] == ["AdamW", "Muon"][: len(optimizers)]

@@ -1,11 +1,12 @@
-"""The router through the real model: balance, z-loss, padding, selection bias, capacity."""
+"""The rules by which a router chooses, and the router through the real model: balance, z-loss, padding,
+selection bias, capacity."""
 
 import math
 
 import pytest
 import torch
 
-from architecture.gptoss import FULL, MLPBlock, ModelConfig, Transformer
+from architecture.gptoss import FULL, ROUTERS, MLPBlock, ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX, load_balancing_loss, load_share
 
 B, T, E, K, D, V = 2, 11, 7, 2, 20, 37
@@ -13,6 +14,8 @@ SHAPE = dict(num_hidden_layers=2, num_experts=E, experts_per_token=K, vocab_size
              intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=6,
              initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
 FORCE = 40.0  # a router bias that leaves nothing to the tokens
+
+each_rule = pytest.mark.parametrize("rule", ROUTERS)
 
 
 def model(seed=0, **changes):
@@ -46,6 +49,79 @@ def router_logits(made, x):
 
 def rows(n=13, dtype=torch.float64):
     return torch.randn(n, D, generator=torch.Generator().manual_seed(5), dtype=dtype)
+
+
+# -------------------------------------------------------------------------------------------- the rules
+# For one logit: what the choice compares, before the bias, and the expert's share of weight and probability.
+FORMULAS = {
+    "topk_softmax": (lambda z: z, torch.exp),
+    "topk_sigmoid": (lambda z: 1 / (1 + torch.exp(-z)), lambda z: 1 / (1 + torch.exp(-z))),
+}
+
+
+def rule_by_loops(rule, logits, bias, k=K):
+    """The formula, one token at a time -> index (N, k) as a list, weight (N, k), probability (N, E)."""
+    compared, share = FORMULAS[rule]
+    index, weight, probability = [], [], []
+    for row in logits:
+        preference = [(compared(z) + b).item() for z, b in zip(row, bias)]
+        chosen = sorted(range(len(row)), key=lambda e: -preference[e])[:k]
+        shares = [share(z) for z in row]
+        index.append(chosen)
+        weight.append(torch.stack([shares[e] / sum(shares[c] for c in chosen) for e in chosen]))
+        probability.append(torch.stack([s / sum(shares) for s in shares]))
+    return index, torch.stack(weight), torch.stack(probability)
+
+
+@each_rule
+def test_a_rule_is_its_formula_in_values_and_gradients(rule):
+    draw = torch.Generator().manual_seed(8)
+    logits = (3 * torch.randn(13, E, generator=draw, dtype=torch.float64)).requires_grad_()
+    bias = torch.randn(E, generator=draw, dtype=torch.float64)
+    index, weight, log_score = ROUTERS[rule](logits, bias, K)
+    their_index, their_weight, their_probability = rule_by_loops(rule, logits, bias)
+    assert index.tolist() == their_index and not index.requires_grad
+    assert their_index != rule_by_loops(rule, logits, 0 * bias)[0]  # the bias had a say
+    for ours, theirs in ((weight, their_weight), (log_score.softmax(-1), their_probability)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        direction = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
+        gradients = (
+            torch.autograd.grad(x, logits, direction, retain_graph=True) for x in (ours, theirs)
+        )
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+@each_rule
+@pytest.mark.parametrize("far", [-120.0, 120.0])
+def test_a_rule_stays_exact_where_float32_has_no_sigmoid_left(rule, far):
+    """sigmoid(-120) is 0 in float32, and so is a sum of such scores, by which nothing can be divided."""
+    logits = far + torch.linspace(-2, 2, E)[None]
+    logits.requires_grad_()
+    index, weight, log_score = ROUTERS[rule](logits, torch.zeros(E), K)
+    exact, shares = logits.detach().double()[0], FORMULAS[rule][1]
+    expected = shares(exact[index[0]]) / shares(exact[index[0]]).sum()
+    torch.testing.assert_close(weight[0].double(), expected, rtol=1e-5, atol=0)
+    probability = shares(exact) / shares(exact).sum()
+    torch.testing.assert_close(log_score.softmax(-1)[0].double(), probability, rtol=1e-5, atol=0)
+    (weight[0, 0] + log_score.softmax(-1)[0, 0]).backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_a_new_rule_is_a_function_and_an_entry_in_the_table(monkeypatch):
+    def last_k(logits, selection_bias, k):
+        index = torch.arange(E - k, E).expand(len(logits), -1)
+        return index, logits.new_full(index.shape, 1 / k), logits
+
+    with pytest.raises(ValueError, match="^router must be one of topk_softmax, topk_sigmoid, got"):
+        model(router="last_k")
+    monkeypatch.setitem(ROUTERS, "last_k", last_k)
+    made = model(router="last_k", capacity_factor=1.0).train()
+    output = made(*batch())
+    assert output.router.load.tolist() == [[0] * (E - K) + [B * T] * K] * 2
+    capacity = math.ceil(B * T * K / E)  # and the rest of the routing is there, too
+    torch.testing.assert_close(output.router.dropped, torch.full((2,), 1 - capacity / (B * T)))
+    (output.loss + output.router.balance_loss).backward()
+    assert made.block[0].mlp.gate.weight.grad.abs().max() > 0
 
 
 # ------------------------------------------------------------------------------------------ balance
@@ -107,25 +183,32 @@ def test_the_balance_loss_moves_the_router_and_cross_entropy_does_not_contain_it
 
 
 # -------------------------------------------------------------------------------------- the statistics
-def test_statistics_are_their_definitions_in_values_and_gradients():
-    made, x = block().double(), rows()
+@each_rule
+def test_statistics_are_their_definitions_in_values_and_gradients(rule):
+    made, x = block(router=rule).double(), rows()
     _, _, stats = made.route(x, None)
     logits = router_logits(made, x)
-    probability = logits.softmax(-1)
+    chosen, _, probability = rule_by_loops(rule, logits, made.selection_bias)
     z_loss = sum(torch.log(torch.exp(row).sum()) ** 2 for row in logits) / len(x)
     torch.testing.assert_close(stats.z_loss, z_loss)
     torch.testing.assert_close(stats.mean_probability, probability.mean(0))
-    torch.testing.assert_close(stats.logits, logits)
-    assert torch.equal(stats.chosen, logits.topk(K).indices)
-    load = torch.bincount(logits.topk(K).indices.flatten(), minlength=E)
-    assert stats.load.tolist() == load.tolist() and stats.dropped == 0
-    ours, theirs = (torch.autograd.grad(z, made.gate.weight, retain_graph=True) for z in (stats.z_loss, z_loss))  # fmt: skip
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(stats.logits.softmax(-1), probability)  # where entropy comes from
+    if rule == "topk_softmax":
+        torch.testing.assert_close(stats.logits, logits)
+    assert stats.chosen.tolist() == chosen
+    load = [sum(e in row for row in chosen) for e in range(E)]
+    assert stats.load.tolist() == load and stats.dropped == 0
+    balance = stats.load / stats.load.sum() @ stats.mean_probability
+    expected = sum(n / (len(x) * K) * p for n, p in zip(load, probability.mean(0)))
+    for ours, theirs in ((stats.z_loss, z_loss), (balance, expected)):
+        gradients = (torch.autograd.grad(v, made.gate.weight, retain_graph=True) for v in (ours, theirs))  # fmt: skip
+        torch.testing.assert_close(*gradients)
     assert not (stats.logits.requires_grad or stats.load.requires_grad)
 
 
-def test_statistics_count_only_positions_with_a_target():
-    made, x = block(training=False).double(), rows()
+@each_rule
+def test_statistics_count_only_positions_with_a_target(rule):
+    made, x = block(training=False, router=rule).double(), rows()
     counted = torch.rand(13, generator=torch.Generator().manual_seed(6)) > 0.4
     _, _, some = made.route(x, counted)
     _, _, alone = made.route(x[counted], None)
@@ -185,16 +268,20 @@ def test_weights_are_the_softmax_over_the_chosen_k():
     torch.testing.assert_close(weight, full / full.sum(-1, keepdim=True))
 
 
-def test_the_selection_bias_changes_the_choice_and_not_the_weights():
-    made, x = block().double(), rows()
+@each_rule
+def test_the_selection_bias_changes_the_choice_and_not_the_weights(rule):
+    made, x = block(router=rule).double(), rows()
+    without, _, before = made.route(x, None)
     made.selection_bias.copy_(torch.linspace(-3, 3, E))
     index, weight, stats = made.route(x, None)
     logits = router_logits(made, x)
-    assert torch.equal(index, (logits + made.selection_bias).topk(K).indices)
-    assert not torch.equal(index, logits.topk(K).indices)
-    torch.testing.assert_close(weight, logits.gather(1, index).softmax(-1))
-    torch.testing.assert_close(stats.mean_probability, logits.softmax(-1).mean(0))
-    torch.testing.assert_close(stats.z_loss, logits.logsumexp(-1).square().mean())
+    compared, share = FORMULAS[rule]
+    assert torch.equal(index, (compared(logits) + made.selection_bias).topk(K).indices)
+    assert not torch.equal(index, without)
+    shares = share(logits).gather(1, index)
+    torch.testing.assert_close(weight, shares / shares.sum(-1, keepdim=True))
+    torch.testing.assert_close(stats.mean_probability, before.mean_probability)
+    torch.testing.assert_close(stats.z_loss, before.z_loss)
 
 
 def test_the_selection_bias_is_a_buffer_in_the_checkpoint_that_starts_at_zero():
@@ -205,8 +292,9 @@ def test_the_selection_bias_is_a_buffer_in_the_checkpoint_that_starts_at_zero():
     assert not any("selection_bias" in name for name, _ in model().named_parameters())
 
 
-def test_the_router_is_float32_under_bfloat16_autocast():
-    made, x = block(), rows(dtype=torch.float32)
+@each_rule
+def test_the_router_is_float32_under_bfloat16_autocast(rule):
+    made, x = block(router=rule), rows(dtype=torch.float32)
     index, weight, stats = made.route(x, None)
     with torch.autocast("cpu", torch.bfloat16):
         index16, weight16, stats16 = made.route(x, None)
@@ -214,8 +302,9 @@ def test_the_router_is_float32_under_bfloat16_autocast():
     torch.testing.assert_close((weight, *stats), (weight16, *stats16), rtol=0, atol=0)
 
 
-def test_the_router_is_float32_in_a_bfloat16_model():
-    made, x = block().bfloat16(), rows(dtype=torch.bfloat16)
+@each_rule
+def test_the_router_is_float32_in_a_bfloat16_model(rule):
+    made, x = block(router=rule).bfloat16(), rows(dtype=torch.bfloat16)
     _, weight, stats = made.route(x, None)
     assert weight.dtype == torch.float32 and all(
         value.dtype == torch.float32 for value in stats[:5]
@@ -223,13 +312,14 @@ def test_the_router_is_float32_in_a_bfloat16_model():
 
 
 # ------------------------------------------------------------------------------------------ capacity
-def test_capacity_drops_the_lowest_probabilities_of_an_expert_and_reports_the_share():
+@each_rule
+def test_capacity_drops_the_lowest_probabilities_of_an_expert_and_reports_the_share(rule):
     factor, n = 0.6, 13
-    made, x = block(capacity_factor=factor).double(), rows(n)
+    made, x = block(capacity_factor=factor, router=rule).double(), rows(n)
     index, weight, stats = made.route(x, None)
     capacity = math.ceil(factor * n * K / E)
-    logits = router_logits(made, x)
-    chosen, probability = logits.topk(K).indices, logits.softmax(-1)
+    chosen, full, probability = rule_by_loops(rule, router_logits(made, x), made.selection_bias)
+    chosen = torch.tensor(chosen)
     kept = torch.zeros_like(chosen, dtype=torch.bool)
     for e in range(E):
         ranked = sorted((chosen == e).nonzero().tolist(), key=lambda p: -probability[p[0], e])
@@ -237,8 +327,7 @@ def test_capacity_drops_the_lowest_probabilities_of_an_expert_and_reports_the_sh
             kept[token, slot] = True
     assert 0 < kept.sum() < n * K
     assert torch.equal(index, chosen.where(kept, E))
-    expected = logits.gather(1, chosen).softmax(-1) * kept  # what is left is not scaled up
-    torch.testing.assert_close(weight, expected)
+    torch.testing.assert_close(weight, full * kept)  # what is left is not scaled up
     torch.testing.assert_close(stats.dropped, 1 - kept.double().mean())
     assert stats.load.sum() == n * K  # what the router asked for, before any was dropped
 

@@ -95,7 +95,8 @@ def matrix_parameters(config: Any) -> int:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     up = config.intermediate_size * (2 if config.mlp == "swiglu" else 1)
     moe = len(config.resolved_moe_layers)
-    experts = moe * config.num_experts + config.num_hidden_layers - moe
+    per_layer = config.num_experts + getattr(config, "shared_experts", 0)  # gpt2 has none
+    experts = moe * per_layer + config.num_hidden_layers - moe
     attention = config.num_hidden_layers * d * c * (2 * heads + 2 * groups)
     return attention + experts * d * (up + config.intermediate_size)
 
@@ -131,7 +132,7 @@ def values_kept_by_the_trunk(cfg: TrainConfig, config: Any) -> float:
     # one token in one expert: gate and up, out; or in, gelu's two sides, out
     row = 2 * f + d * (1 if config.mlp == "swiglu" else 2)
     moe = len(config.resolved_moe_layers)
-    routed = config.experts_per_token * row + 6 * config.num_experts
+    routed = (config.experts_per_token + config.shared_experts) * row + 6 * config.num_experts
     return layers * attention + moe * routed + (layers - moe) * row + 3 * d
 
 

@@ -12,7 +12,8 @@ from training.muon import Muon
 # The first pattern that matches the whole name decides.
 PARAMETER_RULES = (
     (r"block\.\d+\.attn\.(qkv|out)\.weight", "matrix"),
-    (r"block\.\d+\.mlp\.mlp[12]_weight", "matrix"),  # (E, rows, columns): each expert is a matrix
+    # (E, rows, columns): each expert is a matrix
+    (r"block\.\d+\.mlp\.(shared_)?mlp[12]_weight", "matrix"),
     (r"block\.\d+\.mlp\.mlp[12]\.weight", "matrix"),  # of a model without experts
     (r"block\.\d+\.mlp\.gate\.weight", "decay"),  # the router
     (r"(un)?embedding\.weight", "decay"),
@@ -50,7 +51,7 @@ PARAMETER_KINDS = (
     (r".+\.attn\.(qkv|out)\.weight", "attention"),
     (r".+\.sinks", "sinks"),
     (r".+\.gate\.weight", "router"),
-    (r".+\.mlp[12]_weight", "experts"),
+    (r".+\.(shared_)?mlp[12]_weight", "experts"),
     (r".+\.mlp[12]\.weight", "mlp"),
     (r"(position_)?embedding\.weight", "embedding"),
     (r"unembedding\.weight", "head"),

@@ -186,7 +186,7 @@ MORE_TRAIN = {  # further settings, each with a valid value
     "attention_sinks": "false", "dropout": "0.1", "moe_layers": "1", "capacity_factor": "1.5", "nope_stride": "2",
     "layer_types": "full_attention,sliding_attention", "rope_theta": "10000", "swiglu_limit": "3",
     "rope_ntk_alpha": "1", "rope_ntk_beta": "32", "model_size": "toy", "model": "gptoss", "used_vocab_size": "300",
-    "vocab_size": "320",
+    "vocab_size": "320", "router": "topk_sigmoid", "shared_experts": "1",
 }  # fmt: skip
 VALID: dict[str, list[tuple[str, ...]]] = {  # whole commands to begin with
     "sample": [
