@@ -45,11 +45,6 @@ class ModelConfig:
     dropout: float = 0.0
     used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
 
-    # What is asked of any model's config, in the trunk's words: every layer has one dense MLP.
-    mlp = "gelu"
-    num_experts = experts_per_token = 1
-    resolved_moe_layers = ()
-
     def __post_init__(self) -> None:
         for name in ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size",
                      "num_attention_heads", "initial_context_length"):  # fmt: skip
@@ -110,8 +105,13 @@ class ModelConfig:
         keys = self.num_hidden_layers * (block_size + 1) / 2  # mean over the sequence
         return 6 * self.parameter_counts()["active"] + 12 * self.hidden_size * keys
 
-    def values_kept_per_token(self, block_size: int, attention: str) -> float:
-        """How many values of each token autograd holds between forward and backward, counted below."""
+    def matrix_parameters(self) -> int:
+        """Values in the matrices that Muon takes: qkv, out, mlp1 and mlp2."""
+        d = self.hidden_size
+        return self.num_hidden_layers * (4 * d * d + 2 * d * self.intermediate_size)
+
+    def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
+        """Estimate of the values of each token that autograd holds between forward and backward."""
         d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
         # both norms of a layer before and after, queries, keys, values and the result; before and after GELU
         layer = 8 * d + 2 * f

@@ -8,8 +8,8 @@ Shapes: B batch, T query tokens, S key tokens, N = B*T, D hidden_size, V vocabul
 H query heads, G key/value heads, M = H/G, C head_dim, E experts, k experts_per_token, F intermediate_size.
 
 A variant overrides one of four seams of Transformer as a whole: embed, run_blocks, head, init_weights.
-Attention and experts stand here as specifications; attention_backends.py and expert_backends.py have the
-fast paths, chosen by name from ATTENTION_BACKENDS and EXPERT_BACKENDS. Routing rules are chosen by name from
+Attention and experts stand here as specifications; backends/ has the fast paths, chosen by name from
+ATTENTION_BACKENDS and EXPERT_BACKENDS, and takes every constant from here, as an argument. Routing rules are chosen by name from
 ROUTERS, in the config, because another rule is another model.
 """
 
@@ -41,6 +41,7 @@ from architecture.interface import (
 logger = logging.getLogger(__name__)
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+SWIGLU_ALPHA = 1.702  # gpt-oss gates with x * sigmoid(1.702 x), a close fit of GELU
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -213,6 +214,34 @@ class ModelConfig:
             keys += (w * (w + 1) / 2 + (block_size - w) * w) / block_size  # mean over the sequence
         width = self.head_dim * self.num_attention_heads
         return 6 * self.parameter_counts()["active"] + 12 * width * keys
+
+    def matrix_parameters(self) -> int:
+        """Values in the matrices that Muon takes: qkv, out and every expert's mlp1 and mlp2."""
+        d, layers, moe = self.hidden_size, self.num_hidden_layers, len(self.resolved_moe_layers)
+        up = self.intermediate_size * (2 if self.mlp == "swiglu" else 1)
+        experts = moe * (self.num_experts + self.shared_experts) + layers - moe
+        heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
+        return layers * d * self.head_dim * heads + experts * d * (up + self.intermediate_size)
+
+    def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
+        """Estimate of the values of each token that autograd holds between forward and backward; the factors
+        count the tensors below.
+        """
+        d, f, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        # both norms of a layer before and after; queries and keys, turned; the result; the mask
+        kept = 4 * d + (2 * heads + groups) * self.head_dim + block_size / batch_size
+        if attention == "eager":
+            kept += (
+                heads + 2 * groups
+            ) * self.head_dim + 2 * heads * block_size  # scores and weights
+        else:
+            kept += 2 * heads * self.head_dim + heads  # keys and values for each head
+        # one token in one expert: gate and up, out; or in, gelu's two sides, out
+        row = 2 * f + d * (1 if self.mlp == "swiglu" else 2)
+        moe = len(self.resolved_moe_layers)
+        routed = (self.experts_per_token + self.shared_experts) * row + 6 * self.num_experts
+        return layers * kept + moe * routed + (layers - moe) * row + 3 * d
 
 
 # What --help_model says of each field: here and not beside the fields, which then fit on one screen.
@@ -470,9 +499,7 @@ def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
     """gpt-oss's clamped SwiGLU. (..., 2F) interleaved gate and up -> (..., F)"""
     gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
     gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    return (
-        gate * torch.sigmoid(expert_backends.SWIGLU_ALPHA * gate) * (up + 1)
-    )  # up = 0 lets the gate pass
+    return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)  # up = 0 lets the gate pass
 
 
 class ExpertWeights(NamedTuple):
@@ -483,6 +510,7 @@ class ExpertWeights(NamedTuple):
     mlp2_weight: torch.Tensor  # (E, D, F)
     mlp2_bias: torch.Tensor  # (E, D)
     swiglu_limit: float | None  # None: gelu
+    swiglu_alpha: float = SWIGLU_ALPHA
 
     def activation(self, x: torch.Tensor) -> torch.Tensor:
         """(..., U) -> (..., F)"""

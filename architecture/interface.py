@@ -10,6 +10,10 @@ new_decoder        how its texts grow, where they are not read in one piece (arc
 length_limit       most tokens of a text, where that is not the context limit
 optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
 
+What a model's config brings: parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
+values_kept_per_token(...), which price a run; windows and context_limit; num_hidden_layers and the other words of
+OpenAI's ModelConfig that it needs.
+
 Shapes: B batch, T tokens, N = tokens in a batch, D hidden_size, V vocabulary, L MoE layers, E experts.
 """
 

@@ -77,7 +77,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     forward pass keeps for the backward is an estimate from the shapes (tested to 15 % in float32).
     """
     total = config.parameter_counts()["total"]
-    matrices = matrix_parameters(config)
+    matrices = config.matrix_parameters()
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (total - matrices) + matrices if cfg.optimizer == "muon" else 2 * total
     return {
@@ -89,51 +89,12 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     }
 
 
-def matrix_parameters(config: Any) -> int:
-    """Values in the matrices that Muon takes: qkv, out and every expert's mlp1 and mlp2."""
-    d, c = config.hidden_size, config.head_dim
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
-    up = config.intermediate_size * (2 if config.mlp == "swiglu" else 1)
-    moe = len(config.resolved_moe_layers)
-    per_layer = config.num_experts + getattr(config, "shared_experts", 0)  # gpt2 has none
-    experts = moe * per_layer + config.num_hidden_layers - moe
-    attention = config.num_hidden_layers * d * c * (2 * heads + 2 * groups)
-    return attention + experts * d * (up + config.intermediate_size)
-
-
 def activation_bytes(cfg: TrainConfig, config: Any) -> int:
-    """Estimate of what the forward pass of one micro-batch keeps for its backward pass.
-
-    A model may bring its own count: values_kept_per_token of its config.
-    """
-    if hasattr(config, "values_kept_per_token"):
-        per_token = config.values_kept_per_token(cfg.block_size, cfg.attention)
-    else:
-        per_token = values_kept_by_the_trunk(cfg, config)
+    """Estimate of what the forward pass of one micro-batch keeps for its backward pass."""
+    per_token = config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
     values = cfg.batch_size * cfg.block_size * per_token
     head = 4 * config.vocab_size * config.hidden_size  # it keeps its gradient, in float32
     return int((2 if cfg.dtype == "bfloat16" else 4) * values) + head
-
-
-def values_kept_by_the_trunk(cfg: TrainConfig, config: Any) -> float:
-    """Values that autograd holds of each token; the factors count the tensors in gptoss.py."""
-    d, f, t = config.hidden_size, config.intermediate_size, cfg.block_size
-    heads, groups, layers = (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.num_hidden_layers,
-    )
-    # both norms of a layer before and after; queries and keys, turned; the result; the mask
-    attention = 4 * d + (2 * heads + groups) * config.head_dim + t / cfg.batch_size
-    if cfg.attention == "eager":
-        attention += (heads + 2 * groups) * config.head_dim + 2 * heads * t  # scores and weights
-    else:
-        attention += 2 * heads * config.head_dim + heads  # keys and values for each head
-    # one token in one expert: gate and up, out; or in, gelu's two sides, out
-    row = 2 * f + d * (1 if config.mlp == "swiglu" else 2)
-    moe = len(config.resolved_moe_layers)
-    routed = (config.experts_per_token + config.shared_experts) * row + 6 * config.num_experts
-    return layers * attention + moe * routed + (layers - moe) * row + 3 * d
 
 
 def logits_bytes(cfg: TrainConfig, config: Any) -> int:

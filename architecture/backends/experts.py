@@ -13,8 +13,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-SWIGLU_ALPHA = 1.702  # gpt-oss gates with x * sigmoid(1.702 x), a close fit of GELU
-
 
 def sorted_experts(x, index, weight, experts):
     """Tokens sorted by expert, then one product per expert and matrix: arguments of loop_experts.
@@ -28,7 +26,7 @@ def sorted_experts(x, index, weight, experts):
     matrices = [w.to(dtype) for w in experts[:4]]
     if experts.swiglu_limit is not None:
         rows = _SwigluExperts.apply(
-            x, order, inverse, k, *matrices, sizes[:-1], experts.swiglu_limit
+            x, order, inverse, k, *matrices, sizes[:-1], experts.swiglu_limit, experts.swiglu_alpha
         )
     else:
         rows = _Distribute.apply(x, order, inverse, k)
@@ -142,12 +140,12 @@ class _SwigluExperts(torch.autograd.Function):
 
     One expert at a time from its rows to its result, so that a cache holds what lies between. Gate and
     up come from two products with every other row of w1: their elementwise work runs over whole cache
-    lines. With z = SWIGLU_ALPHA gate, the gated half is silu(z) / SWIGLU_ALPHA, which is one kernel and
+    lines. With z = alpha gate, the gated half is silu(z) / alpha, which is one kernel and
     whose gradient is another; the factor goes into the products.
     """
 
     @staticmethod
-    def forward(ctx, x, order, inverse, k, w1, b1, w2, b2, sizes, limit):
+    def forward(ctx, x, order, inverse, k, w1, b1, w2, b2, sizes, limit, alpha):
         rows = x.index_select(0, order // k)
         z, shifted = rows.new_empty(2, sum(sizes), w2.shape[2])
         out = rows.new_empty(rows.shape)
@@ -158,48 +156,50 @@ class _SwigluExperts(torch.autograd.Function):
                 b1[e, 0::2],
                 some,
                 w1[e, 0::2].mT,
-                beta=SWIGLU_ALPHA,
-                alpha=SWIGLU_ALPHA,
+                beta=alpha,
+                alpha=alpha,
                 out=z[part],
             )
             torch.addmm(b1[e, 1::2] + 1, some, w1[e, 1::2].mT, out=shifted[part])
-            inner, _, _ = _gated(z[part], shifted[part], limit)
-            torch.addmm(b2[e], inner, w2[e].mT, alpha=1 / SWIGLU_ALPHA, out=out[part])
+            inner, _, _ = _gated(z[part], shifted[part], limit, alpha)
+            torch.addmm(b2[e], inner, w2[e].mT, alpha=1 / alpha, out=out[part])
         ctx.save_for_backward(x, order, inverse, w1, w2, z, shifted)
-        ctx.k, ctx.sizes, ctx.limit = k, sizes, limit
+        ctx.k, ctx.sizes, ctx.limit, ctx.alpha = k, sizes, limit, alpha
         return out
 
     @staticmethod
     def backward(ctx, grad):
         x, order, inverse, w1, w2, z, shifted = ctx.saved_tensors
-        rows = x.index_select(0, order // ctx.k)
+        alpha, rows = ctx.alpha, x.index_select(0, order // ctx.k)
         d_rows = rows.new_empty(rows.shape)
         d_rows[sum(ctx.sizes) :] = 0
         d_w1, d_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
         d_b1, d_b2 = w1.new_zeros(w1.shape[:2]), w2.new_zeros(w2.shape[:2])
         for e, part in _parts(ctx.sizes):
             some, d_out = rows[part], grad[part]
-            inner, silu, (z_part, up_part, outside) = _gated(z[part], shifted[part], ctx.limit)
-            torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / SWIGLU_ALPHA, out=d_w2[e])
+            inner, silu, (z_part, up_part, outside) = _gated(
+                z[part], shifted[part], ctx.limit, alpha
+            )
+            torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / alpha, out=d_w2[e])
             torch.sum(d_out, 0, out=d_b2[e])
             d_inner = torch.addmm(
-                inner, d_out, w2[e], beta=0, alpha=1 / SWIGLU_ALPHA, out=inner
+                inner, d_out, w2[e], beta=0, alpha=1 / alpha, out=inner
             )  # over inner, which is done with
             d_up = silu.mul_(d_inner)
             d_z = torch.ops.aten.silu_backward(d_inner.mul_(up_part), z_part)
             if outside is not None:
                 d_z.masked_fill_(outside[0], 0)
                 d_up.masked_fill_(outside[1], 0)
-            for half, d, scale in ((0, d_z, SWIGLU_ALPHA), (1, d_up, 1.0)):
+            for half, d, scale in ((0, d_z, alpha), (1, d_up, 1.0)):
                 torch.addmm(d_w1[e, half::2], d.mT, some, beta=0, alpha=scale, out=d_w1[e, half::2])
                 torch.sum(d, 0, out=d_b1[e, half::2])
                 # the first half sets what the second adds to
                 torch.addmm(
                     d_rows[part], d, w1[e, half::2], beta=half, alpha=scale, out=d_rows[part]
                 )
-        d_b1[:, 0::2] *= SWIGLU_ALPHA
+        d_b1[:, 0::2] *= alpha
         d_x = _sum_of_copies(d_rows, inverse, ctx.k)
-        return d_x, None, None, None, d_w1, d_b1, d_w2, d_b2, None, None
+        return d_x, None, None, None, d_w1, d_b1, d_w2, d_b2, None, None, None
 
 
 def _parts(sizes):
@@ -211,13 +211,13 @@ def _parts(sizes):
             yield e, slice(start, end)
 
 
-def _gated(z, shifted, limit):
-    """SWIGLU_ALPHA times the swiglu of gate = z / SWIGLU_ALPHA and up = shifted - 1, clamped to limit.
+def _gated(z, shifted, limit, alpha):
+    """alpha times the swiglu of gate = z / alpha and up = shifted - 1, clamped to limit.
 
     Returns it, silu(z), and what these came from: z and shifted after the clamps, and where the clamps
     cut, for z and for shifted. On a CPU, which can look without waiting, that is None if they cut nothing.
     """
-    most, low, high = SWIGLU_ALPHA * limit, 1 - limit, 1 + limit
+    most, low, high = alpha * limit, 1 - limit, 1 + limit
     outside = None
     if z.device.type != "cpu" or not _within(z, -math.inf, most) or not _within(shifted, low, high):
         outside = z > most, (shifted < low) | (shifted > high)

@@ -102,7 +102,7 @@ def _require_progress(found: Any, step: int, cfg: TrainConfig, config: Any, path
         _require(_is_count(found.get(name)), path, f"its {name} must be a whole number")
     _require(found["step"] == step, path, f"its steps are {step} and {found['step']}")
     _require(_is_number(found.get("seconds"), 0), path, "its seconds must be a number")
-    shape = len(config.resolved_moe_layers), config.num_experts
+    shape = len(getattr(config, "resolved_moe_layers", ())), getattr(config, "num_experts", 0)
     for name in ("expert_share", "load"):
         value = found.get(name)
         fits = value is None or _is_tensor(value, dims=2) and tuple(value.shape) == shape
