@@ -6,6 +6,7 @@
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -30,7 +31,10 @@ def modules(folder: str) -> list[Path]:
 
 
 def imported_names(path: Path) -> set[str]:
-    """Every module a file imports, anywhere in it, as dotted names; from a import b gives a and a.b."""
+    """Every module a file imports, anywhere in it, as dotted names; from a import b gives a and a.b.
+
+    A module that is named in a text, "architecture.gptoss:Transformer", is imported later, and counts.
+    """
     names = set()
     package = path.relative_to(REPO_ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
@@ -40,6 +44,9 @@ def imported_names(path: Path) -> set[str]:
             base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
             source = (base + (node.module or "")).rstrip(".")
             names |= {source} | {f"{source}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if named := re.fullmatch(r"(\w+(?:\.\w+)+):\w+", node.value):
+                names.add(named[1])
     return names
 
 
