@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy_run import TINY, run_here
 
 from architecture import registry
 from training import recipes, start
@@ -168,3 +169,12 @@ def test_given_weights_bring_their_size_and_with_it_the_recipe(tmp_path, monkeyp
     begun = resolve("--init_from", old, "--block_size", 16)
     assert begun.lines[0] == "recipe: configs/medium.yaml, changed: block_size 16 (recipe: 512)"
     assert (begun.cfg.lr, begun.cfg.tokenizer) == (4e-3, "bundled1536")
+
+
+def test_the_first_line_of_a_run_names_the_recipe_and_what_flags_changed(tmp_path, corpus, capsys):
+    flags = [*TINY, *corpus, "--max_iters", 1, "--no-use_tensorboard", "--out_dir", "model"]
+    assert run_here(tmp_path, *flags) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(
+        "recipe: configs/toy.yaml, changed: batch_size 4 (recipe: 8), block_size"
+    )

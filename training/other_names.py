@@ -48,6 +48,8 @@ SETTINGS: dict[str, tuple[str, str]] = {
         ("intermediate_size", "of one expert", "d_ff ffn_dim ffn_hidden_size n_inner hidden_dim moe_intermediate_size"),
         ("num_experts", "", "n_experts n_expert num_local_experts n_routed_experts"),
         ("experts_per_token", "", "top_k topk moe_top_k router_top_k num_experts_per_tok num_experts_per_token"),
+        ("shared_experts", "", "n_shared_experts num_shared_experts"),
+        ("router", "", "scoring_func router_type"),
         ("capacity_factor", "", "moe_capacity_factor expert_capacity"),
         ("initial_context_length", "", "max_position_embeddings n_positions n_ctx"),
         ("sliding_window", "", "window_size window"),
