@@ -145,7 +145,7 @@ def test_all_arms_get_the_same_search_and_seeds_and_the_best_rate(folder):
     assert {run["max_iters"] for run in done.runs[6:]} == {"5"}  # 320 tokens in steps of 64
     assert {run["eval_every"] for run in done.runs[:6]} == {"3"}  # no curve of a search
     assert {run["eval_every"] for run in done.runs[6:]} == {"1"}
-    assert all(run["use_tensorboard"] == "false" for run in done.runs)
+    assert all(run["use_tensorboard"] == "false" and run["recipe"] == "none" for run in done.runs)
     searched = list((folder / "out/runs").glob("*/search-*/checkpoint*"))
     assert not searched and len(list((folder / "out/runs").glob("*/seed-*/checkpoint*"))) == 4
 

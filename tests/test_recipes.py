@@ -119,6 +119,11 @@ def test_a_size_without_a_recipe_takes_the_defaults_and_says_so():
     assert replace(begun.cfg, **{n: getattr(TrainConfig, n) for n in ("model_size", "device", "dtype", "compile")}) == TrainConfig()  # fmt: skip
 
 
+def test_without_a_recipe_a_size_takes_the_defaults_as_an_ablation_plans_them():
+    cfg = resolve("--model_size", "medium", "--recipe", "none", "--block_size", 512).cfg
+    assert (cfg.lr, cfg.batch_size, cfg.eval_every) == (8e-3, 8, 250)
+
+
 def test_the_names_of_other_files_in_configs_are_no_sizes():
     assert recipes.recipe_path(TrainConfig(), "../configs/toy") is None
     assert recipes.recipe_path(ContextTrainConfig(), "gpt2") is None

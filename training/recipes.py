@@ -21,7 +21,9 @@ LENGTHS = {"max_iters", "max_minutes"}  # which replace each other
 
 
 def recipe_path(cfg: TrainConfig, size: str) -> Path | None:
-    """The file of a size; None where there is none."""
+    """The file of a size; None where there is none, or none is wanted."""
+    if cfg.recipe == "none":
+        return None
     folder = CONFIGS / "context" if cfg.carries else CONFIGS
     sizes = {path.stem: path for path in folder.glob("*.yaml")}
     return sizes.get("gpt2" if size.startswith("gpt2") else size)

@@ -78,7 +78,7 @@ def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str
     if command.config.carries:
         command = with_segment_length(command)
     full, lines = command.config, [line]
-    if device.choose_device(full.device).type == "cpu":
+    if recipes.recipe_path(full, size) and device.choose_device(full.device).type == "cpu":
         command = command._replace(config=recipes.for_a_cpu(full, given))
         cfg = command.config
         if cfg != full:

@@ -232,7 +232,7 @@ def command(arm: PlannedArm, out_dir: Path, threads: int | None, **settings) -> 
     """What python is told to train an arm."""
     script = str(ROOT / matching.config_class(arm.settings).program)
     defaults = {"keep": 1, "threads": threads}
-    ours = {"use_tensorboard": False, "out_dir": str(out_dir.resolve())}
+    ours = {"recipe": "none", "use_tensorboard": False, "out_dir": str(out_dir.resolve())}
     return [script, *matching.flags(defaults | arm.settings | settings | ours)]
 
 
