@@ -7,9 +7,11 @@ import contextlib
 import io
 import os
 import re
+import reprlib
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,3 +68,16 @@ def one_line(error: Exception) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
+
+
+_bounded = reprlib.Repr()
+_bounded.maxstring = _bounded.maxlong = _bounded.maxother = 100
+_bounded.maxlevel = 2
+
+
+def shown(value: Any) -> str:
+    """A value from a file, to be quoted in a message: short, however large the value is."""
+    try:
+        return _bounded.repr(value)
+    except ValueError:  # Python writes no more than 4300 digits
+        return "a number with too many digits"

@@ -6,8 +6,8 @@ torch, so that --help is immediate.
 
 import argparse
 import difflib
+import math
 import re
-import reprlib
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from common.script import Parser
+from common.script import Parser, shown
 from training import other_names
 from training.config import TrainConfig, as_text
 
@@ -84,39 +84,69 @@ def parse_command_line(
     )
 
 
-def read_yaml(path: str) -> dict[Any, Any]:
+LARGEST_YAML = 1_000_000  # bytes
+MOST_VALUES = 100_000  # of a YAML file, each alias (*name) counted as all that it stands for
+
+
+def read_yaml(path: str | Path) -> dict[Any, Any]:
     """A YAML mapping; ValueError, one sentence, for a file that is none or says a thing twice."""
     import yaml
 
+    text = _yaml_text(Path(path))
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"--config {path}: must be a YAML file in UTF-8; it is not UTF-8"
-        ) from None
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        size = _size(node, {}) if node else 0
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        values = loader.construct_document(node) if 0 < size <= MOST_VALUES else None
     except RecursionError:
-        reason = "it is nested too deeply"
-        raise ValueError(f"--config {path}: is not valid YAML: {reason}") from None
+        raise ValueError(f"{path}: is not valid YAML: it is nested too deeply") from None
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--config {path}: is not valid YAML: {reason}") from None
+        raise ValueError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     except (ValueError, LookupError, AttributeError, TypeError):
         # what PyYAML meets where a value is not of the kind that it looks like: 2001-99-99, !!bool x
         reason = "it has a date, a number or a !!tag that means nothing"
-        raise ValueError(f"--config {path}: is not valid YAML: {reason}; quote text") from None
+        raise ValueError(f"{path}: is not valid YAML: {reason}; quote text") from None
+    if size > MOST_VALUES:
+        raise ValueError(
+            f"{path}: must hold at most {MOST_VALUES:,} values, aliases (*name) counted as what they "
+            "stand for, and holds more; write settings alone"
+        )
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: must hold lines of `name: value`; got {text[:40]!r}")
-    for key, times in Counter(key.value for key, _ in node.value).items():
+        raise ValueError(f"{path}: must hold lines of `name: value`; got {shown(values)}")
+    for key, times in Counter(keys).items():
         if times > 1:  # YAML would keep the last in silence
-            raise ValueError(f"--config {path}: {key!r} is set {times} times; keep one")
+            raise ValueError(f"{path}: {shown(key)} is set {times} times; keep one")
     return values
+
+
+def _yaml_text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise ValueError(
+                f"{path}: cannot be read: it is a folder or a device, and must be a file"
+            )
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_YAML + 1)
+        if len(content) > LARGEST_YAML:
+            raise ValueError(f"{path}: must be at most {LARGEST_YAML:,} bytes, and is larger")
+        return content.decode()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: must be a YAML file in UTF-8; it is not UTF-8") from None
+
+
+def _size(node: Any, sizes: dict[Any, float]) -> float:
+    """How many values a YAML node holds, with its aliases written out; infinite if it holds itself."""
+    if node not in sizes:
+        sizes[node] = math.inf
+        parts = () if isinstance(node.value, str) else node.value
+        pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
+        sizes[node] = 1.0 + sum(_size(part, sizes) for pair in pairs for part in pair)
+    return sizes[node]
 
 
 def _one_length(level: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +214,6 @@ def _unknown(what: str, name: str, known: list[str]) -> ValueError:
 
 LARGEST_INTEGER = 2**63 - 1  # what files and tensors can hold
 
-_shown = reprlib.Repr()  # of a value in a message: YAML's aliases make small files large values
-_shown.maxstring = _shown.maxlong = _shown.maxother = 100
-_shown.maxlevel = 2
-
 
 def cast(name: str, value: Any, hint: Any) -> Any:
     """The text of a flag, or a YAML value, as a field's type; ValueError unless it fits exactly."""
@@ -238,4 +264,4 @@ def _number(kind: type, value: Any) -> Any:
 
 def _require(holds: Any, name: str, rule: str, value: Any) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {rule}; got {_shown.repr(value)}")
+        raise ValueError(f"{name} must be {rule}; got {shown(value)}")
