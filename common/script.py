@@ -70,14 +70,15 @@ def one_line(error: Exception) -> str:
     )
 
 
-_bounded = reprlib.Repr()
+_bounded = reprlib.Repr()  # looks at a few values of a list, however many there are
 _bounded.maxstring = _bounded.maxlong = _bounded.maxother = 100
 _bounded.maxlevel = 2
 
 
 def shown(value: Any) -> str:
-    """A value from a file, to be quoted in a message: short, however large the value is."""
+    """A value from a file, as a message quotes it: at most some 200 characters of it."""
     try:
-        return _bounded.repr(value)
+        text = _bounded.repr(value)
     except ValueError:  # Python writes no more than 4300 digits
         return "a number with too many digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
