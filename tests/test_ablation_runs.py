@@ -417,7 +417,7 @@ def test_bad_starts_are_one_sentence_before_anything_runs(folder, capsys):
     )
     assert code == 2 and "settings were given over them (lr)" in capsys.readouterr().err
     (folder / "out/results.jsonl").write_text("nonsense\n{}\n")
-    assert "line 1 is none; delete it" in refused(capsys, "--resume")
+    assert "delete line 1, and that run is made again" in refused(capsys, "--resume")
 
 
 @pytest.mark.parametrize(

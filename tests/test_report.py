@@ -228,7 +228,7 @@ def test_a_run_is_its_folder_or_its_metrics_file(tmp_path):
         report_runs.read_run(folder),
         report_runs.read_run(folder / "metrics.jsonl"),
     )
-    assert by_folder.records == by_file.records and by_folder.config == by_file.config
+    assert by_folder.entries == by_file.entries and by_folder.config == by_file.config
     assert by_folder.name == by_file.name == "model"
 
 
@@ -373,8 +373,8 @@ def test_a_band_is_refused_unless_the_runs_differ_in_their_seed_alone(made, tmp_
 
 
 def test_the_band_is_as_wide_as_the_seeds_and_never_under_two_percent():
-    content = {"tags": {"val/loss": {"tokens": [1, 2], "mean": [2.0, 2.0], "sd": [0.1, 0.001]}}}
-    tokens, low, mean, high = report_bands.Band("x", content).curve("val/loss")
+    columns = {"tokens": [1, 2], "mean": [2.0, 2.0], "sd": [0.1, 0.001]}
+    tokens, low, mean, high = report_bands.edges("val/loss", columns)
     np.testing.assert_allclose(low, [1.7, 1.96])
     np.testing.assert_allclose(high, [2.3, 2.04])
 
@@ -390,7 +390,10 @@ def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_p
     assert found.line == (
         "no reference for other: the nearest, toy, differs in lr 0.004 (not 0.008); there is toy"
     )
-    assert report_bands.as_told(other, bands[0]).band == bands[0]
+    forced = report_bands.match(other, bands, str(made[1]))
+    assert forced.band is bands[0] and "as told, though other differs in lr 0.004" in forced.line
+    bare = report_runs.read_run(write_run(tmp_path / "bare", config=False))
+    assert report_bands.match(bare, bands, str(made[1])) == (bands[0], "")
     longer = report_runs.read_run(write_run(tmp_path / "longer", steps=600))
     assert "max_iters 600 (not 3000)" in report_bands.match(longer, bands).line
 
@@ -433,10 +436,11 @@ def test_a_usual_run_is_called_normal_and_a_worse_one_above_its_band(made, tmp_p
 
 
 def test_the_shipped_bands_are_of_shipped_recipes():
-    for band in report_bands.read_bands():
-        assert (REPO_ROOT / "configs" / f"{band.content['recipe']}.yaml").exists(), band.name
+    for band in report_bands.known_bands(None):
+        recipe = json.loads((report_bands.FOLDER / f"{band.name}.json").read_text())["recipe"]
+        assert (REPO_ROOT / "configs" / f"{recipe}.yaml").exists(), band.name
         assert band.seeds >= report_bands.FEWEST_SEEDS
-        assert "val/bits_per_byte" in band.content["tags"]
+        assert "val/bits_per_byte" in band.curves
 
 
 # the page
@@ -574,8 +578,29 @@ def test_what_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys)
     assert "must be a JSON object with a step" in failure(capsys, tmp_path / "empty")
     folder = write_run(tmp_path / "model", steps=60)
     assert "named twice" in failure(capsys, folder, folder / "metrics.jsonl")
-    (folder / "config.json").write_text("{")
-    assert "is no JSON object" in failure(capsys, folder)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+DAMAGED = {  # file: what stands in it in place of what was written
+    "config.json": ["{", "[1]", "\xff", '{"train": 3}', '{"train": {"max_iters": "many"}}', "9" * 5000,
+                    '{"starts": {"0": 1}}', '{"tokenizer": ["a"]}', '{"parameters": 5}', "[" * 20_000],
+    "metrics.jsonl": ['{"step": 1, "train/loss": [1]}\n{"step": 2, "train/loss": 2}\n',
+                      '{"step": 1, "train/loss": 1e99}\n', '{"step": 1, "moe/load": [[1], [1, 2]]}\n',
+                      '{"step": 1, "moe/token_kinds": {"kinds": 1}}\n', '{"step": 1, "samples/story": 7}\n',
+                      f'{{"step": 1{"0" * 400}, "train/loss": 2}}\n'],
+    "band.json": ["{", "{}", "[]", '{"settings": {}, "tags": {}, "runs": []}', "\xff",
+                  '{"settings": {"train": {}, "model": {}, "tokenizer": "a"}, "runs": [1], "tags": {"val/loss": '
+                  '{"tokens": [2, 1], "mean": [1, 1], "sd": [1, 1]}}}'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, content", [(n, c) for n, found in DAMAGED.items() for c in found])
+def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, capsys, name, content):  # fmt: skip
+    folder = write_run(tmp_path / "model", steps=60)
+    (folder / name).write_bytes(content.encode("latin-1"))
+    words = ("--reference", folder / name) if name == "band.json" else ()
+    told = failure(capsys, folder, *words)
+    assert f"error: {folder}" in told and "cannot be read as" in told and "; " in told
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -586,7 +611,8 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys)
     (tmp_path / "folder.png").mkdir()
     assert "is a folder" in failure(capsys, folder, "--out", tmp_path / "folder.png")
     assert "make_bands wrote" in failure(capsys, folder, "--reference", folder / "config.json")
-    assert "cannot be read" in failure(capsys, folder, "--reference", tmp_path / "none.json")
+    none = tmp_path / "none.json"
+    assert f"{none}: No such file" in failure(capsys, folder, "--reference", none)
     assert "invalid choice" in failure(capsys, folder, "--x", "hours")
     assert not list(tmp_path.rglob("*.png"))[1:]
 

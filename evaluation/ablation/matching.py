@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from architecture import registry
 from architecture.tokenizer import get_tokenizer
-from common.files import parse_json, write_json_atomic
+from common.files import parse_json, reading, write_json_atomic
 from common.provenance import provenance
 from data.documents import Source
 from data.packing import encode
@@ -418,16 +418,11 @@ def read(path: Path | None) -> StoredPlan | None:
     """What write wrote; None where there is no such file; ValueError for anything else."""
     if path is None or not path.exists():
         return None
-    try:
+    with reading(path, "the plan of an ablation", way_out="start from the specification"):
         plan = parse_json(path.read_bytes())
         arms = {name: PlannedArm(**arm) for name, arm in plan["arms"].items()}
-        return StoredPlan(
-            plan["sha256"], arms, plan["threads"], plan["provenance"], plan["machine"]
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(
-            f"{path} is not what ablate.py wrote; start from the specification"
-        ) from None
+        rest = (plan[name] for name in ("threads", "provenance", "machine"))
+        return StoredPlan(plan["sha256"], arms, *rest)
 
 
 def machine() -> str:

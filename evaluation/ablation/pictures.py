@@ -21,7 +21,7 @@ from evaluation.ablation.segments import (
 from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import Summary
 from evaluation.ablation.verdict import ended_well
-from evaluation.report.look import COLOURS, DASHES, clip_name, compact, legend
+from evaluation.report.look import clip_name, compact, legend, nth_style
 from evaluation.report.page import DPI, STYLE
 from evaluation.report.read import LoggedRun, read_run
 from training.config import as_text
@@ -154,14 +154,9 @@ def _write(
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for name, (x, middle, low, high) in lines.items():
-            number = arms.index(name)
-            colour, dash = (
-                COLOURS[number % len(COLOURS)],
-                DASHES[number // len(COLOURS) % len(DASHES)],
-            )
-            style = dict(color=colour, ls=dash, marker="o", ms=3, label=clip_name(name, 48))
-            axes.plot(x, middle, **style)
-            axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+            style = nth_style(arms.index(name))
+            axes.plot(x, middle, **style, marker="o", ms=3, label=clip_name(name, 48))
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
         if zero:
             axes.axhline(0, color="0.4", lw=1)
         axes.set_xlabel(x_label)

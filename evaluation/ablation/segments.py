@@ -23,9 +23,7 @@ from evaluation.ablation.verdict import ended_well
 
 MEASURE = "loss_after_first_segment"
 CONTROLS = {"zeroed": "state zeroed", "swapped": "state of another document"}
-LEAST_SHARE = (
-    0.01  # of the tokens: of the few documents that reach further segments nothing is shown
-)
+LEAST_SHARE = 0.01  # of the tokens: what few documents reach is not shown
 
 
 class Closed(NamedTuple):
@@ -36,7 +34,7 @@ class Closed(NamedTuple):
     arm: str
     distance: (
         Summary | None
-    )  # nats per token, over the seeds that all three ended well with; None: there are none
+    )  # nats per token, over the seeds that all three ended well with, if any
     share: Summary | None  # None where the distance is not above 0 at every seed
 
 
@@ -59,7 +57,12 @@ def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
 
 def evaluated(arm: str, results: Results) -> dict[int, dict[str, Any]]:
     """{seed: line} of the runs of an arm that ended well and were scored by segment."""
-    return {seed: line for seed, line in ended_well(arm, results).items() if MEASURE in line}
+    return ended_well(arm, results, MEASURE)
+
+
+def over_seeds(values: list[float]) -> Summary | None:
+    """None without any."""
+    return summary(values) if values else None
 
 
 def shown_segments(arms: list[str], results: Results) -> list[int]:
@@ -71,10 +74,13 @@ def shown_segments(arms: list[str], results: Results) -> list[int]:
     return []
 
 
-def loss_of_segment(arm: str, results: Results, number: int) -> Summary | None:
-    """Over the seeds; None without any."""
-    lines = evaluated(arm, results).values()
-    return summary([line["loss_by_segment"][number] for line in lines]) if lines else None
+def _loss(line: dict[str, Any], number: int | None) -> float:
+    """Of a segment of a run; where number is None, of all after the first."""
+    return line[MEASURE] if number is None else line["loss_by_segment"][number]
+
+
+def loss_of_segment(arm: str, results: Results, number: int | None) -> Summary | None:
+    return over_seeds([_loss(line, number) for line in evaluated(arm, results).values()])
 
 
 def beside_references(arms: dict[str, PlannedArm], results: Results) -> list[tuple[str, str]]:
@@ -84,28 +90,18 @@ def beside_references(arms: dict[str, PlannedArm], results: Results) -> list[tup
 
 
 def above(arm: str, reference: str, results: Results, number: int | None) -> Summary | None:
-    """How much higher an arm's loss of a segment, or of all after the first where number is None, is than its
-    reference's at the same seeds; None without any.
-    """
-
-    def loss(line: dict[str, Any]) -> float:
-        return line[MEASURE] if number is None else line["loss_by_segment"][number]
-
+    """How much higher an arm's loss of a segment is than its reference's at the same seeds."""
     mine, theirs = (evaluated(name, results) for name in (arm, reference))
-    differences = [loss(mine[seed]) - loss(theirs[seed]) for seed in mine if seed in theirs]
-    return summary(differences) if differences else None
+    shared = [seed for seed in mine if seed in theirs]
+    return over_seeds([_loss(mine[seed], number) - _loss(theirs[seed], number) for seed in shared])
 
 
 def harm(arm: str, results: Results, control: str) -> Summary | None:
     """How much higher the loss after the first segment is with the state of a control; None of a model
     that carries none.
     """
-    differences = [
-        line[f"{MEASURE}_{control}"] - line[MEASURE]
-        for line in evaluated(arm, results).values()
-        if f"{MEASURE}_{control}" in line
-    ]
-    return summary(differences) if differences else None
+    lines, tag = evaluated(arm, results).values(), f"{MEASURE}_{control}"
+    return over_seeds([line[tag] - line[MEASURE] for line in lines if tag in line])
 
 
 def closed(spec: Spec, results: Results) -> list[Closed]:
@@ -116,9 +112,10 @@ def closed(spec: Spec, results: Results) -> list[Closed]:
             lines = [evaluated(name, results) for name in (start, end, arm)]
             seeds = [seed for seed in spec.seeds if all(seed in runs for runs in lines)]
             losses = [[runs[seed][MEASURE] for runs in lines] for seed in seeds]
-            distances = [a - b for a, b, _ in losses]
-            shares = [(a - c) / (a - b) for a, b, c in losses] if min(distances, default=0) > 0 else []  # fmt: skip
-            found.append(Closed(start, end, arm, *(summary(x) if x else None for x in (distances, shares))))  # fmt: skip
+            distances, shares = [a - b for a, b, _ in losses], []
+            if min(distances, default=0) > 0:
+                shares = [(a - c) / (a - b) for a, b, c in losses]
+            found.append(Closed(start, end, arm, over_seeds(distances), over_seeds(shares)))
     return found
 
 
@@ -156,25 +153,21 @@ def gap_in_words(spec: Spec, results: Results) -> list[str]:
 
 
 def _losses(spec: Spec, names: list[str], results: Results) -> str:
-    tokens = shown_segments(names, results)
-    rows = [
-        [
-            number,
-            f"{count:,}",
-            *(with_interval(loss_of_segment(name, results, number)) for name in names),
-        ]
-        for number, count in enumerate(tokens)
-    ]
-    after = [
-        summary([line[MEASURE] for line in evaluated(name, results).values()]) for name in names
-    ]
     every = next(iter(evaluated(names[0], results).values()))["segment_tokens"]
-    rows.append(["from 1 on", f"{sum(every[1:]):,}", *map(with_interval, after)])
+    counts = {**dict(enumerate(shown_segments(names, results))), None: sum(every[1:])}
+    rows = []
+    for number, count in counts.items():
+        found = [with_interval(loss_of_segment(name, results, number)) for name in names]
+        rows.append([_row_name(number), f"{count:,}", *found])
     words = (
         f"Nats per token of the same validation documents, by segment of {spec.segments} tokens, numbered from 0: mean "
         f"over the seeds and 95 % interval. Segments with under {LEAST_SHARE:.0%} of the tokens are in results.jsonl only."
     )
     return f"{words}\n\n{table(['segment', 'tokens', *names], rows)}"
+
+
+def _row_name(number: int | None) -> str:
+    return "from 1 on" if number is None else str(number)
 
 
 def _above(arms: dict[str, PlannedArm], names: list[str], results: Results) -> str:
@@ -184,7 +177,7 @@ def _above(arms: dict[str, PlannedArm], names: list[str], results: Results) -> s
     rows = []
     for number in (*range(len(shown_segments(names, results))), None):
         found = [with_interval(above(*pair, results, number)) for pair in pairs]
-        rows.append(["from 1 on" if number is None else number, *found])
+        rows.append([_row_name(number), *found])
     words = "How far each arm is above its reference there: differences at the same seeds."
     return f"{words}\n\n{table(['segment', *map(' - '.join, pairs)], rows)}"
 

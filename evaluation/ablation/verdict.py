@@ -29,7 +29,7 @@ def verdicts(
     """All pairs of the headline, corrected for one another; of all seeds, or of some."""
     found, differences = [], []
     for first, second in spec.pairs(spec.expanded()):
-        one, other = (scored(name, spec, results) for name in (first, second))
+        one, other = (ended_well(name, results, spec.measure) for name in (first, second))
         shared = tuple(s for s in seeds or spec.seeds if s in one and s in other)
         refused = ""
         if len(shared) < 2:
@@ -49,16 +49,14 @@ def verdicts(
     ]
 
 
-def ended_well(arm: str, results: Results) -> dict[int, dict[str, Any]]:
-    """{seed: line} of the runs of an arm that ended well, each with what its score by segment found."""
+def ended_well(arm: str, results: Results, measure: str = "status") -> dict[int, dict[str, Any]]:
+    """{seed: line} of the runs of an arm that ended well and have the measure, each with what its score by
+    segment found.
+    """
     by_segment = {line["seed"]: line for line in results.of("segments", arm)}
     lines = [line for line in results.of("verdict", arm) if line["status"] == "ok"]
-    return {line["seed"]: by_segment.get(line["seed"], {}) | line for line in lines}
-
-
-def scored(arm: str, spec: Spec, results: Results) -> dict[int, dict[str, Any]]:
-    """Those of them that have the measure of the verdicts."""
-    return {seed: line for seed, line in ended_well(arm, results).items() if spec.measure in line}
+    whole = {line["seed"]: by_segment.get(line["seed"], {}) | line for line in lines}
+    return {seed: line for seed, line in whole.items() if measure in line}
 
 
 def unresolved(found: list[Verdict]) -> list[str]:
