@@ -7,6 +7,7 @@ lowest layer to the highest.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ from evaluation.report.look import (
 from evaluation.report.read import LayerSeries, LoggedRun, Series, figure
 
 
+def over_run(
+    look: Look, title: str, note: str, unit: str, draw: Callable, *, ncols: int = 1, **layout: Any
+) -> Panel:
+    """A panel whose x axis is the run."""
+
+    def whole(ax):
+        draw(ax)
+        ax.set_ylabel(unit)
+        label_x(ax, look)
+        legend(ax, ncols=ncols)
+
+    return Panel(title, note, whole, **layout)
+
+
 def bits_per_byte(look: Look) -> Panel | None:
     tag = "val/bits_per_byte"
     runs = with_data(look, tag)
@@ -44,12 +59,10 @@ def bits_per_byte(look: Look) -> Panel | None:
             label = f"{clip_name(run.name)}: {figure(run.last_finite(tag))}"
             line(ax, look, run, run.series(tag), **look.style(run), **STRONG, label=label)
         fit_height(ax, look, [(run, run.series(tag)) for run in runs])
-        ax.set_ylabel("bits per byte")
-        label_x(ax, look)
-        legend(ax)
 
+    title, unit = "Validation bits per byte", "bits per byte"
     note = banded_note(look, tag, "lower is better; compares across tokenizers")
-    return Panel("Validation bits per byte", note, draw, columns=6, height=3.2)
+    return over_run(look, title, note, unit, draw, columns=6, height=3.2)
 
 
 def loss(look: Look) -> Panel | None:
@@ -59,24 +72,21 @@ def loss(look: Look) -> Panel | None:
 
     def draw(ax):
         draw_band(ax, look, "val/loss")
-        curves = []
+        thin, curves = dict(lw=1, alpha=0.75), []
         for run in runs:
             style, train, val = look.style(run), run.series("train/loss"), run.series("val/loss")
             smoothed = run.smoothed(train)
             line(ax, look, run, train, color=style["color"], **FAINT)
-            line(ax, look, run, smoothed, color=style["color"], lw=1, alpha=0.75)
+            line(ax, look, run, smoothed, color=style["color"], **thin)
             line(ax, look, run, val, **style, **STRONG)
             curves += [(run, smoothed), (run, val)]
         fit_height(ax, look, curves)
-        ax.set_ylabel("loss, nats per token")
-        label_x(ax, look)
-        grey = dict(color=GREY)
-        ax.plot([], [], **grey, **STRONG, label="validation")
-        ax.plot([], [], **grey, lw=1, alpha=0.75, label="train, smoothed over 1/40 of the run")
-        legend(ax)
+        ax.plot([], [], color=GREY, **STRONG, label="validation")
+        ax.plot([], [], color=GREY, **thin, label="train, smoothed over 1/40 of the run")
 
+    title, unit = "Train and validation loss", "loss, nats per token"
     note = banded_note(look, "val/loss", "lower is better; a growing gap = overfitting")
-    return Panel("Train and validation loss", note, draw, columns=6, height=3.2)
+    return over_run(look, title, note, unit, draw, columns=6, height=3.2)
 
 
 def curve(
@@ -89,13 +99,11 @@ def curve(
     def draw(ax):
         for run in runs:
             line(ax, look, run, run.series(tag), **look.style(run), lw=1.4)
-        ax.set_ylabel(unit)
         if large:
             ax.yaxis.set_major_formatter(compact)
         ax.set_ylim(bottom=0)
-        label_x(ax, look)
 
-    return Panel(title, note, draw)
+    return over_run(look, title, note, unit, draw)
 
 
 def grad_norm(look: Look) -> Panel | None:
@@ -119,12 +127,10 @@ def grad_norm(look: Look) -> Panel | None:
             ax.axhline(clip, color=GREY, lw=0.8, ls=":")
             curves.append((runs[0], Series(np.array([runs[0].length]), np.array([1.0 * clip]))))
         fit_height(ax, look, curves, zero=True)
-        ax.set_ylabel("norm before clipping")
-        label_x(ax, look)
 
     dotted = "; dotted = grad_clip" if clips else ""
     note = banded_note(look, tag, f"spikes = trouble ahead{dotted}")
-    return Panel("Gradient norm", note, draw)
+    return over_run(look, "Gradient norm", note, "norm before clipping", draw)
 
 
 # -------------------------------------------------------------------------------- lines per layer
@@ -177,14 +183,11 @@ def layered(
     def draw(ax):
         draw_band(ax, look, tag)
         draw_layers(ax, look, found)
-        ax.set_ylabel(unit)
         ax.set_ylim(0, top)
-        label_x(ax, look)
-        legend(ax, ncols=2)
 
     if look.band and tag in look.band.curves:
         note = banded_note(look, tag, f"{note}; grey: mean of layers")
-    return Panel(title, note, draw)
+    return over_run(look, title, note, unit, draw, ncols=2)
 
 
 def violation(look: Look) -> Panel | None:
@@ -211,13 +214,11 @@ def violation(look: Look) -> Panel | None:
         draw_layers(ax, look, strong)
         highest = [(run, layers.reduced(np.max)) for run, layers in strong.items()]
         fit_height(ax, look, highest, zero=True)
-        ax.set_ylabel("busiest expert / mean - 1")
-        label_x(ax, look)
-        legend(ax, ncols=2)
 
+    title, unit = "Max violation of even load", "busiest expert / mean - 1"
     faint = "strong: all tokens since the last evaluation" if since else "strong: smoothed"
     note = f"0 = even; faint: single batches, {faint}"
-    return Panel("Max violation of even load", note, draw)
+    return over_run(look, title, note, unit, draw, ncols=2)
 
 
 def dead_experts(look: Look) -> Panel | None:
@@ -234,10 +235,9 @@ def dead_experts(look: Look) -> Panel | None:
             most = max(most, dead.values.max())
         ax.set_ylim(-0.03 * most, 1.1 * most)
         ax.yaxis.get_major_locator().set_params(integer=True)
-        ax.set_ylabel("experts, all layers")
-        label_x(ax, look)
 
-    return Panel("Dead experts", "under 1 % of an even load on validation tokens; 0 is good", draw)
+    note = "under 1 % of an even load on validation tokens; 0 is good"
+    return over_run(look, "Dead experts", note, "experts, all layers", draw)
 
 
 # --------------------------------------------------------------------------- positions, kinds
