@@ -28,12 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUN", help="a run's folder (--out_dir), or a metrics.jsonl")
     add("--out", type=Path, metavar="FILE.png",
         help="the page (default: RUN/report.png, of several runs runs/report-<time>.png)")  # fmt: skip
-    add(
-        "--x",
-        choices=("tokens", "step", "minutes"),
-        metavar="tokens|step|minutes",
-        help="the x axis of the curves (default: tokens; step where a run does not tell its tokens)",
-    )
+    add("--x", choices=("tokens", "step", "minutes"), metavar="tokens|step|minutes",
+        help="the x axis of the curves (default: tokens; step where a run does not tell its tokens)")  # fmt: skip
     add("--reference", metavar="FILE|none",
         help="band of earlier runs behind the curves (default: the one in configs/reference whose settings "
              "are the run's)")  # fmt: skip
@@ -46,39 +42,39 @@ def run(args: argparse.Namespace) -> None:
     from evaluation.report import bands, read
 
     runs = read.read_runs(args.runs)
-    told = all(one.tokens_per_step for one in runs)
-    axis = args.x or ("tokens" if told else "step")
+    without = [one.name for one in runs if not one.tokens_per_step]
+    axis = args.x or ("step" if without else "tokens")
     for one in runs:
         one.at([0], axis)  # raises before anything is shown
     known = bands.known_bands(args.reference)
+    remarks = []
+    if without and not args.x:
+        remarks = [f"the curves are over optimizer steps: {without[0]} does not tell its tokens"]
 
     folders = " or ".join(str(one.path.parent) for one in runs)
     way_out = "move its config.json away, or leave the run out"
     wall = functools.partial(reading, folders, "a run of train.py", way_out=way_out)
     with wall():
         matches = [bands.match(one, known, args.reference) for one in runs]
-        text = in_words(runs, matches, axis_chosen=bool(args.x))
+        text = in_words(runs, matches, remarks)
     print(text, flush=True)
     with wall():
         png = page(runs, matches, axis)
     write(out, png)
 
 
-def in_words(runs: list, matches: list, *, axis_chosen: bool) -> str:
+def in_words(runs: list, matches: list, remarks: list[str]) -> str:
     """The table, and below it what is to be said about it."""
     from evaluation.report import bands, table
 
-    lines = [f"warning: {line}" for line in table.comparability(runs)]
-    without = [one.name for one in runs if not one.tokens_per_step]
-    if without and not axis_chosen:
-        lines.append(f"the curves are over optimizer steps: {without[0]} does not tell its tokens")
+    lines = [f"warning: {line}" for line in table.comparability(runs)] + remarks
     lines += dict.fromkeys(match.line for match in matches if match.line)
     for one, match in zip(runs, matches):
-        for tag in bands.TAGS if match.band else ():
-            if found := bands.verdict(one, match.band, tag):
-                lines.append(found.line if len(runs) == 1 else f"{one.name}: {found.line}")
-    width = shutil.get_terminal_size((100, 24)).columns
-    return "\n".join([table.figures_table(runs, width), *([""] if lines else []), *lines])
+        found = [bands.verdict(one, match.band, tag) for tag in bands.TAGS if match.band]
+        name = f"{one.name}: " if len(runs) > 1 else ""
+        lines += [f"{name}{verdict.line}" for verdict in found if verdict]
+    figures = table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns)
+    return "\n".join([figures, "", *lines] if lines else [figures])
 
 
 def page(runs: list, matches: list, axis: str) -> bytes:
@@ -113,16 +109,12 @@ def page_path(args: argparse.Namespace) -> Path:
 
 
 def write(out: Path, png: bytes) -> None:
-    from common.files import atomic_write
+    from common.files import atomic_write, writing
 
-    try:
+    with writing(out):
         out.parent.mkdir(exist_ok=True)  # runs/, the first time
-        with atomic_write(out) as file:
-            file.write(png)
-    except OSError as error:
-        raise ValueError(
-            f"the page cannot be written to {out}: {error.strerror}; name another place with --out"
-        ) from None
+    with atomic_write(out) as file:
+        file.write(png)
     say(f"wrote {out}")
 
 
