@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.ablation.results import written_outcome
-from evaluation.ablation.statistics import Summary, summary, table, with_interval
+from evaluation.ablation.statistics import Summary, part, summary, with_interval
 from evaluation.ablation.verdict import Ablation
 
 MEASURE = "loss_after_first_segment"
@@ -162,19 +162,16 @@ def _losses(x: Ablation, names: list[str]) -> str:
         f"Nats per token of the same validation documents, by segment of {x.spec.segments} tokens, numbered from 0: mean "
         f"over the seeds and 95 % interval. Segments with under {LEAST_SHARE:.0%} of the tokens are in results.jsonl only."
     )
-    return f"{words}\n\n{table(['segment', 'tokens', *names], rows)}"
+    return part(words, ["segment", "tokens", *names], rows)
 
 
 def _above(x: Ablation) -> str:
-    pairs = beside_references(x)
-    if not pairs:
-        return ""
-    rows = []
-    for number in (*range(len(shown_segments(x))), None):
+    pairs, rows = beside_references(x), []
+    for number in (*range(len(shown_segments(x))), None) if pairs else ():
         found = [with_interval(above(x, *pair, number)) for pair in pairs]
         rows.append([_row_name(number), *found])
     words = "How far each arm is above its reference there: differences at the same seeds."
-    return f"{words}\n\n{table(['segment', *map(' - '.join, pairs)], rows)}"
+    return part(words, ["segment", *map(" - ".join, pairs)], rows)
 
 
 def _controls(x: Ablation, names: list[str]) -> str:
@@ -182,13 +179,11 @@ def _controls(x: Ablation, names: list[str]) -> str:
     rows = [
         [name, *map(with_interval, found)] for name, found in harms.items() if None not in found
     ]
-    if not rows:
-        return ""
     words = (
         "What it costs a trained model, in nats per token after the first segment, to begin each segment with another "
         "state than it carries: differences of the same run, mean over the seeds and 95 % interval."
     )
-    return f"{words}\n\n{table(['arm', *CONTROLS.values()], rows)}"
+    return part(words, ["arm", *CONTROLS.values()], rows)
 
 
 def _tokens(x: Ablation, names: list[str]) -> str:
@@ -202,4 +197,4 @@ def _tokens(x: Ablation, names: list[str]) -> str:
         for name, (steps, tokens) in seen.items()
     ]
     words = "Training tokens, without padding: means over the runs."
-    return f"{words}\n\n{table(['arm', 'steps', 'tokens seen', 'of the most'], rows)}"
+    return part(words, ["arm", "steps", "tokens seen", "of the most"], rows)

@@ -104,6 +104,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def part(words: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table under what it is of; nothing without rows."""
+    return f"{words}\n\n{table(head, rows)}" if rows else ""
+
+
 def with_interval(found: Summary, digits: int = 4, scale: float = 1) -> str:
     """Mean and half width of the 95 % interval, where several values give one."""
     mean, _, half_width = (scale * value for value in found)

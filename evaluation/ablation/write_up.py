@@ -14,7 +14,7 @@ from evaluation.ablation import matching, pictures, segments
 from evaluation.ablation.matching import TOLERANCE, PlannedArm, best_rate, flops_in_all
 from evaluation.ablation.results import LOADS, Results
 from evaluation.ablation.spec import FIRST_SEEDS, Spec
-from evaluation.ablation.statistics import ALPHA, POWER, summary, table, with_interval
+from evaluation.ablation.statistics import ALPHA, POWER, part, summary, table, with_interval
 from evaluation.ablation.verdict import Ablation, Verdict, verdicts
 
 RUN_UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
@@ -163,7 +163,7 @@ def _search(x: Ablation) -> str:
     )
     if spec.search_budget != spec.budget:
         words += " The best rate of a shorter run is higher than that of a longer one: these may be too high."
-    return f"{words}\n\n{table(['arm', f'{unit} by learning rate', 'best', 'remark'], rows)}"
+    return part(words, ["arm", f"{unit} by learning rate", "best", "remark"], rows)
 
 
 def _results(x: Ablation) -> str:
@@ -202,7 +202,7 @@ def _pairs(spec: Spec, found: list[Verdict]) -> str:
             f" Pairs that {FIRST_SEEDS} seeds left open got more: with two looks a pair without a "
             f"difference is called different {TWO_LOOKS}."
         )
-    return f"{words}\n\n{table(head, rows)}"
+    return part(words, head, rows)
 
 
 def _loads(x: Ablation) -> str:
@@ -211,17 +211,14 @@ def _loads(x: Ablation) -> str:
     for name in x.arms:
         lines = [line for line in x.ended_well(name).values() if line.get(LOADS[0]) is not None]
         if lines:
-            rows.append(
-                [name, *(with_interval(summary([line[key] for line in lines])) for key in LOADS)]
-            )
-    if not rows:
-        return ""
+            found = [summary([line[key] for line in lines]) for key in LOADS]
+            rows.append([name, *map(with_interval, found)])
     words = (
         "Over all validation tokens of the closing evaluation, mean over the runs and 95 % interval. Max violation: load "
         "of the busiest expert / mean load - 1, 0 = even; dead: under 1 % of an even load, of all layers."
     )
     head = ["arm", "max violation, mean of the layers", "of the worst layer", "dead experts"]
-    return f"{words}\n\n{table(head, rows)}"
+    return part(words, head, rows)
 
 
 def _costs(x: Ablation) -> str:
@@ -248,7 +245,7 @@ def _costs(x: Ablation) -> str:
         words += (
             f" Up to {at_once} runs at once shared this machine: their seconds are more than alone."
         )
-    return f"{words}\n\n{table(['arm', *training, *use], rows)}"
+    return part(words, ["arm", *training, *use], rows)
 
 
 def _figure(value: float) -> str:
