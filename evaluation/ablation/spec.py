@@ -325,7 +325,8 @@ def _base(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         return base
     recipe = read_yaml(folder / cast("config", values["config"], str))
     # a recipe has a length of its own, which gives way to the budget
-    return {key: value for key, value in recipe.items() if key not in OWN} | base
+    shared = {key: value for key, value in recipe.items() if key not in OWN}
+    return _settings("config", shared) | base
 
 
 def _grid(value: Any, arms: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

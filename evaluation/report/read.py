@@ -226,25 +226,19 @@ def read_run(path: str | Path) -> LoggedRun:
         for record in read_metrics(file):
             for tag, value in record.items():
                 entries[tag].append((record["step"], value))
-        if len(entries) < 2:
-            raise ValueError(
-                f"{file} has no record yet; wait for the first line of the run's progress"
-            )
+        if len(entries) < 2:  # there is a step at most
+            raise ValueError(f"{file} has no record yet; wait for the run's first line of progress")
         numbers = {  # the others are stories and tables
             tag: Series(*as_numbers(pairs, tag).T)
             for tag, pairs in entries.items()
             if any(isinstance(value, (int, float)) for _, value in pairs)
         }
-    config = file.with_name("config.json")
-    with reading(
-        config, "the config.json of a run", way_out="move it away: the report does without"
-    ):
+    config, way_out = file.with_name("config.json"), "move it away: the report does without it"
+    with reading(config, "the config.json of a run", way_out=way_out):
         facts = parse_json(config.read_bytes()) if config.exists() else {}
         run = LoggedRun(file.resolve().parent.name, file, facts, dict(entries), numbers)
-        _ = (
-            run.tokens_per_step,
-            run.length,
-        )  # which settings decide: what is wrong is told of the file
+        # what settings decide is worked out now, where a wrong one is told with the file's name
+        _ = run.tokens_per_step, run.length
     return run
 
 
