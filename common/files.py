@@ -49,6 +49,28 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading(path: str | Path, what: str, *, way_out: str = "move it away") -> Iterator[None]:
+    """For a body that reads what this project wrote: whatever goes wrong in it is one sentence.
+
+    A ValueError that begins with the path is such a sentence already. A file that is not there or may
+    not be read, and a lack of memory, are not the fault of its content: they stay what they are.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        reason = f"it is damaged: {type(error).__name__}"
+        if isinstance(error, KeyError):
+            reason = f"{error} is missing"
+        elif isinstance(error, (ValueError, OSError)):
+            reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{path} cannot be read as {what} ({reason}); {way_out}") from error
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A file that becomes `path` only when whole and on the disk; an error leaves no trace.
 

@@ -82,11 +82,15 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-_shown = reprlib.Repr()  # YAML's aliases make small files large values
-_shown.maxstring = _shown.maxlong = _shown.maxother = 100
-_shown.maxlevel = 2
+_bounded = reprlib.Repr()  # looks at a few values of a list, however many there are
+_bounded.maxstring = _bounded.maxlong = _bounded.maxother = 100
+_bounded.maxlevel = 2
 
 
 def shown(value: Any) -> str:
-    """A value that came from outside, as a message quotes it: at most some hundred characters."""
-    return _shown.repr(value)
+    """A value from a file, as a message quotes it: at most some 200 characters of it."""
+    try:
+        text = _bounded.repr(value)
+    except ValueError:  # Python writes no more than 4300 digits
+        return "a number with too many digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -16,12 +16,7 @@ from evaluation import context, inference_cost
 from evaluation.ablation import launch, matching, segments
 from training.config import ContextTrainConfig, TrainConfig
 
-BASE = TINY | {
-    "packing": "lanes",
-    "initial_context_length": 128,
-    "tokenizer": "bundled1536",
-    "eval_every": 99,
-}
+BASE = TINY | {"packing": "lanes", "initial_context_length": 128, "eval_every": 99}
 ARMS = {
     "carried": {"model": "gptoss_context", "tbptt": 2},
     "trunk_segments": {"grad_accum": 2},
@@ -120,16 +115,15 @@ class Scored(Pretence):
         def entry(loss, more):
             return {name: {"mean": loss + more * harm} for name, harm in columns.items()}
 
-        found = {
-            "segments": [
-                {"tokens": n} | entry(after if number else FIRST, bool(number))
-                for number, n in enumerate(TOKENS)
-            ],
-            "all": entry(2.7, 0.5),
-            "after_the_first": entry(after, 1),
-        }
+        found = {"all": entry(2.7, 0.5), "after_the_first": entry(after, 1)}
+        scores = [entry(FIRST, 0), *[entry(after, 1)] * (len(TOKENS) - 1)]
+        found["segments"] = [{"tokens": n} | score for n, score in zip(TOKENS, scores)]
         Path(given["out"]).write_text(json.dumps(found))
         return Ended()
+
+
+def ablation(*flags, failing=()) -> int:
+    return ablate.main(["spec.yaml", "--out_dir", "out", *flags], launch=Scored(failing))
 
 
 def row(text: str, *begins: str) -> list[str]:
@@ -139,7 +133,7 @@ def row(text: str, *begins: str) -> list[str]:
 
 
 def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(spec):
-    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored()) == 0
+    assert ablation() == 0
     text = report(spec)
     # carried has 2.2 and 2.1, the trunk 2.5, the whole document 2.0; with two seeds t is 12.7062
     half = 12.7062 * 0.05
@@ -165,44 +159,39 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
 
 
 def test_a_run_that_could_not_be_scored_is_in_no_verdict_of_it(spec):
-    assert (
-        ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored(failing=[("carried", 2)])) == 0
-    )
+    assert ablation(failing=[("carried", 2)]) == 0
     text = report(spec)
-    assert (
+    told = (
         "**carried** against **trunk_segments**: not compared, as fewer than two seeds ended well"
-        in text
     )
+    assert told in text
     assert "segments carried seed 2: refused: no room" in text
     assert "**carried** closes 60.0 % of the gap" in text  # of seed 1: 0.3 of 0.5
     # what is missing is made up for where its line is taken out
     kept = [line for line in lines(spec) if line["id"] != "segments carried seed 2"]
     (spec / "out/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    assert ablate.main(["spec.yaml", "--out_dir", "out", "--resume"], launch=Scored()) == 0
+    assert ablation("--resume") == 0
     assert "**carried** closes 70.0 +- " in report(spec)
 
 
 def test_arms_without_a_seed_in_common_with_their_reference_have_no_differences(spec):
     failing = [("carried", 1), ("carried", 2), ("trunk_whole", 1)]
-    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored(failing)) == 0
+    assert ablation(failing=failing) == 0
     assert "differences at the same seeds" not in report(spec)
     assert row(report(spec).split("## By segment")[1], "2", "40") == ["2.5000 +- 0.0000", "2.0000"]
 
 
 def test_there_is_no_share_of_a_gap_that_is_none(spec, monkeypatch):
     monkeypatch.setitem(AFTER, "trunk_whole", 2.6)
-    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Scored()) == 0
-    assert (
-        "**carried**: there is no gap between **trunk_segments** and **trunk_whole** to close"
-        in report(spec)
-    )
+    assert ablation() == 0
+    told = "**carried**: there is no gap between **trunk_segments** and **trunk_whole** to close"
+    assert told in report(spec)
 
 
 def test_a_segment_is_needed_after_the_first(tmp_path):
     losses = {"plain": {"mean": 3.0}}
-    (tmp_path / "run.json").write_text(
-        json.dumps({"segments": [{"tokens": 5} | losses], "all": losses})
-    )
+    scored = {"segments": [{"tokens": 5} | losses], "all": losses}
+    (tmp_path / "run.json").write_text(json.dumps(scored))
     found = segments.segments_outcome(tmp_path / "run", 0)
     assert found["status"] == "failed" and "no validation document is longer" in found["message"]
 
@@ -213,12 +202,10 @@ def test_a_segment_is_needed_after_the_first(tmp_path):
 def test_the_tokens_of_a_step_of_lanes_are_those_of_the_documents():
     source = Ids([5, 12])  # 6 and 13 targets, in 1 and 2 rows of 7
     size = {"tokenizer": "stories4k", "block_size": 7, "batch_size": 3}
-    assert matching.tokens_per_step_of_lanes(
-        TrainConfig(**size, packing="lanes", grad_accum=2), source
-    ) == round(6 * 19 / 3)
-    assert matching.tokens_per_step_of_lanes(ContextTrainConfig(**size, tbptt=4), source) == round(
-        12 * 19 / 3
-    )
+    trunk = TrainConfig(**size, packing="lanes", grad_accum=2)
+    assert matching.tokens_per_step_of_lanes(trunk, source) == round(6 * 19 / 3)
+    carrying = ContextTrainConfig(**size, tbptt=4)
+    assert matching.tokens_per_step_of_lanes(carrying, source) == round(12 * 19 / 3)
 
 
 def test_the_lanes_of_a_run_hold_what_was_counted(corpus):
@@ -228,6 +215,5 @@ def test_the_lanes_of_a_run_hold_what_was_counted(corpus):
         size = {"batch_size": cfg.batch_size, "block_size": block_size, "packing": "lanes"}
         with TrainLoader(source, get_tokenizer(cfg.tokenizer), **size) as batches:
             counts = [int((next(batches)["targets"] != -100).sum()) for _ in range(150)]
-        assert matching.tokens_per_step_of_lanes(cfg, source) == pytest.approx(
-            sum(counts) / 150, rel=0.02
-        )
+        counted = matching.tokens_per_step_of_lanes(cfg, source)
+        assert counted == pytest.approx(sum(counts) / 150, rel=0.02)

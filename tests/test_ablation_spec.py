@@ -1,5 +1,7 @@
 """Specifications of ablations: what is refused, how arms are matched, and that the shipped ones hold."""
 
+import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,6 +272,9 @@ REFUSED = {
     "arm b sets seed, which is not its to set": {"arms": {"a": {}, "b": {"seed": 3}}},
     "base sets max_iters, which is not its to set": {"base": BASE | {"max_iters": 3}},
     "an arm's name must be letters": {"arms": {"a/b": {}}},
+    "an arm's name must be letters, digits, _ . + and -, and not begin with a dot; got '..'": {"arms": {"..": {}}},
+    "base: layer_types must be text, a number or a list of these": {"base": {"layer_types": [["a"]]}},
+    "arm a: norm must be text, a number or a list of these": {"arms": {"a": {"norm": [{}]}}},
     "measure must be one of bits_per_byte": {"measure": "accuracy"},
     "measure loss_after_first_segment is of the loss by segment and needs segments": {"measure": "loss_after_first_segment"},
     "gap is of the loss by segment and needs segments": {"gap": ["a", "b"]},
@@ -284,6 +289,37 @@ def test_a_wrong_specification_is_one_sentence(tmp_path, message):
     with pytest.raises(ValueError) as error:
         spec_of(tmp_path, **REFUSED[message])
     assert f"spec.yaml: {message}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["budget: {}", "base: {}", "arms: {}", "grid: {}", "gap: {}", "seeds: {}",
+    "headline: {}", "learning_rates: {}", "question: {}", "segments: {}", "axis: {}",
+    "base: {{layer_types: {}}}", "arms: {{a: {{layer_types: {}}}}}"])  # fmt: skip
+def test_a_few_lines_of_aliases_cost_neither_time_nor_memory(tmp_path, place):
+    parts = ["&a [x, x, x, x, x, x, x, x, x]"]
+    for name, before in zip("bcdefghi", "abcdefgh"):  # 9**9 words, if they were written out
+        parts.append(f"&{name} [{', '.join([f'*{before}'] * 9)}]")
+    path = tmp_path / "bomb.yaml"
+    values = {key: value for key, value in VALID.items() if key != place.split(":")[0]}
+    path.write_text(yaml.safe_dump(values) + place.format(f"[{', '.join(parts)}]"))
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="at most 100,000 values"):
+        read_spec(path)
+    assert time.perf_counter() - began < 2 and tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+def test_large_values_are_quoted_in_few_words(tmp_path):
+    large = [["x" * 99] * 99] * 99
+    for key in ("base", "arms", "grid", "budget", "headline", "gap", "learning_rates", "seeds"):
+        with pytest.raises(ValueError) as error:
+            spec_of(tmp_path, **{key: large})
+        assert len(str(error.value)) < 1000
+
+
+def test_a_recipe_without_an_end_is_not_read(tmp_path):
+    with pytest.raises(ValueError, match="spec.yaml: /dev/zero: cannot be read: it is a folder or"):
+        spec_of(tmp_path, config="/dev/zero")
 
 
 UNPLANNABLE = {

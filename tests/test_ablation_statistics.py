@@ -2,48 +2,32 @@
 
 import math
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from scipy import integrate, stats
 
 from evaluation.ablation.statistics import (
     compare,
-    incomplete_beta,
     paired_p,
     resolvable,
     summary,
     t_power,
-    t_quantile,
-    t_tail,
     table,
     with_interval,
 )
 
-# any textbook's table of Student's t: (P(T < t), degrees of freedom, t)
-QUANTILES = [
-    (0.975, 1, 12.7062),
-    (0.975, 2, 4.3027),
-    (0.975, 4, 2.7764),
-    (0.975, 30, 2.0423),
-    (0.995, 2, 9.9248),
-    (0.95, 10, 1.8125),
-    (0.9995, 5, 6.8688),
-    (0.9, 3, 1.6377),
-]
+# any textbook's table of Student's t at 97.5 %, by the number of values
+QUANTILES = {2: 12.7062, 3: 4.3027, 5: 2.7764, 31: 2.0423}
 
 
-@pytest.mark.parametrize("p, df, t", QUANTILES)
-def test_quantiles_of_t_are_those_of_the_tables(p, df, t):
-    assert t_quantile(p, df) == pytest.approx(t, abs=6e-5)
-    assert 1 - t_tail(t_quantile(p, df), df) == pytest.approx(p, abs=1e-12)
-
-
-def test_the_incomplete_beta_function_has_its_closed_forms():
-    for x in (0.01, 0.3, 0.77, 0.999):
-        assert incomplete_beta(1, 3.5, x) == pytest.approx(1 - (1 - x) ** 3.5, rel=1e-12)
-        assert incomplete_beta(4, 1, x) == pytest.approx(x**4, rel=1e-12)
-        arcsine = 2 / math.pi * math.asin(math.sqrt(x))
-        assert incomplete_beta(0.5, 0.5, x) == pytest.approx(arcsine, rel=1e-12)
-    assert (incomplete_beta(2, 3, 0.0), incomplete_beta(2, 3, 1.0)) == (0.0, 1.0)
+@pytest.mark.parametrize("n", QUANTILES)
+def test_an_interval_is_as_wide_as_the_tables_of_t_say(n):
+    values = [0.0, 1.0] * (n // 2) + [0.5] * (n % 2)
+    error = summary(values).deviation / math.sqrt(n)
+    assert summary(values).half_width / error == pytest.approx(QUANTILES[n], abs=6e-5)
 
 
 # R's power.t.test, one sample or paired, two-sided at 0.05: (n, effect in deviations, power)
@@ -51,16 +35,32 @@ POWERS = [(34, 0.5, 0.8078), (15, 0.8, 0.8213)]
 
 
 @pytest.mark.parametrize("n, effect, power", POWERS)
-def test_power_is_that_of_the_noncentral_t_distribution(n, effect, power):
-    critical = t_quantile(0.975, n - 1)
-    assert t_power(effect * math.sqrt(n), n - 1, critical) == pytest.approx(power, abs=6e-5)
+def test_a_design_resolves_what_published_tables_of_power_say(n, effect, power):
     assert resolvable(2.0, n, power=power) == pytest.approx(2 * effect, rel=1e-3)
 
 
-@pytest.mark.parametrize("n, alpha", [(2, 0.05), (3, 0.05), (3, 0.05 / 9), (5, 0.05)])
-def test_without_a_difference_the_power_is_alpha(n, alpha):
-    critical = t_quantile(1 - alpha / 2, n - 1)
-    assert t_power(0.0, n - 1, critical) == pytest.approx(alpha, rel=1e-6)
+@pytest.mark.parametrize("df, alpha", [(1, 0.05), (2, 0.05), (2, 0.05 / 9), (4, 0.05), (49, 0.001)])
+def test_power_is_the_noncentral_t_distribution_integrated_by_its_definition(df, alpha):
+    critical = stats.t.isf(alpha / 2, df)
+    for shift in (0.0, 1.0, 4.0, 2 * critical):
+
+        def density(
+            s, shift=shift
+        ):  # of T = (Z + shift) / s with s^2 = chi^2 / df, beyond +- critical
+            beyond = stats.norm.sf(critical * s - shift) + stats.norm.sf(critical * s + shift)
+            return math.sqrt(df) * stats.chi.pdf(math.sqrt(df) * s, df) * beyond
+
+        expected, _ = integrate.quad(density, 0, 1 + 12 / math.sqrt(2 * df), epsabs=1e-13)
+        assert t_power(shift, df, critical) == pytest.approx(expected, abs=1e-11)
+    assert t_power(0.0, df, critical) == pytest.approx(alpha, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "n, alpha", [(2, 0.05), (2, 1e-4), (3, 0.05 / 20), (5, 0.05), (1000, 1e-4)]
+)
+def test_what_a_design_resolves_is_found_at_any_size_and_level(n, alpha):
+    effect = resolvable(1.0, n, alpha, power=0.9) * math.sqrt(n)
+    assert t_power(effect, n - 1, stats.t.isf(alpha / 2, n - 1)) == pytest.approx(0.9, abs=1e-9)
 
 
 def test_four_of_five_simulated_experiments_see_what_a_design_resolves():
@@ -136,3 +136,11 @@ def test_a_table_is_markdown_whose_rule_has_a_hyphen_in_every_column():
     assert lines[1] == "| ------ | -: | -: |" and lines[3] == "| longer | 20 |    |"
     assert with_interval(summary([1.0, 3.0]), 1) == "2.0 +- 12.7"
     assert with_interval(summary([1.5]), 1) == "1.5"
+
+
+@pytest.mark.parametrize("script", ["train.py", "ablate.py"])
+def test_help_does_not_import_scipy(script):
+    root = Path(__file__).resolve().parent.parent
+    words = [sys.executable, "-X", "importtime", str(root / script), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0 and "argparse" in done.stderr and "scipy" not in done.stderr

@@ -1,6 +1,7 @@
 """Flags, YAML, defaults and what --resume lets through."""
 
 import io
+import os
 import subprocess
 import sys
 import time
@@ -281,20 +282,44 @@ def test_a_bad_yaml_file_is_refused_in_one_line(yaml_file, text, reason):
     assert reason in refused("--config", yaml_file(text))
 
 
-def test_a_yaml_file_that_repeats_itself_by_aliases_is_refused_at_once_and_in_few_words(yaml_file):
-    lines = ["  - &a [x, x, x, x, x, x, x, x, x]"]
-    for name, before in zip("bcdefghijkl", "abcdefghijk"):
-        lines.append(f"  - &{name} [{', '.join([f'*{before}'] * 9)}]")
-    for key in ("model", "seed", "compile", "dtype", "lr"):  # 9**12 words, if they were written out
-        began = time.perf_counter()
-        told = refused("--config", yaml_file("\n".join([f"{key}:", *lines])))
-        assert f"{key} must be" in told and len(told) < 1000
-        assert time.perf_counter() - began < 1
+ALIASES = {
+    "lists of lists": ("[x, x, x, x, x, x, x, x, x]", "[{}]"),
+    "merged keys": ("{x: 1}", "{{<<: [{}]}}"),
+}
 
 
-def test_a_missing_yaml_file_and_a_folder_are_refused(tmp_path):
+@pytest.mark.parametrize("kind", ALIASES)
+def test_a_yaml_file_that_repeats_itself_by_aliases_is_refused_at_once(yaml_file, kind):
+    first, further = ALIASES[kind]
+    lines = ["lr:", f"  - &a {first}"]
+    for name, before in zip("bcdefghijkl", "abcdefghijk"):  # 9**12 values, if they were written out
+        lines.append(f"  - &{name} {further.format(', '.join([f'*{before}'] * 9))}")
+    began = time.perf_counter()
+    assert "at most 100,000 values" in refused("--config", yaml_file("\n".join(lines)))
+    assert time.perf_counter() - began < 1
+
+
+def test_aliases_of_a_few_values_are_what_they_stand_for(yaml_file):
+    config = parse("--config", yaml_file("seed: &n 7\nbatch_size: *n\n<<: {lr: 0.5}")).config
+    assert (config.seed, config.batch_size, config.lr) == (7, 7, 0.5)
+    assert "at most 100,000 values" in refused("--config", yaml_file("lr: &a [*a]"))  # without end
+
+
+def test_a_value_of_any_size_is_quoted_in_few_words(yaml_file):
+    for value in ("0x" + "f" * 5000, "x" * 5000, str([[["x"] * 99] * 99] * 9), "1:" * 20_000 + "1"):
+        told = refused("--config", yaml_file(f"seed: {value}"))
+        assert "seed must be a whole number" in told and len(told) < 1000
+
+
+def test_a_yaml_file_without_an_end_is_not_read(yaml_file, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe", tmp_path):
+        assert "cannot be read: it is a folder or a device" in refused("--config", str(path))
+    assert "at most 1,000,000 bytes" in refused("--config", yaml_file("# " + "x" * 1_000_000))
+
+
+def test_a_missing_yaml_file_is_refused(tmp_path):
     assert "nothing.yaml: cannot be read" in refused("--config", str(tmp_path / "nothing.yaml"))
-    assert "cannot be read" in refused("--config", str(tmp_path))
 
 
 def test_an_empty_yaml_file_changes_nothing(yaml_file):

@@ -1,5 +1,6 @@
 """The report: a table, a page and a verdict from what runs have written; the runs here are made up."""
 
+import itertools
 import json
 import math
 import random
@@ -48,22 +49,12 @@ TOKEN_KINDS = ("end of text", "line break", "punctuation", "number", "function w
 STORY = "Once upon a time there was a fox who had $5 and a \u2603.\nHe bought a red ball. " * 4
 
 
-def write_run(
-    folder,
-    *,
-    seed=1,
-    steps=3000,
-    log_every=20,
-    layers=4,
-    experts=8,
-    heads=4,
-    finished=True,
-    old=False,
-    shift=0.0,
-    sha="5bdc50d46a03",
-    config=True,
-    **train,
-):
+def falling(start, end, pace, step):
+    return end + (start - end) * math.exp(-step / pace)
+
+
+def write_run(folder, *, seed=1, steps=3000, log_every=20, layers=4, experts=8, heads=4, finished=True,
+              old=False, shift=0.0, sha="5bdc50d46a03", config=True, **train):  # fmt: skip
     """What a run of `steps` steps leaves behind; old: without the tags that came later; experts=0: dense.
 
     shift: added to every loss, in nats.
@@ -73,115 +64,71 @@ def write_run(
     rng = random.Random(seed)
     train = TRAIN | {"seed": seed, "out_dir": str(folder), "max_iters": steps} | train
     model = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 128}
-    if experts:
-        model |= {"num_experts": experts, "experts_per_token": 2}
+    model |= {"num_experts": experts, "experts_per_token": 2} if experts else {}
     start = {"step": 0, "command": f"python train.py --dataset {TRAIN['dataset']} --seed {seed}",
              "commit": "0123456789ab", "torch": "2.13.0"}  # fmt: skip
+    tokenizer = {"name": train["tokenizer"], "sha256": sha}
+    facts = {"train": train, "model": model, "tokenizer": tokenizer, "starts": [start]}
     if config:
-        facts = {
-            "train": train,
-            "model": model,
-            "tokenizer": {"name": train["tokenizer"], "sha256": sha},
-            "starts": [start],
-        }
         (folder / "config.json").write_text(json.dumps(facts))
     per_step = train["batch_size"] * train["block_size"] * train["grad_accum"]
-    wave = [rng.uniform(0, 6) for _ in range(layers)]
+    routed = range(layers if experts else 0)
+    last = steps if finished else steps * 2 // 3
 
     def loss(step):
-        decay = 0.35 * max(0.0, step / steps - 0.6)
-        return (
-            2.35
-            + 5.2 / (1 + step / 25) ** 0.55
-            - decay
-            + shift
-            + 0.01 * math.sin(step / 300 + seed)
-        )
-
-    def entropy(layer, step):
-        return (
-            0.62
-            - 0.05 * layer
-            + 0.35 * math.exp(-step / 300)
-            + 0.02 * math.sin(step / 200 + wave[layer])
-        )
-
-    def violation(layer, step):
-        return (
-            0.25
-            + 0.1 * layer
-            + 2.2 * math.exp(-step / 150)
-            + 0.03 * math.sin(step / 90 + wave[layer])
-        )
+        return falling(7.5, 2.4, 200, step) + shift + 0.01 * math.sin(step / 300 + seed)
 
     def share(layer):
-        weights = [rng.uniform(0.4, 1.6) for _ in range(experts)]
-        weights[layer % experts] += 1
+        weights = [rng.uniform(0.4, 1.6) + (e == layer % experts) for e in range(experts)]
         return [w / sum(weights) for w in weights]
 
     records = []
-    last = steps if finished else steps * 2 // 3
     for step in sorted({*range(log_every, last, log_every), last}):
-        record = {
-            "step": step,
-            "optim/lr": train["lr"] * min(1.0, step / (0.02 * steps), (steps - step) / (0.4 * steps)),
-            "optim/grad_norm": 0.4 + 1.5 * math.exp(-step / 60) + rng.uniform(0, 0.08),
-            "data/epoch": 0,
-            "train/loss": loss(step) + rng.gauss(0, 0.1),
-            "perf/tokens_per_second": 6000 + rng.uniform(-300, 300),
-        }  # fmt: skip
-        for layer in range(layers if experts else 0):
-            noisy = violation(layer, step) * rng.uniform(0.8, 1.5)
+        norm = falling(1.9, 0.4, 60, step) + rng.uniform(0, 0.08)
+        ramp = min(1.0, step / (0.02 * steps), (steps - step) / (0.4 * steps))
+        record = {"step": step, "optim/lr": train["lr"] * ramp, "optim/grad_norm": norm, "data/epoch": 0,
+                  "train/loss": loss(step) + rng.gauss(0, 0.1), "perf/tokens_per_second": rng.uniform(5700, 6300)}  # fmt: skip
+        for layer in routed:
+            noisy = (falling(2.5, 0.25, 150, step) + 0.1 * layer) * rng.uniform(0.8, 1.5)
             record[f"moe/max_violation/layer_{layer:02d}"] = noisy
         if not old:
             record |= {"data/tokens": step * per_step, "perf/seconds": step * per_step / 6000}
             for n, kind in enumerate(KINDS):
-                record[f"optim/grad_norm/{kind}"] = (
-                    record["optim/grad_norm"] * 0.5**n * rng.uniform(0.9, 1.1)
-                )
+                record[f"optim/grad_norm/{kind}"] = norm * 0.5**n * rng.uniform(0.9, 1.1)
         records.append(record)
         if step % train["eval_every"] and step != last:
             continue
         found = {"step": step, "val/loss": loss(step), "val/bits_per_byte": loss(step) / 2.79}
-        for layer in range(layers if experts else 0):
-            of = f"layer_{layer:02d}"
-            found |= {
-                f"moe/entropy/{of}": entropy(layer, step),
-                f"moe/dead_experts/{of}": int(step < 400),
-            }
+        for layer in routed:
+            of, entropy = f"layer_{layer:02d}", falling(1, 0.6, 300, step) - 0.05 * layer
+            found |= {f"moe/entropy/{of}": entropy, f"moe/dead_experts/{of}": int(step < 400)}
             if not old:
-                found[f"moe/max_violation_since_eval/{of}"] = violation(layer, step)
-                found[f"moe/margin/{of}"] = 0.9 - entropy(layer, step)
-                found[f"moe/flip_rate/{of}"] = 0.05 + 0.6 * math.exp(-step / 500) * (
-                    1 + 0.1 * layer
-                )
+                even = falling(2.5, 0.25, 150, step) + 0.1 * layer
+                found[f"moe/max_violation_since_eval/{of}"] = even
+                found[f"moe/margin/{of}"] = 0.9 - entropy
+                found[f"moe/flip_rate/{of}"] = falling(0.6, 0.05, 500, step) * (1 + 0.1 * layer)
         if not old:
-            for layer in range(layers):
-                for head in range(heads):
-                    found[f"attention/sink_mass/layer_{layer:02d}/head_{head:02d}"] = (
-                        0.5 * rng.random() ** 2
-                    )
+            for layer, head in itertools.product(range(layers), range(heads)):
+                tag = f"attention/sink_mass/layer_{layer:02d}/head_{head:02d}"
+                found[tag] = 0.5 * rng.random() ** 2
             for first in [0, *(2**n for n in range(int(math.log2(train["block_size"]))))]:
-                found[f"val/loss_by_position/from_{first:04d}"] = (
-                    loss(step) + 2.5 / (1 + first) ** 0.6
-                )
+                nats = loss(step) + 2.5 / (1 + first) ** 0.6
+                found[f"val/loss_by_position/from_{first:04d}"] = nats
         if experts:
-            records.append({"step": step, "moe/load": [share(n) for n in range(layers)]})
-            if not old:
-                table = {"kinds": list(TOKEN_KINDS), "tokens": [10 ** (1 + n % 4) for n in range(9)],
-                         "layers": list(range(layers)), "experts": experts,
-                         "share": [[share(k) for k in range(9)] for _ in range(layers)]}  # fmt: skip
-                records.append({"step": step, "moe/token_kinds": table})
+            records.append({"step": step, "moe/load": [share(n) for n in routed]})
+        if experts and not old:
+            table = {"kinds": list(TOKEN_KINDS), "tokens": [10 ** (1 + n % 4) for n in range(9)],
+                     "layers": list(routed), "experts": experts,
+                     "share": [[share(k) for k in range(9)] for _ in routed]}  # fmt: skip
+            records.append({"step": step, "moe/token_kinds": table})
         records += [found, {"step": step, "samples/story": STORY}]
     if finished:
         end = {"loss": loss(last), "loss_standard_error": 0.0024, "bits_per_byte": loss(last) / 2.79,
                "validation_tokens": 1014819, "steps": last, "tokens": last * per_step,
                "seconds": last * per_step / 6000, "tokens_per_second": 6000.0, "parameters": 3627696,
                "active_parameters": 1321648}  # fmt: skip
-        records += [
-            {"step": last, "samples/final_1": STORY},
-            {"step": last} | {f"final/{k}": v for k, v in end.items()},
-        ]
+        records.append({"step": last, "samples/final_1": STORY})
+        records.append({"step": last} | {f"final/{k}": v for k, v in end.items()})
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / "metrics.jsonl").write_text(lines)
     return folder
@@ -192,11 +139,10 @@ def made(tmp_path_factory):
     """Four seeds of one recipe, and a band of three of them."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [write_run(folder / f"seed{n}", seed=n) for n in (1, 2, 3, 4)]
-    assert (
-        make_bands.main([*map(str, runs[:3]), "--recipe", "toy", "--out", str(folder / "toy.json")])
-        == 0
-    )
-    return runs, folder / "toy.json"
+    band = folder / "toy.json"
+    argv = [*map(str, runs[:3]), "--recipe", "toy", "--out", str(band)]
+    assert make_bands.main(argv) == 0
+    return runs, band
 
 
 def read(*folders):
@@ -224,40 +170,27 @@ def failure(capsys, *argv):
 
 def test_a_run_is_its_folder_or_its_metrics_file(tmp_path):
     folder = write_run(tmp_path / "model", steps=300)
-    by_folder, by_file = (
-        report_runs.read_run(folder),
-        report_runs.read_run(folder / "metrics.jsonl"),
-    )
-    assert by_folder.records == by_file.records and by_folder.config == by_file.config
+    by_folder, by_file = map(report_runs.read_run, (folder, folder / "metrics.jsonl"))
+    assert by_folder.entries == by_file.entries and by_folder.config == by_file.config
     assert by_folder.name == by_file.name == "model"
 
 
 def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
-    runs = read(
-        write_run(tmp_path / "a" / "model", steps=60), write_run(tmp_path / "b" / "model", steps=60)
-    )
+    runs = read(*(write_run(tmp_path / name / "model", steps=60) for name in "ab"))
     assert [run.name for run in runs] == ["a/model", "b/model"]
 
 
 def test_tokens_are_as_counted_and_else_steps_times_the_size_of_a_step(tmp_path):
-    new, old = read(
-        write_run(tmp_path / "new", steps=300), write_run(tmp_path / "old", steps=300, old=True)
-    )
+    new, old = read(*(write_run(tmp_path / n, steps=300, old=n == "old") for n in ("new", "old")))
     for run in (new, old):
         np.testing.assert_allclose(run.at([0, 15, 100, 300], "tokens"), [0, 30720, 204800, 614400])
-    lines = (
-        (tmp_path / "new" / "metrics.jsonl")
-        .read_text()
-        .replace('"data/tokens": ', '"data/tokens": 1')
-    )
-    (tmp_path / "new" / "metrics.jsonl").write_text(lines)
+    path = tmp_path / "new" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"data/tokens": ', '"data/tokens": 1'))
     assert report_runs.read_run(tmp_path / "new").at([30], "tokens") == 161440
 
 
 def test_minutes_are_as_logged_and_else_follow_from_the_speed(tmp_path):
-    new, old = read(
-        write_run(tmp_path / "new", steps=300), write_run(tmp_path / "old", steps=300, old=True)
-    )
+    new, old = read(*(write_run(tmp_path / n, steps=300, old=n == "old") for n in ("new", "old")))
     assert new.at([300], "minutes")[0] == pytest.approx(300 * 2048 / 6000 / 60)
     assert old.at([300], "minutes")[0] == pytest.approx(300 * 2048 / 6000 / 60, rel=0.05)
     assert np.all(np.diff(old.at(np.arange(0, 400, 7), "minutes")) > 0)
@@ -338,9 +271,8 @@ def test_a_band_holds_the_seeds_what_must_agree_and_no_path_of_a_machine(made):
     assert curve["tokens"][-1] == 3000 * 2048
     finals = [report_runs.read_run(run).last("final/bits_per_byte") for run in made[0][:3]]
     assert curve["mean"][-1] == pytest.approx(np.mean(finals), rel=1e-4)
-    assert (curve["min"][-1], curve["max"][-1]) == pytest.approx(
-        (min(finals), max(finals)), rel=1e-4
-    )
+    assert curve["min"][-1] == pytest.approx(min(finals), rel=1e-4)
+    assert curve["max"][-1] == pytest.approx(max(finals), rel=1e-4)
 
 
 def test_a_command_is_published_with_paths_by_their_name():
@@ -373,8 +305,8 @@ def test_a_band_is_refused_unless_the_runs_differ_in_their_seed_alone(made, tmp_
 
 
 def test_the_band_is_as_wide_as_the_seeds_and_never_under_two_percent():
-    content = {"tags": {"val/loss": {"tokens": [1, 2], "mean": [2.0, 2.0], "sd": [0.1, 0.001]}}}
-    tokens, low, mean, high = report_bands.Band("x", content).curve("val/loss")
+    columns = {"tokens": [1, 2], "mean": [2.0, 2.0], "sd": [0.1, 0.001]}
+    tokens, low, mean, high = report_bands.edges("val/loss", columns)
     np.testing.assert_allclose(low, [1.7, 1.96])
     np.testing.assert_allclose(high, [2.3, 2.04])
 
@@ -390,7 +322,10 @@ def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_p
     assert found.line == (
         "no reference for other: the nearest, toy, differs in lr 0.004 (not 0.008); there is toy"
     )
-    assert report_bands.as_told(other, bands[0]).band == bands[0]
+    forced = report_bands.match(other, bands, str(made[1]))
+    assert forced.band is bands[0] and "as told, though other differs in lr 0.004" in forced.line
+    bare = report_runs.read_run(write_run(tmp_path / "bare", config=False))
+    assert report_bands.match(bare, bands, str(made[1])) == (bands[0], "")
     longer = report_runs.read_run(write_run(tmp_path / "longer", steps=600))
     assert "max_iters 600 (not 3000)" in report_bands.match(longer, bands).line
 
@@ -418,9 +353,8 @@ def test_a_usual_run_is_called_normal_and_a_worse_one_above_its_band(made, tmp_p
     fourth = report_runs.read_run(made[0][3])
     found = {tag: report_bands.verdict(fourth, band, tag) for tag in report_bands.TAGS}
     assert {tag: v.place for tag, v in found.items()} == dict.fromkeys(report_bands.TAGS, "normal")
-    assert (
-        " at 6.14 M tokens: " in found["val/loss"].line and "over 3 seeds" in found["val/loss"].line
-    )
+    for told in (" at 6.14 M tokens: ", "over 3 seeds"):
+        assert told in found["val/loss"].line
     forced = report_runs.read_run(write_run(tmp_path / "forced", seed=5, shift=0.4, lr=0.1))
     assert "look at" not in report_bands.verdict(forced, band, "val/loss").line  # at lr, of course
     worse = report_runs.read_run(write_run(tmp_path / "worse", seed=5, shift=0.4, finished=False))
@@ -433,10 +367,11 @@ def test_a_usual_run_is_called_normal_and_a_worse_one_above_its_band(made, tmp_p
 
 
 def test_the_shipped_bands_are_of_shipped_recipes():
-    for band in report_bands.read_bands():
-        assert (REPO_ROOT / "configs" / f"{band.content['recipe']}.yaml").exists(), band.name
+    for band in report_bands.known_bands(None):
+        recipe = json.loads((report_bands.FOLDER / f"{band.name}.json").read_text())["recipe"]
+        assert (REPO_ROOT / "configs" / f"{recipe}.yaml").exists(), band.name
         assert band.seeds >= report_bands.FEWEST_SEEDS
-        assert "val/bits_per_byte" in band.content["tags"]
+        assert "val/bits_per_byte" in band.curves
 
 
 # the page
@@ -469,22 +404,11 @@ def test_the_page_of_a_run_shows_every_instrument_and_nothing_overlaps(made):
     band = report_bands.read_band(made[1])
     some = look(made[0][3], band=band)
     assert titles(some) == [
-        "Validation bits per byte",
-        "Train and validation loss",
-        "Learning rate",
-        "Gradient norm",
-        "Speed",
-        "Max violation of even load",
-        "Router entropy",
-        "Router margin",
-        "Flip rate",
-        "Dead experts",
-        "Load of the experts",
-        "Which experts take which kind of token",
-        "Attention on the sink",
-        "Validation loss by position",
-        "Gradient norm by kind of parameter",
-    ]
+        "Validation bits per byte", "Train and validation loss", "Learning rate", "Gradient norm",
+        "Speed", "Max violation of even load", "Router entropy", "Router margin", "Flip rate",
+        "Dead experts", "Load of the experts", "Which experts take which kind of token",
+        "Attention on the sink", "Validation loss by position", "Gradient norm by kind of parameter",
+    ]  # fmt: skip
     assert next(panels(some)).note.endswith("inside the reference")
     figure = draw_page(some)
     for ax in figure.axes:
@@ -506,11 +430,8 @@ def test_runs_side_by_side_of_different_kinds_share_a_page(made, tmp_path):
     figure = draw_page(some)
     assert_nothing_overlaps(figure)
     (curves,) = (ax for ax in figure.axes if ax.get_ylabel() == "bits per byte")
-    assert [text.get_text()[:6] for text in curves.get_legend().get_texts()] == [
-        "seed1:",
-        "a_very",
-        "dense:",
-    ]
+    named = [text.get_text()[:6] for text in curves.get_legend().get_texts()]
+    assert named == ["seed1:", "a_very", "dense:"]
 
 
 def test_a_panel_without_data_is_left_out(tmp_path):
@@ -574,8 +495,29 @@ def test_what_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys)
     assert "must be a JSON object with a step" in failure(capsys, tmp_path / "empty")
     folder = write_run(tmp_path / "model", steps=60)
     assert "named twice" in failure(capsys, folder, folder / "metrics.jsonl")
-    (folder / "config.json").write_text("{")
-    assert "is no JSON object" in failure(capsys, folder)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+DAMAGED = {  # file: what stands in it in place of what was written
+    "config.json": ["{", "[1]", "\xff", '{"train": 3}', '{"train": {"max_iters": "many"}}', "9" * 5000,
+                    '{"starts": {"0": 1}}', '{"tokenizer": ["a"]}', '{"parameters": 5}', "[" * 20_000],
+    "metrics.jsonl": ['{"step": 1, "train/loss": [1]}\n{"step": 2, "train/loss": 2}\n',
+                      '{"step": 1, "train/loss": 1e99}\n', '{"step": 1, "moe/load": [[1], [1, 2]]}\n',
+                      '{"step": 1, "moe/token_kinds": {"kinds": 1}}\n', '{"step": 1, "samples/story": 7}\n',
+                      f'{{"step": 1{"0" * 400}, "train/loss": 2}}\n'],
+    "band.json": ["{", "{}", "[]", '{"settings": {}, "tags": {}, "runs": []}', "\xff",
+                  '{"settings": {"train": {}, "model": {}, "tokenizer": "a"}, "runs": [1], "tags": {"val/loss": '
+                  '{"tokens": [2, 1], "mean": [1, 1], "sd": [1, 1]}}}'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, content", [(n, c) for n, found in DAMAGED.items() for c in found])
+def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, capsys, name, content):  # fmt: skip
+    folder = write_run(tmp_path / "model", steps=60)
+    (folder / name).write_bytes(content.encode("latin-1"))
+    words = ("--reference", folder / name) if name == "band.json" else ()
+    told = failure(capsys, folder, *words)
+    assert f"error: {folder}" in told and "cannot be read as" in told and "; " in told
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -586,7 +528,8 @@ def test_a_page_that_cannot_be_written_is_said_before_the_work(tmp_path, capsys)
     (tmp_path / "folder.png").mkdir()
     assert "is a folder" in failure(capsys, folder, "--out", tmp_path / "folder.png")
     assert "make_bands wrote" in failure(capsys, folder, "--reference", folder / "config.json")
-    assert "cannot be read" in failure(capsys, folder, "--reference", tmp_path / "none.json")
+    none = tmp_path / "none.json"
+    assert f"{none}: No such file" in failure(capsys, folder, "--reference", none)
     assert "invalid choice" in failure(capsys, folder, "--x", "hours")
     assert not list(tmp_path.rglob("*.png"))[1:]
 
@@ -608,7 +551,6 @@ def test_help_imports_neither_torch_nor_matplotlib():
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'matplotlib', 'numpy') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True
-    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=REPO_ROOT, capture_output=True, text=True)
     assert "--reference" in done.stdout and done.stdout.endswith("[]\n"), done.stderr

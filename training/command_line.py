@@ -5,13 +5,14 @@ torch, so that --help is immediate.
 """
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from common.script import Parser, did_you_mean
+from common.script import Parser, did_you_mean, shown
 from common.settings import as_text, cast, is_switch
 from training import other_names
 from training.config import TrainConfig
@@ -86,38 +87,41 @@ def read_settings(path: str | Path, config_class: type[TrainConfig]) -> dict[str
     return {name: _value(name, value, hints[name]) for name, value in read_yaml(path).items()}
 
 
+LARGEST_YAML = 1_000_000  # bytes
+MOST_VALUES = 100_000  # of a YAML file, each alias (*name) counted as all that it stands for
+
+
 def read_yaml(path: str | Path) -> dict[Any, Any]:
     """A YAML mapping; ValueError, one sentence, for a file that is none or says a thing twice."""
     import yaml
 
+    text = _yaml_text(Path(path))
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"--config {path}: must be a YAML file in UTF-8; it is not UTF-8"
-        ) from None
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        size = _size(node, {}) if node else 0
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        values = loader.construct_document(node) if 0 < size <= MOST_VALUES else None
     except RecursionError:
-        reason = "it is nested too deeply"
-        raise ValueError(f"--config {path}: is not valid YAML: {reason}") from None
+        raise ValueError(f"{path}: is not valid YAML: it is nested too deeply") from None
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"--config {path}: is not valid YAML: {reason}") from None
+        raise ValueError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     except (ValueError, LookupError, AttributeError, TypeError):
         # what PyYAML meets where a value is not of the kind that it looks like: 2001-99-99, !!bool x
         reason = "it has a date, a number or a !!tag that means nothing"
-        raise ValueError(f"--config {path}: is not valid YAML: {reason}; quote text") from None
+        raise ValueError(f"{path}: is not valid YAML: {reason}; quote text") from None
+    if size > MOST_VALUES:
+        raise ValueError(
+            f"{path}: must hold at most {MOST_VALUES:,} values, aliases (*name) counted as what they "
+            "stand for, and holds more; write settings alone"
+        )
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: must hold lines of `name: value`; got {text[:40]!r}")
-    for key, times in Counter(key.value for key, _ in node.value).items():
+        raise ValueError(f"{path}: must hold lines of `name: value`; got {shown(values)}")
+    for key, times in Counter(keys).items():
         if times > 1:  # YAML would keep the last in silence
-            raise ValueError(f"--config {path}: {key!r} is set {times} times; keep one")
+            raise ValueError(f"{path}: {shown(key)} is set {times} times; keep one")
     return values
 
 
@@ -125,6 +129,33 @@ def _value(name: str, value: Any, hint: Any) -> Any:
     """cast(), which also answers values that other trainers use."""
     remark = other_names.VALUES.get((name, value), "") if isinstance(value, str) else ""
     return cast(name, value, hint, remark)
+
+
+def _yaml_text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise ValueError(
+                f"{path}: cannot be read: it is a folder or a device, and must be a file"
+            )
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_YAML + 1)
+        if len(content) > LARGEST_YAML:
+            raise ValueError(f"{path}: must be at most {LARGEST_YAML:,} bytes, and is larger")
+        return content.decode()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: must be a YAML file in UTF-8; it is not UTF-8") from None
+
+
+def _size(node: Any, sizes: dict[Any, float]) -> float:
+    """How many values a YAML node holds, with its aliases written out; infinite if it holds itself."""
+    if node not in sizes:
+        sizes[node] = math.inf
+        parts = () if isinstance(node.value, str) else node.value
+        pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
+        sizes[node] = 1.0 + sum(_size(part, sizes) for pair in pairs for part in pair)
+    return sizes[node]
 
 
 def _one_length(level: dict[str, Any]) -> dict[str, Any]:

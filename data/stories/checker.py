@@ -13,7 +13,8 @@ Words outside the tables are ignored. Where the text leaves a doubt, it is given
 """
 
 import re
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -102,76 +103,89 @@ SPEAKING = set("said asked cried called shouted replied whispered yelled thought
 
 
 def _check_characters(read: list[Sentence]) -> list[Problem]:
-    problems = []
-    mentions = defaultdict(int)
+    cast = _Cast(Counter(word.text for sentence in read for word in sentence.words))
+    problems, last = [], ()  # last: the last word of the sentence before
     for sentence in read:
-        for word in sentence.words:
-            mentions[word.text] += 1
-    known: dict[str, str | None] = {}  # name -> kind, when it was told
-    genders: set[str] = set()  # which pronouns have somebody to stand for
-    kinds_seen: set[str] = set()
-    reported = set()
-    for number, sentence in enumerate(read):
-        words = sentence.words
-        opening = not known
+        wrong = cast.wrong_in(sentence.words, last)
+        problems += [Problem(rule, what, sentence.text) for rule, what in wrong]
+        last = sentence.words[-1:]
+    return problems
+
+
+class _Cast:
+    """Who is known so far in a story that is read sentence by sentence."""
+
+    def __init__(self, mentions: Counter[str]):
+        self.mentions = mentions  # of each word in the whole story
+        self.kind_of: dict[str, str | None] = {}  # by name; None before it is told
+        self.strangers: set[str] = set()  # names that were reported
+        self.genders: set[str] = set()  # which pronouns have somebody to stand for
+        self.kinds: set[str] = set()
+
+    def wrong_in(self, words, last) -> Iterator[tuple[str, str]]:
+        """Rule and words of each problem in the next sentence."""
+        opening = not self.kind_of
         for place, word in enumerate(words):
-            if word.text in NAMES and (word.text in known or not _is_plain_word(words, place)):
-                if word.text not in known:
-                    if not (opening or _introduces(words, place, mentions)):
-                        if word.text not in reported:
-                            problems.append(
-                                Problem("name", f"{word.text} was not introduced", sentence.text)
-                            )
-                            reported.add(word.text)
-                        continue
-                    known[word.text] = None
-                genders.add(GENDER_OF_NAME.get(word.text, "any"))
-                kind = _told_kind(words, place)
-                if kind:
-                    before = known[word.text] or {"he": "boy", "she": "girl"}.get(
-                        GENDER_OF_NAME.get(word.text, "")
-                    )
-                    if (
-                        before
-                        and before != kind
-                        and not (known[word.text] is None and kind in ANIMALS)
-                    ):
-                        problems.append(
-                            Problem(
-                                "kind", f"{word.text} was a {before}, now a {kind}", sentence.text
-                            )
-                        )
-                    known[word.text] = kind
-            elif word.lower in MALE or word.lower in FEMALE:
-                genders.add("he" if word.lower in MALE else "she")
-            elif (word.lower in ANYBODY and not _is_named(words, place)) or (
-                word.text[:1].isupper() and word.text not in NAMES and _is_a_name(words, place)
-            ):
-                genders.add("any")
+            known = word.text in self.kind_of
+            if word.text in NAMES and (known or not _is_plain_word(words, place)):
+                yield from self._read_name(words, place, opening)
+            else:
+                self._read_person(words, place)
             if word.lower in KINDS:
-                determiner = _determiner(words, place)[0]
-                kind = SAME_KIND.get(word.lower, word.lower)
-                # Rex the dog, her friend the dog
-                named = place > 1 and (
-                    words[place - 2].text in NAMES or words[place - 2].lower in RELATIVES
-                )
-                if determiner == "the" and kind in TRACKED_KINDS - kinds_seen and not named:
-                    problems.append(
-                        Problem("kind", f"the {word.lower} was not introduced", sentence.text)
-                    )
-                kinds_seen.add(kind)
-                if word.lower not in FEMALE | MALE:
-                    genders.add("any")
-        before = read[number - 1].words[-1:] if number else ()
-        twice = _with_oneself(before + words if before and before[0].spoken else words)
+                yield from self._read_kind(words, place)
+        twice = _with_oneself(last + words if last and last[0].spoken else words)
         if twice:
-            problems.append(Problem("name", f"{twice} and {twice} cannot be two", sentence.text))
+            yield "name", f"{twice} and {twice} cannot be two"
+        yield from self._read_pronouns(words)
+
+    def _read_name(self, words, place, opening):
+        """A name is introduced before it is used, and keeps its kind."""
+        name = words[place].text
+        if name not in self.kind_of:
+            if not (opening or _introduces(words, place, self.mentions)):
+                if name not in self.strangers:
+                    yield "name", f"{name} was not introduced"
+                self.strangers.add(name)
+                return
+            self.kind_of[name] = None
+        gender = GENDER_OF_NAME.get(name, "any")
+        self.genders.add(gender)
+        told, kind = self.kind_of[name], _told_kind(words, place)
+        if kind:
+            before = told or {"he": "boy", "she": "girl"}.get(gender)
+            if before and before != kind and (told or kind not in ANIMALS):
+                yield "kind", f"{name} was a {before}, now a {kind}"
+            self.kind_of[name] = kind
+
+    def _read_person(self, words, place):
+        """Somebody without a name, or with one that we do not know, whom a pronoun may stand for."""
+        word = words[place]
+        if word.lower in MALE or word.lower in FEMALE:
+            self.genders.add("he" if word.lower in MALE else "she")
+        elif (word.lower in ANYBODY and not _is_named(words, place)) or (
+            word.text[:1].isupper() and word.text not in NAMES and _is_a_name(words, place)
+        ):
+            self.genders.add("any")
+
+    def _read_kind(self, words, place):
+        """ "the fox" needs a fox before it, unless it is Rex the fox or her friend the fox."""
+        word = words[place]
+        kind = SAME_KIND.get(word.lower, word.lower)
+        before = words[place - 2] if place > 1 else None
+        named = before and (before.text in NAMES or before.lower in RELATIVES)
+        new = kind in TRACKED_KINDS - self.kinds
+        if new and not named and _determiner(words, place)[0] == "the":
+            yield "kind", f"the {word.lower} was not introduced"
+        self.kinds.add(kind)
+        if word.lower not in FEMALE | MALE:
+            self.genders.add("any")
+
+    def _read_pronouns(self, words):
         for word in words:
             gender = None if word.spoken else PRONOUNS.get(word.lower)
-            if gender and genders and gender not in genders and "any" not in genders:
-                problems.append(Problem("pronoun", f"nobody so far is {gender!r}", sentence.text))
-                genders.add(gender)
-    return problems
+            if gender and self.genders and not self.genders & {gender, "any"}:
+                yield "pronoun", f"nobody so far is {gender!r}"
+                self.genders.add(gender)
 
 
 def _with_oneself(words) -> str | None:

@@ -34,7 +34,7 @@ from evaluation.ablation.matching import PlannedArm, best_rate, next_rates, tidy
 from evaluation.ablation.results import Results, training_outcome, written_outcome
 from evaluation.ablation.segments import segments_outcome
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
-from evaluation.ablation.verdict import ended_well, unresolved, verdicts
+from evaluation.ablation.verdict import Ablation, unresolved, verdicts
 from training.monitor.metrics import new_run_dir, require_tensorboard
 from training.state.checkpoint import latest_checkpoint
 
@@ -44,14 +44,10 @@ EVALUATIONS = 10  # of a run, where eval_every is not given: enough for a curve
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Ablation):
     """What all phases share."""
 
-    spec: Spec
-    arms: dict[str, PlannedArm]
     threads: int | None  # of each run, where an arm does not say; None: torch's choice
-    folder: Path
-    results: Results
     launch: Launch
     workers: int  # runs at once
 
@@ -93,15 +89,14 @@ def run(
     threads = stored.threads if stored else shared
     with as_interrupt(), Results(folder / "results.jsonl") as results:
         try:
+            x = Experiment(spec, arms, folder, results, threads, launch, jobs)
             if any(arm.steps is None for arm in arms.values()):
-                arms = _with_lengths(spec, arms, folder, threads, launch)
+                x = replace(x, arms=_with_lengths(x))
             if not (folder / matching.NAME).exists():
-                matching.write(folder / matching.NAME, spec, arms, threads)
-            experiment = Experiment(spec, arms, threads, folder, results, launch, jobs)
-            rates = search(experiment)
-            judge(experiment, rates)
-            measure_inference(experiment)
-            write_up.write(spec, arms, results, folder)
+                matching.write(folder / matching.NAME, spec, x.arms, threads)
+            judge(x, search(x))
+            measure_inference(x)
+            write_up.write(x)
         except KeyboardInterrupt:
             names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
             flags = "".join(f" --{key} {quote(value)}" for key, value in (over_base or {}).items())
@@ -186,16 +181,14 @@ def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
     return arms
 
 
-def _with_lengths(
-    spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
-) -> dict[str, PlannedArm]:
+def _with_lengths(x: Experiment) -> dict[str, PlannedArm]:
     """The arms with their lengths, by what is measured for them: tokens of a step, and the pace that each
     has on this machine.
     """
-    arms = {name: _with_tokens(arm) for name, arm in arms.items()}
-    pace = _paces(spec, arms, folder, threads, launch) if matching.needs_pace(spec) else {}
-    arms = matching.with_lengths(spec, arms, pace)
-    print(write_up.plan_text(spec, arms), flush=True)
+    arms = {name: _with_tokens(arm) for name, arm in x.arms.items()}
+    pace = _paces(x, arms) if matching.needs_pace(x.spec) else {}
+    arms = matching.with_lengths(x.spec, arms, pace)
+    print(write_up.plan_text(x.spec, arms), flush=True)
     return arms
 
 
@@ -208,18 +201,17 @@ def _with_tokens(arm: PlannedArm) -> PlannedArm:
     return replace(arm, tokens_per_step=matching.tokens_per_step_of_lanes(cfg, source))
 
 
-def _paces(
-    spec: Spec, arms: dict[str, PlannedArm], folder: Path, threads: int | None, launch: Launch
-) -> dict[str, float]:
+def _paces(x: Experiment, arms: dict[str, PlannedArm]) -> dict[str, float]:
     """Seconds per token of each arm: medians of rounds in which all take turns, as a machine's speed changes."""
     pace, never = {name: [] for name in arms}, 10**9
     for turn in range(PACE_ROUNDS):
         for name, arm in arms.items():
             say(f"{name}: measuring its pace, {turn + 1} of {PACE_ROUNDS}")
-            words = command(arm, folder / "pace", threads, lr=arm.lr, seed=spec.search_seed, max_minutes=10,
-                            log_every=1, eval_every=never, save_every=never)  # fmt: skip
+            folder, settings = x.folder / "pace", {"lr": arm.lr, "seed": x.spec.search_seed}
+            words = command(arm, folder, x.threads, **settings, max_minutes=10, log_every=1,
+                            eval_every=never, save_every=never)  # fmt: skip
             try:
-                pace[name].append(seconds_per_token(words, folder / "pace", launch))
+                pace[name].append(seconds_per_token(words, folder, x.launch))
             except ValueError as error:
                 raise ValueError(f"arm {name} could not be timed: {error}") from None
     return {name: statistics.median(rounds) for name, rounds in pace.items()}
@@ -285,7 +277,7 @@ def judge(x: Experiment, rates: dict[str, float | None]) -> None:
 
     run_seeds(trained, x.spec.seeds[:FIRST_SEEDS])
     if rest := x.spec.seeds[FIRST_SEEDS:]:
-        found = verdicts(x.spec, x.arms, x.results, x.spec.seeds[:FIRST_SEEDS])
+        found = verdicts(x, x.spec.seeds[:FIRST_SEEDS])
         more = unresolved([v for v in found if {v.first, v.second}.issubset(trained)])
         if more:
             say(f"not resolved by {FIRST_SEEDS} seeds, so {len(rest)} more for {', '.join(more)}")
@@ -296,7 +288,7 @@ def score_by_segment(x: Experiment) -> None:
     """Every run that ended well."""
     jobs = []
     for name in x.arms:
-        for seed, line in ended_well(name, x.results).items():
+        for seed, line in x.ended_well(name).items():
             record = {"id": f"segments {name} seed {seed}", "phase": "segments", "arm": name, "seed": seed}  # fmt: skip
             options = {"segment_length": x.spec.segments}
             jobs += checkpoint_job(x, line, record, "evaluation.context", options, segments_outcome)
@@ -308,7 +300,7 @@ def measure_inference(x: Experiment) -> None:
     jobs, module = [], "evaluation.inference_cost"
     options = {"tokens": max(arm.block_size for arm in x.arms.values())}
     for name in x.arms:
-        for line in ended_well(name, x.results).values():
+        for line in x.ended_well(name).values():
             record = {"id": f"inference {name}", "phase": "inference", "arm": name}
             if found := checkpoint_job(x, line, record, module, options, written_outcome):
                 jobs += found

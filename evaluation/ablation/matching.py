@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -16,13 +17,13 @@ from typing import Any, NamedTuple
 from architecture import registry
 from architecture.checkpoint import LARGEST_SIZE
 from architecture.tokenizer import get_tokenizer
-from common.files import parse_json, write_json_atomic
+from common.files import parse_json, reading, write_json_atomic
 from common.provenance import provenance
 from common.settings import as_text
 from data.documents import Source
 from data.packing import encode
 from data.sources import AUTO
-from evaluation.ablation.spec import Arm, Spec
+from evaluation.ablation.spec import Arm, Spec, require
 from training.command_line import parse_command_line
 from training.config import TrainConfig
 from training.start import new_config, require_context, settings_class, with_segment_length
@@ -226,13 +227,9 @@ def adjust(
 
 def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
     """The multiple of step whose figure is nearest to the target."""
-    low, high = 1, 1
-    while figure(high * step) < target and 2 * high * step <= LARGEST_SIZE:
-        high *= 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if figure(middle * step) < target else (low, middle)
-    return min((low * step, high * step), key=lambda value: abs(figure(value) - target))
+    values = range(step, LARGEST_SIZE + 1, step)
+    place = bisect.bisect_left(values, target, key=figure)
+    return min(values[max(0, place - 1) : place + 1], key=lambda value: abs(figure(value) - target))
 
 
 # ------------------------------------------------------------------------------------ length
@@ -289,15 +286,12 @@ def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> N
         if arm.origin != spec.reference and model == _model(arm.shared):
             mine = own_fields(model)
             base = {name: value for name, value in arm.shared.items() if name in mine}
-            if _identity(spec, resolve(arm.name, base)) == this:
-                raise ValueError(
-                    f"arm {arm.name} differs from the base in nothing; change a setting in it, or name it "
-                    "as the reference"
-                )
+            told = f"arm {arm.name} differs from the base in nothing; change a setting in it"
+            same = _identity(spec, resolve(arm.name, base)) == this
+            require(not same, f"{told}, or name it as the reference")
     if twins := _twins(spec, resolved):
-        raise ValueError(
-            f"the arms {twins[0]} and {twins[1]} are the same, down to every setting; change one, or leave it out"
-        )
+        told = f"the arms {twins[0]} and {twins[1]} are the same, down to every setting"
+        raise ValueError(f"{told}; change one, or leave it out")
 
 
 def _twins(spec: Spec, resolved: dict[str, Any]) -> tuple[str, str] | None:
@@ -325,42 +319,41 @@ def _row(cfg: TrainConfig) -> tuple[str, int | None]:
 def _refuse_what_does_not_compare(spec: Spec, resolved: dict[str, Any]) -> None:
     cfgs = {name: cfg for name, (cfg, _) in resolved.items()}
     tokenizers = sorted({cfg.tokenizer for cfg in cfgs.values()})
-    if len(tokenizers) > 1 and spec.segments:
-        raise ValueError(
-            f"segments are of tokens, which all arms must have from one tokenizer; got {', '.join(tokenizers)}: "
-            "give all of them one, or leave segments out"
-        )
-    if len(tokenizers) > 1 and spec.measure == "val_loss":
-        raise ValueError(
-            f"measure must be bits_per_byte, as losses under different tokenizers ({', '.join(tokenizers)}) "
-            "do not compare; got val_loss"
-        )
+    one, listed = len(tokenizers) == 1, ", ".join(tokenizers)
+    require(
+        one or not spec.segments,
+        f"segments are of tokens, which all arms must have from one tokenizer; got {listed}: give all of them one, "
+        "or leave segments out",
+    )
+    require(
+        one or spec.measure != "val_loss",
+        f"measure must be bits_per_byte, as losses under different tokenizers ({listed}) do not compare; got val_loss",
+    )
     for name, cfg in cfgs.items():
-        if cfg.carries and spec.segments not in (None, cfg.block_size):
-            raise ValueError(
-                f"segments must be {cfg.block_size}, the block_size of arm {name}, which carries its state from "
-                f"one of those to the next; got {spec.segments}"
-            )
-    if spec.axis == "flops" and len({_row(cfg) for cfg in cfgs.values()}) > 1:
-        raise ValueError(
-            "axis flops counts a row's slots, of which lanes of another block_size fill another share with tokens; "
-            "give all arms one packing and block_size, or take another axis"
+        require(
+            not cfg.carries or spec.segments in (None, cfg.block_size),
+            f"segments must be {cfg.block_size}, the block_size of arm {name}, which carries its state from one of "
+            f"those to the next; got {spec.segments}",
         )
-    data = {name: (cfg.val_dataset or cfg.dataset, cfg.text_column) for name, cfg in cfgs.items()}
+    require(
+        spec.axis != "flops" or len({_row(cfg) for cfg in cfgs.values()}) == 1,
+        "axis flops counts a row's slots, of which lanes of another block_size fill another share with tokens; give "
+        "all arms one packing and block_size, or take another axis",
+    )
     parts = {cfg.final_eval_tokens for cfg in cfgs.values()}
-    if len(parts) > 1 or (len(tokenizers) > 1 and parts != {None}):
-        raise ValueError(
-            "the arms must be scored on the same text, of which final_eval_tokens takes the first tokens, got "
-            f"{', '.join(sorted(map(str, parts)))} under {', '.join(tokenizers)}; give all arms one, and none where "
-            "their tokenizers differ"
-        )
+    require(
+        len(parts) == 1 and (one or parts == {None}),
+        "the arms must be scored on the same text, of which final_eval_tokens takes the first tokens, got "
+        f"{', '.join(sorted(map(str, parts)))} under {listed}; give all arms one, and none where their tokenizers differ",
+    )
+    data = {name: (cfg.val_dataset or cfg.dataset, cfg.text_column) for name, cfg in cfgs.items()}
     first = next(iter(data))
     for name, validation in data.items():
-        if validation != data[first]:
-            raise ValueError(
-                f"the arms must be scored on the same text, and {name} has {validation[0]}, {first} "
-                f"{data[first][0]}; give all of them one val_dataset"
-            )
+        require(
+            validation == data[first],
+            f"the arms must be scored on the same text, and {name} has {validation[0]}, {first} {data[first][0]}; "
+            "give all of them one val_dataset",
+        )
 
 
 MOST_EXTENSIONS = 3  # beyond the given rates, each a step of the ratio at that edge
@@ -420,16 +413,11 @@ def read(path: Path | None) -> StoredPlan | None:
     """What write wrote; None where there is no such file; ValueError for anything else."""
     if path is None or not path.exists():
         return None
-    try:
+    with reading(path, "the plan of an ablation", way_out="start from the specification"):
         plan = parse_json(path.read_bytes())
         arms = {name: PlannedArm(**arm) for name, arm in plan["arms"].items()}
-        return StoredPlan(
-            plan["sha256"], arms, plan["threads"], plan["provenance"], plan["machine"]
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(
-            f"{path} is not what ablate.py wrote; start from the specification"
-        ) from None
+        rest = (plan[name] for name in ("threads", "provenance", "machine"))
+        return StoredPlan(plan["sha256"], arms, *rest)
 
 
 def machine() -> str:

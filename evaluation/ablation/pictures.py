@@ -11,7 +11,6 @@ import numpy as np
 from common.files import atomic_write, writing
 from common.settings import as_text
 from evaluation.ablation.matching import PlannedArm
-from evaluation.ablation.results import Results
 from evaluation.ablation.segments import (
     above,
     beside_references,
@@ -19,10 +18,9 @@ from evaluation.ablation.segments import (
     loss_of_segment,
     shown_segments,
 )
-from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import Summary
-from evaluation.ablation.verdict import ended_well
-from evaluation.report.look import COLOURS, DASHES, clip_name, compact, legend
+from evaluation.ablation.verdict import Ablation
+from evaluation.report.look import clip_name, compact, legend, nth_style
 from evaluation.report.page import DPI, STYLE
 from evaluation.report.read import LoggedRun, read_run
 from training.monitor.metrics import require_tensorboard
@@ -36,88 +34,74 @@ COMPARED = ("val_loss", "bits_per_byte", "tokens", "seconds", "tokens_per_second
 Logged = dict[str, dict[int, LoggedRun]]  # by arm and seed
 
 
-def logged_runs(arms: dict[str, PlannedArm], results: Results, folder: Path) -> Logged:
+def logged_runs(x: Ablation) -> Logged:
     """The runs that ended well, but for those of which somebody kept the results alone; every arm is there."""
     found: Logged = {}
-    for name in arms:
-        places = {seed: folder / line["folder"] for seed, line in ended_well(name, results).items()}
-        found[name] = {
-            seed: read_run(place)
-            for seed, place in places.items()
-            if (place / "metrics.jsonl").is_file()
-        }
+    for name in x.arms:
+        places = {seed: x.folder / line["folder"] for seed, line in x.ended_well(name).items()}
+        kept = {s: place for s, place in places.items() if (place / "metrics.jsonl").is_file()}
+        found[name] = {seed: read_run(place) for seed, place in kept.items()}
     return found
 
 
-def write_curves(spec: Spec, logged: Logged, folder: Path) -> list[Path]:
+def write_curves(x: Ablation, logged: Logged) -> list[Path]:
     """PNGs, if any run is there: the validation score of each arm over each axis, its mean over the seeds, shaded
     from the lowest to the highest seed.
     """
-    if not any(logged.values()):
-        return []
-    written = []
-    for axis, words in AXES.items():
+    measure, written = x.spec.run_measure, []
+    for axis, words in AXES.items() if any(logged.values()) else ():
         lines = {}
         for name, runs in logged.items():
             if runs:
-                x, scores = curve(list(runs.values()), TAGS[spec.run_measure], axis)
-                lines[name] = x, scores.mean(0), scores.min(0), scores.max(0)
-        written.append(folder / f"{spec.run_measure}_by_{axis}.png")
-        _write(written[-1], list(logged), lines, words, UNITS[spec.run_measure])
+                at, scores = curve(list(runs.values()), TAGS[measure], axis)
+                lines[name] = at, scores.mean(0), scores.min(0), scores.max(0)
+        written.append(_write(x, f"{measure}_by_{axis}", lines, words, UNITS[measure]))
     return written
 
 
-def write_differences(
-    spec: Spec, arms: dict[str, PlannedArm], logged: Logged, folder: Path
-) -> list[Path]:
+def write_differences(x: Ablation, logged: Logged) -> list[Path]:
     """A PNG: how far each arm is from its reference at the same seeds and tokens, in the second half of the runs,
     where the curves themselves lie on one another; its mean, shaded from the lowest to the highest seed. Arms that
     are evaluated at other tokens than their reference have none.
     """
-    lines = {}
-    for name, arm in arms.items():
-        mine, theirs = logged[name], logged[arm.reference]
-        seeds = [seed for seed in mine if seed in theirs]
+    measure, lines = x.spec.run_measure, {}
+    for name, arm in x.arms.items():
+        both = [logged[name], logged[arm.reference]]
+        seeds = [seed for seed in both[0] if seed in both[1]]
         if name == arm.reference or not seeds:
             continue
-        (x, scores), (at, other) = (
-            curve([runs[seed] for seed in seeds], TAGS[spec.run_measure], "tokens")
-            for runs in (mine, theirs)
-        )
-        if np.array_equal(x, at):
-            late = x >= x[-1] / 2
-            apart = (scores - other)[:, late]
-            lines[name] = x[late], apart.mean(0), apart.min(0), apart.max(0)
+        of_seeds = [[runs[seed] for seed in seeds] for runs in both]
+        (at, mine), (there, theirs) = (curve(runs, TAGS[measure], "tokens") for runs in of_seeds)
+        if np.array_equal(at, there):
+            late = at >= at[-1] / 2
+            apart = (mine - theirs)[:, late]
+            lines[name] = at[late], apart.mean(0), apart.min(0), apart.max(0)
     if not lines:
         return []
-    path = folder / f"{spec.run_measure}_above_reference.png"
-    label = f"{UNITS[spec.run_measure]} {_above_whom(arms, lines)}"
-    _write(path, list(arms), lines, AXES["tokens"], label, zero=True)
-    return [path]
+    label = f"{UNITS[measure]} {_above_whom(x, lines)}"
+    return [_write(x, f"{measure}_above_reference", lines, AXES["tokens"], label, zero=True)]
 
 
-def write_segments(arms: dict[str, PlannedArm], results: Results, folder: Path) -> list[Path]:
+def write_segments(x: Ablation) -> list[Path]:
     """PNGs, if any run was scored: loss by the number of a segment, its mean over the seeds, shaded over the
     95 % interval; and how far each arm is from its reference there, at the same seeds.
     """
-    numbers = range(len(shown_segments(arms, results)))
+    numbers = range(len(shown_segments(x)))
     losses = {
-        name: _with_band(numbers, [loss_of_segment(name, results, n) for n in numbers])
-        for name in arms
-        if evaluated(name, results)
+        name: _with_band(numbers, [loss_of_segment(x, name, n) for n in numbers])
+        for name in x.arms
+        if evaluated(x, name)
     }
     apart = {
-        name: _with_band(numbers, [above(name, reference, results, n) for n in numbers])
-        for name, reference in beside_references(arms, results)
+        name: _with_band(numbers, [above(x, name, reference, n) for n in numbers])
+        for name, reference in beside_references(x)
     }
-    words, written = "segment of the document", []
+    words, unit, written = "segment of the document", UNITS["val_loss"], []
     if losses:
-        written.append(folder / "loss_by_segment.png")
-        _write(written[-1], list(arms), losses, words, UNITS["val_loss"], whole=True)
+        written.append(_write(x, "loss_by_segment", losses, words, unit, whole=True))
     if apart:
-        written.append(folder / "loss_by_segment_above_reference.png")
-        label = f"{UNITS['val_loss']} {_above_whom(arms, apart)}"
-        _write(written[-1], list(arms), apart, words, label, whole=True, zero=True)
+        name, unit = "loss_by_segment_above_reference", f"{unit} {_above_whom(x, apart)}"
+        written.append(_write(x, name, apart, words, unit, whole=True, zero=True))
     return written
 
 
@@ -127,24 +111,18 @@ def _with_band(x: Sequence[float], found: list[Summary]) -> tuple[Sequence[float
     return x, mean, mean - spread, mean + spread
 
 
-def _above_whom(arms: dict[str, PlannedArm], shown: Iterable[str]) -> str:
-    references = {arms[name].reference for name in shown}
+def _above_whom(x: Ablation, shown: Iterable[str]) -> str:
+    references = {x.arms[name].reference for name in shown}
     return f"above {references.pop() if len(references) == 1 else 'the reference'}"
 
 
+Lines = dict[str, tuple[Sequence[float], ...]]  # by arm: x, middle, lowest, highest
+
+
 def _write(
-    path: Path,
-    arms: list[str],
-    lines: dict[str, tuple[Sequence[float], ...]],
-    x_label: str,
-    y_label: str,
-    *,
-    whole: bool = False,
-    zero: bool = False,
-) -> None:
-    """lines: (x, middle, lowest, highest) of the arms that have one.  whole: there are no halves of an x.  zero: a
-    line there.
-    """
+    x: Ablation, stem: str, lines: Lines, x_label: str, y_label: str, *, whole=False, zero=False
+) -> Path:
+    """A PNG.  whole: there are no halves on the x axis.  zero: a line there."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
     from matplotlib.figure import Figure
@@ -153,15 +131,10 @@ def _write(
         figure = Figure(figsize=(9, 5), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        for name, (x, middle, low, high) in lines.items():
-            number = arms.index(name)
-            colour, dash = (
-                COLOURS[number % len(COLOURS)],
-                DASHES[number // len(COLOURS) % len(DASHES)],
-            )
-            style = dict(color=colour, ls=dash, marker="o", ms=3, label=clip_name(name, 48))
-            axes.plot(x, middle, **style)
-            axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        for name, (at, middle, low, high) in lines.items():
+            style = nth_style(list(x.arms).index(name))
+            axes.plot(at, middle, **style, marker="o", ms=3, label=clip_name(name, 48))
+            axes.fill_between(at, low, high, color=style["color"], alpha=0.2, lw=0)
         if zero:
             axes.axhline(0, color="0.4", lw=1)
         axes.set_xlabel(x_label)
@@ -169,8 +142,10 @@ def _write(
         axes.xaxis.set_major_formatter(compact)
         axes.locator_params(axis="x", integer=whole)
         legend(axes)
+        path = x.folder / f"{stem}.png"
         with atomic_write(path) as file:
             figure.savefig(file, format="png", dpi=DPI)
+    return path
 
 
 def curve(runs: list[LoggedRun], tag: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -183,19 +158,17 @@ def curve(runs: list[LoggedRun], tag: str, axis: str) -> tuple[np.ndarray, np.nd
     return (x if axis == "tokens" else 60 * x), np.stack([one.values for one in series])
 
 
-def write_tensorboard(
-    arms: dict[str, PlannedArm], results: Results, logged: Logged, folder: Path
-) -> None:
+def write_tensorboard(x: Ablation, logged: Logged) -> None:
     """A run for each arm and seed: its curves, and its closing figures on the HPARAMS page beside what
     tells the arms apart.
     """
     SummaryWriter = require_tensorboard()
-    told = differing(arms)
-    for name, arm in arms.items():
-        ended = ended_well(name, results)
+    told = differing(x.arms)
+    for name, arm in x.arms.items():
+        ended = x.ended_well(name)
         for seed, run in logged[name].items():
             line = ended[seed]
-            place = folder / "tensorboard" / f"{Path(line['folder']).parent.name}-seed-{seed}"
+            place = x.folder / "tensorboard" / f"{Path(line['folder']).parent.name}-seed-{seed}"
             if place.exists():
                 continue  # of an earlier start: its curve would be there twice
             with writing(place), SummaryWriter(place) as writer:

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from common.files import append_line, parse_json, writing
+from common.files import append_line, parse_json, reading, writing
 from training.monitor.metrics import read_metrics
 
 
@@ -34,14 +34,10 @@ class Results:
         self.file.seek(0)
         whole, _, half = self.file.read().rpartition(b"\n")
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            try:
+            way_out = f"delete line {number}, and that run is made again"
+            with reading(path, "the results of an ablation", way_out=way_out):
                 record = parse_json(line)
                 self.lines[record["id"]] = record
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(
-                    f"{path}: each line must be a JSON object with an id, and line {number} is none; "
-                    "delete it, and that run is made again"
-                ) from None
         if half:
             self.file.truncate(len(whole) + bool(whole))
 
@@ -132,7 +128,8 @@ def closing(records: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def facts(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return parse_json(path.read_bytes()) if path.exists() else {}
+    with reading(path, "the config.json of a run"):
+        return dict(parse_json(path.read_bytes())) if path.exists() else {}
 
 
 def log_of(folder: Path) -> Path:

@@ -15,17 +15,13 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.ablation.matching import PlannedArm
-from evaluation.ablation.results import Results, written_outcome
-from evaluation.ablation.spec import Spec
-from evaluation.ablation.statistics import Summary, summary, table, with_interval
-from evaluation.ablation.verdict import ended_well
+from evaluation.ablation.results import written_outcome
+from evaluation.ablation.statistics import Summary, part, summary, with_interval
+from evaluation.ablation.verdict import Ablation
 
 MEASURE = "loss_after_first_segment"
 CONTROLS = {"zeroed": "state zeroed", "swapped": "state of another document"}
-LEAST_SHARE = (
-    0.01  # of the tokens: of the few documents that reach further segments nothing is shown
-)
+LEAST_SHARE = 0.01  # of the tokens: what few documents reach is not shown
 
 
 class Closed(NamedTuple):
@@ -36,7 +32,7 @@ class Closed(NamedTuple):
     arm: str
     distance: (
         Summary | None
-    )  # nats per token, over the seeds that all three ended well with; None: there are none
+    )  # nats per token, over the seeds that all three ended well with, if any
     share: Summary | None  # None where the distance is not above 0 at every seed
 
 
@@ -57,89 +53,74 @@ def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
     return found
 
 
-def evaluated(arm: str, results: Results) -> dict[int, dict[str, Any]]:
+def evaluated(x: Ablation, arm: str) -> dict[int, dict[str, Any]]:
     """{seed: line} of the runs of an arm that ended well and were scored by segment."""
-    return {seed: line for seed, line in ended_well(arm, results).items() if MEASURE in line}
+    return x.ended_well(arm, MEASURE)
 
 
-def shown_segments(arms: list[str], results: Results) -> list[int]:
+def shown_segments(x: Ablation) -> list[int]:
     """The tokens of each segment, as far as enough documents reach; the same of all runs, [] of none."""
-    for arm in arms:
-        for line in evaluated(arm, results).values():
+    for arm in x.arms:
+        for line in evaluated(x, arm).values():
             tokens = line["segment_tokens"]
             return [count for count in tokens if count >= LEAST_SHARE * sum(tokens)]
     return []
 
 
-def loss_of_segment(arm: str, results: Results, number: int) -> Summary | None:
-    """Over the seeds; None without any."""
-    lines = evaluated(arm, results).values()
-    return summary([line["loss_by_segment"][number] for line in lines]) if lines else None
+def _loss(line: dict[str, Any], number: int | None) -> float:
+    """Of a segment of a run; where number is None, of all after the first."""
+    return line[MEASURE] if number is None else line["loss_by_segment"][number]
 
 
-def beside_references(arms: dict[str, PlannedArm], results: Results) -> list[tuple[str, str]]:
+def _over_seeds(values: list[float]) -> Summary | None:
+    """None without any."""
+    return summary(values) if values else None
+
+
+def loss_of_segment(x: Ablation, arm: str, number: int | None) -> Summary | None:
+    return _over_seeds([_loss(line, number) for line in evaluated(x, arm).values()])
+
+
+def beside_references(x: Ablation) -> list[tuple[str, str]]:
     """(arm, its reference) where both were scored at a seed that they have in common."""
-    pairs = [(name, arm.reference) for name, arm in arms.items() if name != arm.reference]
-    return [pair for pair in pairs if above(*pair, results, None)]
+    pairs = [(name, arm.reference) for name, arm in x.arms.items() if name != arm.reference]
+    return [pair for pair in pairs if above(x, *pair, None)]
 
 
-def above(arm: str, reference: str, results: Results, number: int | None) -> Summary | None:
-    """How much higher an arm's loss of a segment, or of all after the first where number is None, is than its
-    reference's at the same seeds; None without any.
-    """
-
-    def loss(line: dict[str, Any]) -> float:
-        return line[MEASURE] if number is None else line["loss_by_segment"][number]
-
-    mine, theirs = (evaluated(name, results) for name in (arm, reference))
-    differences = [loss(mine[seed]) - loss(theirs[seed]) for seed in mine if seed in theirs]
-    return summary(differences) if differences else None
+def above(x: Ablation, arm: str, reference: str, number: int | None) -> Summary | None:
+    """How much higher an arm's loss of a segment is than its reference's at the same seeds."""
+    mine, theirs = (evaluated(x, name) for name in (arm, reference))
+    shared = [seed for seed in mine if seed in theirs]
+    return _over_seeds([_loss(mine[seed], number) - _loss(theirs[seed], number) for seed in shared])
 
 
-def harm(arm: str, results: Results, control: str) -> Summary | None:
+def harm(x: Ablation, arm: str, control: str) -> Summary | None:
     """How much higher the loss after the first segment is with the state of a control; None of a model
     that carries none.
     """
-    differences = [
-        line[f"{MEASURE}_{control}"] - line[MEASURE]
-        for line in evaluated(arm, results).values()
-        if f"{MEASURE}_{control}" in line
-    ]
-    return summary(differences) if differences else None
+    lines, tag = evaluated(x, arm).values(), f"{MEASURE}_{control}"
+    return _over_seeds([line[tag] - line[MEASURE] for line in lines if tag in line])
 
 
-def closed(spec: Spec, results: Results) -> list[Closed]:
+def closed(x: Ablation) -> list[Closed]:
     """For each further arm, the shares that it closes seed by seed."""
     found = []
-    for start, end, others in spec.gaps(spec.expanded()):
+    for start, end, others in x.spec.gaps(x.spec.expanded()):
         for arm in others:
-            lines = [evaluated(name, results) for name in (start, end, arm)]
-            seeds = [seed for seed in spec.seeds if all(seed in runs for runs in lines)]
+            lines = [evaluated(x, name) for name in (start, end, arm)]
+            seeds = [seed for seed in x.spec.seeds if all(seed in runs for runs in lines)]
             losses = [[runs[seed][MEASURE] for runs in lines] for seed in seeds]
-            distances = [a - b for a, b, _ in losses]
-            shares = [(a - c) / (a - b) for a, b, c in losses] if min(distances, default=0) > 0 else []  # fmt: skip
-            found.append(Closed(start, end, arm, *(summary(x) if x else None for x in (distances, shares))))  # fmt: skip
+            distances, shares = [a - b for a, b, _ in losses], []
+            if min(distances, default=0) > 0:
+                shares = [(a - c) / (a - b) for a, b, c in losses]
+            found.append(Closed(start, end, arm, _over_seeds(distances), _over_seeds(shares)))
     return found
 
 
-def section(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
-    """The tables."""
-    names = [name for name in arms if evaluated(name, results)]
-    if not names:
-        return "No run was scored by segment."
-    parts = [
-        _losses(spec, names, results),
-        _above(arms, names, results),
-        _controls(names, results),
-        _tokens(spec, names, results),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def gap_in_words(spec: Spec, results: Results) -> list[str]:
+def gap_in_words(x: Ablation) -> list[str]:
     """A sentence for each arm that may close the gap."""
     told = []
-    for found in closed(spec, results):
+    for found in closed(x):
         between = f"the gap between **{found.start}** and **{found.end}**"
         if found.distance is None:
             told.append(f"**{found.arm}**: no seed ended well in it and at both ends of {between}.")
@@ -155,63 +136,65 @@ def gap_in_words(spec: Spec, results: Results) -> list[str]:
     return told
 
 
-def _losses(spec: Spec, names: list[str], results: Results) -> str:
-    tokens = shown_segments(names, results)
-    rows = [
-        [
-            number,
-            f"{count:,}",
-            *(with_interval(loss_of_segment(name, results, number)) for name in names),
-        ]
-        for number, count in enumerate(tokens)
-    ]
-    after = [
-        summary([line[MEASURE] for line in evaluated(name, results).values()]) for name in names
-    ]
-    every = next(iter(evaluated(names[0], results).values()))["segment_tokens"]
-    rows.append(["from 1 on", f"{sum(every[1:]):,}", *map(with_interval, after)])
+# ------------------------------------------------------------------------------------ the tables
+
+
+def section(x: Ablation) -> str:
+    names = [name for name in x.arms if evaluated(x, name)]
+    if not names:
+        return "No run was scored by segment."
+    parts = [_losses(x, names), _above(x), _controls(x, names), _tokens(x, names)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _row_name(number: int | None) -> str:
+    return "from 1 on" if number is None else str(number)
+
+
+def _losses(x: Ablation, names: list[str]) -> str:
+    every = next(iter(evaluated(x, names[0]).values()))["segment_tokens"]
+    counts = {**dict(enumerate(shown_segments(x))), None: sum(every[1:])}
+    rows = []
+    for number, count in counts.items():
+        found = [with_interval(loss_of_segment(x, name, number)) for name in names]
+        rows.append([_row_name(number), f"{count:,}", *found])
     words = (
-        f"Nats per token of the same validation documents, by segment of {spec.segments} tokens, numbered from 0: mean "
+        f"Nats per token of the same validation documents, by segment of {x.spec.segments} tokens, numbered from 0: mean "
         f"over the seeds and 95 % interval. Segments with under {LEAST_SHARE:.0%} of the tokens are in results.jsonl only."
     )
-    return f"{words}\n\n{table(['segment', 'tokens', *names], rows)}"
+    return part(words, ["segment", "tokens", *names], rows)
 
 
-def _above(arms: dict[str, PlannedArm], names: list[str], results: Results) -> str:
-    pairs = beside_references(arms, results)
-    if not pairs:
-        return ""
-    rows = []
-    for number in (*range(len(shown_segments(names, results))), None):
-        found = [with_interval(above(*pair, results, number)) for pair in pairs]
-        rows.append(["from 1 on" if number is None else number, *found])
+def _above(x: Ablation) -> str:
+    pairs, rows = beside_references(x), []
+    for number in (*range(len(shown_segments(x))), None) if pairs else ():
+        found = [with_interval(above(x, *pair, number)) for pair in pairs]
+        rows.append([_row_name(number), *found])
     words = "How far each arm is above its reference there: differences at the same seeds."
-    return f"{words}\n\n{table(['segment', *map(' - '.join, pairs)], rows)}"
+    return part(words, ["segment", *map(" - ".join, pairs)], rows)
 
 
-def _controls(names: list[str], results: Results) -> str:
-    harms = {name: [harm(name, results, control) for control in CONTROLS] for name in names}
+def _controls(x: Ablation, names: list[str]) -> str:
+    harms = {name: [harm(x, name, control) for control in CONTROLS] for name in names}
     rows = [
         [name, *map(with_interval, found)] for name, found in harms.items() if None not in found
     ]
-    if not rows:
-        return ""
     words = (
         "What it costs a trained model, in nats per token after the first segment, to begin each segment with another "
         "state than it carries: differences of the same run, mean over the seeds and 95 % interval."
     )
-    return f"{words}\n\n{table(['arm', *CONTROLS.values()], rows)}"
+    return part(words, ["arm", *CONTROLS.values()], rows)
 
 
-def _tokens(spec: Spec, names: list[str], results: Results) -> str:
-    seen = {
-        name: [statistics.fmean(line[key] for line in evaluated(name, results).values()) for key in ("steps", "tokens")]
-        for name in names
-    }  # fmt: skip
+def _tokens(x: Ablation, names: list[str]) -> str:
+    seen = {}
+    for name in names:
+        lines = evaluated(x, name).values()
+        seen[name] = [statistics.fmean(line[key] for line in lines) for key in ("steps", "tokens")]
     most = max(tokens for _, tokens in seen.values())
     rows = [
         [name, f"{steps:,.0f}", f"{tokens:,.0f}", f"{tokens / most:.1%}"]
         for name, (steps, tokens) in seen.items()
     ]
     words = "Training tokens, without padding: means over the runs."
-    return f"{words}\n\n{table(['arm', 'steps', 'tokens seen', 'of the most'], rows)}"
+    return part(words, ["arm", "steps", "tokens seen", "of the most"], rows)

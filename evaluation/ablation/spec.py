@@ -50,7 +50,6 @@ Imports no torch, so that --help is immediate.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -60,7 +59,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from common.files import parse_json
+from common.files import parse_json, reading
+from common.script import did_you_mean, shown
 from common.settings import cast
 from training.command_line import read_yaml
 from training.config import TrainConfig
@@ -189,10 +189,17 @@ class Spec:
             return [pair]
         for name in pair:
             if name not in self.arms:
-                raise ValueError(f"{key} names the arm {name!r}, which is none{_near(name, names)}")
+                near = _near(name, names)
+                raise ValueError(f"{key} names the arm {shown(name)}, which is none{near}")
         at = {(arm.origin, arm.point): arm.name for arm in arms}
         points = dict.fromkeys(arm.point for arm in arms)
         return [(at[pair[0], point], at[pair[1], point]) for point in points]
+
+
+def require(holds: Any, sentence: str) -> None:
+    """ValueError with the sentence unless it holds."""
+    if not holds:
+        raise ValueError(sentence)
 
 
 def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> Spec:
@@ -201,147 +208,145 @@ def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> S
     over_base: settings that take the place of the base's.
     """
     path = Path(path)
+    if path.suffix == ".json":  # YAML would read 1e-05 as text
+        with reading(path, "a plan.json", way_out="start from the specification"):
+            values = dict(parse_json(path.read_bytes())["spec"])
+    else:
+        values = read_yaml(path)
     try:
-        if path.suffix == ".json":
-            plan = _mapping(
-                "a plan.json", parse_json(path.read_bytes())
-            )  # YAML reads 1e-05 as text
-            values = _mapping("spec", plan.get("spec"))
-        else:
-            values = _read(path)
         return _spec(values, path, over_base or {})
     except ValueError as error:
-        told = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {told}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_yaml(str(path))
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("--config ")) from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> Spec:
-    known = [f.name for f in fields(Spec) if f.name != "factors"] + ["config"]
-    for key in values:
-        if key not in known:
-            raise ValueError(f"key {key!r} is unknown{_near(key, known)}; --help lists the keys")
-    for key in ("arms", "seeds", "budget", "learning_rates"):
-        if key not in values:
-            raise ValueError(f"{key} is missing; --help says what it holds")
-    name = cast("name", values.get("name", path.stem), str)
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"name must be letters, digits, _ . and -, as a folder's; got {name!r}")
-    arms = {cast("an arm's name", key, str): value for key, value in _mapping("arms", values["arms"]).items()}  # fmt: skip
-    if not arms:
-        raise ValueError("arms must hold at least one arm, and it is empty; name one")
-    for arm, settings in arms.items():
-        if not re.fullmatch(r"[\w.+-]+", arm):
-            raise ValueError(f"an arm's name must be letters, digits, _ . + and -; got {arm!r}")
-        arms[arm] = _settings(f"arm {arm}", settings or {})
-    if not values.get("grid", True):
-        raise ValueError(
-            "grid must hold at least one name with values, and it is empty; leave it out"
-        )
-    reference = cast("reference", values.get("reference", next(iter(arms))), str)
-    if reference not in arms:
-        raise ValueError(f"reference must be one of the arms, got {reference!r}{_near(reference, arms)}")  # fmt: skip
-    base = _settings("base", values.get("base") or {})
-    if "config" in values:  # a recipe has a length of its own, which gives way to the budget
-        recipe = _read(path.parent / cast("config", values["config"], str))
-        base = {key: value for key, value in recipe.items() if key not in OWN} | base
-    base |= _settings("the command line", over_base)
+    _require_keys(values)
+    name = _name("name", values.get("name", path.stem), r"\w[\w.-]*", "letters, digits, _ . and -")
+    arms = _arms(values["arms"])
     axis = cast("axis", values.get("axis", "none"), Axis)
-    equalised = axis not in ("none", "time")
-    if "adjust" in values and not equalised:
-        raise ValueError(f"adjust is for an axis of the model's size, and axis is {axis}; leave it out")  # fmt: skip
     rates, factors = _learning_rates(values["learning_rates"])
-    budget = _budget("budget", values["budget"])
-    search = _budget("search_budget", values["search_budget"]) if "search_budget" in values else budget  # fmt: skip
-    for had, most in zip(search, budget):
-        if had is not None and most is not None and had > most:
-            raise ValueError(f"search_budget must be at most the budget ({most:,}), got {had:,}; lower it")  # fmt: skip
     spec = Spec(
         name=name,
         question=cast("question", values.get("question", f"How do the arms of {name} compare?"), str),
-        base=base,
+        base=_base(values, path.parent) | _settings("the command line", over_base),
         arms=arms,
-        reference=reference,
-        grid={cast("a name in grid", key, str): _points(key, value, arms)
-              for key, value in _mapping("grid", values.get("grid") or {}).items()},
+        reference=cast("reference", values.get("reference", next(iter(arms))), str),
+        grid=_grid(values["grid"], arms) if "grid" in values else {},
         seeds=_distinct("seeds", values["seeds"], int),
-        budget=budget,
+        budget=_budget("budget", values["budget"]),
         axis=axis,
-        adjust=cast("adjust", values.get("adjust", "intermediate_size"), Adjust) if equalised else None,
+        adjust=_adjust(values, axis),
         learning_rates=rates,
         factors=factors,
         search_seed=cast("search_seed", values.get("search_seed", 0), int),
-        search_budget=search,
+        search_budget=_budget("search_budget", values.get("search_budget", values["budget"])),
         headline=_headline(values["headline"]) if "headline" in values else None,
         measure=cast("measure", values.get("measure", "bits_per_byte"), Measure),
         segments=cast("segments", values.get("segments"), int | None),
         gap=_pair("gap must be", values["gap"]) if "gap" in values else None,
     )  # fmt: skip
-    if spec.segments is not None and spec.segments < 1:
-        raise ValueError(f"segments must be at least 1, got {spec.segments}")
-    for key, asked in (("gap", spec.gap), (f"measure {spec.measure}", spec.measure != spec.run_measure)):  # fmt: skip
-        if asked and not spec.segments:
-            raise ValueError(f"{key} is of the loss by segment and needs segments, as 64; set it")
-    expanded = spec.expanded()
-    spec.gaps(expanded)
-    if len({arm.name for arm in expanded}) < len(expanded):
-        raise ValueError(
-            "grid has two points of one name, which is the first value of each; change one"
-        )
-    if spec.pairs(expanded) and len(spec.seeds) < 2:
-        raise ValueError(
-            f"a verdict needs at least two seeds, got {len(spec.seeds)} in seeds; add some (three tell "
-            "more), or set headline: [] to have none"
-        )
-    for seed in (*spec.seeds, spec.search_seed):
-        TrainConfig(seed=seed)  # has its limits
-    if rates and spec.search_seed in spec.seeds:
-        raise ValueError(
-            f"search_seed must be none of the seeds of the verdict, got {spec.search_seed}: what was "
-            "chosen on a seed looks too good there; take another"
-        )
+    _require_keys_that_agree(spec)
+    _require_pairs_and_seeds(spec)
     return spec
 
 
-# ------------------------------------------------------------------------------------ values
+# ------------------------------------------------------------------------------------ several keys
 
 
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must hold lines of `name: value`; got {value!r}")
-    return dict(value)
+def _require_keys(values: dict[str, Any]) -> None:
+    known = [f.name for f in fields(Spec) if f.name != "factors"] + ["config"]
+    for key in values:
+        if key not in known:
+            near = _near(key, known)
+            raise ValueError(f"key {shown(key)} is unknown{near}; --help lists the keys")
+    for key in ("arms", "seeds", "budget", "learning_rates"):
+        require(key in values, f"{key} is missing; --help says what it holds")
 
 
-def _settings(name: str, value: Any) -> dict[str, Any]:
-    settings = _mapping(name, value)
-    for key, setting in settings.items():
-        if key in OWN:
-            raise ValueError(f"{name} sets {key}, which is not its to set: the runs, their seeds and their length follow from the rest; leave it out")  # fmt: skip
-        if not isinstance(key, str) or not re.fullmatch(r"(?!(help.*|config)$)\w+", key):
-            raise ValueError(f"{name} sets {key!r}, which is no setting of train.py; leave it out")
-        if not isinstance(setting, (str, int, float, list, type(None))):
-            raise ValueError(f"{name}: {key} must be text, a number or a list; got {setting!r}")
-    return settings
+def _require_keys_that_agree(spec: Spec) -> None:
+    if spec.reference not in spec.arms:
+        near = _near(spec.reference, spec.arms)
+        raise ValueError(f"reference must be one of the arms, got {shown(spec.reference)}{near}")
+    for had, most in zip(spec.search_budget, spec.budget):
+        if had is not None and most is not None and had > most:
+            rule = f"search_budget must be at most the budget ({most:,}), got {had:,}"
+            raise ValueError(f"{rule}; lower it")
+    given = spec.segments is not None
+    require(not given or spec.segments > 0, f"segments must be at least 1, got {spec.segments}")
+    needing = {"gap": spec.gap, f"measure {spec.measure}": spec.measure != spec.run_measure}
+    for key, asked in needing.items():
+        told = f"{key} is of the loss by segment and needs segments, as 64; set it"
+        require(given or not asked, told)
+
+
+def _require_pairs_and_seeds(spec: Spec) -> None:
+    arms = spec.expanded()
+    twins = len(arms) - len({arm.name for arm in arms})
+    told = "grid has two points of one name, which is the first value of each; change one"
+    require(not twins, told)
+    pairs, _ = spec.pairs(arms), spec.gaps(arms)  # raise for an arm that is none
+    require(
+        len(spec.seeds) > 1 or not pairs,
+        f"a verdict needs at least two seeds, got {len(spec.seeds)} in seeds; add some (three tell more), "
+        "or set headline: [] to have none",
+    )
+    for seed in (*spec.seeds, spec.search_seed):
+        TrainConfig(seed=seed)  # has its limits
+    require(
+        spec.search_seed not in spec.seeds or not spec.learning_rates,
+        f"search_seed must be none of the seeds of the verdict, got {spec.search_seed}: what was chosen on a "
+        "seed looks too good there; take another",
+    )
+
+
+# ------------------------------------------------------------------------------------ arms, settings
+
+
+def _name(what: str, value: Any, pattern: str, rule: str) -> str:
+    name = cast(what, value, str)
+    require(re.fullmatch(pattern, name), f"{what} must be {rule}; got {shown(name)}")
+    return name
+
+
+def _arms(value: Any) -> dict[str, dict[str, Any]]:
+    arms = {}
+    for key, settings in _mapping("arms", value).items():
+        rule = "letters, digits, _ . + and -, and not begin with a dot"
+        arm = _name("an arm's name", key, r"(?!\.)[\w.+-]+", rule)
+        arms[arm] = _settings(f"arm {arm}", settings or {})
+    require(arms, "arms must hold at least one arm, and it is empty; name one")
+    return arms
+
+
+def _base(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What all arms share: a recipe, and the base over it."""
+    base = _settings("base", values.get("base") or {})
+    if "config" not in values:
+        return base
+    recipe = read_yaml(folder / cast("config", values["config"], str))
+    # a recipe has a length of its own, which gives way to the budget
+    shared = {key: value for key, value in recipe.items() if key not in OWN}
+    return _settings("config", shared) | base
+
+
+def _grid(value: Any, arms: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    require(value, "grid must hold at least one name with values, and it is empty; leave it out")
+    return {
+        cast("a name in grid", key, str): _points(key, points, arms)
+        for key, points in _mapping("grid", value).items()
+    }
 
 
 def _points(name: str, value: Any, arms: dict[str, Any]) -> list[dict[str, Any]]:
     """Sets of settings, in which a mapping is of the arm of that name alone."""
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"grid: {name} must be a list of at least one value; got {value!r}")
-    points = []
-    for point in value:
-        point = dict(point) if isinstance(point, Mapping) else {name: point}
+    several = isinstance(value, list) and value
+    require(several, f"grid: {name} must be a list of at least one value; got {shown(value)}")
+    points = [dict(point) if isinstance(point, Mapping) else {name: point} for point in value]
+    for point in points:
         of_arms = {k: v for k, v in point.items() if isinstance(v, Mapping) and k in arms}
         _settings(f"grid: {name}", {k: v for k, v in point.items() if k not in of_arms})
         for arm, settings in of_arms.items():
             _settings(f"grid: {name}: {arm}", settings)
-        points.append(point)
     return points
 
 
@@ -349,21 +354,54 @@ def _label(settings: dict[str, Any]) -> str:
     return str(next(iter(settings.values()), "none"))
 
 
+def _settings(name: str, value: Any) -> dict[str, Any]:
+    settings = _mapping(name, value)
+    for key, setting in settings.items():
+        require(
+            key not in OWN,
+            f"{name} sets {key}, which is not its to set: the runs, their seeds and their length follow from the "
+            "rest; leave it out",
+        )
+        known = isinstance(key, str) and re.fullmatch(r"(?!(help.*|config)$)\w+", key)
+        require(known, f"{name} sets {shown(key)}, which is no setting of train.py; leave it out")
+        items = setting if isinstance(setting, list) else [setting]
+        plain = all(isinstance(item, str | int | float | None) for item in items)
+        rule = f"{name}: {key} must be text, a number or a list of these"
+        require(plain, f"{rule}; got {shown(setting)}")
+    return settings
+
+
+# ------------------------------------------------------------------------------------ values
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    is_one = isinstance(value, Mapping)
+    require(is_one, f"{name} must hold lines of `name: value`; got {shown(value)}")
+    return dict(value)
+
+
 def _budget(name: str, value: Any) -> Budget:
     held = value if isinstance(value, dict) else {}
-    if held.keys() not in ({"tokens"}, {"minutes"}):
-        raise ValueError(f"{name} must be {{tokens: N}} or {{minutes: M}}; got {value!r}")
+    one = held.keys() in ({"tokens"}, {"minutes"})
+    require(one, f"{name} must be {{tokens: N}} or {{minutes: M}}; got {shown(value)}")
     tokens = cast(f"{name}: tokens", held.get("tokens"), int | None)
     minutes = cast(f"{name}: minutes", held.get("minutes"), float | None)
-    if not (tokens or minutes or 0) > 0:
-        raise ValueError(f"{name} must be above 0; got {value!r}")
+    require((tokens or minutes or 0) > 0, f"{name} must be above 0; got {shown(value)}")
     return Budget(tokens, minutes)
+
+
+def _adjust(values: dict[str, Any], axis: Axis) -> Adjust | None:
+    if axis not in ("none", "time"):
+        return cast("adjust", values.get("adjust", "intermediate_size"), Adjust)
+    told = f"adjust is for an axis of the model's size, and axis is {axis}; leave it out"
+    require("adjust" not in values, told)
+    return None
 
 
 def _distinct(name: str, value: Any, kind: type) -> tuple[Any, ...]:
     values = cast(name, value, tuple[kind, ...])
-    if not values or len(set(values)) < len(values) or min(values) < 0:
-        raise ValueError(f"{name} must hold different numbers of at least 0; got {value!r}")
+    holds = values and len(set(values)) == len(values) and min(values) >= 0
+    require(holds, f"{name} must hold different numbers of at least 0; got {shown(value)}")
     return values
 
 
@@ -372,29 +410,29 @@ def _learning_rates(value: Any) -> tuple[tuple[float, ...], bool]:
     if value is None or value == "none":
         return (), False
     factors = isinstance(value, Mapping)
-    if factors and value.keys() != {"factors"}:
-        raise ValueError(f"learning_rates must be a list, or {{factors: [...]}}; got {value!r}")
+    known = not factors or value.keys() == {"factors"}
+    require(known, f"learning_rates must be a list, or {{factors: [...]}}; got {shown(value)}")
     rates = _distinct("learning_rates", value["factors"] if factors else value, float)
-    if len(rates) < 3 or min(rates) <= 0:
-        raise ValueError(
-            f"learning_rates must be at least three above 0, got {value!r}: with two the best is always "
-            "at the edge; or none to search for none"
-        )
+    require(
+        len(rates) > 2 and min(rates) > 0,
+        f"learning_rates must be at least three above 0, got {shown(value)}: with two the best is always at "
+        "the edge; or none to search for none",
+    )
     return tuple(sorted(rates)), factors
 
 
 def _headline(value: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"headline must be a list of pairs of arms; got {value!r}")
+    several = isinstance(value, list)
+    require(several, f"headline must be a list of pairs of arms; got {shown(value)}")
     return tuple(_pair("headline must hold pairs of", pair) for pair in value)
 
 
 def _pair(rule: str, value: Any) -> tuple[str, str]:
-    if not isinstance(value, list) or len(value) != 2 or value[0] == value[1]:
-        raise ValueError(f"{rule} two different arms; got {value!r}")
-    return cast(rule.split()[0], value[0], str), cast(rule.split()[0], value[1], str)
+    holds = isinstance(value, list) and len(value) == 2 and value[0] != value[1]
+    require(holds, f"{rule} two different arms; got {shown(value)}")
+    first, second = (cast(rule.split()[0], name, str) for name in value)
+    return first, second
 
 
 def _near(name: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+    return did_you_mean(name, known) or f"; there are {', '.join(known)}"

@@ -1,17 +1,16 @@
-"""What a few seeds can say: intervals, paired differences, and what a design would have seen.
-
-Student's t and its noncentral form by numerics (scipy is no dependency of this project).
-"""
+"""What a few seeds can say: intervals, paired differences, and what a design would have seen."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from scipy.optimize import brentq
+from scipy.stats import nct, t
+
 ALPHA, POWER = 0.05, 0.8
-TINY = 1e-300
 
 
 class Summary(NamedTuple):
@@ -38,7 +37,8 @@ def summary(values: Sequence[float]) -> Summary:
     if n < 2:
         return Summary(mean, math.nan, math.nan)
     deviation = statistics.stdev(values)
-    return Summary(mean, deviation, t_quantile(1 - ALPHA / 2, n - 1) * deviation / math.sqrt(n))
+    half_width = t.isf(ALPHA / 2, n - 1) * deviation / math.sqrt(n)
+    return Summary(mean, deviation, half_width)
 
 
 def compare(pairs: Sequence[Sequence[float]]) -> list[Comparison]:
@@ -68,85 +68,27 @@ def paired_p(differences: Sequence[float]) -> float:
     mean, deviation, _ = summary(differences)
     if deviation == 0:
         return 0.0 if mean else 1.0
-    t = abs(mean) * math.sqrt(len(differences)) / deviation
-    return 2 * t_tail(t, len(differences) - 1)
+    statistic = abs(mean) * math.sqrt(len(differences)) / deviation
+    return 2 * t.sf(statistic, len(differences) - 1)
 
 
 def resolvable(deviation: float, n: int, alpha: float = ALPHA, power: float = POWER) -> float:
     """The mean difference that a two-sided paired t-test of n differences with this standard deviation
     finds with probability `power`; in the unit of the differences.
     """
-    critical = t_quantile(1 - alpha / 2, n - 1)
-    effect = _solve(lambda noncentrality: t_power(noncentrality, n - 1, critical) - power, 1e-6)
-    return effect * deviation / math.sqrt(n)
+    critical = t.isf(alpha / 2, n - 1)
 
+    def lacking(noncentrality: float) -> float:
+        return power - t_power(noncentrality, n - 1, critical)
 
-# ------------------------------------------------------------------------------------ Student's t
-
-
-def t_tail(t: float, df: float) -> float:
-    """P(T > t) for t of at least 0."""
-    return 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t))
-
-
-def t_quantile(p: float, df: float) -> float:
-    """The t with P(T < t) = p, for p from 0.5 to below 1."""
-    return _solve(lambda t: (1 - p) - t_tail(t, df))
+    # at the upper end the power is above 0.99 for any n
+    return brentq(lacking, 0, 4 + 4 * critical) * deviation / math.sqrt(n)
 
 
 def t_power(noncentrality: float, df: int, critical: float) -> float:
-    """P(|T'| > critical), T' = (Z + noncentrality) / s with s^2 = chi^2 / df: noncentral t.
-
-    The integral over s of its density and the normal probability beside it, by Simpson's rule.
-    """
-    top = 1 + 10 / math.sqrt(2 * df)  # s has mean near 1 and deviation near 1 / sqrt(2 df)
-    steps = 400 + 2 * math.ceil(3 * top * critical)  # the probability turns within 1 / critical
-    log_scale = math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
-    total = 0.0
-    for i in range(steps + 1):
-        s = top * i / steps
-        density = math.exp(log_scale - df * s * s / 2) * s ** (df - 1)
-        beyond = _normal(noncentrality - critical * s) + _normal(-noncentrality - critical * s)
-        total += (1 if i in (0, steps) else 4 if i % 2 else 2) * density * beyond
-    return total * top / steps / 3
-
-
-def _normal(z: float) -> float:
-    return math.erfc(-z / math.sqrt(2)) / 2
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised I_x(a, b) by its continued fraction (DLMF 8.17.22), evaluated as Lentz does."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges fast
-        return 1 - incomplete_beta(b, a, 1 - x)
-    front = a * math.log(x) + b * math.log1p(-x)
-    front += math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), TINY)
-    result = d
-    for m in range(1, 1000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d = 1 + term * d
-            c = 1 + term / c
-            d = 1 / (d if abs(d) > TINY else TINY)
-            result *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return math.exp(front) * result / a
-
-
-def _solve(function: Callable[[float], float], precision: float = 1e-15) -> float:
-    """The root above 0 of a function that grows from below 0, to a relative precision."""
-    low, high = 0.0, 1.0
-    while function(high) < 0:
-        low, high = high, 2 * high
-    while high - low > precision * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if function(middle) < 0 else (low, middle)
-    return high
+    """P(|T| > critical) of the noncentral t distribution."""
+    # the lower tail as the upper one of -T: scipy 1.17's nct.cdf is NaN far out
+    return nct.sf(critical, df, noncentrality) + nct.sf(critical, df, -noncentrality)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -160,6 +102,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     ]
     lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in rest)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def part(words: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table under what it is of; nothing without rows."""
+    return f"{words}\n\n{table(head, rows)}" if rows else ""
 
 
 def with_interval(found: Summary, digits: int = 4, scale: float = 1) -> str:

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.ablation.matching import PlannedArm
 from evaluation.ablation.results import Results
 from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import Comparison, compare
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What was asked, and what was found so far."""
+
+    spec: Spec
+    arms: dict[str, PlannedArm]
+    folder: Path
+    results: Results
+
+    def ended_well(self, arm: str, measure: str = "status") -> dict[int, dict[str, Any]]:
+        """{seed: line} of the runs of an arm that ended well and have the measure, each with what its score by
+        segment found.
+        """
+        by_segment = {line["seed"]: line for line in self.results.of("segments", arm)}
+        lines = [line for line in self.results.of("verdict", arm) if line["status"] == "ok"]
+        whole = {line["seed"]: by_segment.get(line["seed"], {}) | line for line in lines}
+        return {seed: line for seed, line in whole.items() if measure in line}
+
 
 TOO_FEW = "fewer than two seeds ended well in both arms"
 
@@ -23,42 +45,29 @@ class Verdict(NamedTuple):
     refused: str  # why there is no verdict; "" where there is one
 
 
-def verdicts(
-    spec: Spec, arms: dict[str, PlannedArm], results: Results, seeds: tuple[int, ...] | None = None
-) -> list[Verdict]:
+def verdicts(x: Ablation, seeds: tuple[int, ...] | None = None) -> list[Verdict]:
     """All pairs of the headline, corrected for one another; of all seeds, or of some."""
     found, differences = [], []
-    for first, second in spec.pairs(spec.expanded()):
-        one, other = (scored(name, spec, results) for name in (first, second))
-        shared = tuple(s for s in seeds or spec.seeds if s in one and s in other)
+    measure, seeds = x.spec.measure, seeds or x.spec.seeds
+    for first, second in x.spec.pairs(x.spec.expanded()):
+        one, other = (x.ended_well(name, measure) for name in (first, second))
+        shared = tuple(s for s in seeds if s in one and s in other)
         refused = ""
         if len(shared) < 2:
             refused = TOO_FEW
-        elif arms[first].data == arms[second].data and any(
+        elif x.arms[first].data == x.arms[second].data and any(
             one[seed]["first_batch_sha256"] != other[seed]["first_batch_sha256"] for seed in shared
         ):
             refused = "the two arms saw different batches at the same seed"
-        run = [{line["seed"] for line in results.of("verdict", name)} for name in (first, second)]
-        lost = len(set.intersection(*run, seeds or spec.seeds) - set(shared))
+        run = [{line["seed"] for line in x.results.of("verdict", name)} for name in (first, second)]
+        lost = len(set.intersection(*run, seeds) - set(shared))
         found.append((first, second, shared, lost, refused))
-        scores = [one[seed][spec.measure] - other[seed][spec.measure] for seed in shared]
+        scores = [one[seed][measure] - other[seed][measure] for seed in shared]
         differences.append([] if refused else scores)
     return [
         Verdict(first, second, shared, comparison, lost, refused)
         for (first, second, shared, lost, refused), comparison in zip(found, compare(differences))
     ]
-
-
-def ended_well(arm: str, results: Results) -> dict[int, dict[str, Any]]:
-    """{seed: line} of the runs of an arm that ended well, each with what its score by segment found."""
-    by_segment = {line["seed"]: line for line in results.of("segments", arm)}
-    lines = [line for line in results.of("verdict", arm) if line["status"] == "ok"]
-    return {line["seed"]: by_segment.get(line["seed"], {}) | line for line in lines}
-
-
-def scored(arm: str, spec: Spec, results: Results) -> dict[int, dict[str, Any]]:
-    """Those of them that have the measure of the verdicts."""
-    return {seed: line for seed, line in ended_well(arm, results).items() if spec.measure in line}
 
 
 def unresolved(found: list[Verdict]) -> list[str]:

@@ -14,8 +14,8 @@ from evaluation.ablation import matching, pictures, segments
 from evaluation.ablation.matching import TOLERANCE, PlannedArm, best_rate, flops_in_all
 from evaluation.ablation.results import LOADS, Results
 from evaluation.ablation.spec import FIRST_SEEDS, Spec
-from evaluation.ablation.statistics import ALPHA, POWER, summary, table, with_interval
-from evaluation.ablation.verdict import Verdict, ended_well, verdicts
+from evaluation.ablation.statistics import ALPHA, POWER, part, summary, table, with_interval
+from evaluation.ablation.verdict import Ablation, Verdict, verdicts
 
 RUN_UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
 UNITS = RUN_UNITS | {"loss_after_first_segment": "nats per token after the first segment"}
@@ -28,49 +28,40 @@ def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     return f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} a run\n{_arms(arms)}"
 
 
-def write(spec: Spec, arms: dict[str, PlannedArm], results: Results, folder: Path) -> None:
+def write(x: Ablation) -> None:
     """The report of everything that results.jsonl holds."""
-    found = verdicts(spec, arms, results)
-    logged = pictures.logged_runs(arms, results, folder)
-    images = pictures.write_curves(spec, logged, folder)
-    images += pictures.write_differences(spec, arms, logged, folder)
-    pictures.write_tensorboard(arms, results, logged, folder)
-    gone = sum(len(ended_well(name, results)) - len(runs) for name, runs in logged.items())
-    if spec.segments:
-        images += pictures.write_segments(arms, results, folder)
-    text = "\n\n".join(_sections(spec, arms, results, folder, found, images, gone)) + "\n"
-    for name, content in (("report.md", text), ("results.csv", _csv(results))):
-        with atomic_write(folder / name) as file:
+    logged = pictures.logged_runs(x)
+    images = pictures.write_curves(x, logged) + pictures.write_differences(x, logged)
+    pictures.write_tensorboard(x, logged)
+    gone = sum(len(x.ended_well(name)) - len(runs) for name, runs in logged.items())
+    if x.spec.segments:
+        images += pictures.write_segments(x)
+    text = "\n\n".join(_sections(x, images, gone)) + "\n"
+    for name, content in (("report.md", text), ("results.csv", _csv(x.results))):
+        with atomic_write(x.folder / name) as file:
             file.write(content.encode())
     print(text)
 
 
-def _sections(
-    spec: Spec,
-    arms: dict[str, PlannedArm],
-    results: Results,
-    folder: Path,
-    found: list[Verdict],
-    images: list[Path],
-    gone: int,
-) -> Iterable[str]:
-    stored = matching.read(folder / matching.NAME)
+def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
+    spec, results, found = x.spec, x.results, verdicts(x)
+    stored = matching.read(x.folder / matching.NAME)
     yield f"# {spec.name}\n\n{spec.question}"
-    told = [in_words(v, spec.measure) for v in found] + segments.gap_in_words(spec, results)
+    told = [in_words(v, spec.measure) for v in found] + segments.gap_in_words(x)
     yield "\n".join(f"- {line}" for line in told) or "No pair was asked for."
-    yield f"## Arms\n\n{_matched(spec, arms)}\n\n{_arms(arms)}"
-    yield f"## Learning rates\n\n{_search(spec, arms, results)}"
+    yield f"## Arms\n\n{_matched(spec, x.arms)}\n\n{_arms(x.arms)}"
+    yield f"## Learning rates\n\n{_search(x)}"
     scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
     tokens = f"{min(scored):,}" if scored else "no"
     if len(set(scored)) > 1:  # tokenizers differ
         tokens += f" to {max(scored):,}"
-    yield f"## Results\n\nThe closing evaluation, over {tokens} validation tokens.\n\n{_results(arms, results)}"
+    yield f"## Results\n\nThe closing evaluation, over {tokens} validation tokens.\n\n{_results(x)}"
     yield f"## Pairs\n\n{_pairs(spec, found)}"
     if spec.segments:
-        yield f"## By segment\n\n{segments.section(spec, arms, results)}"
-    if loads := _loads(arms, results):
+        yield f"## By segment\n\n{segments.section(x)}"
+    if loads := _loads(x):
         yield f"## Load of the experts\n\n{loads}"
-    yield f"## Costs\n\n{_costs(arms, results)}"
+    yield f"## Costs\n\n{_costs(x)}"
     if images:
         yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
     if gone:
@@ -152,12 +143,13 @@ def _arms(arms: dict[str, PlannedArm]) -> str:
     return told
 
 
-def _search(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
-    given, unit, rows = len(spec.learning_rates), UNITS[spec.run_measure], []
+def _search(x: Ablation) -> str:
+    spec, rows = x.spec, []
+    given, unit = len(spec.learning_rates), UNITS[spec.run_measure]
     if not given:
         return "There was no search: every arm ran at its own learning rate, and a difference may be one of learning rates."
-    for name in arms:
-        lines = sorted(results.of("search", name), key=lambda line: line["lr"])
+    for name in x.arms:
+        lines = sorted(x.results.of("search", name), key=lambda line: line["lr"])
         tried = {line["lr"]: line[spec.run_measure] for line in lines}
         best = best_rate(tried)
         shown = (f"{line['lr']:g}: " + (f"{line[spec.run_measure]:.4f}" if line["status"] == "ok" else line["status"])
@@ -171,14 +163,14 @@ def _search(spec: Spec, arms: dict[str, PlannedArm], results: Results) -> str:
     )
     if spec.search_budget != spec.budget:
         words += " The best rate of a shorter run is higher than that of a longer one: these may be too high."
-    return f"{words}\n\n{table(['arm', f'{unit} by learning rate', 'best', 'remark'], rows)}"
+    return part(words, ["arm", f"{unit} by learning rate", "best", "remark"], rows)
 
 
-def _results(arms: dict[str, PlannedArm], results: Results) -> str:
+def _results(x: Ablation) -> str:
     rows = []
-    for name in arms:
-        lines = list(ended_well(name, results).values())
-        begun = len(results.of("verdict", name))
+    for name in x.arms:
+        lines = list(x.ended_well(name).values())
+        begun = len(x.results.of("verdict", name))
         row = [name, f"{len(lines)} of {begun}", f"{lines[0]['lr']:g}" if lines else "-"]
         for measure in RUN_UNITS:
             found = summary([line[measure] for line in lines]) if lines else (math.nan,) * 3
@@ -210,31 +202,26 @@ def _pairs(spec: Spec, found: list[Verdict]) -> str:
             f" Pairs that {FIRST_SEEDS} seeds left open got more: with two looks a pair without a "
             f"difference is called different {TWO_LOOKS}."
         )
-    return f"{words}\n\n{table(head, rows)}"
+    return part(words, head, rows)
 
 
-def _loads(arms: dict[str, PlannedArm], results: Results) -> str:
+def _loads(x: Ablation) -> str:
     """Empty where no arm has routers."""
     rows = []
-    for name in arms:
-        lines = [
-            line for line in ended_well(name, results).values() if line.get(LOADS[0]) is not None
-        ]
+    for name in x.arms:
+        lines = [line for line in x.ended_well(name).values() if line.get(LOADS[0]) is not None]
         if lines:
-            rows.append(
-                [name, *(with_interval(summary([line[key] for line in lines])) for key in LOADS)]
-            )
-    if not rows:
-        return ""
+            found = [summary([line[key] for line in lines]) for key in LOADS]
+            rows.append([name, *map(with_interval, found)])
     words = (
         "Over all validation tokens of the closing evaluation, mean over the runs and 95 % interval. Max violation: load "
         "of the busiest expert / mean load - 1, 0 = even; dead: under 1 % of an even load, of all layers."
     )
     head = ["arm", "max violation, mean of the layers", "of the worst layer", "dead experts"]
-    return f"{words}\n\n{table(head, rows)}"
+    return part(words, head, rows)
 
 
-def _costs(arms: dict[str, PlannedArm], results: Results) -> str:
+def _costs(x: Ablation) -> str:
     training = {
         "training s": "seconds",
         "tokens/s": "tokens_per_second",
@@ -243,9 +230,9 @@ def _costs(arms: dict[str, PlannedArm], results: Results) -> str:
     use = {"checkpoint MB": "checkpoint_bytes", "weights MB": "weight_bytes", "in use: peak GB": "peak_memory_gb",
            "prefill tokens/s": "prefill_tokens_per_second", "decode tokens/s": "decode_tokens_per_second"}  # fmt: skip
     rows = []
-    for name in arms:
-        runs = list(ended_well(name, results).values())
-        used = [line for line in results.of("inference", name) if line["status"] == "ok"]
+    for name in x.arms:
+        runs = list(x.ended_well(name).values())
+        used = [line for line in x.results.of("inference", name) if line["status"] == "ok"]
         row = [name]
         for lines, columns in ((runs, training), (used, use)):
             for column, tag in columns.items():
@@ -253,12 +240,12 @@ def _costs(arms: dict[str, PlannedArm], results: Results) -> str:
                 row.append(_figure(value / 1e6 if column.endswith("MB") else value))
         rows.append(row)
     words = "Training: medians over the runs, evaluation not counted. In use: one row, with the cache, median of repeats."
-    at_once = max((line.get("at_once", 1) for line in results.of("verdict")), default=1)
+    at_once = max((line.get("at_once", 1) for line in x.results.of("verdict")), default=1)
     if at_once > 1:
         words += (
             f" Up to {at_once} runs at once shared this machine: their seconds are more than alone."
         )
-    return f"{words}\n\n{table(['arm', *training, *use], rows)}"
+    return part(words, ["arm", *training, *use], rows)
 
 
 def _figure(value: float) -> str:

@@ -9,6 +9,7 @@ A RUN is the --out_dir of a training run, finished or not, or a metrics.jsonl.
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 import time
@@ -27,12 +28,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUN", help="a run's folder (--out_dir), or a metrics.jsonl")
     add("--out", type=Path, metavar="FILE.png",
         help="the page (default: RUN/report.png, of several runs runs/report-<time>.png)")  # fmt: skip
-    add(
-        "--x",
-        choices=("tokens", "step", "minutes"),
-        metavar="tokens|step|minutes",
-        help="the x axis of the curves (default: tokens; step where a run does not tell its tokens)",
-    )
+    add("--x", choices=("tokens", "step", "minutes"), metavar="tokens|step|minutes",
+        help="the x axis of the curves (default: tokens; step where a run does not tell its tokens)")  # fmt: skip
     add("--reference", metavar="FILE|none",
         help="band of earlier runs behind the curves (default: the one in configs/reference whose settings "
              "are the run's)")  # fmt: skip
@@ -41,47 +38,53 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     out = page_path(args)
-    from evaluation.report import bands, read, table
+    from common.files import reading
+    from evaluation.report import bands, read
 
     runs = read.read_runs(args.runs)
     without = [one.name for one in runs if not one.tokens_per_step]
     axis = args.x or ("step" if without else "tokens")
     for one in runs:
         one.at([0], axis)  # raises before anything is shown
-    matches = choose_bands(runs, args.reference)
-
-    print(table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns))
-    lines = [f"warning: {line}" for line in table.comparability(runs)]
+    known = bands.known_bands(args.reference)
+    remarks = []
     if without and not args.x:
-        lines.append(f"the curves are over optimizer steps: {without[0]} does not tell its tokens")
+        remarks = [f"the curves are over optimizer steps: {without[0]} does not tell its tokens"]
+
+    folders = " or ".join(str(one.path.parent) for one in runs)
+    way_out = "move its config.json away, or leave the run out"
+    wall = functools.partial(reading, folders, "a run of train.py", way_out=way_out)
+    with wall():
+        matches = [bands.match(one, known, args.reference) for one in runs]
+        text = in_words(runs, matches, remarks)
+    print(text, flush=True)
+    with wall():
+        png = page(runs, matches, axis)
+    write(out, png)
+
+
+def in_words(runs: list, matches: list, remarks: list[str]) -> str:
+    """The table, and below it what is to be said about it."""
+    from evaluation.report import bands, table
+
+    lines = [f"warning: {line}" for line in table.comparability(runs)] + remarks
     lines += dict.fromkeys(match.line for match in matches if match.line)
     for one, match in zip(runs, matches):
-        for tag in bands.TAGS if match.band else ():
-            if found := bands.verdict(one, match.band, tag):
-                lines.append(found.line if len(runs) == 1 else f"{one.name}: {found.line}")
-    if lines:
-        print("\n" + "\n".join(lines))
-    sys.stdout.flush()
+        found = [bands.verdict(one, match.band, tag) for tag in bands.TAGS if match.band]
+        name = f"{one.name}: " if len(runs) > 1 else ""
+        lines += [f"{name}{verdict.line}" for verdict in found if verdict]
+    figures = table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns)
+    return "\n".join([figures, "", *lines] if lines else [figures])
 
+
+def page(runs: list, matches: list, axis: str) -> bytes:
+    """A PNG, with the band of the first run that has one."""
     from evaluation.report.look import Look
     from evaluation.report.page import page_png
 
     band = next((match.band for match in matches if match.band), None)
-    in_band = [one for one, match in zip(runs, matches) if match.band == band]
-    write(out, page_png(Look(runs, axis, band, in_band if band else [])))
-
-
-def choose_bands(runs: list, reference: str | None) -> list:
-    """A bands.Match for each run."""
-    from evaluation.report.bands import Match, as_told, match, read_band, read_bands
-
-    if reference == "none":
-        return [Match(None, "") for _ in runs]
-    if reference is not None:
-        band = read_band(Path(reference))
-        return [as_told(run, band) for run in runs]
-    bands = read_bands()
-    return [match(run, bands) for run in runs]
+    in_band = [one for one, match in zip(runs, matches) if band and match.band is band]
+    return page_png(Look(runs, axis, band, in_band))
 
 
 # ------------------------------------------------------------------------------------ the file
@@ -106,16 +109,12 @@ def page_path(args: argparse.Namespace) -> Path:
 
 
 def write(out: Path, png: bytes) -> None:
-    from common.files import atomic_write
+    from common.files import atomic_write, writing
 
-    try:
+    with writing(out):
         out.parent.mkdir(exist_ok=True)  # runs/, the first time
-        with atomic_write(out) as file:
-            file.write(png)
-    except OSError as error:
-        raise ValueError(
-            f"the page cannot be written to {out}: {error.strerror}; name another place with --out"
-        ) from None
+    with atomic_write(out) as file:
+        file.write(png)
     say(f"wrote {out}")
 
 

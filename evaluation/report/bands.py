@@ -13,10 +13,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.files import parse_json
+from common.files import parse_json, reading
 from common.settings import as_text
-from evaluation.report.read import LARGEST, LoggedRun, Series, data_name, figure, short, smooth
-from training.config import OF_THIS_CALL, RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig
+from evaluation.report.read import (
+    LoggedRun,
+    Series,
+    as_numbers,
+    data_name,
+    figure,
+    short,
+    smooth,
+    status,
+)
+from training.config import (
+    OF_THIS_CALL,
+    RESOLVED_BY_THE_RUN,
+    RESUMABLE_CHANGES,
+    TrainConfig,
+)
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
 FEWEST_SEEDS = 3
@@ -27,7 +41,7 @@ WIDTH = f"mean +- {DEVIATIONS:g} sd, at least {LEAST_SHARE:.0%}"
 # saved, and what only says which machine computes the same thing. Data is compared by name.
 DATA = ("dataset", "val_dataset")
 FREE = RESUMABLE_CHANGES | OF_THIS_CALL | RESOLVED_BY_THE_RUN | {"seed", "compile", "eval_only"}
-FREE |= {"model_size"}  # a name for model fields, which are compared themselves
+FREE |= {"model_size", "recipe"}  # names for settings that are compared themselves
 FREE -= {*DATA}
 # a setting that is read only where another has this value
 READ_ONLY_WITH = {"bias_rate": ("balance", "bias")}
@@ -66,29 +80,18 @@ TAGS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # read once, and then itself alone
 class Band:
     """One band file."""
 
     name: str  # of the file, without .json
-    content: dict[str, Any]
-
-    @property
-    def seeds(self) -> int:
-        return len(self.content["runs"])
+    seeds: int
+    settings: dict[str, Any]  # as settings() tells those of a run
+    curves: dict[str, tuple[np.ndarray, ...]]  # by tag: tokens, lower edge, mean, upper edge
 
     @property
     def legend(self) -> str:
         return f"reference {self.name}: {self.seeds} seeds, {WIDTH}"
-
-    def curve(self, tag: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-        """Tokens, lower edge, mean and upper edge of a tag; None where there is no band of it."""
-        found = self.content["tags"].get(tag)
-        if not found:
-            return None
-        tokens, mean, deviation = (np.array(found[k], float) for k in ("tokens", "mean", "sd"))
-        half = np.maximum(DEVIATIONS * deviation, LEAST_SHARE * np.abs(mean))
-        return tokens, mean - half, mean, mean + half
 
 
 def tag_series(run: LoggedRun, tag: str) -> Series | None:
@@ -123,7 +126,7 @@ def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str])
     for run in runs:
         if not run.finished:
             raise ValueError(
-                f"a band is made of finished runs, and {run.name} is {status_words(run)}; "
+                f"a band is made of finished runs, and {run.name} is {status(run)}; "
                 "continue it with --resume"
             )
         if not run.config.get("starts"):
@@ -198,10 +201,6 @@ def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, 
     return {"tokens": tokens} | rounded
 
 
-def status_words(run: LoggedRun) -> str:
-    return f"at step {run.last_step:,} of {run.setting('max_iters') or 'an open number'}"
-
-
 # --------------------------------------------------------------------------------------------------
 # matching
 
@@ -240,48 +239,32 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     return found
 
 
-def read_bands(folder: Path = FOLDER) -> list[Band]:
-    return [read_band(path) for path in sorted(folder.glob("*.json"))]
+def known_bands(reference: str | None) -> list[Band]:
+    """Those that --reference asks for: of a file, none, or all that are shipped."""
+    if reference == "none":
+        return []
+    paths = sorted(FOLDER.glob("*.json")) if reference is None else [Path(reference)]
+    return [read_band(path) for path in paths]
 
 
 def read_band(path: Path) -> Band:
     """A band file; ValueError, one sentence, for another file."""
-    try:
+    way_out = "name a file that python -m benchmarks.make_bands wrote"
+    with reading(path, "a reference band", way_out=way_out):
         content = parse_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"--reference {path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        content = None
-    if not _is_band(content):
-        raise ValueError(
-            f"--reference {path} must be a file that python -m benchmarks.make_bands wrote, and is not"
-        )
-    return Band(path.stem, content)
+        settings, tags = content["settings"], content["tags"]
+        differences(settings, settings)  # raises for what it cannot compare
+        curves = {tag: edges(tag, columns) for tag, columns in tags.items()}
+        return Band(path.stem, len(content["runs"]), settings, curves)
 
 
-def _is_band(content: Any) -> bool:
-    """Whether JSON has what matching, verdicts and pictures read of a band."""
-    try:
-        settings, tags, runs = (content[name] for name in ("settings", "tags", "runs"))
-        kinds = {"train": dict, "model": dict, "tokenizer": str | None}
-        return (
-            isinstance(runs, list)
-            and bool(runs)
-            and all(isinstance(settings[name], kind) for name, kind in kinds.items())
-            and all(_is_curve(*(tag[k] for k in ("tokens", "mean", "sd"))) for tag in tags.values())
-        )
-    except (TypeError, KeyError, AttributeError):
-        return False
-
-
-def _is_curve(tokens: Any, mean: Any, deviation: Any) -> bool:
-    """Columns of one length, over a rising and positive number of tokens."""
-    columns = tokens, mean, deviation
-    if not all(isinstance(column, list) and len(column) == len(tokens) > 0 for column in columns):
-        return False
-    if not all(type(x) in (int, float) and abs(x) < LARGEST for column in columns for x in column):
-        return False
-    return tokens[0] > 0 and all(a < b for a, b in zip(tokens, tokens[1:])) and min(deviation) >= 0
+def edges(tag: str, columns: dict[str, list[float]]) -> tuple[np.ndarray, ...]:
+    """Tokens, lower edge, mean and upper edge."""
+    tokens, mean, sd = as_numbers([columns[name] for name in ("tokens", "mean", "sd")], tag)
+    if not (np.diff(tokens, prepend=0) > 0).all():  # or nothing could be told between two of them
+        raise ValueError(f"the tokens of {tag} must rise from above 0")
+    half = np.maximum(DEVIATIONS * sd, LEAST_SHARE * np.abs(mean))
+    return tokens, mean - half, mean, mean + half
 
 
 class Match(NamedTuple):
@@ -291,32 +274,29 @@ class Match(NamedTuple):
     line: str  # "" where the band simply matches
 
 
-def match(run: LoggedRun, bands: list[Band]) -> Match:
-    """The band whose settings are the run's."""
+def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Match:
+    """The band whose settings are the run's; the one that --reference names, whatever they are."""
+    if reference == "none":
+        return Match(None, "")
     if not bands:
         return Match(None, "no reference: there is no band yet; benchmarks.make_bands makes one")
     names = ", ".join(band.name for band in bands)
     if not run.config:
-        return Match(None, f"no reference for {run.name}: it has no config.json; there is {names}")
-    apart = [differences(settings(run), band.content["settings"]) for band in bands]
+        told = f"no reference for {run.name}: it has no config.json; there is {names}"
+        return Match(bands[0], "") if reference else Match(None, told)
+    apart = [differences(settings(run), band.settings) for band in bands]
     differing = min(apart, key=len)
     band = bands[apart.index(differing)]
     if not differing:
         return Match(band, "")
-    nearest = f"the nearest, {band.name}, differs in {_listed(differing)}"
+    listed = ", ".join(differing[:3])
+    if len(differing) > 3:
+        listed += f" and {len(differing) - 3} more"
+    if reference:
+        told = f"reference {band.name} as told, though {run.name} differs in {listed}"
+        return Match(band, told)
+    nearest = f"the nearest, {band.name}, differs in {listed}"
     return Match(None, f"no reference for {run.name}: {nearest}; there is {names}")
-
-
-def as_told(run: LoggedRun, band: Band) -> Match:
-    """A band that was asked for by name, whatever the settings of the run."""
-    differing = differences(settings(run), band.content["settings"]) if run.config else []
-    words = f"reference {band.name} as told, though {run.name} differs in {_listed(differing)}"
-    return Match(band, words if differing else "")
-
-
-def _listed(parts: list[str], most: int = 3) -> str:
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return ", ".join(parts[:most]) + more
 
 
 # --------------------------------------------------------------------------------------------------
@@ -332,8 +312,8 @@ class Verdict(NamedTuple):
 
 def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
     """None where either has no such curve, or the run is not as far as the band's first point."""
-    curve, mine = band.curve(tag), tag_series(run, tag)
-    ours, theirs = settings(run), band.content["settings"]
+    curve, mine = band.curves.get(tag), tag_series(run, tag)
+    ours, theirs = settings(run), band.settings
     other_tokens = ours["tokenizer"] != theirs["tokenizer"] and tag.endswith("/loss")
     if curve is None or mine is None or other_tokens:
         return None

@@ -7,15 +7,12 @@ lowest layer to the highest.
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from evaluation.report.bands import TAGS
 from evaluation.report.look import (
-    COLOURS,
-    DASHES,
     FAINT,
     GREY,
     LEGEND_MOST,
@@ -30,9 +27,24 @@ from evaluation.report.look import (
     label_x,
     legend,
     line,
+    nth_style,
     with_data,
 )
 from evaluation.report.read import LayerSeries, LoggedRun, Series, figure
+
+
+def over_run(
+    look: Look, title: str, note: str, unit: str, draw: Callable, *, ncols: int = 1, **layout: Any
+) -> Panel:
+    """A panel whose x axis is the run."""
+
+    def whole(ax):
+        draw(ax)
+        ax.set_ylabel(unit)
+        label_x(ax, look)
+        legend(ax, ncols=ncols)
+
+    return Panel(title, note, whole, **layout)
 
 
 def bits_per_byte(look: Look) -> Panel | None:
@@ -47,12 +59,10 @@ def bits_per_byte(look: Look) -> Panel | None:
             label = f"{clip_name(run.name)}: {figure(run.last_finite(tag))}"
             line(ax, look, run, run.series(tag), **look.style(run), **STRONG, label=label)
         fit_height(ax, look, [(run, run.series(tag)) for run in runs])
-        ax.set_ylabel("bits per byte")
-        label_x(ax, look)
-        legend(ax)
 
+    title, unit = "Validation bits per byte", "bits per byte"
     note = banded_note(look, tag, "lower is better; compares across tokenizers")
-    return Panel("Validation bits per byte", note, draw, columns=6, height=3.2)
+    return over_run(look, title, note, unit, draw, columns=6, height=3.2)
 
 
 def loss(look: Look) -> Panel | None:
@@ -62,28 +72,25 @@ def loss(look: Look) -> Panel | None:
 
     def draw(ax):
         draw_band(ax, look, "val/loss")
-        curves = []
+        thin, curves = dict(lw=1, alpha=0.75), []
         for run in runs:
             style, train, val = look.style(run), run.series("train/loss"), run.series("val/loss")
             smoothed = run.smoothed(train)
             line(ax, look, run, train, color=style["color"], **FAINT)
-            line(ax, look, run, smoothed, color=style["color"], lw=1, alpha=0.75)
+            line(ax, look, run, smoothed, color=style["color"], **thin)
             line(ax, look, run, val, **style, **STRONG)
             curves += [(run, smoothed), (run, val)]
         fit_height(ax, look, curves)
-        ax.set_ylabel("loss, nats per token")
-        label_x(ax, look)
-        grey = dict(color=GREY)
-        ax.plot([], [], **grey, **STRONG, label="validation")
-        ax.plot([], [], **grey, lw=1, alpha=0.75, label="train, smoothed over 1/40 of the run")
-        legend(ax)
+        ax.plot([], [], color=GREY, **STRONG, label="validation")
+        ax.plot([], [], color=GREY, **thin, label="train, smoothed over 1/40 of the run")
 
+    title, unit = "Train and validation loss", "loss, nats per token"
     note = banded_note(look, "val/loss", "lower is better; a growing gap = overfitting")
-    return Panel("Train and validation loss", note, draw, columns=6, height=3.2)
+    return over_run(look, title, note, unit, draw, columns=6, height=3.2)
 
 
 def curve(
-    look: Look, tag: str, title: str, note: str, unit: str, from_zero: bool = False
+    look: Look, tag: str, title: str, note: str, unit: str, *, large: bool = False
 ) -> Panel | None:
     runs = with_data(look, tag)
     if not runs:
@@ -92,12 +99,11 @@ def curve(
     def draw(ax):
         for run in runs:
             line(ax, look, run, run.series(tag), **look.style(run), lw=1.4)
-        ax.set_ylabel(unit)
-        ax.yaxis.set_major_formatter(compact) if from_zero else None
+        if large:
+            ax.yaxis.set_major_formatter(compact)
         ax.set_ylim(bottom=0)
-        label_x(ax, look)
 
-    return Panel(title, note, draw)
+    return over_run(look, title, note, unit, draw)
 
 
 def grad_norm(look: Look) -> Panel | None:
@@ -116,19 +122,15 @@ def grad_norm(look: Look) -> Panel | None:
             raw, smoothed = run.series(tag), run.smoothed(run.series(tag))
             line(ax, look, run, raw, color=look.style(run)["color"], **FAINT)
             line(ax, look, run, smoothed, **look.style(run), **STRONG)
-            curves += [(run, raw)]
+            curves.append((run, raw))
         for clip in clips:
             ax.axhline(clip, color=GREY, lw=0.8, ls=":")
-            curves += [
-                (run, Series(np.array([run.length]), np.array([1.0 * clip]))) for run in runs
-            ]
+            curves.append((runs[0], Series(np.array([runs[0].length]), np.array([1.0 * clip]))))
         fit_height(ax, look, curves, zero=True)
-        ax.set_ylabel("norm before clipping")
-        label_x(ax, look)
 
     dotted = "; dotted = grad_clip" if clips else ""
     note = banded_note(look, tag, f"spikes = trouble ahead{dotted}")
-    return Panel("Gradient norm", note, draw)
+    return over_run(look, "Gradient norm", note, "norm before clipping", draw)
 
 
 # -------------------------------------------------------------------------------- lines per layer
@@ -141,56 +143,56 @@ def layer_colours(layers: list[int]) -> dict[int, Any]:
     return dict(zip(layers, shades))
 
 
-def draw_layers(ax, look: Look, found: dict[str, tuple[LoggedRun, LayerSeries]], **style) -> None:
-    """One run: a line per layer. Several: mean, and shaded from the lowest to the highest layer."""
-    for run, layers in found.values():
+Layered = dict[LoggedRun, LayerSeries]
+
+
+def with_layers(look: Look, tag: str) -> Layered:
+    return {run: layers for run in look.runs if (layers := run.layers(tag))}
+
+
+def draw_layers(ax, look: Look, found: Layered, *, lw: float = 1.8, alpha: float = 1) -> None:
+    """One run: a line per layer. Several: mean, and shaded from the lowest to the highest layer.
+
+    Thin lines are in the background: they are neither named nor shaded.
+    """
+    style, front = dict(lw=lw, alpha=alpha), lw > 1
+    for run, layers in found.items():
         if look.single:
             numbers = list(layers.values)
             colours = layer_colours(numbers)
             step = math.ceil(len(numbers) / LEGEND_MOST)  # of many layers the legend names some
-            named = set(numbers[::step]) if style.get("lw", 0) > 1 else set()
-            for n, values in layers.values.items():
+            for place, (n, values) in enumerate(layers.values.items()):
+                label = f"layer {n}" if front and place % step == 0 else None
                 series = Series(layers.steps, values)
-                label = f"layer {n}" if n in named else None
                 line(ax, look, run, series, color=colours[n], label=label, **style)
-        else:
-            mean, low, high = (layers.reduced(how) for how in (np.mean, np.min, np.max))
-            line(ax, look, run, mean, **look.style(run), **style)
-            if len(layers.values) > 1 and style.get("lw", 0) > 1:
-                x = run.at(mean.steps, look.axis)
-                ax.fill_between(
-                    x, low.values, high.values, color=look.style(run)["color"], alpha=0.13, lw=0
-                )
+            continue
+        mean, low, high = (layers.reduced(how) for how in (np.mean, np.min, np.max))
+        line(ax, look, run, mean, **look.style(run), **style)
+        if len(layers.values) > 1 and front:
+            x, shade = run.at(mean.steps, look.axis), look.style(run)["color"]
+            ax.fill_between(x, low.values, high.values, color=shade, alpha=0.13, lw=0)
 
 
 def layered(
-    look: Look, tag: str, title: str, note: str, unit: str, top: float | None = None
+    look: Look, tag: str, title: str, note: str, unit: str, *, top: float | None = None
 ) -> Panel | None:
-    found = {run.name: (run, layers) for run in look.runs if (layers := run.layers(tag))}
+    found = with_layers(look, tag)
     if not found:
         return None
 
     def draw(ax):
-        if tag in TAGS:
-            draw_band(ax, look, tag)
-        draw_layers(ax, look, found, **STRONG)
-        ax.set_ylabel(unit)
+        draw_band(ax, look, tag)
+        draw_layers(ax, look, found)
         ax.set_ylim(0, top)
-        label_x(ax, look)
-        legend(ax, ncols=2)
 
-    if tag in TAGS and look.band and look.band.curve(tag):
+    if look.band and tag in look.band.curves:
         note = banded_note(look, tag, f"{note}; grey: mean of layers")
-    return Panel(title, note, draw)
+    return over_run(look, title, note, unit, draw, ncols=2)
 
 
 def violation(look: Look) -> Panel | None:
-    batch = {r.name: (r, layers) for r in look.runs if (layers := r.layers("moe/max_violation"))}
-    since = {
-        r.name: (r, layers)
-        for r in look.runs
-        if (layers := r.layers("moe/max_violation_since_eval"))
-    }
+    batch = with_layers(look, "moe/max_violation")
+    since = with_layers(look, "moe/max_violation_since_eval")
     if not batch and not since:
         return None
 
@@ -199,55 +201,43 @@ def violation(look: Look) -> Panel | None:
         return LayerSeries(layers.steps, each)
 
     # of runs that do not record the load between evaluations, the smoothed batches
-    strong = {
-        name: since.get(name) or (run, smoothed(run, layers))
-        for name, (run, layers) in batch.items()
-    } | since
+    strong = {run: since.get(run) or smoothed(run, found) for run, found in batch.items()} | since
 
     def draw(ax):
         if not since:
             draw_band(ax, look, "moe/max_violation")
-        for run, layers in batch.values():
+        for run, layers in batch.items():
             if len(layers.values) > LEGEND_MOST:  # too many to be seen through
-                mean = {-1: layers.reduced(np.mean).values}
-                layers = LayerSeries(layers.reduced(np.mean).steps, mean)
-            draw_layers(ax, look, {run.name: (run, layers)}, lw=0.7, alpha=0.25)
-        draw_layers(ax, look, strong, **STRONG)
-        fit_height(
-            ax,
-            look,
-            [(r, layers.reduced(np.max)) for r, layers in strong.values()],
-            zero=True,
-        )
-        ax.set_ylabel("busiest expert / mean - 1")
-        label_x(ax, look)
-        legend(ax, ncols=2)
+                mean = layers.reduced(np.mean)
+                layers = LayerSeries(mean.steps, {-1: mean.values})
+            draw_layers(ax, look, {run: layers}, lw=0.7, alpha=0.25)
+        draw_layers(ax, look, strong)
+        highest = [(run, layers.reduced(np.max)) for run, layers in strong.items()]
+        fit_height(ax, look, highest, zero=True)
 
+    title, unit = "Max violation of even load", "busiest expert / mean - 1"
     faint = "strong: all tokens since the last evaluation" if since else "strong: smoothed"
     note = f"0 = even; faint: single batches, {faint}"
-    return Panel("Max violation of even load", note, draw)
+    return over_run(look, title, note, unit, draw, ncols=2)
 
 
 def dead_experts(look: Look) -> Panel | None:
-    found = {
-        run.name: (run, layers) for run in look.runs if (layers := run.layers("moe/dead_experts"))
-    }
+    found = with_layers(look, "moe/dead_experts")
     if not found:
         return None
 
     def draw(ax):
-        most = 0.0
-        for run, layers in found.values():
+        most = 4.0
+        for run, layers in found.items():
             dead = layers.reduced(np.sum)
             x = run.at(dead.steps, look.axis)
             ax.plot(x, dead.values, **look.style(run), **STRONG, drawstyle="steps-post")
             most = max(most, dead.values.max())
-        ax.set_ylim(-0.03 * max(4, most), 1.1 * max(4, most))
+        ax.set_ylim(-0.03 * most, 1.1 * most)
         ax.yaxis.get_major_locator().set_params(integer=True)
-        ax.set_ylabel("experts, all layers")
-        label_x(ax, look)
 
-    return Panel("Dead experts", "under 1 % of an even load on validation tokens; 0 is good", draw)
+    note = "under 1 % of an even load on validation tokens; 0 is good"
+    return over_run(look, "Dead experts", note, "experts, all layers", draw)
 
 
 # --------------------------------------------------------------------------- positions, kinds
@@ -255,34 +245,25 @@ def dead_experts(look: Look) -> Panel | None:
 
 def loss_by_position(look: Look) -> Panel | None:
     """Single run: also earlier evaluations, paler."""
-    tag = "val/loss_by_position"
-    found = {}
-    for run in look.runs:
-        firsts = [int(m[1]) for c in run.children(tag) if (m := re.fullmatch(r"from_(\d{1,9})", c))]
-        series = {n: run.series(f"{tag}/from_{n:04d}") for n in sorted(firsts)}
-        series = {n: s for n, s in series.items() if np.isfinite(s.values).any()}
-        if series:
-            found[run.name] = run, series
+    found = {run: run.numbered("val/loss_by_position", "from") for run in look.runs}
+    found = {run: series for run, series in found.items() if series}
     if not found:
         return None
-    buckets = sorted({n for _, series in found.values() for n in series})
+    buckets = sorted({n for series in found.values() for n in series})
+    unit = {"tokens": "tokens", "step": "steps", "minutes": "min"}[look.axis]
 
     def draw(ax):
-        for run, series in found.values():
-            x = [buckets.index(n) for n in series]
+        for run, series in found.items():
             steps = np.unique(np.concatenate([s.steps for s in series.values()]))
-            chosen = [steps[-1]]
+            chosen = steps[-1:]
             if look.single and len(steps) > 3:
                 chosen = steps[np.unique(np.geomspace(1, len(steps), 4).round().astype(int)) - 1]
             for place, step in enumerate(chosen, start=1):
-                y = [
-                    s.values[s.steps == step][-1] if step in s.steps else np.nan
-                    for s in series.values()
-                ]
+                at_step = (s.values[s.steps == step] for s in series.values())
+                y = [values[-1] if len(values) else np.nan for values in at_step]
                 where = compact(run.at(np.array([step]), look.axis)[0])
-                unit = {"tokens": "tokens", "step": "steps", "minutes": "min"}[look.axis]
                 ax.plot(
-                    x,
+                    [buckets.index(n) for n in series],
                     y,
                     **look.style(run),
                     lw=1.2 + 0.6 * (place == len(chosen)),
@@ -291,11 +272,8 @@ def loss_by_position(look: Look) -> Panel | None:
                     alpha=(place / len(chosen)) ** 1.3,
                     label=f"after {where} {unit}" if look.single else None,
                 )
-        ends = [*buckets[1:], None]
-        names = [
-            f"{a}+" if b is None else str(a) if b == a + 1 else f"{a}-{b - 1}"
-            for a, b in zip(buckets, ends)
-        ]
+        pairs = zip(buckets, buckets[1:])
+        names = [str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in pairs] + [f"{buckets[-1]}+"]
         ax.set_xticks(range(len(buckets)), names, rotation=30, ha="right", rotation_mode="anchor")
         ax.set_xlabel("position in the window, tokens")
         ax.set_ylabel("loss, nats per token")
@@ -315,8 +293,7 @@ def grad_norm_by_kind(look: Look) -> Panel | None:
     def draw_lines(ax):
         for n, kind in enumerate(kinds):
             series = look.single.smoothed(look.single.series(f"{tag}/{kind}"))
-            style = {"color": COLOURS[n % len(COLOURS)], "ls": DASHES[n // len(COLOURS)]}
-            line(ax, look, look.single, series, **style, lw=1.4, label=kind)
+            line(ax, look, look.single, series, **nth_style(n), lw=1.4, label=kind)
         ax.set_ylabel("norm, smoothed")
         label_x(ax, look)
         low, high = ax.get_ylim()
@@ -343,8 +320,5 @@ def grad_norm_by_kind(look: Look) -> Panel | None:
         ax.yaxis.set_minor_formatter("")
         (draw_lines if look.single else draw_points)(ax)
 
-    return Panel(
-        "Gradient norm by kind of parameter",
-        "which part is learning; level lines are healthy",
-        draw,
-    )
+    note = "which part is learning; level lines are healthy"
+    return Panel("Gradient norm by kind of parameter", note, draw)

@@ -21,6 +21,11 @@ FAINT, STRONG = dict(lw=0.8, alpha=0.3), dict(lw=1.8)
 EARLY = 0.05  # of a run: its heights do not set the scale, as a first loss would flatten the rest
 
 
+def nth_style(n: int) -> dict[str, Any]:
+    """Colour and dashes of the nth of several lines."""
+    return {"color": COLOURS[n % len(COLOURS)], "ls": DASHES[n // len(COLOURS) % len(DASHES)]}
+
+
 @dataclass(frozen=True)
 class Look:
     """What all panels of a page share."""
@@ -35,11 +40,7 @@ class Look:
         return self.runs[0] if len(self.runs) == 1 else None
 
     def style(self, run: LoggedRun) -> dict[str, Any]:
-        n = self.runs.index(run)
-        return {
-            "color": COLOURS[n % len(COLOURS)],
-            "ls": DASHES[n // len(COLOURS) % len(DASHES)],
-        }
+        return nth_style(self.runs.index(run))
 
 
 class Panel(NamedTuple):
@@ -104,10 +105,9 @@ def clip_name(name: str, most: int = 30) -> str:
 
 
 def draw_band(ax, look: Look, tag: str, *, named: bool = False) -> None:
-    curve_ = look.band and look.band.curve(tag)
-    if not curve_:
+    if not look.band or tag not in look.band.curves:
         return
-    tokens, low, mean, high = curve_
+    tokens, low, mean, high = look.band.curves[tag]
     run = look.in_band[0]
     # the band knows tokens; the run knows where these are on its own axis
     x = tokens if look.axis == "tokens" else run.at(tokens / run.tokens_per_step, look.axis)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from evaluation.report.look import COLUMNS, GREY, Look, Panel, clip_name
-from evaluation.report.read import LayerSeries, LoggedRun, short
+from evaluation.report.read import LoggedRun, as_numbers, short
 
 
 def heat_map(
@@ -68,23 +69,35 @@ def of_run(look: Look, run: LoggedRun) -> str:
     return "" if look.single else f": {clip_name(run.name)}"
 
 
-def maps_across(number: int) -> int:
-    """Columns for each of several heat maps of one kind."""
-    return {1: 4, 2: 6}.get(number, 4)
+def side_by_side(
+    look: Look, title: str, found: dict[LoggedRun, Any], rows: int, note: Callable, draw: Callable
+) -> list[Panel]:
+    """A map for each of the runs that have one, those of several runs in rows of their own.
+
+    note: of a run.  draw: on axes, of a run and what was found of it.
+    """
+    columns = 6 if len(found) == 2 else 4
+    return [
+        Panel(
+            title + of_run(look, run),
+            note(run),
+            lambda ax, run=run, values=values: draw(ax, run, values),
+            columns=columns,
+            height=max(2.35, row_height(rows)),
+            right=0.85,
+            new_row=len(found) > 1 and place % (COLUMNS // columns) == 0,
+        )
+        for place, (run, values) in enumerate(found.items())
+    ]
 
 
 def load_maps(look: Look) -> list[Panel]:
-    found = [(run, run.last("moe/load")) for run in look.runs]
-    found = [(run, np.array(load, float)) for run, load in found if is_matrix(load)]
+    tag = "moe/load"
+    found = {run: as_numbers(run.last(tag), tag) for run in look.runs if tag in run.entries}
 
     def draw(ax, run, load):
-        numbers = list(
-            (
-                run.layers("moe/entropy")
-                or run.layers("moe/max_violation")
-                or LayerSeries(None, {})
-            ).values
-        )
+        recorded = run.layers("moe/entropy") or run.layers("moe/max_violation")
+        numbers = list(recorded.values) if recorded else []
         if len(numbers) != len(load):
             numbers = range(len(load))
         heat_map(ax, load * load.shape[1], rows=[str(n) for n in numbers],
@@ -93,37 +106,31 @@ def load_maps(look: Look) -> list[Panel]:
         ax.set_ylabel("layer")
         ax.set_xlabel("expert")
 
-    return [
-        Panel(
-            f"Load of the experts{of_run(look, run)}",
-            f"validation tokens, step {last_step(run, 'moe/load'):,}; 1 (white) = even",
-            lambda ax, run=run, load=load: draw(ax, run, load),
-            columns=maps_across(len(found)),
-            height=max(2.35, row_height(max(len(load) for _, load in found))),
-            right=0.85,
-            new_row=len(found) > 1 and position % (COLUMNS // maps_across(len(found))) == 0,
-        )
-        for position, (run, load) in enumerate(found)
-    ]
+    def note(run):
+        return f"validation tokens, step {run.last_step_of(tag):,}; 1 (white) = even"
+
+    rows = max(map(len, found.values()), default=0)
+    return side_by_side(look, "Load of the experts", found, rows, note, draw)
 
 
 def kinds_maps(look: Look) -> list[Panel]:
     """Which experts take which kinds of token: a map per layer, four layers at most, three runs at most."""
-    found = [(run, run.last("moe/token_kinds")) for run in look.runs]
-    found = [(run, table) for run, table in found if isinstance(table, dict)][:3]
+    tag = "moe/token_kinds"
+    found = [(run, run.last(tag)) for run in look.runs if tag in run.entries][:3]
 
     def draw(ax, run, table):
-        most = table["experts"] / (run.setting("experts_per_token") or 1)  # all tokens of a kind
+        share = as_numbers(table["share"], tag)  # (layers, kinds, experts)
+        experts = share.shape[2]
+        most = experts / (run.setting("experts_per_token") or 1)  # all tokens of a kind
         top = min(4.0, max(2.0, most))
-        share = np.array(table["share"], float) * table["experts"]  # (layers, kinds, experts)
         shown = np.unique(np.linspace(0, len(share) - 1, min(4, len(share))).round().astype(int))
         names = [f"{kind} ({short(count)})" for kind, count in zip(table["kinds"], table["tokens"])]
         ax.axis("off")
         wide = 1 / len(shown)
         for place, row in enumerate(shown):
             part = ax.inset_axes([place * wide, 0, 0.95 * wide, 0.94])
-            heat_map(part, share[row], rows=names if place == 0 else [""] * len(names),
-                     columns=[str(e) for e in range(table["experts"])], cmap="RdBu_r", top=top, middle=1.0,
+            heat_map(part, share[row] * experts, rows=names if place == 0 else [""] * len(names),
+                     columns=[str(e) for e in range(experts)], cmap="RdBu_r", top=top, middle=1.0,
                      unit="share / even share", form="{:.1f}", bar=place == len(shown) - 1)  # fmt: skip
             part.set_title(f"layer {table['layers'][row]}", fontsize=9, color=GREY, pad=3)
             part.set_xlabel("expert")
@@ -131,7 +138,7 @@ def kinds_maps(look: Look) -> list[Panel]:
     return [
         Panel(
             f"Which experts take which kind of token{of_run(look, run)}",
-            f"validation tokens, step {last_step(run, 'moe/token_kinds'):,}; rows: kind (tokens); "
+            f"validation tokens, step {run.last_step_of(tag):,}; rows: kind (tokens); "
             "1 (white) = as often as any expert, 2 = twice as often",
             lambda ax, run=run, table=table: draw(ax, run, table),
             columns=COLUMNS,
@@ -145,12 +152,10 @@ def kinds_maps(look: Look) -> list[Panel]:
 
 
 def sink_maps(look: Look) -> list[Panel]:
-    found = [(run, mass) for run in look.runs if (mass := sink_mass(run))]
-    if not found:
-        return []
-    top = max(0.05, max(max(mass.values()) for _, mass in found))
+    found = {run: mass for run in look.runs if (mass := sink_mass(run))}
+    top = max([0.05, *(share for mass in found.values() for share in mass.values())])
 
-    def draw(ax, mass):
+    def draw(ax, _, mass):
         layers, heads = (sorted({key[i] for key in mass}) for i in (0, 1))
         values = np.array([[mass.get((n, h), np.nan) for h in heads] for n in layers])
         heat_map(ax, 100 * values, rows=[str(n) for n in layers], columns=[str(h) for h in heads],
@@ -158,19 +163,11 @@ def sink_maps(look: Look) -> list[Panel]:
         ax.set_ylabel("layer")
         ax.set_xlabel("head")
 
-    rows = max(len({n for n, _ in mass}) for _, mass in found)
-    return [
-        Panel(
-            f"Attention on the sink{of_run(look, run)}",
-            "validation tokens; dark = a head that mostly looks at nothing",
-            lambda ax, mass=mass: draw(ax, mass),
-            columns=maps_across(len(found)),
-            height=max(2.35, row_height(rows)),
-            right=0.85,
-            new_row=len(found) > 1 and position % (COLUMNS // maps_across(len(found))) == 0,
-        )
-        for position, (run, mass) in enumerate(found)
-    ]
+    def note(_):
+        return "validation tokens; dark = a head that mostly looks at nothing"
+
+    rows = max((len({layer for layer, _ in mass}) for mass in found.values()), default=0)
+    return side_by_side(look, "Attention on the sink", found, rows, note, draw)
 
 
 def sink_mass(run: LoggedRun) -> dict[tuple[int, int], float]:
@@ -180,11 +177,3 @@ def sink_mass(run: LoggedRun) -> dict[tuple[int, int], float]:
         if match := re.fullmatch(r"layer_(\d+)/head_(\d+)", child):
             found[int(match[1]), int(match[2])] = run.last_finite(f"attention/sink_mass/{child}")
     return found
-
-
-def is_matrix(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
-
-
-def last_step(run: LoggedRun, tag: str) -> int:
-    return next(record["step"] for record in reversed(run.records) if tag in record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import math
@@ -14,7 +15,14 @@ from common.settings import as_text
 from evaluation.report import curves, maps
 from evaluation.report.look import COLUMNS, GREY, Look, Panel, clip_name
 from evaluation.report.read import LoggedRun, data_name, figure, short, status, validation_name
-from evaluation.report.table import dead_experts, differing_settings, in_short, max_violation, speed
+from evaluation.report.table import (
+    dead_experts,
+    differing_settings,
+    in_short,
+    max_violation,
+    speed,
+    training_tokens,
+)
 
 WIDTH, DPI = 16.0, 100  # inches and pixels per inch: 1600 pixels
 MARGIN, GUTTER = 0.35, 0.25  # inches at the sides, and between panels
@@ -128,26 +136,20 @@ TOLD = ("model", "num_hidden_layers", "num_experts", "experts_per_token")  # by 
 
 def header_lines(look: Look) -> list[list[str]]:
     """For each run the lines under or beside its name."""
-    found = []
-    differing = {} if look.single else differing_settings(look.runs)
-    for number, run in enumerate(look.runs):
+    if run := look.single:
         start = (run.config.get("starts") or [{}])[-1]
-        facts = [in_short(run), _data(run)]
-        if look.single:
-            machine = " ".join(str(run.setting(n)) for n in ("device", "dtype") if run.setting(n))
-            facts.append(
-                _joined([status(run), machine, start.get("commit") and f"commit {start['commit']}"])
-            )
-            command = (
-                textwrap.wrap(f"$ {start['command']}", 150, subsequent_indent="    ")
-                if "command" in start
-                else []
-            )
-            found.append([line for line in facts if line] + command[:3])
-        else:
-            own = ", ".join(f"{n} {v[number]}" for n, v in differing.items() if n not in TOLD)
-            line = _joined([_tally(run), in_short(run), own])
-            found.append([line if len(line) < HEAD_LINE else line[: HEAD_LINE - 4] + " ..."])
+        machine = " ".join(str(run.setting(n)) for n in ("device", "dtype") if run.setting(n))
+        commit = start.get("commit") and f"commit {start['commit']}"
+        facts = [in_short(run), _data(run), _joined([status(run), machine, commit])]
+        command = f"$ {start['command']}" if "command" in start else ""
+        command = textwrap.wrap(command, 150, subsequent_indent="    ")
+        return [[line for line in facts if line] + command[:3]]
+    differing = differing_settings(look.runs)
+    found = []
+    for number, run in enumerate(look.runs):
+        own = ", ".join(f"{n} {v[number]}" for n, v in differing.items() if n not in TOLD)
+        line = _joined([_tally(run), in_short(run), own])
+        found.append([line if len(line) < HEAD_LINE else line[: HEAD_LINE - 4] + " ..."])
     return found
 
 
@@ -182,55 +184,43 @@ def header_height(look: Look, header: list[list[str]]) -> float:
 
 
 def draw_header(figure_, look: Look, header: list[list[str]]) -> None:
+    from matplotlib.lines import Line2D
+
     single = look.single
     title = single.name if single else f"{len(look.runs)} runs side by side"
     put(figure_, MARGIN, 0.42, clip_name(title, 38), fontsize=19, fontweight="bold")
+    if single:
+        draw_tiles(figure_, single)
+    code = {"family": "DejaVu Sans Mono", "fontsize": 8, "color": GREY}
+    width, height = figure_.get_size_inches()
     top = 0.82
     for run, lines in zip(look.runs, header):
         for line in lines:
-            mono = line.startswith(("$ ", "    "))
-            style = (
-                {"family": "DejaVu Sans Mono", "fontsize": 8, "color": GREY}
-                if mono
-                else {"fontsize": 9.5}
-            )
             if single:
+                style = code if line.startswith(("$ ", "    ")) else {"fontsize": 9.5}
                 put(figure_, MARGIN, top, line, **style)
             else:
-                swatch = figure_.add_artist(_swatch(figure_, MARGIN, top, look.style(run)))
+                x, y = (MARGIN / width, (MARGIN + 0.38) / width), 2 * [1 - top / height]
+                swatch = figure_.add_artist(Line2D(x, y, lw=3, **look.style(run)))
                 swatch.set_clip_on(False)
-                put(
-                    figure_, MARGIN + 0.5, top, clip_name(run.name), fontsize=9.5, fontweight="bold"
-                )
+                name = clip_name(run.name)
+                put(figure_, MARGIN + 0.5, top, name, fontsize=9.5, fontweight="bold")
                 put(figure_, MARGIN + 3.3, top, line, fontsize=8.5, color="#333333")
             top += LINE
-    if single:
-        draw_tiles(figure_, single)
-
-
-def _swatch(figure_, left: float, top: float, style: dict[str, Any]):
-    from matplotlib.lines import Line2D
-
-    width, height = figure_.get_size_inches()
-    y = 1 - top / height
-    return Line2D([left / width, (left + 0.38) / width], [y, y], lw=3, **style)
 
 
 def tiles(run: LoggedRun) -> list[tuple[str, str]]:
     """The few figures a person looks for first."""
-    numbers = [
-        (best_bits(run), "bits per byte"),
-        (run.last("final/loss", run.last_finite("val/loss")), "validation loss"),
-        (speed(run), "tokens / s"),
+    violation, dead = max_violation(run), dead_experts(run)
+    found = [
+        (figure, best_bits(run), "bits per byte"),
+        (figure, run.last("final/loss", run.last_finite("val/loss")), "validation loss"),
+        (short, training_tokens(run), "training tokens"),
+        (figure, speed(run), "tokens / s"),
+        (figure, violation[0] if violation else math.nan, "max violation"),
+        (str, dead[0] if dead else math.nan, "dead experts"),
     ]
-    found = [(figure(value), words) for value, words in numbers if math.isfinite(value)]
-    if run.tokens_per_step:
-        found.insert(2, (short(run.at([run.last_step], "tokens")[0]), "training tokens"))
-    if violation := max_violation(run):
-        found.append((figure(violation[0]), "max violation"))
-    if dead := dead_experts(run):
-        found.append((str(dead[0]), "dead experts"))
-    return found
+    return [(form(value), words) for form, value, words in found if math.isfinite(value)]
 
 
 def draw_tiles(figure_, run: LoggedRun) -> None:
@@ -251,13 +241,10 @@ def told(look: Look) -> list[tuple[LoggedRun, str, list[str]]]:
     """(run, where it is from, lines) of the newest story of each of the first runs."""
     found = []
     for run in look.runs[:STORY_RUNS]:
-        for tag in ("samples/final_1", "samples/story"):
-            story = run.last(tag)
-            if isinstance(story, str) and story.strip():
-                step = next(r["step"] for r in reversed(run.records) if tag in r)
-                found.append((run, f"step {step:,}", story))
-                break
-    across = {1: 205, 2: 98, 3: 62}.get(len(found), 62)  # characters to a line
+        stories = (tag for tag in ("samples/final_1", "samples/story") if run.last(tag, "").strip())
+        if tag := next(stories, None):
+            found.append((run, f"step {run.last_step_of(tag):,}", run.last(tag)))
+    across = {1: 205, 2: 98}.get(len(found), 62)  # characters to a line
     return [(run, where, wrapped(story, across)) for run, where, story in found]
 
 
@@ -281,68 +268,31 @@ def draw_stories(figure_, look: Look, stories, top: float) -> None:
 
 def panels(look: Look) -> Iterator[Panel]:
     """Those that have data, in the order of what a person wants to know."""
+    curve, layered = (functools.partial(of, look) for of in (curves.curve, curves.layered))
     found = [
         curves.bits_per_byte(look),
         curves.loss(look),
-        curves.curve(
-            look,
-            "optim/lr",
-            "Learning rate",
-            "as planned by schedule, warmup, decay",
-            "learning rate",
-        ),
+        curve("optim/lr", "Learning rate", "as planned by schedule, warmup, decay", "learning rate"),
         curves.grad_norm(look),
-        curves.curve(
-            look,
-            "perf/tokens_per_second",
-            "Speed",
-            "training alone; higher is faster",
-            "tokens / s",
-            from_zero=True,
-        ),
+        curve("perf/tokens_per_second", "Speed", "training alone; higher is faster", "tokens / s",
+              large=True),
         curves.violation(look),
-        curves.layered(
-            look,
-            "moe/entropy",
-            "Router entropy",
-            "1 = undecided, 0 = certain",
-            "entropy / ln(experts)",
-            top=1,
-        ),
-        curves.layered(
-            look,
-            "moe/margin",
-            "Router margin",
-            "probability of the first choice - of the second; higher = surer",
-            "probability",
-        ),
-        curves.layered(
-            look,
-            "moe/flip_rate",
-            "Flip rate",
-            "validation tokens whose experts changed since the last evaluation; falls to 0",
-            "share of tokens",
-        ),
+        layered("moe/entropy", "Router entropy", "1 = undecided, 0 = certain", "entropy / ln(experts)",
+                top=1),
+        layered("moe/margin", "Router margin",
+                "probability of the first choice - of the second; higher = surer", "probability"),
+        layered("moe/flip_rate", "Flip rate",
+                "validation tokens whose experts changed since the last evaluation; falls to 0",
+                "share of tokens"),
         curves.dead_experts(look),
-        curves.layered(
-            look,
-            "moe/dropped",
-            "Dropped assignments",
-            "over the capacity of their expert; 0 is good",
-            "share of assignments",
-        ),
+        layered("moe/dropped", "Dropped assignments", "over the capacity of their expert; 0 is good",
+                "share of assignments"),
         *maps.load_maps(look),
         *maps.kinds_maps(look),
         *maps.sink_maps(look),
         curves.loss_by_position(look),
         curves.grad_norm_by_kind(look),
-        curves.curve(
-            look,
-            "perf/mfu",
-            "Utilisation",
-            "of the GPU's peak FLOPs; higher is better",
-            "share of peak",
-            from_zero=True,
-        ),
-    ]
+        curve("perf/mfu", "Utilisation", "of the GPU's peak FLOPs; higher is better", "share of peak",
+              large=True),
+    ]  # fmt: skip
     return (panel for panel in found if panel is not None)

@@ -6,17 +6,16 @@ import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_origin
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.files import parse_json
-from common.settings import cast
-from training.config import TrainConfig
+from common.files import parse_json, reading
 
+LARGEST = 1e60  # of a number: far beyond float32, and pictures can be computed from it
 WINDOW = 1 / 40  # of a run's length: what a smoothed curve is the mean of, looking back
 AXES = {  # --x, and the words under every curve
     "tokens": "training tokens",
@@ -53,33 +52,33 @@ class LoggedRun:
     name: str
     path: Path  # of metrics.jsonl
     config: dict[str, Any]  # config.json; {} where there is none
-    records: list[dict[str, Any]]
-
-    @functools.cached_property
-    def _entries(self) -> dict[str, list[tuple[int, Any]]]:
-        entries = defaultdict(list)
-        for record in self.records:
-            for tag, value in record.items():
-                entries[tag].append((record["step"], value))
-        return dict(entries)
+    entries: dict[str, list[tuple[int, Any]]]  # by tag: step and value
+    numbers: dict[str, Series]  # those of them that are numbers
 
     def parameters(self, kind: str) -> int | None:
         """kind: total or active; None in a run that did not record it."""
         final = {"total": "final/parameters", "active": "final/active_parameters"}[kind]
         return self.config.get("parameters", {}).get(kind, self.last(final))
 
-    def setting(self, name: str, default: Any = None) -> Any:
-        """A field of the trainer's or the model's config."""
-        both = self.config.get("model", {}) | self.config.get("train", {})
-        return both.get(name, default)
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the trainer's and the model's config together."""
+        return self.config.get("model", {}) | self.config.get("train", {})
+
+    def setting(self, name: str) -> Any:
+        return self.settings.get(name)
 
     def last(self, tag: str, default: Any = None) -> Any:
         """The newest value of a tag, of any type."""
-        return self._entries[tag][-1][1] if tag in self._entries else default
+        return self.entries[tag][-1][1] if tag in self.entries else default
+
+    def last_step_of(self, tag: str) -> int:
+        return self.entries[tag][-1][0]
 
     def last_number(self, tag: str) -> float:
         """The newest value of a tag that has numbers; NaN where there is none."""
-        return float(self.last(tag, math.nan))
+        values = self.series(tag).values
+        return float(values[-1]) if len(values) else math.nan
 
     def last_finite(self, tag: str) -> float:
         """The newest number of a tag; NaN where there is none."""
@@ -89,22 +88,22 @@ class LoggedRun:
 
     def series(self, tag: str) -> Series:
         """The numbers of a tag; empty where it does not occur."""
-        pairs = [(s, v) for s, v in self._entries.get(tag, []) if isinstance(v, (int, float))]
-        steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
-        return Series(steps, values)
+        return self.numbers.get(tag, Series(np.empty(0), np.empty(0)))
 
     def children(self, prefix: str) -> list[str]:
         """What follows `prefix/` in the tags that have numbers, in the order of their appearance."""
         start = prefix + "/"
-        return [t[len(start) :] for t in self._entries if t.startswith(start)]
+        return [t[len(start) :] for t in self.numbers if t.startswith(start)]
+
+    def numbered(self, prefix: str, kind: str) -> dict[int, Series]:
+        """The tags prefix/kind_NUMBER by their number, those that have a finite value."""
+        named = (re.fullmatch(rf"{kind}_(\d{{1,9}})", child) for child in self.children(prefix))
+        found = {int(m[1]): self.series(f"{prefix}/{m[0]}") for m in named if m}
+        return {n: found[n] for n in sorted(found) if np.isfinite(found[n].values).any()}
 
     def layers(self, prefix: str) -> LayerSeries | None:
         """prefix/layer_NN for every NN; None where there is none."""
-        numbers = [
-            int(m[1]) for c in self.children(prefix) if (m := re.fullmatch(r"layer_(\d{1,4})", c))
-        ]
-        found = {n: self.series(f"{prefix}/layer_{n:02d}") for n in sorted(numbers)}
-        found = {n: s for n, s in found.items() if np.isfinite(s.values).any()}
+        found = self.numbered(prefix, "layer")
         if not found:
             return None
         steps = np.unique(np.concatenate([s.steps for s in found.values()]))
@@ -117,11 +116,11 @@ class LoggedRun:
 
     @property
     def finished(self) -> bool:
-        return "final/loss" in self._entries
+        return "final/loss" in self.entries
 
     @functools.cached_property
     def last_step(self) -> int:
-        return max(record["step"] for record in self.records)
+        return max(step for step, _ in self.entries["step"])
 
     @functools.cached_property
     def tokens_per_step(self) -> float | None:
@@ -222,25 +221,37 @@ def read_run(path: str | Path) -> LoggedRun:
             f"a RUN must be a run's folder (with its metrics.jsonl) or a metrics.jsonl; {path} "
             f"{'has none' if path.is_dir() else 'is neither'}; name the --out_dir of a training run"
         )
-    try:
-        records = read_metrics(file)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    if not any(len(record) > 1 for record in records):
-        raise ValueError(f"{file} has no record yet; wait for the first line of the run's progress")
-    records = checked_records(records, file)
-    return LoggedRun(file.resolve().parent.name, file, _read_config(file.parent), records)
+    entries = defaultdict(list)
+    with reading(file, "the metrics.jsonl of a run", way_out="delete what is damaged in it"):
+        for record in read_metrics(file):
+            for tag, value in record.items():
+                entries[tag].append((record["step"], value))
+        if len(entries) < 2:  # there is a step at most
+            raise ValueError(f"{file} has no record yet; wait for the run's first line of progress")
+        numbers = {  # the others are stories and tables
+            tag: Series(*as_numbers(pairs, tag).T)
+            for tag, pairs in entries.items()
+            if any(isinstance(value, (int, float)) for _, value in pairs)
+        }
+    config, way_out = file.with_name("config.json"), "move it away: the report does without it"
+    with reading(config, "the config.json of a run", way_out=way_out):
+        facts = parse_json(config.read_bytes()) if config.exists() else {}
+        run = LoggedRun(file.resolve().parent.name, file, facts, dict(entries), numbers)
+        # what settings decide is worked out now, where a wrong one is told with the file's name
+        _ = run.tokens_per_step, run.length
+    return run
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.exists():
-        return {}
+def as_numbers(values: Any, name: str) -> np.ndarray:
+    """Numbers in lists of any depth, null as NaN; ValueError where they are none, or ragged."""
+    rule = f"{name} must be numbers up to {LARGEST:g}"
     try:
-        config = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        config = None
-    return checked_config(config, path)
+        found = np.array(values, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(rule) from None
+    if (np.abs(found[np.isfinite(found)]) > LARGEST).any():
+        raise ValueError(rule)
+    return found
 
 
 def _distinct_names(runs: list[LoggedRun]) -> list[str]:
@@ -290,120 +301,3 @@ def status(run: LoggedRun) -> str:
     if planned:
         return f"not finished: step {run.last_step:,} of {planned:,}"
     return f"not finished: step {run.last_step:,}"
-
-
-TEXTS = "samples/"  # tags of this beginning are stories; those of TABLES have a shape; the rest are numbers
-
-
-LARGEST = 1e60  # far beyond the squares of what float32 holds; pictures are computed from it
-
-
-GROUPS = {"train": dict, "model": dict, "parameters": dict, "tokenizer": dict, "starts": list}
-
-
-COUNTS = (
-    "num_hidden_layers",
-    "num_experts",
-    "experts_per_token",
-)  # of the model, that words are made of
-
-
-def checked_records(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; ValueError for a value that its tag cannot have."""
-    for record in records:
-        for tag, value in record.items():
-            rule, holds = _rule(tag)
-            if not holds(value):
-                raise ValueError(
-                    f"{path}: {tag} at step {record['step']} must be {rule}; delete that line, or its {tag}"
-                )
-    return records
-
-
-def checked_config(config: Any, path: Path) -> dict[str, Any]:
-    """What config.json says of a run, its settings as the types of their fields; ValueError where it
-    says what no run has.
-    """
-
-    def require(holds: Any, what: str) -> None:
-        if not holds:
-            raise ValueError(f"{path} must be what train.py wrote, and {what}; move it away")
-
-    require(isinstance(config, dict), "is no JSON object")
-    for name, kind in GROUPS.items():
-        require(isinstance(config.get(name, kind()), kind), f"its {name} is no {kind.__name__}")
-    train, model = config.get("train", {}), config.get("model", {})
-    hints = {f.name: f.type for f in fields(TrainConfig)}
-    require(model.keys().isdisjoint(hints), "its model has settings of training")
-    for name, hint in hints.items():  # other code had other choices
-        hints[name] = str if get_origin(hint) is Literal else hint
-    try:
-        train = {k: cast(k, v, hints[k]) if k in hints else v for k, v in train.items()}
-    except ValueError as error:
-        require(False, f"its {error}")
-    for name in ("batch_size", "block_size", "grad_accum", "max_iters"):
-        require(train.get(name) is None or train[name] >= 1, f"its {name} is below 1")
-    for name in COUNTS:
-        require(_is_count(model.get(name, 1), 1), f"its {name} is no number of them")
-    for name, value in config.get("parameters", {}).items():
-        require(_is_count(value), f"its {name} parameters are no number of them")
-    for name in ("name", "sha256"):
-        require(
-            isinstance(config.get("tokenizer", {}).get(name, ""), str), f"its {name} is no text"
-        )
-    for start in config.get("starts", []):
-        require(isinstance(start, dict), "its starts are no list of starts")
-        require(isinstance(start.get("command", ""), str), "the command of a start is no text")
-    return config | ({"train": train} if "train" in config else {})
-
-
-def _rule(tag: str) -> tuple[str, Callable[[Any], bool]]:
-    if tag.startswith(TEXTS):
-        return "text", lambda value: isinstance(value, str)
-    return TABLES.get(tag, ("a number, or null", _is_number))
-
-
-def _is_number(value: Any) -> bool:
-    """NaN is what stood there as null; infinity is none of what a run writes, and no harm."""
-    return type(value) in (int, float) and not LARGEST < abs(value) < math.inf
-
-
-def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value < 2**63
-
-
-def _is_table(value: Any, *shape: int | None) -> bool:
-    """Lists in lists of these lengths, at the bottom numbers or null; None: any length above 0, the same
-    for all beside each other.
-    """
-    if not shape:
-        return value is None or _is_number(value)
-    if not isinstance(value, list) or not value or len(value) != (shape[0] or len(value)):
-        return False
-    rest = shape[1:]
-    if rest and rest[0] is None and isinstance(value[0], list):
-        rest = (len(value[0]), *rest[1:])
-    return all(_is_table(part, *rest) for part in value)
-
-
-def _is_kinds_table(value: Any) -> bool:
-    """As training/monitor/instruments.py: kinds_table makes it."""
-    if not isinstance(value, dict) or not _is_count(value.get("experts"), 1):
-        return False
-    kinds, layers = value.get("kinds"), value.get("layers")
-    return (
-        isinstance(kinds, list)
-        and all(isinstance(kind, str) for kind in kinds)
-        and isinstance(layers, list)
-        and all(_is_count(layer) for layer in layers)
-        and _is_table(value.get("tokens"), len(kinds))
-        and _is_table(value.get("share"), len(layers), len(kinds), value["experts"])
-    )
-
-
-TABLES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "step": ("a whole number", _is_count),
-    "moe/load": ("a row of numbers for each layer", lambda value: _is_table(value, None, None)),
-    "moe/token_kinds": ("a table of shares by layer, kind and expert", _is_kinds_table),
-    "attention/sink_mass": ("a table of shares by layer", lambda value: isinstance(value, dict)),
-}

@@ -42,38 +42,26 @@ def figures_table(runs: list[LoggedRun], width: int) -> str:
 # ------------------------------------------------------------------------------------ one figure
 
 
-def _number(tag: str, form: Callable[[float], str]) -> Callable[[LoggedRun], str]:
-    def words(run: LoggedRun) -> str:
-        value = run.last_finite(tag)
-        return form(value) if math.isfinite(value) else NONE
-
-    return words
-
-
 def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _counted(value: float | None) -> str:
-    return NONE if value is None else _count(value)
+def _told(value: float | None, form: Callable[[float], str] = _count) -> str:
+    return NONE if value is None or not math.isfinite(value) else form(value)
 
 
-def _tokens(run: LoggedRun) -> str:
-    if run.tokens_per_step is None:
-        return NONE
-    return _count(run.at(np.array([run.last_step]), "tokens")[0])
+def training_tokens(run: LoggedRun) -> float:
+    """Until now; NaN where the run does not tell."""
+    known = run.tokens_per_step is not None
+    return run.at(np.array([run.last_step]), "tokens")[0] if known else math.nan
 
 
-def _seconds(run: LoggedRun) -> str:
-    value = run.last_number("final/seconds")
-    value = run.last_number("perf/seconds") if math.isnan(value) else value
-    if (
-        math.isnan(value)
-        and len(run.series("perf/tokens_per_second").steps)
-        and run.tokens_per_step
-    ):
-        value = 60 * run.at(np.array([run.last_step]), "minutes")[0]
-    return _count(value) if math.isfinite(value) else NONE
+def _seconds(run: LoggedRun) -> float:
+    recorded = (run.last_number(tag) for tag in ("final/seconds", "perf/seconds"))
+    if found := [value for value in recorded if not math.isnan(value)]:
+        return found[0]
+    known = len(run.series("perf/tokens_per_second").steps) and run.tokens_per_step
+    return 60 * run.at(np.array([run.last_step]), "minutes")[0] if known else math.nan
 
 
 def speed(run: LoggedRun) -> float:
@@ -84,19 +72,12 @@ def speed(run: LoggedRun) -> float:
     return final if math.isfinite(final) else so_far
 
 
-def _loss(run: LoggedRun) -> str:
-    if run.finished:
-        error = run.last_number("final/loss_standard_error")
-        return f"{run.last_number('final/loss'):.4f} +- {error:.4f}"
-    value = run.last_finite("val/loss")
-    return f"{value:.4f} so far" if math.isfinite(value) else NONE
-
-
-def _bits(run: LoggedRun) -> str:
-    if run.finished:
-        return f"{run.last_number('final/bits_per_byte'):.4f}"
-    value = run.last_finite("val/bits_per_byte")
-    return f"{value:.4f} so far" if math.isfinite(value) else NONE
+def _score(run: LoggedRun, name: str) -> str:
+    if not run.finished:
+        return _told(run.last_finite(f"val/{name}"), "{:.4f} so far".format)
+    error = run.last_number(f"final/{name}_standard_error")
+    told = f"{run.last_number(f'final/{name}'):.4f}"
+    return told if math.isnan(error) else f"{told} +- {error:.4f}"
 
 
 def max_violation(run: LoggedRun) -> tuple[float, float] | None:
@@ -131,29 +112,26 @@ def _dead(run: LoggedRun) -> str:
     return " of ".join(str(n) for n in found if n is not None) if found else NONE
 
 
-def _layer_mean(tag: str) -> Callable[[LoggedRun], str]:
-    def words(run: LoggedRun) -> str:
-        layers = run.layers(tag)
-        return NONE if layers is None else figure(layers.reduced(np.mean).values[-1])
-
-    return words
+def _of_layers(run: LoggedRun, tag: str) -> str:
+    layers = run.layers(tag)
+    return NONE if layers is None else figure(layers.reduced(np.mean).values[-1])
 
 
 FIGURES: dict[str, Callable[[LoggedRun], str]] = {
     "status": status,
-    "parameters": lambda run: _counted(run.parameters("total")),
-    "active per token": lambda run: _counted(run.parameters("active")),
-    "training tokens": _tokens,
-    "training seconds": _seconds,
-    "tokens per second": lambda run: _count(speed(run)) if math.isfinite(speed(run)) else NONE,
-    "validation loss, nats/token": _loss,
-    "bits per byte": _bits,
-    "train loss, last batch": _number("train/loss", lambda x: f"{x:.4f}"),
-    "gradient norm, last batch": _number("optim/grad_norm", figure),
+    "parameters": lambda run: _told(run.parameters("total")),
+    "active per token": lambda run: _told(run.parameters("active")),
+    "training tokens": lambda run: _told(training_tokens(run)),
+    "training seconds": lambda run: _told(_seconds(run)),
+    "tokens per second": lambda run: _told(speed(run)),
+    "validation loss, nats/token": lambda run: _score(run, "loss"),
+    "bits per byte": lambda run: _score(run, "bits_per_byte"),
+    "train loss, last batch": lambda run: _told(run.last_finite("train/loss"), "{:.4f}".format),
+    "gradient norm, last batch": lambda run: _told(run.last_finite("optim/grad_norm"), figure),
     "max violation, mean / worst layer": _violation,
     "dead experts": _dead,
-    "router entropy, mean of layers": _layer_mean("moe/entropy"),
-    "flip rate, mean of layers": _layer_mean("moe/flip_rate"),
+    "router entropy, mean of layers": lambda run: _of_layers(run, "moe/entropy"),
+    "flip rate, mean of layers": lambda run: _of_layers(run, "moe/flip_rate"),
 }
 
 
@@ -183,44 +161,16 @@ def _setting(name: str, value) -> str:
 
 def comparability(runs: list[LoggedRun]) -> list[str]:
     """A line for each reason why numbers of these runs do not compare."""
-    lines = []
-
-    def if_different(words: str, of: Callable[[LoggedRun], object], so: str) -> None:
+    lines, one_tokenizer = [], len({_tokenizer(run) for run in runs}) == 1
+    for words, of, so in REASONS:
         values = {run.name: of(run) for run in runs}
-        if len({v for v in values.values() if v is not None}) > 1:
-            said = ", ".join(f"{name}: {value}" for name, value in values.items())
-            lines.append(f"{words} differ ({said}): {so}")
-
-    if_different("tokenizers", _tokenizer, "losses do not compare, bits per byte do")
-    if_different("validation data", validation_name, "neither losses nor bits per byte compare")
-    if_different(
-        "eval_tokens",
-        lambda run: run.setting("eval_tokens"),
-        "the curves are of other validation tokens and do not compare",
-    )
-    if_different(
-        "final_eval_tokens",
-        lambda run: run.setting("final_eval_tokens") or "all",
-        "the closing figures are of other validation tokens and do not compare",
-    )
-    if_different(
-        "block_size",
-        lambda run: run.setting("block_size"),
-        "a token is scored with more or less text before it; bits per byte include that",
-    )
-    if_different(
-        "training data",
-        lambda run: data_name(run.setting("dataset")),
-        "the curves compare data as well as models",
-    )
-    if_different(
-        "validation tokens of the closing figures",
-        lambda run: run.last("final/validation_tokens") if _same(runs, _tokenizer) else None,
-        "the closing figures do not compare",
-    )
-    for run in runs:
-        if not run.config and len(runs) > 1:
-            lines.append(f"{run.name} has no config.json: whether it compares is not known")
+        if len({value for value in values.values() if value is not None}) > 1:
+            if of is not _scored or one_tokenizer:
+                said = ", ".join(f"{name}: {value}" for name, value in values.items())
+                lines.append(f"{words} differ ({said}): {so}")
+    if len(runs) > 1:
+        unknown = "has no config.json: whether it compares is not known"
+        lines += [f"{run.name} {unknown}" for run in runs if not run.config]
     return lines
 
 
@@ -230,8 +180,23 @@ def _tokenizer(run: LoggedRun) -> str | None:
     return f"{name} {sha[:8]}" if sha else name
 
 
-def _same(runs: list[LoggedRun], of: Callable[[LoggedRun], object]) -> bool:
-    return len({of(run) for run in runs}) == 1
+def _scored(run: LoggedRun) -> int | None:
+    return run.last("final/validation_tokens")
+
+
+REASONS: tuple[tuple[str, Callable[[LoggedRun], object], str], ...] = (  # what differs, and what follows
+    ("tokenizers", _tokenizer, "losses do not compare, bits per byte do"),
+    ("validation data", validation_name, "neither losses nor bits per byte compare"),
+    ("eval_tokens", lambda run: run.setting("eval_tokens"),
+     "the curves are of other validation tokens and do not compare"),
+    ("final_eval_tokens", lambda run: run.setting("final_eval_tokens") or "all",
+     "the closing figures are of other validation tokens and do not compare"),
+    ("block_size", lambda run: run.setting("block_size"),
+     "a token is scored with more or less text before it; bits per byte include that"),
+    ("training data", lambda run: data_name(run.setting("dataset")),
+     "the curves compare data as well as models"),
+    ("validation tokens of the closing figures", _scored, "the closing figures do not compare"),
+)  # fmt: skip
 
 
 def in_short(run: LoggedRun) -> str:

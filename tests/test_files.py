@@ -1,0 +1,48 @@
+"""Reading what the project wrote: whatever is wrong with a file becomes one sentence that names it."""
+
+import pytest
+
+from common.files import parse_json, reading
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"{", "Expecting property name enclosed in double quotes"),
+        (b"\xff{}", "byte 0 is not UTF-8"),
+        (b"{}", "'tags' is missing"),
+        (b'{"tags": []}', "it is damaged: TypeError"),
+        (b'{"tags": {"loss": {}}}', "it is damaged: AttributeError"),
+        (b'{"tags": {"loss": "0"}}', "it is damaged: ZeroDivisionError"),
+    ],
+)
+def test_whatever_goes_wrong_names_the_file_the_reason_and_the_way_out(tmp_path, content, reason):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as told, reading(path, "a run", way_out="use another"):
+        1 / int(parse_json(path.read_bytes())["tags"]["loss"].strip())
+    assert str(told.value) == f"{path} cannot be read as a run ({reason}); use another"
+
+
+def test_a_sentence_of_ours_about_the_file_stays_and_another_error_is_put_behind_its_name(tmp_path):
+    path = tmp_path / "run.json"
+    with pytest.raises(ValueError, match=r"run\.json has no record yet$"), reading(path, "a run"):
+        raise ValueError(f"{path} has no record yet")
+    rule = r"run\.json cannot be read as a run \(lr must be above 0\); move it away$"
+    with pytest.raises(ValueError, match=rule), reading(path, "a run"):
+        raise ValueError("lr must be above 0")
+
+
+def test_a_file_that_is_not_there_or_closed_and_a_lack_of_memory_are_no_damage(tmp_path):
+    with pytest.raises(FileNotFoundError), reading(tmp_path / "none", "a run"):
+        (tmp_path / "none").read_bytes()
+    for error in (PermissionError(13, "Permission denied"), MemoryError(), KeyboardInterrupt()):
+        with pytest.raises(type(error)), reading(tmp_path / "closed", "a run"):
+            raise error
+    with pytest.raises(ValueError, match=r"\(Is a directory\)"), reading(tmp_path, "a run"):
+        tmp_path.read_bytes()
+
+
+def test_what_goes_right_is_left_alone(tmp_path):
+    with reading(tmp_path, "a folder"):
+        assert not list(tmp_path.iterdir())
