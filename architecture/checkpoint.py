@@ -6,28 +6,36 @@ the names).
 
 from __future__ import annotations
 
+import mmap
 import pickle
+import struct
 import warnings
 import zipfile
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
+from common.files import reading
 from common.script import did_you_mean
 from common.settings import cast, require_bounds
 
 # No model comes near these: beyond them is a slip, or a number that would only be found out of memory.
 LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER, MOST_PARAMETERS = 2**20, 1024, 1e12, 10**15
-REQUIRED_KEYS = ("model_name", "config", "model", "tokenizer", "step")  # of any checkpoint
+FORMAT = 2  # of what train.py saves; 1 had no number
+REQUIRED_KEYS = {"model_name": str, "config": dict, "model": dict, "tokenizer": dict, "step": int}
+ANOTHER = "use another checkpoint_<step>.pt from its folder"
 
 
-def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The dictionary a checkpoint holds. Code inside a pickle is never run (weights_only).
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary a checkpoint holds, on the CPU, verified by the checksums in the file. Code inside a
+    pickle is never run (weights_only), and no tensor of it may be used in place: see owned().
 
-    Raises ValueError, in one sentence, for a missing, truncated, corrupt or foreign file.
+    Raises ValueError, in one sentence, for a missing, damaged, foreign or newer file, and MemoryError.
     """
     path = Path(path)
     if path.is_dir():
@@ -38,36 +46,87 @@ def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         raise ValueError(
             f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
         )
+    with reading(path, "a checkpoint", way_out=ANOTHER):
+        verify(path)
+        state = _unpickled(path)
+        missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}, so another program wrote it")
+        if (found := state.get("format", 1)) > FORMAT:
+            raise ValueError(
+                f"{path} has format {found}, written at commit {state.get('commit')}, and this code reads formats "
+                f"up to {FORMAT}; update this code, or use a checkpoint that it wrote"
+            )
+        for key, kind in REQUIRED_KEYS.items():
+            if not isinstance(state[key], kind):
+                raise TypeError(key)
+    return state
+
+
+def verify(path: Path) -> None:
+    """ValueError for a checkpoint that is not as it was written, by the CRC-32 that each record carries.
+
+    Also for records that would take more room than the file: torch writes them uncompressed, one after another.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError):
+        raise ValueError("it is cut off, damaged, or no checkpoint") from None
+    if sum(r.file_size for r in records) > size or any(r.compress_type for r in records):
+        raise ValueError("its records do not fit into it")
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ThreadPoolExecutor(2) as threads,  # zlib lets go of the interpreter meanwhile
+    ):
+        for record, whole in zip(records, threads.map(lambda r: _is_whole(data, r), records)):
+            if not whole:
+                raise ValueError(f"its record {record.filename} is damaged")
+
+
+def _is_whole(data: mmap.mmap, record: zipfile.ZipInfo) -> bool:
+    """Whether a record's bytes have its CRC-32; its local header is 30 bytes, a name and an extra field."""
+    at = record.header_offset
+    if data[at : at + 4] != b"PK\3\4":
+        return False
+    name, extra = struct.unpack_from("<HH", data, at + 26)
+    start = at + 30 + name + extra
+    named = data[at + 30 : at + 30 + name] == record.orig_filename.encode()
+    with memoryview(data) as view, view[start : start + record.file_size] as content:
+        return named and len(content) == record.file_size and zlib.crc32(content) == record.CRC
+
+
+def _unpickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about old pickles: one sentence is enough
-            state = torch.load(path, map_location=device, weights_only=True)
-    except PermissionError:
-        raise  # says itself what is wrong
-    except Exception as error:  # of many kinds, and for a person of two
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            raise ValueError(
-                f"checkpoint {path} holds more than tensors and plain values and was not loaded, "
-                "because that could run code; use a checkpoint written by this project"
-            ) from error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
         raise ValueError(
-            f"checkpoint {path} is truncated or corrupt, or no checkpoint at all; "
-            "use another checkpoint_<step>.pt from its folder"
-        ) from error
-    missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
-    if missing:
-        raise ValueError(
-            f"checkpoint {path} is not one of this project's, it has no {', '.join(missing)}; "
-            "use a checkpoint_<step>.pt that train.py wrote"
-        )
-    shapes = {"model_name": str, "config": dict, "model": dict, "tokenizer": dict, "step": int}
-    for key, kind in shapes.items():
-        if not isinstance(state[key], kind):
-            raise ValueError(
-                f"checkpoint {path} is damaged, its {key} is a {type(state[key]).__name__} and not a "
-                f"{kind.__name__}; use another checkpoint_<step>.pt from its folder"
-            )
-    return state
+            "it holds more than tensors and plain values, which could run code, and was not loaded"
+        ) from None
+    except RuntimeError as error:  # the content is as it was written
+        if "alloc" in str(error) or "memory" in str(error):
+            raise MemoryError(f"there is not enough memory to read {path}; free some") from error
+        raise
+
+
+def owned(
+    value: Any, what: str, shape: Sequence[int | None], dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """A copy, in a tensor of our own, of a tensor that came from a file; ValueError unless it fits.
+
+    shape: None for a size that the file decides; such a tensor may not be larger than what the file stores.
+    A tensor of a file may repeat one number in all places, or share its memory with another.
+    """
+    fits = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+    fits = fits and len(value.shape) == len(shape)
+    fits = fits and all(want in (None, size) for want, size in zip(shape, value.shape))
+    if not fits or dtype not in (None, value.dtype) or None in shape and not value.is_contiguous():
+        raise ValueError(f"its {what} is no tensor of the right shape and type")
+    return torch.empty(value.shape, dtype=value.dtype).copy_(value)
 
 
 def config_from_dict(cls: type, values: dict[str, Any]) -> Any:
@@ -103,48 +162,41 @@ def load_weights(
     Raises ValueError for a missing, a surplus or a misshapen tensor, and for what is none.
     """
     expected = model.state_dict()
-    require_tensors(weights, source)
-    weights = {name: expected[name] for name in added} | weights
     for problem, names in (
         ("tensors that this model lacks", weights.keys() - expected.keys()),
-        ("no tensor for some of this model's", expected.keys() - weights.keys()),
+        ("no tensor for some of this model's", expected.keys() - added - weights.keys()),
         (
             "tensors of another shape",
-            {n for n in expected if n in weights and weights[n].shape != expected[n].shape},
+            {
+                n
+                for n in expected
+                if n in weights and getattr(weights[n], "shape", None) != expected[n].shape
+            },
         ),
     ):
         if names:
             raise ValueError(
-                f"{source} has {problem} ({len(names)}, first {sorted(names)[0]}); "
+                f"{source} has {problem} ({len(names)}, first {min(map(str, names))}); "
                 "use the model and shape that it was trained with"
             )
+    with reading(source, "weights", way_out=ANOTHER):
+        kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+        if len(kinds) > 1 or not all(t.is_floating_point() for t in weights.values()):
+            raise ValueError(
+                f"they are of type {' and '.join(sorted(kinds))}, not of one floating point type"
+            )
+        ours = {name: owned(tensor, name, expected[name].shape) for name, tensor in weights.items()}
+    ours |= {name: expected[name] for name in added}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not any(p.is_meta for p in parameters.values()):
-        model.load_state_dict(weights)
+        model.load_state_dict(ours)
         return
     # nothing to copy into: the tensors become the parameters, and a tied parameter stays one object
     made: dict[int, nn.Parameter] = {}
     for name, parameter in parameters.items():
-        made.setdefault(id(parameter), nn.Parameter(weights[name]))
+        made.setdefault(id(parameter), nn.Parameter(ours[name]))
     tied = {name: made[id(parameter)] for name, parameter in parameters.items()}
-    model.load_state_dict({**weights, **tied}, assign=True)
-
-
-def require_tensors(weights: dict[Any, Any], source: str | Path) -> None:
-    """ValueError unless these are tensors of numbers by name, all of one floating point type."""
-    for name, tensor in weights.items():
-        plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        if not plain or tensor.layout != torch.strided or tensor.is_meta:
-            raise ValueError(
-                f"{source} is damaged, its {name!r} is no tensor of weights; use another "
-                "checkpoint_<step>.pt from its folder"
-            )
-    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})
-    if len(kinds) > 1 or not all(t.is_floating_point() for t in weights.values()):
-        raise ValueError(
-            f"{source} has weights of type {' and '.join(kinds)}, and all must be of one floating point "
-            "type; use another checkpoint_<step>.pt from its folder"
-        )
+    model.load_state_dict({**ours, **tied}, assign=True)
 
 
 def load(

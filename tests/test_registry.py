@@ -2,11 +2,14 @@
 
 import os
 import pickle
+import random
 import re
+import zipfile
 from dataclasses import asdict
 
 import pytest
 import torch
+from toy_run import differences
 
 from architecture import registry
 from architecture.checkpoint import load_weights, read_checkpoint
@@ -129,12 +132,10 @@ def test_a_truncated_checkpoint_is_refused(checkpoint):
     whole = checkpoint.read_bytes()
     for share in (0.0, 0.01, 0.5, 0.999):
         checkpoint.write_bytes(whole[: int(len(whole) * share)])
-        assert "corrupt" in refusal(checkpoint)
+        assert "cut off, damaged" in refusal(checkpoint)
 
 
 def test_noise_text_and_a_foreign_zip_are_refused(tmp_path):
-    import zipfile
-
     path = tmp_path / "checkpoint_3.pt"
     for content in (os.urandom(5000), b"hello", b"{}", b"\x80\x04"):
         path.write_bytes(content)
@@ -215,13 +216,25 @@ def test_missing_surplus_and_misshapen_tensors_are_named(change, words):
 @pytest.mark.parametrize(
     "name, value, told",
     [
-        ("block.0.attn.sinks", None, "its 'block.0.attn.sinks' is no tensor of weights"),
-        ("block.0.attn.sinks", 3, "is no tensor of weights"),
-        (7, torch.zeros(2), "its 7 is no tensor of weights"),
-        ("x", torch.zeros(2, 2).to_sparse(), "its 'x' is no tensor of weights"),
-        ("x", torch.zeros(2, device="meta"), "its 'x' is no tensor of weights"),
-        ("x", torch.zeros(2, dtype=torch.float64), "weights of type float32 and float64"),
-        ("x", torch.zeros(2, dtype=torch.int64), "weights of type float32 and int64"),
+        ("norm.scale", None, "tensors of another shape (1, first norm.scale)"),
+        ("norm.scale", 3, "tensors of another shape"),
+        (7, torch.zeros(2), "tensors that this model lacks (1, first 7)"),
+        (
+            "norm.scale",
+            torch.zeros(20).to_sparse(),
+            "its norm.scale is no tensor of the right shape",
+        ),
+        (
+            "norm.scale",
+            torch.zeros(20, device="meta"),
+            "its norm.scale is no tensor of the right shape",
+        ),
+        (
+            "norm.scale",
+            torch.zeros(20, dtype=torch.float64),
+            "they are of type float32 and float64",
+        ),
+        ("norm.scale", torch.zeros(20, dtype=torch.int64), "they are of type float32 and int64"),
     ],
 )
 def test_what_is_no_tensor_of_weights_is_refused(tmp_path, any_tokenizer, name, value, told):
@@ -230,6 +243,81 @@ def test_what_is_no_tensor_of_weights_is_refused(tmp_path, any_tokenizer, name, 
     torch.save(damaged, tmp_path / "checkpoint_3.pt")
     with pytest.raises(ValueError, match=re.escape(told)):
         registry.load_model(tmp_path / "checkpoint_3.pt")
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_weights_are_copied_out_of_the_file_whatever_their_strides_and_storage(meta):
+    model = Transformer(ModelConfig(**SHAPE))
+    weights = model.state_dict()
+    wide = weights["embedding.weight"]
+    weights["embedding.weight"] = torch.full((1, 1), 0.5).expand(wide.shape)
+    weights["unembedding.weight"] = wide.t().contiguous().t()
+    weights["block.0.attn.norm.scale"] = weights["norm.scale"]  # one storage for two
+    with torch.device("meta" if meta else "cpu"):
+        ours = Transformer(ModelConfig(**SHAPE))
+    load_weights(ours, weights, "a file")
+    storages = [p.untyped_storage().data_ptr() for p in ours.parameters()]
+    assert len(set(storages)) == len(storages) and all(p.is_contiguous() for p in ours.parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in ours.named_parameters())
+
+
+# ------------------------------------------------------------------------------------- integrity
+
+
+def test_a_flip_of_any_bit_is_refused_or_changes_nothing(checkpoint):
+    """A hundred flips; the slow campaign in tests/stress has more, in every kind of file."""
+    whole, draw = checkpoint.read_bytes(), random.Random(0)
+    before = torch.load(checkpoint, weights_only=True)
+    refused = 0
+    for _ in range(100):
+        place, bit = draw.randrange(len(whole)), draw.randrange(8)
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        checkpoint.write_bytes(damaged)
+        try:
+            assert differences(read_checkpoint(checkpoint), before) == []
+        except ValueError as error:
+            assert "cannot be read as a checkpoint" in str(error)
+            refused += 1
+    assert refused > 50
+
+
+def test_a_zeroed_sector_is_refused_with_the_name_of_its_record(checkpoint):
+    damaged = bytearray(checkpoint.read_bytes())
+    damaged[8192:12288] = bytes(4096)
+    checkpoint.write_bytes(damaged)
+    assert re.search(r"its record checkpoint_3/data/\d+ is damaged", refusal(checkpoint))
+
+
+def test_a_record_that_unpacks_to_more_than_the_file_is_refused(tmp_path, checkpoint):
+    bomb = tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(checkpoint) as old,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr("checkpoint_3/data/99", bytes(50_000_000))
+    assert bomb.stat().st_size < 1_000_000 and "do not fit into it" in refusal(bomb)
+
+
+def test_a_newer_format_names_the_commit_that_wrote_it(tmp_path):
+    path = tmp_path / "checkpoint_3.pt"
+    torch.save({**state(), "format": 99, "commit": "abc123"}, path)
+    assert "has format 99, written at commit abc123, and this code reads formats up to" in refusal(
+        path
+    )
+
+
+def test_a_lack_of_memory_is_not_called_damage(checkpoint, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        )
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(MemoryError, match="not enough memory to read"):
+        read_checkpoint(checkpoint)
 
 
 def test_a_setting_that_is_no_name_is_refused(checkpoint):
