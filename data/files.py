@@ -1,6 +1,6 @@
 """Documents in .txt, .jsonl and .parquet files: a scan finds them, the texts stay on disk."""
 
-import mmap
+import os
 import re
 from array import array
 from collections import OrderedDict
@@ -31,29 +31,77 @@ OTHER_WORDS = {"test"}
 # Row groups of a parquet file are shuffled, then the documents of as many groups as fit in here:
 # reading single documents in a random order would decode a whole group for each.
 WINDOW_BYTES = 64 * 2**20
+CHUNK_BYTES = 2**20
+# A document takes about four times its size until it is tokens, and text has more room in memory
+# than on disk; English Wikipedia's first 100 MB (enwik8) are below this.
+LARGEST_DOCUMENT = 2**28
+LARGEST_ROW_GROUP = 2**31 - 1  # bytes that an Arrow array of text can hold
+ROWS = 16  # a parquet file of 2 KB may hold a million texts of 8 KB: it is decoded little by little
 
 
-class TextFile:
-    """A .txt file: documents separated by <|endoftext|>, without the blank space around them."""
+class Version(NamedTuple):
+    """What a file has of its own, as long as nobody writes to it or puts another in its place."""
 
-    def __init__(self, path: Path, text_column: str):
-        self.path, self.text_column = path, text_column
+    size: int
+    mtime_ns: int
+
+
+def version(stat: os.stat_result) -> Version:
+    return Version(stat.st_size, stat.st_mtime_ns)
+
+
+class DataFile:
+    """A file of documents. A place in it is two numbers, that `scan` gives and `read` takes.
+
+    found: its version then; ValueError as soon as it has another.
+    """
+
+    def __init__(self, path: Path, text_column: str, found: Version):
+        self.path, self.text_column, self._found = path, text_column, found
 
     def scan(self) -> Iterator[tuple[int, int, str]]:
-        """Where each document is (for `read`) and its text, in order."""
-        with (
-            open(self.path, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            start = len(BYTE_ORDER_MARK) if data[:3] == BYTE_ORDER_MARK else 0
-            while start < len(data):
-                end = data.find(SEPARATOR, start)
-                end = len(data) if end < 0 else end
-                yield start, end - start, self._text(data[start:end], start)
-                start = end + len(SEPARATOR)
+        """Where each document is and its text, in order."""
+        raise NotImplementedError
+
+    def require_unchanged(self, now: os.stat_result | None = None) -> None:
+        if version(now or os.stat(self.path)) != self._found:
+            raise ValueError(
+                f"{self.path} changed while it was read; put back the file that it was, or start again with this one"
+            )
+
+    def _bytes(self, start: int, length: int) -> bytes:
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(length)
+            self.require_unchanged(os.fstat(file.fileno()))
+            return data
+
+    def _pieces(self, separator: bytes) -> Iterator[tuple[int, bytes]]:
+        """Where the pieces between separators begin, and each one; the file is never read as a whole."""
+        start, rest = 0, b""
+        with open(self.path, "rb") as file:
+            while chunk := file.read(max(CHUNK_BYTES, len(rest))):
+                *pieces, rest = (rest + chunk).split(separator)
+                for piece in pieces:
+                    _require_size(len(piece), f"{self.path}, byte {start}")
+                    yield start, piece
+                    start += len(piece) + len(separator)
+                _require_size(len(rest), f"{self.path}, byte {start}")
+        if rest:
+            yield start, rest
+
+
+class TextFile(DataFile):
+    """A .txt file: documents separated by <|endoftext|>, without the blank space around them."""
+
+    def scan(self):
+        for start, data in self._pieces(SEPARATOR):
+            if start == 0 and data.startswith(BYTE_ORDER_MARK):
+                start, data = len(BYTE_ORDER_MARK), data[len(BYTE_ORDER_MARK) :]
+            yield start, len(data), self._text(data, start)
 
     def read(self, start: int, length: int) -> str:
-        return self._text(_read_bytes(self.path, start, length), start)
+        return self._text(self._bytes(start, length), start)
 
     def _text(self, data, start):
         try:
@@ -62,22 +110,16 @@ class TextFile:
             raise _not_utf8(f"{self.path}, byte {start + error.start}", error) from None
 
 
-class JsonLinesFile:
+class JsonLinesFile(DataFile):
     """A .jsonl file: one object a line, the text under `text_column`."""
 
-    def __init__(self, path: Path, text_column: str):
-        self.path, self.text_column = path, text_column
-
     def scan(self):
-        start = 0
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield start, len(line), self._text(line, f"{self.path}, line {number}")
-                start += len(line)
+        for number, (start, line) in enumerate(self._pieces(b"\n"), start=1):
+            if line.strip():
+                yield start, len(line), self._text(line, f"{self.path}, line {number}")
 
     def read(self, start, length):
-        return self._text(_read_bytes(self.path, start, length), f"{self.path}, byte {start}")
+        return self._text(self._bytes(start, length), f"{self.path}, byte {start}")
 
     def _text(self, line, where):
         try:
@@ -99,11 +141,8 @@ class JsonLinesFile:
         return _text_value(record[self.text_column], where, self.text_column)
 
 
-class ParquetFile:
+class ParquetFile(DataFile):
     """A .parquet file: the text in the column `text_column`; a place is (row group, row)."""
-
-    def __init__(self, path: Path, text_column: str):
-        self.path, self.text_column = path, text_column
 
     def scan(self):
         file, columns = self._file, self._file.schema_arrow.names
@@ -114,17 +153,39 @@ class ParquetFile:
                 f"{self.path} has {columns.count(self.text_column)} columns {self.text_column!r}; keep one"
             )
         for group in range(file.num_row_groups):
-            column = self.read_group(group)
-            for row in range(len(column)):
-                yield group, row, self.text(column, row)
+            row = 0
+            for column in self._batches(group):
+                for at in range(len(column)):
+                    yield group, row + at, self.text(column, at)
+                row += len(column)
 
     def read_group(self, group: int):
         """The texts of a row group as an Arrow array."""
         import pyarrow
 
         try:
-            table = self._file.read_row_group(group, columns=[self.text_column])
-            return table[self.text_column].combine_chunks()
+            return pyarrow.chunked_array(self._batches(group)).combine_chunks()
+        finally:
+            self.require_unchanged()
+
+    def _batches(self, group):
+        """The texts of a row group as Arrow arrays of a few rows."""
+        import pyarrow
+
+        rows, size = ROWS, 0
+        if pyarrow.types.is_dictionary(self._file.schema_arrow.field(self.text_column).type):
+            rows = LARGEST_ROW_GROUP  # stays small in memory, and each part has the dictionary
+        try:
+            for batch in self._file.iter_batches(
+                rows, row_groups=[group], columns=[self.text_column]
+            ):
+                size += batch.nbytes
+                if size > LARGEST_ROW_GROUP:
+                    raise ValueError(
+                        f"row group {group} of {self.path} holds more than 2 GB of text; write the file again "
+                        "with smaller row groups"
+                    )
+                yield batch.column(self.text_column)
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(
                 f"row group {group} of {self.path} cannot be read: {first_line(error)}"
@@ -174,8 +235,9 @@ class FileSource(IndexedSource):
 
     def __init__(self, name: str, paths: list[Path], text_column: str, split: str | None = None):
         self.name = name
-        self._files = [FORMATS[path.suffix](path, text_column) for path in paths]
-        index = _scan_once(tuple(_identity(path) for path in paths), text_column)
+        found = tuple((path, version(path.stat())) for path in paths)
+        self._files = _data_files(found, text_column)
+        index = _scan_once(found, text_column)
         if split == "validation" and index.validation.sum() < MIN_VALIDATION_DOCUMENTS:
             raise too_few_validation_documents(name, index.validation.sum(), f"{len(index.file):,}")
         keep = slice(None) if split is None else index.validation == (split == "validation")
@@ -272,32 +334,28 @@ def _files_by_split(folder):
     return {"train": train or rest or found, "validation": validation if train or rest else []}
 
 
+def _data_files(found, text_column) -> list[DataFile]:
+    return [FORMATS[path.suffix](path, text_column, seen) for path, seen in found]
+
+
 @lru_cache(maxsize=2)  # the train and the validation split are two views of one scan
-def _scan_once(identities, text_column):
+def _scan_once(found, text_column):
     columns = {name: array("q") for name in ("file", "first", "second", "size")}
     validation, skipped = array("b"), 0
-    for number, (path, *_) in enumerate(identities):
-        for first, second, text in FORMATS[path.suffix](path, text_column).scan():
-            if not text or text.isspace():
-                skipped += 1
-                continue
-            size = len(text.encode()) + 8  # what it takes as an Arrow array
-            for name, value in zip(columns, (number, first, second, size), strict=True):
-                columns[name].append(value)
-            validation.append(is_validation_document(text))
+    for number, file in enumerate(_data_files(found, text_column)):
+        try:
+            for first, second, text in file.scan():
+                if not text or text.isspace():
+                    skipped += 1
+                    continue
+                size = len(text.encode()) + 8  # what it takes as an Arrow array
+                for name, value in zip(columns, (number, first, second, size), strict=True):
+                    columns[name].append(value)
+                validation.append(is_validation_document(text))
+        finally:
+            file.require_unchanged()
     arrays = [np.frombuffer(values, dtype=np.int64) for values in columns.values()]
     return FileIndex(*arrays, np.frombuffer(validation, dtype=np.bool_), skipped)
-
-
-def _identity(path):
-    stat = path.stat()
-    return path, stat.st_size, stat.st_mtime_ns
-
-
-def _read_bytes(path, start, length):
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(length)
 
 
 def _text_value(value, where, text_column):
@@ -307,7 +365,16 @@ def _text_value(value, where, text_column):
         raise ValueError(
             f"{where}: column {text_column!r} must hold text, but holds {type(value).__name__}"
         )
+    _require_size(len(value), where)
     return well_formed(value)
+
+
+def _require_size(size, where):
+    if size > LARGEST_DOCUMENT:
+        raise ValueError(
+            f"{where}: a document may have {LARGEST_DOCUMENT / 2**20:.0f} MB, and this one has more; cut it into "
+            f"several (in a .txt file {SEPARATOR.decode()} stands between documents)"
+        )
 
 
 def _not_utf8(where, error):

@@ -99,7 +99,7 @@ class PackedRows:
         while length < size + 1:
             parts += self._eot, next(self._documents)
             length += 1 + len(parts[-1])
-        stream = np.concatenate(parts)
+        stream = _joined(parts)
         self.tokens = [stream[size:]]
         shape = self._num_rows, self._block_size
         inputs, targets = stream[:size], stream[1 : size + 1]
@@ -173,7 +173,7 @@ def validation_batches(
         parts.append(part)
         length += len(part)
         while length > batch_size * block_size and left != 0:
-            stream = np.concatenate(parts)
+            stream = _joined(parts)
             size = batch_size * block_size if left is None else min(left, batch_size * block_size)
             yield _windows(stream[: size + 1], block_size, tokenizer.eot_token)
             parts, length = [stream[size:]], length - size
@@ -201,9 +201,14 @@ def require_tokens(source: Source, tokenizer, needed: int) -> None:
 
 def encode(tokenizer, document) -> np.ndarray:
     """(n,) int64 ids of a document, in which no text is ever a special token."""
-    if isinstance(document, str):
-        document = tokenizer.encode_ordinary(document)
+    if isinstance(document, str):  # as an array: a list of ints is ten times the text
+        document = tokenizer.encode_to_numpy(document, disallowed_special=())
     return np.array(document, dtype=np.int64)
+
+
+def _joined(parts):
+    """One array. What is left of a long document is no copy, of which a read-ahead would hold several."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _windows(stream, block_size, eot):

@@ -1,42 +1,117 @@
-"""Token files: documents as ids on disk, read by memory map.
+"""Token files: documents as ids on disk, read by memory map, each block verified when it is first read.
 
-A folder has tokens.json and, for each shard of a split, two .npy files, whose headers carry dtype
-and size: SPLIT_00000.tokens.npy, the ids of its documents one after another without end-of-text
-(uint16 if the vocabulary fits, else uint32), and SPLIT_00000.ends.npy, int64, where each one ends.
+A folder has tokens.json and, for each shard of a split, two .npy files: SPLIT_00000.tokens.npy, the
+ids of its documents one after another without end-of-text (uint16 if the vocabulary fits, else
+uint32), and SPLIT_00000.ends.npy, int64, where each one ends. tokens.json has their sizes, a sha256
+for each block of each file, and one of its own content.
 """
 
 import contextlib
+import fcntl
+import hashlib
 import json
+import logging
+import mmap
+import os
 import shutil
+from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, TextIO
 
 import numpy as np
 
 from architecture.tokenizer import tokenizer_state
-from common.files import atomic_write, write_json_atomic, writing
+from common.files import atomic_write, parse_json, reading, write_json_atomic, writing
 from data.documents import IndexedSource
+from data.files import version
 
 META = "tokens.json"
-FORMAT = "nano-gpt-oss tokens 1"
+FORMAT = "nano-gpt-oss tokens 2"
+WITHOUT_CHECKSUMS = "nano-gpt-oss tokens 1"
+LOCK = ".lock"
 SHARD_TOKENS = 2**24
+# Documents are read in a random order, so the first batch touches about as many blocks as it has
+# documents: 0.25 ms each. No difference is known that sha256 misses, and it hashes 1.1 GB/s here
+# (blake2b 0.5, CRC-32 2.0).
+BLOCK_BYTES = 2**18
+HEADER_BYTES = 128
+
+logger = logging.getLogger(__name__)
+
+
+class TokenFile:
+    """An .npy file of a token folder, as an array that is read by slices.
+
+    count: how many numbers it must have.  digests: of its blocks; None where there are none.
+    Raises ValueError for a file, or a block when it is first read, that is not what was written.
+    """
+
+    def __init__(self, path: Path, dtype: type, count: int, digests: list[str] | None):
+        self._path, self._dtype, self._count = path, np.dtype(dtype), count
+        self._digests = digests
+        self._map()
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """The numbers from part.start to part.stop; both must be given."""
+        self._map_again_if_replaced()
+        first, end = (HEADER_BYTES + n * self._dtype.itemsize for n in (part.start, part.stop))
+        for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+            if block not in self._verified:
+                self._verify(block)
+        return self._array[part]
+
+    def _map(self):
+        name, size = self._path.name, HEADER_BYTES + self._count * self._dtype.itemsize
+        if not self._path.is_file():
+            raise ValueError(f"{name} is missing")
+        with open(self._path, "rb") as file:
+            self._version = version(os.fstat(file.fileno()))
+            header = file.read(HEADER_BYTES)
+            if self._version.size != size or header != _header(self._dtype, self._count):
+                raise ValueError(f"{name} must hold {self._count} numbers of type {self._dtype}")
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._array = np.frombuffer(self._bytes, self._dtype, self._count, HEADER_BYTES)
+        self._verified = set()
+
+    def _map_again_if_replaced(self):
+        with contextlib.suppress(FileNotFoundError):  # if removed, the map still has the content
+            if version(os.stat(self._path)) != self._version:
+                if self._digests is None:
+                    raise ValueError(f"{self._path.name} changed while it was read")
+                self._map()  # and all its blocks are verified again
+
+    def _verify(self, block):
+        start = block * BLOCK_BYTES
+        content = np.frombuffer(self._bytes, np.uint8)[start : start + BLOCK_BYTES]
+        if (
+            self._digests is not None
+            and hashlib.sha256(content).hexdigest() != self._digests[block]
+        ):
+            raise ValueError(
+                f"{self._path.name} is not what was written, in its {len(content):,} bytes from {start:,} on"
+            )
+        self._verified.add(block)
 
 
 class TokenSource(IndexedSource):
     """One split of a token folder; a document is an array of ids."""
 
     def __init__(self, folder: Path, meta: dict, split: str):
-        self.name, self._meta = folder.name, meta
+        self.name, self._folder, self._meta = folder.name, folder, meta
         self._tokens, self._ends = [], []
-        for shard in meta["splits"][split]["shards"]:
-            name = shard["name"]
-            tokens, ends = _map(folder / f"{name}.tokens.npy"), _map(folder / f"{name}.ends.npy")
-            for kind, array, size in (("tokens", tokens, "tokens"), ("ends", ends, "documents")):
-                if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) != shard[size]:
-                    raise _damaged(folder, f"{name}.{kind}.npy is not {shard[size]} whole numbers")
-            if len(ends) and (ends[-1] != len(tokens) or (np.diff(ends, prepend=0) < 0).any()):
-                raise _damaged(folder, f"{name}.ends.npy does not divide its tokens")
-            self._tokens.append(tokens)
+        for number, shard in enumerate(meta["splits"][split]["shards"]):
+            name, tokens, documents = shard["name"], shard["tokens"], shard["documents"]
+            if name != _shard_name(split, number):
+                raise ValueError(f"{META} must name its shards in order, {split}_00000 and so on")
+            digests = (
+                shard["sha256"] if meta["format"] == FORMAT else {"tokens": None, "ends": None}
+            )
+            ids, path = _id_type(meta["n_vocab"]), folder / f"{name}.tokens.npy"
+            self._tokens.append(TokenFile(path, ids, tokens, digests["tokens"]))
+            path = folder / f"{name}.ends.npy"
+            ends = TokenFile(path, np.int64, documents, digests["ends"])[0:documents].copy()
+            if documents and (ends[-1] != tokens or (np.diff(ends, prepend=0) < 0).any()):
+                raise ValueError(f"{path.name} does not divide the tokens of its shard")
             self._ends.append(ends)
         # The index of the first document of each shard.
         self._starts = np.cumsum([0] + [len(ends) for ends in self._ends])
@@ -47,12 +122,14 @@ class TokenSource(IndexedSource):
     def __getitem__(self, index):
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         position, ends = index - self._starts[shard], self._ends[shard]
-        ids = self._tokens[shard][ends[position - 1] if position else 0 : ends[position]]
-        if ids.max(initial=0) >= self._meta["n_vocab"]:
-            raise _damaged(
-                self.name, f"document {index} has the id {ids.max()} of {self._meta['n_vocab']}"
-            )
-        return np.asarray(ids)
+        start, end = int(ends[position - 1]) if position else 0, int(ends[position])
+        with _reading(self._folder):
+            ids = self._tokens[shard][start:end]
+            if ids.max(initial=0) >= self._meta["n_vocab"]:
+                raise ValueError(
+                    f"document {index} has the id {ids.max()} of {self._meta['n_vocab']}"
+                )
+        return ids
 
     def check_tokenizer(self, tokenizer):
         state, saved = tokenizer_state(tokenizer), self._meta["tokenizer"]
@@ -61,6 +138,11 @@ class TokenSource(IndexedSource):
                 f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), but this "
                 f"run uses {state['name']} ({state['sha256'][:12]}); give that one with --tokenizer, or prepare again"
             )
+        with _reading(self._folder):
+            if self._meta["n_vocab"] != tokenizer.n_vocab:
+                raise ValueError(
+                    f"{META} must have the n_vocab {tokenizer.n_vocab} of its tokenizer"
+                )
 
 
 class TokenFolderWriter:
@@ -68,25 +150,33 @@ class TokenFolderWriter:
 
     Everything goes to FOLDER.tokens-partial, which `finish` renames, so that a folder under its own
     name is always whole; an error removes it, what a killed writer left is removed by the next one.
-    Raises CannotWrite for a full or read-only disk.
+    Raises ValueError while another process writes the same folder, and CannotWrite for a full or
+    read-only disk.
     """
 
     def __init__(self, folder: Path, tokenizer, *, shard_tokens: int = SHARD_TOKENS):
-        if folder.exists():
-            raise ValueError(f"{folder} exists already; give another --out_dir, or remove it first")
         state = tokenizer_state(tokenizer)
         self._folder, self._shard_tokens = folder, shard_tokens
         self._partial = folder.with_name(folder.name + ".tokens-partial")
-        self._dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
+        self._dtype = _id_type(tokenizer.n_vocab)
         self._meta = {
             "format": FORMAT,
             "tokenizer": {key: state[key] for key in ("name", "sha256")},
             "n_vocab": tokenizer.n_vocab,
             "splits": {},
         }
-        shutil.rmtree(self._partial, ignore_errors=True)
+        _require_new(folder)
         with writing(self._partial):
-            self._partial.mkdir(parents=True)
+            self._partial.mkdir(parents=True, exist_ok=True)
+            self._lock = _only_writer(self._partial / LOCK, folder)
+        with self._removed_if_it_fails(), writing(self._partial):
+            _require_new(folder)  # again: another writer may have finished before the lock
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
+            for remains in self._partial.iterdir():
+                if remains.name != LOCK:
+                    remains.unlink()
 
     def write_split(self, split: str, documents) -> dict:
         """Write all documents of a split, sequences of ids; returns its totals.
@@ -108,8 +198,10 @@ class TokenFolderWriter:
 
     def finish(self) -> None:
         with self._removed_if_it_fails(), writing(self._folder):
-            write_json_atomic(self._partial / META, self._meta)
+            write_json_atomic(self._partial / META, self._meta | {"sha256": _digest(self._meta)})
             self._partial.rename(self._folder)
+            (self._folder / LOCK).unlink()
+        self._lock.close()
 
     @contextlib.contextmanager
     def _removed_if_it_fails(self):
@@ -117,18 +209,24 @@ class TokenFolderWriter:
             yield
         except BaseException:  # it would not be used again, and may be what fills the disk
             shutil.rmtree(self._partial, ignore_errors=True)
+            self._lock.close()
             raise
 
     def _write_shard(self, split, documents):
         totals = self._meta["splits"][split]
-        name = f"{split}_{len(totals['shards']):05d}"
+        name = _shard_name(split, len(totals["shards"]))
         ids = np.concatenate(documents)
         ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+        shard = {"name": name, "tokens": len(ids), "documents": len(ends), "sha256": {}}
         for kind, array in (("tokens", ids), ("ends", ends)):
+            content = _header(array.dtype, len(array)) + array.tobytes()
+            blocks = range(0, len(content), BLOCK_BYTES)
+            shard["sha256"][kind] = [
+                hashlib.sha256(content[start : start + BLOCK_BYTES]).hexdigest() for start in blocks
+            ]
             with atomic_write(self._partial / f"{name}.{kind}.npy") as file:
-                # to a real file numpy writes past Python, and does not say why that failed
-                np.save(SimpleNamespace(write=file.write), array)
-        totals["shards"].append({"name": name, "tokens": len(ids), "documents": len(ends)})
+                file.write(content)
+        totals["shards"].append(shard)
         totals["tokens"] += len(ids)
         totals["documents"] += len(ends)
 
@@ -138,49 +236,71 @@ def is_token_folder(folder: Path) -> bool:
 
 
 def open_token_folder(folder: Path, split: str) -> TokenSource:
-    """One split of a folder that a TokenFolderWriter finished."""
-    try:
-        meta = json.loads((folder / META).read_bytes())
-    except ValueError as error:
-        raise _damaged(folder, f"{META} is not JSON") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / META} must say format {FORMAT!r}; prepare the folder with python -m data.prepare"
-        )
-    _require_description(folder, meta, split)
-    return TokenSource(folder, meta, split)
+    """One split of a folder that a TokenFolderWriter finished; ValueError if it is not as it was written."""
+    with _reading(folder):
+        meta = parse_json((folder / META).read_bytes())
+        expected = meta.pop("sha256", None)
+        if meta["format"] == WITHOUT_CHECKSUMS and expected is None:
+            _say_that_damage_goes_unseen(folder)
+        elif meta["format"] != FORMAT:
+            raise ValueError(f"{META} must say format {FORMAT!r}")
+        elif _digest(meta) != expected:
+            raise ValueError(f"{META} is not what was written")
+        return TokenSource(folder, meta, split)
 
 
-def _require_description(folder: Path, meta: dict, split: str) -> None:
-    """ValueError unless tokens.json describes the split in the way that finish() writes it."""
-    wanted = [
-        (meta, "n_vocab", int),
-        (meta, "tokenizer", dict),
-        (meta.get("tokenizer"), "name", str),
-        (meta.get("tokenizer"), "sha256", str),
-        (meta, "splits", dict),
-        (meta.get("splits"), split, dict),
-    ]
-    for place, key, kind in wanted:
-        if not isinstance(place, dict) or type(place.get(key)) is not kind:
-            raise _damaged(folder, f"{META} has no {key} that is a {kind.__name__}")
-    shards = meta["splits"][split].get("shards")
-    kinds = {"name": str, "tokens": int, "documents": int}
-    if not isinstance(shards, list) or not all(
-        isinstance(shard, dict) and all(type(shard.get(k)) is kind for k, kind in kinds.items())
-        for shard in shards
-    ):
-        raise _damaged(folder, f"{META} does not list the shards of {split}")
-
-
-def _map(path):
-    try:
-        return np.load(path, mmap_mode="r")
-    except Exception as error:  # any: numpy reads the header as Python, and says what that says
-        raise _damaged(path.parent, f"{path.name} cannot be read") from error
-
-
-def _damaged(folder, what):
-    return ValueError(
-        f"token folder {folder} is damaged: {what}; prepare it again with python -m data.prepare"
+@lru_cache  # once, and not for each split
+def _say_that_damage_goes_unseen(folder):
+    logger.warning(
+        f"{folder} was prepared before token files had checksums, so damage in it would go unseen; prepare it "
+        "again with python -m data.prepare, from its text or, if you trust it, from this folder"
     )
+
+
+def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return reading(folder, "a token folder", way_out="prepare it again with python -m data.prepare")
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; give another --out_dir, or remove it first")
+
+
+def _only_writer(path: Path, folder: Path) -> TextIO:
+    """The lock file at `path`, held until it is closed; ValueError while another process holds it."""
+    owner = ""
+    with (
+        contextlib.suppress(BlockingIOError, FileNotFoundError),
+        contextlib.ExitStack() as closed,
+    ):
+        lock = closed.enter_context(open(path, "a+"))
+        lock.seek(0)
+        owner = lock.read().strip()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):  # not moved away meanwhile
+            closed.pop_all()
+            return lock
+    raise ValueError(
+        f"out_dir must have one writer, and data.prepare (process {owner}) is writing {folder}; "
+        "wait for it or choose another --out_dir"
+    )
+
+
+def _shard_name(split: str, number: int) -> str:
+    return f"{split}_{number:05d}"
+
+
+def _id_type(n_vocab: int) -> type:
+    return np.uint16 if n_vocab <= 2**16 else np.uint32
+
+
+def _header(dtype: np.dtype, count: int) -> bytes:
+    """What numpy.save writes in front of `count` numbers. We write it, and compare it, ourselves: nothing
+    that a file says about its numbers is believed.
+    """
+    shape = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + shape.ljust(117).encode() + b"\n"
+
+
+def _digest(meta: Any) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
