@@ -32,15 +32,15 @@ OTHER_WORDS = {"test"}
 # reading single documents in a random order would decode a whole group for each.
 WINDOW_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
-# A document takes about four times its size until it is tokens, and text has more room in memory
-# than on disk; English Wikipedia's first 100 MB (enwik8) are below this.
+# English text takes four to five times its size in memory until it is a batch; enwik8, 100 MB of
+# Wikipedia in one piece, is below this limit.
 LARGEST_DOCUMENT = 2**28
-LARGEST_ROW_GROUP = 2**31 - 1  # bytes that an Arrow array of text can hold
-ROWS = 16  # a parquet file of 2 KB may hold a million texts of 8 KB: it is decoded little by little
+LARGEST_ROW_GROUP = 2**31 - 1  # bytes that one Arrow array of text can hold
+ROWS = 64  # a parquet file of 2 KB may hold a million texts of 8 KB: few are decoded at a time
 
 
 class Version(NamedTuple):
-    """What a file has of its own, as long as nobody writes to it or puts another in its place."""
+    """What stays the same as long as nobody writes to a file or puts another one in its place."""
 
     size: int
     mtime_ns: int
@@ -51,9 +51,9 @@ def version(stat: os.stat_result) -> Version:
 
 
 class DataFile:
-    """A file of documents. A place in it is two numbers, that `scan` gives and `read` takes.
+    """A file of documents; where one is are two numbers, which `scan` gives.
 
-    found: its version then; ValueError as soon as it has another.
+    found: the version that the documents are of. Reading another one is a ValueError.
     """
 
     def __init__(self, path: Path, text_column: str, found: Version):
@@ -70,7 +70,7 @@ class DataFile:
             )
 
     def _bytes(self, start: int, length: int) -> bytes:
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.path, "rb") as file:
             file.seek(start)
             data = file.read(length)
             self.require_unchanged(os.fstat(file.fileno()))
@@ -80,13 +80,16 @@ class DataFile:
         """Where the pieces between separators begin, and each one; the file is never read as a whole."""
         start, rest = 0, b""
         with open(self.path, "rb") as file:
-            while chunk := file.read(max(CHUNK_BYTES, len(rest))):
-                *pieces, rest = (rest + chunk).split(separator)
+            while len(data := rest + file.read(max(CHUNK_BYTES, len(rest)))) > len(rest):
+                *pieces, rest = data.split(separator)
+                del data  # as large as the longest document
                 for piece in pieces:
-                    _require_size(len(piece), f"{self.path}, byte {start}")
+                    if len(piece) > LARGEST_DOCUMENT:
+                        raise _too_large(f"{self.path}, byte {start}")
                     yield start, piece
                     start += len(piece) + len(separator)
-                _require_size(len(rest), f"{self.path}, byte {start}")
+                if len(rest) > LARGEST_DOCUMENT:
+                    raise _too_large(f"{self.path}, byte {start}")
         if rest:
             yield start, rest
 
@@ -365,16 +368,16 @@ def _text_value(value, where, text_column):
         raise ValueError(
             f"{where}: column {text_column!r} must hold text, but holds {type(value).__name__}"
         )
-    _require_size(len(value), where)
+    if len(value) > LARGEST_DOCUMENT:
+        raise _too_large(where)
     return well_formed(value)
 
 
-def _require_size(size, where):
-    if size > LARGEST_DOCUMENT:
-        raise ValueError(
-            f"{where}: a document may have {LARGEST_DOCUMENT / 2**20:.0f} MB, and this one has more; cut it into "
-            f"several (in a .txt file {SEPARATOR.decode()} stands between documents)"
-        )
+def _too_large(where):
+    return ValueError(
+        f"{where}: a document may have {LARGEST_DOCUMENT / 2**20:.0f} MB, and this one has more; cut it into several "
+        f"(in a .txt file {SEPARATOR.decode()} stands between documents)"
+    )
 
 
 def _not_utf8(where, error):

@@ -201,13 +201,13 @@ def require_tokens(source: Source, tokenizer, needed: int) -> None:
 
 def encode(tokenizer, document) -> np.ndarray:
     """(n,) int64 ids of a document, in which no text is ever a special token."""
-    if isinstance(document, str):  # as an array: a list of ints is ten times the text
+    if isinstance(document, str):  # a list of ints would be ten times the text
         document = tokenizer.encode_to_numpy(document, disallowed_special=())
     return np.array(document, dtype=np.int64)
 
 
 def _joined(parts):
-    """One array. What is left of a long document is no copy, of which a read-ahead would hold several."""
+    """The parts as one array; a single one is not copied, as it may be most of a very long document."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

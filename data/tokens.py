@@ -56,7 +56,7 @@ class TokenFile:
         self._map_again_if_replaced()
         first, end = (HEADER_BYTES + n * self._dtype.itemsize for n in (part.start, part.stop))
         for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            if block not in self._verified:
+            if self._digests is not None and block not in self._verified:
                 self._verify(block)
         return self._array[part]
 
@@ -65,13 +65,12 @@ class TokenFile:
         if not self._path.is_file():
             raise ValueError(f"{name} is missing")
         with open(self._path, "rb") as file:
-            self._version = version(os.fstat(file.fileno()))
-            header = file.read(HEADER_BYTES)
-            if self._version.size != size or header != _header(self._dtype, self._count):
+            found, header = version(os.fstat(file.fileno())), file.read(HEADER_BYTES)
+            if found.size != size or header != _header(self._dtype, self._count):
                 raise ValueError(f"{name} must hold {self._count} numbers of type {self._dtype}")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._array = np.frombuffer(self._bytes, self._dtype, self._count, HEADER_BYTES)
-        self._verified = set()
+        self._version, self._verified = found, set()
 
     def _map_again_if_replaced(self):
         with contextlib.suppress(FileNotFoundError):  # if removed, the map still has the content
@@ -83,10 +82,7 @@ class TokenFile:
     def _verify(self, block):
         start = block * BLOCK_BYTES
         content = np.frombuffer(self._bytes, np.uint8)[start : start + BLOCK_BYTES]
-        if (
-            self._digests is not None
-            and hashlib.sha256(content).hexdigest() != self._digests[block]
-        ):
+        if hashlib.sha256(content).hexdigest() != self._digests[block]:
             raise ValueError(
                 f"{self._path.name} is not what was written, in its {len(content):,} bytes from {start:,} on"
             )
@@ -103,13 +99,11 @@ class TokenSource(IndexedSource):
             name, tokens, documents = shard["name"], shard["tokens"], shard["documents"]
             if name != _shard_name(split, number):
                 raise ValueError(f"{META} must name its shards in order, {split}_00000 and so on")
-            digests = (
-                shard["sha256"] if meta["format"] == FORMAT else {"tokens": None, "ends": None}
-            )
-            ids, path = _id_type(meta["n_vocab"]), folder / f"{name}.tokens.npy"
-            self._tokens.append(TokenFile(path, ids, tokens, digests["tokens"]))
+            sums = shard["sha256"] if meta["format"] == FORMAT else {"tokens": None, "ends": None}
+            path, kind = folder / f"{name}.tokens.npy", _id_type(meta["n_vocab"])
+            self._tokens.append(TokenFile(path, kind, tokens, sums["tokens"]))
             path = folder / f"{name}.ends.npy"
-            ends = TokenFile(path, np.int64, documents, digests["ends"])[0:documents].copy()
+            ends = TokenFile(path, np.int64, documents, sums["ends"])[0:documents].copy()
             if documents and (ends[-1] != tokens or (np.diff(ends, prepend=0) < 0).any()):
                 raise ValueError(f"{path.name} does not divide the tokens of its shard")
             self._ends.append(ends)

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-import random
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,10 +15,10 @@ from architecture.tokenizer import get_tokenizer
 from data import sources
 from data.documents import is_validation_document
 from data.hub import HubUnreachable
+from data.packing import PackedRows, encode
 from data.prepare import main as prepare_main
 from data.prepare import prepare
 from data.sources import open_dataset
-from data.tokens import TokenFolderWriter
 from data.train_tokenizer import main as train_tokenizer_main
 
 STORIES = [f"Story {n}: \u00e9{'so it went on. ' * (n % 7)}\nThe end." for n in range(40)]
@@ -269,116 +271,155 @@ def test_a_position_that_is_none_is_refused(tmp_path, change):
         source.shuffled(0, {"epoch": 0, "num_documents": 40})
 
 
-# ---- token folders
+# ------------------------------------------------------------------------------ replaced, or too large
 
 
-def test_prepared_documents_are_the_ids_of_the_texts_in_the_same_shuffle(tmp_path):
-    encoding = get_tokenizer("stories4k")
-    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    folder = tmp_path / "tokens"
-    totals = prepare(str(path), folder, encoding, val_dataset=str(path))
-    assert totals["train"]["documents"] == 40 and sorted(tmp_path.iterdir()) == [path, folder]
-    raw, prepared = whole(path), open_dataset(str(folder), split="train")
-    for text, ids in zip(take(raw.shuffled(5), 90), take(prepared.shuffled(5), 90)):
-        assert encoding.encode_ordinary(text) == ids.tolist()
+def others(kind, path):
+    """Other documents in a file of the same size, where that can be."""
+    texts = [text.replace("Story", "Other") for text in STORIES]
+    return WRITERS[kind](path, texts)
 
 
-def test_shards_hold_ids_of_the_largest_vocabulary_and_any_number_of_documents(tmp_path):
-    class Large:  # what the writer asks of a tokenizer, with the ids of o200k_harmony
-        name, n_vocab, _pat_str = "large", 201_088, ""
-        _mergeable_ranks, _special_tokens = {b"a": 0}, {}
-
-    rng = random.Random(0)
-    documents = [[rng.randrange(201_088) for _ in range(rng.randrange(1, 30))] for _ in range(100)]
-    documents[3] = [201_087] * 500  # longer than a shard
-    writer = TokenFolderWriter(tmp_path / "tokens", Large(), shard_tokens=64)
-    writer.write_split("train", documents)
-    writer.finish()
-    source = open_dataset(str(tmp_path / "tokens"), split="train")
-    assert [ids.tolist() for ids in source.documents()] == documents
-    assert len(list((tmp_path / "tokens").glob("train_*.tokens.npy"))) > 10
-
-
-def test_a_killed_preparation_leaves_no_folder_and_the_next_one_starts_clean(tmp_path):
-    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
-
-    def killed():
-        yield [1, 2, 3]
-        yield [4]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        TokenFolderWriter(folder, encoding, shard_tokens=2).write_split("train", killed())
-    assert not folder.exists()
-    writer = TokenFolderWriter(folder, encoding)
-    writer.write_split("train", [[5, 6]])
-    writer.finish()
-    assert [ids.tolist() for ids in open_dataset(str(folder), split="train").documents()] == [
-        [5, 6]
-    ]
-    with pytest.raises(ValueError, match="exists already"):
-        TokenFolderWriter(folder, encoding)
+@pytest.mark.parametrize("how", ["moved there", "written there", "cut off"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch, kind, how):
+    monkeypatch.setattr(data_files, "WINDOW_BYTES", 600)  # parquet: not the whole file is kept
+    path = WRITERS[kind](tmp_path / f"a.{kind}", STORIES)
+    documents = whole(path).shuffled(seed=3)
+    first = take(documents, 3)
+    assert set(first) <= set(STORIES)
+    other = others(kind, tmp_path / f"b.{kind}")
+    if how == "moved there":
+        os.replace(other, path)
+    else:
+        path.write_bytes(other.read_bytes()[: 100 if how == "cut off" else None])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match=f"a.{kind} changed while it was read; put back the file"):
+        for _ in range(37):
+            assert next(documents) in STORIES
+    assert set(whole(others(kind, path)).documents()) == {t.replace("Story", "Other") for t in STORIES}  # fmt: skip
 
 
-def prepared(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(path))
-    return tmp_path / "tokens"
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_is_replaced_while_it_is_scanned_is_refused(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(data_files, "CHUNK_BYTES", 100)
+    path = WRITERS[kind](tmp_path / f"a.{kind}", STORIES)
+
+    def replaced(text):
+        path.write_bytes(b"{not what it was")
+        return False
+
+    monkeypatch.setattr(data_files, "is_validation_document", replaced)
+    with pytest.raises(ValueError, match=f"a.{kind} changed while it was read"):
+        whole(path)
 
 
-def test_a_token_folder_of_another_tokenizer_is_refused(tmp_path):
-    folder = prepared(tmp_path)
-    text = (folder / "tokens.json").read_text()
-    (folder / "tokens.json").write_text(text.replace('"sha256": "', '"sha256": "0'))
-    with pytest.raises(
-        ValueError, match="prepared with tokenizer stories4k .* give that one with --tokenizer"
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+@pytest.mark.parametrize("chunk", [1, 7, 13, 100])
+def test_documents_are_the_same_wherever_a_chunk_of_the_file_ends(
+    tmp_path, monkeypatch, kind, chunk
+):
+    monkeypatch.setattr(data_files, "CHUNK_BYTES", chunk)
+    texts = ["\u00e9" * 50, "<|endoftext|", "", "b" * 300, "<|endoftext", *STORIES]
+    path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
+    for content in (
+        path.read_bytes(),
+        b"\xef\xbb\xbf" + path.read_bytes(),
+        path.read_bytes() + b"\n",
     ):
-        open_dataset(str(folder), split="train").check_tokenizer(get_tokenizer("stories4k"))
-
-
-def changed(path, at, value):
-    data = path.read_bytes()
-    path.write_bytes(data[:at] + value + data[at + len(value) :])
-
-
-def described(folder, change):
-    meta = json.loads((folder / "tokens.json").read_text())
-    change(meta)
-    (folder / "tokens.json").write_text(json.dumps(meta))
+        path.write_bytes(content)
+        source = whole(path)
+        assert list(source.documents()) == [text for text in texts if text]
+        assert source.skipped == 1
+        path.unlink()
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: (folder / "tokens.json").write_text("{"),
-        lambda folder: (folder / "tokens.json").write_text("{}"),
-        lambda folder: (folder / "train_00000.tokens.npy").unlink(),
-        lambda folder: (folder / "train_00000.tokens.npy").write_bytes(b"\x93NUMPY"),
-        lambda folder: np.save(folder / "train_00000.ends.npy", np.zeros(3, np.int64)),
-        lambda folder: np.save(folder / "train_00000.tokens.npy", np.full(9, 5000, np.uint16)),
-        lambda folder: changed(folder / "train_00000.tokens.npy", 8, b"\0"),  # the header's length
-        lambda folder: described(folder, lambda meta: meta.pop("n_vocab")),
-        lambda folder: described(folder, lambda meta: meta.update(tokenizer=0)),
-        lambda folder: described(folder, lambda meta: meta["tokenizer"].update(sha256=0)),
-        lambda folder: described(folder, lambda meta: meta["splits"].update(train=[])),
-        lambda folder: described(folder, lambda meta: meta["splits"]["train"].update(shards=[{}])),
-        lambda folder: np.save(folder / "train_00000.ends.npy", np.load(folder / "train_00000.ends.npy")[::-1]),
-    ],
-)  # fmt: skip
-def test_a_damaged_token_folder_is_one_sentence(tmp_path, damage):
-    folder = prepared(tmp_path)
-    damage(folder)
-    with pytest.raises(ValueError, match="prepare") as caught:
-        open_dataset(str(folder), split="train")
-    assert "\n" not in str(caught.value)
+    "kind, where", [("txt", "byte 314"), ("jsonl", "byte 322"), ("parquet", "row 1 of a row group")]
+)
+def test_a_document_beyond_the_limit_is_refused_and_one_at_the_limit_is_not(
+    tmp_path, monkeypatch, kind, where
+):
+    monkeypatch.setattr(data_files, "LARGEST_DOCUMENT", 400)
+    monkeypatch.setattr(data_files, "CHUNK_BYTES", 64)
+    texts = ["a" * 300, "b" * 340, "c"]
+    path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
+    assert list(whole(path).documents()) == texts
+    path = WRITERS[kind](tmp_path / f"b.{kind}", ["a" * 300, "b" * 5000, "c"])
+    told = (
+        rf"b.{kind}, {where}: a document may have .* MB, and this one has more; cut it into several"
+    )
+    with pytest.raises(ValueError, match=told):
+        whole(path)
 
 
-def test_an_id_outside_the_vocabulary_is_refused(tmp_path):
-    folder = prepared(tmp_path)
-    ids = np.load(folder / "train_00000.tokens.npy")
-    np.save(folder / "train_00000.tokens.npy", np.full_like(ids, 4096))
-    with pytest.raises(ValueError, match="document 0 has the id 4096 of 4096"):
-        next(open_dataset(str(folder), split="train").documents())
+def bomb(path, rows):
+    """A parquet file of 2 KB that decodes to 8 KB for each row."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    text = pyarrow.array(["once upon a time " * 470])
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(rows, np.int32)), text)
+    table = pyarrow.table({"text": column})
+    parquet.write_table(table, path, row_group_size=rows, compression="zstd", store_schema=False)
+    return path
+
+
+def test_a_row_group_is_decoded_little_by_little_and_refused_at_its_limit(tmp_path, monkeypatch):
+    path = bomb(tmp_path / "a.parquet", 100_000)
+    assert path.stat().st_size < 4000
+    monkeypatch.setattr(data_files, "LARGEST_ROW_GROUP", 2_000_000)
+    scanned = []
+    monkeypatch.setattr(
+        data_files, "is_validation_document", lambda text: scanned.append(len(text)) or True
+    )
+    with pytest.raises(
+        ValueError,
+        match="row group 0 of .*a.parquet holds more than 2 GB of text; write the file again with smaller row groups",
+    ):
+        whole(path)
+    assert 1_000_000 < sum(scanned) < 2_000_000
+
+
+@pytest.mark.slow
+def test_a_parquet_file_of_8_gb_in_2_kb_is_refused_in_little_memory(tmp_path):
+    path = bomb(tmp_path / "a.parquet", 1_000_000)
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30));"
+        "from data.sources import open_dataset; open_dataset(sys.argv[1], split='train', val_dataset=sys.argv[1])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert "ValueError: row group 0 of" in ended.stderr and "more than 2 GB" in ended.stderr
+
+
+def test_a_column_of_categories_is_read_as_its_texts(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    texts = [STORIES[n % 7] for n in range(500)]
+    table = pyarrow.table({"text": pyarrow.array(texts).dictionary_encode()})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    source = whole(tmp_path / "a.parquet")
+    assert list(source.documents()) == texts
+    assert sorted(take(source.shuffled(0), 500)) == sorted(texts)
+
+
+def test_a_very_long_document_is_no_list_of_numbers_and_not_copied_for_each_batch(tmp_path):
+    text = " ".join(STORIES * 200)
+    path = write_jsonl(tmp_path / "a.jsonl", [text])
+    encoding = get_tokenizer("stories4k")
+    tracemalloc.start()
+    try:
+        ids = encode(encoding, next(iter(whole(path).documents())))
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(text)
+        assert ids.tolist() == encoding.encode_ordinary(text)
+    finally:
+        tracemalloc.stop()
+    rows = PackedRows(iter([ids]), encoding.eot_token, num_rows=2, block_size=16, state=None)
+    next(rows)
+    (rest,) = rows.tokens  # in the position of each batch that is read ahead
+    next(rows)
+    assert np.shares_memory(rest, rows.tokens[0])
 
 
 def test_prepare_as_a_command_says_what_it_wrote(tmp_path, capsys):
@@ -430,7 +471,8 @@ def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(
     tmp_path, monkeypatch, capsys, flags, told
 ):
     monkeypatch.chdir(tmp_path)
-    prepared(tmp_path)
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(path))
     argv = ["--dataset", "a.jsonl", "--vocab_size", "270", "--out", "new.tiktoken", *flags]
     capsys.readouterr()
     assert train_tokenizer_main(argv) == 2
@@ -438,7 +480,6 @@ def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(
 
 
 def test_prepare_takes_the_bundled_stories_and_auto(tmp_path, monkeypatch, capsys):
-
     monkeypatch.setitem(sources.FIRST_AND_COUNT, "train", (0, 30))
     monkeypatch.setitem(sources.FIRST_AND_COUNT, "validation", (30, 5))
     monkeypatch.setattr(sources, "current_revision", unreachable)

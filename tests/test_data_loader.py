@@ -141,7 +141,7 @@ def make_source(kind, folder, tokenizer):
     path = folder / f"stories.{kind}"
     if kind == "txt":
         path.write_text("<|endoftext|>".join(STORIES))
-    else:
+    elif not (folder / "stories.jsonl").exists():  # a source may be reading it
         (folder / "stories.jsonl").write_text(
             "".join(json.dumps({"text": t}) + "\n" for t in STORIES)
         )

@@ -1,0 +1,490 @@
+"""Token folders: what is read is what was written, or one sentence; one writer at a time."""
+
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data.tokens as tokens
+from architecture.tokenizer import SHIPPED_FOLDER, get_tokenizer, load_rank_file, tokenizer_state
+from data.prepare import main as prepare_main
+from data.prepare import prepare
+from data.sources import open_dataset
+from data.tokens import TokenFile, TokenFolderWriter
+from tests.test_data_files import STORIES, take, whole, write_jsonl
+
+SPLITS = ("train", "validation")
+SECTOR = 4096
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """STORIES in both splits."""
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(path))
+    return tmp_path / "tokens"
+
+
+def write(folder: Path, documents, tokenizer=None, **options) -> Path:
+    writer = TokenFolderWriter(folder, tokenizer or get_tokenizer("stories4k"), **options)
+    for split in SPLITS:
+        writer.write_split(split, documents)
+    writer.finish()
+    return folder
+
+
+def read(folder: Path) -> list[list[list[int]]]:
+    sources = [open_dataset(str(folder), split=split) for split in SPLITS]
+    return [[ids.tolist() for ids in source.documents()] for source in sources]
+
+
+def described(folder: Path, change) -> None:
+    """Change what tokens.json says, and seal it again as somebody could who knows how."""
+    meta = json.loads((folder / "tokens.json").read_text())
+    del meta["sha256"]
+    change(meta)
+    (folder / "tokens.json").write_text(json.dumps(meta | {"sha256": tokens._digest(meta)}))
+
+
+def without_checksums(folder: Path, documents) -> Path:
+    """A folder as commit 6d82eb2 wrote it."""
+    folder.mkdir()
+    ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+    ids, shards = np.concatenate(documents).astype(np.uint16), {}
+    for split in SPLITS:
+        np.save(folder / f"{split}_00000.tokens.npy", ids)
+        np.save(folder / f"{split}_00000.ends.npy", ends)
+        totals = {"tokens": len(ids), "documents": len(ends)}
+        shards[split] = totals | {"shards": [totals | {"name": f"{split}_00000"}]}
+    state = tokenizer_state(get_tokenizer("stories4k"))
+    meta = {
+        "format": "nano-gpt-oss tokens 1",
+        "tokenizer": {key: state[key] for key in ("name", "sha256")},
+        "n_vocab": 4096,
+        "splits": shards,
+    }
+    (folder / "tokens.json").write_text(json.dumps(meta, indent=2) + "\n")
+    return folder
+
+
+def random_documents(count: int) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(4096) for _ in range(rng.randrange(1, 200))] for _ in range(count)]
+
+
+# ------------------------------------------------------------------------------------- what is written
+
+
+def test_prepared_documents_are_the_ids_of_the_texts_in_the_same_shuffle(tmp_path):
+    encoding = get_tokenizer("stories4k")
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    folder = tmp_path / "tokens"
+    totals = prepare(str(path), folder, encoding, val_dataset=str(path))
+    assert totals["train"]["documents"] == 40 and sorted(tmp_path.iterdir()) == [path, folder]
+    raw, prepared = whole(path), open_dataset(str(folder), split="train")
+    for text, ids in zip(take(raw.shuffled(5), 90), take(prepared.shuffled(5), 90)):
+        assert encoding.encode_ordinary(text) == ids.tolist()
+
+
+def test_shards_hold_ids_of_the_largest_vocabulary_and_any_number_of_documents(
+    tmp_path, monkeypatch
+):
+    class Large:  # what the writer asks of a tokenizer, with the ids of o200k_harmony
+        name, n_vocab, _pat_str = "large", 201_088, ""
+        _mergeable_ranks, _special_tokens = {b"a": 0}, {}
+
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 256)
+    rng = random.Random(0)
+    documents = [[rng.randrange(201_088) for _ in range(rng.randrange(1, 30))] for _ in range(100)]
+    documents[3] = [201_087] * 500  # longer than a shard and than several blocks
+    folder = write(tmp_path / "tokens", documents, Large(), shard_tokens=64)
+    assert read(folder) == [documents, documents]
+    assert len(list(folder.glob("train_*.tokens.npy"))) > 10
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
+@pytest.mark.parametrize("count", [0, 1, 9, 12_345, 10**6])
+def test_the_header_is_that_of_numpy(dtype, count):
+    file = io.BytesIO()
+    np.save(file, np.zeros(count, dtype))
+    assert file.getvalue()[: -count * np.dtype(dtype).itemsize or None] == tokens._header(
+        np.dtype(dtype), count
+    )
+
+
+# -------------------------------------------------------------------------------------------- damage
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def zero_a_sector(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    start = rng.randrange(0, len(content), SECTOR)
+    content[start : start + SECTOR] = bytes(len(content[start : start + SECTOR]))
+    path.write_bytes(content)
+
+
+def read_as_good_and_different(folder: Path, damage, times: int) -> int:
+    """How many damages of a file of the folder go unseen, and change what is read."""
+    good, rng, unseen = read(folder), random.Random(0), 0
+    for _ in range(times):
+        path = rng.choice(sorted(folder.iterdir()))
+        content = path.read_bytes()
+        damage(path, rng)
+        try:
+            unseen += read(folder) != good
+        except ValueError as error:
+            assert "prepare it again" in str(error) and "\n" not in str(error)
+        path.write_bytes(content)
+    assert read(folder) == good
+    return unseen
+
+
+def test_no_flip_of_a_bit_and_no_lost_sector_is_read_as_good(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 3000)
+    folder = write(tmp_path / "tokens", random_documents(60), shard_tokens=3000)
+    assert len(list(folder.iterdir())) > 8
+    assert read_as_good_and_different(folder, flip, 300) == 0
+    assert read_as_good_and_different(folder, zero_a_sector, 60) == 0
+    without = without_checksums(tmp_path / "old", random_documents(60))
+    assert read_as_good_and_different(without, flip, 50) > 10  # so these damages would be seen
+
+
+@pytest.mark.slow
+def test_no_bit_of_the_description_and_none_of_many_others_is_read_as_good(tmp_path):
+    folder = write(tmp_path / "tokens", random_documents(60), shard_tokens=3000)
+    assert read_as_good_and_different(folder, flip, 10_000) == 0
+    assert read_as_good_and_different(folder, zero_a_sector, 2000) == 0
+    path, good = folder / "tokens.json", read(folder)
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:  # of the blank space around values it may
+            assert read(folder) == good
+        except ValueError as error:
+            assert "prepare it again" in str(error)
+
+
+def test_a_flipped_bit_of_a_tokenizer_never_gives_other_ids(tmp_path):
+    for suffix in (".tiktoken", ".json"):
+        shutil.copy(SHIPPED_FOLDER / f"bundled1536{suffix}", tmp_path)
+    good, rng, refused = load_rank_file(tmp_path / "bundled1536.tiktoken"), random.Random(0), 0
+    ids = [good.encode_ordinary(text) for text in STORIES]
+    for number in range(100):
+        path = tmp_path / ("bundled1536.json" if number % 2 else "bundled1536.tiktoken")
+        content = path.read_bytes()
+        flip(path, rng)
+        try:
+            found = load_rank_file(tmp_path / "bundled1536.tiktoken")
+            assert tokenizer_state(found)["sha256"] == tokenizer_state(good)["sha256"]
+            assert [found.encode_ordinary(text) for text in STORIES] == ids
+        except ValueError:
+            refused += 1
+        path.write_bytes(content)
+    assert refused > 50
+
+
+def test_a_block_is_verified_when_it_is_first_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 256)
+    folder = write(tmp_path / "tokens", [[n] * 100 for n in range(20)])
+    path = folder / "train_00000.tokens.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    source = open_dataset(str(folder), split="train")
+    assert [source[n].tolist() for n in range(17)] == [[n] * 100 for n in range(17)]
+    with pytest.raises(
+        ValueError,
+        match="tokens cannot be read as a token folder .train_00000.tokens.npy is not what was written, in its "
+        "32 bytes from 4,096 on.; prepare it again with python -m data.prepare",
+    ):
+        source[19]
+
+
+def npz_for_npy(folder):
+    np.savez(folder / "train_00000.npz", ids=np.zeros(9))
+    (folder / "train_00000.npz").rename(folder / "train_00000.tokens.npy")
+
+
+def saved(folder, kind, array):
+    np.save(folder / f"train_00000.{kind}.npy", array)
+
+
+def shards(meta):
+    return meta["splits"]["train"]["shards"]
+
+
+DAMAGES = {
+    "tokens.json that ends": lambda folder: (folder / "tokens.json").write_text("{"),
+    "tokens.json empty": lambda folder: (folder / "tokens.json").write_text("{}"),
+    "tokens.json a list": lambda folder: (folder / "tokens.json").write_text("[1]"),
+    "tokens.json nested": lambda folder: (folder / "tokens.json").write_text("[" * 200_000),
+    "tokens.json of many digits": lambda folder: (folder / "tokens.json").write_text("9" * 5000),
+    "another format": lambda folder: described(folder, lambda meta: meta.update(format="3")),
+    "a file is missing": lambda folder: (folder / "train_00000.tokens.npy").unlink(),
+    "a file is a pipe": lambda folder: (
+        (folder / "train_00000.ends.npy").unlink() or os.mkfifo(folder / "train_00000.ends.npy")
+    ),
+    "a file ends": lambda folder: (folder / "train_00000.tokens.npy").write_bytes(b"\x93NUMPY"),
+    "a file is empty": lambda folder: (folder / "train_00000.ends.npy").write_bytes(b""),
+    "an npz": npz_for_npy,
+    "fewer documents": lambda folder: saved(folder, "ends", np.zeros(3, np.int64)),
+    "other ids": lambda folder: saved(folder, "ends", np.load(folder / "train_00000.ends.npy") + 1),
+    "another type": lambda folder: saved(
+        folder, "tokens", np.load(folder / "train_00000.tokens.npy").astype(np.int16)
+    ),
+    "another shape": lambda folder: saved(
+        folder, "tokens", np.load(folder / "train_00000.tokens.npy")[None]
+    ),
+    "objects": lambda folder: saved(folder, "tokens", np.array([print] * 9)),
+    "no n_vocab": lambda folder: described(folder, lambda meta: meta.pop("n_vocab")),
+    "n_vocab as text": lambda folder: described(folder, lambda meta: meta.update(n_vocab="9")),
+    "no splits": lambda folder: described(folder, lambda meta: meta.update(splits=[])),
+    "no shards": lambda folder: described(folder, lambda meta: meta["splits"].update(train={})),
+    "an empty shard": lambda folder: described(
+        folder, lambda meta: meta["splits"]["train"].update(shards=[{}])
+    ),
+    "no checksums": lambda folder: described(folder, lambda meta: shards(meta)[0].pop("sha256")),
+    "sizes below 0": lambda folder: described(
+        folder, lambda meta: shards(meta)[0].update(tokens=-9, documents=-9)
+    ),
+    "sizes beyond memory": lambda folder: described(
+        folder, lambda meta: shards(meta)[0].update(tokens=10**30, documents=10**30)
+    ),
+    "a path for a name": lambda folder: described(
+        folder, lambda meta: shards(meta)[0].update(name="../tokens/train_00000")
+    ),
+    "a shard twice": lambda folder: described(
+        folder, lambda meta: shards(meta).append(shards(meta)[0])
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_token_folder_is_one_sentence(folder, damage):
+    damage(folder)
+    with pytest.raises(ValueError, match="prepare it again with python -m data.prepare") as caught:
+        open_dataset(str(folder), split="train")[0]
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert str(folder) in str(caught.value)
+
+
+def test_a_name_that_leads_out_of_the_folder_is_not_followed(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    described(folder, lambda meta: shards(meta)[0].update(name="../other/train_00000"))
+    with pytest.raises(ValueError, match="must name its shards in order, train_00000 and so on"):
+        open_dataset(str(folder), split="train")
+
+
+def test_ids_and_a_vocabulary_that_are_not_the_tokenizers_are_refused(tmp_path):
+    folder = write(tmp_path / "tokens", [[1, 2], [3, 4096]])
+    source = open_dataset(str(folder), split="train")
+    assert source[0].tolist() == [1, 2]
+    with pytest.raises(ValueError, match="document 1 has the id 4096 of 4096.; prepare it again"):
+        source[1]
+    described(folder, lambda meta: meta.update(n_vocab=5000))
+    source = open_dataset(str(folder), split="train")
+    with pytest.raises(ValueError, match="tokens.json must have the n_vocab 4096 of its tokenizer"):
+        source.check_tokenizer(get_tokenizer("stories4k"))
+
+
+def test_a_token_folder_of_another_tokenizer_is_refused(folder):
+    source = open_dataset(str(folder), split="train")
+    source.check_tokenizer(get_tokenizer("stories4k"))
+    with pytest.raises(
+        ValueError,
+        match="prepared with tokenizer stories4k .* give that one with --tokenizer, or prepare again",
+    ):
+        source.check_tokenizer(get_tokenizer("bundled1536"))
+
+
+# --------------------------------------------------------------------------------- folders of before
+
+
+def test_a_folder_without_checksums_is_read_and_says_once_that_damage_goes_unseen(
+    tmp_path, caplog, capsys
+):
+    documents = random_documents(20)
+    folder = without_checksums(tmp_path / "old", documents)
+    assert read(folder) == [documents, documents]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder} was prepared before token files had checksums, so damage in it would go unseen; prepare it again "
+        "with python -m data.prepare, from its text or, if you trust it, from this folder"
+    ]
+    assert prepare_main(["--dataset", str(folder), "--out_dir", str(tmp_path / "new")]) == 0
+    assert read(tmp_path / "new") == [documents, documents] and "sha256" in json.loads(
+        (tmp_path / "new/tokens.json").read_text()
+    )
+
+
+def test_a_folder_does_not_lose_its_checksums_by_saying_that_it_is_of_before(folder):
+    described(folder, lambda meta: meta.update(format=tokens.WITHOUT_CHECKSUMS))
+    with pytest.raises(ValueError, match="tokens.json must say format"):
+        open_dataset(str(folder), split="train")
+
+
+# ------------------------------------------------------------------------------- replaced while it is read
+
+
+def test_a_folder_that_is_removed_while_it_is_read_is_read_to_its_end(tmp_path):
+    documents = random_documents(20)
+    folder = write(tmp_path / "tokens", documents)
+    source = open_dataset(str(folder), split="train")
+    assert source[0].tolist() == documents[0]
+    shutil.rmtree(folder)
+    assert [ids.tolist() for ids in source.documents()] == documents
+
+
+@pytest.mark.parametrize("how", ["moved there", "written there", "cut off"])
+def test_a_folder_that_is_replaced_while_it_is_read_is_verified_again(tmp_path, how):
+    documents = random_documents(20)
+    folder = write(tmp_path / "tokens", documents)
+    other = write(tmp_path / "other", [[7] * len(document) for document in documents])
+    source = open_dataset(str(folder), split="train")
+    assert source[0].tolist() == documents[0]
+    path = folder / "train_00000.tokens.npy"
+    shutil.copy(path, tmp_path / "same")
+    os.utime(path, ns=(1, 1))  # the same content is good whenever it was written
+    assert source[1].tolist() == documents[1]
+    if how == "moved there":
+        os.replace(other / path.name, path)
+    elif how == "written there":
+        path.write_bytes((other / path.name).read_bytes())
+    else:
+        path.write_bytes(path.read_bytes()[:200])
+    os.utime(path, ns=(2, 2))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="prepare it again"):
+            source[0]
+    os.replace(tmp_path / "same", path)
+    assert source[0].tolist() == documents[0]
+
+
+def test_a_replaced_file_without_checksums_is_refused(tmp_path):
+    documents = random_documents(20)
+    folder = without_checksums(tmp_path / "old", documents)
+    source = open_dataset(str(folder), split="train")
+    os.utime(folder / "train_00000.tokens.npy", ns=(1, 1))
+    with pytest.raises(ValueError, match="train_00000.tokens.npy changed while it was read"):
+        source[0]
+
+
+# ----------------------------------------------------------------------------------------- one writer
+
+
+def test_a_killed_preparation_leaves_no_folder_and_the_next_one_starts_clean(tmp_path):
+    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
+
+    def killed():
+        yield [1, 2, 3]
+        yield [4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TokenFolderWriter(folder, encoding, shard_tokens=2).write_split("train", killed())
+    assert list(tmp_path.iterdir()) == []
+    partial = tmp_path / "tokens.tokens-partial"  # of a kill -9
+    partial.mkdir()
+    for name in (".lock", "train_00000.tokens.npy", "train_00007.tokens.npy", ".tokens.json.tmp"):
+        (partial / name).write_text("4000000")
+    write(folder, [[5, 6]])
+    assert read(folder) == [[[5, 6]], [[5, 6]]]
+    assert {path.name for path in folder.iterdir()} == {
+        "tokens.json",
+        *(f"{split}_00000.{kind}.npy" for split in SPLITS for kind in ("tokens", "ends")),
+    }
+    with pytest.raises(ValueError, match="exists already"):
+        TokenFolderWriter(folder, encoding)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_of_two_writers_of_a_folder_the_second_is_refused_and_mixes_nothing_in(tmp_path):
+    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
+    first = TokenFolderWriter(folder, encoding)
+    first.write_split("validation", [[1, 2, 3]] * 200)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError,
+            match=rf"out_dir must have one writer, and data.prepare .process {os.getpid()}. is writing .*tokens; "
+            "wait for it or choose another --out_dir",
+        ):
+            TokenFolderWriter(folder, encoding)
+    first.write_split("train", [[4, 5]])
+    first.finish()
+    assert read(folder) == [[[4, 5]], [[1, 2, 3]] * 200]
+
+
+def test_a_writer_that_waited_for_another_to_finish_does_not_write_over_it(tmp_path, monkeypatch):
+    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
+    only_writer = tokens._only_writer
+
+    def late(path, folder):
+        monkeypatch.undo()  # the other one begins and ends between our two looks at the folder
+        shutil.rmtree(path.parent)
+        write(folder, [[1]])
+        path.parent.mkdir()
+        return only_writer(path, folder)
+
+    monkeypatch.setattr(tokens, "_only_writer", late)
+    with pytest.raises(ValueError, match="exists already"):
+        TokenFolderWriter(folder, encoding)
+    assert read(folder) == [[[1]], [[1]]] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_lock_that_was_moved_away_with_its_folder_is_not_ours(tmp_path, monkeypatch):
+    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
+    first = TokenFolderWriter(folder, encoding)
+    first.write_split("train", [[1]])
+    flock = tokens.fcntl.flock
+
+    def late(*args):
+        monkeypatch.undo()
+        first.finish()  # after the lock file was opened, and before it is locked
+        flock(*args)
+
+    monkeypatch.setattr(tokens.fcntl, "flock", late)
+    with pytest.raises(ValueError, match="out_dir must have one writer"):
+        TokenFolderWriter(folder, encoding)
+    assert open_dataset(str(folder), split="train")[0].tolist() == [1]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_second_data_prepare_is_refused_in_one_sentence(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    writer = TokenFolderWriter(tmp_path / "tokens", get_tokenizer("stories4k"))
+    data = ["--dataset", path, "--val_dataset", path]
+    ended = subprocess.run(
+        [sys.executable, "-m", "data.prepare", *data, "--out_dir", tmp_path / "tokens"],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    assert f"(process {os.getpid()}) is writing {tmp_path / 'tokens'}; wait for it" in ended.stderr
+    for split in SPLITS:
+        writer.write_split(split, [[1]])
+    writer.finish()
+    assert read(tmp_path / "tokens") == [[[1]], [[1]]]
+
+
+def test_a_slice_may_be_empty_and_end_at_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 256)
+    folder = write(tmp_path / "tokens", [[1] * 64, [], [2] * 64])
+    meta = json.loads((folder / "tokens.json").read_text())
+    digests = shards(meta)[0]["sha256"]["tokens"]
+    file = TokenFile(folder / "train_00000.tokens.npy", np.uint16, 128, digests)
+    assert len(digests) == 2
+    assert file[64:64].tolist() == [] and file[128:128].tolist() == []
+    assert file[0:64].tolist() == [1] * 64 and file[63:65].tolist() == [1, 2]
