@@ -31,11 +31,12 @@ REQUIRED_KEYS = {"model_name": str, "config": dict, "model": dict, "tokenizer": 
 ANOTHER = "use another checkpoint_<step>.pt from its folder"
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
     """The dictionary a checkpoint holds, on the CPU, verified by the checksums in the file. Code inside a
     pickle is never run (weights_only), and no tensor of it may be used in place: see owned().
 
-    Raises ValueError, in one sentence, for a missing, damaged, foreign or newer file, and MemoryError.
+    Raises ValueError, in one sentence that ends with way_out, for a damaged or foreign file, also for a missing
+    or a newer one, and MemoryError.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,7 +47,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
         )
-    with reading(path, "a checkpoint", way_out=ANOTHER):
+    with reading(path, "a checkpoint", way_out=way_out):
         verify(path)
         state = _unpickled(path)
         missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
