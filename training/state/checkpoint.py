@@ -21,7 +21,7 @@ from torch import nn
 from architecture.checkpoint import FORMAT, owned, read_checkpoint
 from architecture.registry import is_hugging_face
 from architecture.tokenizer import tokenizer_state
-from common.files import atomic_write, parse_json, reading, write_json_atomic
+from common.files import atomic_write, read_json, reading, write_json_atomic
 from common.provenance import git_commit
 from common.settings import cast
 from training.balance import BIAS_BUFFER
@@ -141,19 +141,12 @@ def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
     path = Path(out_dir) / "best.json"
     if not path.exists():
         return None
-    damaged = ValueError(f"{path} is damaged; delete it, the checkpoints do not need it")
-    try:
-        best = parse_json(path.read_bytes())
-    except ValueError:
-        raise damaged from None
-    name, loss = (
-        (best.get(k) for k in ("checkpoint", "val_loss")) if isinstance(best, dict) else (0, 0)
-    )
-    if not isinstance(name, str) or not re.fullmatch(r"checkpoint_\d{1,20}\.pt", name):
-        raise damaged
-    if type(loss) not in (int, float) or not abs(loss) < math.inf:
-        raise damaged
-    return best if (path.parent / name).exists() else None
+    with reading(path, "the name of the best checkpoint", way_out="delete it, nothing needs it"):
+        best = read_json(path)
+        best["val_loss"] = cast("val_loss", best["val_loss"], float)
+        if not re.fullmatch(r"checkpoint_\d{1,20}\.pt", best["checkpoint"]):
+            raise ValueError("its checkpoint is not named as one")
+    return best if (path.parent / best["checkpoint"]).exists() else None
 
 
 # --------------------------------------------------------------------------------------------------
