@@ -363,7 +363,10 @@ def test_a_run_with_a_damaged_config_json_is_refused_before_anything_is_touched(
     before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
-    assert "model/config.json cannot be read as the settings and starts" in err and err.count("\n") == 1
+    assert (
+        "model/config.json cannot be read as the settings and starts" in err
+        and err.count("\n") == 1
+    )
     assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
