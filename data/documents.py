@@ -1,6 +1,7 @@
 """What a source promises, the rule that splits documents, shuffling that resumes exactly."""
 
 import hashlib
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,13 @@ Document = str | np.ndarray  # text, or the token ids of a source that is tokeni
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # of a split, or in a file's name
 VALIDATION_PER_THOUSAND = 10
 MIN_VALIDATION_DOCUMENTS = 100
+# The documents of a stream are mixed within this many characters, and at most so many documents.
+WINDOW_CHARACTERS = 32_000_000
+WINDOW_DOCUMENTS = 30_000
+
+Place = tuple[
+    int, int
+]  # behind a row of a stream: which file it is in, counted in their order; rows
 
 
 class Source:
@@ -116,6 +124,68 @@ class ShuffledIndex(ShuffledDocuments):
 
     def _epoch_order(self):
         return self._source.order(np.random.default_rng([self._seed, self.epoch]))
+
+
+class ShuffledStream(ShuffledDocuments):
+    """The documents of a stream: its files in a new order each epoch, mixed within a window.
+
+    source: with `revision` and `rows(place, file_seed)`, which gives the rows behind a place, of files
+    in the order of a seed: the place behind each, and its text or None.
+
+    The key of a document is the size of all before it plus a random number below WINDOW_CHARACTERS, a
+    hash of (seed, epoch, its number); documents come in the order of their keys. So a position is a
+    few numbers: the window is read again from the first document in it, without those that came.
+    """
+
+    def __init__(self, source: Source, seed: int, state: dict | None = None):
+        self._source, self._seed = source, seed
+        self._begin(**(state or {"epoch": 0}))
+
+    def _begin(self, epoch, place=(0, 0), number=0, size=0, last=(-1, -1), revision=None):
+        self.epoch, self._place, self._number, self._size = epoch, tuple(place), number, size
+        self._last = tuple(last)  # key and number of the document that came last
+        self._window: list[tuple[int, int, str]] = []  # a heap of key, number and text
+        self._begins: dict[int, tuple] = {}  # number of a document in the window: what is before it
+        self._ended = False
+        self._rows = self._source.rows(self._place, [self._seed, epoch])
+
+    def __next__(self):
+        while not self._ended and not (self._window and self._window[0][0] <= self._size):
+            self._read()
+        if not self._window:
+            if self._number == 0:
+                raise ValueError(f"{self._source.name} has no document with text in it")
+            self._begin(self.epoch + 1)
+            return next(self)
+        key, number, text = heapq.heappop(self._window)
+        self._last = key, number
+        del self._begins[number]
+        return text
+
+    def _read(self):
+        """One more row; no document behind it has a key below self._size."""
+        begin = self._place, self._number, self._size
+        place, text = next(self._rows, (None, None))
+        self._ended = place is None
+        self._place = place or self._place
+        if text is not None:
+            name = f"{self._seed} {self.epoch} {self._number}".encode()
+            draw = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+            key = self._size + draw % WINDOW_CHARACTERS
+            if (key, self._number) > self._last:
+                heapq.heappush(self._window, (key, self._number, text))
+                self._begins[self._number] = begin
+            self._number += 1
+            self._size += max(len(text), WINDOW_CHARACTERS // WINDOW_DOCUMENTS)
+
+    def state_dict(self):
+        here = self._place, self._number, self._size
+        place, number, size = next(iter(self._begins.values()), here)
+        position = {"place": list(place), "number": number, "size": size, "last": list(self._last)}
+        return {"revision": self._source.revision, "epoch": self.epoch, **position}
+
+    def close(self):
+        self._rows.close()
 
 
 def is_validation_document(text: str) -> bool:
