@@ -14,7 +14,6 @@ from architecture.tokenizer import PROBE_SECONDS, call_within
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
     VALIDATION_NAMES,
-    IndexedSource,
     ShuffledStream,
     Source,
     is_validation_document,
@@ -26,19 +25,19 @@ from data.documents import (
 logger = logging.getLogger(__name__)
 
 TINYSTORIES = "roneneldan/TinyStories"
-# Of datasets, 5 s apart, each with what huggingface_hub retries, which is five times with waits of
-# 23 s in all: about two minutes until a network that is gone ends a run, six if it stalls. The
-# default of datasets is 20: ten minutes, and half an hour.
+# Of datasets, 5 s apart, each with the five of huggingface_hub, which wait 23 s in all: two minutes
+# until a network that is gone ends a run, six if it stalls. The default is 20.
 ATTEMPTS = 4
 OPEN_SECONDS = 120.0  # for the list of a dataset's files, which huggingface_hub awaits forever
 NETWORK_PACKAGES = {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", "ssl", "urllib3"}
-BUSY_STATUS = {408, 425, 429}  # and all from 500: may be well later; other refusals stay
-# A hub dataset without a validation split: documents of the hash rule from the beginning of the
-# stream, until there are this many or this many rows are read. (All documents of the rule are left
-# out of training.)
+# A dataset without a validation split: documents of the hash rule from the beginning, until there are
+# this many or this many rows are read. (All documents of the rule are left out of training.)
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
-DATA_SUFFIXES = (".parquet", ".jsonl")  # of the files that a copy in the local cache must have
+OLDER_POSITION = (
+    "an older version wrote the position in the checkpoint, and read the files in another order; "
+    "its epoch ends here and the next one begins"
+)
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -71,14 +70,8 @@ class HubSource(Source):
     def shuffled(self, seed, state=None):
         if state is None:
             return ShuffledStream(self, seed)
-        if (
-            "buffer" in state
-        ):  # an older version kept the texts here, and another order of the files
-            logger.warning(
-                "the checkpoint's place in %s is one of an older version, which this version cannot "
-                "find; the next epoch begins",
-                self.name,
-            )
+        if "buffer" in state:
+            logger.warning("%s: %s", self.name, OLDER_POSITION)
             state = {"revision": state["revision"], "epoch": state["epoch"] + 1}
         source = copy.copy(self)
         source.revision = require_commit(self._repository, state["revision"])
@@ -121,17 +114,14 @@ class HubSource(Source):
         return text if ours else None
 
 
-class GatheredSource(IndexedSource):
+class GatheredSource(Source):
     """A few documents held in memory."""
 
     def __init__(self, name: str, texts: list[str]):
         self.name, self._texts = name, texts
 
-    def __len__(self):
-        return len(self._texts)
-
-    def __getitem__(self, index):
-        return self._texts[index]
+    def documents(self):
+        return iter(self._texts)
 
 
 def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
@@ -169,9 +159,9 @@ def _gather_validation(source):
 
 def open_splits(name: str, revision: str) -> dict:
     """{split: IterableDataset} of one revision, of its copy in the local cache if there is one."""
-    copy = cached_copy(name, revision)
+    cached = cached_copy(name, revision)
     with _in_one_sentence(name, f"opening {name} on the Hub"):
-        return _load(str(copy), None) if copy else _load(name, revision)
+        return _load(str(cached), None) if cached else _load(name, revision)
 
 
 @functools.cache  # opened once for both splits; a failure is not kept
@@ -214,14 +204,15 @@ def cached_copy(name: str, revision: str | None = None) -> Path | None:
     newest = folder / "refs" / "main"
     if revision is None:
         revision = newest.read_text().strip() if newest.is_file() else ""
-    copy = folder / "snapshots" / revision
     if not COMMIT.fullmatch(revision):
         return None
-    files = {path.name for path in copy.rglob("*") if path.suffix in DATA_SUFFIXES}
-    parts = Counter(re.findall(r"^(.+-)\d{5}-of-(\d{5})", "\n".join(files), flags=re.MULTILINE))
-    words = {word for file in files for word in re.split("[^a-z]+", file.lower())}
+    snapshot = folder / "snapshots" / revision
+    paths = [path for suffix in ("parquet", "jsonl") for path in snapshot.rglob(f"*.{suffix}")]
+    names = "\n".join({path.name for path in paths})
+    parts = Counter(re.findall(r"^(.+-)\d{5}-of-(\d{5})", names, re.MULTILINE))
     whole = all(found == int(count) for (_, count), found in parts.items())
-    return copy if whole and "train" in words and words & set(VALIDATION_NAMES) else None
+    words = set(re.split("[^a-z]+", names.lower()))
+    return snapshot if whole and "train" in words and words & set(VALIDATION_NAMES) else None
 
 
 @functools.cache  # asked once for both splits, which are then of one revision; a failure is not kept
@@ -231,12 +222,32 @@ def current_revision(name: str) -> str:
 
     Raises HubUnreachable within PROBE_SECONDS, ValueError for a name that the Hub does not have.
     """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     try:
-        return require_commit(name, _newest_revision(name))
-    except HubUnreachable:
-        if (copy := cached_copy(name)) is None:
-            raise
-        return copy.name
+        revision = _newest_revision(name)
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"dataset {name!r} is no file or folder here, and the Hub has no public dataset of that name"
+        ) from error
+    except Exception as error:  # a broken answer or none: each has its own kind
+        if cached := cached_copy(name):
+            return cached.name
+        reason = _why(error)
+        raise HubUnreachable(
+            f"{reason}, and {name} is not in its local cache; use --dataset bundled, which needs no "
+            "network, or the path of a .txt, .jsonl or .parquet file, or fetch it where there is a "
+            f'network with hf download {name} --repo-type dataset --include "data/*" --local-dir DIR '
+            "and give --dataset DIR/data",
+            reason,
+        ) from error
+    return require_commit(name, revision)
+
+
+def _newest_revision(name):
+    from huggingface_hub import HfApi
+
+    return call_within(PROBE_SECONDS, HfApi().dataset_info, name, timeout=PROBE_SECONDS).sha
 
 
 def require_commit(name: str, revision) -> str:
@@ -249,40 +260,16 @@ def require_commit(name: str, revision) -> str:
     )
 
 
-def _newest_revision(name):
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    if constants.is_offline_mode():
-        raise _unreachable(name, "HF_HUB_OFFLINE is set")
-    try:
-        ask = HfApi().dataset_info
-        return call_within(PROBE_SECONDS, ask, name, timeout=PROBE_SECONDS).sha
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"dataset {name!r} is no file or folder here, and the Hub has no public dataset of that name"
-        ) from error
-    except Exception as error:  # a broken answer or none: each has its own kind
-        raise _unreachable(name, _why(error)) from error
-
-
-def _unreachable(name, reason):
-    return HubUnreachable(
-        f"{reason}, and {name} is not in its local cache; use --dataset bundled, which needs no network, or the "
-        f"path of a .txt, .jsonl or .parquet file, or fetch it where there is a network with hf download {name} "
-        '--repo-type dataset --include "data/*" --local-dir DIR and give --dataset DIR/data',
-        reason,
-    )
-
-
 def _why(error):
-    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+    kind, reason = type(error).__name__, re.sub(r"^\[Errno -?\d+\] ", "", str(error))
+    if kind == "OfflineModeIsEnabled":
+        return "HF_HUB_OFFLINE is set"
+    if "Timeout" in kind:
         return f"the Hub does not answer (within {PROBE_SECONDS:g} s)"
     if _status(error):
         return f"the Hub refuses to answer ({_first_line(error)})"
     if _is_of_the_network(error):
-        reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
-        return f"the Hub cannot be reached ({reason})"
+        return f"the Hub cannot be reached ({reason or kind})"
     return f"the Hub's answer cannot be read ({_first_line(error)})"
 
 
@@ -294,24 +281,18 @@ def _in_one_sentence(name, doing):
     except Exception as error:
         reason = _first_line(error)
         if _is_of_the_network(error):
-            raise HubUnreachable(
-                f"{doing} failed ({reason}); check the network and continue later"
-            ) from error
+            told = f"{doing} failed ({reason}); check the network and continue later"
+            raise HubUnreachable(told) from error
+        told = f"datasets cannot read {name} ({reason}); if its file arrived damaged try again later, else"
         if _status(error):
-            raise ValueError(
-                f"the Hub refuses to send {name} ({reason}); "
-                "log in with hf auth login if it must know you, or use other data with --dataset"
-            ) from error
-        raise ValueError(
-            f"datasets cannot read {name} ({reason}); "
-            "if its file arrived damaged try again later, else use other data with --dataset"
-        ) from error
+            told = f"the Hub refuses to send {name} ({reason}); log in with hf auth login if it must know you, or"
+        raise ValueError(f"{told} use other data with --dataset") from error
 
 
 def _is_of_the_network(error):
     """Whether a broken connection or a busy server is behind an error."""
     if status := _status(error):  # an answer, and what it says counts
-        return status in BUSY_STATUS or status >= 500
+        return status in (408, 425, 429) or status >= 500
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     cause = error.__cause__
     known = isinstance(error, (ConnectionError, TimeoutError)) or packages & NETWORK_PACKAGES
