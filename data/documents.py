@@ -11,13 +11,10 @@ Document = str | np.ndarray  # text, or the token ids of a source that is tokeni
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # of a split, or in a file's name
 VALIDATION_PER_THOUSAND = 10
 MIN_VALIDATION_DOCUMENTS = 100
-# The documents of a stream are mixed within this many characters, and at most so many documents.
+# A stream is shuffled within a window of this many characters and at most this many documents. Other
+# values make another sequence: a checkpoint then does not continue exactly.
 WINDOW_CHARACTERS = 32_000_000
 WINDOW_DOCUMENTS = 30_000
-
-Place = tuple[
-    int, int
-]  # behind a row of a stream: which file it is in, counted in their order; rows
 
 
 class Source:
@@ -127,14 +124,15 @@ class ShuffledIndex(ShuffledDocuments):
 
 
 class ShuffledStream(ShuffledDocuments):
-    """The documents of a stream: its files in a new order each epoch, mixed within a window.
+    """The documents of a stream: its files in a new order each epoch, shuffled within a window.
 
-    source: with `revision` and `rows(place, file_seed)`, which gives the rows behind a place, of files
-    in the order of a seed: the place behind each, and its text or None.
+    source: has `revision` and `rows(place, file_seed)`. A place is (number of a file in the order that
+    the seed gives, rows read of it); rows yields (place after a row, its text or None) from there on.
 
-    The key of a document is the size of all before it plus a random number below WINDOW_CHARACTERS, a
-    hash of (seed, epoch, its number); documents come in the order of their keys. So a position is a
-    few numbers: the window is read again from the first document in it, without those that came.
+    Each document gets a key: the size of all documents before it plus a random number below
+    WINDOW_CHARACTERS, which is a hash of (seed, epoch, number of the document). The documents come in
+    the order of their keys. A position holds no text: to resume, the window is read again from its
+    first document, and the documents that came already are dropped.
     """
 
     def __init__(self, source: Source, seed: int, state: dict | None = None):
@@ -145,7 +143,9 @@ class ShuffledStream(ShuffledDocuments):
         self.epoch, self._place, self._number, self._size = epoch, tuple(place), number, size
         self._last = tuple(last)  # key and number of the document that came last
         self._window: list[tuple[int, int, str]] = []  # a heap of key, number and text
-        self._begins: dict[int, tuple] = {}  # number of a document in the window: what is before it
+        self._begins: dict[
+            int, tuple
+        ] = {}  # of each document in the window: place, number and size
         self._ended = False
         self._rows = self._source.rows(self._place, [self._seed, epoch])
 
@@ -163,7 +163,7 @@ class ShuffledStream(ShuffledDocuments):
         return text
 
     def _read(self):
-        """One more row; no document behind it has a key below self._size."""
+        """Add the next row to the window; later ones have keys of self._size and more."""
         begin = self._place, self._number, self._size
         place, text = next(self._rows, (None, None))
         self._ended = place is None

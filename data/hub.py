@@ -25,13 +25,13 @@ from data.documents import (
 logger = logging.getLogger(__name__)
 
 TINYSTORIES = "roneneldan/TinyStories"
-# Of datasets, 5 s apart, each with the five of huggingface_hub, which wait 23 s in all: two minutes
-# until a network that is gone ends a run, six if it stalls. The default is 20.
+# How often datasets tries to read, 5 s apart; its default is 20. huggingface_hub retries each of them
+# for 23 s. So a run ends after two minutes without a network, six if it stalls, and 23 s of status 500.
 ATTEMPTS = 4
 OPEN_SECONDS = 120.0  # for the list of a dataset's files, which huggingface_hub awaits forever
 NETWORK_PACKAGES = {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", "ssl", "urllib3"}
-# A dataset without a validation split: documents of the hash rule from the beginning, until there are
-# this many or this many rows are read. (All documents of the rule are left out of training.)
+# Where a dataset has no validation split, its beginning gives this many documents of the hash rule, or
+# what this many rows hold. (Training leaves out all documents of the rule.)
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
 OLDER_POSITION = (
@@ -79,6 +79,7 @@ class HubSource(Source):
         return ShuffledStream(source, seed, state)
 
     def rows(self, place=(0, 0), file_seed=None):
+        """For ShuffledStream; without a seed the files keep their order."""
         for behind, example in self._examples(*place, file_seed):
             yield behind, self._document(example)
 
@@ -179,7 +180,7 @@ def _load(name, revision):
 
 
 def _client():
-    """huggingface_hub's own, which refuses a path where it takes a header for the name of a file."""
+    """The client of huggingface_hub, which names files of its cache after headers: refuses a path there."""
     from huggingface_hub.utils import _http
 
     client = _http.default_client_factory()
@@ -275,7 +276,7 @@ def _why(error):
 
 @contextlib.contextmanager
 def _in_one_sentence(name, doing):
-    """What fails in datasets, or in any library below it, as a ValueError: every layer has its kinds."""
+    """Turns what any library below raises into a ValueError; every layer has its own kinds of errors."""
     try:
         yield
     except Exception as error:

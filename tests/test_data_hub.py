@@ -500,6 +500,17 @@ def test_part_of_a_dataset_in_the_cache_does_not_count(hub_at, cached, names):
         open_dataset("tinystories", split="train")
 
 
+def test_the_newest_commit_of_the_cache_is_no_path(hub_at, cached, tmp_path):
+    cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
+    folder = tmp_path / "hub" / "datasets--roneneldan--TinyStories"
+    (folder / "refs" / "main").write_text(
+        f"../snapshots/{COMMIT}"
+    )  # huggingface_hub wrote a header
+    hub_at(None)
+    with pytest.raises(HubUnreachable, match="is not in its local cache"):
+        open_dataset("tinystories", split="train")
+
+
 # ---- what auto becomes
 
 
