@@ -73,7 +73,7 @@ def one_line(error: Exception) -> str:
 
 def first_line(error: BaseException) -> str:
     """The kind of a library's exception and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

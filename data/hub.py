@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from architecture.tokenizer import PROBE_SECONDS, call_within
+from common.script import first_line
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
     VALIDATION_NAMES,
@@ -268,10 +269,10 @@ def _why(error):
     if "Timeout" in kind:
         return f"the Hub does not answer (within {PROBE_SECONDS:g} s)"
     if _status(error):
-        return f"the Hub refuses to answer ({_first_line(error)})"
+        return f"the Hub refuses to answer ({first_line(error)})"
     if _is_of_the_network(error):
         return f"the Hub cannot be reached ({reason or kind})"
-    return f"the Hub's answer cannot be read ({_first_line(error)})"
+    return f"the Hub's answer cannot be read ({first_line(error)})"
 
 
 @contextlib.contextmanager
@@ -280,7 +281,7 @@ def _in_one_sentence(name, doing):
     try:
         yield
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if _is_of_the_network(error):
             told = f"{doing} failed ({reason}); check the network and continue later"
             raise HubUnreachable(told) from error
@@ -302,7 +303,3 @@ def _is_of_the_network(error):
 
 def _status(error):
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _first_line(error):
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
