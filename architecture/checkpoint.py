@@ -31,11 +31,12 @@ REQUIRED_KEYS = {"model_name": str, "config": dict, "model": dict, "tokenizer": 
 ANOTHER = "use another checkpoint_<step>.pt from its folder"
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
     """The dictionary a checkpoint holds, on the CPU, verified by the checksums in the file. Code inside a
     pickle is never run (weights_only), and no tensor of it may be used in place: see owned().
 
-    Raises ValueError, in one sentence, for a missing, damaged, foreign or newer file, and MemoryError.
+    Raises ValueError, in one sentence that ends with way_out, for a damaged or foreign file, also for a missing
+    or a newer one, and MemoryError.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,9 +47,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
         )
-    with reading(path, "a checkpoint", way_out=ANOTHER):
-        verify(path)
-        state = _unpickled(path)
+    with reading(path, "a checkpoint", way_out=way_out):
+        state = _verified(path)
         missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}, so another program wrote it")
@@ -63,26 +63,38 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def verify(path: Path) -> None:
-    """ValueError for a checkpoint that is not as it was written, by the CRC-32 that each record carries.
+def _verified(path: Path) -> Any:
+    """What a file holds; a thread computes its checksums meanwhile, and what they say comes first."""
+    records = _records(path)
+    with ThreadPoolExecutor(1) as thread:
+        checked = thread.submit(verify, path, records)
+        try:
+            return _unpickled(path)
+        finally:
+            checked.result()
 
-    Also for records that would take more room than the file: torch writes them uncompressed, one after another.
+
+def _records(path: Path) -> list[zipfile.ZipInfo]:
+    """The records of a file; ValueError where they would take more room than it has: torch writes them
+    uncompressed, one after another.
     """
-    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError):
         raise ValueError("it is cut off, damaged, or no checkpoint") from None
-    if sum(r.file_size for r in records) > size or any(r.compress_type for r in records):
-        raise ValueError("its records do not fit into it")
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ThreadPoolExecutor(2) as threads,  # zlib lets go of the interpreter meanwhile
+    if sum(r.file_size for r in records) > path.stat().st_size or any(
+        r.compress_type for r in records
     ):
-        for record, whole in zip(records, threads.map(lambda r: _is_whole(data, r), records)):
-            if not whole:
+        raise ValueError("its records do not fit into it")
+    return records
+
+
+def verify(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
+    """ValueError for a file that is not as it was written, by the CRC-32 that each record carries."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for record in records:
+            if not _is_whole(data, record):
                 raise ValueError(f"its record {record.filename} is damaged")
 
 

@@ -56,10 +56,10 @@ def as_lines(band: dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> None:
     command = functools.partial(public_command, tinystories=args.tinystories)
     band = make_band(read_runs(args.runs), args.recipe, command)
-    from common.files import atomic_write
+    from common.files import atomic_write, sealed
 
     with atomic_write(args.out) as file:
-        file.write(as_lines(band).encode())
+        file.write(as_lines(sealed(band)).encode())
     for tag, curve in band["tags"].items():
         print(
             f"{tag}: {len(curve['tokens'])} points, last {curve['min'][-1]} to {curve['max'][-1]}"

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,11 +114,38 @@ def append_line(file: BinaryIO, line: str) -> None:
             raise
 
 
-def write_json_atomic(path: str | Path, value: Any) -> None:
-    """JSON that any reader takes: NaN and infinity raise ValueError."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+def write_json_atomic(path: str | Path, value: dict[str, Any], indent: int = 2) -> None:
+    """A JSON object that any reader takes, sealed by a checksum of its content; NaN and infinity raise ValueError."""
+    text = json.dumps(sealed(value), indent=indent, allow_nan=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """What write_json_atomic wrote; ValueError, a reason in a few words, for content that is not as it was written.
+
+    A file without a seal, older than seals are, is read as it is.
+    """
+    data = Path(path).read_bytes()
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    seal = value.pop("seal", None)
+    if seal != _seal(value) and (seal is not None or SEAL.encode() in data):
+        raise ValueError("it was changed after it was written")
+    return value
+
+
+SEAL = "crc32 of the rest: "
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The value with a checksum of its content in front, as read_json looks for it."""
+    return {"seal": _seal(value), **value}
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return f"{SEAL}{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -32,7 +32,7 @@ def exit_code(
 ) -> int:
     """Do a script's work; its exit code: what function returns or 0, and one line on stderr with
 
-    2    what a person can put right (ValueError, OSError, ImportError)
+    2    what a person can put right (ValueError, OSError, ImportError, MemoryError)
     130  Ctrl-C; `interrupted` says what that leaves behind
     141  a closed pipe, as of any program in front of `| head`; that needs no words
     """
@@ -47,7 +47,7 @@ def exit_code(
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 128 + signal.SIGPIPE
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         say(f"{program}: error: {one_line(error)}")
         return 2
     except KeyboardInterrupt:
@@ -73,7 +73,7 @@ def one_line(error: Exception) -> str:
 
 def first_line(error: BaseException) -> str:
     """The kind of a library's exception and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """What a source promises, the rule that splits documents, shuffling that resumes exactly."""
 
 import hashlib
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,10 @@ Document = str | np.ndarray  # text, or the token ids of a source that is tokeni
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # of a split, or in a file's name
 VALIDATION_PER_THOUSAND = 10
 MIN_VALIDATION_DOCUMENTS = 100
+# A stream is shuffled within a window of this many characters and at most this many documents. Other
+# values make another sequence: a checkpoint then does not continue exactly.
+WINDOW_CHARACTERS = 32_000_000
+WINDOW_DOCUMENTS = 30_000
 
 
 class Source:
@@ -116,6 +121,71 @@ class ShuffledIndex(ShuffledDocuments):
 
     def _epoch_order(self):
         return self._source.order(np.random.default_rng([self._seed, self.epoch]))
+
+
+class ShuffledStream(ShuffledDocuments):
+    """The documents of a stream: its files in a new order each epoch, shuffled within a window.
+
+    source: has `revision` and `rows(place, file_seed)`. A place is (number of a file in the order that
+    the seed gives, rows read of it); rows yields (place after a row, its text or None) from there on.
+
+    Each document gets a key: the size of all documents before it plus a random number below
+    WINDOW_CHARACTERS, which is a hash of (seed, epoch, number of the document). The documents come in
+    the order of their keys. A position holds no text: to resume, the window is read again from its
+    first document, and the documents that came already are dropped.
+    """
+
+    def __init__(self, source: Source, seed: int, state: dict | None = None):
+        self._source, self._seed = source, seed
+        self._begin(**(state or {"epoch": 0}))
+
+    def _begin(self, epoch, place=(0, 0), number=0, size=0, last=(-1, -1), revision=None):
+        self.epoch, self._place, self._number, self._size = epoch, tuple(place), number, size
+        self._last = tuple(last)  # key and number of the document that came last
+        self._window: list[tuple[int, int, str]] = []  # a heap of key, number and text
+        self._begins: dict[
+            int, tuple
+        ] = {}  # of each document in the window: place, number and size
+        self._ended = False
+        self._rows = self._source.rows(self._place, [self._seed, epoch])
+
+    def __next__(self):
+        while not self._ended and not (self._window and self._window[0][0] <= self._size):
+            self._read()
+        if not self._window:
+            if self._number == 0:
+                raise ValueError(f"{self._source.name} has no document with text in it")
+            self._begin(self.epoch + 1)
+            return next(self)
+        key, number, text = heapq.heappop(self._window)
+        self._last = key, number
+        del self._begins[number]
+        return text
+
+    def _read(self):
+        """Add the next row to the window; later ones have keys of self._size and more."""
+        begin = self._place, self._number, self._size
+        place, text = next(self._rows, (None, None))
+        self._ended = place is None
+        self._place = place or self._place
+        if text is not None:
+            name = f"{self._seed} {self.epoch} {self._number}".encode()
+            draw = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+            key = self._size + draw % WINDOW_CHARACTERS
+            if (key, self._number) > self._last:
+                heapq.heappush(self._window, (key, self._number, text))
+                self._begins[self._number] = begin
+            self._number += 1
+            self._size += max(len(text), WINDOW_CHARACTERS // WINDOW_DOCUMENTS)
+
+    def state_dict(self):
+        here = self._place, self._number, self._size
+        place, number, size = next(iter(self._begins.values()), here)
+        position = {"place": list(place), "number": number, "size": size, "last": list(self._last)}
+        return {"revision": self._source.revision, "epoch": self.epoch, **position}
+
+    def close(self):
+        self._rows.close()
 
 
 def is_validation_document(text: str) -> bool:

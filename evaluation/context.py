@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from common.provenance import provenance
     from data.packing import encode
     from data.sources import open_dataset
-    from training.state.checkpoint import find_checkpoint
-    from training.state.saved_state import saved_settings
+    from training.state.checkpoint import find_checkpoint, saved_settings
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
     path = find_checkpoint(args.checkpoint, say)

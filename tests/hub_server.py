@@ -18,10 +18,14 @@ from urllib.parse import unquote, urlsplit
 REPO = "roneneldan/TinyStories"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TIME = "2024-01-01T00:00:00.000Z"
+OTHER_SHAPES = (b"null", b"5", b"[]", b"[5]", b'"x"', b"{}", b"[" * 100_000, b"<html>", b"")
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `files` (name -> bytes) as the dataset repository `repo`; a context manager."""
+    """Serves `files` (name -> bytes) as the dataset repository `repo`; a context manager.
+
+    answers: {a part of a path: (body, headers)} that is sent in place of the right answer.
+    """
 
     daemon_threads = True
 
@@ -29,6 +33,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.files = files
         self.repo = repo
+        self.answers: dict[str, tuple[bytes, dict]] = {}
 
     @property
     def url(self) -> str:
@@ -55,6 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self):
         path = unquote(urlsplit(self.path).path)
         api, content = f"/api/datasets/{self.server.repo}", f"/datasets/{self.server.repo}/resolve/"
+        for part, (body, headers) in self.server.answers.items():
+            if part in path:
+                return self._send(200, body, "application/json", headers)
         if path == api or path.startswith(f"{api}/revision/"):
             self._send_json(self._repository_info())
         elif path.startswith(f"{api}/tree/"):

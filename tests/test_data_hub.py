@@ -1,4 +1,4 @@
-"""Streaming from the Hub: its layout over loopback, the shuffle buffer, bad connections."""
+"""Streaming from the Hub: its layout over loopback, positions, what a Hub may not say, no Hub at all."""
 
 import functools
 import json
@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import COMMIT, REPO, HubServer
+from hub_server import COMMIT, OTHER_SHAPES, REPO, HubServer
+from toy_run import TINY, run
 
+import data.documents as data_documents
 import data.hub as data_hub
 from architecture.tokenizer import get_tokenizer
 from data.documents import is_validation_document
-from data.hub import HubSource, HubUnreachable, open_hub
+from data.hub import HubUnreachable, open_hub
 from data.loader import TrainLoader
 from data.sources import choose_dataset, open_dataset
 
@@ -51,18 +53,19 @@ def hub_process(server_url, folder, program, *arguments):
 @pytest.fixture(autouse=True)
 def nothing_asked_before():
     data_hub.current_revision.cache_clear()
+    data_hub._load.cache_clear()
 
 
 STREAM = """
     import json, sys, torch
     from pathlib import Path
-    import data.hub as data_hub
+    import data.documents
     from architecture.tokenizer import get_tokenizer
     from data.loader import TrainLoader
     from data.packing import validation_batches
     from data.sources import open_dataset
 
-    data_hub.BUFFER_DOCUMENTS, data_hub.SNAPSHOT_EVERY = 50, 64
+    data.documents.WINDOW_DOCUMENTS = 50
     tokenizer, size = get_tokenizer("stories4k"), {"batch_size": 2, "block_size": 64}
     source = open_dataset("tinystories", split="train")
     assert list(source.documents()) == json.load(open(sys.argv[1])), "not the training split"
@@ -76,10 +79,8 @@ STREAM = """
     with TrainLoader(source, tokenizer, state=state, **size) as loader:
         for batch in expected:
             assert torch.equal(next(loader)["input_ids"], batch), "not resumed"
-    validation = open_dataset("tinystories", split="validation")
-    for _ in range(2):
-        batches = validation_batches(validation, tokenizer, **size)
-        print(sum(int((batch["targets"] != -100).sum()) for batch in batches))
+    batches = validation_batches(open_dataset("tinystories", split="validation"), tokenizer, **size)
+    print(sum(int((batch["targets"] != -100).sum()) for batch in batches))
     for name, column in (("tinystories", "story"), ("nobody/nothing", "text")):
         try:
             open_dataset(name, split="train", text_column=column)
@@ -114,8 +115,8 @@ def test_tinystories_streams_and_resumes_from_a_server_with_the_hubs_layout(tmp_
     assert done.returncode == 0, done.stderr
     tokenizer = get_tokenizer("stories4k")
     targets = sum(len(tokenizer.encode_ordinary(text)) + 1 for text in STORIES[300:])
-    first, second, column, absent, cached = done.stdout.splitlines()
-    assert int(first) == int(second) == targets
+    scored, column, absent, cached = done.stdout.splitlines()
+    assert int(scored) == targets
     assert column == f"{REPO} has no column 'story'; it has text: choose with --text_column"
     assert absent.startswith("dataset 'nobody/nothing' is no file or folder here")
     assert cached == f"{REPO} (copy in the local cache)"
@@ -126,20 +127,22 @@ def test_tinystories_streams_and_resumes_from_a_server_with_the_hubs_layout(tmp_
 
 @pytest.fixture
 def local_hub(monkeypatch):
-    """local_hub(train=[...], ...) makes these texts the splits of every dataset on the Hub."""
+    """local_hub(train=[...], ...) makes these texts the splits of every dataset on the Hub, in `files`."""
     datasets = pytest.importorskip("datasets")
 
-    def publish(**splits):
-        def examples(texts):
-            for text in texts:
-                yield {"text": text}
+    def publish(files=1, **splits):
+        def examples(parts):
+            for part in parts:
+                yield from ({"text": text} for text in part)
 
-        made = {
-            name: datasets.IterableDataset.from_generator(examples, gen_kwargs={"texts": texts})
-            for name, texts in splits.items()
-        }
-        monkeypatch.setattr(data_hub, "current_revision", lambda name: "abc")
-        monkeypatch.setattr(data_hub, "_load", lambda name, revision: made)
+        def made(texts):
+            size = -(-len(texts) // files)
+            parts = [tuple(texts[start : start + size]) for start in range(0, len(texts), size)]
+            return datasets.IterableDataset.from_generator(examples, gen_kwargs={"parts": parts})
+
+        stored = {name: made(texts) for name, texts in splits.items()}
+        monkeypatch.setattr(data_hub, "current_revision", lambda name: COMMIT)
+        monkeypatch.setattr(data_hub, "_load", lambda name, revision: stored)
 
     return publish
 
@@ -152,46 +155,70 @@ def take(documents, count):
     return [next(documents) for _ in range(count)]
 
 
-@pytest.mark.parametrize("buffer_documents", [1, 30, 10_000])
+@pytest.mark.parametrize("documents", [1, 30, 30_000])
 @pytest.mark.parametrize("characters", [2_000, 10**9])
-def test_a_buffered_shuffle_resumes_exactly_at_any_cut(
-    local_hub, monkeypatch, buffer_documents, characters
+def test_a_shuffled_stream_resumes_exactly_at_any_cut(
+    local_hub, monkeypatch, documents, characters
 ):
-    monkeypatch.setattr(data_hub, "BUFFER_DOCUMENTS", buffer_documents)
-    monkeypatch.setattr(data_hub, "BUFFER_CHARACTERS", characters)
-    monkeypatch.setattr(data_hub, "SNAPSHOT_EVERY", 7)
-    texts = [*STORIES[:50], "", *STORIES[50:100]]
-    local_hub(train=texts, validation=STORIES[100:])
-    shuffled, states, documents = source_of().shuffled(seed=1), [], []
+    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", documents)
+    monkeypatch.setattr(data_documents, "WINDOW_CHARACTERS", characters)
+    local_hub(files=3, train=[*STORIES[:50], "", *STORIES[50:100]], validation=STORIES[100:])
+    shuffled, states, texts = source_of().shuffled(seed=1), [], []
     for _ in range(320):
         states.append(json.dumps(shuffled.state_dict()))
-        documents.append(next(shuffled))
+        texts.append(next(shuffled))
     for epoch in range(3):  # every epoch has every document once
-        assert sorted(documents[100 * epoch :][:100]) == sorted(STORIES[:100])
-    assert shuffled.epoch == 3
-    if buffer_documents > 1:
-        assert documents[:100] != documents[100:200] and documents[:100] != STORIES[:100]
-    sizes = [len(json.loads(state)["buffer"]) for state in states]
-    assert max(sizes) < max(2, min(buffer_documents, 51)) and 0 in sizes
-    for cut in (0, 1, 5, 13, 49, 60, 98, 99, 100, 101, 150, 199, 200, 270):
+        assert sorted(texts[100 * epoch :][:100]) == sorted(STORIES[:100])
+    assert shuffled.epoch == 3 and max(map(len, states)) < 200
+    if documents > 1:
+        assert texts[:100] != texts[100:200] and texts[:100] != STORIES[:100]
+    for cut in (0, 1, 5, 13, 33, 49, 60, 98, 99, 100, 101, 150, 199, 200, 270):
         resumed = source_of().shuffled(seed=1, state=json.loads(states[cut]))
-        assert take(resumed, 40) == documents[cut : cut + 40]
+        assert take(resumed, 40) == texts[cut : cut + 40]
+        assert json.dumps(resumed.state_dict()) == states[cut + 40]
 
 
-def test_the_first_document_needs_two_of_the_stream(local_hub):
-    local_hub(train=STORIES, validation=STORIES)
+def test_a_document_travels_within_the_window_and_the_window_bounds_what_is_read_ahead(
+    local_hub, monkeypatch
+):
+    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", 40)
+    monkeypatch.setattr(data_documents, "WINDOW_CHARACTERS", 40 * 400)  # no story is so long
+    local_hub(train=STORIES, validation=STORIES[:100])
     shuffled = source_of().shuffled(seed=0)
-    next(shuffled)
-    state = shuffled.state_dict()
-    assert len(state["buffer"]) == 1 and state["position"]["since"] == 2
+    order, read = [], []
+    for _ in range(400):
+        order.append(int(next(shuffled).split()[0]))
+        read.append(shuffled._number)
+    travel = [abs(place - number) for place, number in enumerate(order)]
+    assert 8 < sum(travel) / 400 < 20 and max(travel) <= 40  # a third of a window is even mixing
+    assert max(n - place for place, n in enumerate(read)) <= 41
+    assert read[0] < 20 and read[1] < 30  # the first come before the window is full
+
+    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", 400)  # few, for they are long
+    monkeypatch.setattr(data_documents, "WINDOW_CHARACTERS", 2_000)
+    shuffled = source_of().shuffled(seed=0)
+    for _ in range(400):
+        next(shuffled)
+        assert sum(len(text) for _, _, text in shuffled._window) < 2_000 + 200
+
+
+def test_the_files_come_in_a_new_order_each_epoch(local_hub, monkeypatch):
+    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", 1)
+    monkeypatch.setattr(data_documents, "WINDOW_CHARACTERS", 1)  # as they are read
+    local_hub(files=5, train=STORIES[:50], validation=STORIES[100:])
+    shuffled = source_of().shuffled(seed=0)
+    epochs = [[int(text.split()[0]) // 10 for text in take(shuffled, 50)] for _ in range(4)]
+    assert all(epoch == sorted(epoch, key=epoch.index) for epoch in epochs)
+    assert len({tuple(dict.fromkeys(epoch)) for epoch in epochs}) > 2
+    assert list(source_of().documents()) == STORIES[:50]
 
 
 @pytest.mark.parametrize("packing", ["packed", "lanes"])
 def test_a_streamed_loader_resumes_over_epochs_through_a_checkpoint(
     local_hub, monkeypatch, tmp_path, packing
 ):
-    monkeypatch.setattr(data_hub, "BUFFER_DOCUMENTS", 40)
-    local_hub(train=STORIES[:100], validation=STORIES[100:])
+    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", 40)
+    local_hub(files=2, train=STORIES[:100], validation=STORIES[100:])
     tokenizer, states, batches = get_tokenizer("stories4k"), [], []
     options = {"batch_size": 4, "block_size": 32, "packing": packing}
     with TrainLoader(source_of(), tokenizer, **options) as loader:
@@ -199,7 +226,6 @@ def test_a_streamed_loader_resumes_over_epochs_through_a_checkpoint(
             states.append(loader.state_dict())
             batches.append(next(loader)["targets"])
         assert loader.progress.epoch > 0
-    full = [state["source"]["buffer"] for state in states]
     for cut in (1, 4, 20, 40, 80):
         torch.save(states[cut], tmp_path / "state.pt")
         state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -207,9 +233,6 @@ def test_a_streamed_loader_resumes_over_epochs_through_a_checkpoint(
             assert all(
                 torch.equal(next(loader)["targets"], batch) for batch in batches[cut : cut + 5]
             )
-    assert any(len(buffer) == 39 for buffer in full) and any(
-        0 < len(buffer) < 39 for buffer in full
-    )
 
 
 def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch):
@@ -219,9 +242,31 @@ def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch
     monkeypatch.setattr(
         data_hub, "_load", lambda name, revision: loaded.append(revision) or load(name, revision)
     )
-    monkeypatch.setattr(data_hub, "current_revision", lambda name: "newer")
-    next(source_of().shuffled(seed=0, state=state))
-    assert loaded == ["newer", "abc"]
+    monkeypatch.setattr(data_hub, "current_revision", lambda name: "f" * 40)
+    resumed = source_of().shuffled(seed=0, state=state)
+    next(resumed)
+    assert loaded[-1] == resumed.state_dict()["revision"] == COMMIT
+    with pytest.raises(
+        ValueError, match="the revision of org/name must be a commit.*got '../here'"
+    ):
+        source_of().shuffled(seed=0, state=state | {"revision": "../here"})
+
+
+def test_a_position_of_an_older_version_goes_on_with_its_next_epoch(local_hub, caplog):
+    local_hub(train=STORIES, validation=STORIES)
+    older = {"revision": COMMIT, "epoch": 2, "draws": 900, "ended": False, "buffer": STORIES[:9]}
+    resumed = source_of().shuffled(0, older | {"position": {"snapshot": None, "since": 109}})
+    assert "org/name: an older version wrote the position" in caplog.text
+    assert sorted(take(resumed, 400)) == sorted(STORIES) and resumed.epoch == 3
+
+
+def test_a_stream_that_became_shorter_than_its_saved_position_is_told_and_not_taken_for_its_end(
+    local_hub,
+):
+    local_hub(train=STORIES[:2], validation=STORIES)
+    state = {"revision": COMMIT, "epoch": 0, "place": [0, 5], "number": 5, "size": 5000}
+    with pytest.raises(ValueError, match="a file ends before the saved position, row 5"):
+        next(source_of().shuffled(seed=0, state=state))
 
 
 def test_without_a_validation_split_the_hash_decides_within_a_bounded_part(local_hub, monkeypatch):
@@ -237,48 +282,127 @@ def test_without_a_validation_split_the_hash_decides_within_a_bounded_part(local
         source_of("validation")
 
 
-class Flaky:
-    """An IterableDataset whose connection breaks when `failures` says so."""
-
-    column_names = None
-
-    def __init__(self, failures):
-        self.failures, self.start, self.read = failures, 0, 0
-
-    def shard(self, **_):
-        return Flaky(self.failures)
-
-    def state_dict(self):
-        return {"read": self.read}
-
-    def load_state_dict(self, state):
-        self.start = self.read = state["read"]
-
-    def __iter__(self):
-        for text in STORIES[self.start :]:
-            self.read += 1
-            if self.read in self.failures:
-                self.failures.remove(self.read)
-                raise ConnectionError("Server Disconnected")
-            yield {"text": text}
+# ---- what a Hub may not say
 
 
-def flaky_source(monkeypatch, failures):
-    monkeypatch.setattr(data_hub, "RETRY_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(data_hub, "SNAPSHOT_EVERY", 16)
-    return HubSource("org/name", "train", Flaky(failures), revision="abc", text_column="text")
+@pytest.mark.parametrize(
+    "sha", [None, 5, [], "", "/", "../../x", "main", COMMIT[1:], COMMIT + "\n"]
+)
+def test_a_revision_that_is_no_commit_is_refused_before_it_is_a_path(hub_at, monkeypatch, sha):
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("walked a folder"))
+    with HubServer({}, repo="org/name") as server:
+        server.answers["/api/"] = json.dumps({"id": "org/name", "sha": sha}).encode(), {}
+        hub_at(server.url)
+        with pytest.raises(ValueError, match="the revision of org/name must be a commit") as caught:
+            source_of()
+    assert f"40 hex digits, got {sha!r}; use other data" in str(caught.value)
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(monkeypatch):
-    source = flaky_source(monkeypatch, [1, 1, 16, 17, 40, 40, 333])
-    assert list(source.documents()) == STORIES
+@pytest.mark.parametrize("body", OTHER_SHAPES)
+def test_a_description_of_another_shape_is_no_answer(hub_at, body):
+    with HubServer({}, repo="org/name") as server:
+        server.answers["/api/"] = body, {}
+        hub_at(server.url)
+        with pytest.raises(HubUnreachable, match="^the Hub's answer cannot be read .*Error"):
+            source_of()
 
 
-def test_a_connection_that_stays_broken_is_one_sentence(monkeypatch):
-    with pytest.raises(
-        HubUnreachable, match="failed 3 times .*Server Disconnected.*check the network"
-    ):
-        list(flaky_source(monkeypatch, [40] * 3).documents())
+HOSTILE = """
+    import json, os, sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    import hub_server
+    server = hub_server.HubServer({})
+    os.environ["HF_ENDPOINT"] = server.url
+    from data.sources import open_dataset
+
+    outside, cases = Path("outside").resolve(), {}
+    outside.mkdir()
+    (outside / "train.jsonl").write_text('{"text": "SECRET"}')
+    lines = b"".join(b'{"text": "Tom went home %d times."}\\n' % n for n in range(9))
+    train, validation = "data/train-0.jsonl", "data/validation-0.jsonl"
+    good = {train: lines, validation: lines}
+    for shape in hub_server.OTHER_SHAPES:
+        for part in ("/revision/", "/tree/"):
+            cases[f"answer {part} {shape[:9]}"] = good, {part: (shape, {})}
+    for shape in (b"5", b"[" * 100_000, b"<html>", b""):  # at null pyarrow 26 ends the process
+        cases[f"file {shape[:9]}"] = good | {train: shape}, {}
+    entry = {"type": "file", "path": train, "size": 9, "oid": "0"}
+    for name, value in {"path": 5, "size": "x", "lastCommit": 5, "type": None}.items():
+        entries = json.dumps([entry | {name: value}]).encode()
+        cases[f"answer {name}"] = good, {"/tree/": (entries, {})}
+    cases["script"] = {"stories.py": b"open('outside/ran', 'w')"}, {}
+    def card(text):
+        return {**good, "README.md": f"---\\n{text}\\n---".encode()}, {}
+    for path in (f"{outside}/train.jsonl", f"file://{outside}/train.jsonl", f"{outside}/**"):
+        cases[f"card {path}"] = card(f"configs: [{{config_name: default, data_files: '{path}'}}]")
+    cases["card image"] = card("dataset_info: {features: [{name: text, dtype: image}]}")
+    cases["card deep"] = card("a: " + "[" * 5_000)
+    cases["card tag"] = card("!!python/object/apply:os.mkdir ['outside/ran']")
+    for name in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
+        for path in (f"{outside}/written", "../" * 9 + "outside/written"):
+            names = {"ETag": "a", "X-Repo-Commit": hub_server.COMMIT, name: path}
+            cases[f"header {name} {path}"] = good, {"README.md": (b"hello", names)}
+    cases["fine"] = good, {"README.md": (b"hello", {"ETag": "a", "X-Repo-Commit": hub_server.COMMIT})}
+
+    if sys.argv[2] == "few":
+        names = list(cases)
+        cases = {name: cases[name] for name in (*names[::8], "script", "card image", "fine")}
+    told = {}
+    with server:
+        for number, (case, (files, answers)) in enumerate(cases.items()):
+            server.repo, server.answers = f"org/name{number}", answers
+            server.files = {f.replace("stories", f"name{number}"): b for f, b in files.items()}
+            try:
+                told[case] = next(open_dataset(server.repo, split="train").shuffled(0))
+            except ValueError as error:
+                told[case] = str(error).replace(server.repo, "org/name")
+    print(json.dumps([told, sorted(path.name for path in outside.iterdir())]))
+"""
+
+
+@pytest.mark.parametrize(
+    "many, number", [("few", 7), pytest.param("all", 39, marks=pytest.mark.slow)]
+)
+def test_what_a_hub_sends_is_data_or_one_sentence_and_never_a_path(
+    tmp_path, monkeypatch, many, number
+):
+    monkeypatch.chdir(tmp_path)
+    done = hub_process("http://127.0.0.1:9", tmp_path, HOSTILE, REPO_ROOT / "tests", many)
+    assert done.returncode == 0, done.stderr
+    told, outside = json.loads(done.stdout)
+    assert told.pop("fine").startswith("Tom went home")
+    assert len(told) == number and outside == ["train.jsonl"]  # nothing ran, nothing was written
+    for case, sentence in told.items():
+        assert "org/name" in sentence and "\n" not in sentence and "SECRET" not in sentence, case
+        if not case.startswith("file"):
+            use = "use other data with --dataset"
+            assert sentence.startswith("datasets cannot read org/name (") or "image" in case, (
+                sentence
+            )
+            assert sentence.endswith(use) or "image" in case, sentence
+    assert "RuntimeError: Dataset scripts are no longer supported" in told["script"]
+    assert told["card image"] == "column 'text' of org/name must hold text, but holds dict"
+    if many == "all":
+        written = told[f"header X-Repo-Commit {tmp_path}/outside/written"]
+        assert "X-Repo-Commit of an answer must be a name" in written
+
+
+def test_a_hostile_hub_ends_train_py_with_code_2_and_one_line(tmp_path):
+    folder = tmp_path / "private"
+    write_files(folder, {f"{split}.jsonl": jsonl(STORIES[:200]) for split in ("train", "valid")})
+    with HubServer({"stories.py": b"raise SystemExit"}, repo="org/stories") as server:
+        environment = {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        for sha in (COMMIT, str(folder)):
+            answer = json.dumps({"id": "org/stories", "sha": sha}).encode()
+            server.answers["/api/datasets/org/stories"] = answer, {}
+            ended = run(tmp_path, *TINY, "--dataset", "org/stories", environment=environment)
+            assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
+            assert ended.err.startswith("train.py: error: ") and "org/stories" in ended.err
 
 
 # ---- out of reach
@@ -288,6 +412,7 @@ def test_a_connection_that_stays_broken_is_one_sentence(monkeypatch):
 def hub_at(monkeypatch, tmp_path):
     """hub_at(url) is the Hub of this process, with an empty cache; hub_at(None) is offline mode."""
     hub = pytest.importorskip("huggingface_hub")
+    hub.close_session()  # which has read the proxies
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(data_hub, "PROBE_SECONDS", 0.5)  # 3 s otherwise
 
@@ -309,12 +434,9 @@ def test_a_hub_that_does_not_answer_is_noticed_soon(hub_at):
     assert caught.value.reason == "the Hub does not answer (within 0.5 s)"
 
 
-def test_a_host_that_never_takes_the_connection_is_noticed_without_the_hub_s_library(
-    hub_at, monkeypatch
-):
+def test_a_host_that_never_takes_the_connection_is_noticed_soon(hub_at, monkeypatch):
     hub_at("https://hub.example")
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(30))
-    monkeypatch.setitem(sys.modules, "huggingface_hub.hf_api", None)  # importing it would fail
     began = time.monotonic()
     with pytest.raises(HubUnreachable, match="does not answer"):
         source_of()
@@ -330,18 +452,14 @@ def test_a_hub_that_refuses_the_connection_is_noticed_at_once(hub_at):
     assert time.monotonic() - began < 3
 
 
-def test_a_hub_behind_a_proxy_is_looked_for_at_the_proxy(hub_at, monkeypatch):
-    asked = []
-    hub_at("https://hub.example")
-    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setattr(
-        socket, "create_connection", lambda address, **_: asked.append(address) or socket.socket()
-    )
-    data_hub._connect("https://hub.example")
-    monkeypatch.setenv("no_proxy", "hub.example")
-    data_hub._connect("https://hub.example")
-    assert asked == [("proxy.example", 3128), ("hub.example", 443)]
+def test_a_hub_behind_a_proxy_is_asked_through_the_proxy(hub_at, monkeypatch):
+    hub_at("http://hub.example")
+    with HubServer(
+        {}, repo="org/name"
+    ) as proxy:  # asked for a whole URL, of which it takes the path
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        assert data_hub.current_revision("org/name") == COMMIT
 
 
 def test_offline_mode_is_respected_without_a_connection(hub_at, monkeypatch):
@@ -389,6 +507,17 @@ def test_part_of_a_dataset_in_the_cache_does_not_count(hub_at, cached, names):
         open_dataset("tinystories", split="train")
 
 
+def test_the_newest_commit_of_the_cache_is_no_path(hub_at, cached, tmp_path):
+    cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
+    folder = tmp_path / "hub" / "datasets--roneneldan--TinyStories"
+    (folder / "refs" / "main").write_text(
+        f"../snapshots/{COMMIT}"
+    )  # huggingface_hub wrote a header
+    hub_at(None)
+    with pytest.raises(HubUnreachable, match="is not in its local cache"):
+        open_dataset("tinystories", split="train")
+
+
 # ---- what auto becomes
 
 
@@ -419,18 +548,16 @@ def test_auto_is_tinystories_where_the_cache_has_it(hub_at, cached):
 def test_auto_is_tinystories_where_the_hub_answers_and_asks_it_once(hub_at, monkeypatch):
     asked = []
     hub_at("http://127.0.0.1:9")
-    monkeypatch.setattr(data_hub, "_newest_revision", lambda name: asked.append(name) or "abc")
+    monkeypatch.setattr(data_hub, "_newest_revision", lambda name: asked.append(name) or COMMIT)
     told = "dataset auto: streaming TinyStories from the Hub"
     assert chosen() == chosen() == ("tinystories", [told]) and asked == [REPO]
 
 
-def test_only_an_unreachable_hub_leads_to_the_bundled_stories(monkeypatch):
-    def fail(name):
-        raise ValueError("no public dataset of that name")
-
-    monkeypatch.setattr(data_hub, "_newest_revision", fail)
-    with pytest.raises(ValueError, match="no public dataset"):
-        chosen()
+def test_only_an_unreachable_hub_leads_to_the_bundled_stories(hub_at):
+    with HubServer({}, repo="org/name") as server:
+        hub_at(server.url)
+        with pytest.raises(ValueError, match="the Hub has no public dataset of that name"):
+            chosen()
 
 
 def test_a_named_dataset_stays_what_it_is(monkeypatch):

@@ -170,7 +170,9 @@ def test_given_weights_bring_their_size_and_with_it_the_recipe(tmp_path, monkeyp
     old = Path(__file__).parent / "fixtures/trunk/checkpoint_6.pt"
     begun = resolve("--init_from", old, "--block_size", 16)
     assert begun.lines == ("recipe: configs/toy.yaml, changed: block_size 16 (recipe: 256)",)
-    monkeypatch.setattr(start, "saved_settings", lambda saved, path: {"model_size": "medium"})
+    monkeypatch.setattr(
+        start.checkpoint, "saved_settings", lambda saved, path: {"model_size": "medium"}
+    )
     begun = resolve("--init_from", old, "--block_size", 16)
     assert begun.lines[0] == "recipe: configs/medium.yaml, changed: block_size 16 (recipe: 512)"
     assert (begun.cfg.lr, begun.cfg.tokenizer) == (4e-3, "bundled1536")

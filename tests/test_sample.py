@@ -232,9 +232,9 @@ def bad_checkpoint(kind: str, folder: Path, good: Path) -> Path:
     ("kind", "message"),
     [
         ("missing", "does not exist"),
-        ("truncated", "truncated or corrupt"),
-        ("corrupt", "truncated or corrupt"),
-        ("empty", "truncated or corrupt"),
+        ("truncated", "cut off, damaged"),
+        ("corrupt", "cut off, damaged"),
+        ("empty", "cut off, damaged"),
         ("code", "could run code"),
         ("pickle", "checkpoint"),
         ("foreign", "no model_name"),

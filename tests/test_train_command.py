@@ -403,7 +403,7 @@ class RunsCode:
 
 
 def damaged(kind: str, good: Path) -> Path:
-    state, path = load(good), Path("model_before/checkpoint_9.pt")
+    state, path = load(good), Path("model_before/checkpoint_6.pt")
     path.parent.mkdir()
     if kind == "truncated":
         path.write_bytes(good.read_bytes()[:-5000])
@@ -432,14 +432,14 @@ def damaged(kind: str, good: Path) -> Path:
 @pytest.mark.parametrize(
     "kind, told",
     [
-        ("truncated", "is truncated or corrupt"),
-        ("corrupt", "is truncated or corrupt"),
-        ("empty", "is truncated or corrupt"),
-        ("code in a zip", "that could run code"),
-        ("code in a pickle", "is truncated or corrupt|could run code"),
+        ("truncated", "cut off, damaged"),
+        ("corrupt", "cut off, damaged"),
+        ("empty", "cut off, damaged"),
+        ("code in a zip", "could run code"),
+        ("code in a pickle", "cut off, damaged|could run code"),
         ("unknown name", "model must be one of .*, got 'gpt9'"),
         ("another class", "tensors that this model lacks"),
-        ("foreign", "is not one of this project's, it has no model_name"),
+        ("foreign", "so another program wrote it"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_named_and_never_runs_code(

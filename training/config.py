@@ -88,6 +88,9 @@ class TrainConfig:
     use_tensorboard: bool = option(True, "write TensorBoard files under runs/")
     out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
     resume: bool = option(False, "continue from the newest checkpoint in out_dir")
+    resume_from: str | None = option(
+        None, "continue from this checkpoint of out_dir; newer ones are renamed .set_aside"
+    )
     init_from: str | None = option(
         None,
         "checkpoint, folder of a run, or GPT-2 folder of transformers, whose weights a new run starts from",
@@ -144,7 +147,7 @@ RESUMABLE_CHANGES = frozenset(
 )
 
 # About this call and not about the run: always taken from the command line.
-OF_THIS_CALL = frozenset({"resume", "out_dir", "dry_run"})
+OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
 # The default leaves the choice to the run; the saved config holds what was chosen, for use again.
 RESOLVED_BY_THE_RUN = frozenset(

@@ -70,6 +70,13 @@ def parameter_kinds(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter
     return {kind: parameters for kind, parameters in kinds.items() if parameters}
 
 
+# What each optimizer keeps for a parameter, and whether it has the parameter's shape; in float32.
+STATE = {
+    torch.optim.AdamW: {"step": False, "exp_avg": True, "exp_avg_sq": True},
+    Muon: {"momentum_buffer": True},
+}
+
+
 def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all but the matrices, and Muon, or the same AdamW, for these."""
     matrix, decay, no_decay = (list(g.values()) for g in parameter_groups(model).values())

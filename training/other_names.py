@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
         ("log_every", "", "log_interval logging_steps log_freq"),
         ("use_tensorboard", "", "tensorboard enable_tensorboard report_to wandb wandb_log wandb_project wandb_run_name"),
         ("out_dir", "", "output_dir save_dir dump_folder checkpoint_dir"),
-        ("resume", "", "resume_from resume_from_checkpoint"),
+        ("resume_from", "", "resume_from_checkpoint"),
         # data, machine
         ("dataset", "", "data data_dir data_path dataset_name dataset_path"),
         ("tokenizer", "", "tokenizer_path tokenizer_name"),

@@ -8,13 +8,13 @@ GATES               each raises ValueError before anything is built, opened or w
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tiktoken
 import torch
 
 from architecture import registry
-from architecture.checkpoint import read_checkpoint
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
 from common.script import say
@@ -24,7 +24,6 @@ from training.command_line import CommandLine
 from training.config import ContextTrainConfig, TrainConfig, check_resume
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
-from training.state.saved_state import require_run_state, saved_settings
 
 DATA = ("dataset", "val_dataset", "text_column")
 
@@ -44,6 +43,7 @@ def resolve(command: CommandLine) -> Start:
 
     Raises ValueError for settings that contradict each other, the tokenizer, the checkpoint or the machine.
     """
+    command = with_resumed_folder(command)
     asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
     if len(asked) > 1:
         raise ValueError(
@@ -180,7 +180,7 @@ def given_weights(command: CommandLine) -> Start:
     if cfg.init_from and getattr(registry.model_class(cfg.model), "extends", None) == model:
         model = cfg.model  # a variant on the weights of its trunk
     require_program(cfg, model)
-    before = saved_settings(saved, path)  # one that was not trained here has none
+    before = checkpoint.saved_settings(saved, path)  # one that was not trained here has none
     command, lines = over_recipe(command, before.get("model_size", "custom"))
     cfg = command.config
     tokenizer = tokenizer_from_state(saved["tokenizer"])
@@ -243,27 +243,24 @@ def require_same_shapes(
     )
 
 
-def without_memory(model: str, config: Any) -> torch.nn.Module:
-    """A model of this shape on the meta device."""
-    with torch.device("meta"):
-        return registry.build_model(model, config)
-
-
 def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
     """Shapes by name, of a model that takes no memory; tied parameters count once."""
-    return {n: p.shape for n, p in without_memory(model, config).named_parameters()}
+    with torch.device("meta"):
+        built = registry.build_model(model, config)
+    return {n: p.shape for n, p in built.named_parameters()}
 
 
 def continued_run(command: CommandLine) -> Start:
     """The run in out_dir, under its own settings."""
-    path = require_latest(command.config.out_dir)
-    if command.config.carries:
+    asked = command.config
+    path = Path(asked.resume_from) if asked.resume_from else require_latest(asked.out_dir)
+    if asked.carries:
         command = with_segment_length(command)
-    saved = read_checkpoint(path)
-    require_program(command.config, saved["model_name"])
-    checkpoint.require_training_state(saved, path)
+    saved = checkpoint.read_newest(asked.out_dir, path)
+    require_program(asked, saved["model_name"])
+    checkpoint.require_run(saved, path)
     cfg = check_resume(
-        saved_settings(saved, path, type(command.config)),
+        checkpoint.saved_settings(saved, path, type(asked)),
         command.config,
         saved["config"],
         command.model_overrides,
@@ -271,5 +268,20 @@ def continued_run(command: CommandLine) -> Start:
     )
     earlier_starts(cfg.out_dir)  # raises before anything is touched
     config = registry.config_from_dict(saved["model_name"], saved["config"])
-    require_run_state(saved, cfg, config, without_memory(cfg.model, config), path)
     return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved)
+
+
+def with_resumed_folder(command: CommandLine) -> CommandLine:
+    """--resume_from FILE is --resume of the file's folder."""
+    cfg = command.config
+    if cfg.resume_from is None:
+        return command
+    path = Path(cfg.resume_from)
+    out_dir = Path(cfg.out_dir) if "out_dir" in command.given else path.parent
+    if path.resolve() not in {other.resolve() for other in checkpoint.checkpoints(out_dir)}:
+        raise ValueError(
+            f"resume_from must be a checkpoint_<step>.pt of the run in {out_dir}, got {cfg.resume_from}; "
+            "name one that is there"
+        )
+    cfg = replace(cfg, resume=True, out_dir=str(out_dir), resume_from=str(out_dir / path.name))
+    return command._replace(config=cfg)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from architecture import registry
 from architecture.checkpoint import LARGEST_SIZE
 from architecture.tokenizer import get_tokenizer
-from common.files import parse_json, reading, write_json_atomic
+from common.files import read_json, reading, write_json_atomic
 from common.provenance import provenance
 from common.settings import as_text
 from data.documents import Source
@@ -414,7 +414,7 @@ def read(path: Path | None) -> StoredPlan | None:
     if path is None or not path.exists():
         return None
     with reading(path, "the plan of an ablation", way_out="start from the specification"):
-        plan = parse_json(path.read_bytes())
+        plan = read_json(path)
         arms = {name: PlannedArm(**arm) for name, arm in plan["arms"].items()}
         rest = (plan[name] for name in ("threads", "provenance", "machine"))
         return StoredPlan(plan["sha256"], arms, *rest)

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from common.files import append_line, parse_json, reading, writing
+from common.files import append_line, parse_json, read_json, reading, writing
 from training.monitor.metrics import read_metrics
 
 
@@ -94,7 +94,7 @@ def written_outcome(folder: Path, code: int) -> dict[str, Any]:
     """status, message, and what a process that looks at a checkpoint wrote beside the folder."""
     path = folder.with_suffix(".json")
     if code == 0 and path.exists():
-        return {"status": "ok", "message": "", **parse_json(path.read_bytes())}
+        return {"status": "ok", "message": "", **read_json(path)}
     status, message = failure(code, last_line(log_of(folder)))
     return {"status": status, "message": message}
 
@@ -129,7 +129,7 @@ def closing(records: list[dict[str, Any]]) -> dict[str, Any] | None:
 def facts(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     with reading(path, "the config.json of a run"):
-        return dict(parse_json(path.read_bytes())) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
 
 def log_of(folder: Path) -> Path:

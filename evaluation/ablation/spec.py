@@ -59,7 +59,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from common.files import parse_json, reading
+from common.files import read_json, reading
 from common.script import did_you_mean, shown
 from common.settings import cast
 from training.command_line import read_yaml
@@ -210,7 +210,7 @@ def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> S
     path = Path(path)
     if path.suffix == ".json":  # YAML would read 1e-05 as text
         with reading(path, "a plan.json", way_out="start from the specification"):
-            values = dict(parse_json(path.read_bytes())["spec"])
+            values = dict(read_json(path)["spec"])
     else:
         values = read_yaml(path)
     try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.files import parse_json, reading
+from common.files import read_json, reading
 from common.settings import as_text
 from evaluation.report.read import (
     LoggedRun,
@@ -251,7 +251,7 @@ def read_band(path: Path) -> Band:
     """A band file; ValueError, one sentence, for another file."""
     way_out = "name a file that python -m benchmarks.make_bands wrote"
     with reading(path, "a reference band", way_out=way_out):
-        content = parse_json(path.read_bytes())
+        content = read_json(path)
         settings, tags = content["settings"], content["tags"]
         differences(settings, settings)  # raises for what it cannot compare
         curves = {tag: edges(tag, columns) for tag, columns in tags.items()}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.files import parse_json, reading
+from common.files import read_json, reading
 
 LARGEST = 1e60  # of a number: far beyond float32, and pictures can be computed from it
 WINDOW = 1 / 40  # of a run's length: what a smoothed curve is the mean of, looking back
@@ -235,7 +235,7 @@ def read_run(path: str | Path) -> LoggedRun:
         }
     config, way_out = file.with_name("config.json"), "move it away: the report does without it"
     with reading(config, "the config.json of a run", way_out=way_out):
-        facts = parse_json(config.read_bytes()) if config.exists() else {}
+        facts = read_json(config) if config.exists() else {}
         run = LoggedRun(file.resolve().parent.name, file, facts, dict(entries), numbers)
         # what settings decide is worked out now, where a wrong one is told with the file's name
         _ = run.tokens_per_step, run.length

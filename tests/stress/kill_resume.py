@@ -47,7 +47,7 @@ from architecture.checkpoint import read_checkpoint
 from common.provenance import provenance
 from tests.toy_corpus import documents, write_jsonl
 from training.monitor.metrics import read_metrics
-from training.state.checkpoint import checkpoint_path, checkpoints, require_training_state
+from training.state.checkpoint import checkpoint_path, checkpoints, require_run
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "kill_resume.json"
 STEPS = 20
@@ -315,7 +315,7 @@ def check_checkpoints(out_dir: Path, straight: Straight, count: Count) -> None:
     for path in checkpoints(out_dir):
         try:
             state = read_checkpoint(path)
-            require_training_state(state, path)
+            require_run(state, path)
         except ValueError as error:
             raise Broken(str(error)) from error
         count.checkpoints += 1

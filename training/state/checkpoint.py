@@ -1,70 +1,92 @@
-"""Checkpoints and best.json: written whole, found by name.
+"""All that a checkpoint holds beyond the model: written, found, read and restored here. And best.json.
 
-Reading a checkpoint is architecture/checkpoint.py's.
+architecture/checkpoint.py reads and verifies the file. What comes from it goes into tensors and objects that the run
+made itself, so that a crafted file can only bring wrong numbers.
 """
+
+from __future__ import annotations
 
 import math
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import torch
+from torch import nn
 
+from architecture.checkpoint import FORMAT, owned, read_checkpoint
 from architecture.registry import is_hugging_face
-from common.files import atomic_write, parse_json, write_json_atomic
+from architecture.tokenizer import tokenizer_state
+from common.files import atomic_write, read_json, reading, write_json_atomic
+from common.provenance import git_commit
+from common.settings import cast
+from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
+from training.optimizer import STATE
 
 TRAINING_STATE = ("train_config", "progress", "optimizers", "rng", "data", "tensorboard_dir")
+OLDER = "go on from an older one with --resume_from CHECKPOINT"
 
 
-def checkpoint_path(out_dir: str | Path, step: int) -> Path:
-    return Path(out_dir) / f"checkpoint_{step}.pt"
+@dataclass
+class Progress:
+    """How far a run is; a checkpoint holds all of it."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training alone: evaluating and saving do not count
+    tokens: int = 0
+    expert_share: torch.Tensor | None = None  # (L, E), of the previous step, for "aux_global"
+    carry: Any = None  # what a variant keeps from one segment to the next
+    load: torch.Tensor | None = None  # (L, E), assignments of training since the last evaluation
+    choices: torch.Tensor | None = None  # (L, N, k), of the validation tokens at that evaluation
+
+    def share_done(self, cfg: TrainConfig, margin: float = 0.0) -> float:
+        """Progress in [0, 1] over max_iters or max_minutes; margin in steps."""
+        if cfg.max_iters is not None:
+            return min(1.0, (self.step + margin) / cfg.max_iters)
+        per_step = self.seconds / max(1, self.step)
+        return min(1.0, (self.seconds + margin * per_step) / (60 * cfg.max_minutes))
 
 
-def checkpoints(out_dir: str | Path) -> list[Path]:
-    """The checkpoints of a folder, oldest step first."""
-    found = {}
-    for path in Path(out_dir).glob("checkpoint_*.pt"):
-        if match := re.fullmatch(r"checkpoint_(\d+)\.pt", path.name):
-            found[int(match[1])] = path
-    return [found[step] for step in sorted(found)]
+# --------------------------------------------------------------------------------------------------
+# writing
 
 
-def latest_checkpoint(out_dir: str | Path) -> Path | None:
-    return next(reversed(checkpoints(out_dir)), None)
+def contents(
+    cfg: TrainConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    progress: Progress,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    data: dict[str, Any],
+    tensorboard_dir: str | None,
+    scored: dict[str, float] | None,
+) -> dict[str, Any]:
+    """The dictionary of a checkpoint: the model, and all that continuing to the last bit needs.
 
-
-def find_checkpoint(path: str | Path, say: Callable[[str], None]) -> Path:
-    """The checkpoint that a person names: a file, or a folder of transformers, as it is; of a run's folder
-    the newest, and says so.
+    data: the loader's position.  scored: val_loss and val_bits_per_byte, if the model of this step was evaluated.
     """
-    path = Path(path)
-    if not path.is_dir() or is_hugging_face(path):
-        return path
-    newest, best = latest_checkpoint(path), best_checkpoint(path)
-    if newest is None:
-        raise ValueError(
-            f"{path} is a folder without a checkpoint_<step>.pt; name another, or train a model into it "
-            f"with train.py --out_dir {quote(str(path))}"
-        )
-    other = best["checkpoint"] if best else newest.name
-    note = f"; the lowest validation loss is {other}'s" if other != newest.name else ""
-    say(f"{newest}: the newest checkpoint of {path}{note}")
-    return newest
-
-
-def require_training_state(state: dict[str, Any], path: str | Path) -> None:
-    """ValueError unless a checkpoint holds all that continuing its run needs."""
-    missing = [key for key in TRAINING_STATE if key not in state]
-    if missing:
-        raise ValueError(
-            f"{path} holds a model but no run to continue, it has no {', '.join(missing)}; "
-            "start a new run from its weights with --init_from"
-        )
+    return {
+        "format": FORMAT,
+        "commit": git_commit(),
+        "model_name": cfg.model,
+        "config": asdict(model.config),
+        "model": model.state_dict(),
+        "tokenizer": tokenizer_state(tokenizer),
+        "step": progress.step,
+        "train_config": asdict(cfg),
+        "progress": vars(progress).copy(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "rng": rng_state(torch.device(cfg.device)),
+        "data": data,
+        "tensorboard_dir": tensorboard_dir,
+        "scored": scored,
+    }
 
 
 def save_checkpoint(
@@ -119,23 +141,207 @@ def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
     path = Path(out_dir) / "best.json"
     if not path.exists():
         return None
-    damaged = ValueError(f"{path} is damaged; delete it, the checkpoints do not need it")
-    try:
-        best = parse_json(path.read_bytes())
-    except ValueError:
-        raise damaged from None
-    name, loss = (
-        (best.get(k) for k in ("checkpoint", "val_loss")) if isinstance(best, dict) else (0, 0)
-    )
-    if not isinstance(name, str) or not re.fullmatch(r"checkpoint_\d{1,20}\.pt", name):
-        raise damaged
-    if type(loss) not in (int, float) or not abs(loss) < math.inf:
-        raise damaged
-    return best if (path.parent / name).exists() else None
+    with reading(path, "the name of the best checkpoint", way_out="delete it, nothing needs it"):
+        best = read_json(path)
+        best["val_loss"] = cast("val_loss", best["val_loss"], float)
+        if not re.fullmatch(r"checkpoint_\d{1,20}\.pt", best["checkpoint"]):
+            raise ValueError("its checkpoint is not named as one")
+    return best if (path.parent / best["checkpoint"]).exists() else None
 
 
 # --------------------------------------------------------------------------------------------------
-# random state
+# finding
+
+
+def checkpoint_path(out_dir: str | Path, step: int) -> Path:
+    return Path(out_dir) / f"checkpoint_{step}.pt"
+
+
+def checkpoints(out_dir: str | Path) -> list[Path]:
+    """The checkpoints of a folder, oldest step first."""
+    found = {}
+    for path in Path(out_dir).glob("checkpoint_*.pt"):
+        if match := re.fullmatch(r"checkpoint_(\d+)\.pt", path.name):
+            found[int(match[1])] = path
+    return [found[step] for step in sorted(found)]
+
+
+def latest_checkpoint(out_dir: str | Path) -> Path | None:
+    return next(reversed(checkpoints(out_dir)), None)
+
+
+def find_checkpoint(path: str | Path, say: Callable[[str], None]) -> Path:
+    """The checkpoint that a person names: a file, or a folder of transformers, as it is; of a run's folder
+    the newest, and says so.
+    """
+    path = Path(path)
+    if not path.is_dir() or is_hugging_face(path):
+        return path
+    newest, best = latest_checkpoint(path), best_checkpoint(path)
+    if newest is None:
+        raise ValueError(
+            f"{path} is a folder without a checkpoint_<step>.pt; name another, or train a model into it "
+            f"with train.py --out_dir {quote(str(path))}"
+        )
+    other = best["checkpoint"] if best else newest.name
+    note = f"; the lowest validation loss is {other}'s" if other != newest.name else ""
+    say(f"{newest}: the newest checkpoint of {path}{note}")
+    return newest
+
+
+def read_newest(out_dir: str | Path, path: Path) -> dict[str, Any]:
+    """The content of a folder's checkpoint; ValueError where it is damaged names the newest good one before it."""
+    try:
+        return read_checkpoint(path, way_out=OLDER)
+    except ValueError as error:
+        before = checkpoints(out_dir)
+        older = before[: before.index(path)] if path in before else []
+        good = next(filter(_reads, reversed(older)), None)
+        if good is None:
+            raise
+        way_out = f"go on from the newest good one with --resume_from {quote(str(good))}"
+        raise ValueError(str(error).replace(OLDER, way_out)) from None
+
+
+def _reads(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except ValueError:
+        return False
+    return True
+
+
+def set_aside_newer(path: Path) -> list[Path]:
+    """Rename the checkpoints of a folder that are newer than `path`, so that it is the newest; their old names."""
+    there = checkpoints(path.parent)
+    newer = there[there.index(path) + 1 :]
+    for other in newer:
+        other.rename(other.with_name(f"{other.name}.set_aside"))
+    return newer
+
+
+# --------------------------------------------------------------------------------------------------
+# restoring
+
+
+def saved_settings(
+    saved: dict[str, Any], path: Any, config_class: type[TrainConfig] = TrainConfig
+) -> dict[str, Any]:
+    """The train_config of a checkpoint with values of their fields' types; {} where it has none.
+
+    Settings that config_class does not know stay as they are.
+    """
+    hints = {f.name: f.type for f in fields(config_class)}
+    with reading(path, "a run's settings", way_out=OLDER):
+        found = saved.get("train_config", {})
+        return {k: cast(k, v, hints[k]) if k in hints else v for k, v in found.items()}
+
+
+def require_run(saved: dict[str, Any], path: Path) -> None:
+    """ValueError unless a checkpoint holds a run to continue, of the step that its name says."""
+    missing = [key for key in TRAINING_STATE if key not in saved]
+    if missing:
+        raise ValueError(
+            f"{path} holds a model but no run to continue, it has no {', '.join(missing)}; "
+            "start a new run from its weights with --init_from"
+        )
+    if path.name != f"checkpoint_{saved['step']}.pt":
+        raise ValueError(
+            f"{path} holds step {saved['step']}, which is not that of its name; "
+            f"rename it to checkpoint_{saved['step']}.pt"
+        )
+
+
+def restore(
+    saved: dict[str, Any],
+    path: Path,
+    cfg: TrainConfig,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+) -> tuple[Progress, dict[str, Any]]:
+    """Bring a run to where its checkpoint was saved: optimizers and random state in place.
+
+    Returns its progress, and the rest by name: data, tensorboard_dir, scored.
+    Raises ValueError, in one sentence, for a part that does not fit; nothing is written.
+    """
+    device = torch.device(cfg.device)
+    with reading(path, "a run to continue", way_out=OLDER):
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            restore_optimizer(optimizer, state["state"])
+        progress = restored_progress(saved["progress"], cfg, model)
+        if progress.step != saved["step"]:
+            raise ValueError(f"its steps are {saved['step']} and {progress.step}")
+        rest = {
+            "data": restored_position(saved["data"], cfg, model),
+            "tensorboard_dir": restored_board(saved["tensorboard_dir"], cfg),
+            "scored": restored_scores(saved.get("scored")),
+        }
+        set_rng_state(saved["rng"], device)
+    return progress, rest
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
+    """Copies of the saved averages, each of its parameter's shape; what the groups say is the settings' already."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    by_number = dict(enumerate(parameters))
+    for number, entry in saved.items():
+        parameter, names = by_number[number], STATE[type(optimizer)]
+        if entry.keys() != names.keys():
+            raise ValueError(f"its optimizer keeps other values for parameter {number}")
+        for name, like_parameter in names.items():
+            shape = parameter.shape if like_parameter else ()
+            tensor = owned(entry[name], f"{name} of parameter {number}", shape, torch.float32)
+            optimizer.state[parameter][name] = tensor.to(parameter.device)
+
+
+def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> Progress:
+    routers = [buffer for name, buffer in model.named_buffers() if name.endswith(BIAS_BUFFER)]
+    experts = len(routers), len(routers[0]) if routers else 0
+    shapes = {
+        "expert_share": experts,
+        "load": experts,
+        "choices": (len(routers), None, None),
+        "carry": (cfg.batch_size, model.config.hidden_size),
+    }
+    progress = Progress(**saved)
+    for name, kind in (("step", int), ("tokens", int), ("seconds", float)):
+        setattr(progress, name, cast(name, getattr(progress, name), kind))
+    for name, shape in shapes.items():
+        if (value := getattr(progress, name)) is not None:
+            value = owned(value, name, shape)
+            setattr(progress, name, value if name == "choices" else value.to(cfg.device))
+    return progress
+
+
+def restored_position(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> dict[str, Any]:
+    """The loader's position; its source checks its own part."""
+    tokens = [
+        owned(rest, "tokens", (None,), torch.int64) for rest in saved["tokens"][: cfg.batch_size]
+    ]
+    for rest in tokens:
+        if not (0 <= int(rest.min()) and int(rest.max()) < model.config.vocab_size):
+            raise ValueError(f"its tokens are not ids below {model.config.vocab_size}")
+    documents = cast("documents", saved["documents"], int)
+    position = {"packing": saved["packing"], "seed": saved["seed"], "source": dict(saved["source"])}
+    if not position["source"] or not tokens:
+        raise ValueError("its position in the data is empty")
+    return position | {"documents": documents, "tokens": tokens}
+
+
+def restored_board(saved: Any, cfg: TrainConfig) -> str | None:
+    """The folder of TensorBoard's files: a bare name under the root that this program writes to."""
+    if saved is None:
+        return None
+    folder = Path(cast("tensorboard_dir", saved, str))
+    if folder != Path(cfg.tensorboard_root) / folder.name or folder.name in ("", ".."):
+        raise ValueError(f"its tensorboard_dir is not a folder in {cfg.tensorboard_root}/")
+    return str(folder)
+
+
+def restored_scores(saved: Any) -> dict[str, float] | None:
+    return (
+        {k: cast(k, saved[k], float) for k in ("val_loss", "val_bits_per_byte")} if saved else None
+    )
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -155,23 +361,3 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     if device.type == "mps":
         torch.mps.set_rng_state(state["mps"].cpu())
-
-
-@dataclass
-class Progress:
-    """How far a run is; a checkpoint holds all of it."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training alone: evaluating and saving do not count
-    tokens: int = 0
-    expert_share: torch.Tensor | None = None  # (L, E), of the previous step, for "aux_global"
-    carry: Any = None  # what a variant keeps from one segment to the next
-    load: torch.Tensor | None = None  # (L, E), assignments of training since the last evaluation
-    choices: torch.Tensor | None = None  # (L, N, k), of the validation tokens at that evaluation
-
-    def share_done(self, cfg: TrainConfig, margin: float = 0.0) -> float:
-        """Progress in [0, 1] over max_iters or max_minutes; margin in steps."""
-        if cfg.max_iters is not None:
-            return min(1.0, (self.step + margin) / cfg.max_iters)
-        per_step = self.seconds / max(1, self.step)
-        return min(1.0, (self.seconds + margin * per_step) / (60 * cfg.max_minutes))

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
-from common.files import parse_json, writing
+from common.files import read_json, reading, writing
 from training.state.checkpoint import latest_checkpoint
 
 LOCK = ".lock"
@@ -115,13 +115,9 @@ def earlier_starts(out_dir: str | Path) -> list[Any]:
     path = Path(out_dir) / "config.json"
     if not path.exists():
         return []
-    try:
-        facts = parse_json(path.read_bytes())
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list):
-        raise ValueError(f"{path} is damaged; move it away, the run can be continued without it")
-    return facts["starts"]
+    way_out = "move it away, the run can be continued without it"
+    with reading(path, "the settings and starts of a run", way_out=way_out):
+        return list(read_json(path)["starts"])
 
 
 def require_latest(out_dir: str | Path) -> Path:

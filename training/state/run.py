@@ -17,7 +17,8 @@ from torch import nn
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
 from common.device import autocast
 from common.files import CannotWrite, write_json_atomic
-from common.provenance import git_commit, provenance
+from common.provenance import provenance
+from common.script import say
 from data.documents import Source
 from data.loader import TrainLoader
 from training.config import TrainConfig
@@ -64,14 +65,10 @@ def open_run(
     model = model.to(device).train()
     model.tokenizer = tokenizer  # as a model that was loaded has it: stories are text
     optimizers = build_optimizers(model, cfg)
-    progress = Progress(**resumed["progress"]) if resumed else Progress()
+    progress, rest = Progress(), {}
     if resumed:
-        for optimizer, state in zip(optimizers, resumed["optimizers"]):
-            optimizer.load_state_dict(state)
-        for name in ("expert_share", "carry", "load"):
-            if getattr(progress, name) is not None:
-                setattr(progress, name, getattr(progress, name).to(device))
-        checkpoint.set_rng_state(resumed["rng"], device)
+        path = checkpoint.checkpoint_path(cfg.out_dir, resumed["step"])
+        progress, rest = checkpoint.restore(resumed, path, cfg, model, optimizers)
     else:
         random.seed(cfg.seed)
         torch.manual_seed(cfg.seed)
@@ -80,19 +77,20 @@ def open_run(
         stack.enter_context(saying_how_to_go_on(cfg.out_dir, cfg.program))
         loader = TrainLoader(
             source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
-            resets=cfg.carries, seed=cfg.seed, state=resumed["data"] if resumed else None,
+            resets=cfg.carries, seed=cfg.seed, state=rest.get("data"),
             should_stop=lambda: bool(stop),
         )  # fmt: skip
         stack.callback(loader.close)
         if cfg.use_tensorboard:
             metrics.require_tensorboard()  # before anything is written
         stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
+        if cfg.resume_from:
+            for newer in checkpoint.set_aside_newer(path):
+                say(f"set aside: {newer} is now {newer.name}.set_aside")
         if resumed:
-            refuse_if_changed(cfg.out_dir, progress.step)
-            checkpoint.finish_saving(
-                cfg.out_dir, progress.step, resumed.get("scored"), keep=cfg.keep
-            )
-        tensorboard_dir = resumed["tensorboard_dir"] if resumed else None
+            refuse_if_changed(cfg.out_dir, progress.step, finished=not cfg.resume_from)
+            checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
+        tensorboard_dir = rest.get("tensorboard_dir")
         if cfg.use_tensorboard and tensorboard_dir is None:
             tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir, cfg.tensorboard_root))
         writer = metrics.MetricsWriter(
@@ -136,16 +134,17 @@ def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
         raise
 
 
-def refuse_if_changed(out_dir: str | Path, step: int) -> None:
+def refuse_if_changed(out_dir: str | Path, step: int, finished: bool) -> None:
     """ValueError if another process wrote to the folder between the reading of its newest checkpoint,
-    that of `step`, and the moment from which it is ours.
+    that of `step`, and the moment from which it is ours; also, where asked, if it finished the run.
     """
     if checkpoint.latest_checkpoint(out_dir) != checkpoint.checkpoint_path(out_dir, step):
         raise ValueError(
             f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process was writing "
             "there while this one started; run the same command again"
         )
-    refuse_if_finished(out_dir)
+    if finished:
+        refuse_if_finished(out_dir)
 
 
 def refuse_if_finished(out_dir: str | Path) -> None:
@@ -185,24 +184,13 @@ def save(
 
     evaluated: the last step that was scored, and its score.  position: of the data; None: the loader's.
     """
-    cfg, model, scored = run.cfg, run.model, None
+    scored = None
     if evaluated is not None and evaluated[0] == progress.step:
         found = evaluated[1]
         scored = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
-    state = {
-        "model_name": cfg.model,
-        "config": asdict(model.config),
-        "model": model.state_dict(),
-        "tokenizer": tokenizer_state(run.tokenizer),
-        "step": progress.step,
-        "train_config": asdict(cfg),
-        "progress": vars(progress).copy(),
-        "optimizers": [optimizer.state_dict() for optimizer in run.optimizers],
-        "rng": checkpoint.rng_state(run.device),
-        "data": position or run.loader.state_dict(),
-        "tensorboard_dir": run.tensorboard_dir,
-        "scored": scored,
-        "commit": git_commit(),
-    }
+    state = checkpoint.contents(
+        run.cfg, run.model, run.tokenizer, progress, run.optimizers,
+        data=position or run.loader.state_dict(), tensorboard_dir=run.tensorboard_dir, scored=scored,
+    )  # fmt: skip
     run.writer.sync()  # a power cut may not leave a checkpoint without the records before it
-    return checkpoint.save_checkpoint(cfg.out_dir, progress.step, state, keep=cfg.keep)
+    return checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)
