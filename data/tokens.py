@@ -2,26 +2,25 @@
 
 A folder has tokens.json and, for each shard of a split, two .npy files: SPLIT_00000.tokens.npy, the
 ids of its documents one after another without end-of-text (uint16 if the vocabulary fits, else
-uint32), and SPLIT_00000.ends.npy, int64, where each one ends. tokens.json has their sizes, a sha256
-for each block of each file, and one of its own content.
+uint32), and SPLIT_00000.ends.npy, int64, where each one ends. tokens.json has their sizes and a
+sha256 for each block of each file; it carries a seal of its own, as all JSON that we write.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import mmap
 import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from architecture.tokenizer import tokenizer_state
-from common.files import atomic_write, parse_json, reading, write_json_atomic, writing
+from common.files import atomic_write, read_json, reading, write_json_atomic, writing
 from data.documents import IndexedSource
 from data.files import version
 
@@ -35,6 +34,7 @@ SHARD_TOKENS = 2**24
 # (blake2b 0.5, CRC-32 2.0).
 BLOCK_BYTES = 2**18
 HEADER_BYTES = 128
+PREPARE_AGAIN = "prepare it again with python -m data.prepare"
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class TokenFolderWriter:
 
     def finish(self) -> None:
         with self._removed_if_it_fails(), writing(self._folder):
-            write_json_atomic(self._partial / META, self._meta | {"sha256": _digest(self._meta)})
+            write_json_atomic(self._partial / META, self._meta)
             self._partial.rename(self._folder)
             (self._folder / LOCK).unlink()
         self._lock.close()
@@ -232,14 +232,12 @@ def is_token_folder(folder: Path) -> bool:
 def open_token_folder(folder: Path, split: str) -> TokenSource:
     """One split of a folder that a TokenFolderWriter finished; ValueError if it is not as it was written."""
     with _reading(folder):
-        meta = parse_json((folder / META).read_bytes())
-        expected = meta.pop("sha256", None)
-        if meta["format"] == WITHOUT_CHECKSUMS and expected is None:
+        with reading(folder / META, "the contents of a token folder", way_out=PREPARE_AGAIN):
+            meta = read_json(folder / META)
+        if meta["format"] == WITHOUT_CHECKSUMS:
             _say_that_damage_goes_unseen(folder)
         elif meta["format"] != FORMAT:
             raise ValueError(f"{META} must say format {FORMAT!r}")
-        elif _digest(meta) != expected:
-            raise ValueError(f"{META} is not what was written")
         return TokenSource(folder, meta, split)
 
 
@@ -252,7 +250,7 @@ def _say_that_damage_goes_unseen(folder):
 
 
 def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
-    return reading(folder, "a token folder", way_out="prepare it again with python -m data.prepare")
+    return reading(folder, "a token folder", way_out=PREPARE_AGAIN)
 
 
 def _require_new(folder: Path) -> None:
@@ -294,7 +292,3 @@ def _header(dtype: np.dtype, count: int) -> bytes:
     """
     shape = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + shape.ljust(117).encode() + b"\n"
-
-
-def _digest(meta: Any) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
