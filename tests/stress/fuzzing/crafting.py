@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pickle
 import random
+import shutil
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,8 +84,9 @@ def with_reversed_strides(t: torch.Tensor) -> torch.Tensor:
 
 def sharing(t: torch.Tensor, m: dict[str, torch.Tensor]) -> torch.Tensor:
     """A view of another tensor's memory, where one is large enough."""
-    other = max(m.values(), key=torch.Tensor.numel).view(-1).view(t.dtype)
-    return other[: t.numel()].view(t.shape) if other.numel() >= t.numel() else t
+    other = max(m.values(), key=torch.Tensor.numel).view(-1)
+    fits = other.dtype == t.dtype and other.numel() >= t.numel()
+    return other[: t.numel()].view(t.shape) if fits else t
 
 
 TENSORS: dict[str, Callable[[torch.Tensor, dict], Any]] = {
@@ -167,23 +170,26 @@ def another_record(name: str) -> Callable[[dict, Path], None]:
 
     def write(state: dict, path: Path) -> None:
         torch.save(state, path)
-        with zipfile.ZipFile(path, "a") as archive:
+        with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a name that is there already
             archive.writestr(name.format(root=path.stem), b"marker")
 
     return write
 
 
 def write_deflated(state: dict, path: Path, megabytes: int = 64) -> None:
-    """All records deflated, and one of zeros."""
-    torch.save(state, path)
-    with zipfile.ZipFile(path) as old:
-        records = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
-        for name, content in records.items():
-            new.writestr(name, content)
-        with new.open(f"{path.stem}/data/99", "w", force_zip64=True) as record:
-            for _ in range(megabytes):
-                record.write(bytes(10**6))
+    """All records deflated, and a tensor of zeros among them that takes so much room."""
+    whole = path.with_suffix(".whole")
+    state["model"]["zeros"] = torch.zeros(megabytes * 250_000)
+    torch.save(state, whole)
+    with (
+        zipfile.ZipFile(whole) as old,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
+        for name in old.namelist():
+            with old.open(name) as content, new.open(name, "w", force_zip64=True) as record:
+                shutil.copyfileobj(content, record, 2**20)
+    whole.unlink()
 
 
 def claim(size: int) -> Callable[[dict, Path], None]:
@@ -257,7 +263,7 @@ class Bomb(NamedTuple):
 
 
 def checkpoint_bomb(path: Path) -> None:
-    """3 MB with a record of 3 GB."""
+    """13 MB with a tensor of 3 GB."""
     write_deflated(torch.load(path, weights_only=True), path, 3000)
 
 

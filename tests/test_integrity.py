@@ -1,0 +1,106 @@
+"""A few damaged and crafted files, and the campaign itself: python -m tests.stress.integrity tries thousands."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.stress import integrity
+from tests.stress.fuzzing.cases import Case
+from tests.stress.fuzzing.judge import Ending
+from tests.stress.fuzzing.materials import NEWEST
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield integrity.make_samples(tmp_path_factory.mktemp("integrity") / "samples")
+
+
+def outcomes(samples, flips: int) -> Counter:
+    counts, findings = integrity.flip(samples, flips, seed=0)
+    total = sum(counts.values(), Counter())
+    assert len(findings) == total["WRONG"] + total["CRASH"]
+    return total
+
+
+def test_a_damaged_file_is_refused_or_read_as_it_was_written(samples):
+    found = outcomes(samples, 60)
+    assert found.keys() == {"refused", "same"} and found["refused"] > 40
+
+
+def test_a_crafted_checkpoint_ends_with_0_or_with_2_and_one_clear_sentence(samples, tmp_path):
+    counts, _, findings = integrity.try_crafted(
+        samples, tmp_path / "case", 12, seed=0, run=integrity.here
+    )
+    assert findings == [] and sum(counts["resume"].values()) == 12
+
+
+# ----------------------------------------------------------------------- the campaign itself
+
+
+def test_without_its_checksums_damage_is_read_as_good_and_counted(samples, monkeypatch):
+    monkeypatch.setattr("architecture.checkpoint.verify", lambda path: None)
+    monkeypatch.setattr("common.files._seal", lambda value: "constant")
+    monkeypatch.setattr("common.files.SEAL", "no such text")
+    assert outcomes(samples, 60)["WRONG"] > 10
+
+
+@pytest.mark.parametrize(
+    "ending, gb, wrote, told",
+    [
+        (Ending(0, "", ""), 0.5, "run/new", ""),
+        (Ending(0, "", ""), 0.5, "../escaped", "it wrote escaped"),
+        (Ending(0, "", ""), 0.5, "marker", "it wrote work/marker"),
+        (Ending(0, "", ""), 9.0, "run/new", "it took 9.00 GB"),
+        (Ending(None, "", "", "ended by -11"), 0.5, "run/new", "ended by -11"),
+        (Ending(1, "", "Traceback"), 0.5, "run/new", "exit code N"),
+    ],
+)
+def test_what_a_crafted_file_does_is_seen(tmp_path, ending, gb, wrote, told):
+    (tmp_path / "work/run").mkdir(parents=True)
+
+    def run(case, work):
+        (work / wrote).write_text("x")
+        return ending, gb
+
+    _, _, wrong = integrity.use(Case("kind", "train", ()), tmp_path, run)
+    assert told in wrong and bool(told) == bool(wrong)
+
+
+def test_a_process_that_a_signal_ends_is_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "tests.stress.fuzzing.judge.call", lambda case, work: __import__("os").abort()
+    )
+    ending, _ = integrity.in_a_child(Case("kind", "train", ()), tmp_path)
+    assert ending.error == "ended by -6"
+
+
+def test_every_strategy_makes_a_file_that_differs(samples, tmp_path):
+    from tests.stress.fuzzing.crafting import STRATEGIES, Crafted, craft
+
+    (tmp_path / "run").mkdir()
+    whole = (samples / NEWEST).read_bytes()
+    for name in STRATEGIES:
+        craft(Crafted(NEWEST, name, 0), samples, tmp_path)
+        assert (tmp_path / NEWEST).read_bytes() != whole, name
+
+
+def test_damage_is_one_flipped_bit_or_a_zeroed_sector():
+    draw, whole = random.Random(0), bytes([255]) * 10_000
+    changes = Counter()
+    for _ in range(100):
+        damaged, _ = integrity.damage(whole, draw)
+        differ = [a ^ b for a, b in zip(whole, damaged, strict=True) if a != b]
+        changes[len(differ)] += 1
+        assert len(differ) > 1 or differ[0].bit_count() == 1
+    assert changes.keys() == {1, 4096, 10_000 - 8192}
+
+
+def test_contents_compare_to_the_last_bit():
+    value = {"a": torch.tensor([0.0]), "b": [1, "x"]}
+    assert integrity.plain(value) == integrity.plain({"a": torch.tensor([0.0]), "b": [1, "x"]})
+    for other in (torch.tensor([-0.0]), torch.tensor([0]), torch.tensor(0.0)):
+        assert integrity.plain(value) != integrity.plain(value | {"a": other})
