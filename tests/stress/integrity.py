@@ -266,19 +266,20 @@ def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
 
 
 def try_crafted(
-    samples: Path, folder: Path, count: int, seed: int, run: Run = in_a_child
+    samples: Path, folder: Path, count: int, seed: int, run: Run = in_a_child, *, once: bool = False
 ) -> tuple[dict[str, Counter], float, list[str]]:
-    """So many crafted checkpoints, each used in all ways: endings by use, most GB, findings."""
+    """So many crafted checkpoints, each used in all ways, or once: endings by use, most GB, findings."""
     counts: dict[str, Counter] = defaultdict(Counter)
     findings, most = [], 0.0
-    names = list(STRATEGIES)
+    names = random.Random(seed).sample(list(STRATEGIES), len(STRATEGIES))
     for number in tqdm(range(count), desc="crafted"):
         context = number % 2 == 1
         made = Crafted(CONTEXT_NEWEST if context else NEWEST, names[number // 2 % len(names)], seed + number)  # fmt: skip
         shutil.copytree(samples, folder / "work")
         try:
             place = craft(made, samples, folder / "work")
-            for case in uses(context):
+            ways = uses(context)
+            for case in [ways[number // 2 % len(ways)]] if once else ways:
                 came, memory, wrong = use(case, folder, run)
                 counts[case.kind][came] += 1
                 most = max(most, memory)

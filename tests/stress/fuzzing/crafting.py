@@ -42,7 +42,9 @@ def craft(made: Crafted, samples: Path, folder: Path) -> str:
         return "the file"
     place = a_place(state, draw, tensors=where == "tensor")
     old = at(state, place)
-    value = change(old, state["model"]) if where == "tensor" else change(draw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that quantized tensors will go
+        value = change(old, state["model"]) if where == "tensor" else change(draw)
     if where == "board":
         place = ("tensorboard_dir",)
         state["train_config"] |= {"use_tensorboard": True}
@@ -83,10 +85,11 @@ def with_reversed_strides(t: torch.Tensor) -> torch.Tensor:
 
 
 def sharing(t: torch.Tensor, m: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A view of another tensor's memory, where one is large enough."""
+    """A view of another tensor's memory, or of other places of its own."""
     other = max(m.values(), key=torch.Tensor.numel).view(-1)
-    fits = other.dtype == t.dtype and other.numel() >= t.numel()
-    return other[: t.numel()].view(t.shape) if fits else t
+    if other.dtype != t.dtype or other.numel() <= t.numel():
+        other = torch.cat([t.flatten(), t.flatten()])
+    return other[1 : t.numel() + 1].view(t.shape)
 
 
 TENSORS: dict[str, Callable[[torch.Tensor, dict], Any]] = {
