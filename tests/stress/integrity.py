@@ -49,7 +49,7 @@ from tests.stress.fuzzing.samples import CONTEXT_NEWEST, CONTEXT_RUN, Kind, kind
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "integrity.json"
 SECTOR, SHARE_OF_SECTORS = 4096, 0.2
-MOST_MEMORY = 1.5  # GB that a process may take, of which half is what it begins with
+MOST_MEMORY = 1.5  # GB that a process may hold; it begins with 0.3
 SHORT, NO_BOARD = flags({"device": "cpu", "threads": "1"}), ("--no-use_tensorboard",)
 IMPORTED = ("torch.utils.tensorboard", "torch._dynamo", "pandas", "matplotlib.backends.backend_agg",
             "sample", "ablate", "train_context")  # before the forks, that each need not do it  # fmt: skip
