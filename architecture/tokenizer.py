@@ -22,6 +22,7 @@ from pathlib import Path
 import tiktoken
 import torch
 
+from common.files import read_json, sealed
 from common.script import did_you_mean
 
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
@@ -113,7 +114,7 @@ def save_rank_file(encoding: tiktoken.Encoding, path: Path, provenance: dict) ->
     description |= {"vocab_size": encoding.n_vocab, "provenance": provenance}
     files = {
         path: _ranks_as_text(encoding._mergeable_ranks),
-        path.with_suffix(".json"): json.dumps(description, indent=2, ensure_ascii=True) + "\n",
+        path.with_suffix(".json"): json.dumps(sealed(description), indent=2) + "\n",
     }
     for file in files:
         if file.is_dir():
@@ -140,14 +141,14 @@ def load_rank_file(path: Path) -> tiktoken.Encoding:
                 "as data/train_tokenizer.py writes them"
             )
     try:
-        description = json.loads(description_path.read_bytes())
+        description = read_json(description_path)
         ranks = path.read_text(encoding="ascii")
-        encoding = _build(description, ranks, f"tokenizer {path}")
-        found = tokenizer_state(encoding)["sha256"]
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"tokenizer {path} is damaged ({error}); write it again with data/train_tokenizer.py"
         ) from error
+    encoding = _build(description, ranks, f"tokenizer {path}")
+    found = tokenizer_state(encoding)["sha256"]
     if found != description.get("sha256"):
         raise ValueError(
             f"tokenizer {path} is damaged: its sha256 is {found[:12]}, but its .json says "

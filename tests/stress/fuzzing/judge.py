@@ -32,6 +32,8 @@ from tests.stress.fuzzing.cases import Case
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = {  # module with main(argv), and the words of a real command
     "train": ("train", ("train.py",)),
+    "train_context": ("train_context", ("train_context.py",)),
+    "ablate": ("ablate", ("ablate.py",)),
     "sample": ("sample", ("sample.py",)),
     "check": ("evaluation.check", ("-m", "evaluation.check")),
     "report": ("evaluation.report.__main__", ("-m", "evaluation.report")),

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import yaml
 
+from common.files import read_json, sealed, write_json_atomic
+
 TINY = {  # a model and a run of a few milliseconds a step, as flags
     "device": "cpu",
     "threads": "1",
@@ -43,10 +45,10 @@ def flags(settings: dict[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
-def make_materials(folder: Path, *, seeds: int = 1) -> Path:
+def make_materials(folder: Path, *, seeds: int = 1, more: dict[str, str] | None = None) -> Path:
     """Fill a new folder: data in three formats, a tokenizer, a run to continue, a finished run, texts.
 
-    seeds: from three on there is a band of that many finished runs, too.
+    seeds: from three on there is a band of that many finished runs, too.  more: settings of the runs.
     """
     import train
     from data import prepare, train_tokenizer
@@ -78,7 +80,7 @@ def make_materials(folder: Path, *, seeds: int = 1) -> Path:
             ["--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", "--tokenizer", "small.tiktoken",
              "--out_dir", "tokens"]
         ), quiet)  # fmt: skip
-        longer = flags(TINY | DATA | {"max_iters": "3", "eval_every": "1"})
+        longer = flags(TINY | DATA | {"max_iters": "3", "eval_every": "1"} | (more or {}))
         for seed in range(seeds):
             out_dir = FINISHED if seed == 0 else f"{FINISHED}_{seed}"
             argv = [*longer, "--out_dir", out_dir, "--seed", str(seed), "--no-use_tensorboard"]
@@ -89,9 +91,8 @@ def make_materials(folder: Path, *, seeds: int = 1) -> Path:
         Path(RUN, "checkpoint_3.pt").unlink()
         Path(RUN, "checkpoint_1.pt").unlink()
         drop_records_after(Path(RUN, "metrics.jsonl"), 2)
-        best = json.loads(Path(RUN, "best.json").read_text(encoding="utf-8"))
-        best |= {"step": 2, "checkpoint": "checkpoint_2.pt"}
-        Path(RUN, "best.json").write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
+        best = read_json(Path(RUN, "best.json")) | {"step": 2, "checkpoint": "checkpoint_2.pt"}
+        write_json_atomic(Path(RUN, "best.json"), best)
         state = torch.load(NEWEST, weights_only=True)
         state["train_config"] |= {"out_dir": RUN}
         torch.save(state, NEWEST)
@@ -118,6 +119,8 @@ def write_tree(suffix: str, value: Any) -> bytes:
         file = io.BytesIO()
         torch.save(value, file)
         return file.getvalue()
+    if isinstance(value, dict) and "seal" in value:  # or nothing behind the seal would be reached
+        value = sealed({key: entry for key, entry in value.items() if key != "seal"})
     if suffix == ".jsonl":
         lines = value if isinstance(value, list) else [value]
         return "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -195,7 +198,7 @@ def _write_band(folder: Path, seeds: int) -> None:
 
     names = [FINISHED, *(f"{FINISHED}_{seed}" for seed in range(1, seeds))]
     band = make_band(read_runs([folder / name for name in names]), "recipe.yaml", str)
-    (folder / "band.json").write_text(json.dumps(band, indent=2) + "\n", encoding="utf-8")
+    write_json_atomic(folder / "band.json", band)
 
 
 def _succeed(code: int, output: io.StringIO) -> None:

@@ -21,14 +21,20 @@ MOST_STEPS = 3
 
 
 class Tensor(NamedTuple):
-    """A tensor as a value that prints."""
+    """A tensor as a value that prints.
+
+    layout: plain, expanded (one number stands for all), transposed (strides in reverse order).
+    """
 
     shape: tuple[int, ...]
     dtype: str
     fill: float
+    layout: str = "plain"
 
     def build(self) -> torch.Tensor:
-        return torch.full(self.shape, self.fill, dtype=torch.float64).to(getattr(torch, self.dtype))
+        shape = {"plain": self.shape, "expanded": (), "transposed": self.shape[::-1]}[self.layout]
+        tensor = torch.full(shape, self.fill, dtype=torch.float64).to(getattr(torch, self.dtype))
+        return tensor.permute(*range(tensor.dim())[::-1]).expand(self.shape)
 
 
 class Mutant(NamedTuple):
@@ -95,7 +101,8 @@ def odd_values(*, tensors: bool = False) -> st.SearchStrategy[Any]:
         shapes = st.sampled_from(((), (0,), (1,), (3,), (2, 3), (16, 16)))
         dtypes = st.sampled_from(("float32", "float64", "int64", "bool", "uint8", "bfloat16"))
         fills = st.sampled_from((0, 1, -1, 2**40, math.nan, math.inf))
-        leaves.append(st.builds(Tensor, shapes, dtypes, fills))
+        layouts = st.sampled_from(("plain", "expanded", "transposed"))
+        leaves.append(st.builds(Tensor, shapes, dtypes, fills, layouts))
     leaf = st.one_of(leaves)
     return st.one_of(
         leaf, st.lists(leaf, max_size=2), st.dictionaries(st.text(max_size=3), leaf, max_size=2)
@@ -226,34 +233,34 @@ def _tree_step(tree: Any, step: tuple) -> Any:
     """A step whose place an earlier one has removed changes nothing."""
     name, place, *more = step
     try:
-        old = _at(tree, place)
+        old = at(tree, place)
         if name == "swap":
-            return _replaced(_replaced(tree, place, _at(tree, more[0])), more[0], old)
+            return replaced(replaced(tree, place, at(tree, more[0])), more[0], old)
         if name == "set":
-            return _replaced(tree, place, more[0])
-        holder = _at(tree, place[:-1])
+            return replaced(tree, place, more[0])
+        holder = at(tree, place[:-1])
         if isinstance(holder, dict):
             key = more[0] if name == "rename" else None
             items = ((key if k == place[-1] else k, v) for k, v in holder.items()
                      if name == "rename" or k != place[-1])  # fmt: skip
-            return _replaced(tree, place[:-1], dict(items))
+            return replaced(tree, place[:-1], dict(items))
         kept = [value for number, value in enumerate(holder) if number != place[-1]]
-        return _replaced(tree, place[:-1], type(holder)(kept))
+        return replaced(tree, place[:-1], type(holder)(kept))
     except (KeyError, IndexError, TypeError):
         return tree
 
 
-def _at(tree: Any, place: tuple) -> Any:
+def at(tree: Any, place: tuple) -> Any:
     for key in place:
         tree = tree[key]
     return tree
 
 
-def _replaced(tree: Any, place: tuple, value: Any) -> Any:
+def replaced(tree: Any, place: tuple, value: Any) -> Any:
     if not place:
         return value
     first, *rest = place
-    inner = _replaced(tree[first], tuple(rest), value)
+    inner = replaced(tree[first], tuple(rest), value)
     if isinstance(tree, dict):
         return {key: inner if key == first else old for key, old in tree.items()}
     return type(tree)(inner if number == first else old for number, old in enumerate(tree))

@@ -1,0 +1,261 @@
+"""Damage every kind of file that we read back, and craft checkpoints that lie: nothing wrong is read as good.
+
+    python -m tests.stress.integrity [--flips 1000] [--crafted 200] [--seed 0]
+        writes benchmarks/results/integrity.json     (minutes on one core)
+
+flips     a bit flipped, or a sector of 4,096 bytes zeroed, in one file; its reader must refuse it in one
+          sentence, or give what it gave before. WRONG: other content as if it were good. CRASH: another exception
+crafted   a checkpoint with right checksums and one part replaced (tests/stress/fuzzing/crafting.py), used by
+          eval_only, sample, init_from and resume: exit code 0, or 2 with one sentence, no signal, no file outside
+          the run's folder, bounded memory
+bombs     small files that would unpack to gigabytes
+
+Crafted files and bombs are read in processes of their own. Any finding is printed, and is exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.provenance import provenance
+from common.script import one_line
+from tests.stress.fuzzing import judge
+from tests.stress.fuzzing.cases import SAMPLE, Case
+from tests.stress.fuzzing.crafting import BOMBS, STRATEGIES, Crafted, craft
+from tests.stress.fuzzing.materials import DATA, NEWEST, RUN, flags
+from tests.stress.fuzzing.samples import CONTEXT_NEWEST, CONTEXT_RUN, Kind, kinds, make_samples
+
+RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "integrity.json"
+SECTOR, SHARE_OF_SECTORS = 4096, 0.2
+MOST_MEMORY = 1.5  # GB that a process may hold; it begins with 0.3
+SHORT, NO_BOARD = flags({"device": "cpu", "threads": "1"}), ("--no-use_tensorboard",)
+IMPORTED = ("torch.utils.tensorboard", "torch._dynamo", "pandas", "matplotlib.backends.backend_agg",
+            "sample", "ablate", "train_context")  # before the forks, that each need not do it  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------
+# flips
+
+
+def damage(content: bytes, draw: random.Random) -> tuple[bytes, str]:
+    """The content with one fault, and the fault in words."""
+    place = draw.randrange(len(content))
+    if draw.random() < SHARE_OF_SECTORS:
+        start = place - place % SECTOR
+        end = min(start + SECTOR, len(content))
+        return content[:start] + bytes(end - start) + content[end:], f"zeros from {start} to {end}"
+    bit = draw.randrange(8)
+    flipped = bytes([content[place] ^ 1 << bit])
+    return content[:place] + flipped + content[place + 1 :], f"bit {bit} of byte {place} flipped"
+
+
+def plain(value: Any) -> Any:
+    """What a reader gave, as values that compare to the last bit."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), *plain(value.contiguous().view(-1).view(torch.uint8).numpy()), value.shape  # fmt: skip
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tobytes()
+    if is_dataclass(value):
+        return plain(vars(value))
+    if isinstance(value, dict):
+        return [(key, plain(entry)) for key, entry in value.items()]
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return repr(value)
+
+
+def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
+    """refused, same, WRONG or CRASH, and more about the last."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = plain(kind.read(path))
+    except ValueError as error:
+        unclear = judge.unclear([f"integrity: error: {one_line(error)}"])
+        return ("CRASH", unclear) if unclear else ("refused", "")
+    except Exception as error:
+        return "CRASH", f"{type(error).__name__}: {one_line(error)}"
+    return ("same" if found == expected else "WRONG"), ""
+
+
+def flip(samples: Path, flips: int, seed: int) -> tuple[dict[str, Counter], list[str]]:
+    """So many faults, all kinds in turn: outcomes by kind, and findings."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    findings, found, draw = [], kinds(samples), random.Random(seed)
+    whole = {name: (samples / kind.file).read_bytes() for name, kind in found.items()}
+    expected = {name: plain(kind.read(samples / kind.file)) for name, kind in found.items()}
+    for number in tqdm(range(flips), desc="flips"):
+        name = list(found)[number % len(found)]
+        path = samples / found[name].file
+        content, fault = damage(whole[name], draw)
+        path.write_bytes(content)
+        came, more = outcome(found[name], path, expected[name])
+        path.write_bytes(whole[name])
+        counts[name][came] += 1
+        if came in ("WRONG", "CRASH"):
+            findings.append(f"{came}: {name}, {fault} of {len(content)} bytes {more}".strip())
+    return dict(counts), findings
+
+
+# --------------------------------------------------------------------------------------------------
+# crafted checkpoints and bombs
+
+Run = Callable[[Case, Path], tuple[judge.Ending, float]]
+
+
+def here(case: Case, work: Path) -> tuple[judge.Ending, float]:
+    """In this process, where nothing can end it; its memory is not measured."""
+    return judge.call(case, work), 0.0
+
+
+def in_a_child(case: Case, work: Path) -> tuple[judge.Ending, float]:
+    """In a forked process, and the most GB that it held."""
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+
+    def work_and_tell() -> None:
+        ending = judge.call(case, work)
+        sender.send((ending, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))
+
+    process = fork.Process(target=work_and_tell)
+    process.start()
+    sender.close()
+    try:
+        told = receiver.recv() if receiver.poll(judge.SECONDS) else None
+    except EOFError:
+        told = None
+    process.join(10 if told else 1)
+    process.kill()
+    process.join()
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    return told or (judge.Ending(None, "", "", f"ended by {process.exitcode}"), largest)
+
+
+def uses(context: bool) -> list[Case]:
+    """What a person does with a checkpoint; the last one changes its run."""
+    program, run, newest = (
+        ("train_context", CONTEXT_RUN, CONTEXT_NEWEST) if context else ("train", RUN, NEWEST)
+    )
+    data = {name: value for name, value in DATA.items() if name != "tokenizer"}
+    new = data | {"out_dir": "model_new", "max_iters": "1", "batch_size": "2"}
+    new |= {"block_size": "6" if context else "16"}
+    return [
+        Case("eval_only", program, ("--eval_only", run, *SHORT)),
+        Case("sample", "sample", ("--checkpoint", run, *SAMPLE)),
+        Case("init_from", program, ("--init_from", newest, *flags(new), *SHORT, *NO_BOARD)),
+        Case("resume", program, ("--out_dir", run, "--resume")),
+    ]
+
+
+def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
+    """How it ended, the GB it took, and what is wrong with that, "" for nothing. It works in folder/work."""
+    work = folder / "work"
+    before, around = judge.contents(work), judge.contents(folder)
+    with mock.patch("training.reporting.SAMPLE_TOKENS", 8):  # of a story that nobody reads
+        ending, memory = run(case, work)
+    finding = judge.judge(case, ending, work, before)
+    own = tuple(f"work/{name}/" for name in (RUN, CONTEXT_RUN, "model_new", "runs", "runs_context"))
+    after = judge.contents(folder)
+    outside = [n for n in after if after[n] != around.get(n) and not n.startswith(own)]
+    wrong = f"{finding.signature}\n{finding.details}" if finding else ""
+    wrong = wrong or (f"it wrote {outside[0]}" if outside else "")
+    wrong = wrong or (f"it took {memory:.2f} GB" if memory > MOST_MEMORY else "")
+    return f"exit {ending.code}" if ending.finished else "goes on", memory, wrong
+
+
+def try_crafted(
+    samples: Path, folder: Path, count: int, seed: int, run: Run = in_a_child, *, once: bool = False
+) -> tuple[dict[str, Counter], float, list[str]]:
+    """So many crafted checkpoints, each used in all ways, or once: endings by use, most GB, findings."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    findings, most = [], 0.0
+    names = random.Random(seed).sample(list(STRATEGIES), len(STRATEGIES))
+    for number in tqdm(range(count), desc="crafted"):
+        context = number % 2 == 1
+        made = Crafted(CONTEXT_NEWEST if context else NEWEST, names[number // 2 % len(names)], seed + number)  # fmt: skip
+        shutil.copytree(samples, folder / "work")
+        try:
+            place = craft(made, samples, folder / "work")
+            ways = uses(context)
+            for case in [ways[number // 2 % len(ways)]] if once else ways:
+                came, memory, wrong = use(case, folder, run)
+                counts[case.kind][came] += 1
+                most = max(most, memory)
+                if wrong:
+                    findings.append(f"{made} at {place}, {case.kind}: {wrong}")
+        finally:
+            shutil.rmtree(folder)
+    return dict(counts), most, findings
+
+
+def try_bombs(samples: Path, folder: Path) -> tuple[dict[str, dict], list[str]]:
+    """Each bomb in a child: its size, the GB that its reader took; findings."""
+    measured, findings = {}, []
+    for name, bomb in BOMBS.items():
+        shutil.copytree(samples, folder / "work")
+        path = folder / "work" / bomb.file
+        bomb.make(path)
+        came, memory, wrong = use(Case(name, bomb.program, bomb.argv), folder, in_a_child)
+        measured[name] = {"bytes": path.stat().st_size, "gb": round(memory, 3), "ending": came}
+        if wrong or came == "exit 0":
+            findings.append(f"bomb {name}: {wrong or 'it was read'}")
+        shutil.rmtree(folder)
+    return measured, findings
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flips", type=int, default=1000)
+    parser.add_argument("--crafted", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    tqdm.monitor_interval = 0  # it would be a second thread, and we fork
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="integrity-") as name:
+        samples = make_samples(Path(name, "samples"))
+        for module in IMPORTED:
+            importlib.import_module(module)
+        gc.freeze()  # or each child would look through all that this process holds
+        flipped, findings = flip(samples, args.flips, args.seed)
+        used, most, more = try_crafted(samples, Path(name, "case"), args.crafted, args.seed)
+        bombs, last = try_bombs(samples, Path(name, "case"))
+    findings += more + last
+    figures = {
+        "flips": flipped,
+        "crafted": {"checkpoints": args.crafted, "by_use": used, "most_gb": round(most, 3)},
+        "bombs": bombs,
+        "findings": findings,
+        "seconds": round(time.monotonic() - began),
+    }
+    print(json.dumps(figures, indent=1))
+    print("\n".join(f"--- FINDING {finding}" for finding in findings))
+    RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
