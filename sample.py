@@ -118,11 +118,12 @@ def run(args: argparse.Namespace) -> None:
     from architecture.generation.cache import require_memory
     from common import device as machine
     from inference import load_model, stream_text
-    from training.state.checkpoint import find_checkpoint
+    from training.state.checkpoint import find_checkpoint, naming_a_good_one
 
     device, path = machine.choose_device(args.device), find_checkpoint(args.checkpoint, say)
     seed = secrets.randbits(31) if args.seed is None else args.seed
-    model = load_model(path, device=device)
+    with naming_a_good_one(path):
+        model = load_model(path, device=device)
     max_tokens, (longest, left) = args.max_tokens, room(model, prompts)
     bounded = max_tokens is None and 0 < left < MAX_TOKENS
     if max_tokens is None:
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0, or as training/command_line.py says for bad input and Ctrl-C."""
+    """The exit code: 0, or as common/script.py says for bad input and Ctrl-C."""
     return exit_code("sample.py", lambda: run(parse(argv)))
 
 

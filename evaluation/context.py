@@ -278,8 +278,8 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0, or as training/command_line.py says for bad input and Ctrl-C."""
-    return exit_code("context_eval", lambda: run(parse(argv)))
+    """The exit code: 0, or as common/script.py says for bad input and Ctrl-C."""
+    return exit_code("evaluation.context", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

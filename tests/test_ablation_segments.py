@@ -106,7 +106,7 @@ class Scored(Pretence):
         place = Path(words[2]).parent
         arm, seed = place.parent.name[3:], int(place.name[5:])
         if (arm, seed) in self.failing:
-            log.write_text("context_eval: error: no room\n")
+            log.write_text("evaluation.context: error: no room\n")
             return Ended(2)
         after = AFTER[arm] - 0.1 * seed * (arm == "carried")
         worse = {"carried": 0.0, "zeroed": 0.3, "swapped": 0.4 + 0.2 * seed}

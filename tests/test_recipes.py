@@ -92,6 +92,8 @@ def test_a_config_file_changes_what_it_names_and_no_more(tmp_path):
 def test_minutes_replace_the_steps_of_a_recipe():
     cfg = resolve("--model_size", "medium", "--max_minutes", 5).cfg
     assert (cfg.max_iters, cfg.max_minutes) == (None, 5.0)
+    (line, _) = resolve("--model_size", "medium", "--max_minutes", 5).lines
+    assert line == "recipe: configs/medium.yaml, changed: max_minutes 5.0 (recipe: 10000 steps)"
 
 
 def test_gpt2_takes_the_recipe_of_its_size_and_its_own_sizes_share_one(no_download):
@@ -111,6 +113,7 @@ def test_the_context_variant_has_recipes_of_its_own():
     assert lines[0] == "recipe: configs/context/medium.yaml"
     begun = resolve("--segment_length", 32, config_class=ContextTrainConfig)
     assert begun.cfg.block_size == begun.config.segment_length == 32
+    assert begun.lines[0].endswith("changed: block_size 32 (recipe: 64)")
 
 
 def test_a_size_without_a_recipe_takes_the_defaults_and_says_so():
@@ -125,7 +128,8 @@ def test_without_a_recipe_a_size_takes_the_defaults_as_an_ablation_plans_them():
 
 
 def test_the_names_of_other_files_in_configs_are_no_sizes():
-    assert recipes.recipe_path(TrainConfig(), "../configs/toy") is None
+    for size in ("../configs/toy", "light", "quickstart", "gpt2"):
+        assert recipes.recipe_path(TrainConfig(), size) is None
     assert recipes.recipe_path(ContextTrainConfig(), "gpt2") is None
 
 

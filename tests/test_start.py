@@ -12,8 +12,10 @@ from toy_corpus import documents
 from toy_run import TINY, differences, load, run, run_here
 
 from architecture.gptoss import ModelConfig, Transformer
+from common.files import read_json
 from data import hub, sources
 from data.hub import HubUnreachable
+from training.state import checkpoint
 
 RUN = [*TINY, "--no-use_tensorboard", "--max_iters", 4, "--save_every", 2, "--eval_every", 4]
 
@@ -332,6 +334,33 @@ def test_a_run_that_goes_back_ends_where_it_had_ended(stopped, tmp_path):
     found = differences(*states)
     free = (".seconds", ".commit", ".resume", ".resume_from")
     assert [place for place in found if not place.endswith(free)] == []
+
+
+def test_going_back_renames_nothing_where_another_file_is_damaged_and_forgets_a_best_that_is_gone(
+    stopped, tmp_path, capsys
+):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "model"
+    good = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text("{bad\n" + good)
+    assert run_here(tmp_path, "--resume_from", "model/checkpoint_2.pt") == 2
+    assert (folder / "checkpoint_4.pt").exists() and "metrics.jsonl" in capsys.readouterr().err
+    (folder / "metrics.jsonl").write_text(good)
+    assert read_json(folder / "best.json")["checkpoint"] == "checkpoint_4.pt"
+    assert checkpoint.set_aside_newer(folder / "checkpoint_2.pt") != []
+    assert not (folder / "best.json").exists()
+
+
+def test_given_weights_that_are_damaged_name_the_newest_good_ones(stopped, tmp_path, capsys):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    for name in ("checkpoint_4.pt", "checkpoint_2.pt"):
+        data = bytearray((tmp_path / "model" / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "model" / name).write_bytes(data)
+        assert run_here(tmp_path, "--eval_only", "model", "--device", "cpu") == 2
+        told = "the newest good one is model/checkpoint_2.pt"
+        told = told if name == "checkpoint_4.pt" else "no older one in its folder is good either"
+        assert told in capsys.readouterr().err
 
 
 def test_only_a_checkpoint_of_the_run_can_be_gone_back_to(stopped, tmp_path, capsys):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from pathlib import Path
 
+from architecture import registry
 from common.settings import as_text
 from training.command_line import CommandLine, read_settings
 from training.config import TrainConfig
@@ -21,8 +22,8 @@ LENGTHS = {"max_iters", "max_minutes"}  # which replace each other
 
 
 def recipe_path(cfg: TrainConfig, size: str) -> Path | None:
-    """The file of a size; None where there is none, or none is wanted."""
-    if cfg.recipe == "none":
+    """The file of a size that the model has; None where there is none, or none is wanted."""
+    if cfg.recipe == "none" or size not in registry.model_class(cfg.model).presets:
         return None
     folder = CONFIGS / "context" if cfg.carries else CONFIGS
     sizes = {path.stem: path for path in folder.glob("*.yaml")}
@@ -38,6 +39,8 @@ def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:
     given = command.given & {f.name for f in fields(cfg)}
     given |= LENGTHS if given & LENGTHS else set()
     kept = {name: getattr(cfg, name) for name in given}
+    if kept.get("max_minutes") is not None:  # in place of the recipe's steps
+        recipe["max_minutes"] = f"{recipe.pop('max_iters', cfg.max_iters)} steps"
     changed = ", ".join(
         f"{name} {as_text(kept[name])} (recipe: {as_text(recipe[name])})"
         for name in sorted(kept.keys() & recipe.keys())

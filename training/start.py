@@ -15,6 +15,7 @@ import tiktoken
 import torch
 
 from architecture import registry
+from architecture.checkpoint import read_checkpoint
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
 from common.script import say
@@ -46,8 +47,12 @@ def resolve(command: CommandLine) -> Start:
     command = with_resumed_folder(command)
     asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
     if len(asked) > 1:
+        named = [
+            "resume_from" if name == "resume" and command.config.resume_from else name
+            for name in asked
+        ]
         raise ValueError(
-            f"{' and '.join(asked)} each say where the weights come from, and only one can; leave one out"
+            f"{' and '.join(named)} each say where the weights come from, and only one can; leave one out"
         )
     where = {"resume": continued_run, "eval_only": given_weights, "init_from": given_weights}
     start = where[asked[0]](command) if asked else new_model(command)
@@ -73,6 +78,9 @@ GATES = (require_memory, require_out_dir)
 
 def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str, ...]]:
     """The command with the recipe of a size under what was given, and the lines that say so."""
+    if command.config.carries and "segment_length" in command.model_overrides:
+        command = with_segment_length(command)
+        command = command._replace(given=command.given | {"block_size"})
     given = command.given
     command, line = recipes.under(command, size)
     if command.config.carries:
@@ -83,7 +91,7 @@ def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str
         cfg = command.config
         if cfg != full:
             lines.append(
-                f"on a CPU a step has {cfg.slots_per_step:,} tokens (recipe: {full.slots_per_step:,}), by "
+                f"on a CPU a step has {cfg.slots_per_step:,} tokens (without this {full.slots_per_step:,}), by "
                 f"batch_size {cfg.batch_size} and grad_accum {cfg.grad_accum}; give these for another number"
             )
     return command, tuple(lines)
@@ -175,7 +183,8 @@ def given_weights(command: CommandLine) -> Start:
     purpose = "eval_only" if command.config.eval_only else "init_from"
     cfg = command.config
     path = checkpoint.find_checkpoint(getattr(cfg, purpose), say)
-    saved = registry.read_weights(path)
+    with checkpoint.naming_a_good_one(path):
+        saved = registry.read_weights(path)
     model = saved["model_name"]
     if cfg.init_from and getattr(registry.model_class(cfg.model), "extends", None) == model:
         model = cfg.model  # a variant on the weights of its trunk
@@ -256,7 +265,8 @@ def continued_run(command: CommandLine) -> Start:
     path = Path(asked.resume_from) if asked.resume_from else require_latest(asked.out_dir)
     if asked.carries:
         command = with_segment_length(command)
-    saved = checkpoint.read_newest(asked.out_dir, path)
+    with checkpoint.naming_a_good_one(path):
+        saved = read_checkpoint(path, way_out=checkpoint.OLDER)
     require_program(asked, saved["model_name"])
     checkpoint.require_run(saved, path)
     cfg = check_resume(

@@ -36,7 +36,7 @@ def run(command: CommandLine) -> int:
     cfg, tokenizer, config, saved, lines = begun = start.resolve(command)
     if cfg.dry_run:
         room = device.available_memory(torch.device(cfg.device))
-        print("\n".join((*lines, costs.report(cfg, config, room))))
+        print("\n".join((*costs.warning(cfg, config), *lines, costs.report(cfg, config, room))))
         return 0
     for gate in start.GATES:
         gate(begun)

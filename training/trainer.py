@@ -68,7 +68,8 @@ def train(
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
     # the same tokens at every evaluation; read first, so that bad data is told before a file is written
     fixed = list(batches(max_tokens=cfg.eval_tokens))
-    if resumed and not cfg.resume_from:
+    newest = checkpoint.latest_checkpoint(cfg.out_dir)
+    if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
         refuse_if_finished(cfg.out_dir)  # before anything is touched; again when it is ours
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))

@@ -69,8 +69,8 @@ Axis = Literal["none", "total", "active", "active_non_embedding", "flops", "time
 Adjust = Literal["intermediate_size", "hidden_size", "num_experts"]
 Measure = Literal["bits_per_byte", "val_loss", "loss_after_first_segment"]
 # What a run is told by this program, or would make it something else than a new run.
-OWN = ("seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard",
-       "resume", "init_from", "eval_only", "dry_run")  # fmt: skip
+OWN = ("seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard", "recipe",
+       "resume", "resume_from", "init_from", "eval_only", "dry_run")  # fmt: skip
 FIRST_SEEDS = 3  # before anybody asks which pairs need more
 
 

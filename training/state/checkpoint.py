@@ -6,10 +6,11 @@ made itself, so that a crafted file can only bring wrong numbers.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from shlex import quote
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture.checkpoint import FORMAT, owned, read_checkpoint
+from architecture.checkpoint import ANOTHER, FORMAT, owned, read_checkpoint
 from architecture.registry import is_hugging_face
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, read_json, reading, write_json_atomic
@@ -189,18 +190,25 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None]) -> Path:
     return newest
 
 
-def read_newest(out_dir: str | Path, path: Path) -> dict[str, Any]:
-    """The content of a folder's checkpoint; ValueError where it is damaged names the newest good one before it."""
+@contextlib.contextmanager
+def naming_a_good_one(path: Path) -> Iterator[None]:
+    """For a body that reads a checkpoint: where it is damaged, ValueError names the newest good one before it."""
     try:
-        return read_checkpoint(path, way_out=OLDER)
+        yield
     except ValueError as error:
-        before = checkpoints(out_dir)
-        older = before[: before.index(path)] if path in before else []
+        found = re.search(f"{re.escape(OLDER)}|{re.escape(ANOTHER)}", str(error))
+        if found is None:
+            raise
+        there = checkpoints(path.parent)
+        older = there[: there.index(path)] if path in there else []
         good = next(filter(_reads, reversed(older)), None)
         if good is None:
-            raise
-        way_out = f"go on from the newest good one with --resume_from {quote(str(good))}"
-        raise ValueError(str(error).replace(OLDER, way_out)) from None
+            way_out = "no older one in its folder is good either"
+        elif found[0] == OLDER:
+            way_out = f"go on from the newest good one with --resume_from {quote(str(good))}"
+        else:
+            way_out = f"the newest good one is {good}"
+        raise ValueError(str(error).replace(found[0], way_out)) from None
 
 
 def _reads(path: Path) -> bool:
@@ -211,13 +219,20 @@ def _reads(path: Path) -> bool:
     return True
 
 
-def set_aside_newer(path: Path) -> list[Path]:
-    """Rename the checkpoints of a folder that are newer than `path`, so that it is the newest; their old names."""
-    there = checkpoints(path.parent)
-    newer = there[there.index(path) + 1 :]
-    for other in newer:
-        other.rename(other.with_name(f"{other.name}.set_aside"))
-    return newer
+def set_aside_newer(path: Path) -> list[str]:
+    """Rename the checkpoints of a folder that are newer than `path`, so that it is the newest; what was done.
+
+    Without the best of them best.json has no meaning, and goes.
+    """
+    there, best, told = checkpoints(path.parent), best_checkpoint(path.parent), []
+    for newer in there[there.index(path) + 1 :]:
+        if best is not None and newer.name == best["checkpoint"]:
+            (path.parent / "best.json").unlink()
+        names = (f"{newer.name}.set_aside{number}" for number in ("", *range(2, 10**6)))
+        aside = next(name for name in names if not newer.with_name(name).exists())
+        newer.rename(newer.with_name(aside))
+        told.append(f"set aside: {newer} is now {aside}")
+    return told
 
 
 # --------------------------------------------------------------------------------------------------

@@ -85,8 +85,10 @@ def open_run(
             metrics.require_tensorboard()  # before anything is written
         stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
         if cfg.resume_from:
-            for newer in checkpoint.set_aside_newer(path):
-                say(f"set aside: {newer} is now {newer.name}.set_aside")
+            if (records := Path(cfg.out_dir) / "metrics.jsonl").exists():
+                metrics.read_metrics(records)  # raises before a file is renamed
+            for line in checkpoint.set_aside_newer(path):
+                say(line)
         if resumed:
             refuse_if_changed(cfg.out_dir, progress.step, finished=not cfg.resume_from)
             checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
