@@ -15,10 +15,10 @@ quickstart: .venv/.runtime  ## a model in about five minutes on two cores; once 
 setup: .venv/.runtime  ## what training and sampling need
 
 test: .venv/.dev  ## the whole suite, no network
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 slow: .venv/.dev  ## with the tests that take minutes
-	$(BIN)/python -m pytest -n 2 --slow
+	$(BIN)/python -m pytest -n 3 --slow
 
 check: .venv/.dev  ## linter and formatter
 	$(BIN)/ruff check .

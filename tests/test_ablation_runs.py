@@ -248,6 +248,7 @@ def test_every_ending_has_a_status():
     assert failure(1, "") == ("failed", "exit code 1")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_size_than_planned_is_no_result(folder, monkeypatch):
     monkeypatch.setattr("evaluation.ablation.matching.WELL_KNOWN", {"bundled1536": matching.Vocabulary(1000)})  # fmt: skip
     matching._vocabulary.cache_clear()

@@ -158,6 +158,7 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
     assert row(by_segment, "carried") == ["0.3000 +- 0.0000", f"0.7000 +- {12.7062 * 0.1:.4f}"]
 
 
+@pytest.mark.slow
 def test_a_run_that_could_not_be_scored_is_in_no_verdict_of_it(spec):
     assert ablation(failing=[("carried", 2)]) == 0
     text = report(spec)

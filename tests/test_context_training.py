@@ -149,6 +149,7 @@ def test_an_evaluation_by_itself_gives_the_closing_figures(straight, capsys):
     assert f"validation loss {final:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_trunk_on_the_same_lanes_sees_and_scores_the_same_tokens(tmp_path, corpus, straight):
     flags = [*FLAGS, *corpus, "--packing", "lanes", "--grad_accum", 4]
     assert run_here(tmp_path, *flags) == 0

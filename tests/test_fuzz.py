@@ -9,7 +9,7 @@ from tests.stress.fuzzing.judge import Ending, Finding, contents, judge, run_cas
 from tests.stress.fuzzing.materials import make_materials
 from tests.stress.fuzzing.mutations import Mutant
 
-CASES = 2  # of each kind and origin; python -m tests.stress.fuzz runs thousands
+CASES = 1  # of each kind and origin; python -m tests.stress.fuzz runs thousands
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def materials(tmp_path_factory):
         yield make_materials(tmp_path_factory.mktemp("fuzz") / "materials", seeds=3)
 
 
-@pytest.mark.parametrize("origin", ["mutations", "arbitrary"])
+@pytest.mark.parametrize("origin", ["mutations", pytest.param("arbitrary", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_fuzzed_input_ends_with_0_or_with_2_and_one_clear_sentence(
     materials, tmp_path, kind, origin

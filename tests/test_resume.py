@@ -120,6 +120,7 @@ def test_muon_with_selection_bias_in_lanes_of_prepared_tokens(tmp_path, prepared
     assert last_state(tmp_path / "killed")["model"]["block.1.mlp.selection_bias"].abs().max() > 0
 
 
+@pytest.mark.slow
 def test_tinystories_streamed_from_the_hub(tmp_path, hub):
     flags = ["--optimizer", "muon", "--balance", "aux_global", "--dataset", "tinystories"]
     assert_kill_and_resume_join(tmp_path, [*QUIET, *flags], hub)
@@ -152,8 +153,8 @@ def test_kills_at_random_moments_lose_nothing_but_steps_since_the_last_save(
         else:  # killed before the first save: nothing to go on from
             for path in (tmp_path / "model").glob("*"):
                 path.unlink()
-    finished = run(tmp_path, *flags)
-    assert finished.code == 0, finished.err
+    finished = run(tmp_path, *flags)  # unless it had ended before the last kill
+    assert finished.code == 0 or "the run in model is finished" in finished.err, finished.err
     found = differences(last_state(tmp_path), last_state(straight))
     assert [place for place in found if place not in FREE] == []
 
