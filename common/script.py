@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """Of any script: what is wrong with its flags is a ValueError, which exit_code() prints."""
+    """A parser for every script: a wrong flag raises ValueError, which exit_code() prints."""
 
     def error(self, message: str):
         raise ValueError(f"{message}; --help lists the flags")
