@@ -170,7 +170,7 @@ def uses(context: bool) -> list[Case]:
 
 
 def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
-    """How it ended, the GB it took, and what is wrong with that, "" for nothing. It works in folder/work."""
+    """How it ended, the GB it took, and what is wrong with that, "" for nothing. Its place is a subfolder of folder."""
     work = folder / "work"
     before, around = judge.contents(work), judge.contents(folder)
     with mock.patch("training.reporting.SAMPLE_TOKENS", 8):  # of a story that nobody reads
