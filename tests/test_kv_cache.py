@@ -58,6 +58,12 @@ def assert_same(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
+FLEX_IS_SLOW = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "flex" else [])
+    for name in ATTENTION_BACKENDS
+]
+
+
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("attention", ATTENTION_BACKENDS)
@@ -90,7 +96,7 @@ def test_pieces_equal_the_whole_for_every_switch(changes):
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("attention", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("attention", FLEX_IS_SLOW)
 @torch.no_grad()
 def test_left_padded_rows_of_different_lengths_equal_each_row_alone(attention, chunks):
     model = random_model(attention)
