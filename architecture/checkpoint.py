@@ -26,7 +26,7 @@ from common.settings import cast, require_bounds
 
 # No model comes near these: beyond them is a slip, or a number that would only be found out of memory.
 LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER, MOST_PARAMETERS = 2**20, 1024, 1e12, 10**15
-FORMAT = 2  # of what train.py saves; 1 had no number
+FORMAT = 2  # what train.py writes; files of format 1 carry no number
 REQUIRED_KEYS = {"model_name": str, "config": dict, "model": dict, "tokenizer": dict, "step": int}
 ANOTHER = "use another checkpoint_<step>.pt from its folder"
 

@@ -70,7 +70,9 @@ class ModelConfig:
     attention_sinks: bool = True
     nope_stride: int | None = None  # layers with (layer + 1) % nope_stride == 0 are not rotated
     position: Literal["rope", "learned", "none"] = "rope"
-    position_init: Literal["normal", "small", "sinusoidal"] = "normal"  # of learned positions
+    position_init: Literal["normal", "small", "sinusoidal"] = (
+        "normal"  # how learned positions start
+    )
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     tie_embeddings: bool = False

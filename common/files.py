@@ -114,9 +114,9 @@ def append_line(file: BinaryIO, line: str) -> None:
             raise
 
 
-def write_json_atomic(path: str | Path, value: dict[str, Any], indent: int = 2) -> None:
+def write_json_atomic(path: str | Path, value: dict[str, Any]) -> None:
     """A JSON object that any reader takes, sealed by a checksum of its content; NaN and infinity raise ValueError."""
-    text = json.dumps(sealed(value), indent=indent, allow_nan=False) + "\n"
+    text = json.dumps(sealed(value), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode())
 

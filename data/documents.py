@@ -145,7 +145,7 @@ class ShuffledStream(ShuffledDocuments):
         self._window: list[tuple[int, int, str]] = []  # a heap of key, number and text
         self._begins: dict[
             int, tuple
-        ] = {}  # of each document in the window: place, number and size
+        ] = {}  # for each document in the window: place, number and size
         self._ended = False
         self._rows = self._source.rows(self._place, [self._seed, epoch])
 
