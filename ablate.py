@@ -43,7 +43,9 @@ def settings(words: list[str]) -> dict[str, str]:
     while words:
         name, given, value = words.pop(0).partition("=")
         if not name.startswith("--") or not (given or words):
-            raise ValueError(f"{name!r} is no flag and no setting, which is written as --name VALUE; --help lists the flags")  # fmt: skip
+            raise ValueError(
+                f"{name!r} is no flag and no setting, which is written as --name VALUE; --help lists the flags"
+            )
         found[name.removeprefix("--")] = value if given else words.pop(0)
     return found
 

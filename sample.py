@@ -33,8 +33,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT",
                          help="one or more texts to continue (default: start a new text)")  # fmt: skip
-    prompts.add_argument("--prompts", metavar="FILE",
-                         help="a UTF-8 file with one prompt per line; blank lines are skipped")  # fmt: skip
+    prompts.add_argument(
+        "--prompts", metavar="FILE", help="a UTF-8 file with one prompt per line; blank lines are skipped"
+    )
     add("--num_samples", type=int, default=1, metavar="N", help="samples per prompt (default: 1)")
     add("--max_tokens", type=int, metavar="N",
         help=f"most new tokens per sample (default: {MAX_TOKENS}, or what the context limit leaves)")  # fmt: skip
@@ -46,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min_p", type=float, metavar="X",
         help="only tokens at least X times as probable as the most probable (default: all)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="same seed, same text (default: drawn and printed)")
-    add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")  # fmt: skip
+    add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
     add("--out", metavar="FILE",
         help="write the texts to FILE: .jsonl, or .txt with <|endoftext|> after each (default: print)")  # fmt: skip
     args = parser.parse_args(argv)
@@ -145,9 +146,7 @@ def run(args: argparse.Namespace) -> None:
     )
     say(f"{path}, {device}, seed {seed}")
     if bounded:
-        say(
-            f"at most {left} new tokens fit behind a prompt of {longest} (context limit {longest + left})"
-        )
+        say(f"at most {left} new tokens fit behind a prompt of {longest} (context limit {longest + left})")
     if args.out is not None:
         write_texts(args.out, finish(texts, pieces))
         return

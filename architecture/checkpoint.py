@@ -44,9 +44,7 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
             f"a checkpoint must be a file, and {path} is a folder; name a checkpoint_<step>.pt in it"
         )
     if not path.is_file():
-        raise ValueError(
-            f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt"
-        )
+        raise ValueError(f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt")
     with reading(path, "a checkpoint", way_out=way_out):
         state = _verified(path)
         missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
@@ -83,9 +81,7 @@ def _records(path: Path) -> list[zipfile.ZipInfo]:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError):
         raise ValueError("it is cut off, damaged, or no checkpoint") from None
-    if sum(r.file_size for r in records) > path.stat().st_size or any(
-        r.compress_type for r in records
-    ):
+    if sum(r.file_size for r in records) > path.stat().st_size or any(r.compress_type for r in records):
         raise ValueError("its records do not fit into it")
     return records
 
@@ -179,11 +175,7 @@ def load_weights(
         ("no tensor for some of this model's", expected.keys() - added - weights.keys()),
         (
             "tensors of another shape",
-            {
-                n
-                for n in expected
-                if n in weights and getattr(weights[n], "shape", None) != expected[n].shape
-            },
+            {n for n in expected if n in weights and getattr(weights[n], "shape", None) != expected[n].shape},
         ),
     ):
         if names:
@@ -211,9 +203,7 @@ def load_weights(
     model.load_state_dict({**ours, **tied}, assign=True)
 
 
-def load(
-    cls: type[nn.Module], path: str | Path, *, device: str | torch.device = "cpu"
-) -> nn.Module:
+def load(cls: type[nn.Module], path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
     """The model of class cls that a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`."""
     state = read_checkpoint(path)
     if state["model_name"] != cls.name:

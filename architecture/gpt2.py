@@ -173,9 +173,7 @@ def eager_attention(q, k, v, mask, dropout):
 
 def sdpa_attention(q, k, v, mask, dropout):
     """torch's fused kernel; without a mask it is told that attention is causal and skips the hidden half."""
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
-    )
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
 
 
 ATTENTION_BACKENDS = {"eager": eager_attention, "sdpa": sdpa_attention}
@@ -269,9 +267,7 @@ class GPT2(nn.Module):
                 "use attention=sdpa"
             )
         if experts not in ("auto", "none"):
-            raise ValueError(
-                f"experts must be auto or none, as gpt2 is dense, got {experts!r}; leave it out"
-            )
+            raise ValueError(f"experts must be auto or none, as gpt2 is dense, got {experts!r}; leave it out")
         if attention == "auto":
             attention = "sdpa"
             logger.info("attention backend: sdpa")

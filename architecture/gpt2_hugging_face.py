@@ -87,9 +87,7 @@ def _turned(theirs: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.T if re.fullmatch(r"h\..+\.c_\w+\.weight", theirs) else tensor
 
 
-def to_hugging_face(
-    weights: dict[str, torch.Tensor], config: ModelConfig
-) -> dict[str, torch.Tensor]:
+def to_hugging_face(weights: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """Our tensors (or their gradients) under the names and in the layouts of GPT2LMHeadModel."""
     tensors = {}
     for ours, theirs in their_names(config).items():
@@ -192,9 +190,7 @@ def read_weights(
     try:
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or corrupt ({error}); use another copy of it"
-        ) from None
+        raise ValueError(f"{path} is truncated or corrupt ({error}); use another copy of it") from None
     return from_hugging_face(tensors, config, folder)
 
 

@@ -70,9 +70,7 @@ class ModelConfig:
     attention_sinks: bool = True
     nope_stride: int | None = None  # layers with (layer + 1) % nope_stride == 0 are not rotated
     position: Literal["rope", "learned", "none"] = "rope"
-    position_init: Literal["normal", "small", "sinusoidal"] = (
-        "normal"  # how learned positions start
-    )
+    position_init: Literal["normal", "small", "sinusoidal"] = "normal"  # how learned positions start
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     tie_embeddings: bool = False
@@ -234,9 +232,7 @@ class ModelConfig:
         # both norms of a layer before and after; queries and keys, turned; the result; the mask
         kept = 4 * d + (2 * heads + groups) * self.head_dim + block_size / batch_size
         if attention == "eager":
-            kept += (
-                heads + 2 * groups
-            ) * self.head_dim + 2 * heads * block_size  # scores and weights
+            kept += (heads + 2 * groups) * self.head_dim + 2 * heads * block_size  # scores and weights
         else:
             kept += 2 * heads * self.head_dim + heads  # keys and values for each head
         # one token in one expert: gate and up, out; or in, gelu's two sides, out
@@ -719,9 +715,7 @@ class Transformer(nn.Module):
         from each row's last position in the cache. return_logits asks for logits beside a loss.
         carry, inputs: for variants.
         """
-        hidden, positions, counted = self.embed(
-            input_ids, targets, positions, cache, carry, **inputs
-        )
+        hidden, positions, counted = self.embed(input_ids, targets, positions, cache, carry, **inputs)
         hidden, router = self.run_blocks(hidden, positions, counted, cache)
         wanted = targets is None if return_logits is None else return_logits
         return self.head(hidden, targets, wanted, carry)._replace(router=router, cache=cache)
@@ -822,8 +816,10 @@ class Transformer(nn.Module):
         """An empty cache for `batch` rows of at most max_length tokens each, padding included."""
         limit = self.config.context_limit
         if max_length > limit:
-            raise ValueError(f"max_length must be at most the context limit ({limit}), got "
-                             f"{max_length}; shorten the sequences")  # fmt: skip
+            raise ValueError(
+                f"max_length must be at most the context limit ({limit}), got "
+                f"{max_length}; shorten the sequences"
+            )
         cfg, weight = self.config, self.unembedding.weight
         head_shape = (cfg.num_key_value_heads, cfg.head_dim)
         return KVCache(cfg.windows, batch, max_length, head_shape, weight.device, weight.dtype)
@@ -834,9 +830,7 @@ def _choose(kind: str, name: str, known: dict[str, Any], auto: str) -> str:
         logger.info("%s backend: %s", kind, auto)
         return auto
     if name not in known:
-        raise ValueError(
-            f"{kind} must be auto or one of {', '.join(known)}, got {name!r}; use {kind}={auto}"
-        )
+        raise ValueError(f"{kind} must be auto or one of {', '.join(known)}, got {name!r}; use {kind}={auto}")
     return name
 
 

@@ -116,9 +116,7 @@ class ContextTransformer(Transformer):
         (r"update_gate\.linear\.weight", "decay"),
     )
 
-    def __init__(
-        self, config: ContextConfig, *, generator: torch.Generator | None = None, **backends: str
-    ):
+    def __init__(self, config: ContextConfig, *, generator: torch.Generator | None = None, **backends: str):
         """generator, backends: of the trunk, whose weights it draws first and as it would alone."""
         super().__init__(config, generator=generator, **backends)
         if self.attention_backend == "flex":
@@ -317,9 +315,7 @@ class TokenGenerator:
         decoder, number = self._decoder, 0
         while max_tokens == 0 or number < max_tokens:
             if self._decoder is not decoder:
-                raise ValueError(
-                    "the text of this generate() was ended by reset(); call generate() again"
-                )
+                raise ValueError("the text of this generate() was ended by reset(); call generate() again")
             logits = decoder.feed([self._waiting]).cpu().double()
             require_finite(logits)
             if temperature == 0:

@@ -45,9 +45,7 @@ class RouterStats(NamedTuple):
     dropped: torch.Tensor  # (L,) float32, share of the assignments over capacity
     layers: tuple[int, ...]  # the model's layer behind each row
     # token by token, for whoever looks closer; of every position of input_ids, counted or not
-    logits: tuple[
-        torch.Tensor, ...
-    ]  # L of (B, T, E) float32, detached: their softmax is the probability
+    logits: tuple[torch.Tensor, ...]  # L of (B, T, E) float32, detached: their softmax is the probability
     chosen: tuple[torch.Tensor, ...]  # L of (B, T, k) int64, before capacity drops any
 
 

@@ -245,9 +245,7 @@ def _parse_ranks(text, where):
                 f"line {number} of {where} must be a base64 token and its rank, but is {line[:40]!r}"
             ) from None
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(
-            f"{where} must give its {len(ranks)} tokens the ranks 0 to {len(ranks) - 1}"
-        )
+        raise ValueError(f"{where} must give its {len(ranks)} tokens the ranks 0 to {len(ranks) - 1}")
     absent = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if absent:
         raise ValueError(
@@ -258,9 +256,7 @@ def _parse_ranks(text, where):
 
 
 def _reserved_name(name):
-    return ValueError(
-        f"a rank file must not be named {name!r}, a tokenizer of tiktoken; choose another"
-    )
+    return ValueError(f"a rank file must not be named {name!r}, a tokenizer of tiktoken; choose another")
 
 
 def _ranks_as_text(ranks):

@@ -103,18 +103,14 @@ def compare(name: str, steps: int, threads: int) -> dict:
             process.terminate()
             process.join()
     if apart > TOLERANCE:
-        raise AssertionError(
-            f"the sides do not train the same model: their losses are {apart} apart"
-        )
+        raise AssertionError(f"the sides do not train the same model: their losses are {apart} apart")
     median = {side: statistics.median(seconds[side]) for side in (OURS, fastest)}
     return {
         "tokens_per_second": {side: BATCH * BLOCK / time for side, time in median.items()},
         "tokens_per_second_in_trial": {side: BATCH * BLOCK / took for side, took in trial.items()},
         "peak_bytes": memory,
         "fastest_peer": fastest,
-        "speed": statistics.median(
-            theirs / ours for ours, theirs in zip(seconds[OURS], seconds[fastest])
-        ),
+        "speed": statistics.median(theirs / ours for ours, theirs in zip(seconds[OURS], seconds[fastest])),
         "memory": memory[OURS] / memory[fastest],
         "largest_loss_difference": apart,
     }
@@ -124,9 +120,7 @@ def main() -> int:
     import transformers
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--steps", type=int, default=12, help="timed steps of each side (default: 12)"
-    )
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each side (default: 12)")
     parser.add_argument("--threads", type=int, default=2, help="of each process (default: 2)")
     options = parser.parse_args()
     shapes = {name: compare(name, options.steps, options.threads) for name in SHAPES}
@@ -142,9 +136,7 @@ def main() -> int:
     for name, found in shapes.items():
         print(f"{name}: the fastest peer is {found['fastest_peer']}")
         for side, rate in found["tokens_per_second"].items():
-            print(
-                f"  {side:<26} {rate:8,.0f} tokens/s  {found['peak_bytes'][side] / 2**20:6,.0f} MiB"
-            )
+            print(f"  {side:<26} {rate:8,.0f} tokens/s  {found['peak_bytes'][side] / 2**20:6,.0f} MiB")
         speed, memory = found["speed"] >= LIMITS["speed"], found["memory"] <= LIMITS["memory"]
         print(
             f"  {'met   ' if speed else 'MISSED'} {found['speed']:.2f} times its speed (at least {LIMITS['speed']})"

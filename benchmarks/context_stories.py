@@ -61,13 +61,13 @@ def run(args: argparse.Namespace) -> None:
     facts = provenance()
     facts["command"] = public_text(facts["command"], None, map(Path, args.checkpoints))
     options = {"stories": args.stories, "seed": args.seed, "temperature": TEMPERATURE}
-    result = {"models": found, "carried - zeroed, share that passes": difference, **options, **facts}  # fmt: skip
+    result = {"models": found, "carried - zeroed, share that passes": difference, **options, **facts}
     write_json_atomic(args.out, result)
     print(json.dumps(result, indent=1))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.context_stories", description=__doc__.splitlines()[0])  # fmt: skip
+    parser = Parser(prog="python -m benchmarks.context_stories", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT")
     parser.add_argument("--stories", type=int, default=200, help="of each way (default: 200)")
     parser.add_argument("--seed", type=int, default=7, help="of the sampling (default: 7)")

@@ -54,9 +54,7 @@ def check_models() -> dict[str, dict[str, float]]:
     reference = gptoss.Transformer(config, attention="eager", experts="loop", generator=generator)
     with torch.no_grad():
         for parameter in reference.parameters():  # biases and sinks far from zero, routing decided
-            parameter.add_(
-                0.3 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim == 1)
-            )
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim == 1))
             parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
     reference.double()
     reference(ids[:, :-1], ids[:, 1:]).loss.backward()
@@ -145,9 +143,7 @@ def fastest(whose: str, timings: dict[str, dict]) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--steps", type=int, default=30, help="steps to time, a third of them warm-up"
-    )
+    parser.add_argument("--steps", type=int, default=30, help="steps to time, a third of them warm-up")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -164,10 +160,12 @@ def main() -> None:
     best = tuple(fastest(whose, timings) for whose in ("ours", "transformers"))
     if all(best):
         ours, theirs = time_in_turn(best, args.steps)
-        result["in_turn"] = {"sides": best, "median_step_ms": [1e3 * ours, 1e3 * theirs],
-                             "speed": theirs / ours,
-                             "memory": timings[best[0]]["peak_memory_gb"]
-                             / timings[best[1]]["peak_memory_gb"]}  # fmt: skip
+        result["in_turn"] = {
+            "sides": best,
+            "median_step_ms": [1e3 * ours, 1e3 * theirs],
+            "speed": theirs / ours,
+            "memory": timings[best[0]]["peak_memory_gb"] / timings[best[1]]["peak_memory_gb"],
+        }
         print(f"{best[0]} against {best[1]}: {result['in_turn']}", flush=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

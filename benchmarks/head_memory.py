@@ -28,9 +28,9 @@ MEMORY_LIMIT_GB, TIME_LIMIT = 1.5, 2.0
 
 def peak_gb() -> float:
     """Peak resident size of this process, GB (ru_maxrss counts KiB on Linux, bytes on macOS)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    ) / 1e9  # fmt: skip
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    )
 
 
 def measure(way: str) -> dict[str, float]:
@@ -89,7 +89,9 @@ def main() -> int:
     }
     time_ratio = median["ours"]["seconds"] / median["naive"]["seconds"]
     for way, values in median.items():
-        print(f"{way:6} {values['extra_gb']:6.2f} GB extra  {values['seconds']:6.1f} s  loss {values['loss']:.6f}")  # fmt: skip
+        print(
+            f"{way:6} {values['extra_gb']:6.2f} GB extra  {values['seconds']:6.1f} s  loss {values['loss']:.6f}"
+        )
     print(f"time ratio {time_ratio:.2f}")
     if not arguments.no_write:
         from common.provenance import provenance

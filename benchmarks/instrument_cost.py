@@ -48,9 +48,7 @@ def without_z_loss(route):
     """MLPBlock.route as it would be if nobody logged the z-loss."""
 
     def plain(self, x, counted):
-        with mock.patch.object(
-            torch.Tensor, "logsumexp", lambda logits, _: logits[..., 0].detach()
-        ):
+        with mock.patch.object(torch.Tensor, "logsumexp", lambda logits, _: logits[..., 0].detach()):
             return route(self, x, counted)
 
     return plain
@@ -94,9 +92,7 @@ def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
     found = []
 
     def look():
-        found.append(
-            validation.evaluate(run.model, batches, run.token_bytes, keep_choices=True, **options)
-        )
+        found.append(validation.evaluate(run.model, batches, run.token_bytes, keep_choices=True, **options))
 
     def plain():
         with mock.patch.object(RoutingSums, "add", lambda *_: None):
@@ -137,14 +133,12 @@ def main() -> int:
         "evaluation": evaluation / (cfg.eval_every * bare),
     }
     total = sum(shares.values())
+    print(f"step             {1e3 * with_all:7.1f} ms, {1e3 * bare:.1f} ms without: {shares['step']:+.2%}")
+    print(f"log record       {1e3 * record:7.1f} ms every {cfg.log_every} steps: {shares['log record']:.2%}")
     print(
-        f"step             {1e3 * with_all:7.1f} ms, {1e3 * bare:.1f} ms without: {shares['step']:+.2%}"
+        f"evaluation       {evaluation:7.2f} s of instruments every {cfg.eval_every} steps, {rest:.2f} s "
+        f"without: {shares['evaluation']:.2%}"
     )
-    print(
-        f"log record       {1e3 * record:7.1f} ms every {cfg.log_every} steps: {shares['log record']:.2%}"
-    )
-    print(f"evaluation       {evaluation:7.2f} s of instruments every {cfg.eval_every} steps, {rest:.2f} s "
-          f"without: {shares['evaluation']:.2%}")  # fmt: skip
     print(f"together         {total:.2%} of the training time (limit {LIMIT:.0%})")
     figures = {
         "share_of_training_time": total,

@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> None:
     with atomic_write(args.out) as file:
         file.write(as_lines(sealed(band)).encode())
     for tag, curve in band["tags"].items():
-        print(
-            f"{tag}: {len(curve['tokens'])} points, last {curve['min'][-1]} to {curve['max'][-1]}"
-        )
+        print(f"{tag}: {len(curve['tokens'])} points, last {curve['min'][-1]} to {curve['max'][-1]}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,9 +27,7 @@ SHAPE = dict(num_hidden_layers=4, num_experts=7, experts_per_token=2, vocab_size
              sliding_window=6, initial_context_length=64, rope_theta=500.0, rope_ntk_beta=4.0)  # fmt: skip
 YARN_FACTOR = {"yarn": 8.0, "plain rope": 1.0}  # of the cases below
 CASES = [(dtype, rope) for dtype in ("float32", "float64") for rope in YARN_FACTOR]
-SMALLEST_MARGIN = (
-    1e-4  # between the k-th and the next router logit: far above the rounding of float32
-)
+SMALLEST_MARGIN = 1e-4  # between the k-th and the next router logit: far above the rounding of float32
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 1) -> Transformer:
@@ -82,9 +80,7 @@ def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, 
             for letter, part in zip("qkv", rows):
                 mapped[f"{peer}self_attn.{letter}_proj.{kind}"] = part
         for our_name, peer_name in (("mlp1", "gate_up_proj"), ("mlp2", "down_proj")):
-            stack = left.pop(
-                f"{ours}mlp.{our_name}_weight"
-            )  # ours (E, out, in), the peer's (E, in, out)
+            stack = left.pop(f"{ours}mlp.{our_name}_weight")  # ours (E, out, in), the peer's (E, in, out)
             mapped[f"{peer}mlp.experts.{peer_name}"] = stack.transpose(1, 2)
     mapped |= {peer_name: left.pop(our_name) for our_name, peer_name in same.items()}
     assert not left, f"parameters without a place in the peer: {sorted(left)}"

@@ -30,9 +30,7 @@ def loss_of(forward: Callable[..., Any], batch: torch.Tensor, ours: bool) -> tor
     ids, targets = batch[:, :-1], batch[:, 1:]
     if ours:
         return forward(ids, targets).loss
-    logits = forward(
-        ids, use_cache=False
-    ).logits  # its own way to a loss would shift them once more
+    logits = forward(ids, use_cache=False).logits  # its own way to a loss would shift them once more
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

@@ -27,9 +27,7 @@ def figures(out_dir: Path) -> dict[str, Any]:
     final = {tag: value for r in records for tag, value in r.items() if tag.startswith("final/")}
     if not final:
         raise ValueError(f"the run in {out_dir} is not finished; continue it with --resume")
-    stories = [
-        value for r in records for tag, value in r.items() if tag.startswith("samples/final")
-    ]
+    stories = [value for r in records for tag, value in r.items() if tag.startswith("samples/final")]
     curve = {
         tag: [[r["step"], round(r[tag], 5)] for r in records if tag in r]  # [step, value]
         for tag in CURVE

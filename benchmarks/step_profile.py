@@ -118,9 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         parts = shares(lambda: train_step(run, progress), args.steps)
     step = statistics.median(steps[3:])
     batch = {  # of a dataset, its last name: a path means nothing elsewhere
-        Path(dataset).name: batch_seconds(
-            os.path.expandvars(dataset), cfg, tokenizer, 20 * args.steps
-        )
+        Path(dataset).name: batch_seconds(os.path.expandvars(dataset), cfg, tokenizer, 20 * args.steps)
         for dataset in filter(None, ("bundled", args.dataset))
     }
     flops = config.flops_per_token(cfg.block_size) * cfg.batch_size * cfg.block_size
@@ -128,15 +126,17 @@ def main(argv: list[str] | None = None) -> int:
     wait = statistics.median(waits)
     for part, share in parts.items():
         print(f"{part:36} {share:6.1%}  {1e3 * share * step:6.1f} ms")
+    print(f"{'a step':36} {1e3 * step:14.1f} ms, {cfg.batch_size * cfg.block_size / step:,.0f} tokens/s")
     print(
-        f"{'a step':36} {1e3 * step:14.1f} ms, {cfg.batch_size * cfg.block_size / step:,.0f} tokens/s"
+        f"FLOPs of a step / its time: {flops / step / 1e9:.0f} GFLOP/s, {flops / step / rate:.2f} of "
+        f"this machine's matrix products"
     )
-    print(f"FLOPs of a step / its time: {flops / step / 1e9:.0f} GFLOP/s, {flops / step / rate:.2f} of "
-          f"this machine's matrix products")  # fmt: skip
     print(f"loader: the trainer waits {1e3 * wait:.2f} ms a step ({wait / step:.2%})")
     for dataset, seconds in batch.items():
-        print(f"a batch of {dataset} takes {1e3 * seconds:.2f} ms of the loader's own thread "
-              f"({seconds / step:.2%}; limit {LOADER_LIMIT:.0%})")  # fmt: skip
+        print(
+            f"a batch of {dataset} takes {1e3 * seconds:.2f} ms of the loader's own thread "
+            f"({seconds / step:.2%}; limit {LOADER_LIMIT:.0%})"
+        )
     entry = {
         "step_ms": 1e3 * step,
         "shares": parts,

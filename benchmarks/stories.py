@@ -61,15 +61,11 @@ def main() -> int:
     places = sorted(world.PLACES)
     kinds = [names, places, sorted(world.OBJECTS)]
     indices = range(TRAIN_STORIES + VALIDATION_STORIES)
-    texts = [
-        story(index).text for index in tqdm(indices, desc="stories", leave=False, disable=None)
-    ]
+    texts = [story(index).text for index in tqdm(indices, desc="stories", leave=False, disable=None)]
     training, validation = texts[:TRAIN_STORIES], texts[TRAIN_STORIES:]
     lengths = [len(text.split()) for text in texts]
     run, share = commonest_run(training, frozenset(names))
-    accepted = [
-        check(text).passes for text in tqdm(texts, desc="checking", leave=False, disable=None)
-    ]
+    accepted = [check(text).passes for text in tqdm(texts, desc="checking", leave=False, disable=None)]
 
     generator, copies = random.Random(0), []
     while len(copies) < COPIES:

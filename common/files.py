@@ -90,9 +90,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):  # a read-only disk refuses this, too
                 temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(
-            path.parent, os.O_RDONLY
-        )  # the new name is an entry of the folder: sync that too
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name is an entry of the folder: sync that too
         try:
             os.fsync(folder)
         finally:

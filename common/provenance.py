@@ -29,9 +29,7 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     try:
         options = dict(cwd=root, capture_output=True, text=True, check=True, timeout=5)
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], **options
-        ).stdout.strip()
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

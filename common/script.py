@@ -27,18 +27,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def exit_code(
-    program: str, function: Callable[[], int | None], *, interrupted: str = "interrupted"
-) -> int:
+def exit_code(program: str, function: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
     """Do a script's work; its exit code: what function returns or 0, and one line on stderr with
 
     2    what a person can put right (ValueError, OSError, ImportError, MemoryError)
     130  Ctrl-C; `interrupted` says what that leaves behind
     141  a closed pipe, as of any program in front of `| head`; that needs no words
     """
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # as stderr: what a terminal cannot show is escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: what a terminal cannot show is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return function() or 0
@@ -66,9 +62,7 @@ def one_line(error: Exception) -> str:
     text = " ".join(text.splitlines())
     if len(text) > 800:  # the way out is at the end
         text = f"{text[:400]} ... {text[-300:]}"
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def first_line(error: BaseException) -> str:

@@ -143,9 +143,7 @@ class ShuffledStream(ShuffledDocuments):
         self.epoch, self._place, self._number, self._size = epoch, tuple(place), number, size
         self._last = tuple(last)  # key and number of the document that came last
         self._window: list[tuple[int, int, str]] = []  # a heap of key, number and text
-        self._begins: dict[
-            int, tuple
-        ] = {}  # for each document in the window: place, number and size
+        self._begins: dict[int, tuple] = {}  # for each document in the window: place, number and size
         self._ended = False
         self._rows = self._source.rows(self._place, [self._seed, epoch])
 

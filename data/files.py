@@ -132,9 +132,7 @@ class JsonLinesFile(DataFile):
         try:
             record = parse_json(text)
         except ValueError as reason:
-            raise ValueError(
-                f"{where} is not JSON ({reason}); a .jsonl file has one object a line"
-            ) from None
+            raise ValueError(f"{where} is not JSON ({reason}); a .jsonl file has one object a line") from None
         if not isinstance(record, dict):
             raise ValueError(
                 f"{where} must be an object with the text under {self.text_column!r}, but is {line[:40]!r}"
@@ -179,9 +177,7 @@ class ParquetFile(DataFile):
         if pyarrow.types.is_dictionary(self._file.schema_arrow.field(self.text_column).type):
             rows = LARGEST_ROW_GROUP  # stays small in memory, and each part has the dictionary
         try:
-            for batch in self._file.iter_batches(
-                rows, row_groups=[group], columns=[self.text_column]
-            ):
+            for batch in self._file.iter_batches(rows, row_groups=[group], columns=[self.text_column]):
                 size += batch.nbytes
                 if size > LARGEST_ROW_GROUP:
                     raise ValueError(
@@ -211,9 +207,7 @@ class ParquetFile(DataFile):
             file.schema_arrow.names  # decoded here: of a damaged file they are no text  # noqa: B018
             return file
         except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            raise ValueError(
-                f"{self.path} is not a whole parquet file: {first_line(error)}"
-            ) from error
+            raise ValueError(f"{self.path} is not a whole parquet file: {first_line(error)}") from error
 
 
 FORMATS = {".txt": TextFile, ".jsonl": JsonLinesFile, ".parquet": ParquetFile}
@@ -320,15 +314,11 @@ def _files_by_split(folder):
     if not found:
         raise ValueError(f"{folder} has no .txt, .jsonl or .parquet file and no token files in it")
     if len(formats) > 1:
-        raise ValueError(
-            f"{folder} mixes {' and '.join(formats)} files; keep one format in a folder"
-        )
+        raise ValueError(f"{folder} mixes {' and '.join(formats)} files; keep one format in a folder")
     words = {path: set(re.split("[^a-z]+", path.stem.lower())) for path in found}
     train = [path for path in found if words[path] & TRAIN_WORDS]
     validation = [path for path in found if words[path] & VALIDATION_WORDS]
-    rest = [
-        path for path in found if not words[path] & (TRAIN_WORDS | VALIDATION_WORDS | OTHER_WORDS)
-    ]
+    rest = [path for path in found if not words[path] & (TRAIN_WORDS | VALIDATION_WORDS | OTHER_WORDS)]
     if train and rest:
         raise ValueError(
             f"{folder} has files named for training ({train[0].name}) and one of unclear use "
@@ -365,9 +355,7 @@ def _text_value(value, where, text_column):
     if value is None:
         return ""  # an empty document
     if not isinstance(value, str):
-        raise ValueError(
-            f"{where}: column {text_column!r} must hold text, but holds {type(value).__name__}"
-        )
+        raise ValueError(f"{where}: column {text_column!r} must hold text, but holds {type(value).__name__}")
     if len(value) > LARGEST_DOCUMENT:
         raise _too_large(where)
     return well_formed(value)
@@ -382,6 +370,4 @@ def _too_large(where):
 
 def _not_utf8(where, error):
     byte = error.object[error.start]
-    return ValueError(
-        f"{where} is not UTF-8 ({error.reason}, {byte:#04x}); convert the file to UTF-8"
-    )
+    return ValueError(f"{where} is not UTF-8 ({error.reason}, {byte:#04x}); convert the file to UTF-8")

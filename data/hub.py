@@ -105,9 +105,7 @@ class HubSource(Source):
         text = example[self._text_column]
         if text is not None and not isinstance(text, str):
             kind = type(text).__name__
-            raise ValueError(
-                f"column {self._text_column!r} of {self.name} must hold text, but holds {kind}"
-            )
+            raise ValueError(f"column {self._text_column!r} of {self.name} must hold text, but holds {kind}")
         if not text or text.isspace():
             self.skipped += 1
             return None

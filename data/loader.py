@@ -94,9 +94,7 @@ class TrainLoader:
         self._thread.start()
         self._first = self._take()
         # of all ranks: whether two runs begin with the same data
-        self.first_batch_sha256 = hashlib.sha256(
-            b"".join(x.tobytes() for x in self._first[:2])
-        ).hexdigest()
+        self.first_batch_sha256 = hashlib.sha256(b"".join(x.tobytes() for x in self._first[:2])).hexdigest()
 
     def __iter__(self):
         return self
@@ -106,9 +104,7 @@ class TrainLoader:
             raise RuntimeError("this TrainLoader is closed")
         item, self._first = self._first or self._take(), None
         inputs, targets, reset, self._state, self.progress = item
-        batch = {"input_ids": inputs, "targets": targets} | (
-            {"reset": reset} if self._resets else {}
-        )
+        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if self._resets else {})
         return {name: torch.from_numpy(rows[self._rows_of_rank]) for name, rows in batch.items()}
 
     def state_dict(self) -> dict:

@@ -21,14 +21,10 @@ from data.sources import choose_dataset, open_dataset
 from data.tokens import TokenFolderWriter
 
 
-def prepare(
-    dataset, out_dir: Path, tokenizer, *, val_dataset=None, text_column="text"
-) -> dict[str, dict]:
+def prepare(dataset, out_dir: Path, tokenizer, *, val_dataset=None, text_column="text") -> dict[str, dict]:
     """Write both splits as ids of `tokenizer`; returns the documents and tokens of each."""
     options = {"val_dataset": val_dataset, "text_column": text_column}
-    sources = {
-        split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")
-    }
+    sources = {split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")}
     for source in sources.values():
         source.check_tokenizer(tokenizer)
     writer = TokenFolderWriter(out_dir, tokenizer)

@@ -120,9 +120,7 @@ class TokenSource(IndexedSource):
         with _reading(self._folder):
             ids = self._tokens[shard][start:end]
             if ids.max(initial=0) >= self._meta["n_vocab"]:
-                raise ValueError(
-                    f"document {index} has the id {ids.max()} of {self._meta['n_vocab']}"
-                )
+                raise ValueError(f"document {index} has the id {ids.max()} of {self._meta['n_vocab']}")
         return ids
 
     def check_tokenizer(self, tokenizer):
@@ -134,9 +132,7 @@ class TokenSource(IndexedSource):
             )
         with _reading(self._folder):
             if self._meta["n_vocab"] != tokenizer.n_vocab:
-                raise ValueError(
-                    f"{META} must have the n_vocab {tokenizer.n_vocab} of its tokenizer"
-                )
+                raise ValueError(f"{META} must have the n_vocab {tokenizer.n_vocab} of its tokenizer")
 
 
 class TokenFolderWriter:

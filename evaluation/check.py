@@ -36,9 +36,7 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
             raise _not_utf8("standard input", error) from None
     path = Path(file)
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(
-            f"{file} must be a .txt or .jsonl file, or - for standard input; name one of these"
-        )
+        raise ValueError(f"{file} must be a .txt or .jsonl file, or - for standard input; name one of these")
     if not path.is_file():
         raise ValueError(f"{file}: no such file; give a .txt, a .jsonl, or - for standard input")
     try:
@@ -48,11 +46,7 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
     if path.suffix == ".txt":
         return _separated(content)
     lines = content.split("\n")
-    return [
-        _row(line, f"{file}, line {n}", text_column)
-        for n, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    return [_row(line, f"{file}, line {n}", text_column) for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
@@ -70,9 +64,7 @@ def _row(line, where, text_column):
     try:
         row = parse_json(line)
     except ValueError as reason:
-        raise ValueError(
-            f"{where} is not JSON ({reason}); a .jsonl file has one object a line"
-        ) from None
+        raise ValueError(f"{where} is not JSON ({reason}); a .jsonl file has one object a line") from None
     if not isinstance(row, dict) or not isinstance(row.get(text_column), str):
         raise ValueError(
             f"{where} must be an object with text under {text_column!r}, but is {line[:40]!r}; "
@@ -87,9 +79,7 @@ def training_text(against: Iterable[str], text_column: str = "text") -> RunIndex
     if against == ["none"]:
         return None
     if "none" in against:
-        raise ValueError(
-            "--against must be files or none, but came with both; leave out none, or the files"
-        )
+        raise ValueError("--against must be files or none, but came with both; leave out none, or the files")
     if against:
         return RunIndex(text for file in against for text in read_stories(file, text_column))
     return RunIndex(_bundled_stories())
@@ -153,9 +143,7 @@ def run(argv=None) -> None:
     args = parse_command_line(argv)
     texts = read_stories(args.file, args.text_column)
     if not texts:
-        raise ValueError(
-            f"{args.file} must hold at least one story, but is empty; give another file"
-        )
+        raise ValueError(f"{args.file} must hold at least one story, but is empty; give another file")
     runs = training_text(args.against, args.text_column)
     reports = [examine(text, runs) for text in texts]
     counts = summary(reports)

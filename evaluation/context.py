@@ -78,21 +78,13 @@ def run(args: argparse.Namespace) -> None:
     if dataset is None and val_dataset is None:
         if "dataset" not in before:
             raise ValueError(f"{path} names no data; give a --dataset or --val_dataset")
-        dataset, val_dataset, column = (
-            before[k] for k in ("dataset", "val_dataset", "text_column")
-        )
+        dataset, val_dataset, column = (before[k] for k in ("dataset", "val_dataset", "text_column"))
     device = machine.choose_device(args.device)
     model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
     carries = getattr(model, "carries", False)
-    window = (
-        model.config.segment_length
-        if carries
-        else before.get("block_size", model.config.context_limit)
-    )
+    window = model.config.segment_length if carries else before.get("block_size", model.config.context_limit)
     if carries and args.segment_length not in (None, window):
-        raise ValueError(
-            f"segment_length of {path} is {window}, got {args.segment_length}; leave it out"
-        )
+        raise ValueError(f"segment_length of {path} is {window}, got {args.segment_length}; leave it out")
     source = open_dataset(
         dataset or "bundled", split="validation", val_dataset=val_dataset, text_column=column
     )
@@ -104,9 +96,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     autocast = functools.partial(machine.autocast, device, machine.choose_dtype("auto", device))
     losses = list(
-        document_losses(
-            model, documents, window, args.segment_length or window, args.batch_size, autocast
-        )
+        document_losses(model, documents, window, args.segment_length or window, args.batch_size, autocast)
     )
     found = {
         "checkpoint": str(path),
@@ -247,8 +237,7 @@ def table(losses: list[Losses]) -> dict[str, Any]:
     longest = max(len(d.tokens) for d in losses)
     found: dict[str, Any] = {
         "segments": [
-            {"segment": n} | comparison(parts(lambda _, n=n: slice(n, n + 1)))
-            for n in range(longest)
+            {"segment": n} | comparison(parts(lambda _, n=n: slice(n, n + 1))) for n in range(longest)
         ],
         "all": comparison(parts(lambda _: slice(None))),
     }
@@ -261,9 +250,7 @@ def as_text(found: dict[str, Any]) -> str:
     """The table for people: nats per token +- standard error."""
     rows = [(str(entry["segment"]), entry) for entry in found["segments"]]
     rows += [
-        (name, found[key])
-        for name, key in (("from 1 on", "after_the_first"), ("all", "all"))
-        if key in found
+        (name, found[key]) for name, key in (("from 1 on", "after_the_first"), ("all", "all")) if key in found
     ]
     names = [name for name, value in found["all"].items() if isinstance(value, dict)]
     lines = [f"{'segment':>9} {'documents':>9} {'tokens':>9}" + "".join(f"{n:>20}" for n in names)]

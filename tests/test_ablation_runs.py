@@ -141,7 +141,9 @@ def test_all_arms_get_the_same_search_and_seeds_and_the_best_rate(folder):
     found = lines(folder)
     assert [line["phase"] for line in found] == ["search"] * 6 + ["verdict"] * 4 + ["inference"] * 2
     assert {line["lr"] for line in found[6:10]} == {4e-3}
-    assert [(line["seed"], line["arm"]) for line in found[6:10]] == [(s, a) for s in (1, 2) for a in ("moe", "wide")]  # fmt: skip
+    assert [(line["seed"], line["arm"]) for line in found[6:10]] == [
+        (s, a) for s in (1, 2) for a in ("moe", "wide")
+    ]
     assert {(run["max_iters"], run["seed"]) for run in done.runs[:6]} == {("3", "0")}
     assert {run["max_iters"] for run in done.runs[6:]} == {"5"}  # 320 tokens in steps of 64
     assert {run["eval_every"] for run in done.runs[:6]} == {"3"}  # no curve of a search
@@ -250,7 +252,7 @@ def test_every_ending_has_a_status():
 
 @pytest.mark.slow
 def test_a_run_of_another_size_than_planned_is_no_result(folder, monkeypatch):
-    monkeypatch.setattr("evaluation.ablation.matching.WELL_KNOWN", {"bundled1536": matching.Vocabulary(1000)})  # fmt: skip
+    monkeypatch.setattr("evaluation.ablation.matching.WELL_KNOWN", {"bundled1536": matching.Vocabulary(1000)})
     matching._vocabulary.cache_clear()
     write(folder, learning_rates="none", seeds=[1], headline=[])
     assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Trained(folder / "a")) == 0
@@ -421,8 +423,8 @@ def test_bad_starts_are_one_sentence_before_anything_runs(folder, capsys):
         ({"experts": "sortedd"}, "arm wide: experts must be"),
         ({"model": "gpt2", "experts": "sorted"}, "arm wide: experts must be auto or none, as gpt2 is dense"),
     ],
-)  # fmt: skip
-def test_what_this_machine_cannot_train_is_told_before_anything_runs(folder, capsys, settings, message):  # fmt: skip
+)
+def test_what_this_machine_cannot_train_is_told_before_anything_runs(folder, capsys, settings, message):
     write(folder, arms={"moe": {}, "wide": settings}, base=TINY | {"dataset": "bundled"})
     assert message in refused(capsys)
     assert not (folder / "out").exists()
@@ -489,7 +491,7 @@ def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(fold
     one, two = lines(folder), lines(folder, "two")
     assert list(map(comparable, one)) == list(map(comparable, two))
     assert all(line["status"] == "ok" for line in one), one
-    hashes = {(line["seed"], line["first_batch_sha256"]) for line in one if line["phase"] != "inference"}  # fmt: skip
+    hashes = {(line["seed"], line["first_batch_sha256"]) for line in one if line["phase"] != "inference"}
     seeds = {line["seed"] for line in one if "seed" in line}
     assert len(hashes) == len(seeds) == 3  # both arms alike
     loads = {line["arm"]: line["max_violation"] for line in one if line["phase"] == "verdict"}
@@ -502,7 +504,7 @@ def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(fold
 @pytest.mark.slow
 def test_the_command_itself_runs_its_processes_and_stops_them_with_ctrl_c(folder):
     write(folder, budget={"minutes": 0.001}, search_budget={"tokens": 192}, learning_rates="none")
-    words = [sys.executable, str(REPO_ROOT / "ablate.py"), "spec.yaml", "--out_dir", "out", "--jobs", "2"]  # fmt: skip
+    words = [sys.executable, str(REPO_ROOT / "ablate.py"), "spec.yaml", "--out_dir", "out", "--jobs", "2"]
     first = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     for line in first.stderr:
         if "of 4 runs" in line:

@@ -162,9 +162,7 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
 def test_a_run_that_could_not_be_scored_is_in_no_verdict_of_it(spec):
     assert ablation(failing=[("carried", 2)]) == 0
     text = report(spec)
-    told = (
-        "**carried** against **trunk_segments**: not compared, as fewer than two seeds ended well"
-    )
+    told = "**carried** against **trunk_segments**: not compared, as fewer than two seeds ended well"
     assert told in text
     assert "segments carried seed 2: refused: no room" in text
     assert "**carried** closes 60.0 % of the gap" in text  # of seed 1: 0.3 of 0.5

@@ -72,11 +72,11 @@ def test_what_a_shipped_plan_prints_is_what_is_trained(path):
 def test_the_context_vectors_arms_differ_in_what_they_are_asked_about():
     spec = read_spec(next(path for path in SHIPPED if path.stem == "context_vector"))
     arms = matching.plan(spec)
-    carried, zeroed, trunk, whole = (
-        matching.resolve(name, arm.settings) for name, arm in arms.items()
-    )
+    carried, zeroed, trunk, whole = (matching.resolve(name, arm.settings) for name, arm in arms.items())
     assert zeroed == (carried[0], replace(carried[1], carry_state=False)) != carried
-    rows = [(cfg.packing, cfg.batch_size, cfg.block_size, cfg.micro_batches) for cfg, _ in (carried, trunk, whole)]  # fmt: skip
+    rows = [
+        (cfg.packing, cfg.batch_size, cfg.block_size, cfg.micro_batches) for cfg, _ in (carried, trunk, whole)
+    ]
     assert rows == [("lanes", 8, 64, 4), ("lanes", 8, 64, 4), ("lanes", 9, 512, 1)]
     assert trunk[1] == whole[1] and trunk[0].lr == carried[0].lr == whole[0].lr
     assert arms["carried"].data == arms["trunk_segments"].data  # so that their batches are compared
@@ -134,7 +134,9 @@ def test_experts_are_adjusted_to_equal_total_parameters(tmp_path):
 
 def test_an_axis_that_cannot_be_met_says_how_near_it_came(tmp_path):
     arms = {"a": {}, "tall": {"model": "gpt2", "num_hidden_layers": 60}}
-    with pytest.raises(ValueError, match=r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"
+    ):
         planned(tmp_path, arms=arms, axis="active")
     with pytest.raises(ValueError, match="arm dense: gpt2 has no num_experts to adjust"):
         planned(tmp_path, axis="total", adjust="num_experts")
@@ -187,9 +189,7 @@ def test_settings_of_one_arm_from_several_dimensions_of_a_grid_all_hold(tmp_path
 
 def test_flops_in_all_count_padding_and_tokens_alike(tmp_path):
     base = BASE | {"packing": "lanes", "batch_size": 4}
-    found = planned(
-        tmp_path, base=base, arms={"a": {}, "b": {"grad_accum": 3}}, headline=[["a", "b"]]
-    )
+    found = planned(tmp_path, base=base, arms={"a": {}, "b": {"grad_accum": 3}}, headline=[["a", "b"]])
     for arm, rows in zip(found.values(), (4, 12)):
         arm = replace(arm, tokens_per_step=100, steps=50)  # of which 32 a row were possible
         assert arm.tokens == 5_000
@@ -220,8 +220,10 @@ def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
     assert again == spec and again.sha256 == spec.sha256
     assert spec_of(tmp_path, **changes | {"seeds": [1, 3]}).sha256 != spec.sha256
     assert spec.gaps(spec.expanded())[1] == (
-        "a@num_hidden_layers=3", "b@num_hidden_layers=3", ["dense@num_hidden_layers=3"]
-    )  # fmt: skip
+        "a@num_hidden_layers=3",
+        "b@num_hidden_layers=3",
+        ["dense@num_hidden_layers=3"],
+    )
 
 
 # ------------------------------------------------------------------------------------ the search

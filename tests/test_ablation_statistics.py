@@ -44,9 +44,7 @@ def test_power_is_the_noncentral_t_distribution_integrated_by_its_definition(df,
     critical = stats.t.isf(alpha / 2, df)
     for shift in (0.0, 1.0, 4.0, 2 * critical):
 
-        def density(
-            s, shift=shift
-        ):  # of T = (Z + shift) / s with s^2 = chi^2 / df, beyond +- critical
+        def density(s, shift=shift):  # of T = (Z + shift) / s with s^2 = chi^2 / df, beyond +- critical
             beyond = stats.norm.sf(critical * s - shift) + stats.norm.sf(critical * s + shift)
             return math.sqrt(df) * stats.chi.pdf(math.sqrt(df) * s, df) * beyond
 
@@ -55,9 +53,7 @@ def test_power_is_the_noncentral_t_distribution_integrated_by_its_definition(df,
     assert t_power(0.0, df, critical) == pytest.approx(alpha, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "n, alpha", [(2, 0.05), (2, 1e-4), (3, 0.05 / 20), (5, 0.05), (1000, 1e-4)]
-)
+@pytest.mark.parametrize("n, alpha", [(2, 0.05), (2, 1e-4), (3, 0.05 / 20), (5, 0.05), (1000, 1e-4)])
 def test_what_a_design_resolves_is_found_at_any_size_and_level(n, alpha):
     effect = resolvable(1.0, n, alpha, power=0.9) * math.sqrt(n)
     assert t_power(effect, n - 1, stats.t.isf(alpha / 2, n - 1)) == pytest.approx(0.9, abs=1e-9)
@@ -123,8 +119,7 @@ def test_a_difference_of_the_size_that_the_last_pair_resolves_is_found_four_time
     effect = resolvable(1.0, n, 0.05 / 4)
     monkeypatch.setattr("evaluation.ablation.statistics.resolvable", lambda *_: 0.0)  # slow
     seen = sum(
-        compare([[draw.gauss(mean, 1) for _ in range(n)] for mean in (0, 0, 0, effect)])[3].verdict
-        == "worse"
+        compare([[draw.gauss(mean, 1) for _ in range(n)] for mean in (0, 0, 0, effect)])[3].verdict == "worse"
         for _ in range(trials)
     )
     assert seen / trials == pytest.approx(0.8, abs=0.08)  # four standard errors

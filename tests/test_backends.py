@@ -32,9 +32,7 @@ def values_and_gradients(function, tensors):
     """function(*tensors) and the gradients of a fixed random projection of it."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     out = function(*leaves)
-    direction = torch.randn(
-        out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64
-    )
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     return out.detach(), torch.autograd.grad(out, leaves, direction.to(out.dtype))
 
 
@@ -319,9 +317,7 @@ def test_grouped_experts_say_which_sizes_and_types_they_take():
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_rms_norm_of_the_cpu_is_torchs(dtype):
     draw = torch.Generator().manual_seed(2)
-    tensors = [
-        torch.randn(s, generator=draw, dtype=torch.float64).to(dtype) for s in ((B, T, D), (D,))
-    ]
+    tensors = [torch.randn(s, generator=draw, dtype=torch.float64).to(dtype) for s in ((B, T, D), (D,))]
     tensors[0][0, 0] = 0  # eps alone
     assert_same(
         lambda x, scale: RMSNorm.apply(x, scale, 1e-5),
@@ -334,8 +330,7 @@ def test_the_rms_norm_of_the_cpu_is_torchs(dtype):
 def test_a_rotation_is_a_product_of_complex_numbers(rows):
     draw = torch.Generator().manual_seed(3)
     x, angle = (
-        torch.randn(s, generator=draw, dtype=torch.float64)
-        for s in ((B, T, H, C), (rows, T, 1, C // 2))
+        torch.randn(s, generator=draw, dtype=torch.float64) for s in ((B, T, H, C), (rows, T, 1, C // 2))
     )
     cos, sin = 1.3 * angle.cos(), 1.3 * angle.sin()  # YaRN's concentration is in the tables
 

@@ -43,10 +43,7 @@ def assert_equal(ours, theirs):
 
 def test_aux_adds_e_times_load_share_times_probability_averaged_over_layers():
     def by_hand(router):
-        layers = [
-            7 * (load / load.sum() * p).sum()
-            for load, p in zip(router.load, router.mean_probability)
-        ]
+        layers = [7 * (load / load.sum() * p).sum() for load, p in zip(router.load, router.mean_probability)]
         return CFG.balance_coef * sum(layers) / 3
 
     assert_equal(gradients("aux"), gradients_of(by_hand))
@@ -56,9 +53,7 @@ def test_aux_global_takes_the_share_of_the_step_before():
     share = torch.rand(3, 7, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     assert_equal(
         gradients("aux_global", share),
-        gradients_of(
-            lambda router: CFG.balance_coef * 7 * (share * router.mean_probability).sum(-1).mean()
-        ),
+        gradients_of(lambda router: CFG.balance_coef * 7 * (share * router.mean_probability).sum(-1).mean()),
     )
 
 
@@ -88,9 +83,7 @@ def test_the_z_loss_is_weighed_by_its_own_coefficient():
 # ------------------------------------------------------------------------------------------- real runs
 
 
-def test_aux_global_remembers_the_whole_step_before_and_nothing_at_the_first(
-    tmp_path, corpus, monkeypatch
-):
+def test_aux_global_remembers_the_whole_step_before_and_nothing_at_the_first(tmp_path, corpus, monkeypatch):
     accumulate, seen = trainer.accumulate_gradients, []
 
     def watched(*args, previous_share, **kwargs):
@@ -119,9 +112,7 @@ def test_aux_global_remembers_the_whole_step_before_and_nothing_at_the_first(
         )  # micro-batches, rows, tokens, k
         torch.testing.assert_close(share, before / before.sum(-1, keepdim=True), rtol=1e-6, atol=0)
     saved = load(tmp_path / "model/checkpoint_4.pt")["progress"]["expert_share"]
-    torch.testing.assert_close(
-        saved, loads[-1] / loads[-1].sum(-1, keepdim=True), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(saved, loads[-1] / loads[-1].sum(-1, keepdim=True), rtol=1e-6, atol=0)
 
 
 def test_the_bias_moves_with_the_learning_rate_once_per_step_and_never_by_evaluation(
@@ -147,9 +138,7 @@ def test_the_bias_moves_with_the_learning_rate_once_per_step_and_never_by_evalua
         "--eval_every",
         1,
     ]
-    assert (
-        run_here(tmp_path, *TINY, *corpus, *flags, "--save_every", 1, "--no-use_tensorboard") == 0
-    )
+    assert run_here(tmp_path, *TINY, *corpus, *flags, "--save_every", 1, "--no-use_tensorboard") == 0
     assert len(loads) == 5
     cfg = TrainConfig(max_iters=5)
     expected = torch.zeros(2, 6)

@@ -97,9 +97,7 @@ def test_all_checkpoints_stay_when_keep_is_not_given(tmp_path):
 def test_a_person_names_a_checkpoint_or_a_folder_whose_newest_is_meant_and_said(tmp_path):
     told = []
     assert find_checkpoint(tmp_path / "no.pt", told.append) == tmp_path / "no.pt" and told == []
-    with pytest.raises(
-        ValueError, match="is a folder without a checkpoint_<step>.pt; name another"
-    ):
+    with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another"):
         find_checkpoint(tmp_path, told.append)
     for step in (90, 500):
         save_checkpoint(tmp_path, step, {})

@@ -468,9 +468,7 @@ def test_help_lists_every_flag_with_its_default_within_a_second_and_without_torc
         "finally: assert not {'torch', 'yaml'} & sys.modules.keys()\n"
     )
     start = time.perf_counter()
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 1
     for f in fields(TrainConfig):
         assert f"--{f.name} " in run.stdout
@@ -484,9 +482,7 @@ def test_help_model_is_a_flag_that_only_the_caller_acts_on():
 # resume
 
 SAVED = asdict(
-    TrainConfig(
-        lr=0.01, dataset="bundled", device="cpu", dtype="float32", attention="sdpa", threads=2
-    )
+    TrainConfig(lr=0.01, dataset="bundled", device="cpu", dtype="float32", attention="sdpa", threads=2)
 )
 SAVED_MODEL = {"num_experts": 8, "layer_types": ["full", "sliding"]}
 

@@ -139,9 +139,7 @@ def test_reset_begins_a_new_document_and_a_seed_repeats(checkpoint):
     carried_on = list(generator.generate(PROMPT, [], 0.0, 20))
     generator.reset()
     assert list(generator.generate(PROMPT, [], 0.0, 20)) == first != carried_on
-    one, other = (
-        list(TokenGenerator(checkpoint, seed=8).generate(PROMPT, [], 1.0, 20)) for _ in range(2)
-    )
+    one, other = (list(TokenGenerator(checkpoint, seed=8).generate(PROMPT, [], 1.0, 20)) for _ in range(2))
     assert one == other
 
 

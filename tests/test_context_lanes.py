@@ -115,10 +115,7 @@ def test_a_bound_takes_the_first_tokens_whatever_the_lanes(tokenizer, max_tokens
     for batch_size in (1, 3, 9):
         size = {"batch_size": batch_size, "block_size": 7, "max_tokens": max_tokens}
         targets = torch.cat(
-            [
-                b["targets"].flatten()
-                for b in validation_lanes(Ids([20, 3, 41, 7, 6]), tokenizer, **size)
-            ]
+            [b["targets"].flatten() for b in validation_lanes(Ids([20, 3, 41, 7, 6]), tokenizer, **size)]
         )
         assert sorted(targets[targets != -100].tolist()) == sorted(stream[:max_tokens])
 

@@ -172,10 +172,7 @@ def documents(*lengths: int) -> list[list[list[int]]]:
         ids = draw_ids(count + 1, seed=10 + number).tolist()
         cuts = range(0, count, LENGTH)
         found.append(
-            [
-                (ids[c : min(c + LENGTH, count)], ids[c + 1 : min(c + LENGTH, count) + 1])
-                for c in cuts
-            ]
+            [(ids[c : min(c + LENGTH, count)], ids[c + 1 : min(c + LENGTH, count) + 1]) for c in cuts]
         )
     return found
 
@@ -213,9 +210,11 @@ def test_sliding_layers_see_the_slot_beyond_their_window_only_if_told_to(always)
     ids = draw_ids(1, LENGTH)
     with torch.no_grad():
         one, other = (
-            model(ids, carry=torch.full((1, 20), x, dtype=torch.float64).index_fill_(1, torch.tensor([3]), 1.0)).logits[0]
+            model(
+                ids, carry=torch.full((1, 20), x, dtype=torch.float64).index_fill_(1, torch.tensor([3]), 1.0)
+            ).logits[0]
             for x in (-1.0, 0.5)
-        )  # fmt: skip
+        )
     moved = (one - other).abs().amax(-1) > 1e-9
     # the slot counts as the position before token 0
     assert moved.tolist() == [always or place + 1 < 4 for place in range(LENGTH)]
@@ -286,9 +285,7 @@ def test_padding_on_the_left_changes_nothing_whatever_its_numbers(cached):
     model, ids = build(), draw_ids(1, 4)
     carry = torch.randn(2, 20, dtype=torch.float64)
     rows = torch.cat((F.pad(ids, (3, 0)), draw_ids(1, 7, seed=4)))
-    positions = torch.stack(
-        (torch.arange(-3, 4), torch.arange(7))
-    )  # as generation/decode.py numbers them
+    positions = torch.stack((torch.arange(-3, 4), torch.arange(7)))  # as generation/decode.py numbers them
     with torch.no_grad():
         cache = model.new_cache(2) if cached else None
         found = model(rows, positions=positions, cache=cache, carry=carry).logits
@@ -318,10 +315,12 @@ def with_cache_of(model: ContextTransformer, rows: int) -> None:
         (lambda m: m(draw_ids(2, 3), carry=torch.zeros(3, 20)), r"each of 2 rows, got \(3, 20\)"),
         (lambda m: m(draw_ids(2, 3), cache=m.new_cache(2)), "pass positions"),
         (lambda m: with_cache_of(m, 3), "the cache was made for 3 rows, got 2"),
-        (lambda m: m(draw_ids(1, 3), positions=torch.arange(3)[None], cache=m.new_cache(1)),
-         "takes no gradient"),
+        (
+            lambda m: m(draw_ids(1, 3), positions=torch.arange(3)[None], cache=m.new_cache(1)),
+            "takes no gradient",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_told_in_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call(build())
@@ -341,6 +340,4 @@ def test_trunk_weights_need_exactly_the_added_parameters():
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before.get(name, trunk.state_dict().get(name))), name
     with pytest.raises(ValueError, match="no tensor for some of this model's .*first slot"):
-        checkpoint.load_weights(
-            model, trunk.state_dict(), "trunk.pt", added=model.added_parameters[1:]
-        )
+        checkpoint.load_weights(model, trunk.state_dict(), "trunk.pt", added=model.added_parameters[1:])

@@ -145,7 +145,7 @@ def test_an_evaluation_by_itself_gives_the_closing_figures(straight, capsys):
     assert here(straight, "--eval_only", "model_context") == 0
     (final,) = (
         r["final/loss"] for r in read_metrics(straight / "model_context/metrics.jsonl") if "final/loss" in r
-    )  # fmt: skip
+    )
     assert f"validation loss {final:.4f}" in capsys.readouterr().out
 
 
@@ -154,8 +154,9 @@ def test_the_trunk_on_the_same_lanes_sees_and_scores_the_same_tokens(tmp_path, c
     flags = [*FLAGS, *corpus, "--packing", "lanes", "--grad_accum", 4]
     assert run_here(tmp_path, *flags) == 0
     ours, theirs = (
-        read_metrics(path) for path in (straight / "model_context/metrics.jsonl", tmp_path / "model/metrics.jsonl")
-    )  # fmt: skip
+        read_metrics(path)
+        for path in (straight / "model_context/metrics.jsonl", tmp_path / "model/metrics.jsonl")
+    )
     for tag in ("data/tokens", "data/padding_share", "final/validation_tokens"):
         assert [r[tag] for r in ours if tag in r] == [r[tag] for r in theirs if tag in r]
     ends = (
@@ -186,8 +187,9 @@ def test_carried_zeroed_and_swapped_differ_from_the_second_segment_on(straight, 
         assert second[f"{name} - carried"]["mean"] == pytest.approx(difference, abs=1e-9)
     (final,) = (
         (r["final/loss"], r["final/validation_tokens"])
-        for r in read_metrics(straight / "model_context/metrics.jsonl") if "final/loss" in r
-    )  # fmt: skip
+        for r in read_metrics(straight / "model_context/metrics.jsonl")
+        if "final/loss" in r
+    )
     assert found["all"]["tokens"] == final[1] == sum(s["tokens"] for s in found["segments"])
     assert found["all"]["carried"]["mean"] == pytest.approx(final[0], rel=1e-5)
 
@@ -209,9 +211,7 @@ def test_a_trunk_is_put_into_the_same_rows(tmp_path, corpus, straight, capsys):
     assert whole["window"] == 256
     for name in ("segment", "tokens", "documents"):
         assert [s[name] for s in whole["segments"]] == [s[name] for s in ours["segments"]]
-    (final,) = (
-        r["final/loss"] for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r
-    )
+    (final,) = (r["final/loss"] for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r)
     assert whole["all"]["plain"]["mean"] == pytest.approx(final, rel=1e-5)
 
 
@@ -272,9 +272,7 @@ def test_the_documents_may_be_of_any_lengths(tmp_path):
         ("train_context", ["--resume", "--block_size", "7"], r"=7 \(saved: 6\) would change it"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_one_sentence(
-    straight, corpus, capsys, script, flags, message
-):
+def test_what_does_not_go_together_is_one_sentence(straight, corpus, capsys, script, flags, message):
     before = sorted(straight.rglob("*"))
     data = corpus if "--resume" not in flags and "--eval_only" not in flags else []
     assert run_here(straight, *flags, *data, script=script) == 2

@@ -140,8 +140,7 @@ def test_a_length_in_minutes_is_told_in_steps_and_tokens():
 def test_memory_and_speed_of_a_row_are_of_one_precision():
     config = build_config("gptoss", "medium")
     by_dtype = {
-        dtype: gigabytes(TrainConfig(dtype=dtype, batch_size=64), config)
-        for dtype in ("float32", "bfloat16")
+        dtype: gigabytes(TrainConfig(dtype=dtype, batch_size=64), config) for dtype in ("float32", "bfloat16")
     }
     assert by_dtype["float32"] != by_dtype["bfloat16"]
     for asked in by_dtype:

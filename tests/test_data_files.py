@@ -26,9 +26,7 @@ STORIES = [f"Story {n}: \u00e9{'so it went on. ' * (n % 7)}\nThe end." for n in 
 
 def write_jsonl(path, texts, column="text"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(json.dumps({column: text, "id": 7}) + "\n" for text in texts), encoding="utf-8"
-    )
+    path.write_text("".join(json.dumps({column: text, "id": 7}) + "\n" for text in texts), encoding="utf-8")
     return path
 
 
@@ -41,9 +39,7 @@ def write_parquet(path, texts):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
-    table = pyarrow.table(
-        {"id": list(range(len(texts))), "text": pyarrow.array(texts, pyarrow.string())}
-    )
+    table = pyarrow.table({"id": list(range(len(texts))), "text": pyarrow.array(texts, pyarrow.string())})
     parquet.write_table(table, path, row_group_size=6 if len(texts) < 100 else 1000)
     return path
 
@@ -102,9 +98,7 @@ def test_parquet_reads_a_window_of_row_groups_at_a_time(tmp_path, monkeypatch):
     source = whole(path)
     reads.clear()
     take(source.shuffled(seed=0), 40)
-    assert sorted(reads) == list(
-        range(7)
-    )  # each of ceil(40 / 6) groups once, though the order is random
+    assert sorted(reads) == list(range(7))  # each of ceil(40 / 6) groups once, though the order is random
 
 
 def test_data_that_changed_since_the_checkpoint_is_refused(tmp_path):
@@ -263,9 +257,7 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
 )  # fmt: skip
 def test_a_position_that_is_none_is_refused(tmp_path, change):
     source = whole(write_jsonl(tmp_path / "a.jsonl", STORIES))
-    with pytest.raises(
-        ValueError, match="the position in a.jsonl that the checkpoint holds is damaged"
-    ):
+    with pytest.raises(ValueError, match="the position in a.jsonl that the checkpoint holds is damaged"):
         source.shuffled(0, {"epoch": 0, "index": 0, "num_documents": 40} | change)
     with pytest.raises(ValueError, match="is damaged"):
         source.shuffled(0, {"epoch": 0, "num_documents": 40})
@@ -297,7 +289,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypat
     with pytest.raises(ValueError, match=f"a.{kind} changed while it was read; put back the file"):
         for _ in range(37):
             assert next(documents) in STORIES
-    assert set(whole(others(kind, path)).documents()) == {t.replace("Story", "Other") for t in STORIES}  # fmt: skip
+    assert set(whole(others(kind, path)).documents()) == {t.replace("Story", "Other") for t in STORIES}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -316,9 +308,7 @@ def test_a_file_that_is_replaced_while_it_is_scanned_is_refused(tmp_path, monkey
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 @pytest.mark.parametrize("chunk", [1, 7, 13, 100])
-def test_documents_are_the_same_wherever_a_chunk_of_the_file_ends(
-    tmp_path, monkeypatch, kind, chunk
-):
+def test_documents_are_the_same_wherever_a_chunk_of_the_file_ends(tmp_path, monkeypatch, kind, chunk):
     monkeypatch.setattr(data_files, "CHUNK_BYTES", chunk)
     texts = ["\u00e9" * 50, "<|endoftext|", "", "b" * 300, "<|endoftext", *STORIES]
     path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
@@ -346,9 +336,7 @@ def test_a_document_beyond_the_limit_is_refused_and_one_at_the_limit_is_not(
     path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
     assert list(whole(path).documents()) == texts
     path = WRITERS[kind](tmp_path / f"b.{kind}", ["a" * 300, "b" * 5000, "c"])
-    told = (
-        rf"b.{kind}, {where}: a document may have .* MB, and this one has more; cut it into several"
-    )
+    told = rf"b.{kind}, {where}: a document may have .* MB, and this one has more; cut it into several"
     with pytest.raises(ValueError, match=told):
         whole(path)
 
@@ -370,9 +358,7 @@ def test_a_row_group_is_decoded_little_by_little_and_refused_at_its_limit(tmp_pa
     assert path.stat().st_size < 4000
     monkeypatch.setattr(data_files, "LARGEST_ROW_GROUP", 2_000_000)
     scanned = []
-    monkeypatch.setattr(
-        data_files, "is_validation_document", lambda text: scanned.append(len(text)) or True
-    )
+    monkeypatch.setattr(data_files, "is_validation_document", lambda text: scanned.append(len(text)) or True)
     with pytest.raises(
         ValueError,
         match="row group 0 of .*a.parquet holds more than 2 GB of text; write the file again with smaller row groups",
@@ -466,10 +452,8 @@ def test_a_script_on_data_ends_with_one_line_and_2_for_bad_input(
         (["--vocab_size", str(10**30)], "must be at least 257 (256 bytes and <|endoftext|>) and at most"),
         (["--dataset", "tokens"], "--dataset tokens holds token ids, and a tokenizer learns from text"),
     ],
-)  # fmt: skip
-def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(
-    tmp_path, monkeypatch, capsys, flags, told
-):
+)
+def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(tmp_path, monkeypatch, capsys, flags, told):
     monkeypatch.chdir(tmp_path)
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
     prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(path))

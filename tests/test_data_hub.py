@@ -157,9 +157,7 @@ def take(documents, count):
 
 @pytest.mark.parametrize("documents", [1, 30, 30_000])
 @pytest.mark.parametrize("characters", [2_000, 10**9])
-def test_a_shuffled_stream_resumes_exactly_at_any_cut(
-    local_hub, monkeypatch, documents, characters
-):
+def test_a_shuffled_stream_resumes_exactly_at_any_cut(local_hub, monkeypatch, documents, characters):
     monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", documents)
     monkeypatch.setattr(data_documents, "WINDOW_CHARACTERS", characters)
     local_hub(files=3, train=[*STORIES[:50], "", *STORIES[50:100]], validation=STORIES[100:])
@@ -230,9 +228,7 @@ def test_a_streamed_loader_resumes_over_epochs_through_a_checkpoint(
         torch.save(states[cut], tmp_path / "state.pt")
         state = torch.load(tmp_path / "state.pt", weights_only=True)
         with TrainLoader(source_of(), tokenizer, state=state, **options) as loader:
-            assert all(
-                torch.equal(next(loader)["targets"], batch) for batch in batches[cut : cut + 5]
-            )
+            assert all(torch.equal(next(loader)["targets"], batch) for batch in batches[cut : cut + 5])
 
 
 def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch):
@@ -246,9 +242,7 @@ def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch
     resumed = source_of().shuffled(seed=0, state=state)
     next(resumed)
     assert loaded[-1] == resumed.state_dict()["revision"] == COMMIT
-    with pytest.raises(
-        ValueError, match="the revision of org/name must be a commit.*got '../here'"
-    ):
+    with pytest.raises(ValueError, match="the revision of org/name must be a commit.*got '../here'"):
         source_of().shuffled(seed=0, state=state | {"revision": "../here"})
 
 
@@ -285,9 +279,7 @@ def test_without_a_validation_split_the_hash_decides_within_a_bounded_part(local
 # ---- what a Hub may not say
 
 
-@pytest.mark.parametrize(
-    "sha", [None, 5, [], "", "/", "../../x", "main", COMMIT[1:], COMMIT + "\n"]
-)
+@pytest.mark.parametrize("sha", [None, 5, [], "", "/", "../../x", "main", COMMIT[1:], COMMIT + "\n"])
 def test_a_revision_that_is_no_commit_is_refused_before_it_is_a_path(hub_at, monkeypatch, sha):
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("walked a folder"))
     with HubServer({}, repo="org/name") as server:
@@ -361,12 +353,8 @@ HOSTILE = """
 """
 
 
-@pytest.mark.parametrize(
-    "many, number", [("few", 7), pytest.param("all", 39, marks=pytest.mark.slow)]
-)
-def test_what_a_hub_sends_is_data_or_one_sentence_and_never_a_path(
-    tmp_path, monkeypatch, many, number
-):
+@pytest.mark.parametrize("many, number", [("few", 7), pytest.param("all", 39, marks=pytest.mark.slow)])
+def test_what_a_hub_sends_is_data_or_one_sentence_and_never_a_path(tmp_path, monkeypatch, many, number):
     monkeypatch.chdir(tmp_path)
     done = hub_process("http://127.0.0.1:9", tmp_path, HOSTILE, REPO_ROOT / "tests", many)
     assert done.returncode == 0, done.stderr
@@ -377,9 +365,7 @@ def test_what_a_hub_sends_is_data_or_one_sentence_and_never_a_path(
         assert "org/name" in sentence and "\n" not in sentence and "SECRET" not in sentence, case
         if not case.startswith("file"):
             use = "use other data with --dataset"
-            assert sentence.startswith("datasets cannot read org/name (") or "image" in case, (
-                sentence
-            )
+            assert sentence.startswith("datasets cannot read org/name (") or "image" in case, sentence
             assert sentence.endswith(use) or "image" in case, sentence
     assert "RuntimeError: Dataset scripts are no longer supported" in told["script"]
     assert told["card image"] == "column 'text' of org/name must hold text, but holds dict"
@@ -454,9 +440,7 @@ def test_a_hub_that_refuses_the_connection_is_noticed_at_once(hub_at):
 
 def test_a_hub_behind_a_proxy_is_asked_through_the_proxy(hub_at, monkeypatch):
     hub_at("http://hub.example")
-    with HubServer(
-        {}, repo="org/name"
-    ) as proxy:  # asked for a whole URL, of which it takes the path
+    with HubServer({}, repo="org/name") as proxy:  # asked for a whole URL, of which it takes the path
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "")
         assert data_hub.current_revision("org/name") == COMMIT
@@ -510,9 +494,7 @@ def test_part_of_a_dataset_in_the_cache_does_not_count(hub_at, cached, names):
 def test_the_newest_commit_of_the_cache_is_no_path(hub_at, cached, tmp_path):
     cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
     folder = tmp_path / "hub" / "datasets--roneneldan--TinyStories"
-    (folder / "refs" / "main").write_text(
-        f"../snapshots/{COMMIT}"
-    )  # huggingface_hub wrote a header
+    (folder / "refs" / "main").write_text(f"../snapshots/{COMMIT}")  # huggingface_hub wrote a header
     hub_at(None)
     with pytest.raises(HubUnreachable, match="is not in its local cache"):
         open_dataset("tinystories", split="train")

@@ -103,9 +103,7 @@ def test_each_lane_walks_through_whole_documents_and_never_mixes_two(tokenizer):
             length = sum(target != -100 for target in targets)
             assert length >= 1 and targets[length:] == [-100] * (7 - length)
             assert inputs[length:] == [EOT] * (7 - length)
-            assert (inputs[0] == EOT) == (
-                not current
-            )  # a segment begins a document or continues one
+            assert (inputs[0] == EOT) == (not current)  # a segment begins a document or continues one
             assert EOT not in inputs[1:length] and EOT not in targets[: length - 1]
             assert current in ([], current[:-1] + inputs[:1])
             current = (current or inputs[:1]) + targets[:length]
@@ -142,9 +140,7 @@ def make_source(kind, folder, tokenizer):
     if kind == "txt":
         path.write_text("<|endoftext|>".join(STORIES))
     elif not (folder / "stories.jsonl").exists():  # a source may be reading it
-        (folder / "stories.jsonl").write_text(
-            "".join(json.dumps({"text": t}) + "\n" for t in STORIES)
-        )
+        (folder / "stories.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in STORIES))
     if kind == "tokens":
         path = folder / "tokens"
         if not path.exists():
@@ -268,9 +264,7 @@ def test_every_validation_token_is_scored_once_in_order(tokenizer, batch_size, b
     assert inputs[targets != -100].tolist() == expected[:-1]
     assert (inputs[targets == -100] == EOT).all()
     assert all(batch["input_ids"].shape == (batch_size, block_size) for batch in batches[:-1])
-    assert all(
-        (batch["targets"] != -100).any(dim=1).all() for batch in batches
-    )  # no row of padding
+    assert all((batch["targets"] != -100).any(dim=1).all() for batch in batches)  # no row of padding
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 21, 22, 63, 10**9])

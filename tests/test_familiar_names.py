@@ -49,9 +49,7 @@ def test_the_context_variant_gives_its_tokens_one_by_one():
     from architecture.gptoss_context import TokenGenerator
 
     generator = TokenGenerator(str(CONTEXT), device="cpu")
-    steps = generator.generate(
-        prompt_tokens=[1, 2, 3], stop_tokens=[0], temperature=0.8, max_tokens=20
-    )
+    steps = generator.generate(prompt_tokens=[1, 2, 3], stop_tokens=[0], temperature=0.8, max_tokens=20)
     tokens = list(steps)
     assert 1 <= len(tokens) <= 20 and all(0 <= token < 1536 for token in tokens)
     generator.reset()
@@ -69,9 +67,7 @@ def test_a_model_is_built_by_its_name():
     from architecture.registry import build_config, build_model
 
     config = build_config("gptoss", "toy", {"num_experts": 4})
-    one, two = (
-        build_model("gptoss", config, generator=torch.Generator().manual_seed(3)) for _ in "ab"
-    )
+    one, two = (build_model("gptoss", config, generator=torch.Generator().manual_seed(3)) for _ in "ab")
     assert torch.equal(one.embedding.weight, two.embedding.weight) and config.num_experts == 4
 
 
@@ -93,5 +89,5 @@ def test_all_that_inference_names_is_there():
 
     assert {"generate_text", "generate_texts", "load_model", "load_model_and_generate", "stream_text"} <= set(
         inference.__all__
-    )  # fmt: skip
+    )
     assert all(callable(getattr(inference, name)) for name in inference.__all__)

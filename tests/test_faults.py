@@ -184,9 +184,7 @@ def test_a_disk_that_is_full_for_a_checkpoint_leaves_the_last_one_and_the_run_go
     assert names(disk.path / "model") == there
     disk.make_room()
     assert run_here(disk.path, "--resume", "--out_dir", "model") == 0
-    ends = [
-        load(folder / "model/checkpoint_10.pt") for folder in (tmp_path / "straight", disk.path)
-    ]
+    ends = [load(folder / "model/checkpoint_10.pt") for folder in (tmp_path / "straight", disk.path)]
     for part in ("model", "optimizers", "rng", "data"):
         assert differences(ends[0][part], ends[1][part], part) == []
 
@@ -256,9 +254,7 @@ def test_a_file_or_a_line_that_does_not_fit_is_not_there_at_all(disk):
     with atomic_write(path) as file:
         file.write(b"old")
     disk.fill(left=8192)
-    with pytest.raises(
-        CannotWrite, match=f"file cannot be written .{FULL}.; make room on its disk"
-    ):
+    with pytest.raises(CannotWrite, match=f"file cannot be written .{FULL}.; make room on its disk"):
         with atomic_write(path) as file:
             file.write(bytes(100_000))
     assert path.read_bytes() == b"old" and not (disk.path / ".file.tmp").exists()
@@ -349,9 +345,7 @@ def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_part(sc
 
 def test_of_two_trainers_that_start_together_one_is_refused_and_leaves_nothing(tmp_path, corpus):
     flags = [*TINY, *corpus, "--out_dir", tmp_path / "model"]
-    both = [
-        ToyRun(tmp_path / name, *flags, at_step=1, action=signal.SIGSTOP) for name in ("a", "b")
-    ]
+    both = [ToyRun(tmp_path / name, *flags, at_step=1, action=signal.SIGSTOP) for name in ("a", "b")]
     try:
         limit = time.monotonic() + 120
         while (refused := next((run for run in both if not alive(run)), None)) is None:
@@ -419,9 +413,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
-def test_a_weight_of_any_kind_that_is_not_finite_is_named(
-    tmp_path, corpus, capsys, monkeypatch, name
-):
+def test_a_weight_of_any_kind_that_is_not_finite_is_named(tmp_path, corpus, capsys, monkeypatch, name):
     step = trainer.train_step
 
     def breaking(run, progress):
@@ -439,9 +431,7 @@ def test_a_weight_of_any_kind_that_is_not_finite_is_named(
 
 
 @pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
-def test_a_gradient_of_any_kind_that_is_not_finite_is_named(
-    tmp_path, corpus, capsys, monkeypatch, name
-):
+def test_a_gradient_of_any_kind_that_is_not_finite_is_named(tmp_path, corpus, capsys, monkeypatch, name):
     accumulate = trainer.accumulate_gradients
 
     def poisoned(model, *args, **kwargs):
@@ -563,9 +553,7 @@ def test_whatever_fails_in_a_library_below_is_one_sentence_that_says_what_to_do(
                 hub.open_hub("org/name", split="train", whole=False, text_column="text")
             said = f"{type(error).__name__}: {error}".removesuffix(": ")
             assert type(caught.value) is kind and "\n" not in str(caught.value)
-            assert (
-                str(caught.value).startswith(told.format(said)) and caught.value.__cause__ is error
-            )
+            assert str(caught.value).startswith(told.format(said)) and caught.value.__cause__ is error
 
 
 def test_a_file_that_breaks_behind_its_first_rows_ends_the_stream_with_the_same_sentence(
@@ -703,9 +691,7 @@ def test_a_hub_that_never_lists_the_files_of_a_dataset_is_given_up(monkeypatch):
     monkeypatch.setattr(hub, "current_revision", lambda name: COMMIT)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: time.sleep(10))
     began = time.monotonic()
-    with pytest.raises(
-        HubUnreachable, match="opening org/name on the Hub failed .*no answer within"
-    ):
+    with pytest.raises(HubUnreachable, match="opening org/name on the Hub failed .*no answer within"):
         hub.open_hub("org/name", split="train", whole=False, text_column="text")
     assert time.monotonic() - began < 5
 

@@ -21,9 +21,7 @@ def materials(tmp_path_factory):
 
 @pytest.mark.parametrize("origin", ["mutations", pytest.param("arbitrary", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fuzzed_input_ends_with_0_or_with_2_and_one_clear_sentence(
-    materials, tmp_path, kind, origin
-):
+def test_fuzzed_input_ends_with_0_or_with_2_and_one_clear_sentence(materials, tmp_path, kind, origin):
     strategy = KINDS[kind][origin == "arbitrary"]
 
     def run(case: Case) -> Finding | None:

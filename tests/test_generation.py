@@ -103,9 +103,7 @@ def kept_ids(logits: torch.Tensor) -> list[set[int]]:
     ids=str,
 )
 def test_filters_keep_what_a_plain_reference_keeps(options):
-    logits = 2 * torch.randn(
-        50, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
+    logits = 2 * torch.randn(50, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     filtered = filter_logits(logits, **options)
     assert kept_ids(filtered) == [reference_filter(row.tolist(), **options) for row in logits]
     shifted = logits - logits.amax(-1, keepdim=True)
@@ -242,9 +240,7 @@ def test_a_row_that_ends_does_not_change_the_others(model):
 
 def test_generation_stops_when_every_row_has_ended(model):
     (greedy,) = generate(model, [[5]], max_tokens=10, temperature=0)
-    steps = list(
-        generate_steps(model, [[5]], max_tokens=10, temperature=0, stop_tokens=greedy[2:3])
-    )
+    steps = list(generate_steps(model, [[5]], max_tokens=10, temperature=0, stop_tokens=greedy[2:3]))
     length = greedy.index(greedy[2]) + 1
     assert steps == [[token] for token in greedy[:length]]
 
@@ -259,9 +255,7 @@ def test_generation_may_fill_the_context_to_the_last_token(model):
 
 def test_generation_leaves_mode_gradients_and_global_randomness_alone():
     model, seen = build().train(), []
-    model.register_forward_hook(
-        lambda module, *_: seen.append((module.training, torch.is_grad_enabled()))
-    )
+    model.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
     before = torch.get_rng_state()
     steps = generate_steps(model, [[5]], max_tokens=3, generators=generators(1))
     next(steps)
@@ -325,9 +319,7 @@ def test_text_starts_after_end_of_text_and_ends_before_it(model):
     with torch.no_grad():
         ending.norm.scale.zero_()
     original = ending.unembedding.forward
-    ending.unembedding.forward = lambda hidden: original(hidden).index_fill(
-        -1, torch.tensor([259]), 9.0
-    )
+    ending.unembedding.forward = lambda hidden: original(hidden).index_fill(-1, torch.tensor([259]), 9.0)
     assert generate_text(ending, "the cat", 20, 0) == "the cat"
 
 

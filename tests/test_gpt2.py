@@ -60,12 +60,14 @@ def gradients(model, loss):
     [
         (dict(num_hidden_layers=0), "num_hidden_layers must be at least 1, got 0; set"),
         (dict(intermediate_size=-1), "intermediate_size must be at least 1, got -1; set"),
-        (dict(hidden_size=21),
-         "hidden_size must be a multiple of num_attention_heads (5), got 21; set hidden_size=25"),
+        (
+            dict(hidden_size=21),
+            "hidden_size must be a multiple of num_attention_heads (5), got 21; set hidden_size=25",
+        ),
         (dict(dropout=1.0), "dropout must be in [0, 1), got 1.0; set dropout=0"),
         (dict(used_vocab_size=38), "used_vocab_size must be between 1 and vocab_size (37), got 38; set"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(changes, told):
     with pytest.raises(ValueError) as error:
         small(**changes)
@@ -226,28 +228,24 @@ def test_what_the_model_cannot_do_is_refused_by_name():
         model(*batch(length=30))
     with pytest.raises(ValueError, match="context limit .29., got 30"):
         model.new_cache(2, 30)
-    with pytest.raises(
-        ValueError, match="^attention must be auto or one of eager, sdpa, got 'flex'"
-    ):
+    with pytest.raises(ValueError, match="^attention must be auto or one of eager, sdpa, got 'flex'"):
         GPT2(small(), attention="flex")
-    with pytest.raises(
-        ValueError, match="^experts must be auto or none, as gpt2 is dense, got 'loop'"
-    ):
+    with pytest.raises(ValueError, match="^experts must be auto or none, as gpt2 is dense, got 'loop'"):
         GPT2(small(), experts="loop")
 
 
 def test_the_backends_that_a_run_stores_build_the_same_model_again():
     model = registry.build_model("gpt2", small())
-    again = registry.build_model("gpt2", small(), attention=model.attention_backend,
-                                 experts=model.experts_backend)  # fmt: skip
+    again = registry.build_model(
+        "gpt2", small(), attention=model.attention_backend, experts=model.experts_backend
+    )
     assert (again.attention_backend, again.experts_backend) == ("sdpa", "none")
 
 
 # ------------------------------------------------------------------------------------ initialisation
 def test_two_models_of_one_seed_are_equal_to_the_bit_and_of_two_seeds_are_not():
     first, second, other = (
-        GPT2(small(), generator=torch.Generator().manual_seed(seed)).state_dict()
-        for seed in (5, 5, 6)
+        GPT2(small(), generator=torch.Generator().manual_seed(seed)).state_dict() for seed in (5, 5, 6)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
@@ -350,8 +348,9 @@ def test_ragged_prompts_are_continued_as_without_a_cache_and_as_alone(temperatur
     prompts = [[7, 3, 25, 9, 11, 2, 8, 30, 4, 5, 6], [12], [20, 1, 30, 29]]
 
     def told(prompts, generators, **options):
-        return generate(model, prompts, max_tokens=18, temperature=temperature,
-                        generators=generators, **options)  # fmt: skip
+        return generate(
+            model, prompts, max_tokens=18, temperature=temperature, generators=generators, **options
+        )
 
     cached = told(prompts, row_generators(5, 3))
     assert cached == told(prompts, row_generators(5, 3), use_cache=False)
@@ -391,8 +390,9 @@ def test_logits_and_all_gradients_agree_with_transformers(attention, dtype, limi
     assert found.keys() == peer_gradients.keys()
     for name, wanted in peer_gradients.items():
         assert wanted.abs().max() > 1e-5, name
-        torch.testing.assert_close(found[name], wanted, rtol=0, atol=limit,
-                                   msg=lambda m, name=name: f"{name}: {m}")  # fmt: skip
+        torch.testing.assert_close(
+            found[name], wanted, rtol=0, atol=limit, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_the_map_to_transformers_and_back_is_the_same_to_the_bit():
@@ -408,8 +408,9 @@ def test_the_map_to_transformers_and_back_is_the_same_to_the_bit():
 
 
 # --------------------------------------------------------------------------------- gptoss's GPT-2 end
-@pytest.mark.parametrize("dense", [dict(num_experts=1, experts_per_token=1), dict(moe_layers=())],
-                         ids=["one expert", "no experts"])  # fmt: skip
+@pytest.mark.parametrize(
+    "dense", [dict(num_experts=1, experts_per_token=1), dict(moe_layers=())], ids=["one expert", "no experts"]
+)
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
 @pytest.mark.parametrize("backends", [("eager", "loop"), ("sdpa", "sorted")], ids=" ".join)
 def test_gptoss_with_every_switch_at_the_gpt2_end_is_the_same_function(dense, tie, backends):
@@ -440,8 +441,9 @@ def test_gptoss_with_every_switch_at_the_gpt2_end_is_the_same_function(dense, ti
         if name in own:
             assert wanted.abs().max() < 1e-15, name
         else:
-            torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-10,
-                                       msg=lambda m, name=name: f"{name}: {m}")  # fmt: skip
+            torch.testing.assert_close(
+                found[name], wanted, rtol=0, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 def as_trunk(tensors):

@@ -50,9 +50,7 @@ def our_model(**changes) -> GPT2:
 
 
 def their_model(**changes):
-    return randomised(
-        transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**THEIRS, **changes}))
-    )
+    return randomised(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**THEIRS, **changes})))
 
 
 @torch.no_grad()
@@ -80,7 +78,7 @@ def written(tmp_path_factory) -> Path:
     "changes",
     [{}, dict(n_inner=None), dict(tie_word_embeddings=False), dict(activation_function="gelu_pytorch_tanh")],
     ids=str,
-)  # fmt: skip
+)
 def test_what_transformers_saved_gives_the_same_logits_here(tmp_path, changes):
     peer = their_model(**changes)
     peer.save_pretrained(tmp_path)
@@ -96,9 +94,7 @@ def test_what_transformers_saved_gives_the_same_logits_here(tmp_path, changes):
 def test_what_was_exported_gives_the_same_logits_in_transformers(tmp_path, tie):
     model = our_model(tie_embeddings=tie)
     write_folder(model, tmp_path / "out")
-    peer, told = transformers.GPT2LMHeadModel.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
+    peer, told = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(told.values()), told
     assert type(peer.config) is transformers.GPT2Config and peer.config.eos_token_id == 259
     torch.testing.assert_close(logits_of(peer.eval()), logits_of(model), rtol=0, atol=1e-5)
@@ -221,13 +217,13 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     write_folder(model, tmp_path / "empty")
     assert {p.name for p in (tmp_path / "empty").iterdir()} == {
-        "config.json", "model.safetensors", "tiktoken.json",
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tiktoken.json",
+    }
 
 
-def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obstacle(
-    tmp_path, monkeypatch
-):
+def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / ".out.tmp").mkdir()  # what a kill leaves
     (tmp_path / ".out.tmp/model.safetensors").write_text("half")
     with monkeypatch.context() as patch:
@@ -274,7 +270,7 @@ def test_an_exported_run_scores_and_tells_what_its_checkpoint_does(exported, cor
     assert stories[0] == stories[1] and stories[0].startswith("Tom")
 
 
-def test_a_run_starts_from_a_folder_and_takes_model_and_tokenizer_from_it(exported, tmp_path, corpus, capsys):  # fmt: skip
+def test_a_run_starts_from_a_folder_and_takes_model_and_tokenizer_from_it(exported, tmp_path, corpus, capsys):
     flags = ["--init_from", exported / "exported", *RUN, *corpus]
     assert run_here(tmp_path, *flags, "--lr", 1e-30, "--dropout", 0.25) == 0
     saved, start = (load(f / "model/checkpoint_3.pt") for f in (tmp_path, exported))
@@ -292,16 +288,15 @@ def test_a_run_starts_from_a_folder_and_takes_model_and_tokenizer_from_it(export
     assert not (tmp_path / "new").exists()
 
 
-def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, monkeypatch, capsys, corpus):  # fmt: skip
+def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, monkeypatch, capsys, corpus):
     ranks = {bytes([byte]): byte for byte in range(256)}
     words = (bytes([a, b, c]) for a in range(256) for b in range(256) for c in range(256))
     ranks |= {word: rank for rank, word in zip(range(256, 50256), words)}
-    encoding = tiktoken.Encoding("gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks,
-                                 special_tokens={"<|endoftext|>": 50256})  # fmt: skip
-    monkeypatch.setattr(tokenizer, "_load_well_known", lambda name: encoding)
-    their_model(vocab_size=50257, bos_token_id=50256, eos_token_id=50256).save_pretrained(
-        tmp_path / "hub"
+    encoding = tiktoken.Encoding(
+        "gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
     )
+    monkeypatch.setattr(tokenizer, "_load_well_known", lambda name: encoding)
+    their_model(vocab_size=50257, bos_token_id=50256, eos_token_id=50256).save_pretrained(tmp_path / "hub")
     capsys.readouterr()
     flags = ["--init_from", "hub", *RUN, "--max_iters", 1, *corpus]
     assert run_here(tmp_path, *flags, "--tokenizer", "stories4k") == 2

@@ -149,9 +149,7 @@ def test_a_run_says_what_it_trains_and_nothing_of_experts(corpus, tmp_path, caps
     assert saved["train_config"]["experts"] == "none"
 
 
-@pytest.mark.parametrize(
-    "rules", ["--optimizer adamw --dropout 0.2", "--optimizer muon --grad_accum 2"]
-)
+@pytest.mark.parametrize("rules", ["--optimizer adamw --dropout 0.2", "--optimizer muon --grad_accum 2"])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, corpus, rules):
     assert_kill_and_resume_join(tmp_path, [*RUN, *corpus, *rules.split(), "--no-use_tensorboard"])
 
@@ -200,9 +198,7 @@ def test_a_dry_run_of_gpt2_prices_it(tmp_path, capsys, size):
         == 0
     )
     out = capsys.readouterr().out
-    counts = build_config(
-        "gpt2", size, dict(vocab_size=4096, used_vocab_size=None)
-    ).parameter_counts()
+    counts = build_config("gpt2", size, dict(vocab_size=4096, used_vocab_size=None)).parameter_counts()
     assert f"gpt2 {size} with 4,096 ids" in out
     assert f"{counts['total']:,} total, {counts['active']:,} active" in out
     assert list(tmp_path.iterdir()) == []
@@ -219,7 +215,7 @@ def test_a_dry_run_of_gpt2_prices_it(tmp_path, capsys, size):
         (["--model_size", "gpt-2"], "model_size must be one of toy, medium, large, gpt2,"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_setting_that_gpt2_does_not_have_is_one_line(tmp_path, corpus, capsys, flags, told):
     assert run_here(tmp_path, *RUN, *corpus, *flags) == 2
     err = capsys.readouterr().err

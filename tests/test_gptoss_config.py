@@ -108,17 +108,13 @@ INVALID = [
 
 
 @pytest.mark.parametrize("field, changes, rule, value, way_out", INVALID, ids=lambda x: str(x)[:40])
-def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(
-    field, changes, rule, value, way_out
-):
+def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(field, changes, rule, value, way_out):
     with pytest.raises(ValueError) as error:
         small(**changes)
     message = str(error.value)
     assert message.startswith(field) and "\n" not in message
     told_rule, _, told_way_out = message.partition("; ")
-    assert rule in told_rule and f"got {value}" in told_rule.replace("'", "").replace(
-        "(full", "full"
-    )
+    assert rule in told_rule and f"got {value}" in told_rule.replace("'", "").replace("(full", "full")
     assert way_out in told_way_out
 
 

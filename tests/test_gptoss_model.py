@@ -24,8 +24,9 @@ SHAPE = dict(num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size
 
 def model(seed=0, attention="auto", experts="auto", **changes):
     config = ModelConfig(**{**SHAPE, **changes})
-    return Transformer(config, attention=attention, experts=experts,
-                       generator=torch.Generator().manual_seed(seed))  # fmt: skip
+    return Transformer(
+        config, attention=attention, experts=experts, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def batch():
@@ -43,9 +44,7 @@ def test_rmsnorm_is_its_formula_in_values_and_in_the_gradient_of_its_input(dtype
         norm.scale.normal_(generator=draw)
     formula = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.scale
     direction = torch.randn(B, T, D, generator=draw).to(dtype)
-    ours, theirs = (
-        torch.autograd.grad(out, (x, norm.scale), direction) for out in (norm(x), formula)
-    )
+    ours, theirs = (torch.autograd.grad(out, (x, norm.scale), direction) for out in (norm(x), formula))
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close((norm(x), *ours), (formula, *theirs), rtol=tolerance, atol=tolerance)
 
@@ -90,9 +89,11 @@ def angles_by_formula(config, position):
             angles.append(position / frequency)
             continue
         low, high = (
-            half * math.log(config.initial_context_length / (beta * 2 * math.pi)) / math.log(config.rope_theta)
+            half
+            * math.log(config.initial_context_length / (beta * 2 * math.pi))
+            / math.log(config.rope_theta)
             for beta in (config.rope_ntk_beta, config.rope_ntk_alpha)
-        )  # fmt: skip
+        )
         ramp = min(1.0, max(0.0, (pair - low) / (high - low)))
         angles.append(position * (ramp / (factor * frequency) + (1 - ramp) / frequency))
     return angles, 1.0 if factor == 1 else 0.1 * math.log(factor) + 1
@@ -111,9 +112,7 @@ def test_rope_tables_are_the_independent_formula(config):
         angles, scale = angles_by_formula(config, positions[row, column].item())
         expected = torch.tensor([[scale * f(a) for a in angles] for f in (math.cos, math.sin)])
         ours = torch.stack((cos[row, column, 0], sin[row, column, 0]))
-        torch.testing.assert_close(
-            ours, expected, rtol=0, atol=2e-4
-        )  # angles up to 1000 in float32
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)  # angles up to 1000 in float32
 
 
 def test_the_official_concentration_is_on_both_tables():
@@ -145,7 +144,7 @@ def test_a_model_without_positions_does_not_feel_a_shift_and_one_with_learned_po
     shifted = torch.arange(5, 5 + T)[None]
     for position, feels in (("none", False), ("rope", False), ("learned", True)):
         made = model(position=position).double().eval()
-        same = torch.allclose(made(input_ids).logits, made(input_ids, positions=shifted).logits, atol=1e-6)  # fmt: skip
+        same = torch.allclose(made(input_ids).logits, made(input_ids, positions=shifted).logits, atol=1e-6)
         assert same != feels
 
 
@@ -153,7 +152,9 @@ def test_a_model_without_positions_does_not_feel_a_shift_and_one_with_learned_po
 def test_the_fast_backends_give_the_whole_model_the_same_values_and_gradients():
     input_ids, targets = batch()
     targets[0, :3] = IGNORE_INDEX
-    reference, fast = (model(attention=a, experts=e).double() for a, e in (("eager", "loop"), ("auto", "auto")))  # fmt: skip
+    reference, fast = (
+        model(attention=a, experts=e).double() for a, e in (("eager", "loop"), ("auto", "auto"))
+    )
     outputs = [made(input_ids, targets) for made in (reference, fast)]
     for output in outputs:
         (output.loss + output.router.balance_loss + output.router.z_loss).backward()
@@ -171,7 +172,9 @@ def test_the_loss_is_the_cross_entropy_of_the_logits():
     logits = asked.logits
     assert logits.shape == (B, T, V) and logits.dtype == torch.float32
     torch.testing.assert_close(logits, made(input_ids).logits)
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE_INDEX)  # fmt: skip
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE_INDEX
+    )
     torch.testing.assert_close(with_targets.token_losses, losses.view(B, T))
     torch.testing.assert_close(with_targets.loss, losses.sum() / (B * T - 5))
 
@@ -255,8 +258,10 @@ def test_initial_weights_have_the_documented_spread():
 
 def sinusoids_by_formula(number, size):
     """Vaswani et al. 2017, section 3.5, in plain floats; divided by its root mean square and times 0.02."""
-    table = [[(math.cos if j % 2 else math.sin)(t / 10000 ** ((j - j % 2) / size)) for j in range(size)]
-             for t in range(number)]  # fmt: skip
+    table = [
+        [(math.cos if j % 2 else math.sin)(t / 10000 ** ((j - j % 2) / size)) for j in range(size)]
+        for t in range(number)
+    ]
     rms = math.sqrt(sum(x * x for row in table for x in row) / (number * size))
     return torch.tensor([[0.02 * x / rms for x in row] for row in table], dtype=torch.float64)
 
@@ -269,7 +274,9 @@ def test_learned_positions_begin_as_the_config_says_and_nothing_else_depends_on_
     for state in states[1:]:
         assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
     limit = len(tables["normal"])
-    torch.testing.assert_close(tables["sinusoidal"].double(), sinusoids_by_formula(limit, D), rtol=0, atol=1e-8)  # fmt: skip
+    torch.testing.assert_close(
+        tables["sinusoidal"].double(), sinusoids_by_formula(limit, D), rtol=0, atol=1e-8
+    )
     assert tables["sinusoidal"].square().mean().sqrt().item() == pytest.approx(0.02, rel=1e-6)
     assert tables["normal"].std().item() == pytest.approx(0.02, rel=0.05)
     torch.testing.assert_close(tables["small"], 0.1 * tables["normal"])  # std 0.002

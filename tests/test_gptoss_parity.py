@@ -42,15 +42,17 @@ def test_the_fast_backends_agree_with_transformers(rope):
     assert result["logits_max_difference"] < 1e-5 and result["gradient_max_difference"] < 1e-5
 
 
-@pytest.mark.parametrize("change", [dict(sliding_window=7), dict(rope_scaling_factor=9.0),
-                                    dict(swiglu_limit=1.6), dict(rope_ntk_beta=4.1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [dict(sliding_window=7), dict(rope_scaling_factor=9.0), dict(swiglu_limit=1.6), dict(rope_ntk_beta=4.1)],
+)
 def test_the_comparison_would_notice_a_small_change(change):
     config = ModelConfig(**parity.SHAPE, rope_scaling_factor=8.0)
     model = parity.random_model(config, torch.float32)
     changed = Transformer(ModelConfig(**{**parity.SHAPE, "rope_scaling_factor": 8.0, **change}))
     changed.load_state_dict(model.state_dict())
     peer = parity.build_peer(model)
-    input_ids = torch.randint(37, (parity.BATCH, parity.TOKENS), generator=torch.Generator().manual_seed(2))  # fmt: skip
+    input_ids = torch.randint(37, (parity.BATCH, parity.TOKENS), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         difference = (changed(input_ids).logits - peer(input_ids).logits).abs().max()
     assert difference > 3e-5
@@ -64,9 +66,7 @@ def test_the_official_presets_have_every_shape_of_the_peers(preset):
     with torch.device("meta"):
         ours = parity.to_peer(dict(Transformer(config).named_parameters()), config)
         peer = GptOssForCausalLM(
-            GptOssConfig(
-                num_hidden_layers=config.num_hidden_layers, num_local_experts=config.num_experts
-            )
+            GptOssConfig(num_hidden_layers=config.num_hidden_layers, num_local_experts=config.num_experts)
         )
     shapes = {name: p.shape for name, p in peer.named_parameters()}
     assert {name: p.shape for name, p in ours.items()} == shapes

@@ -175,18 +175,14 @@ for name in {names}:
     importlib.import_module(name)
 assert dict(os.environ) == before, "os.environ was changed at import"
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
 
 
 if __name__ == "__main__":
     for folder in FOLDERS:
         names = {name.split(".")[0] for path in modules(folder) for name in imported_names(path)}
-        print(
-            f"{folder:<13} -> {', '.join(other for other in FOLDERS if other in names - {folder})}"
-        )
+        print(f"{folder:<13} -> {', '.join(other for other in FOLDERS if other in names - {folder})}")
     for folder in FOLDERS:
         for room, others in sorted(arrows(REPO_ROOT / folder).items()):
             print(f"{folder}/{room} -> {', '.join(sorted(others))}")

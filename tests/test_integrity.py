@@ -54,15 +54,11 @@ def test_without_its_checksums_damage_is_read_as_good_and_counted(samples, tmp_p
     monkeypatch.setattr("common.files._seal", lambda value: "constant")
     shutil.copytree(samples, tmp_path / "samples")
     sealed = [
-        k.file
-        for k in integrity.kinds(samples).values()
-        if b'"seal"' in (samples / k.file).read_bytes()
+        k.file for k in integrity.kinds(samples).values() if b'"seal"' in (samples / k.file).read_bytes()
     ]
     for file in sealed:
         content = (samples / file).read_bytes()
-        (tmp_path / "samples" / file).write_bytes(
-            re.sub(rb"crc32 of the rest: \w+", b"constant", content)
-        )
+        (tmp_path / "samples" / file).write_bytes(re.sub(rb"crc32 of the rest: \w+", b"constant", content))
     counts, _ = integrity.flip(tmp_path / "samples", 120, seed=0)
     wrong = {name for name, count in counts.items() if count["WRONG"]}
     assert wrong >= {"checkpoint", "context checkpoint", "config.json", "band"} and len(sealed) >= 4
@@ -91,9 +87,7 @@ def test_what_a_crafted_file_does_is_seen(tmp_path, ending, gb, wrote, told):
 
 
 def test_a_process_that_a_signal_ends_is_told_as_such(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "tests.stress.fuzzing.judge.call", lambda *_: signal.raise_signal(signal.SIGTERM)
-    )
+    monkeypatch.setattr("tests.stress.fuzzing.judge.call", lambda *_: signal.raise_signal(signal.SIGTERM))
     ending, _ = integrity.in_a_child(Case("kind", "train", ()), tmp_path)
     assert ending.error == "ended by -15"
 

@@ -28,18 +28,16 @@ def naive(hidden, weight, targets):
     logits = (hidden @ weight.T).flatten(0, 1)
     losses = F.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        targets.flatten(), reduction="none", ignore_index=IGNORE_INDEX,
-    )  # fmt: skip
+        targets.flatten(),
+        reduction="none",
+        ignore_index=IGNORE_INDEX,
+    )
     return losses.sum(), losses.view(targets.shape)
 
 
-@pytest.mark.parametrize(
-    "rows", [1000, 11, 5, 1]
-)  # of B * T = 22: one block, two, five, each alone
+@pytest.mark.parametrize("rows", [1000, 11, 5, 1])  # of B * T = 22: one block, two, five, each alone
 @pytest.mark.parametrize("ignored", [False, True])
-def test_the_chunked_loss_is_torchs_cross_entropy_in_values_and_gradients(
-    monkeypatch, rows, ignored
-):
+def test_the_chunked_loss_is_torchs_cross_entropy_in_values_and_gradients(monkeypatch, rows, ignored):
     monkeypatch.setattr(interface, "logit_rows", lambda *_: rows)
     hidden, weight, targets = case(ignored=ignored)
     loss, count, token_losses = next_token_loss(hidden, weight, targets)

@@ -59,8 +59,7 @@ def assert_same(ours, theirs):
 
 
 FLEX_IS_SLOW = [
-    pytest.param(name, marks=[pytest.mark.slow] if name == "flex" else [])
-    for name in ATTENTION_BACKENDS
+    pytest.param(name, marks=[pytest.mark.slow] if name == "flex" else []) for name in ATTENTION_BACKENDS
 ]
 
 

@@ -82,9 +82,7 @@ def test_every_parameter_has_its_group_by_name(shared):
 def test_shared_experts_are_of_the_kind_experts_and_their_biases_are_biases():
     model = small_model(shared_experts=3)
     kind_of = {p: kind for kind, params in parameter_kinds(model).items() for p in params}
-    found = {
-        n: kind_of[p] for n, p in model.named_parameters() if n.startswith("block.1.mlp.shared_")
-    }
+    found = {n: kind_of[p] for n, p in model.named_parameters() if n.startswith("block.1.mlp.shared_")}
     kinds = {"matrix": "experts", "no_decay": "biases"}
     assert found == {f"block.1.{name}": kinds[group] for name, group in SHARED.items()}
 

@@ -45,9 +45,7 @@ def test_there_is_a_recipe_for_each_of_the_three_sizes_and_both_scripts():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_fits_its_model(path):
-    cfg, overrides, *_ = parse(
-        "--config", path, *(("--model", "gpt2") if path.stem == "gpt2" else ())
-    )
+    cfg, overrides, *_ = parse("--config", path, *(("--model", "gpt2") if path.stem == "gpt2" else ()))
     size = {"light": "toy", "quickstart": "toy", "gpt2": "gpt2"}.get(path.stem, path.stem)
     config = registry.build_config(cfg.model, size, overrides)
     assert cfg.model_size == ("toy" if path.stem == "gpt2" else size)
@@ -72,9 +70,7 @@ def test_the_toy_recipes_are_what_no_recipe_gives():
 
 
 def test_a_size_brings_its_recipe_and_flags_stand_above_it():
-    cfg, _, config, _, lines = resolve(
-        "--model_size", "medium", "--max_iters", 7, "--batch_size", 64
-    )
+    cfg, _, config, _, lines = resolve("--model_size", "medium", "--max_iters", 7, "--batch_size", 64)
     recipe = read_yaml(recipes.CONFIGS / "medium.yaml")
     assert (cfg.lr, cfg.block_size, cfg.eval_every) == tuple(
         recipe[name] for name in ("lr", "block_size", "eval_every")
@@ -174,9 +170,7 @@ def test_given_weights_bring_their_size_and_with_it_the_recipe(tmp_path, monkeyp
     old = Path(__file__).parent / "fixtures/trunk/checkpoint_6.pt"
     begun = resolve("--init_from", old, "--block_size", 16)
     assert begun.lines == ("recipe: configs/toy.yaml, changed: block_size 16 (recipe: 256)",)
-    monkeypatch.setattr(
-        start.checkpoint, "saved_settings", lambda saved, path: {"model_size": "medium"}
-    )
+    monkeypatch.setattr(start.checkpoint, "saved_settings", lambda saved, path: {"model_size": "medium"})
     begun = resolve("--init_from", old, "--block_size", 16)
     assert begun.lines[0] == "recipe: configs/medium.yaml, changed: block_size 16 (recipe: 512)"
     assert (begun.cfg.lr, begun.cfg.tokenizer) == (4e-3, "bundled1536")
@@ -186,6 +180,4 @@ def test_the_first_line_of_a_run_names_the_recipe_and_what_flags_changed(tmp_pat
     flags = [*TINY, *corpus, "--max_iters", 1, "--no-use_tensorboard", "--out_dir", "model"]
     assert run_here(tmp_path, *flags) == 0
     first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith(
-        "recipe: configs/toy.yaml, changed: batch_size 4 (recipe: 8), block_size"
-    )
+    assert first.startswith("recipe: configs/toy.yaml, changed: batch_size 4 (recipe: 8), block_size")

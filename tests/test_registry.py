@@ -150,7 +150,7 @@ def test_a_missing_checkpoint_and_a_folder_are_refused(tmp_path):
     assert "is a folder; name a checkpoint_<step>.pt in it" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("content", [{"model": {}}, [1, 2], torch.zeros(3)], ids=["dict", "list", "tensor"])  # fmt: skip
+@pytest.mark.parametrize("content", [{"model": {}}, [1, 2], torch.zeros(3)], ids=["dict", "list", "tensor"])
 def test_a_file_of_another_project_is_refused_with_what_it_lacks(tmp_path, content):
     path = tmp_path / "model.pt"
     torch.save(content, path)
@@ -176,15 +176,11 @@ def test_a_loaded_model_is_the_saved_one_to_the_bit(tmp_path, any_tokenizer, tie
     model = Transformer.from_checkpoint(str(path))
     assert torch.equal(torch.rand(1), drawn)  # loading draws no random number
     assert not model.training and model.tokenizer == "tokenizer"
-    assert all(
-        torch.equal(value, saved["model"][name]) for name, value in model.state_dict().items()
-    )
+    assert all(torch.equal(value, saved["model"][name]) for name, value in model.state_dict().items())
     assert (model.unembedding.weight is model.embedding.weight) == tied
     assert count_parameters(model) == model.config.parameter_counts()["total"]
     assert all(p.requires_grad for p in model.parameters())
-    model(
-        torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
-    ).loss.backward()
+    model(torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)).loss.backward()
 
 
 def test_loaded_weights_go_into_the_parameters_that_are_there():
@@ -304,16 +300,12 @@ def test_a_record_that_unpacks_to_more_than_the_file_is_refused(tmp_path, checkp
 def test_a_newer_format_names_the_commit_that_wrote_it(tmp_path):
     path = tmp_path / "checkpoint_3.pt"
     torch.save({**state(), "format": 99, "commit": "abc123"}, path)
-    assert "has format 99, written at commit abc123, and this code reads formats up to" in refusal(
-        path
-    )
+    assert "has format 99, written at commit abc123, and this code reads formats up to" in refusal(path)
 
 
 def test_a_lack_of_memory_is_not_called_damage(checkpoint, monkeypatch):
     def full(*_, **__):
-        raise RuntimeError(
-            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
-        )
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     monkeypatch.setattr(torch, "load", full)
     with pytest.raises(MemoryError, match="not enough memory to read"):

@@ -332,8 +332,7 @@ def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_p
 
 def test_a_setting_that_neither_side_reads_does_not_differ():
     one, other = (
-        {"train": {"balance": "aux", "bias_rate": x}, "model": {}, "tokenizer": None}
-        for x in (1, 2)
+        {"train": {"balance": "aux", "bias_rate": x}, "model": {}, "tokenizer": None} for x in (1, 2)
     )
     assert report_bands.differences(one, other) == []
     other["train"]["balance"] = "bias"
@@ -512,7 +511,7 @@ DAMAGED = {  # file: what stands in it in place of what was written
 
 
 @pytest.mark.parametrize("name, content", [(n, c) for n, found in DAMAGED.items() for c in found])
-def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, capsys, name, content):  # fmt: skip
+def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, capsys, name, content):
     folder = write_run(tmp_path / "model", steps=60)
     (folder / name).write_bytes(content.encode("latin-1"))
     words = ("--reference", folder / name) if name == "band.json" else ()

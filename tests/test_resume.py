@@ -289,9 +289,7 @@ def test_the_command_to_go_on_with_survives_a_folder_with_a_space():
 
 def test_a_run_from_given_weights_resumes_like_any_other(tmp_path, corpus):
     flags = [*TINY, *corpus, "--no-use_tensorboard"]
-    assert (
-        run_here(tmp_path, *flags, "--max_iters", 4, "--save_every", 4, "--out_dir", "first") == 0
-    )
+    assert run_here(tmp_path, *flags, "--max_iters", 4, "--save_every", 4, "--out_dir", "first") == 0
     given = ["--init_from", "first/checkpoint_4.pt", *corpus, *TINY[-10:], "--block_size", 16,
              "--batch_size", 4, "--max_iters", 6, "--save_every", 2, "--no-use_tensorboard"]  # fmt: skip
     assert run_here(tmp_path, *given, "--out_dir", "straight") == 0

@@ -19,9 +19,7 @@ each_rule = pytest.mark.parametrize("rule", ROUTERS)
 
 
 def model(seed=0, **changes):
-    made = Transformer(
-        ModelConfig(**{**SHAPE, **changes}), generator=torch.Generator().manual_seed(seed)
-    )
+    made = Transformer(ModelConfig(**{**SHAPE, **changes}), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():  # routers with opinions
         for block in made.block:
             if block.mlp.routed:
@@ -85,9 +83,7 @@ def test_a_rule_is_its_formula_in_values_and_gradients(rule):
     for ours, theirs in ((weight, their_weight), (log_score.softmax(-1), their_probability)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
         direction = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
-        gradients = (
-            torch.autograd.grad(x, logits, direction, retain_graph=True) for x in (ours, theirs)
-        )
+        gradients = (torch.autograd.grad(x, logits, direction, retain_graph=True) for x in (ours, theirs))
         torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
@@ -165,7 +161,9 @@ def test_the_balance_loss_is_its_definition_on_a_router_with_opinions():
     share = stats.load / (B * T * K)
     expected = sum(E * (share[n] * stats.mean_probability[n]).sum() for n in range(2)) / 2
     torch.testing.assert_close(stats.balance_loss, expected)
-    torch.testing.assert_close(stats.balance_loss, load_balancing_loss(stats.mean_probability, load_share(stats.load)))  # fmt: skip
+    torch.testing.assert_close(
+        stats.balance_loss, load_balancing_loss(stats.mean_probability, load_share(stats.load))
+    )
 
 
 def test_the_balance_loss_moves_the_router_and_cross_entropy_does_not_contain_it():
@@ -201,7 +199,7 @@ def test_statistics_are_their_definitions_in_values_and_gradients(rule):
     balance = stats.load / stats.load.sum() @ stats.mean_probability
     expected = sum(n / (len(x) * K) * p for n, p in zip(load, probability.mean(0)))
     for ours, theirs in ((stats.z_loss, z_loss), (balance, expected)):
-        gradients = (torch.autograd.grad(v, made.gate.weight, retain_graph=True) for v in (ours, theirs))  # fmt: skip
+        gradients = (torch.autograd.grad(v, made.gate.weight, retain_graph=True) for v in (ours, theirs))
         torch.testing.assert_close(*gradients)
     assert not (stats.logits.requires_grad or stats.load.requires_grad)
 
@@ -249,9 +247,7 @@ def test_a_dense_layer_is_one_expert_with_weight_one():
             p.normal_(generator=draw)
     hidden = rows(B * T, torch.float32).view(B, T, D)
     out, stats = dense(hidden, None)
-    inner = dense.experts.activation(
-        dense.norm(hidden) @ dense.mlp1_weight[0].T + dense.mlp1_bias[0]
-    )
+    inner = dense.experts.activation(dense.norm(hidden) @ dense.mlp1_weight[0].T + dense.mlp1_bias[0])
     expected = inner @ dense.mlp2_weight[0].T + dense.mlp2_bias[0]
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
     assert stats is None
@@ -306,9 +302,7 @@ def test_the_router_is_float32_under_bfloat16_autocast(rule):
 def test_the_router_is_float32_in_a_bfloat16_model(rule):
     made, x = block(router=rule).bfloat16(), rows(dtype=torch.bfloat16)
     _, weight, stats = made.route(x, None)
-    assert weight.dtype == torch.float32 and all(
-        value.dtype == torch.float32 for value in stats[:5]
-    )
+    assert weight.dtype == torch.float32 and all(value.dtype == torch.float32 for value in stats[:5])
 
 
 # ------------------------------------------------------------------------------------------ capacity

@@ -101,9 +101,7 @@ def test_load_entropy_margin_and_choices_are_those_of_the_router_logits():
         best = probability.sort(descending=True).values
         assert found.load[row].tolist() == torch.bincount(chosen.flatten(), minlength=E).tolist()
         torch.testing.assert_close(found.entropy[row], entropy, rtol=1e-5, atol=0)
-        torch.testing.assert_close(
-            found.margin[row], (best[:, 0] - best[:, 1]).mean(), rtol=1e-5, atol=0
-        )
+        torch.testing.assert_close(found.margin[row], (best[:, 0] - best[:, 1]).mean(), rtol=1e-5, atol=0)
         assert torch.equal(found.choices[row].long(), chosen.sort().values)
 
 

@@ -289,7 +289,9 @@ def test_more_texts_than_memory_holds_are_refused_before_the_first(run, checkpoi
 
 
 def test_a_top_k_beyond_the_vocabulary_keeps_all(run, checkpoint):
-    same = [run("--checkpoint", checkpoint, "--seed", "1", *SHORT, *k)[1] for k in ([], ["--top_k", "9" * 30])]  # fmt: skip
+    same = [
+        run("--checkpoint", checkpoint, "--seed", "1", *SHORT, *k)[1] for k in ([], ["--top_k", "9" * 30])
+    ]
     assert same[0] == same[1] != ""
 
 

@@ -118,10 +118,7 @@ def test_a_token_that_its_experts_drop_still_passes_through_the_shared_ones(back
 # ------------------------------------------------------------------------------------------- the model
 def test_a_model_without_shared_experts_has_the_names_that_it_always_had():
     plain, made = (
-        {
-            n: tuple(t.shape)
-            for n, t in Transformer(ModelConfig(**SHAPE | switch)).state_dict().items()
-        }
+        {n: tuple(t.shape) for n, t in Transformer(ModelConfig(**SHAPE | switch)).state_dict().items()}
         for switch in ({}, dict(shared_experts=SHARED))
     )
     shapes = (SHARED, 2 * F, D), (SHARED, 2 * F), (SHARED, D, F), (SHARED, D)
@@ -144,9 +141,7 @@ SWITCHES = ["--router", "topk_sigmoid", "--shared_experts", 2, "--num_experts", 
 def test_a_run_learns_balances_and_its_checkpoint_is_the_model(tmp_path, corpus, balance):
     flags = [*TINY, *corpus, *SWITCHES, "--no-use_tensorboard", "--max_iters", 40, "--lr", 0.01]
     assert run_here(tmp_path, *flags, "--balance", balance, "--save_every", 40) == 0
-    losses = [
-        r["train/loss"] for r in read_metrics(tmp_path / "model/metrics.jsonl") if "train/loss" in r
-    ]
+    losses = [r["train/loss"] for r in read_metrics(tmp_path / "model/metrics.jsonl") if "train/loss" in r]
     assert len(losses) == 40 and sum(losses[-5:]) / 5 < losses[0] - 1
     path = tmp_path / "model/checkpoint_40.pt"
     state = load(path)

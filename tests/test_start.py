@@ -98,7 +98,7 @@ def test_a_named_dataset_that_cannot_be_reached_is_an_error_that_names_the_bundl
     assert list(tmp_path.iterdir()) == []
 
 
-def test_auto_chooses_the_training_data_beside_a_named_validation_set(offline, tmp_path, corpus, capsys):  # fmt: skip
+def test_auto_chooses_the_training_data_beside_a_named_validation_set(offline, tmp_path, corpus, capsys):
     assert run_here(tmp_path, *RUN, *corpus[2:]) == 0
     err = capsys.readouterr().err
     assert "data: bundled, validation stories_valid.jsonl" in err
@@ -256,9 +256,7 @@ def changed(tree, place, value):
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, torch.Tensor) else "tensor",
 )
-def test_a_run_with_a_damaged_part_is_refused_in_one_sentence(
-    given, tmp_path, capsys, place, value, told
-):
+def test_a_run_with_a_damaged_part_is_refused_in_one_sentence(given, tmp_path, capsys, place, value, told):
     state = load(given / "model/checkpoint_4.pt")
     place = [int(key) if key.isdigit() else key for key in place.split()]
     if place[-1] == "x":
@@ -306,9 +304,7 @@ def test_tensors_of_odd_strides_continue_as_their_values_say(stopped, tmp_path, 
 # ------------------------------------------------------------------------------ --resume_from
 
 
-def test_a_damaged_newest_checkpoint_names_the_newest_good_one_and_that_goes_on(
-    stopped, tmp_path, capsys
-):
+def test_a_damaged_newest_checkpoint_names_the_newest_good_one_and_that_goes_on(stopped, tmp_path, capsys):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / "model/checkpoint_4.pt"
     data = bytearray(newest.read_bytes())
@@ -368,9 +364,7 @@ def test_only_a_checkpoint_of_the_run_can_be_gone_back_to(stopped, tmp_path, cap
     shutil.copy(tmp_path / "model/checkpoint_2.pt", tmp_path / "mine.pt")
     for name in ("mine.pt", "model/checkpoint_3.pt", "model"):
         assert run_here(tmp_path, "--resume_from", name) == 2
-        assert (
-            "resume_from must be a checkpoint_<step>.pt of the run in " in capsys.readouterr().err
-        )
+        assert "resume_from must be a checkpoint_<step>.pt of the run in " in capsys.readouterr().err
 
 
 def test_a_renamed_checkpoint_is_told_its_own_name(stopped, tmp_path, capsys):
@@ -378,8 +372,7 @@ def test_a_renamed_checkpoint_is_told_its_own_name(stopped, tmp_path, capsys):
     (tmp_path / "model/checkpoint_4.pt").rename(tmp_path / "model/checkpoint_9.pt")
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     assert (
-        "holds step 4, which is not that of its name; rename it to checkpoint_4.pt"
-        in capsys.readouterr().err
+        "holds step 4, which is not that of its name; rename it to checkpoint_4.pt" in capsys.readouterr().err
     )
 
 
@@ -392,10 +385,7 @@ def test_a_run_with_a_damaged_config_json_is_refused_before_anything_is_touched(
     before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
-    assert (
-        "model/config.json cannot be read as the settings and starts" in err
-        and err.count("\n") == 1
-    )
+    assert "model/config.json cannot be read as the settings and starts" in err and err.count("\n") == 1
     assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 

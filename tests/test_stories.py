@@ -197,8 +197,7 @@ def test_a_template_takes_one_alternative_and_begins_with_a_capital():
 
     slots = {"o": "{owl|ant}", "well": "{Oh, |}"}
     texts = {
-        expand('a $o {saw|met} it. "{$well}It is big," he said.', slots, random.Random(n))
-        for n in range(200)
+        expand('a $o {saw|met} it. "{$well}It is big," he said.', slots, random.Random(n)) for n in range(200)
     }
     assert len(texts) == 8
     assert 'An owl saw it. "Oh, it is big," he said.' in texts

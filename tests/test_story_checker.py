@@ -99,9 +99,9 @@ def test_sound_words_of_nobody_we_know_pass():
         ("and they walked home together.", "and they walked", "unfinished"),
         ('found the red kite behind a bush. "Here it is, Lily," he said.', "saw only leaves.", "unfinished"),
         ("Here it is, Lily,", "Nothing here, Lily,", None),
-        ('he said.\nLily', "he said.\nLily", None),
+        ("he said.\nLily", "he said.\nLily", None),
     ],
-)  # fmt: skip
+)
 def test_a_change_is_told_by_its_rule(old, new, rule):
     assert old in SOUND
     found = rules(SOUND.replace(old, new))
@@ -164,9 +164,7 @@ def test_the_command_prints_failing_stories_and_a_summary(files, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"story 2: copied: {RUN} words in a row")
     assert lines[1].startswith("story 3: unfinished: 2 words are too few")
-    assert lines[-1] == (
-        "consistent and finished: 1 of 3; contradictions 0, unfinished 1, copied 1"
-    )
+    assert lines[-1] == ("consistent and finished: 1 of 3; contradictions 0, unfinished 1, copied 1")
 
 
 def test_the_command_prints_json(files, capsys):
@@ -211,10 +209,7 @@ def test_standard_input_that_is_not_utf8_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
     assert main(["-", "--against", "none"]) == 2
     told = capsys.readouterr().err
-    assert (
-        told
-        == "evaluation/check.py: error: standard input is not UTF-8 (byte 3); convert it to UTF-8\n"
-    )
+    assert told == "evaluation/check.py: error: standard input is not UTF-8 (byte 3); convert it to UTF-8\n"
 
 
 def test_none_and_files_to_compare_with_exclude_each_other(files, capsys):

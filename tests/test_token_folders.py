@@ -94,9 +94,7 @@ def test_prepared_documents_are_the_ids_of_the_texts_in_the_same_shuffle(tmp_pat
         assert encoding.encode_ordinary(text) == ids.tolist()
 
 
-def test_shards_hold_ids_of_the_largest_vocabulary_and_any_number_of_documents(
-    tmp_path, monkeypatch
-):
+def test_shards_hold_ids_of_the_largest_vocabulary_and_any_number_of_documents(tmp_path, monkeypatch):
     class Large:  # what the writer asks of a tokenizer, with the ids of o200k_harmony
         name, n_vocab, _pat_str = "large", 201_088, ""
         _mergeable_ranks, _special_tokens = {b"a": 0}, {}
@@ -247,9 +245,7 @@ DAMAGES = {
     "another type": lambda folder: saved(
         folder, "tokens", np.load(folder / "train_00000.tokens.npy").astype(np.int16)
     ),
-    "another shape": lambda folder: saved(
-        folder, "tokens", np.load(folder / "train_00000.tokens.npy")[None]
-    ),
+    "another shape": lambda folder: saved(folder, "tokens", np.load(folder / "train_00000.tokens.npy")[None]),
     "objects": lambda folder: saved(folder, "tokens", np.array([print] * 9)),
     "no n_vocab": lambda folder: described(folder, lambda meta: meta.pop("n_vocab")),
     "n_vocab as text": lambda folder: described(folder, lambda meta: meta.update(n_vocab="9")),
@@ -268,9 +264,7 @@ DAMAGES = {
     "a path for a name": lambda folder: described(
         folder, lambda meta: shards(meta)[0].update(name="../tokens/train_00000")
     ),
-    "a shard twice": lambda folder: described(
-        folder, lambda meta: shards(meta).append(shards(meta)[0])
-    ),
+    "a shard twice": lambda folder: described(folder, lambda meta: shards(meta).append(shards(meta)[0])),
 }
 
 
@@ -315,9 +309,7 @@ def test_a_token_folder_of_another_tokenizer_is_refused(folder):
 # --------------------------------------------------------------------------------- folders of before
 
 
-def test_a_folder_without_checksums_is_read_and_says_once_that_damage_goes_unseen(
-    tmp_path, caplog, capsys
-):
+def test_a_folder_without_checksums_is_read_and_says_once_that_damage_goes_unseen(tmp_path, caplog, capsys):
     documents = random_documents(20)
     folder = without_checksums(tmp_path / "old", documents)
     assert read(folder) == [documents, documents]

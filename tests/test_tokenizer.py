@@ -50,9 +50,7 @@ def test_shipped_tokenizer_has_a_vocabulary_that_needs_no_padding():
 def test_any_text_survives_encoding():
     encoding, rng = get_tokenizer("stories4k"), random.Random(0)
     for _ in range(200):
-        points = (
-            rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))) for _ in range(30)
-        )
+        points = (rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))) for _ in range(30))
         text = "".join(map(chr, points))
         assert encoding.decode(encoding.encode_ordinary(text)) == text
     for text in ("", "\0", "\r\n\r\n  \n", 'Tim\'s dog said, "Woof!"\n\nThe end.', "<|endoftext|>"):
@@ -62,8 +60,7 @@ def test_any_text_survives_encoding():
 def test_every_single_byte_is_a_token():
     encoding = get_tokenizer("stories4k")
     assert all(
-        encoding.decode_single_token_bytes(encoding.encode_single_token(bytes([b])))
-        for b in range(256)
+        encoding.decode_single_token_bytes(encoding.encode_single_token(bytes([b]))) for b in range(256)
     )
 
 
@@ -95,14 +92,10 @@ def test_state_with_other_ranks_or_pattern_is_refused():
     lines = state["ranks"].splitlines()
     other = base64.b64encode(b"zqzqzq").decode()
     with pytest.raises(ValueError, match="sha256"):
-        tokenizer_from_state(
-            {**state, "ranks": "\n".join([*lines[:-1], f"{other} {len(lines) - 1}"])}
-        )
+        tokenizer_from_state({**state, "ranks": "\n".join([*lines[:-1], f"{other} {len(lines) - 1}"])})
 
 
-@pytest.mark.parametrize(
-    "name, eot, padded", [("gpt2", 50256, 50304), ("o200k_harmony", 199999, 201088)]
-)
+@pytest.mark.parametrize("name, eot, padded", [("gpt2", 50256, 50304), ("o200k_harmony", 199999, 201088)])
 def test_well_known_tokenizers_end_with_end_of_text(shared_cache, tmp_path, name, eot, padded):
     encoding = get_tokenizer(name)
     assert (encoding.eot_token, padded_vocab_size(encoding.n_vocab)) == (eot, padded)
@@ -122,13 +115,9 @@ def test_an_unknown_name_gives_the_nearest():
 def test_a_table_that_cannot_be_downloaded_is_one_sentence_soon(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer_module, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(
-        "requests.head", lambda *_, **__: time.sleep(5)
-    )  # a name look-up that hangs
+    monkeypatch.setattr("requests.head", lambda *_, **__: time.sleep(5))  # a name look-up that hangs
     began = time.monotonic()
-    with pytest.raises(
-        ValueError, match="TIKTOKEN_CACHE_DIR.*stories4k, which needs no network"
-    ) as caught:
+    with pytest.raises(ValueError, match="TIKTOKEN_CACHE_DIR.*stories4k, which needs no network") as caught:
         get_tokenizer("gpt2")
     assert time.monotonic() - began < 2 and "\n" not in str(caught.value)
 

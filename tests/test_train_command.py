@@ -82,16 +82,11 @@ def test_a_run_writes_its_settings_metrics_and_checkpoints(finished, corpus):
     }
     assert facts["train"].items() >= resolved.items()  # no "auto" is left
     assert facts["model"]["hidden_size"] == 32 and facts["model"]["vocab_size"] == 4096
-    assert (
-        facts["tokenizer"]["name"] == "stories4k"
-        and facts["starts"][0]["torch"] == torch.__version__
-    )
+    assert facts["tokenizer"]["name"] == "stories4k" and facts["starts"][0]["torch"] == torch.__version__
     assert [path.name for path in folder.glob("runs/*")] == [Path(facts["tensorboard_dir"]).name]
     best = json.loads((folder / "model/best.json").read_text())
     validation = {
-        r["step"]: r["val/loss"]
-        for r in read_metrics(folder / "model/metrics.jsonl")
-        if "val/loss" in r
+        r["step"]: r["val/loss"] for r in read_metrics(folder / "model/metrics.jsonl") if "val/loss" in r
     }
     assert sorted(validation) == [3, 6]
     assert best["step"] == min(validation, key=validation.get)
@@ -123,9 +118,7 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
     assert [set(r) - {"step"} for r in records if "val/loss" in r] == [first_tags, val_tags]
     for tag in ("moe/load", "moe/token_kinds", "attention/sink_mass", "samples/story"):
         assert [r["step"] for r in records if tag in r] == [3, 6]
-    maps = [
-        torch.tensor(r["moe/load"]) for r in records if "moe/load" in r
-    ]  # shares, (layers, experts)
+    maps = [torch.tensor(r["moe/load"]) for r in records if "moe/load" in r]  # shares, (layers, experts)
     assert all(m.shape == (2, 6) and m.sum(-1).tolist() == pytest.approx([1, 1]) for m in maps)
 
     (board,) = (folder / "runs").iterdir()
@@ -146,15 +139,11 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
 
 
 @pytest.mark.parametrize("tokens, scored_again", [(128, True), (256, False)])
-def test_the_closing_evaluation_takes_as_many_tokens_as_told(
-    corpus, tmp_path, capsys, tokens, scored_again
-):
+def test_the_closing_evaluation_takes_as_many_tokens_as_told(corpus, tmp_path, capsys, tokens, scored_again):
     """The first ones, as --eval_only scores them; not once more where the last evaluation did (256)."""
     flags = [*RUN, *corpus, "--final_eval_tokens", tokens, "--no-use_tensorboard"]
     assert run_here(tmp_path, *flags) == 0
-    assert (
-        "closing evaluation on 128 validation tokens" in capsys.readouterr().err
-    ) == scored_again
+    assert ("closing evaluation on 128 validation tokens" in capsys.readouterr().err) == scored_again
     (closing,) = (r for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r)
     assert closing["final/validation_tokens"] == tokens
     assert run_here(tmp_path, "--eval_only", "model", "--eval_tokens", tokens, "--threads", 1) == 0
@@ -166,9 +155,7 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
     folder, err = finished
     closing = {}
     for record in read_metrics(folder / "model/metrics.jsonl"):
-        closing |= {
-            k.removeprefix("final/"): v for k, v in record.items() if k.startswith("final/")
-        }
+        closing |= {k.removeprefix("final/"): v for k, v in record.items() if k.startswith("final/")}
     assert closing["steps"] == 6 and closing["tokens"] == 6 * 4 * 16
     summary = err[err.index("--- story 1") :]
     assert re.findall(r"--- story \d", summary) == ["--- story 1", "--- story 2", "--- story 3"]
@@ -178,10 +165,7 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
         in summary
     )
     assert "training         6 steps, 384 tokens in " in summary and "tokens/s)" in summary
-    assert (
-        f"parameters       {closing['parameters']:,}, {closing['active_parameters']:,} active"
-        in summary
-    )
+    assert f"parameters       {closing['parameters']:,}, {closing['active_parameters']:,} active" in summary
 
     monkeypatch.chdir(folder)
     lines = summary.partition("next:\n")[2].splitlines()
@@ -196,9 +180,7 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
     assert Path(commands[1][2]).is_dir()
     assert commands[2][2:] == ["evaluation.report", "model"]
     parsed = parse_command_line(commands[3][2:], model_fields)
-    assert (
-        parsed.config.init_from == "model/checkpoint_6.pt" and parsed.config.out_dir == "model_next"
-    )
+    assert parsed.config.init_from == "model/checkpoint_6.pt" and parsed.config.out_dir == "model_next"
 
 
 def test_eval_only_scores_a_checkpoint_and_writes_nothing(finished, corpus, tmp_path, capsys):
@@ -232,9 +214,7 @@ def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(
         seen.update(model=model, cfg=cfg, resumed=resumed)
 
     monkeypatch.setattr(trainer, "train", stand_in)
-    assert (
-        run_here(tmp_path, "--init_from", source, *corpus, "--block_size", 16, "--threads", 1) == 0
-    )
+    assert run_here(tmp_path, "--init_from", source, *corpus, "--block_size", 16, "--threads", 1) == 0
     weights = load(source)["model"]
     ours = seen["model"].state_dict()
     assert ours.keys() == weights.keys() and all(torch.equal(ours[n], weights[n]) for n in weights)
@@ -290,10 +270,7 @@ def test_help_model_lists_the_fields_with_the_preset_s_values(tmp_path, capsys):
 def test_the_real_command_exits_with_2_and_one_line(tmp_path):
     ended = command("--max_iter", "5", folder=tmp_path)
     assert ended.returncode == 2 and ended.stdout == ""
-    assert (
-        ended.stderr
-        == "train.py: error: flag '--max_iter' is unknown; did you mean '--max_iters'?\n"
-    )
+    assert ended.stderr == "train.py: error: flag '--max_iter' is unknown; did you mean '--max_iters'?\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -363,9 +340,7 @@ def test_unusable_validation_data_is_named_before_anything_is_written(refused, c
 
 
 def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus, capsys):
-    prepare(
-        corpus[1], Path("tokens"), tokenizer.get_tokenizer("bundled1536"), val_dataset=corpus[3]
-    )
+    prepare(corpus[1], Path("tokens"), tokenizer.get_tokenizer("bundled1536"), val_dataset=corpus[3])
     capsys.readouterr()  # prepare's bar
     for flags in (["--dataset", "tokens"], [*corpus[:2], "--val_dataset", "tokens"]):
         assert "tokens was prepared with tokenizer bundled1536" in refused(*RUN, *flags)
@@ -382,9 +357,7 @@ def test_an_unreachable_hub_is_noticed_within_seconds(tmp_path):
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["stderr", "stdout"]
 
 
-def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_bring_it(
-    refused, corpus, monkeypatch, tmp_path
-):
+def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_bring_it(refused, corpus, monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer, "DOWNLOAD_HOST", "http://127.0.0.1:9/")
     told = refused(*RUN, *corpus, "--tokenizer", "gpt2")
@@ -423,9 +396,7 @@ def damaged(kind: str, good: Path) -> Path:
     elif kind == "foreign":
         torch.save({"state_dict": state["model"]}, path)
     elif kind == "weights only":
-        torch.save(
-            {k: state[k] for k in ("model_name", "config", "model", "tokenizer", "step")}, path
-        )
+        torch.save({k: state[k] for k in ("model_name", "config", "model", "tokenizer", "step")}, path)
     return path
 
 
@@ -442,13 +413,9 @@ def damaged(kind: str, good: Path) -> Path:
         ("foreign", "so another program wrote it"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_used_is_named_and_never_runs_code(
-    refused, finished, corpus, kind, told
-):
+def test_a_checkpoint_that_cannot_be_used_is_named_and_never_runs_code(refused, finished, corpus, kind, told):
     path = damaged(kind, finished[0] / "model/checkpoint_6.pt")
-    assert re.search(
-        told, refused(*corpus, "--init_from", path, "--block_size", 16, "--max_iters", 1)
-    )
+    assert re.search(told, refused(*corpus, "--init_from", path, "--block_size", 16, "--max_iters", 1))
     assert re.search(told, refused("--resume", "--out_dir", path.parent))
     assert not Path("ran.txt").exists()
 

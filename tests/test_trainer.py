@@ -40,9 +40,7 @@ def batch_of(rows: int, seed: int = 1, padded: bool = False) -> dict[str, torch.
     ids = torch.randint(29, (rows, 12), generator=generator)
     targets = ids.roll(-1, 1)
     if padded:  # row r keeps its first 11 - r targets: every micro-batch has another number
-        targets = targets.masked_fill(
-            torch.arange(12) >= 11 - torch.arange(rows)[:, None], IGNORE_INDEX
-        )
+        targets = targets.masked_fill(torch.arange(12) >= 11 - torch.arange(rows)[:, None], IGNORE_INDEX)
     return {"input_ids": ids, "targets": targets}
 
 
@@ -84,15 +82,11 @@ def test_four_micro_batches_are_one_batch_four_times_as_large(optimizer, balance
     whole, one = updated([batch], cfg, share)
     parts, four = updated(split(batch, 4), cfg, share)
     for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values()):
-        torch.testing.assert_close(
-            a, b, rtol=0, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
-        )
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
     assert one.tokens == four.tokens == (8 * 12 if not padded else sum(11 - r for r in range(8)))
     assert torch.equal(one.load, four.load)
     for name in ("loss", "nats", "num_bytes", "balance_loss", "z_loss", "dropped"):
-        torch.testing.assert_close(
-            getattr(one, name), getattr(four, name), msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(getattr(one, name), getattr(four, name), msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_aux_looks_at_one_micro_batch_and_so_differs_when_a_batch_is_split():
@@ -113,9 +107,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_target_tokens():
     loss.backward()
     assert float(result.loss) == pytest.approx(float(loss.detach()), rel=1e-6)
     for (name, p), q in zip(model.named_parameters(), reference.parameters()):
-        torch.testing.assert_close(
-            p.grad, q.grad, rtol=0, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_bits_per_byte_of_a_step_counts_text_tokens_only():
@@ -123,9 +115,7 @@ def test_bits_per_byte_of_a_step_counts_text_tokens_only():
     result = step(new_model(), split(batch, 2), CFG)
     losses = new_model()(**batch).token_losses.double()
     text = TOKEN_BYTES[batch["targets"]] > 0  # ids 0, 5, 10, ... have no bytes: as special tokens
-    assert not text.all() and float(result.nats) == pytest.approx(
-        float(losses[text].sum()), rel=1e-6
-    )
+    assert not text.all() and float(result.nats) == pytest.approx(float(losses[text].sum()), rel=1e-6)
     assert float(result.num_bytes) == float(TOKEN_BYTES[batch["targets"]].sum())
 
 
@@ -139,9 +129,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit_and_reports_the_norm_be
     before = torch.cat([p.grad.flatten() for p in model.parameters()])
     seen = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    optimizer.register_step_pre_hook(
-        lambda *_: seen.extend(p.grad.clone() for p in model.parameters())
-    )
+    optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in model.parameters()))
     kinds = parameter_kinds(model)
     by_hand = {
         kind: math.sqrt(sum(float(p.grad.square().sum()) for p in parameters))
@@ -205,9 +193,7 @@ def test_a_step_that_is_not_finite_names_itself_the_place_and_the_last_good_chec
     assert "the last good checkpoint is model/checkpoint_4.pt" in error
     model = kept.pop("model")
     assert (
-        differences(
-            list(map(nan_bits, kept.values())), list(map(nan_bits, model.state_dict().values()))
-        )
+        differences(list(map(nan_bits, kept.values())), list(map(nan_bits, model.state_dict().values())))
         == []
     )
     names = {path.name for path in (tmp_path / "model").iterdir()}
@@ -220,9 +206,7 @@ def nan_bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int32)  # NaN equals itself
 
 
-def test_a_gradient_that_alone_is_not_finite_is_the_one_that_is_named(
-    tmp_path, corpus, capsys, monkeypatch
-):
+def test_a_gradient_that_alone_is_not_finite_is_the_one_that_is_named(tmp_path, corpus, capsys, monkeypatch):
     accumulate = trainer.accumulate_gradients
 
     def poisoned(model, *args, **kwargs):

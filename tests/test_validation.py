@@ -111,9 +111,7 @@ def test_a_place_that_is_never_scored_has_no_tokens(model, tokenizer):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_restored_dropout_is_off_and_no_random_number_is_drawn(
-    model, tokenizer, training
-):
+def test_the_mode_is_restored_dropout_is_off_and_no_random_number_is_drawn(model, tokenizer, training):
     model.train(training)
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     first, second = score(model, tokenizer), score(model, tokenizer)

@@ -21,9 +21,7 @@ from architecture.interface import RouterStats, load_balancing_loss
 BIAS_BUFFER = "mlp.selection_bias"
 
 
-def balance_term(
-    rule: str, stats: RouterStats, previous_share: torch.Tensor | None
-) -> torch.Tensor:
+def balance_term(rule: str, stats: RouterStats, previous_share: torch.Tensor | None) -> torch.Tensor:
     """The balance loss that the rule adds, () float32, before its coefficient; 0 where it adds none.
 
     previous_share: (L, E) float32, shares of the last optimiser step; None at the first one, where the

@@ -134,9 +134,7 @@ def _value(name: str, value: Any, hint: Any) -> Any:
 def _yaml_text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():  # a device may have no end
-            raise ValueError(
-                f"{path}: cannot be read: it is a folder or a device, and must be a file"
-            )
+            raise ValueError(f"{path}: cannot be read: it is a folder or a device, and must be a file")
         with open(path, "rb") as file:
             content = file.read(LARGEST_YAML + 1)
         if len(content) > LARGEST_YAML:

@@ -50,15 +50,11 @@ class TrainConfig:
 
     # optimization
     lr: float = option(8e-3, "peak learning rate; adamw wants about half of muon's", above=0)
-    schedule: Literal["wsd", "cosine"] = option(
-        "wsd", "after warmup: constant then linear, or cosine"
-    )
+    schedule: Literal["wsd", "cosine"] = option("wsd", "after warmup: constant then linear, or cosine")
     warmup: float = option(0.02, "linear warmup, share of the run", at_least=0, below=1)
     decay: float = option(0.4, "wsd: linear decay to 0, share of the run", at_least=0, at_most=1)
     grad_clip: float = option(1.0, "largest norm of the whole gradient; 0 = off", at_least=0)
-    optimizer: Literal["adamw", "muon"] = option(
-        "muon", "of the blocks' matrices; adamw has the rest"
-    )
+    optimizer: Literal["adamw", "muon"] = option("muon", "of the blocks' matrices; adamw has the rest")
     weight_decay: float = option(0.1, "decoupled, per step and unit of lr", at_least=0)
 
     # router
@@ -72,18 +68,14 @@ class TrainConfig:
     # evaluation, checkpoints, logs
     eval_every: int = option(250, "steps between evaluations", at_least=1)
     eval_tokens: int = option(65_536, "tokens per evaluation", at_least=1)
-    final_eval_tokens: int | None = option(
-        None, "tokens of the closing evaluation; none = all", at_least=1
-    )
+    final_eval_tokens: int | None = option(None, "tokens of the closing evaluation; none = all", at_least=1)
     eval_only: str | None = option(
         None,
         "checkpoint, or folder of a run, to evaluate in place of training; "
         "on the data that it names, unless dataset or val_dataset is given",
     )
     save_every: int = option(500, "steps between checkpoints", at_least=1)
-    keep: int | None = option(
-        None, "newest checkpoints kept beside the best; none = all", at_least=1
-    )
+    keep: int | None = option(None, "newest checkpoints kept beside the best; none = all", at_least=1)
     log_every: int = option(10, "steps between log records", at_least=1)
     use_tensorboard: bool = option(True, "write TensorBoard files under runs/")
     out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
@@ -102,9 +94,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto = bfloat16 on cuda only")
     attention: str = option("auto", "attention backend: auto, eager, sdpa")
     experts: str = option("auto", "expert backend: auto, loop, sorted")
-    threads: int | None = option(
-        None, "CPU threads; none = torch's choice", at_least=1, at_most=1024
-    )
+    threads: int | None = option(None, "CPU threads; none = torch's choice", at_least=1, at_most=1024)
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
     dry_run: bool = option(False, "print sizes and costs, and stop before building anything")
 
@@ -150,9 +140,7 @@ RESUMABLE_CHANGES = frozenset(
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
 # The default leaves the choice to the run; the saved config holds what was chosen, for use again.
-RESOLVED_BY_THE_RUN = frozenset(
-    {"dataset", "device", "dtype", "attention", "experts", "threads", "compile"}
-)
+RESOLVED_BY_THE_RUN = frozenset({"dataset", "device", "dtype", "attention", "experts", "threads", "compile"})
 
 
 def check_resume(
@@ -171,8 +159,7 @@ def check_resume(
     defaults = {f.name: f.default for f in fields(now)}
     if unknown := sorted(saved.keys() - defaults.keys()):
         raise ValueError(
-            f"the saved config has an unknown setting, {unknown[0]!r}; "
-            "resume it with the code that saved it"
+            f"the saved config has an unknown setting, {unknown[0]!r}; resume it with the code that saved it"
         )
     asked = {name: getattr(now, name) for name in sorted(given & defaults.keys())}
     for name in RESOLVED_BY_THE_RUN & asked.keys():
@@ -205,11 +192,7 @@ class ContextTrainConfig(TrainConfig):
 
     model: str = option("gptoss_context", "architecture, one that carries a state")
     packing: Literal["lanes"] = option("lanes", "one document along each row")
-    block_size: int = option(
-        64, "tokens of a segment; --segment_length is another name", at_least=1
-    )
-    tbptt: int = option(
-        4, "segments of a window, through which gradients flow back in time", at_least=1
-    )
+    block_size: int = option(64, "tokens of a segment; --segment_length is another name", at_least=1)
+    tbptt: int = option(4, "segments of a window, through which gradients flow back in time", at_least=1)
     grad_accum: int = option(1, "windows per optimizer step", at_least=1)
     out_dir: str = option("model_context", "folder of config.json, metrics.jsonl and checkpoints")

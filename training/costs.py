@@ -34,9 +34,7 @@ MACHINES = (
         24e9,
         LAUNCHES,
     ),
-    Machine(
-        "one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES
-    ),
+    Machine("one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES),
 )
 
 
@@ -121,7 +119,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         + ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in memory.items()),
         f"                 {needed / 1e9:.3f} GB in all{_room(needed, available)}",
         f"step             {per_step:,} tokens",
-    ]  # fmt: skip
+    ]
     if cfg.max_iters is None:
         lines.append(f"run              {cfg.max_minutes:g} minutes of training")
     else:
@@ -181,9 +179,7 @@ def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
     memory = memory_bytes(cfg, config)
     tokens = cfg.batch_size * cfg.block_size
     if cfg.eval_only:  # no gradients, and a layer's activations at a time
-        needed = memory["weights"] + ESTIMATE * memory["activations"] / (
-            cfg.tbptt * config.num_hidden_layers
-        )
+        needed = memory["weights"] + ESTIMATE * memory["activations"] / (cfg.tbptt * config.num_hidden_layers)
         way_out = "lower batch_size or block_size"
     else:
         exact = memory["weights"] + memory["gradients"] + memory["optimizer"]

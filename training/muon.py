@@ -19,9 +19,7 @@ POLYNOMIALS = (
     (2.2183, -1.5940, 0.4107),
 )
 
-STACKED_VALUES = (
-    2**26
-)  # of one batch of matrices: 256 MiB in float32, for a few moments three times
+STACKED_VALUES = 2**26  # of one batch of matrices: 256 MiB in float32, for a few moments three times
 
 
 class Muon(torch.optim.Optimizer):

@@ -46,9 +46,7 @@ def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:
         for name in sorted(kept.keys() & recipe.keys())
         if kept[name] != recipe[name]
     )
-    line = f"recipe: configs/{path.relative_to(CONFIGS)}" + (
-        f", changed: {changed}" if changed else ""
-    )
+    line = f"recipe: configs/{path.relative_to(CONFIGS)}" + (f", changed: {changed}" if changed else "")
     return command._replace(config=type(cfg)(**(recipe | kept))), line
 
 

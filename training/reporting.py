@@ -129,9 +129,7 @@ def show_evaluation(
     if mass := sink_mass(run.model, batch, run.autocast):
         record |= instruments.sink_record(mass)
         values = {f"layer_{layer:02d}": heads.tolist() for layer, heads in mass.items()}
-        writer.show(
-            step, "attention/sink_mass", values, pictures=lambda: instruments.sink_picture(mass)
-        )
+        writer.show(step, "attention/sink_mass", values, pictures=lambda: instruments.sink_picture(mass))
     writer.log(step, record)
     writer.text(step, "samples/story", sample_stories(run, 1)[0])
     writer.say(f"step {step}: validation loss {in_words(found)}")
@@ -205,9 +203,7 @@ def activation() -> str:
     return f"  source {quote(str(script))}\n"
 
 
-def summary(
-    run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path
-) -> str:
+def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
     """What a person reads at the end."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""

@@ -47,10 +47,7 @@ def resolve(command: CommandLine) -> Start:
     command = with_resumed_folder(command)
     asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
     if len(asked) > 1:
-        named = [
-            "resume_from" if name == "resume" and command.config.resume_from else name
-            for name in asked
-        ]
+        named = ["resume_from" if name == "resume" and command.config.resume_from else name for name in asked]
         raise ValueError(
             f"{' and '.join(named)} each say where the weights come from, and only one can; leave one out"
         )
@@ -200,9 +197,7 @@ def given_weights(command: CommandLine) -> Start:
     }
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
-            raise ValueError(
-                f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out"
-            )
+            raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
     brought[purpose] = str(path)  # the file: a folder's newest checkpoint is another one tomorrow
     if cfg.eval_only and "block_size" not in command.given and "block_size" in before:
         brought["block_size"] = before["block_size"]  # the loss of a token depends on its window
@@ -212,9 +207,7 @@ def given_weights(command: CommandLine) -> Start:
         # other data would give a loss that compares with nothing that the run has shown
         data = {name: before[name] for name in DATA if name not in command.given}
         brought |= data
-        told = ", ".join(
-            f"{name} {held}" for name, held in data.items() if held != getattr(type(cfg), name)
-        )
+        told = ", ".join(f"{name} {held}" for name, held in data.items() if held != getattr(type(cfg), name))
         say(f"the data that {path} names: {told}")
     overrides = command.model_overrides
     config = registry.config_from_dict(model, saved["config"] | overrides)
@@ -223,9 +216,7 @@ def given_weights(command: CommandLine) -> Start:
     return Start(cfg, tokenizer, config, saved, lines)
 
 
-def require_same_shapes(
-    saved: dict[str, Any], config: Any, overrides: dict[str, Any], path: Any
-) -> None:
+def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str, Any], path: Any) -> None:
     """ValueError that names the overrides under which the checkpoint's tensors do not fit."""
     if not overrides:
         return

@@ -66,24 +66,18 @@ def accumulate_gradients(
                 out.router.z_loss,
                 out.router.dropped,
             )
-            routing.append(
-                (out.router.load, *(x.detach() * weight for x in (probability, z, dropped)))
-            )
+            routing.append((out.router.load, *(x.detach() * weight for x in (probability, z, dropped))))
             layers = out.router.layers
         window = window + objective
         if number % cfg.tbptt == 0:
             window.backward()
             window, carry = 0.0, None if carry is None else carry.detach()
         losses.append(out.loss_sum.detach() / total)
-        text.append(
-            torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes))
-        )
+        text.append(torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes)))
     nats, num_bytes = torch.stack(text).sum(0)
     load = balance = z_loss = dropped = None
     if routing:
-        load, probability, z_loss, dropped = (
-            torch.stack(column).sum(0) for column in zip(*routing)
-        )
+        load, probability, z_loss, dropped = (torch.stack(column).sum(0) for column in zip(*routing))
         balance = load_balancing_loss(probability, load_share(load))
     return StepResult(
         torch.stack(losses).sum(),
@@ -118,9 +112,7 @@ def apply_gradients(
             norms[kind] = nn.utils.get_total_norm(grads)
     parts = torch.stack(list(norms.values()))
     total = torch.linalg.vector_norm(parts)
-    *values, found, loss = torch.cat(
-        (parts, torch.stack((total, result.loss.to(total.dtype))))
-    ).tolist()
+    *values, found, loss = torch.cat((parts, torch.stack((total, result.loss.to(total.dtype))))).tolist()
     if not math.isfinite(found + loss):  # the step's one wait for the device was the line above
         return None  # before clipping, which would spread one NaN to every gradient
     if clip:

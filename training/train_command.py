@@ -87,9 +87,7 @@ def print_model_fields(cfg: TrainConfig) -> int:
     from architecture.registry import build_config, model_class
 
     preset, meanings = build_config(cfg.model, cfg.model_size), model_class(cfg.model).meanings
-    print(
-        f"fields of --model {cfg.model}; a flag or YAML key each; values of --model_size {cfg.model_size}:"
-    )
+    print(f"fields of --model {cfg.model}; a flag or YAML key each; values of --model_size {cfg.model_size}:")
     for name, hint in model_fields(cfg.model).items():
         kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
         kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind

@@ -147,17 +147,13 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
         raise Stopped(run.stop, path, run.cfg.program) from None
     except ValueError as error:
         path = save(run, progress, None, position)
-        raise ValueError(
-            f"{error}; the run was saved as {path}, continue it with --resume"
-        ) from error
+        raise ValueError(f"{error}; the run was saved as {path}, continue it with --resume") from error
 
 
 def not_finite(run: Run, step: int, where: str) -> NotFinite:
     good = checkpoint.latest_checkpoint(run.cfg.out_dir)
     last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-    return NotFinite(
-        f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip"
-    )
+    return NotFinite(f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip")
 
 
 def require_finite_weights(run: Run, step: int) -> None:
@@ -168,9 +164,7 @@ def require_finite_weights(run: Run, step: int) -> None:
         raise not_finite(run, step, where)
 
 
-def run_evaluation(
-    run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]
-) -> Evaluation:
+def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]) -> Evaluation:
     """Score the fixed validation tokens and show what was found."""
     found = evaluate(
         run.compiled,

@@ -40,9 +40,7 @@ def text_nats_and_bytes(
     tokens, which therefore count in neither sum. Bits per byte = nats / ln 2 / bytes.
     """
     sizes = token_bytes[targets.clamp(min=0)] * (targets != IGNORE_INDEX)
-    wide = (
-        torch.float32 if token_losses.device.type == "mps" else torch.float64
-    )  # mps has no float64
+    wide = torch.float32 if token_losses.device.type == "mps" else torch.float64  # mps has no float64
     return (token_losses.to(wide) * (sizes > 0)).sum(), sizes.sum().to(wide)
 
 
@@ -78,9 +76,7 @@ def evaluate(
             losses, counted = out.token_losses, batch["targets"] != IGNORE_INDEX
             nats, num_bytes = text_nats_and_bytes(losses, batch["targets"], token_bytes)
             whole = (out.loss_sum, losses.square().sum(), out.num_targets, nats, num_bytes)
-            sums.append(
-                torch.stack([x.to(nats.dtype) for x in whole]).cpu()
-            )  # one wait for the device
+            sums.append(torch.stack([x.to(nats.dtype) for x in whole]).cpu())  # one wait for the device
             by_position.append(torch.stack((losses.sum(0), counted.sum(0))).cpu().double())
             if "reset" in batch:
                 segments.add(batch["reset"], losses, counted)

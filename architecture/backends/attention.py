@@ -41,9 +41,7 @@ def sdpa_attention(q, k, v, sinks, mask, dropout):
         v = F.pad(v, (0, extra, 0, 0, 1, 0))  # (B, S, H, C) -> (B, 1 + S, H, C + extra)
         mask = F.pad(mask, (1, 0), value=True)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, scale=1 / math.sqrt(C)
-    )
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=1 / math.sqrt(C))
     return out.transpose(1, 2)[..., :C]
 
 
@@ -91,8 +89,7 @@ def flex_attention(q, k, v, sinks, mask, dropout):
         )
     if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
         raise ValueError(
-            "attention=flex cannot train on a CPU, where torch has no backward for it; "
-            "use attention=sdpa"
+            "attention=flex cannot train on a CPU, where torch has no backward for it; use attention=sdpa"
         )
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out, aux = _compiled_flex(q.device.type)(

@@ -65,9 +65,7 @@ def grouped_experts(x, index, weight, experts):
     # What is behind the last end is never computed: it is cut off on both sides, gradients included.
     rows = _Distribute.apply(x.to(dtype), order, inverse, index.shape[1]).where(kept, 0)
     up = _add_bias(F.grouped_mm(rows, w1.mT, offs=ends), b1, expert)
-    down = _add_bias(
-        F.grouped_mm(experts.activation(up.where(kept, 0)), w2.mT, offs=ends), b2, expert
-    )
+    down = _add_bias(F.grouped_mm(experts.activation(up.where(kept, 0)), w2.mT, offs=ends), b2, expert)
     return _Combine.apply(down.where(kept, 0), weight.to(dtype), order, inverse).to(x.dtype)
 
 
@@ -177,9 +175,7 @@ class _SwigluExperts(torch.autograd.Function):
         d_b1, d_b2 = w1.new_zeros(w1.shape[:2]), w2.new_zeros(w2.shape[:2])
         for e, part in _parts(ctx.sizes):
             some, d_out = rows[part], grad[part]
-            inner, silu, (z_part, up_part, outside) = _gated(
-                z[part], shifted[part], ctx.limit, alpha
-            )
+            inner, silu, (z_part, up_part, outside) = _gated(z[part], shifted[part], ctx.limit, alpha)
             torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / alpha, out=d_w2[e])
             torch.sum(d_out, 0, out=d_b2[e])
             d_inner = torch.addmm(
@@ -194,9 +190,7 @@ class _SwigluExperts(torch.autograd.Function):
                 torch.addmm(d_w1[e, half::2], d.mT, some, beta=0, alpha=scale, out=d_w1[e, half::2])
                 torch.sum(d, 0, out=d_b1[e, half::2])
                 # the first half sets what the second adds to
-                torch.addmm(
-                    d_rows[part], d, w1[e, half::2], beta=half, alpha=scale, out=d_rows[part]
-                )
+                torch.addmm(d_rows[part], d, w1[e, half::2], beta=half, alpha=scale, out=d_rows[part])
         d_b1[:, 0::2] *= alpha
         d_x = _sum_of_copies(d_rows, inverse, ctx.k)
         return d_x, None, None, None, d_w1, d_b1, d_w2, d_b2, None, None, None

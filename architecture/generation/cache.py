@@ -31,14 +31,10 @@ class KVCache:
         self.next_position = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         slots = {window: min(window or max_length, max_length) for window in windows}
         self.positions = {
-            window: torch.full((batch, slots[window]), EMPTY_SLOT, device=device)
-            for window in slots
+            window: torch.full((batch, slots[window]), EMPTY_SLOT, device=device) for window in slots
         }
         self.keys, self.values = (
-            [
-                torch.zeros(batch, slots[window], *head_shape, device=device, dtype=dtype)
-                for window in windows
-            ]
+            [torch.zeros(batch, slots[window], *head_shape, device=device, dtype=dtype) for window in windows]
             for _ in range(2)
         )
 
@@ -48,9 +44,7 @@ class KVCache:
             raise ValueError("a cache takes no gradient; call the model under torch.no_grad()")
         rows, end = len(self.next_position), self.length + tokens
         if batch != rows:
-            raise ValueError(
-                f"the cache was made for {rows} rows, got {batch}; use new_cache({batch}, ...)"
-            )
+            raise ValueError(f"the cache was made for {rows} rows, got {batch}; use new_cache({batch}, ...)")
         if end > self.max_length:
             raise ValueError(
                 f"the cache has room for {self.max_length} tokens (its max_length), got {end}; "

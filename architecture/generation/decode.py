@@ -130,9 +130,7 @@ class Decoder:
             )
             return self.model(self.seen[0], positions=self.seen[1]).logits[:, -1]
         if longest > 1:  # all but the last token: its keys and values, and no logits
-            self.model(
-                ids[:, :-1], positions=positions[:, :-1], cache=self.cache, return_logits=False
-            )
+            self.model(ids[:, :-1], positions=positions[:, :-1], cache=self.cache, return_logits=False)
         output = self.model(ids[:, -1:], positions=positions[:, -1:], cache=self.cache)
         return output.logits[:, -1]
 

@@ -35,9 +35,7 @@ class SegmentCache:
     ):
         """head_shape: (G, C)."""
         shape = (layers, batch, 1 + segment_length, *head_shape)
-        self.keys, self.values = (
-            torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(2)
-        )
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(2))
         self.positions = torch.arange(SLOT, segment_length, device=device)[None]  # (1, 1 + length)
         self.columns = None  # (B, T) indices of those of the current forward that are not padding
 
@@ -113,9 +111,7 @@ class SegmentDecoder:
         self.filled = [held + len(part) for part, held in zip(parts, self.filled)]
         ended = [held == self.model.config.segment_length for held in self.filled]
         self.filled = [0 if end else held for end, held in zip(ended, self.filled)]
-        self.state = torch.where(
-            torch.tensor(ended, device=device)[:, None], output.carry, self.state
-        )
+        self.state = torch.where(torch.tensor(ended, device=device)[:, None], output.carry, self.state)
         return output.logits[:, -1]
 
 
@@ -124,9 +120,7 @@ def read_from_the_beginning(model: nn.Module, ids: Sequence[int]) -> torch.Tenso
     """One text, segment after segment as in training -> (V,) logits of what comes next."""
     length, carry = model.config.segment_length, None
     for start in range(0, len(ids), length):
-        segment = torch.tensor(
-            [ids[start : start + length]], device=next(model.parameters()).device
-        )
+        segment = torch.tensor([ids[start : start + length]], device=next(model.parameters()).device)
         output = model(segment, carry=carry)
         carry = output.carry
     return output.logits[0, -1]

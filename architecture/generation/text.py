@@ -56,9 +56,7 @@ def stream_text(
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise ValueError(
-            "the model has no tokenizer; load it from a checkpoint, or set model.tokenizer"
-        )
+        raise ValueError("the model has no tokenizer; load it from a checkpoint, or set model.tokenizer")
     seed = secrets.randbits(31) if seed is None else seed
     steps = generate_steps(
         model,
@@ -87,16 +85,12 @@ def generate_texts(
 ) -> list[str]:
     """Each prompt with its continuation, all in one batch; options as of stream_text."""
     texts = list(prompts)
-    for row, piece in stream_text(
-        model, prompts, max_tokens=max_tokens, temperature=temperature, **options
-    ):
+    for row, piece in stream_text(model, prompts, max_tokens=max_tokens, temperature=temperature, **options):
         texts[row] += piece
     return texts
 
 
-def generate_text(
-    model: nn.Module, prompt: str, max_tokens: int, temperature: float, **options
-) -> str:
+def generate_text(model: nn.Module, prompt: str, max_tokens: int, temperature: float, **options) -> str:
     """The prompt and its continuation of at most max_tokens new tokens; options as of stream_text.
 
     "" starts a new text. The end-of-text token is put in front and is never part of the result.

@@ -73,9 +73,7 @@ PRONOUNS = {
     **dict.fromkeys(("he", "him", "his", "himself"), "he"),
     **dict.fromkeys(("she", "her", "hers", "herself"), "she"),
 }
-MALE = set(
-    "boy man dad daddy father grandpa grandfather brother uncle king prince son mr sir".split()
-)
+MALE = set("boy man dad daddy father grandpa grandfather brother uncle king prince son mr sir".split())
 FEMALE = set(
     "girl woman lady mom mommy mum mummy mother grandma granny grandmother sister aunt queen princess "
     "daughter mrs miss witch".split()
@@ -86,9 +84,7 @@ ANYBODY = set(
     "kitten chick lamb chicken snake butterfly ant bunny goat crab whale clown twin teddy doll toy "
     "children people everyone everybody nobody he she".split()
 ) - {"he", "she"}
-RELATIVES = set(
-    "friend brother sister cousin neighbor son daughter uncle aunt teacher twin baby".split()
-)
+RELATIVES = set("friend brother sister cousin neighbor son daughter uncle aunt teacher twin baby".split())
 SAME_KIND = {
     "puppy": "dog",
     "kitten": "cat",
@@ -208,11 +204,7 @@ def _with_oneself(words) -> str | None:
 def _is_plain_word(words, place):
     """Spot, Buddy and the like at the start of a sentence may be ordinary words."""
     following = words[place + 1].lower if place + 1 < len(words) else ""
-    return (
-        place == 0
-        and words[place].text in ("Spot", "Fluffy", "Daisy")
-        and following in ("the", "a")
-    )
+    return place == 0 and words[place].text in ("Spot", "Fluffy", "Daisy") and following in ("the", "a")
 
 
 def _is_named(words, place):
@@ -254,11 +246,7 @@ def _introduces(words: tuple[Word, ...], place: int, mentions) -> bool:
     if last in RELATIVES | KINDS | MALE | FEMALE | ANYBODY and not name.break_before.strip(","):
         # "her friend Tom", "the dog, Rex"; but not "said the girl. Tom ..."
         return _determiner(words, place - 1)[0] is not None or last in ("friend", "friends")
-    if (
-        place + 2 < len(words)
-        and words[place + 1].lower in ("the", "a")
-        and mentions[name.text] > 1
-    ):
+    if place + 2 < len(words) and words[place + 1].lower in ("the", "a") and mentions[name.text] > 1:
         behind = [word.lower for word in words[place + 2 : place + 5]]
         return any(word in KINDS for word in behind) and words[place + 1].lower == "a" and place > 0
     return False
@@ -369,9 +357,7 @@ def _check_objects(read: list[Sentence]) -> list[Problem]:
             if noun not in known:
                 if not introduces:
                     if noun not in reported:
-                        problems.append(
-                            Problem("object", f"there was no {noun} before", sentence.text)
-                        )
+                        problems.append(Problem("object", f"there was no {noun} before", sentence.text))
                         reported.add(noun)
                     continue
                 known[noun] = {}
@@ -434,11 +420,7 @@ def _colour_problems(known, sentence):
     coloured = [(noun, told[0]) for noun, told in known.items() if told.get(0)]
     if match and len(coloured) == 1 and match[1] not in coloured[0][1]:
         noun, colours = coloured[0]
-        return [
-            Problem(
-                "adjective", f"the {sorted(colours)[0]} {noun} is now {match[1]}", sentence.text
-            )
-        ]
+        return [Problem("adjective", f"the {sorted(colours)[0]} {noun} is now {match[1]}", sentence.text)]
     return []
 
 
@@ -478,11 +460,7 @@ def _check_places(read: list[Sentence]) -> list[Problem]:
                 continue
             before = _before_noun_phrase(words, place)
             moves = before in MOVING or before in ARRIVING or determiner in INDEFINITE
-            if (
-                not visited
-                or moves
-                or (noun not in visited and _NEW_SCENE.search(sentence.narrated))
-            ):
+            if not visited or moves or (noun not in visited and _NEW_SCENE.search(sentence.narrated)):
                 visited.add(noun)
                 current = noun if not word.spoken and before != "from" else current
             elif noun not in visited:
@@ -520,9 +498,7 @@ class State(NamedTuple):
 
 
 def _state(problem, solved, presupposes, claims):
-    return State(
-        *(re.compile(rf"\b(?:{pattern})\b") for pattern in (problem, solved, presupposes, claims))
-    )
+    return State(*(re.compile(rf"\b(?:{pattern})\b") for pattern in (problem, solved, presupposes, claims)))
 
 
 STATES = {
@@ -558,7 +534,7 @@ STATES = {
         r"got free|was free again",
         r"still stuck",
     ),
-}  # fmt: skip
+}
 
 
 def _check_states(read: list[Sentence]) -> list[Problem]:
@@ -587,11 +563,7 @@ def _check_states(read: list[Sentence]) -> list[Problem]:
             if state.problem.search(said):
                 is_so = True
                 ended = False
-            if (
-                is_so
-                and over.search(said)
-                and not re.search(r"\b(?:not|never|cannot|could)\b", said)
-            ):
+            if is_so and over.search(said) and not re.search(r"\b(?:not|never|cannot|could)\b", said):
                 ended = True
     return problems
 
@@ -618,9 +590,7 @@ def _need(opens, settles):
 DOING = "do|ride|fly|play|sail|throw|swim|jump|climb|catch"
 NEEDS = {
     **{
-        label: Need(
-            state.problem, re.compile(state.solved.pattern + r"|\bsettled\b"), label != "lost"
-        )
+        label: Need(state.problem, re.compile(state.solved.pattern + r"|\bsettled\b"), label != "lost")
         for label, state in STATES.items()
     },
     "unshared": _need(

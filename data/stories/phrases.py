@@ -88,12 +88,9 @@ WORDS = {
         "{slowly|quickly|carefully|quietly|gently|at once|right away|with great care|bit by "
         "bit|with both hands|without a word|with a {smile|grin|nod|laugh|sigh}}"
     ),
-    "kindly": (
-        "{kindly|softly|gently|quietly|warmly|with a {smile|nod}|in a {soft|low|kind|warm} voice}"
-    ),
+    "kindly": ("{kindly|softly|gently|quietly|warmly|with a {smile|nod}|in a {soft|low|kind|warm} voice}"),
     "sadly": (
-        "{sadly|quietly|softly|with a sigh|in a {small|low|sad|tiny|shaky} voice|with tears "
-        "in $his eyes}"
+        "{sadly|quietly|softly|with a sigh|in a {small|low|sad|tiny|shaky} voice|with tears in $his eyes}"
     ),
     "oh": ("{Oh no|Oh dear|Oh|Oh my|Goodness|No, no}"),
     "kind": (
@@ -149,8 +146,7 @@ INTRO = (
     "$N was a $kind {little |young |small |}$K who {liked|loved} to $hobby.",
     "{There was once|There once was} a {$kind |}{little |young |small |}$K {named|called} $N, "
     "who {liked|loved} to $hobby.",
-    "A $kind {little |young |small |}$K {named|called} $N {liked|loved} to $hobby {and {to |"
-    "}$hobby|}.",
+    "A $kind {little |young |small |}$K {named|called} $N {liked|loved} to $hobby {and {to |}$hobby|}.",
     "$N was a {little |young |small |}$K who lived $home.",
     "{Everyone|Everybody} {in town|in the village|on the street} knew $N, a {$kind |}{little |"
     "young |small |}$K who {liked|loved} to $hobby.",
@@ -200,8 +196,7 @@ OWN = (
     "$M {had|owned} $ao {that {came from|was from|was a gift from} $his $giver|from $his $giver}.",
     "{Of all {$his things|$his toys|the things in $his room}|More than anything}, $n {loved|"
     "liked} $ao{ most| best|}.",
-    "$M {took good care of|was very proud of|was never without|played all day with|often "
-    "played with} $ao.",
+    "$M {took good care of|was very proud of|was never without|played all day with|often played with} $ao.",
     "{In $his room|At home|By $his bed|On a shelf}, $n {had|kept} $ao{ {from $his $giver}|}.",
     "{There was one thing|Of {all|the many} things in {the house|$his room} there was one} $n "
     "{loved|liked} {best|most of all|more than {gold|sleep|summer}}: $ao{ {from $his "
@@ -234,8 +229,7 @@ ARRIVE_BARE = (
     "for a {walk|run}|see the {world|sun}|have {some fun|a good time}|{breathe|enjoy} the "
     'fresh air|find something to do}{ again|}," $n {said|thought|sang|laughed} $day and $went '
     "$to_p{ {along the {path|road|street}|with a {skip|hop|jump|song}|all alone}|}.",
-    "$day, $N $went $to_p {on {quick|light|slow} feet|with a {skip|hop|jump}|and {sang|hummed|"
-    "smiled}}.",
+    "$day, $N $went $to_p {on {quick|light|slow} feet|with a {skip|hop|jump}|and {sang|hummed|smiled}}.",
 )
 
 BACK = (
@@ -249,10 +243,8 @@ BACK = (
 
 WITH_OTHER = (
     "$knownS {came|went|walked|ran|skipped} along{, too|}.",
-    "$knownS {came|went} {with $him|along} {to {help|play|keep $him company|see {it|"
-    "everything}}|as well}.",
-    "{There|At once|Right away|By a tree|On the way} $n {met|saw} $knownS{, who {waved|smiled|"
-    "said hello}|}.",
+    "$knownS {came|went} {with $him|along} {to {help|play|keep $him company|see {it|everything}}|as well}.",
+    "{There|At once|Right away|By a tree|On the way} $n {met|saw} $knownS{, who {waved|smiled|said hello}|}.",
     "$knownS was {there|with $him|already there}, {too|and $they {were happy|smiled|waved}}.",
     "{Of course|As always|This time|That day} $knownS {was|came} {with $him|along}{ {to {play|"
     "help|see everything}}|}.",
@@ -331,8 +323,7 @@ GLAD = (
     "and {hugged $shim|smiled}|}.",
     "{A {big|wide|warm|happy|slow} smile {came to|spread over|lit}|There was a {big|wide|warm|"
     "happy} smile on} $Ns face{, and $S {smiled, too|laughed|was $glad}|}.",
-    '{Never|Not once} had $N {been|felt} so {happy|glad|proud}{. "{Thank you|Thanks}, $C," $n '
-    "said|}.",
+    '{Never|Not once} had $N {been|felt} so {happy|glad|proud}{. "{Thank you|Thanks}, $C," $n said|}.',
     "First $N {laughed|smiled|cheered}, {then|and then} $n {hugged|thanked} $S{ {again and "
     "again|for a long time|twice}|}.",
 )

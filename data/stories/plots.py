@@ -66,14 +66,12 @@ LOST = Plot(
             '"{$well}I {{have |}lost my $o|cannot find my $o|had my $o, and now it is gone}," '
             '$Nsaid{ $sadly|}. "{It is $adj|I looked everywhere|It was right here|It must be '
             'somewhere|I only looked away for a {minute|moment}|I want it back}."',
-            "{$lead}$N {told $S|said} that $O was {lost|gone|missing}{, and $S was sorry to "
-            "hear it|}.",
+            "{$lead}$N {told $S|said} that $O was {lost|gone|missing}{, and $S was sorry to hear it|}.",
             '"$well{It is|It is about} my {$adj |}$o," $Nsaid{ $sadly|}. "{I lost it|It is '
             '{gone|lost}|I cannot find it} {somewhere $at_p|$at_p|and I looked everywhere}."',
             '"{Have you seen|Did you see} my {$adj |}$o?" $Nasked{ $sadly|}. "{It is lost|It '
             'is gone|I lost it} {since this $time|and I miss it|and I do not know where}."',
-            "{With|In} {a small|a low|a shaky} voice, $N {told $S about|spoke of} the {lost|"
-            "missing} $o.",
+            "{With|In} {a small|a low|a shaky} voice, $N {told $S about|spoke of} the {lost|missing} $o.",
         ),
         "attempt": (
             "{$lead}$they looked {all over the $p|everywhere $at_p|{here|high} and {there|"
@@ -89,8 +87,7 @@ LOST = Plot(
             "found|Nobody found|No one found} $X{ there| {yet|at first}|}.",
         ),
         "turn": (
-            "$sudden $S {saw|spotted|noticed} {something $adj|a bit of something $adj|"
-            "something} $spot.",
+            "$sudden $S {saw|spotted|noticed} {something $adj|a bit of something $adj|something} $spot.",
             '"{Wait|Look|Look there|Over there|Stop}! {What is that|Is that your $o|I see '
             'something}{ $spot|}?" $Scried.',
             "$soon $S {pointed|called out and pointed|ran to a place} $spot. Something $adj "
@@ -155,8 +152,7 @@ STUCK = Plot(
             '"{$well}My $o is stuck {up there|in the tree|on a branch}," $Nsaid{ $sadly|}. '
             '"{I cannot reach it|It is too high for me|How can I get it down|It will not come '
             'down|I cannot climb so high}{, $C|}."',
-            "{$lead}$N {pointed up|showed $S the tree|looked up} and {said|told $shim} that "
-            "$O was stuck.",
+            "{$lead}$N {pointed up|showed $S the tree|looked up} and {said|told $shim} that $O was stuck.",
             '"{Look up|Look there|Up there}," $Nsaid{ $sadly|}. "{Do you see my $o{ in the '
             'tree|}?|There is my $o, and it is stuck.}"',
             '"{Can you see|Do you see|See} {it|my $o} up there?" $Nasked{ $sadly|}. "{It is|'
@@ -358,8 +354,7 @@ DIRTY = Plot(
             '"{Look|See}, $C," $Nsaid{ $sadly|}. "{My $o {fell in the mud|is full of mud|is '
             'all dirty}|There is mud on my $o}."',
             '"{Nobody|No one} {will like|can play with} this {dirty|muddy} $o," $Nsaid{ $sadly|}.',
-            "{One hand full of mud|With muddy {hands|feet|shoes}}, $N {held up|showed $S} the "
-            "dirty $o.",
+            "{One hand full of mud|With muddy {hands|feet|shoes}}, $N {held up|showed $S} the dirty $o.",
         ),
         "attempt": (
             "{First |}$they {rubbed|wiped|dabbed} {it|$X} with {{dry |some |}leaves|{dry |"
@@ -371,8 +366,7 @@ DIRTY = Plot(
             "{stayed|was still} {dirty|muddy}}.",
             "{$lead}$S {blew on it|rubbed at the mud|used a {leaf|rag|sock}}, but {it did not "
             "help|the mud did not come off|$X {stayed|was still} dirty}.",
-            "{A|One} {big|long|strong} {shake|rub|wipe} did not help. The mud {stayed|was "
-            "still} on $X.",
+            "{A|One} {big|long|strong} {shake|rub|wipe} did not help. The mud {stayed|was still} on $X.",
             "{Leaves|Dry grass|An old rag|A sock} {could not|did not} {help|clean it}, and $X "
             "was still {dirty|muddy}.",
         ),
@@ -452,8 +446,7 @@ WET = Plot(
             "{$lead}$N {showed $S the wet $o|held out the wet $o|{pointed to|looked at} the "
             "wet $o and {cried|sighed|said nothing}}.",
             '"{Look|See}, $C," $Nsaid{ $sadly|}. "{My $o is {full of water|dripping|all wet}}."',
-            '"{Just|Only} look at my {poor |}$o," $Nsaid{ $sadly|}. "It is {so |all |very |'
-            '}wet{ now|}."',
+            '"{Just|Only} look at my {poor |}$o," $Nsaid{ $sadly|}. "It is {so |all |very |}wet{ now|}."',
             "{Water|Rain} {ran|dripped} {down $his {nose|face|arms}|from $X} while $N told "
             "{what had happened|how it got wet}.",
         ),
@@ -621,8 +614,7 @@ SHARE = Plot(
             "over and over}: {sharing|to share} $X was {fun|better|so much fun|easy}.",
         ),
         "thanks": (
-            '"$well{Thank you|Thanks|This is fun|You are kind|I like this}{, $V|}," $Ssaid{ '
-            "$skindly|}.",
+            '"$well{Thank you|Thanks|This is fun|You are kind|I like this}{, $V|}," $Ssaid{ $skindly|}.',
             "{$lead}$S {was $glad|smiled {again|from ear to ear}|gave $him a {big|warm|long} "
             "hug}, and {$N was $glad|$N felt {good|warm} inside}.",
             '"$well{It is|Things are} {better|more fun} with {you|two}{, $C|}," $Nsaid{, and '
@@ -1055,8 +1047,7 @@ RETURN = Plot(
             "{went on|smiled|sang}|}.",
             "{Was it right|Was it fair|But was it right} to {keep|take} $X? $N {was not sure|"
             "did not know|thought {about it|hard}}.",
-            "{$lead}$M {sat down|walked around|played} $at_p with $X{ for {an hour|a while|a "
-            "long time}|}.",
+            "{$lead}$M {sat down|walked around|played} $at_p with $X{ for {an hour|a while|a long time}|}.",
             "{For a while|For an hour|For some time}, $N {walked about|sat|played} $at_p with "
             "$X {in $his arms|close by|under $his coat}.",
         ),
@@ -1107,8 +1098,7 @@ RETURN = Plot(
             '"$well{You did the right thing|Not everyone would do that|You are {kind|good|a '
             "true friend}|Come and play with me|We can play with $X together|Let us be "
             'friends}{, $V|}," $Ssaid{ $skindly|}.',
-            "{$lead}$N {felt {warm|proud|good|light} inside|was $glad, too|was $glad {to see "
-            "that|to help}}.",
+            "{$lead}$N {felt {warm|proud|good|light} inside|was $glad, too|was $glad {to see that|to help}}.",
             '"$well{Do you want|Would you like} to play with {it|$X}{ with me|}{, $V|}?" '
             "$Sasked, and {$N said yes|$N nodded}.",
             '"{I will not forget this|That was {kind|honest|brave} of you|You have a good '
@@ -1166,8 +1156,7 @@ HUNGRY = Plot(
         "look_food": (
             "{$lead}$M looked at $X. {It was {not big|small|all $n had|the only one}.|There "
             "was only one.|It smelled {so |very |}good.}",
-            '"$well{I have only this $o|This is my only $o|$X is all I have|I want my $o, '
-            'too}," $n thought.',
+            '"$well{I have only this $o|This is my only $o|$X is all I have|I want my $o, too}," $n thought.',
             "{For a moment|At first|For a while}, $n {wanted to eat $X alone|held $X {tight|"
             "close}|did not want to share $X|thought of $X and nothing else}.",
             "{$X was made for one|There was only $X|$X was small}: {what now|what to do}? $N "
@@ -1294,8 +1283,7 @@ LONELY = Plot(
             "noticed|spotted} $newS.",
             "$newS {was sitting|sat|stood|was|waited} {there, too|near a {tree|wall|bush}|on "
             "a {log|stone}|by the path|alone $at_p}.",
-            "Who was that {near|behind|by|under} {the|a} {gate|wall|tree|bush|fence}? It was "
-            "$newS.",
+            "Who was that {near|behind|by|under} {the|a} {gate|wall|tree|bush|fence}? It was $newS.",
         ),
         "shy": (
             "$S {was|looked} {lonely|shy|alone}, too{, and {looked at $X|did not say a word|"

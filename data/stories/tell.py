@@ -184,9 +184,7 @@ def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[st
         "skindly": phrases.WORDS["kindly"],
         "knownS": _known(other),
         "newS": _new(other),
-        "relation": "$his favorite person"
-        if other.relation == "family"
-        else "$his {best|good|dear} friend",
+        "relation": "$his favorite person" if other.relation == "family" else "$his {best|good|dear} friend",
     }
     for verb, ways in VERBS.items():
         slots[f"S{verb}"] = f"{{$S {ways}|{ways} $S}}"
@@ -243,9 +241,7 @@ def _pools(plot: Plot, voice, main, other, order):
 def _hooked(beats):
     """The beats with the problem right after the intro; how it came about follows."""
     (_, *rest), *others = beats
-    later = [
-        tuple("back" if beat == "arrive" else beat for beat in paragraph) for paragraph in others
-    ]
+    later = [tuple("back" if beat == "arrive" else beat for beat in paragraph) for paragraph in others]
     return (("intro", "hook"), *later)
 
 

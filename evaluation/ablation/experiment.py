@@ -157,9 +157,7 @@ def _require_trainable(arms: dict[str, PlannedArm]) -> None:
         try:
             choose_device(cfg.device)
             with torch.device("meta"):
-                registry.build_model(
-                    cfg.model, config, attention=cfg.attention, experts=cfg.experts
-                )
+                registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
         except ValueError as error:
             raise ValueError(f"arm {name}: {error}") from None
 
@@ -289,7 +287,7 @@ def score_by_segment(x: Experiment) -> None:
     jobs = []
     for name in x.arms:
         for seed, line in x.ended_well(name).items():
-            record = {"id": f"segments {name} seed {seed}", "phase": "segments", "arm": name, "seed": seed}  # fmt: skip
+            record = {"id": f"segments {name} seed {seed}", "phase": "segments", "arm": name, "seed": seed}
             options = {"segment_length": x.spec.segments}
             jobs += checkpoint_job(x, line, record, "evaluation.context", options, segments_outcome)
     run_jobs(jobs, x.results, x.launch, x.workers)

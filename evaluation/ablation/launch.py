@@ -34,7 +34,7 @@ from training.state.out_dir import live_writer
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
 STOP_SECONDS = 60.0  # for a run to save before it is killed
-ASKED_TO_STOP = {128 + s for s in (signal.SIGINT, signal.SIGTERM)} | {-signal.SIGINT, -signal.SIGTERM}  # fmt: skip
+ASKED_TO_STOP = {128 + s for s in (signal.SIGINT, signal.SIGTERM)} | {-signal.SIGINT, -signal.SIGTERM}
 
 
 Process = subprocess.Popen  # of which poll, send_signal, wait and kill are used
@@ -186,7 +186,7 @@ def seconds_per_token(words: list[str], folder: Path, launch: Launch) -> float:
     try:
         while True:
             ended = process.poll()
-            steps = [(r["perf/seconds"], r["data/tokens"]) for r in records_of(folder) if "perf/seconds" in r]  # fmt: skip
+            steps = [(r["perf/seconds"], r["data/tokens"]) for r in records_of(folder) if "perf/seconds" in r]
             late = time.monotonic() - began > SECONDS and len(steps) >= 4
             if late or len(steps) > WARM_UP + STEPS:
                 break

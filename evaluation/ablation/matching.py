@@ -188,9 +188,7 @@ def axes(cfg: TrainConfig, config: Any) -> dict[str, float]:
 # ------------------------------------------------------------------------------------ equal size
 
 
-def adjust(
-    name: str, settings: dict[str, Any], axis: str, field: str, target: float
-) -> dict[str, Any]:
+def adjust(name: str, settings: dict[str, Any], axis: str, field: str, target: float) -> dict[str, Any]:
     """The settings with `field` such that the arm's figure on the axis is nearest to the target.
 
     The figure grows with the field, so that halving finds it. ValueError, with how near it came, where
@@ -198,9 +196,7 @@ def adjust(
     """
     cfg, config = resolve(name, settings)
     if field not in model_fields(cfg.model):
-        raise ValueError(
-            f"arm {name}: {cfg.model} has no {field} to adjust; take another for adjust"
-        )
+        raise ValueError(f"arm {name}: {cfg.model} has no {field} to adjust; take another for adjust")
     heads = config.num_attention_heads  # of gpt2 the width must be a multiple
 
     def figure(value: int) -> float:
@@ -252,9 +248,7 @@ def needs_pace(spec: Spec) -> bool:
     return spec.axis == "time" or any(budget.minutes is not None for budget in budgets)
 
 
-def with_lengths(
-    spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]
-) -> dict[str, PlannedArm]:
+def with_lengths(spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]) -> dict[str, PlannedArm]:
     """The arms with their steps; pace: seconds per token of each, where needs_pace says so."""
 
     def steps(arm: PlannedArm, budget) -> int:

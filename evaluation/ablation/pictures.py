@@ -189,7 +189,4 @@ def differing(arms: dict[str, PlannedArm]) -> dict[str, dict[str, Any]]:
         return as_text(tuple(value) if isinstance(value, list) else value)
 
     different = [name for name in names if len({text(arm, name) for arm in arms.values()}) > 1]
-    return {
-        arm.name: {name: text(arm, name) for name in different if name != "lr"}
-        for arm in arms.values()
-    }
+    return {arm.name: {name: text(arm, name) for name in different if name != "lr"} for arm in arms.values()}

@@ -27,9 +27,7 @@ class Results:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"another ablate.py writes to {path.parent}; wait for it to end"
-            ) from None
+            raise ValueError(f"another ablate.py writes to {path.parent}; wait for it to end") from None
         self.lines: dict[str, dict[str, Any]] = {}
         self.file.seek(0)
         whole, _, half = self.file.read().rpartition(b"\n")

@@ -30,9 +30,7 @@ class Closed(NamedTuple):
     start: str
     end: str
     arm: str
-    distance: (
-        Summary | None
-    )  # nats per token, over the seeds that all three ended well with, if any
+    distance: Summary | None  # nats per token, over the seeds that all three ended well with, if any
     share: Summary | None  # None where the distance is not above 0 at every seed
 
 
@@ -44,7 +42,7 @@ def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
     if "after_the_first" not in record:
         message = "no validation document is longer than one segment; lower segments"
         return {"status": "failed", "message": message}
-    found = {"status": "ok", "message": "", "segment_tokens": [s["tokens"] for s in record["segments"]]}  # fmt: skip
+    found = {"status": "ok", "message": "", "segment_tokens": [s["tokens"] for s in record["segments"]]}
     for column in ("plain", "carried", *CONTROLS):
         if column in record["all"]:
             suffix = f"_{column}" if column in CONTROLS else ""
@@ -176,9 +174,7 @@ def _above(x: Ablation) -> str:
 
 def _controls(x: Ablation, names: list[str]) -> str:
     harms = {name: [harm(x, name, control) for control in CONTROLS] for name in names}
-    rows = [
-        [name, *map(with_interval, found)] for name, found in harms.items() if None not in found
-    ]
+    rows = [[name, *map(with_interval, found)] for name, found in harms.items() if None not in found]
     words = (
         "What it costs a trained model, in nats per token after the first segment, to begin each segment with another "
         "state than it carries: differences of the same run, mean over the seeds and 95 % interval."

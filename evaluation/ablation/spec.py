@@ -178,9 +178,7 @@ class Spec:
         """(from, to, all others at that point of the grid, of which each closes a share)"""
         point = {arm.name: arm.point for arm in arms}
         pairs = self._named("gap", self.gap, arms) if self.gap else []
-        return [
-            (a, b, [n for n in point if n not in (a, b) and point[n] == point[a]]) for a, b in pairs
-        ]
+        return [(a, b, [n for n in point if n not in (a, b) and point[n] == point[a]]) for a, b in pairs]
 
     def _named(self, key: str, pair: tuple[str, str], arms: list[Arm]) -> list[tuple[str, str]]:
         """A pair of full names as it is; of names in the specification, at each point of the grid."""
@@ -244,7 +242,7 @@ def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> S
         measure=cast("measure", values.get("measure", "bits_per_byte"), Measure),
         segments=cast("segments", values.get("segments"), int | None),
         gap=_pair("gap must be", values["gap"]) if "gap" in values else None,
-    )  # fmt: skip
+    )
     _require_keys_that_agree(spec)
     _require_pairs_and_seeds(spec)
     return spec

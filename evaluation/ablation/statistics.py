@@ -97,8 +97,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     # a rule of a column is a hyphen and a colon at least
     first, *rest = (max(2, *map(len, column)) for column in zip(*cells))
     lines = [
-        [row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest))]
-        for row in cells
+        [row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest))] for row in cells
     ]
     lines.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in rest)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

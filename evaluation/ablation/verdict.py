@@ -72,7 +72,5 @@ def verdicts(x: Ablation, seeds: tuple[int, ...] | None = None) -> list[Verdict]
 
 def unresolved(found: list[Verdict]) -> list[str]:
     """The arms of pairs that more seeds could resolve, each once."""
-    open_ = [
-        v for v in found if v.refused in ("", TOO_FEW) and v.comparison.verdict == "not resolved"
-    ]
+    open_ = [v for v in found if v.refused in ("", TOO_FEW) and v.comparison.verdict == "not resolved"]
     return list(dict.fromkeys(arm for v in open_ for arm in (v.first, v.second)))

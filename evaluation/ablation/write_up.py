@@ -106,7 +106,7 @@ def _matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     how = {
         "none": "The arms are matched on nothing but their budget.",
         "time": "The arms train for equal seconds: their paces were measured, the tokens follow.",
-    }.get(spec.axis, f"The arms are equal in {spec.axis} to within {TOLERANCE:.0%}, by {spec.adjust}.")  # fmt: skip
+    }.get(spec.axis, f"The arms are equal in {spec.axis} to within {TOLERANCE:.0%}, by {spec.adjust}.")
     same = "At one seed all get the same batches in the same order; the first batch of each run was compared."
     if len({arm.data for arm in arms.values()}) > 1:
         same = (
@@ -242,9 +242,7 @@ def _costs(x: Ablation) -> str:
     words = "Training: medians over the runs, evaluation not counted. In use: one row, with the cache, median of repeats."
     at_once = max((line.get("at_once", 1) for line in x.results.of("verdict")), default=1)
     if at_once > 1:
-        words += (
-            f" Up to {at_once} runs at once shared this machine: their seconds are more than alone."
-        )
+        words += f" Up to {at_once} runs at once shared this machine: their seconds are more than alone."
     return part(words, ["arm", *training, *use], rows)
 
 

@@ -126,8 +126,7 @@ def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str])
     for run in runs:
         if not run.finished:
             raise ValueError(
-                f"a band is made of finished runs, and {run.name} is {status(run)}; "
-                "continue it with --resume"
+                f"a band is made of finished runs, and {run.name} is {status(run)}; continue it with --resume"
             )
         if not run.config.get("starts"):
             raise ValueError(

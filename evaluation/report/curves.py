@@ -89,9 +89,7 @@ def loss(look: Look) -> Panel | None:
     return over_run(look, title, note, unit, draw, columns=6, height=3.2)
 
 
-def curve(
-    look: Look, tag: str, title: str, note: str, unit: str, *, large: bool = False
-) -> Panel | None:
+def curve(look: Look, tag: str, title: str, note: str, unit: str, *, large: bool = False) -> Panel | None:
     runs = with_data(look, tag)
     if not runs:
         return None

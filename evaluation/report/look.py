@@ -93,9 +93,7 @@ def legend(ax, **options: Any) -> None:
     """Where it hides least; nothing if there is nothing to tell apart."""
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 1 or any(label.startswith("reference") for label in labels):
-        ax.legend(
-            handles, labels, **{"loc": "best", "framealpha": 0.85, "edgecolor": "none"} | options
-        )
+        ax.legend(handles, labels, **{"loc": "best", "framealpha": 0.85, "edgecolor": "none"} | options)
 
 
 def clip_name(name: str, most: int = 30) -> str:

@@ -145,9 +145,7 @@ class LoggedRun:
             return np.asarray(steps, dtype=float)
         known = self._tokens() if axis == "tokens" else self._minutes()
         if known is None:
-            raise ValueError(
-                f"--x {axis} needs {_NEEDS[axis]}, and {self.path} has none; take --x step"
-            )
+            raise ValueError(f"--x {axis} needs {_NEEDS[axis]}, and {self.path} has none; take --x step")
         return _between(np.asarray(steps, dtype=float), known)
 
     def _tokens(self) -> Series | None:

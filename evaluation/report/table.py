@@ -209,7 +209,5 @@ def in_short(run: LoggedRun) -> str:
     if run.setting("num_hidden_layers"):
         words.append(f"{run.setting('num_hidden_layers')} layers")
     if run.setting("num_experts") and run.setting("experts_per_token"):
-        words.append(
-            f"{run.setting('num_experts')} experts, {run.setting('experts_per_token')} per token"
-        )
+        words.append(f"{run.setting('num_experts')} experts, {run.setting('experts_per_token')} per token")
     return ", ".join(words)

@@ -167,9 +167,7 @@ def main(argv: list[str] | None = None) -> int:
                         bar.update()
 
                     bar.set_description(f"{kind}, {origin}" + (", as commands" if real else ""))
-                    for one in hunt(
-                        strategy(kind, materials), cases, run, args.seed + place, count
-                    ):
+                    for one in hunt(strategy(kind, materials), cases, run, args.seed + place, count):
                         found.append(one)
                         bar.write(report(one))
     figures = summary(counts, found, time.monotonic() - began)
@@ -190,17 +188,14 @@ def report(one: Found) -> str:
 
 def summary(counts: dict[str, Counter[str]], found: list[Found], seconds: float) -> dict:
     mutations, arbitrary, commands = (
-        sum(count[name] for count in counts.values())
-        for name in ("mutations", "arbitrary", "commands")
+        sum(count[name] for count in counts.values()) for name in ("mutations", "arbitrary", "commands")
     )
     return {
         "cases": mutations + arbitrary,
         "of_them_as_commands": commands,
         "share_of_mutations": mutations / max(1, mutations + arbitrary),
         "by_kind": {kind: dict(count) for kind, count in counts.items()},
-        "findings": [
-            {"signature": one.finding.signature, "case": described(one.case)} for one in found
-        ],
+        "findings": [{"signature": one.finding.signature, "case": described(one.case)} for one in found],
         "seconds": round(seconds),
     }
 
@@ -208,9 +203,7 @@ def summary(counts: dict[str, Counter[str]], found: list[Found], seconds: float)
 def table(counts: dict[str, Counter[str]], figures: dict) -> list[str]:
     lines = [f"{'kind':<16}{'mutations':>10}{'arbitrary':>10}{'commands':>10}"]
     for kind, count in counts.items():
-        lines.append(
-            f"{kind:<16}{count['mutations']:>10}{count['arbitrary']:>10}{count['commands']:>10}"
-        )
+        lines.append(f"{kind:<16}{count['mutations']:>10}{count['arbitrary']:>10}{count['commands']:>10}")
     lines.append(
         f"{figures['cases']:,} cases, {figures['share_of_mutations']:.0%} mutations of valid input, "
         f"{figures['of_them_as_commands']} as commands, {figures['seconds']} s: "

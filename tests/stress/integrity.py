@@ -74,7 +74,7 @@ def damage(content: bytes, draw: random.Random) -> tuple[bytes, str]:
 def plain(value: Any) -> Any:
     """What a reader gave, as values that compare to the last bit."""
     if isinstance(value, torch.Tensor):
-        return str(value.dtype), *plain(value.contiguous().view(-1).view(torch.uint8).numpy()), value.shape  # fmt: skip
+        return str(value.dtype), *plain(value.contiguous().view(-1).view(torch.uint8).numpy()), value.shape
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if is_dataclass(value):
@@ -194,7 +194,7 @@ def try_crafted(
     names = random.Random(seed).sample(list(STRATEGIES), len(STRATEGIES))
     for number in tqdm(range(count), desc="crafted"):
         context = number % 2 == 1
-        made = Crafted(CONTEXT_NEWEST if context else NEWEST, names[number // 2 % len(names)], seed + number)  # fmt: skip
+        made = Crafted(CONTEXT_NEWEST if context else NEWEST, names[number // 2 % len(names)], seed + number)
         shutil.copytree(samples, folder / "work")
         try:
             place = craft(made, samples, folder / "work")

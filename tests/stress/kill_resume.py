@@ -219,9 +219,7 @@ def watch_operations(at: int | None, tell: Path | None = None) -> Callable[[], N
     return prepare
 
 
-def killed(
-    folder: Path, flags: list[str], way: str, draw: random.Random, straight: Straight
-) -> Ended:
+def killed(folder: Path, flags: list[str], way: str, draw: random.Random, straight: Straight) -> Ended:
     """A process that is killed in a `way`, if it does not end before."""
     if way == "operation":
         number = draw.randint(1, straight.operations)

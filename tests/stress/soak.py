@@ -96,9 +96,7 @@ def watch(command: list[str], folder: Path, minutes: float) -> list[tuple[float,
                 bar.update(min(round(passed), bar.total) - bar.n)
                 try:
                     seen = tokens_so_far(folder / "model" / "metrics.jsonl")
-                    samples.append(
-                        (passed, resident_mb(run.pid), *sizes(folder), seen, pulse_rate())
-                    )
+                    samples.append((passed, resident_mb(run.pid), *sizes(folder), seen, pulse_rate()))
                 except FileNotFoundError:  # a file renamed or removed in between
                     continue
     if run.returncode:

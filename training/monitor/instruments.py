@@ -114,9 +114,7 @@ def kinds_table(routing: Routing, kind_of_token: torch.Tensor) -> dict[str, Any]
         "tokens": counts[seen].tolist(),
         "layers": list(routing.layers),
         "experts": share.shape[-1],
-        "share": [
-            [[round(x, 4) for x in row] for row in layer] for layer in share[:, seen].tolist()
-        ],
+        "share": [[[round(x, 4) for x in row] for row in layer] for layer in share[:, seen].tolist()],
     }
 
 
@@ -124,11 +122,7 @@ def kinds_markdown(table: dict[str, Any]) -> str:
     """The table for people: percent of a kind's assignments to each expert, bold from twice even on."""
     experts, parts = table["experts"], []
     for layer, shares in zip(table["layers"], table["share"]):
-        head = (
-            f"| layer {layer} | tokens | "
-            + " | ".join(f"expert {e}" for e in range(experts))
-            + " |"
-        )
+        head = f"| layer {layer} | tokens | " + " | ".join(f"expert {e}" for e in range(experts)) + " |"
         lines = [head, "|---" * (experts + 2) + "|"]
         for kind, count, row in zip(table["kinds"], table["tokens"], shares):
             cells = [f"**{x:.0%}**" if x * experts >= 2 else f"{x:.0%}" for x in row]

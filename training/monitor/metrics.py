@@ -125,9 +125,7 @@ class MetricsWriter:
         """
         texts = texts or {}
         if self.tensorboard:
-            plain = {
-                k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()
-            }
+            plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()}
             results = {f"hparam/{name}": float(figures[name]) for name in COMPARED}
             with writing(self.tensorboard_dir):
                 for tag, markdown in texts.items():

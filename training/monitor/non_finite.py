@@ -35,8 +35,10 @@ def first_non_finite(
     def watch(name: str) -> Callable[..., None]:
         def check(module, inputs, output) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            if not found and any(isinstance(t, torch.Tensor) and t.is_floating_point()
-                                 and not torch.isfinite(t).all() for t in tensors):  # fmt: skip
+            if not found and any(
+                isinstance(t, torch.Tensor) and t.is_floating_point() and not torch.isfinite(t).all()
+                for t in tensors
+            ):
                 found.append(f"the output of {name}")
 
         return check

@@ -20,9 +20,7 @@ LEARNING = {
 
 EXPERTS = {
     "balance loss (1 = even, E/k = collapsed)": [r"train/balance_loss$"],
-    "max violation of training since the last evaluation (0 = even)": [
-        r"moe/max_violation_since_eval/"
-    ],
+    "max violation of training since the last evaluation (0 = even)": [r"moe/max_violation_since_eval/"],
     "max violation of one step (0 = even)": [r"moe/max_violation/"],
     "dead experts (under 1 % of an even load)": [r"moe/dead_experts/"],
 }

@@ -20,9 +20,7 @@ def sink_mass(
     Attention blocks are those with a `sink_mass` method and sinks; {} for a model that has none.
     Their inputs are taken by hooks, so that a variant's own way through its blocks is the one measured.
     """
-    blocks = {
-        m.layer: m for m in model.modules() if hasattr(m, "sink_mass") and m.sinks is not None
-    }
+    blocks = {m.layer: m for m in model.modules() if hasattr(m, "sink_mass") and m.sinks is not None}
     if not blocks:
         return {}
     inputs: dict[int, tuple] = {}
@@ -39,9 +37,7 @@ def sink_mass(
         with autocast():
             model(**batch)
             mass = [block.sink_mass(*inputs[layer]) for layer, block in blocks.items()]  # (B, T, H)
-        means = torch.stack(
-            [(m[:, -tokens:] * counted).sum((0, 1)) / counted.sum() for m in mass]
-        ).cpu()
+        means = torch.stack([(m[:, -tokens:] * counted).sum((0, 1)) / counted.sum() for m in mass]).cpu()
     finally:
         for handle in handles:
             handle.remove()

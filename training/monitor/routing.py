@@ -95,8 +95,6 @@ def share_by_kind(
     kinds = kind_of_token[routing.tokens.long()]  # (N,)
     layers, num_experts = routing.load.shape
     pairs = kinds[:, None] * num_experts + routing.choices.long()  # (L, N, k)
-    counts = torch.stack(
-        [row.flatten().bincount(minlength=num_kinds * num_experts) for row in pairs]
-    )
+    counts = torch.stack([row.flatten().bincount(minlength=num_kinds * num_experts) for row in pairs])
     counts = counts.view(layers, num_kinds, num_experts).double()
     return counts / counts.sum(-1, keepdim=True).clamp(min=1), kinds.bincount(minlength=num_kinds)

@@ -105,9 +105,7 @@ def save_checkpoint(
     return path
 
 
-def finish_saving(
-    out_dir: str | Path, step: int, scored: dict[str, float] | None, keep: int | None
-) -> None:
+def finish_saving(out_dir: str | Path, step: int, scored: dict[str, float] | None, keep: int | None) -> None:
     """What follows a new checkpoint: best.json, then all but the newest `keep` and the best go.
 
     A resumed run does it once more for the checkpoint that it starts from: a kill may have come
@@ -330,9 +328,7 @@ def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module)
 
 def restored_position(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> dict[str, Any]:
     """The loader's position; its source checks its own part."""
-    tokens = [
-        owned(rest, "tokens", (None,), torch.int64) for rest in saved["tokens"][: cfg.batch_size]
-    ]
+    tokens = [owned(rest, "tokens", (None,), torch.int64) for rest in saved["tokens"][: cfg.batch_size]]
     for rest in tokens:
         if not (0 <= int(rest.min()) and int(rest.max()) < model.config.vocab_size):
             raise ValueError(f"its tokens are not ids below {model.config.vocab_size}")
@@ -354,9 +350,7 @@ def restored_board(saved: Any, cfg: TrainConfig) -> str | None:
 
 
 def restored_scores(saved: Any) -> dict[str, float] | None:
-    return (
-        {k: cast(k, saved[k], float) for k in ("val_loss", "val_bits_per_byte")} if saved else None
-    )
+    return {k: cast(k, saved[k], float) for k in ("val_loss", "val_bits_per_byte")} if saved else None
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

@@ -168,9 +168,7 @@ def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
         "train": asdict(run.cfg),
         "model": asdict(run.model.config),
         "parameters": run.model.config.parameter_counts(),
-        "tokenizer": {
-            k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")
-        },
+        "tokenizer": {k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")},
         "tensorboard_dir": run.tensorboard_dir,
         "starts": [*earlier_starts(run.cfg.out_dir), start | provenance()],
     }

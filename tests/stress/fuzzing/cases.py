@@ -106,10 +106,7 @@ USES: dict[str, list[Use]] = {
         Use("train", _train(dataset="tokens", val_dataset="valid.jsonl"), file)
         for file in ("tokens/tokens.json", "tokens/train_00000.tokens.npy", "tokens/train_00000.ends.npy")
     ],
-    "ranks": [
-        Use("train", (*_train(), "--dry_run"), file)
-        for file in ("small.tiktoken", "small.json")
-    ]
+    "ranks": [Use("train", (*_train(), "--dry_run"), file) for file in ("small.tiktoken", "small.json")]
     + [
         Use("prepare", ("--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", *PREPARED), file)
         for file in ("small.tiktoken", "small.json")
@@ -117,7 +114,7 @@ USES: dict[str, list[Use]] = {
     "band": [
         Use("report", (RUN, "--reference", "band.json", "--out", "page.png"), "band.json"),
     ],
-}  # fmt: skip
+}
 HOWS = {
     ".yaml": ("bytes", "lines", "tree", "tree"),
     ".txt": ("bytes", "lines"),
@@ -217,9 +214,7 @@ def mutated_words(draw, argv: tuple[str, ...]) -> tuple[str, ...]:
     words = list(argv)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(words) - 1))
-        how = draw(
-            st.sampled_from(("odd", "odd", "odd", "drop", "again", "swap", "typo", "put", "join"))
-        )
+        how = draw(st.sampled_from(("odd", "odd", "odd", "drop", "again", "swap", "typo", "put", "join")))
         if how == "odd":
             values = [n for n, word in enumerate(words) if not word.startswith("--")] or [place]
             words[draw(st.sampled_from(values))] = draw(arguments())
@@ -234,9 +229,7 @@ def mutated_words(draw, argv: tuple[str, ...]) -> tuple[str, ...]:
             word = words[place]
             cut = draw(st.integers(0, len(word)))
             words[place] = (
-                word[:cut]
-                + draw(st.sampled_from(("", "x", "-", "_", "=", "\u00e9")))
-                + word[cut + 1 :]
+                word[:cut] + draw(st.sampled_from(("", "x", "-", "_", "=", "\u00e9"))) + word[cut + 1 :]
             )
         elif how == "put":
             words.insert(place, draw(arguments()))
@@ -286,9 +279,7 @@ def arbitrary_words(*programs: str) -> Callable[[str, Path], Strategy[Case]]:
     return strategy
 
 
-KINDS: dict[
-    str, tuple[Callable[[str, Path], Strategy[Case]], Callable[[str, Path], Strategy[Case]]]
-] = {
+KINDS: dict[str, tuple[Callable[[str, Path], Strategy[Case]], Callable[[str, Path], Strategy[Case]]]] = {
     "train flags": (mutated_train, arbitrary_words("train")),
     "tool flags": (mutated_tools, arbitrary_words(*VALID)),
     **{kind: (mutated_files, arbitrary_files) for kind in USES},

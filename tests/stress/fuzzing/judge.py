@@ -204,9 +204,7 @@ def _bounded():
 
 def _where(raised: BaseException) -> str:
     """The kind of an exception and the last line of ours that it passed."""
-    frames = [
-        f for f in traceback.extract_tb(raised.__traceback__) if f.filename.startswith(str(ROOT))
-    ]
+    frames = [f for f in traceback.extract_tb(raised.__traceback__) if f.filename.startswith(str(ROOT))]
     ours = [f for f in frames if "/fuzzing/" not in f.filename and "/.venv/" not in f.filename]
     place = f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else "?"
     return f"{type(raised).__name__} at {place}"

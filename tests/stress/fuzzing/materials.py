@@ -147,15 +147,14 @@ def write_table(path: Path, steps: tuple[tuple, ...]) -> bytes:
         elif step == "rows":
             column, table = column[:value], table.slice(0, value)
         elif step == "nulls":
-            column = pa.array([None if i % value == 0 else v for i, v in enumerate(column.to_pylist())],
-                              column.type)  # fmt: skip
+            column = pa.array(
+                [None if i % value == 0 else v for i, v in enumerate(column.to_pylist())], column.type
+            )
         else:
             column = _typed(value, len(column), texts)
     ids = table["id"].combine_chunks()
     file, more = io.BytesIO(), table.num_columns - 2
-    changed = pa.Table.from_arrays(
-        [ids, column, *[ids] * more], names=["id", name, *["text"] * more]
-    )
+    changed = pa.Table.from_arrays([ids, column, *[ids] * more], names=["id", name, *["text"] * more])
     pyarrow.parquet.write_table(changed, file, row_group_size=16, compression=codec)
     return file.getvalue()
 

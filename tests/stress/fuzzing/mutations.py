@@ -104,9 +104,7 @@ def odd_values(*, tensors: bool = False) -> st.SearchStrategy[Any]:
         layouts = st.sampled_from(("plain", "expanded", "transposed"))
         leaves.append(st.builds(Tensor, shapes, dtypes, fills, layouts))
     leaf = st.one_of(leaves)
-    return st.one_of(
-        leaf, st.lists(leaf, max_size=2), st.dictionaries(st.text(max_size=3), leaf, max_size=2)
-    )
+    return st.one_of(leaf, st.lists(leaf, max_size=2), st.dictionaries(st.text(max_size=3), leaf, max_size=2))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -125,9 +123,7 @@ def mutants(draw, materials: Path, file: str, hows: tuple[str, ...]) -> Mutant:
 def byte_steps(path: Path) -> st.SearchStrategy[tuple]:
     size = path.stat().st_size
     edge = min(size, 300)  # where formats keep what they are
-    places = st.one_of(
-        st.integers(0, size - 1), st.integers(0, edge - 1), st.integers(size - edge, size - 1)
-    )
+    places = st.one_of(st.integers(0, size - 1), st.integers(0, edge - 1), st.integers(size - edge, size - 1))
     lengths = st.one_of(st.integers(1, 8), st.integers(1, max(1, size // 2)))
     inserted = st.one_of(
         st.binary(min_size=1, max_size=8),
@@ -182,11 +178,7 @@ def column_steps(path: Path) -> st.SearchStrategy[tuple]:
 
 def _paths(tree: Any, front: tuple = ()) -> list[tuple]:
     items = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, (list, tuple))
-        else ()
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
     )
     found = []
     for key, value in list(items)[:40]:
