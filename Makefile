@@ -1,14 +1,16 @@
 # Every target sets up .venv by itself; nothing is installed outside it.
 PYTHON ?= python3
+PIP_FLAGS ?=  # for pip install; without CUDA: --extra-index-url https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: quickstart setup test slow check bench bench-gpu clean
+.PHONY: quickstart setup test slow check pictures bench bench-gpu clean
 
 QUICKSTART := model_quickstart
 
-quickstart: .venv/.runtime  ## a model in about five minutes on two cores; once installed, no network
-	@echo "quickstart: trains a small mixture of experts on stories that this project writes, about five"
-	@echo "minutes on two cores, then tells three. Ctrl-C saves; make quickstart goes on from there."
+quickstart: .venv/.runtime  ## a small model in minutes on two cores; once installed, no network
+	@echo "quickstart: trains a small mixture of experts on stories that this project writes, then tells three."
+	@echo "About eight minutes on two cores. Ctrl-C saves; make quickstart goes on from there."
 	@$(BIN)/python train.py --out_dir $(QUICKSTART) \
 		$(if $(wildcard $(QUICKSTART)/checkpoint_*.pt),--resume,--config configs/quickstart.yaml)
 
@@ -24,11 +26,14 @@ check: .venv/.dev  ## linter and formatter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+pictures: .venv/.dev  ## the pictures of README and docs, from benchmarks/results
+	$(BIN)/python -m benchmarks.pictures
+
 bench: .venv/.dev  ## the published figures that take minutes: parity, head memory
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.head_memory
 
-bench-gpu: .venv/.dev  ## one CUDA device, about twenty minutes: right, how fast beside transformers, and ten minutes of medium
+bench-gpu: .venv/.dev  ## one CUDA device, about twenty minutes: correct values, speed beside transformers, ten minutes of medium
 	$(BIN)/python -m benchmarks.gpu_check
 	$(BIN)/python train.py --config configs/medium.yaml --max_minutes 10 --out_dir model_gpu_medium
 	$(BIN)/python -m benchmarks.record_run model_gpu_medium --out benchmarks/results/gpu_medium.json
@@ -39,9 +44,9 @@ clean:
 .venv/.runtime: requirements.txt
 	@echo "installing into .venv: once, some minutes, mostly PyTorch"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PIP) -r requirements.txt
 	touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP) -r requirements-dev.txt
 	touch $@

@@ -1,0 +1,362 @@
+"""README and docs say what the records and the files say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import statistics
+from pathlib import Path
+
+import pytest
+
+from evaluation.ablation.statistics import summary
+from training.command_line import parse_command_line
+from training.config import ContextTrainConfig, TrainConfig
+from training.train_command import model_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+OURS = {
+    "architecture",
+    "benchmarks",
+    "common",
+    "configs",
+    "data",
+    "docs",
+    "evaluation",
+    "examples",
+    "tests",
+    "training",
+}
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text_of(name: str) -> str:
+    """A document with every run of white space as one space."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def record(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+# ------------------------------------------------------------------------------ numbers of an ablation
+
+
+def runs(ablation: str, phase: str = "verdict") -> dict[str, dict[int, dict]]:
+    """The runs of a verdict by arm and seed."""
+    found: dict[str, dict[int, dict]] = {}
+    for line in (RESULTS / "ablations" / ablation / "results.jsonl").read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        if run["phase"] == phase:
+            found.setdefault(run["arm"], {})[run.get("seed", 0)] = run
+    return found
+
+
+def mean(ablation: str, arm: str, key: str = "bits_per_byte") -> float:
+    return statistics.fmean(run[key] for run in runs(ablation)[arm].values())
+
+
+def seconds(ablation: str, arm: str) -> float:
+    return statistics.median(run["seconds"] for run in runs(ablation)[arm].values())
+
+
+def pair(ablation: str, first: str, second: str) -> tuple[float, float]:
+    """Mean of first - second over the seeds that both have, and half of its 95 % interval."""
+    a, b = runs(ablation)[first], runs(ablation)[second]
+    found = summary(
+        [a[seed]["bits_per_byte"] - b[seed]["bits_per_byte"] for seed in sorted(a.keys() & b.keys())]
+    )
+    return found.mean, found.half_width
+
+
+def size(ablation: str, first: str, second: str) -> tuple[float, float]:
+    """The same without its sign."""
+    difference, half_width = pair(ablation, first, second)
+    return abs(difference), half_width
+
+
+def decode_speed(ablation: str, arm: str) -> float:
+    return runs(ablation, "inference")[arm][0]["decode_tokens_per_second"]
+
+
+def after_the_first_segment(arm: str, state: str = "") -> dict[int, float]:
+    """Nats per token of context_vector by seed; state: "", "_zeroed" or "_swapped"."""
+    rows = runs("context_vector", "segments")[arm]
+    return {seed: rows[seed][f"loss_after_first_segment{state}"] for seed in sorted(rows)}
+
+
+def spread(values) -> tuple[float, float]:
+    """Mean and half of the 95 % interval."""
+    found = summary(list(values))
+    return found.mean, found.half_width
+
+
+def above(first: dict[int, float], second: dict[int, float], sign: int = 1) -> tuple[float, float]:
+    return spread(sign * (first[seed] - second[seed]) for seed in first)
+
+
+# ------------------------------------------------------------------------------------------ the claims
+
+
+def claims() -> list[tuple[str, str, tuple]]:
+    """(document, words around the numbers, the numbers from their records)."""
+    light, long, toy = record("light_5_minutes"), record("light_15_minutes"), record("tinystories_20_minutes")
+    quick, soak, parity = record("quickstart"), record("soak"), record("parity")
+    peers, kill, fuzz = record("compare_peers")["shapes"], record("kill_resume"), record("fuzz")
+    head, stories = record("head_memory"), record("stories")
+    (profile,) = record("step_profile").values()
+    told = record("context_stories")["models"]
+    scores = tuple(light["bits_per_byte"].values())
+    light_seconds = [run["final"]["final/seconds"] for run in light["runs"]]
+    at = {name: dict(run["curve"]["val/bits_per_byte"]) for name, run in {"long": long}.items()}
+    plain = [case for case in parity["cases"] if case["dtype"] == "float64" and case["rope"] == "plain rope"]
+    worst = (
+        max(case["logits_max_difference"] for case in plain),
+        max(c["gradient_max_difference"] for c in plain),
+    )
+    single = [case for case in parity["cases"] if case["dtype"] == "float32"]
+    sizes = max(c["logits_max"] for c in single), max(c["gradient_max"] for c in single)
+    float32 = parity["logits_max_difference"]["float32"], parity["gradient_max_difference"]["float32"]
+    toy_peer, wide_peer = peers["toy"], peers["4 layers of 256, 8 experts top-2"]
+    arms = ("carried", "zeroed", "trunk_segments", "trunk_whole")
+    carried, zeroed, segments, whole = (after_the_first_segment(arm) for arm in arms)
+    parts = profile["shares"]
+    shown = [parts[k] for k in ("experts", "head and loss", "optimizer", "attention without its projections")]
+    thread = profile["loader_thread_share"]
+    load = {arm: mean("balancing", arm, "max_violation") for arm in ("bias", "aux", "none")}
+
+    readme = [
+        ("{:.3f}, {:.3f}, {:.3f}", scores),
+        ("6.3 M tokens? | {:.3f}", (toy["final"]["final/bits_per_byte"],)),
+        ("by {:.3f} +- {:.3f}, for {:.2f} times the seconds",
+         (*size("gpt2_vs_gptoss", "gptoss", "gpt2"),
+          seconds("gpt2_vs_gptoss", "gptoss") / seconds("gpt2_vs_gptoss", "gpt2"))),
+        ("RoPE: {:.3f} +- {:.3f} against", size("ladder", "rope", "gpt2")),
+        ("training without it is {:+.4f} +- {:.4f}", pair("balancing", "none", "aux")),
+        ("one of four by {:.3f} +- {:.3f}", size("granularity", "8_of_2", "4_of_1")),
+        ("{:.2f} times the tokens/s with {:.2f} of the memory at `toy`", (toy_peer["speed"], toy_peer["memory"])),
+        ("to {:.1e} of {:.1f} in float32, gradients to {:.1e} of {:.2f}",
+         (float32[0], sizes[0], float32[1], sizes[1])),
+        ("{} runs killed {} times", (kill["runs"], kill["kills"])),
+        ("({:.1f} M parameters, of which a token uses {:.2f} M)",
+         (quick["final"]["final/parameters"] / 1e6, quick["final"]["final/active_parameters"] / 1e6)),
+        ("| {:.1f} M | {:.2f} M | two cores, bundled stories | {:.0f} s",
+         (quick["final"]["final/parameters"] / 1e6, quick["final"]["final/active_parameters"] / 1e6,
+          quick["final"]["final/seconds"])),
+        ("{:.1f} M | {:.2f} M | two cores, TinyStories | {:.0f} to {:.0f} s with one thread",
+         (light["runs"][0]["final"]["final/parameters"] / 1e6, light["runs"][0]["final"]["final/active_parameters"] / 1e6,
+          min(light_seconds), max(light_seconds))),
+        ("| {:.1f} M | {:.1f} M | two cores, TinyStories | {:,.0f} s",
+         (toy["final"]["final/parameters"] / 1e6, toy["final"]["final/active_parameters"] / 1e6, toy["final"]["final/seconds"])),
+    ]  # fmt: skip
+    results = [
+        ("all {:,} validation tokens", (long["final"]["final/validation_tokens"],)),
+        ("1,600 steps, {:.1f} M tokens; took {:.0f}, {:.0f} and {:.0f} s with one thread",
+         (light["runs"][0]["final"]["final/tokens"] / 1e6, *light_seconds)),
+        ("`light`, {:.1f} M parameters", (light["runs"][0]["final"]["final/parameters"] / 1e6,)),
+        ("**{:.3f}, {:.3f}, {:.3f}**", scores),
+        ("{:,} steps, {:.1f} M tokens, {:,.0f} s | **{:.3f}** ({:.3f} nats per token)",
+         (4800, long["final"]["final/tokens"] / 1e6, long["final"]["final/seconds"],
+          long["final"]["final/bits_per_byte"], long["final"]["final/loss"])),
+        ("`toy`, {:.1f} M parameters | {:,} steps, {:.1f} M tokens, {:,.0f} s with two threads | **{:.3f}** ({:.3f} nats",
+         (toy["final"]["final/parameters"] / 1e6, toy["final"]["final/steps"], toy["final"]["final/tokens"] / 1e6,
+          toy["final"]["final/seconds"], toy["final"]["final/bits_per_byte"], toy["final"]["final/loss"])),
+        ("{:,} steps, {:.1f} M tokens, {:,.0f} s with one thread | **{:.3f}**",
+         (soak["final"]["final/steps"], soak["final"]["final/tokens"] / 1e6, soak["final"]["final/seconds"],
+          soak["final"]["final/bits_per_byte"])),
+        ("stands at {:.3f} just before the fall and at {:.3f} after it", (at["long"][2750], at["long"][4800])),
+        ("The recorded run took {:.0f} s ({:,.0f} tokens/s)",
+         (quick["final"]["final/seconds"], quick["final"]["final/tokens_per_second"])),
+        ("It rejects {:.1f} % of copies", (100 * stories["swapped_copies_rejected"],)),
+        ("{:,} stories, all different, {:.0f} to {:.0f} words; {:.1f} % of the held-out",
+         (stories["stories"], stories["words"][0], stories["words"][2],
+          100 * stories["validation_stories_with_20_words_of_training"])),
+        ("accepts {:.1f} % of them", (100 * stories["accepted"],)),
+        ("better by {:.3f} +- {:.3f}** ({:.3f} against {:.3f}). It takes {:.2f} times",
+         (*size("gpt2_vs_gptoss", "gptoss", "gpt2"), mean("gpt2_vs_gptoss", "gptoss"),
+          mean("gpt2_vs_gptoss", "gpt2"),
+          seconds("gpt2_vs_gptoss", "gptoss") / seconds("gpt2_vs_gptoss", "gpt2"))),
+        ("has {:.2f} times the parameters in all",
+         (mean("gpt2_vs_gptoss", "gptoss", "parameters") / mean("gpt2_vs_gptoss", "gpt2", "parameters"),)),
+        ("learned positions by {:.3f} +- {:.3f}**", size("ladder", "rope", "gpt2")),
+        ("({:.3f} +- {:.3f}, three seeds)", size("ladder", "experts", "gpt2")),
+        ("worse than GELU by {:.3f} +- {:.3f}**", pair("ladder", "swiglu", "rmsnorm")),
+        ("win **{:.3f} +- {:.3f}**", size("ladder", "experts", "swiglu")),
+        ("The balance loss: {:+.4f} +- {:.4f} for", pair("balancing", "none", "aux")),
+        ("**worse by {:.3f} +- {:.3f}**, and balances: max violation {:.2f} against {:.2f} with the balance loss and {:.2f}",
+         (*pair("balancing", "bias", "aux"), load["bias"], load["aux"], load["none"])),
+        ("**better by {:.3f} +- {:.3f}**. Finer", size("granularity", "8_of_2", "4_of_1")),
+        ("16:4 against 8:2 {:+.3f} +- {:.3f}", pair("granularity", "16_of_4", "8_of_2")),
+        ("32:8 against 16:4 {:+.3f} +- {:.3f}", pair("granularity", "32_of_8", "16_of_4")),
+        ("takes {:.2f} times the seconds of 8:2", (seconds("granularity", "32_of_8") / seconds("granularity", "8_of_2"),)),
+        ("Yes, by {:.3f} +- {:.3f} nats", above(zeroed, carried)),
+        ("most of the {:.3f} may be", (size("ladder", "rope", "gpt2")[0],)),
+        ("`toy`: **{:.2f}** times its tokens/s with {:.2f} of its memory", (toy_peer["speed"], toy_peer["memory"])),
+        ("top-2: **{:.2f}** and {:.2f}", (wide_peer["speed"], wide_peer["memory"])),
+        ("experts {:.0%}, head and loss {:.0%}, optimizer {:.0%}, attention {:.0%}, the rest {:.0%}",
+         (*shown, 1 - sum(shown))),
+        ("{:.1%} on bundled stories, {:.1%} on a file; the trainer waits for another {:.1%}",
+         (thread["bundled"], thread["train.jsonl"], profile["loader_wait_share"])),
+        ("{:.1%} of the training time of `toy`", (record("instrument_cost")["share_of_training_time"],)),
+        ("{:.2f} GB extra in {:.2f} of the naive time (naive: {:.1f} GB)",
+         (head["median"]["ours"]["extra_gb"], head["time_ratio"], head["median"]["naive"]["extra_gb"])),
+        ("GPT-OSS {:.0f} tokens/s, `gpt2.py` {:.0f}. With both ends in `gptoss.py` it is {:.0f} and {:.0f}",
+         (decode_speed("gpt2_vs_gptoss", "gptoss"), decode_speed("gpt2_vs_gptoss", "gpt2"),
+          decode_speed("ladder", "experts"), decode_speed("ladder", "gpt2"))),
+        ("the same runs: {:.0f} and {:.0f} tokens/s",
+         (decode_speed("balancing", "aux"), decode_speed("granularity", "8_of_2"))),
+        ("{} runs killed with `kill -9` {} times, {} of them while",
+         (kill["runs"], kill["kills"], kill["kills_in_a_checkpoint_write"])),
+        ("{:,} checkpoints compared", (kill["checkpoints_compared"],)),
+        ("{:,} damaged or arbitrary inputs, {} of them as commands", (fuzz["cases"], fuzz["of_them_as_commands"])),
+        ("{:,} flipped bits and zeroed sectors",
+         (sum(sum(ends.values()) for ends in record("integrity")["flips"].values()),)),
+        ("memory {:.1%} from", (soak["memory_rise"],)),
+        ("and {:.2f} MB of logs a minute", (soak["log_mb_per_minute"],)),
+        ("logits {:.1e} of {:.1f}, any gradient {:.1e} of {:.2f}", (float32[0], sizes[0], float32[1], sizes[1])),
+        ("| {:.1e} and {:.1e} |", worst),
+    ]  # fmt: skip
+    context = [
+        ("(a) state carried | {:.3f} +- {:.3f} | | {:.0f} |",
+         (*spread(carried.values()), seconds("context_vector", "carried"))),
+        ("every segment | {:.3f} +- {:.3f} | worse by {:.3f} +- {:.3f} | {:.0f} |",
+         (*spread(zeroed.values()), *above(zeroed, carried), seconds("context_vector", "zeroed"))),
+        ("same segments | {:.3f} +- {:.3f} | worse by {:.3f} +- {:.3f} | {:.0f} |",
+         (*spread(segments.values()), *above(segments, carried), seconds("context_vector", "trunk_segments"))),
+        ("its window | {:.3f} +- {:.3f} | better by {:.3f} +- {:.3f} | {:.0f} |",
+         (*spread(whole.values()), *above(carried, whole), seconds("context_vector", "trunk_whole"))),
+        ("lowers the loss by {:.3f} nats", above(zeroed, carried)[:1]),
+        ("({:.3f} +- {:.3f}), and it trains",
+         above({s: r["loss_by_segment"][0] for s, r in runs("context_vector", "segments")["trunk_whole"].items()},
+               {s: r["loss_by_segment"][0] for s, r in runs("context_vector", "segments")["carried"].items()})),
+        ("{:.0f} +- {:.0f} % as the report",
+         spread(100 * (segments[s] - carried[s]) / (segments[s] - whole[s]) for s in carried)),
+        ("costs the trained model {:.3f} +- {:.3f}",
+         above(after_the_first_segment("carried", "_swapped"), carried)),
+        ("zeros {:.3f} +- {:.3f}", above(after_the_first_segment("carried", "_zeroed"), carried)),
+        ("accepts {}, {} and {} with the carried", [m["carried"]["consistent and finished"] for m in told]),
+        ("accepts {}, {} and {}, but", [m["zeroed"]["consistent and finished"] for m in told]),
+    ]  # fmt: skip
+    return [
+        (name, words, tuple(values))
+        for name, part in (("README.md", readme), ("docs/results.md", results), ("docs/context.md", context))
+        for words, values in part
+    ]
+
+
+def written(words: str, values: tuple) -> str:
+    """As documents write numbers: 8.3e-7, 32 %."""
+    return re.sub(r"(?<=\d)%", " %", words.format(*values).replace("e-0", "e-"))
+
+
+CLAIMS = claims()
+
+# Numbers with a decimal point that have no record here, each with where it comes from.
+WITHOUT_RECORD = {
+    "README.md": ["0.90 M active", "3.3 M tokens", "3.6 M parameters", "3.11", "--top_p 0.95", "Sharing-1.0"],
+    "docs/results.md": [
+        "0.90 M active", "1.12 M active", "0.37 M active",  # of the plan
+        "resolves 0.006 to 0.011", "resolves 0.004; 0.005 for", "resolves 0.009 and 0.010",  # compared below
+        "5.23", "Sharing-1.0", "temperature 0.8",  # a version, a licence, a setting
+        "differ by up to 1.5", "9e-5 of 9.4",  # an independent check
+    ],
+    "docs/context.md": ["0.5 M tokens", "(0.007 to 0.015,"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("document", "words", "values"), CLAIMS, ids=[words[:50] for _, words, _ in CLAIMS])
+def test_a_published_number_is_that_of_its_record(document, words, values):
+    said = written(words, values)
+    assert said in text_of(document), f"{document} should say: {said}"
+
+
+@pytest.mark.parametrize("document", WITHOUT_RECORD)
+def test_no_number_with_a_decimal_point_lacks_a_record(document):
+    left = text_of(document)
+    for name, words, values in CLAIMS:
+        if name == document:
+            left = left.replace(written(words, values), " ")
+    left = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv:\S+", " ", left)
+    for words in WITHOUT_RECORD[document]:
+        assert words in left, f"{document} does not say {words!r} any more"
+        left = left.replace(words, " ")
+    assert re.findall(r"\d+\.\d+\S*", left) == []
+
+
+@pytest.mark.parametrize(
+    ("ablation", "said"),
+    [
+        ("balancing", "resolves 0.004; 0.005 for"),
+        ("granularity", "resolves 0.009 and 0.010"),
+        ("ladder", "resolves 0.006 to 0.011"),
+        ("context_choices", "0.007 to 0.015"),
+    ],
+)
+def test_what_a_design_resolves_is_what_its_report_says(ablation, said):
+    report = (RESULTS / "ablations" / ablation / "report.md").read_text(encoding="utf-8")
+    resolves = [f"{float(x):.3f}" for x in re.findall(r"this design resolves (\d\.\d+)", report)]
+    wanted = re.findall(r"\d\.\d+", said)
+    assert {min(resolves), max(resolves)} == set(wanted)
+
+
+# ------------------------------------------------------------------------------- files, links, commands
+
+
+def test_the_tree_of_the_design_page_names_every_file():
+    """Each folder's block lists its files, or the folder has one line for all of them."""
+    tree = re.search(
+        r"```\n(common/.*?)```", (ROOT / "docs/design.md").read_text(encoding="utf-8"), re.S
+    ).group(1)
+    named, folder = set(), ""
+    for line in tree.splitlines():
+        if line[0] != " ":
+            folder = line.split()[0]
+            continue
+        for word in line.split():
+            if not re.fullmatch(r"\w+(\.py|/)", word):
+                break  # the description begins
+            named.add(folder + word)
+    files = set()
+    for folder in ("common", "architecture", "data", "training", "evaluation"):
+        for path in (ROOT / folder).iterdir():
+            if path.name.startswith("__") or path.name in ("cache", "prepared"):
+                continue
+            files.add(f"{folder}/{path.name}" + ("/" if path.is_dir() else ""))
+    assert named == files
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_named_files_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+    for name in re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|json|md))`", text):
+        if name.split("/")[0] in OURS and "NAME" not in name:
+            assert (ROOT / name).exists(), name
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of each `python ...` in indented lines and code spans."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
+    lines = re.findall(r"^    (python .*)$", text, re.M) + re.findall(
+        r"`(python [^`]*)`", " ".join(text.split())
+    )
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_name_scripts_and_flags_that_exist(document):
+    for words in commands(document):
+        if words[0] == "-m":
+            path = ROOT / words[1].replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), words
+        else:
+            assert (ROOT / words[0]).exists(), words
+        if words[0] in ("train.py", "train_context.py") and not {"...", "--help"} & set(words):
+            kind = TrainConfig if words[0] == "train.py" else ContextTrainConfig
+            parse_command_line(
+                ["1" if word == "N" else word for word in words[1:]], model_fields, config_class=kind
+            )
