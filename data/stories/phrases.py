@@ -88,7 +88,7 @@ WORDS = {
         "{slowly|quickly|carefully|quietly|gently|at once|right away|with great care|bit by "
         "bit|with both hands|without a word|with a {smile|grin|nod|laugh|sigh}}"
     ),
-    "kindly": ("{kindly|softly|gently|quietly|warmly|with a {smile|nod}|in a {soft|low|kind|warm} voice}"),
+    "skindly": ("{kindly|softly|gently|quietly|warmly|with a {smile|nod}|in a {soft|low|kind|warm} voice}"),
     "sadly": (
         "{sadly|quietly|softly|with a sigh|in a {small|low|sad|tiny|shaky} voice|with tears in $his eyes}"
     ),
@@ -313,17 +313,17 @@ HELP_OFFER = (
 GLAD = (
     "{$lead}$N was so $glad{ that $n {danced|jumped up and down|sang|hugged $S|clapped $his "
     "hands|laughed out loud|did a {little|funny} dance}|}.",
-    '"$well{Thank you, $C|Oh, thank you, $C|Thank you so much, $C|Thanks, $C|You did it, $C|'
-    'Hooray for you, $C}!" $Ncried{ and {hugged $shim|jumped up and down|clapped|held $X '
+    '"$well{Thank you, $S|Oh, thank you, $S|Thank you so much, $S|Thanks, $S|You did it, $S|'
+    'Hooray for you, $S}!" $Ncried{ and {hugged $shim|jumped up and down|clapped|held $X '
     "{tight|close|high}}|}.",
     "{$lead}$M {hugged $S|gave $S a {big|long|warm} hug|jumped up and down|clapped $his hands|"
     'danced {in a circle|around}} and {laughed.|sang.|shouted, "{Hooray|Yay|Thank you|We did '
-    'it}!"|said, "{Thank you, $C|You are {so kind|a good friend|the best}, $C}."}',
-    '"{$well}You are {so kind|the best|very clever|such a help|so good to me}, $C," $Nsaid{ '
+    'it}!"|said, "{Thank you, $S|You are {so kind|a good friend|the best}, $S}."}',
+    '"{$well}You are {so kind|the best|very clever|such a help|so good to me}, $S," $Nsaid{ '
     "and {hugged $shim|smiled}|}.",
     "{A {big|wide|warm|happy|slow} smile {came to|spread over|lit}|There was a {big|wide|warm|"
     "happy} smile on} $Ns face{, and $S {smiled, too|laughed|was $glad}|}.",
-    '{Never|Not once} had $N {been|felt} so {happy|glad|proud}{. "{Thank you|Thanks}, $C," $n said|}.',
+    '{Never|Not once} had $N {been|felt} so {happy|glad|proud}{. "{Thank you|Thanks}, $S," $n said|}.',
     "First $N {laughed|smiled|cheered}, {then|and then} $n {hugged|thanked} $S{ {again and "
     "again|for a long time|twice}|}.",
 )

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 class Plot(NamedTuple):
     name: str
-    use: str  # letter of world.USES, or "skill" or "food"
+    use: str  # a letter of world.OBJECTS, or "skill" or "food"
     beats: tuple[tuple[str, ...], ...]  # paragraphs of pools; "?" after a name: sometimes left out
     pools: dict[str, tuple[str, ...]]
     others: str = "friend family"
-    state: tuple[str, str] = ("", "")  # of the object: before and after
     hook: bool = True
     kept: bool = True  # whether the hero still has the object at the end
 
@@ -36,7 +35,7 @@ LOST = Plot(
     {
         "hook": (
             '"$oh! {Where is my $adj $o|My $adj $o is {gone|lost|not here}|I have lost my '
-            '$adj $o|I cannot find my $adj $o}!" $Hcried.',
+            '$adj $o|I cannot find my $adj $o}!" $Ncried.',
             "$Ns $adj $o was {gone|lost|nowhere to be seen|missing}. {$N looked {left and "
             "right|up and down|here and there}, but it was not there.|It was {not here and "
             "not there|nowhere}.|$N {felt|was} $sad.}",
@@ -113,7 +112,6 @@ LOST = Plot(
             "It was {found|not lost any more}{ at last|}!",
         ),
     },
-    state=("lost", "found"),
 )
 
 STUCK = Plot(
@@ -122,7 +120,7 @@ STUCK = Plot(
     PROBLEM_BEATS,
     {
         "hook": (
-            '"$oh! My $adj $o is {stuck|caught} {in a tree|up there|in the branches}!" $Hcried.',
+            '"$oh! My $adj $o is {stuck|caught} {in a tree|up there|in the branches}!" $Ncried.',
             "$Ns $adj $o was {stuck|caught} {high |}{up |}in a {tall|big} tree. {$N could not "
             "reach it.|It would not come down.|$N {felt|was} $sad.}",
         ),
@@ -151,7 +149,7 @@ STUCK = Plot(
         "tell": (
             '"{$well}My $o is stuck {up there|in the tree|on a branch}," $Nsaid{ $sadly|}. '
             '"{I cannot reach it|It is too high for me|How can I get it down|It will not come '
-            'down|I cannot climb so high}{, $C|}."',
+            'down|I cannot climb so high}{, $S|}."',
             "{$lead}$N {pointed up|showed $S the tree|looked up} and {said|told $shim} that $O was stuck.",
             '"{Look up|Look there|Up there}," $Nsaid{ $sadly|}. "{Do you see my $o{ in the '
             'tree|}?|There is my $o, and it is stuck.}"',
@@ -217,7 +215,6 @@ STUCK = Plot(
             "It was free{ at last| again}.}",
         ),
     },
-    state=("stuck", "free"),
 )
 
 BROKEN = Plot(
@@ -226,7 +223,7 @@ BROKEN = Plot(
     PROBLEM_BEATS,
     {
         "hook": (
-            '"$oh! My $adj $o is broken!" $Hcried.',
+            '"$oh! My $adj $o is broken!" $Ncried.',
             "$Ns $adj $o was broken. {{A|One} piece {lay|was} {here|on the ground}, and "
             "{another|the rest} {there|in the grass}.|$N {felt|was} $sad.|It {had|made} a "
             "{sad|funny|terrible} {crack|sound}.}",
@@ -255,7 +252,7 @@ BROKEN = Plot(
             'careful|It was {an accident|my own fault}|I do not know what to do}."',
             "{$lead}$N {showed $S the broken $o|held out the broken $o|{pointed to|looked at} "
             "the broken $o and {cried|sighed|said nothing}}.",
-            '"{Look|See}, $C," $Nsaid{ $sadly|}. "{My $o broke|$X is broken|I broke my $o}{ '
+            '"{Look|See}, $S," $Nsaid{ $sadly|}. "{My $o broke|$X is broken|I broke my $o}{ '
             '{in two|when I fell|just now}|}."',
             '"{It is|It was} {all |}my {own |}fault," $Nsaid{ $sadly|}. "{I ran|I jumped|I '
             "was {too fast|not careful|in a hurry}|I did not look}, and {now |then |}$X "
@@ -314,7 +311,6 @@ BROKEN = Plot(
             "again}.",
         ),
     },
-    state=("broken", "mended"),
 )
 
 DIRTY = Plot(
@@ -323,7 +319,7 @@ DIRTY = Plot(
     PROBLEM_BEATS,
     {
         "hook": (
-            '"$oh! My $adj $o is {so |all |very |}{dirty|muddy}!" $Hcried.',
+            '"$oh! My $adj $o is {so |all |very |}{dirty|muddy}!" $Ncried.',
             "$Ns $adj $o was {so |very |}{dirty|muddy}. {There was mud all over it.|It {was "
             "full of|smelled of} mud.|$N {felt|was} $sad.}",
         ),
@@ -351,7 +347,7 @@ DIRTY = Plot(
             'to do}."',
             "{$lead}$N {showed $S the {dirty|muddy} $o|held out the {dirty|muddy} $o|{pointed "
             "to|looked at} the {dirty|muddy} $o and {cried|sighed|said nothing}}.",
-            '"{Look|See}, $C," $Nsaid{ $sadly|}. "{My $o {fell in the mud|is full of mud|is '
+            '"{Look|See}, $S," $Nsaid{ $sadly|}. "{My $o {fell in the mud|is full of mud|is '
             'all dirty}|There is mud on my $o}."',
             '"{Nobody|No one} {will like|can play with} this {dirty|muddy} $o," $Nsaid{ $sadly|}.',
             "{One hand full of mud|With muddy {hands|feet|shoes}}, $N {held up|showed $S} the dirty $o.",
@@ -404,7 +400,6 @@ DIRTY = Plot(
             "in the end} $X was {clean|nice and clean|all clean}{ again|}.",
         ),
     },
-    state=("dirty", "clean"),
 )
 
 WET = Plot(
@@ -413,7 +408,7 @@ WET = Plot(
     PROBLEM_BEATS,
     {
         "hook": (
-            '"$oh! My $adj $o is {so |all |very |}wet!" $Hcried.',
+            '"$oh! My $adj $o is {so |all |very |}wet!" $Ncried.',
             "$Ns $adj $o was {so |very |}wet. {Water {ran|dripped} from it.|The rain had "
             "{come fast|not waited}.|$N {felt|was} $sad.}",
         ),
@@ -445,7 +440,7 @@ WET = Plot(
             'should have run|I was too slow|It will never be dry|I do not know what to do}."',
             "{$lead}$N {showed $S the wet $o|held out the wet $o|{pointed to|looked at} the "
             "wet $o and {cried|sighed|said nothing}}.",
-            '"{Look|See}, $C," $Nsaid{ $sadly|}. "{My $o is {full of water|dripping|all wet}}."',
+            '"{Look|See}, $S," $Nsaid{ $sadly|}. "{My $o is {full of water|dripping|all wet}}."',
             '"{Just|Only} look at my {poor |}$o," $Nsaid{ $sadly|}. "It is {so |all |very |}wet{ now|}."',
             "{Water|Rain} {ran|dripped} {down $his {nose|face|arms}|from $X} while $N told "
             "{what had happened|how it got wet}.",
@@ -496,7 +491,6 @@ WET = Plot(
             "and dry}, {$they cheered|all was well}.",
         ),
     },
-    state=("wet", "dry"),
 )
 
 SHARE = Plot(
@@ -514,7 +508,7 @@ SHARE = Plot(
     {
         "hook": (
             '"{No|No, no}! {My $adj $o is mine|You cannot have my $adj $o|I will not share my '
-            '$adj $o}!" $Hcried.',
+            '$adj $o}!" $Ncried.',
             "$N {did not want to|would not} share $his $adj $o. {Not {today|now}, not ever|"
             "Not with {anyone|anybody}|It was $his and nobody else could have it}.",
         ),
@@ -530,7 +524,7 @@ SHARE = Plot(
             'turn|try it|hold it|play, too}{, $V|}?" $s asked{ $skindly|}.',
         ),
         "refuse": (
-            '"{No|No, no|Not now|Never}{, $C|}!" $Nsaid{ and {held|pulled} $X {close|tight|'
+            '"{No|No, no|Not now|Never}{, $S|}!" $Nsaid{ and {held|pulled} $X {close|tight|'
             'away}|}. "{It is mine|It is my $o|Get your own $o|Go away|I want it all for {me|'
             'myself}}."',
             "{But |}$N {shook $his head|turned away|held $X {close|tight}} and {said no.|"
@@ -584,17 +578,17 @@ SHARE = Plot(
             '"{Poor dear|$S is sad}, and I {am to blame|made it so|did that}," $n thought.',
         ),
         "change": (
-            '{$lead}$M {went|ran|walked} {over |}to $S. "{I am sorry{, $C|}|Please forgive '
-            'me{, $C|}|I was {mean|not kind}{, $C|}}," $n said. "{You can have a turn|Let us '
+            '{$lead}$M {went|ran|walked} {over |}to $S. "{I am sorry{, $S|}|Please forgive '
+            'me{, $S|}|I was {mean|not kind}{, $S|}}," $n said. "{You can have a turn|Let us '
             'share $X|Here, take $X|We can play with $X together}."',
-            '"$well{I am sorry{, $C|}|Wait{, $C|}}," $Nsaid. "{Let us share $X|Come and play '
+            '"$well{I am sorry{, $S|}|Wait{, $S|}}," $Nsaid. "{Let us share $X|Come and play '
             'with $X|You can have {$X|a turn with $X}{ now|}}."',
             'So $n {took $X to $S|held out $X to $S} and said, "{I am sorry|Here you are|Let '
             'us share{ it|}|Please take {it|a turn}|We can {share|take turns}}."',
             "{It was not easy|It took {a moment|a deep breath|some time}}, but $N {went|"
             'walked} {over |}to $S and {said|whispered}, "{I am sorry|Forgive me}. {Take|'
             'Have} {a turn|$X}."',
-            '{$lead}$N {put|laid} $X {beside|next to|in front of} $S. "{I am sorry{, $C|}|I '
+            '{$lead}$N {put|laid} $X {beside|next to|in front of} $S. "{I am sorry{, $S|}|I '
             'was {mean|not kind}}," $n said. "{Let us share|It is for two|We can share}."',
         ),
         "shared": (
@@ -617,12 +611,11 @@ SHARE = Plot(
             '"$well{Thank you|Thanks|This is fun|You are kind|I like this}{, $V|}," $Ssaid{ $skindly|}.',
             "{$lead}$S {was $glad|smiled {again|from ear to ear}|gave $him a {big|warm|long} "
             "hug}, and {$N was $glad|$N felt {good|warm} inside}.",
-            '"$well{It is|Things are} {better|more fun} with {you|two}{, $C|}," $Nsaid{, and '
+            '"$well{It is|Things are} {better|more fun} with {you|two}{, $S|}," $Nsaid{, and '
             "$S {nodded|smiled|laughed}|}.",
         ),
     },
     others="friend",
-    state=("kept", "shared"),
 )
 
 SKILL = Plot(
@@ -639,7 +632,7 @@ SKILL = Plot(
     ),
     {
         "hook": (
-            '"$well{I will never|I cannot|I just cannot} $do {my|this} $adj $o!" $Hcried.',
+            '"$well{I will never|I cannot|I just cannot} $do {my|this} $adj $o!" $Ncried.',
             "$N {could not|did not know how to} $do $X. {It was {too |so |very |}hard.|$n "
             "{felt|was} $sad.|$N had tried {and tried|for days|all {week|$time}}.}",
         ),
@@ -720,7 +713,7 @@ SKILL = Plot(
             "$did $X {all by $himself|right there $at_p|as if it was easy}.",
             "{At last|This time|Now|On the {tenth|last|next} try}, $N $did $X {all by "
             "$himself|without any help|as if it was easy|so well that $S clapped}.",
-            '"{Look, $C|Look at me|See, $C|Hooray}! {I can do it|I am $doing $X|I can $do $X|'
+            '"{Look, $S|Look at me|See, $S|Hooray}! {I can do it|I am $doing $X|I can $do $X|'
             'I did it}!" $Ncried. {It was true.|And it was true.|{$N|$n} could $do $X {at '
             "last|now|all by $himself}.}",
             "{It was quiet.|$S held $shis breath.} Then $N $did $X {all by $himself|right "
@@ -729,7 +722,6 @@ SKILL = Plot(
             "could $do $X{ {well|alone|all by $himself}|}!",
         ),
     },
-    state=("could not", "can"),
 )
 
 GIFT = Plot(
@@ -745,7 +737,7 @@ GIFT = Plot(
     ),
     {
         "hook": (
-            '"$well{What can I give $S|What will $S like}?" $Hasked. {It was almost $Ss '
+            '"$well{What can I give $S|What will $S like}?" $Nasked. {It was almost $Ss '
             "birthday.|$Ss birthday was {near|tomorrow|coming}.}",
         ),
         "wish": (
@@ -822,7 +814,7 @@ GIFT = Plot(
         ),
         "give": (
             '"{This is for you|I made this for you|Here is something for you|I have something '
-            'for you|Surprise|Look what I have|Close your eyes}, $C," $Nsaid and held out $X{ '
+            'for you|Surprise|Look what I have|Close your eyes}, $S," $Nsaid and held out $X{ '
             "{$at_p|$how}|}.",
             "{There $at_p, |}$M {gave $S $X|gave $X to $S|put $X in $Ss {hands|arms|lap}} "
             "{$how|and {waited|looked at the ground|closed $his eyes|held $his breath|"
@@ -878,7 +870,6 @@ GIFT = Plot(
             "after that}|}, and $N was {so |very |}$glad.",
         ),
     },
-    state=("wished", "given"),
     hook=False,
     kept=False,
 )
@@ -922,10 +913,10 @@ NOISE = Plot(
         "afraid": (
             "$M {was|felt} {afraid|scared|a little afraid|very scared} and {hid {behind $S|"
             "$spot}|took a step back|wanted to run home|held on to $S|could not move}.",
-            '"$well{What {is that|was that}|Did you hear that}{, $C|}?" $Nasked. $N was '
+            '"$well{What {is that|was that}|Did you hear that}{, $S|}?" $Nasked. $N was '
             "{afraid|scared|a little {afraid|scared}|very scared}.",
             '"$well{Something is in|There is something in|Listen to} $X," $Nsaid. "I am '
-            '{afraid|scared}{, $C|}."',
+            '{afraid|scared}{, $S|}."',
             '{"Oh,"|"Oh dear,"|"Help,"} $Nsaid {in a {small|shaky|tiny} voice|and {stepped|'
             "jumped} back}. $X made $him {scared|afraid}.",
         ),
@@ -1004,7 +995,6 @@ NOISE = Plot(
         ),
     },
     others="friend",
-    state=("closed", "open"),
     hook=False,
 )
 
@@ -1075,13 +1065,13 @@ RETURN = Plot(
             "and knew|only had to look at $S}.",
         ),
         "give_back": (
-            '"$well{Is this your $o|Is it this one|Is this it}{, $C|}?" $Nasked and gave {it|'
+            '"$well{Is this your $o|Is it this one|Is this it}{, $S|}?" $Nasked and gave {it|'
             "$X} back to $shim.",
             '"$well{I found it|I found your $o|Here is your $o|Here it is|I have your $o}{, '
-            '$C|}," $Nsaid and gave {it|$X} back{ to $shim|}.',
+            '$S|}," $Nsaid and gave {it|$X} back{ to $shim|}.',
             "{$lead}$M {took|pulled} out $X and gave it back to $S{ $how|}.",
             '{$lead}$N {held out|brought out} $X. "{I think this is yours|This must be your '
-            '$o|I found it}{, $C|}," $n said and gave it back.',
+            '$o|I found it}{, $S|}," $n said and gave it back.',
         ),
         "joy": (
             '"$well{My $o|That is it|You found {it|my $o}|Oh, thank you|Thank you, thank '
@@ -1106,7 +1096,6 @@ RETURN = Plot(
         ),
     },
     others="friend",
-    state=("lost", "returned"),
     hook=False,
     kept=False,
 )
@@ -1168,7 +1157,7 @@ HUNGRY = Plot(
             "{But {to eat alone} is {no fun|not much fun}|But $n {was kind|was not greedy|had "
             "a good heart|felt sorry for $S}}, {so|and so} $n {smiled|sat down|made up $his "
             "mind}.",
-            '"$well{Do not be sad|Wait|Come here|Sit down with me}, $C," $Nsaid. "{We can '
+            '"$well{Do not be sad|Wait|Come here|Sit down with me}, $S," $Nsaid. "{We can '
             'share|There is enough for two|I will share|Half is enough for me}."',
             "But {could $n|how could $n} eat {$X |}while $S {looked on|had nothing}? No, {$n "
             "could not|that would not do}.",
@@ -1177,7 +1166,7 @@ HUNGRY = Plot(
             "{$lead}$M {broke|cut|split} $X {in two|in half|{into|in} two {pieces|parts}} and "
             "{gave|gave|handed} {half|one half|one {part|piece}|the {bigger|big} {half|piece|"
             "part}} to $S.",
-            '"{Here|Please|Come}, {take|have|this is} half of {my|the} $o{, $C|}," $Nsaid and '
+            '"{Here|Please|Come}, {take|have|this is} half of {my|the} $o{, $S|}," $Nsaid and '
             "{broke|cut|split} {it|$X} {in two|in half|down the middle}.",
             "{So|Then} $N {shared $X with $S|gave $S half of $X}{, {piece by piece|bit by bit|"
             "and was glad}|}.",
@@ -1223,7 +1212,6 @@ HUNGRY = Plot(
         ),
     },
     others="friend",
-    state=("hungry", "full"),
     hook=False,
     kept=False,
 )
@@ -1242,7 +1230,7 @@ LONELY = Plot(
     ),
     {
         "hook": (
-            '"$well{I wish I had a friend|I have no one to play with}," $Hsaid to $X.',
+            '"$well{I wish I had a friend|I have no one to play with}," $Nsaid to $X.',
             "$N had $ao but no one to play with. $N {felt|was} {so |very |}lonely.",
         ),
         "alone_wish": (
@@ -1335,7 +1323,7 @@ LONELY = Plot(
         ),
         "glad_two": (
             '"$well{This is fun|I am so glad {you came|we met}|You are my friend now|Now I '
-            'have a friend}{, $C|}," $Nsaid.',
+            'have a friend}{, $S|}," $Nsaid.',
             "$N was not lonely any more{, and {{neither|nor} was $S|$S was $glad|$S {smiled|"
             "laughed|hummed}}|, {not today|not at all}|, and $n {sang|smiled|hummed} a "
             "little}.",
@@ -1347,7 +1335,6 @@ LONELY = Plot(
         ),
     },
     others="friend",
-    state=("lonely", "friends"),
 )
 
 PLOTS = (LOST, STUCK, BROKEN, DIRTY, WET, SHARE, SKILL, GIFT, NOISE, RETURN, HUNGRY, LONELY)
