@@ -1,25 +1,25 @@
-"""What every story is made of, whatever happens in it: openings, weather, feelings, endings.
+"""Templates that every plot shares: openings, weather, feelings, endings.
 
-A pool is a tuple of templates (grammar.py), each one sentence or two. The slots:
+A pool is a tuple of templates (grammar.py) of one or two sentences. The slots:
 
-    $N $M $n $him $his $Ns $Nm   the main character as a name, name or pronoun, he, him, his, Tom's,
-                                 and after a preposition; in the first person I, I, I, me, my, my, me
-    $V                           the name, for calling, whoever tells
-    $S $T $s $shim $shis $Ss     the same of the other character, who is of the other gender
-    $they $them $their           both; we, us, our in the first person
-    $Nsaid $Nasked $Ncried       who spoke, after a quotation; $Ssaid ... of the other
+    $N $M $n $him $his $Ns $Nm   the main character: Tom, Tom or he, he, him, his, Tom's, (with) Tom;
+                                 in the first person I, I, I, me, my, my, me
+    $V                           the name of the main character in direct speech, in the first person, too
+    $S $T $s $shim $shis $Ss     the other character, as $N $M $n $him $his $Ns
+    $they $them $their           both characters; in the first person we, us, our
+    $Nsaid $Nasked $Ncried       the speaker of a quotation; $Ssaid ... for the other character
     $o $adj $ao $O               kite, red, a red kite, the or her (red) kite
     $p $at_p $to_p               park, in the park, to the park
 
-No template may hold a name, object, place or animal of world.py as a plain word: what the checker
-watches for comes from the slots alone.
+A name, object, place or animal of world.py must come from a slot and never stand in a template itself, so
+that it agrees with the rest of the story.
 """
 
-# One of each for a whole story.
+# A story uses one value of each.
 TIMES = ("day", "morning", "morning", "afternoon", "afternoon")
 FINE = "sunny windy warm bright quiet fine cool clear lovely pleasant lazy busy long".split()
 
-# What is learned, by the name of the plot.
+# The name of the plot: what the characters learn.
 LESSONS = {
     "help": (
         "{it is {good|nice|fine|right} to {ask for help|have a friend|help {others|a friend}}|"
@@ -58,7 +58,7 @@ LESSONS = {
     ),
 }
 
-# Small choices used inside the sentences.
+# Choices that are used inside sentences.
 WORDS = {
     "spot": (
         "{under|behind|near|beside|next to} {{the|a} {bench|bush|big stone|old tree|tall tree|"

@@ -1,8 +1,8 @@
-"""What can happen: each plot with its pools of templates (the slots are those of phrases.py).
+"""The plots, each with its pools of templates (phrases.py explains the slots).
 
-A plot opens a problem or a wish (problem), the companion hears of it (tell), they try (attempt), something
-changes (turn) and it is settled (solve); hook is the problem said first, for a story that begins in
-the middle. Plots that tell something else list their own beats.
+In a plot with PROBLEM_BEATS, a problem or a wish comes up (problem), the companion hears of it (tell), they
+try something (attempt), something changes (turn), and the problem is solved (solve). The pool "hook" tells
+the problem first, for a story that begins in the middle. The other plots have beats of their own.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from typing import NamedTuple
 class Plot(NamedTuple):
     name: str
     use: str  # a letter of world.OBJECTS, or "skill" or "food"
-    beats: tuple[tuple[str, ...], ...]  # paragraphs of pools; "?" after a name: sometimes left out
+    beats: tuple[tuple[str, ...], ...]  # each paragraph's pools; a pool with "?" is optional
     pools: dict[str, tuple[str, ...]]
     others: str = "friend family"
     hook: bool = True
-    kept: bool = True  # whether the hero still has the object at the end
+    kept: bool = True  # whether the hero has the object at the end
 
 
 PROBLEM_BEATS = (

@@ -1,9 +1,9 @@
-"""Text as the checker reads it: sentences of words, each word knowing whether it is spoken."""
+"""Split a text into sentences of words for the checker."""
 
 import re
 from typing import NamedTuple
 
-# A sentence ends at . ! or ?, with the quotation mark behind it, before a blank or the end.
+# A sentence ends with . ! or ? and an optional quotation mark, before white space or the end.
 _SENTENCE = re.compile(r'.+?(?:[.!?]+"?(?=\s|$)|$)', re.DOTALL)
 _TOKEN = re.compile(r"[A-Za-z]+(?:'(?!s\b)[a-z]+)?|'s\b|\"|[,;:.!?]")
 _TYPOGRAPHIC = str.maketrans({"\u201c": '"', "\u201d": '"', "\u2019": "'", "\u2018": "'"})
@@ -13,24 +13,24 @@ class Word(NamedTuple):
     text: str
     lower: str
     spoken: bool  # inside quotation marks
-    possessive: bool  # followed by 's
-    break_before: str  # punctuation since the word before, such as "," or '."'
+    possessive: bool  # whether 's follows
+    break_before: str  # the punctuation after the word before, such as "," or '."'
 
 
 class Sentence(NamedTuple):
     text: str
     words: tuple[Word, ...]
-    narrated: str  # what is not spoken, in lower case
+    narrated: str  # the words outside quotation marks, in lower case
     paragraph: int
 
 
 def plain(text: str) -> str:
-    """The text with straight quotation marks."""
+    """Replace typographic quotation marks by straight ones."""
     return text.translate(_TYPOGRAPHIC)
 
 
 def sentences(text: str) -> list[Sentence]:
-    """The sentences in order; a paragraph (line) starts outside quotation marks."""
+    """The sentences in order. Each paragraph (a line) begins outside quotation marks."""
     found = []
     for number, paragraph in enumerate(line for line in text.split("\n") if line.strip()):
         spoken = False
@@ -42,7 +42,7 @@ def sentences(text: str) -> list[Sentence]:
 
 
 def _pieces(paragraph):
-    """Sentences as text; `"Where is it?" asked Tom.` is one."""
+    """The sentences of a paragraph as text. '"Where is it?" asked Tom.' is one sentence."""
     pieces = []
     for match in _SENTENCE.finditer(paragraph):
         piece = match[0].strip()
