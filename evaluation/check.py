@@ -1,19 +1,18 @@
-"""Read stories and say which contradict themselves, do not end, or are copied from the training text.
+"""Report the stories that contradict themselves, do not end, or are copied from the training text.
 
     python sample.py --checkpoint model --num_samples 100 --max_tokens 400 --out told.jsonl
     python -m evaluation.check told.jsonl
     python -m evaluation.check stories.jsonl --against none --json
 
-FILE is a .txt with <|endoftext|> between the stories, a .jsonl, or - for standard input (as .txt).
-The rules are those of data/stories/checker.py; a story is copied when RUN words in a row also occur
-in the training text, by default the bundled training stories.
+FILE is a .txt with <|endoftext|> between the stories, a .jsonl, or - for standard input (as .txt). The rules
+are those of data/stories/checker.py. A story is copied if 20 of its words in a row also occur in the training
+text, by default the bundled training stories.
 """
 
 import argparse
-import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,7 +27,7 @@ SEPARATOR = "<|endoftext|>"
 
 
 def read_stories(file: str, text_column: str = "text") -> list[str]:
-    """The stories of FILE in order; empty ones stay, but a .txt may end with a separator."""
+    """The stories of a file in order, with empty ones, except after the last separator of a .txt."""
     if file == "-":
         try:
             return _separated(sys.stdin.read())
@@ -36,7 +35,7 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
             raise _not_utf8("standard input", error) from None
     path = Path(file)
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{file} must be a .txt or .jsonl file, or - for standard input; name one of these")
+        raise ValueError(f"{file} must be a .txt or .jsonl file, or - for standard input; give one of these")
     if not path.is_file():
         raise ValueError(f"{file}: no such file; give a .txt, a .jsonl, or - for standard input")
     try:
@@ -50,7 +49,7 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
 
 
 def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{where} is not UTF-8 (byte {error.start}); convert it to UTF-8")
+    return ValueError(f"{where} is not UTF-8 (at byte {error.start}); convert it to UTF-8")
 
 
 def _separated(content: str) -> list[str]:
@@ -64,36 +63,34 @@ def _row(line, where, text_column):
     try:
         row = parse_json(line)
     except ValueError as reason:
-        raise ValueError(f"{where} is not JSON ({reason}); a .jsonl file has one object a line") from None
+        raise ValueError(
+            f"{where} is not JSON ({reason}); a .jsonl file must have one JSON object on each line"
+        ) from None
     if not isinstance(row, dict) or not isinstance(row.get(text_column), str):
         raise ValueError(
-            f"{where} must be an object with text under {text_column!r}, but is {line[:40]!r}; "
-            "choose the column with --text_column"
+            f"{where} must be a JSON object with a text in {text_column!r}, but is {line[:40]!r}; "
+            "name the column of the text with --text_column"
         )
     return row[text_column]
 
 
-def training_text(against: Iterable[str], text_column: str = "text") -> RunIndex | None:
-    """The runs that count as copied: of files, of the bundled stories (no file named), or of nothing."""
-    against = list(against)
+def training_text(against: list[str], text_column: str = "text") -> RunIndex | None:
+    """The runs of words that count as copied.
+
+    against: files; ["none"] for None; an empty list for the bundled training stories.
+    """
     if against == ["none"]:
         return None
     if "none" in against:
-        raise ValueError("--against must be files or none, but came with both; leave out none, or the files")
+        raise ValueError("--against takes either files or none, but got both; leave out none or the files")
     if against:
         return RunIndex(text for file in against for text in read_stories(file, text_column))
-    return RunIndex(_bundled_stories())
-
-
-def _bundled_stories() -> Iterator[str]:
-    for index in tqdm(
-        range(TRAIN_STORIES), desc="training stories", unit=" stories", leave=False, disable=None
-    ):
-        yield story(index).text
+    indices = tqdm(range(TRAIN_STORIES), desc="training stories", unit=" stories", leave=False, disable=None)
+    return RunIndex(story(index).text for index in indices)
 
 
 def examine(text: str, runs: RunIndex | None) -> Report:
-    """The checker's report, with the copied run added where there is one."""
+    """The checker's report, with a copied run as a further problem."""
     report = check(text)
     run = runs.copied_run(text) if runs is not None else None
     if run is None:
@@ -103,7 +100,7 @@ def examine(text: str, runs: RunIndex | None) -> Report:
 
 
 def summary(reports: list[Report]) -> dict[str, int]:
-    """Counts of stories; one that fails in several ways is counted in each."""
+    """Numbers of stories. A story that fails in several ways is counted in each of them."""
     return {
         "stories": len(reports),
         "consistent and finished": sum(report.passes for report in reports),
@@ -122,28 +119,23 @@ def _lines(number: int, report: Report) -> Iterator[str]:
 def parse_command_line(argv=None) -> argparse.Namespace:
     parser = Parser(prog="python -m evaluation.check", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("file", metavar="FILE", help=f".txt ({SEPARATOR} between stories), .jsonl, or - for stdin")
-    add(
-        "--against",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="training text that must not be copied, or none (default: the bundled stories)",
-    )
-    add("--text_column", default="text", help="column of the text (default: %(default)s)")
+    add("file", metavar="FILE", help=f".txt ({SEPARATOR} between stories), .jsonl, or - for standard input")
+    copied = "training text that the stories must not copy, or none (default: the bundled stories)"
+    add("--against", nargs="+", default=[], metavar="FILE", help=copied)
+    add("--text_column", default="text", help="column of the text in a .jsonl (default: text)")
     add("--json", action="store_true", help="print one JSON object instead of lines")
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
-    return exit_code("evaluation/check.py", functools.partial(run, argv))
+    return exit_code("evaluation/check.py", lambda: run(argv))
 
 
 def run(argv=None) -> None:
     args = parse_command_line(argv)
     texts = read_stories(args.file, args.text_column)
     if not texts:
-        raise ValueError(f"{args.file} must hold at least one story, but is empty; give another file")
+        raise ValueError(f"{args.file} is empty; give a file with at least one story")
     runs = training_text(args.against, args.text_column)
     reports = [examine(text, runs) for text in texts]
     counts = summary(reports)
