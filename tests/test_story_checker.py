@@ -34,12 +34,12 @@ def test_the_corpus_is_consistent_and_finished():
     assert len(failing) <= 0.01 * len(corpus()), failing
 
 
-@pytest.mark.parametrize("kind, words", [*KINDS.items(), ("food", sorted(world.FOODS))])
-def test_one_swapped_mention_is_noticed(kind, words):
-    rng = random.Random(7)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_swapped_mention_is_noticed(kind):
+    words, rng = KINDS[kind] + list(world.FOODS if kind == "object" else ()), random.Random(7)
     copies = [swapped(text, words, rng) for text in corpus()]
     noticed = [not check(copy).consistent for copy in copies if copy]
-    assert len(noticed) >= 15 and sum(noticed) >= 0.95 * len(noticed)
+    assert len(noticed) >= 150 and sum(noticed) >= 0.95 * len(noticed)
 
 
 def test_a_story_cut_at_a_random_word_is_unfinished():
