@@ -41,11 +41,9 @@ def worst_gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> 
 
 def check_models() -> dict[str, dict[str, float]]:
     """Relative errors of loss and gradients on the device, compared with float64 on the CPU."""
-    sizes = dict(num_hidden_layers=3, hidden_size=96, intermediate_size=80, vocab_size=320)
-    sizes |= dict(
-        num_experts=6, experts_per_token=2, head_dim=32, num_attention_heads=6, num_key_value_heads=2
-    )
-    sizes |= dict(sliding_window=17, initial_context_length=256, rope_scaling_factor=1.0)
+    sizes = dict(num_hidden_layers=3, hidden_size=96, head_dim=32, num_attention_heads=6)
+    sizes |= dict(num_key_value_heads=2, num_experts=6, experts_per_token=2, intermediate_size=80)
+    sizes |= dict(sliding_window=17, initial_context_length=256, rope_scaling_factor=1.0, vocab_size=320)
     config = gptoss.ModelConfig(**sizes)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 320, (3, 71), generator=generator)
@@ -82,9 +80,8 @@ class Side:
         config = registry.build_config("gptoss", "medium")
         generator = torch.Generator().manual_seed(0)
         attention, experts = backends.split("+") if whose == "ours" else ("eager", "loop")
-        model = registry.build_model(
-            "gptoss", config, attention=attention, experts=experts, generator=generator
-        )
+        kernels = dict(attention=attention, experts=experts)
+        model = registry.build_model("gptoss", config, generator=generator, **kernels)
         if whose != "ours":
             model = training_peer(model, backends)
         self.ours, self.flops = whose == "ours", config.flops_per_token(MEDIUM_BLOCK)
@@ -141,9 +138,8 @@ def fastest(whose: str, timings: dict[str, dict]) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--steps", type=int, default=30, help="timed steps, of which a third are warm-up (default: 30)"
-    )
+    steps = "timed steps, of which a third are warm-up (default: 30)"
+    parser.add_argument("--steps", type=int, default=30, help=steps)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device; run this on a machine with one")

@@ -9,6 +9,8 @@ one, some gates and ups are clamped, and no router decision is close enough to a
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -24,6 +26,17 @@ SHAPE = {
 }
 YARN_FACTOR = {"yarn": 8.0, "plain rope": 1.0}
 CASES = [(dtype, rope) for dtype in ("float32", "float64") for rope in YARN_FACTOR]
+SAME_LAYOUT = {  # our name of a parameter of a block: the peer's, with the same layout
+    "attn.norm.scale": "input_layernorm.weight",
+    "attn.sinks": "self_attn.sinks",
+    "attn.out.weight": "self_attn.o_proj.weight",
+    "attn.out.bias": "self_attn.o_proj.bias",
+    "mlp.norm.scale": "post_attention_layernorm.weight",
+    "mlp.gate.weight": "mlp.router.weight",
+    "mlp.gate.bias": "mlp.router.bias",
+    "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
+    "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
+}
 SMALLEST_MARGIN = 1e-4  # between the k-th and the next router logit, far above the rounding of float32
 
 
@@ -43,22 +56,6 @@ def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 1) -> Tran
     return model.to(dtype)
 
 
-def peer_names(layer: int) -> dict[str, str]:
-    """Our names of the parameters of one block: the peer's names, for tensors with the same layout."""
-    ours, peer = f"block.{layer}.", f"model.layers.{layer}."
-    return {
-        ours + "attn.norm.scale": peer + "input_layernorm.weight",
-        ours + "attn.sinks": peer + "self_attn.sinks",
-        ours + "attn.out.weight": peer + "self_attn.o_proj.weight",
-        ours + "attn.out.bias": peer + "self_attn.o_proj.bias",
-        ours + "mlp.norm.scale": peer + "post_attention_layernorm.weight",
-        ours + "mlp.gate.weight": peer + "mlp.router.weight",
-        ours + "mlp.gate.bias": peer + "mlp.router.bias",
-        ours + "mlp.mlp1_bias": peer + "mlp.experts.gate_up_proj_bias",
-        ours + "mlp.mlp2_bias": peer + "mlp.experts.down_proj_bias",
-    }
-
-
 def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """Rename our parameters, or their gradients, to the peer's names, in the peer's layouts."""
     same = {
@@ -70,8 +67,8 @@ def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, 
     mapped = {}
     heads, groups, c = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     for layer in range(config.num_hidden_layers):
-        same |= peer_names(layer)
         ours, peer = f"block.{layer}.", f"model.layers.{layer}."
+        same |= {ours + our_name: peer + peer_name for our_name, peer_name in SAME_LAYOUT.items()}
         for kind in ("weight", "bias"):  # the rows of qkv are all queries, then all keys, then all values
             rows = left.pop(f"{ours}attn.qkv.{kind}").split((heads * c, groups * c, groups * c))
             for letter, part in zip("qkv", rows):
@@ -136,18 +133,13 @@ def compare(dtype: str, rope: str, attention: str = "eager", experts: str = "loo
         highest = out[0].topk(config.experts_per_token + 1).values
         margins.append(highest.diff().abs()[:, -1].min())
 
-    def note_clamped(experts):
-        gate = experts._apply_gate
-
-        def apply_gate(x):
-            clamped.append((x.abs() > config.swiglu_limit).double().mean())
-            return gate(x)
-
-        experts._apply_gate = apply_gate
+    def note_clamped(gate, x):
+        clamped.append((x.abs() > config.swiglu_limit).double().mean())
+        return gate(x)
 
     for layer in peer.model.layers:
         layer.mlp.router.register_forward_hook(note_margin)
-        note_clamped(layer.mlp.experts)
+        layer.mlp.experts._apply_gate = functools.partial(note_clamped, layer.mlp.experts._apply_gate)
     peer_logits = peer(input_ids).logits
     F.cross_entropy(peer_logits.flatten(0, 1), targets.flatten()).backward()
 
