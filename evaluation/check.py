@@ -4,9 +4,9 @@
     python -m evaluation.check told.jsonl
     python -m evaluation.check stories.jsonl --against none --json
 
-FILE is a .txt with <|endoftext|> between the stories, a .jsonl, or - for standard input (as .txt). The rules
-are those of data/stories/checker.py. A story is copied if 20 of its words in a row also occur in the training
-text, by default the bundled training stories.
+FILE is a .txt with <|endoftext|> between the stories, a .jsonl, a .parquet, or - for standard input, read as
+a .txt. The rules are those of data/stories/checker.py. A story is copied if 20 of its words in a row also
+occur in the training text, by default the bundled training stories.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.files import parse_json
 from common.script import Parser, exit_code
+from data.files import FORMATS, version
 from data.stories import TRAIN_STORIES, story
 from data.stories.checker import CONTRADICTIONS, Problem, Report, check
 from data.stories.copies import RUN, RunIndex
@@ -28,50 +28,25 @@ SEPARATOR = "<|endoftext|>"
 
 def read_stories(file: str, text_column: str = "text") -> list[str]:
     """The stories of a file in order, with empty ones, except after the last separator of a .txt."""
+    path = Path(file)
     if file == "-":
         try:
-            return _separated(sys.stdin.read())
+            stories = [text.strip() for text in sys.stdin.read().split(SEPARATOR)]
         except UnicodeDecodeError as error:
-            raise _not_utf8("standard input", error) from None
-    path = Path(file)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{file} must be a .txt or .jsonl file, or - for standard input; give one of these")
-    if not path.is_file():
-        raise ValueError(f"{file}: no such file; give a .txt, a .jsonl, or - for standard input")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from None
-    if path.suffix == ".txt":
-        return _separated(content)
-    lines = content.split("\n")
-    return [_row(line, f"{file}, line {n}", text_column) for n, line in enumerate(lines, 1) if line.strip()]
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{where} is not UTF-8 (at byte {error.start}); convert it to UTF-8")
-
-
-def _separated(content: str) -> list[str]:
-    if not content.strip():
-        return []
-    parts = [part.strip() for part in content.split(SEPARATOR)]
-    return parts[:-1] if len(parts) > 1 and not parts[-1] else parts
-
-
-def _row(line, where, text_column):
-    try:
-        row = parse_json(line)
-    except ValueError as reason:
+            message = f"standard input is not UTF-8 (at byte {error.start}); convert it to UTF-8"
+            raise ValueError(message) from None
+    elif path.suffix not in FORMATS:
+        raise ValueError(f"{file} must be a .txt, .jsonl or .parquet file, or - for standard input")
+    elif not path.is_file():
         raise ValueError(
-            f"{where} is not JSON ({reason}); a .jsonl file must have one JSON object on each line"
-        ) from None
-    if not isinstance(row, dict) or not isinstance(row.get(text_column), str):
-        raise ValueError(
-            f"{where} must be a JSON object with a text in {text_column!r}, but is {line[:40]!r}; "
-            "name the column of the text with --text_column"
+            f"{file}: no such file; give a .txt, .jsonl or .parquet file, or - for standard input"
         )
-    return row[text_column]
+    else:
+        documents = FORMATS[path.suffix](path, text_column, version(path.stat()))
+        stories = [text for _, _, text in documents.scan()]
+    if path.suffix in ("", ".txt") and stories and not stories[-1]:
+        stories.pop()
+    return stories
 
 
 def training_text(against: list[str], text_column: str = "text") -> RunIndex | None:
@@ -119,10 +94,14 @@ def _lines(number: int, report: Report) -> Iterator[str]:
 def parse_command_line(argv=None) -> argparse.Namespace:
     parser = Parser(prog="python -m evaluation.check", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("file", metavar="FILE", help=f".txt ({SEPARATOR} between stories), .jsonl, or - for standard input")
+    add(
+        "file",
+        metavar="FILE",
+        help=f".txt ({SEPARATOR} between stories), .jsonl, .parquet, or - for standard input",
+    )
     copied = "training text that the stories must not copy, or none (default: the bundled stories)"
     add("--against", nargs="+", default=[], metavar="FILE", help=copied)
-    add("--text_column", default="text", help="column of the text in a .jsonl (default: text)")
+    add("--text_column", default="text", help="column of the text in a .jsonl or .parquet (default: text)")
     add("--json", action="store_true", help="print one JSON object instead of lines")
     return parser.parse_args(argv)
 
