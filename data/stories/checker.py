@@ -61,15 +61,12 @@ def check(text: str) -> Report:
 
 # Characters
 
-GENDER_OF_NAME = {
-    person.name: person.pronoun for person in world.PEOPLE if person.kind in ("girl", "boy")
-} | world.OTHER_NAMES
+GENDER_OF_NAME = {child.name: child.pronoun for child in world.PEOPLE if child.kind in ("girl", "boy")}
+GENDER_OF_NAME |= world.OTHER_NAMES
 NAMES = world.NAMES | set(world.OTHER_NAMES)
 ANIMALS = {*world.ANIMALS, *world.OTHER_ANIMALS}
-PRONOUNS = {
-    **dict.fromkeys(("he", "him", "his", "himself"), "he"),
-    **dict.fromkeys(("she", "her", "hers", "herself"), "she"),
-}
+PRONOUNS = dict.fromkeys("he him his himself".split(), "he")
+PRONOUNS |= dict.fromkeys("she her hers herself".split(), "she")
 MALE = set("boy man dad daddy father grandpa grandfather brother uncle king prince son mr sir".split())
 FEMALE = set(
     "girl woman lady mom mommy mum mummy mother grandma granny grandmother sister aunt queen princess "
@@ -82,14 +79,7 @@ ANYBODY = set(
     "children people everyone everybody nobody".split()
 )
 RELATIVES = set("friend brother sister cousin neighbor son daughter uncle aunt teacher twin baby".split())
-SAME_KIND = {
-    "puppy": "dog",
-    "kitten": "cat",
-    "bunny": "rabbit",
-    "duckling": "duck",
-    "woman": "girl",
-    "man": "boy",
-}
+SAME_KIND = dict(puppy="dog", kitten="cat", bunny="rabbit", duckling="duck", woman="girl", man="boy")
 KINDS = {*ANIMALS, "girl", "boy", *SAME_KIND}
 PERSONS = KINDS | MALE | FEMALE | ANYBODY
 SPEAKING = set("said asked cried called shouted replied whispered yelled thought".split())
@@ -312,9 +302,8 @@ def _determiner(words, i) -> tuple[str | None, list[str], bool]:
 
 
 def _is_adjective(word):
-    if word.possessive:  # Fluffy's kite
-        return False
-    return word.lower in ADJECTIVES or (word.lower.endswith("est") and word.lower != "forest")
+    superlative = word.lower.endswith("est") and word.lower != "forest"
+    return (word.lower in ADJECTIVES or superlative) and not word.possessive  # "Fluffy's kite"
 
 
 def _joined(words, i):
@@ -445,6 +434,7 @@ def _check_places(read: list[Sentence]) -> list[Problem]:
 
 
 def _before_noun_phrase(words, i):
+    """The word before the determiner and the adjectives of the noun at i, or ""."""
     at = i - 1
     while at >= 0 and _is_adjective(words[at]):
         at -= 1
@@ -544,9 +534,9 @@ def _check_states(read: list[Sentence]) -> list[Problem]:
 
 
 def _again(said):
-    return re.search(
-        r"\b(?:again|broke|fell|dropped|was|were|had been|never|not|no|any ?more)\b", said
-    ) and not re.search(r"\bstill\b", said)
+    """Whether a sentence says that the state began again, is over, or belongs to the past."""
+    words = r"\b(?:again|broke|fell|dropped|was|were|had been|never|not|no|any ?more)\b"
+    return re.search(words, said) and not re.search(r"\bstill\b", said)
 
 
 # The ending
@@ -555,7 +545,7 @@ def _again(said):
 class Need(NamedTuple):
     opens: re.Pattern
     settles: re.Pattern
-    every_time: bool = False  # whether the last opening must be settled, not only the first
+    every_time: bool = False  # whether the last opening must be settled, and not only the first
 
 
 DOING = "do|ride|fly|play|sail|throw|swim|jump|climb|catch"

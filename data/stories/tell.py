@@ -44,7 +44,7 @@ class Facts:
 
     plot: str
     voice: str
-    order: str  # straight, problem first, or in a frame
+    order: str  # straight, problem first, in a frame
     characters: tuple[Character, ...]  # the main character first
     adjective: str
     object: str
@@ -243,7 +243,7 @@ def _is_told(beat, voice, rng):
 def _sentence(pool, slots, voice, other, rng):
     if voice == "dialogue":
         pool = [template for template in pool if '"' in template] or pool
-    while True:
+    while True:  # until the sentence calls nobody of the family a friend
         template = pick(rng, pool)
         if voice == "first person":
             template = template.replace("$N and $S", "$S and $N")
