@@ -41,11 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     title = "Loss by segment with the state carried, zeroed and swapped."
     parser = Parser(prog="python -m evaluation.context", allow_abbrev=False, description=title)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        metavar="CKPT",
-        help="a checkpoint_<step>.pt, or a run's folder for its newest checkpoint",
-    )
+    add("checkpoint", metavar="CKPT", help="a checkpoint_<step>.pt, or a run's folder for its newest one")
     add("--dataset", help="as in training (default: that of the checkpoint)")
     add("--val_dataset", help="as in training (default: that of the checkpoint)")
     add("--text_column", default="text", help="column of the text (default: text)")

@@ -36,7 +36,8 @@ def sentences(text: str) -> list[Sentence]:
         spoken = False
         for piece in _pieces(paragraph):
             if piece:
-                words, narrated, spoken = _words(piece, spoken)
+                words, spoken = _words(piece, spoken)
+                narrated = " ".join(word.lower for word in words if not word.spoken)
                 found.append(Sentence(piece, words, narrated, number))
     return found
 
@@ -54,7 +55,8 @@ def _pieces(paragraph):
 
 
 def _words(text, spoken):
-    words, narrated, between = [], [], ""
+    """The words of a sentence, and whether a quotation is still open at its end."""
+    words, between = [], ""
     for token in _TOKEN.findall(text):
         if token == '"':
             spoken = not spoken
@@ -65,8 +67,6 @@ def _words(text, spoken):
         elif token[0].isalpha():
             words.append(Word(token, token.lower(), spoken, False, between))
             between = ""
-            if not spoken:
-                narrated.append(token.lower())
         else:
             between += token
-    return tuple(words), " ".join(narrated), spoken
+    return tuple(words), spoken

@@ -31,13 +31,6 @@ _SLOT = re.compile(r"\$[A-Za-z]+")
 _WORD = re.compile(r"\w+")
 
 
-class Character(NamedTuple):
-    name: str
-    kind: str  # girl, boy, fox, ..., grandma
-    pronoun: str  # he or she
-    relation: str  # to the main character: "", friend, family
-
-
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a story is about."""
@@ -45,7 +38,7 @@ class Facts:
     plot: str
     voice: str
     order: str  # straight, problem first, in a frame
-    characters: tuple[Character, ...]  # the main character first
+    characters: tuple[world.Person, world.Person]  # the main character first
     adjective: str
     object: str
     place: str
@@ -84,10 +77,8 @@ def _tell(plot, rng):
         order = "in a frame"
     cast = pick(rng, [cast for cast in world.CASTS if _thing(cast, plot)])
     thing = _thing(cast, plot)
-    main = Character(*cast.hero, relation="")
-    other = Character(*cast.companion, relation=_relation(cast.companion))
     adjective = world.FOODS.get(thing) or world.OBJECTS[thing][0]
-    slots = _slots(rng, plot, voice, main, other, adjective, thing, cast.place)
+    slots = _slots(rng, plot, voice, cast, thing, adjective)
     pools = _pools(plot, voice)
     beats = _hooked(plot.beats) if order == "problem first" else plot.beats
     paragraphs = []
@@ -95,13 +86,13 @@ def _tell(plot, rng):
         sentences = []
         for beat in paragraph:
             if _is_told(beat, voice, rng):
-                sentences.append(_sentence(pools[beat.rstrip("?")], slots, voice, other, rng))
+                sentences.append(_sentence(pools[beat.rstrip("?")], slots, voice, cast.companion, rng))
         if sentences:
             paragraphs.append(" ".join(sentences))
     # A place that is named twice lets the checker notice a wrong one.
     there = [number for number, part in enumerate(paragraphs) if cast.place in part]
     if there and (rng.random() < SKY_SHARE or len(there) < 2):
-        paragraphs[there[0]] += " " + _sentence(phrases.SKY, slots, voice, other, rng)
+        paragraphs[there[0]] += " " + _sentence(phrases.SKY, slots, voice, cast.companion, rng)
     if order == "in a frame":
         paragraphs.insert(0, expand(pick(rng, phrases.FRAME_OPEN), slots, rng))
         paragraphs.append(expand(pick(rng, phrases.FRAME_CLOSE), slots, rng))
@@ -109,7 +100,7 @@ def _tell(plot, rng):
         plot=plot.name,
         voice=voice,
         order=order,
-        characters=(main, other),
+        characters=(cast.hero, cast.companion),
         adjective=adjective,
         object=thing,
         place=cast.place,
@@ -129,11 +120,12 @@ def _thing(cast, plot):
 
 
 def _relation(companion):
+    """Who the companion is to the hero: family or friend."""
     return "family" if companion.name in world.GROWN_UPS else "friend"
 
 
-def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[str, str]:
-    first = voice == "first person"
+def _slots(rng, plot, voice, cast, thing, adjective) -> Mapping[str, str]:
+    main, other, place, first = cast.hero, cast.companion, cast.place, voice == "first person"
     n, him, his, himself = PRONOUNS["I" if first else main.pronoun]
     s, shim, shis, _ = PRONOUNS[other.pronoun]
     grown = pick(rng, [name for name in ("Grandma", "Grandpa", "Mom", "Dad") if name != other.name])
@@ -183,14 +175,14 @@ def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[st
 
 
 def _known(other):
-    if other.relation == "family":
+    if _relation(other) == "family":
         return f"$his {other.kind}"
     of_a_kind = f" the {other.kind}" if other.kind in world.ANIMALS else ""
     return f"$his {{good |best |dear |old |}}friend $S{of_a_kind}"
 
 
 def _new(other):
-    if other.relation == "family":
+    if _relation(other) == "family":
         return _known(other)
     return f"a {{$kind |}}{{little |young |small |}}{other.kind} {{named|called}} $S"
 
@@ -248,5 +240,5 @@ def _sentence(pool, slots, voice, other, rng):
         if voice == "first person":
             template = template.replace("$N and $S", "$S and $N")
         text = expand(template, slots, rng)
-        if other.relation != "family" or "friend" not in text:
+        if _relation(other) != "family" or "friend" not in text:
             return text
