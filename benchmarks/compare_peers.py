@@ -1,31 +1,30 @@
-"""Training on a CPU against transformers' GptOssForCausalLM: tokens per second and peak memory.
+"""Compare training on a CPU with transformers' GptOssForCausalLM: tokens per second and peak memory.
 
-    python -m benchmarks.compare_peers [--steps 12] [--threads N]     writes benchmarks/results/compare_peers.json
+    python -m benchmarks.compare_peers [--steps 12] [--threads N]
+        writes benchmarks/results/compare_peers.json
 
-Same shape, weights, tokens, AdamW and float32 on both sides; the peer with each way of its experts, of which
-the fastest in a short trial counts. Each side is a process of its own; the two take their steps in turn, one
-at a time, so that whatever else the machine does falls on both alike. Published are ratios of medians. Memory is the
-process's peak above what it held when its model stood: gradients, optimizer and activations.
+Both sides have the same shape, weights, tokens, AdamW and float32. The peer has several implementations of
+its experts; the fastest one in a short trial is compared. Each side is a process of its own, and the sides
+take their steps in turn, so that other work on the machine slows both down alike. The published ratios are
+ratios of medians. Memory is the peak of the process above its size after the model was built: gradients,
+optimizer and activations. Exits with 1 if a limit is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.peer_step import adamw, loss_of, training_peer, update
-from common.provenance import provenance
+from benchmarks.publish import judge, publish
+from common.device import peak_memory_gb
 
-RESULT = Path(__file__).parent / "results" / "compare_peers.json"
 SHAPES = {
     "toy": {},
     "4 layers of 256, 8 experts top-2": dict(
@@ -35,18 +34,18 @@ SHAPES = {
 BATCH, BLOCK = 8, 256
 OURS = "ours"
 PEERS = ("transformers eager", "transformers batched_mm", "transformers grouped_mm")
-LIMITS = {"speed": 1.6, "memory": 0.7}  # at least, at most
-TRIAL = 2  # steps of each side before the fastest peer is chosen; the first is a warm-up
-PAUSE = 0.3  # seconds before a turn: the other side's idle threads spin for a while
-TOLERANCE = 2e-3  # of the losses after the first steps, in nats: the same model on the same tokens
+LEAST_SPEED, MOST_MEMORY = 1.6, 0.7  # of ours, as a multiple of the peer's
+TRIAL = 2  # steps of each side before the fastest peer is chosen; the first one is a warm-up
+PAUSE = 0.3  # seconds before a turn, because the idle threads of the other side spin for a while
+TOLERANCE = 2e-3  # nats between the losses of the first steps, which are of the same model and tokens
 
 
 def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(1e9 * peak_memory_gb(torch.device("cpu")))
 
 
 def serve(pipe, side: str, shape: dict, threads: int) -> None:
-    """A process of one side: a step for each batch received; answers (seconds, loss, bytes above the start)."""
+    """Run the process of one side: take a step for each batch, and send (seconds, loss, extra bytes)."""
     from architecture.gptoss import Transformer
     from architecture.registry import build_config
 
@@ -65,7 +64,7 @@ def serve(pipe, side: str, shape: dict, threads: int) -> None:
 
 
 def compare(name: str, steps: int, threads: int) -> dict:
-    """Median seconds a step, memory and losses of every side, the sides taking turns."""
+    """Let the sides take turns, and return their speeds, memory and ratios."""
     shape, context = SHAPES[name], multiprocessing.get_context("spawn")
     sides, processes = {}, []
     for side in (OURS, *PEERS):
@@ -103,7 +102,7 @@ def compare(name: str, steps: int, threads: int) -> dict:
             process.terminate()
             process.join()
     if apart > TOLERANCE:
-        raise AssertionError(f"the sides do not train the same model: their losses are {apart} apart")
+        raise AssertionError(f"the two sides do not train the same model: their losses differ by {apart}")
     median = {side: statistics.median(seconds[side]) for side in (OURS, fastest)}
     return {
         "tokens_per_second": {side: BATCH * BLOCK / time for side, time in median.items()},
@@ -124,28 +123,25 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="of each process (default: 2)")
     options = parser.parse_args()
     shapes = {name: compare(name, options.steps, options.threads) for name in SHAPES}
-    result = provenance() | {
-        "transformers": transformers.__version__,
-        "steps": options.steps,
-        "threads": options.threads,
-        "tokens_per_step": BATCH * BLOCK,
-        "shapes": shapes,
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    met = True
+    publish(
+        "compare_peers",
+        {
+            "transformers": transformers.__version__,
+            "steps": options.steps,
+            "threads": options.threads,
+            "tokens_per_step": BATCH * BLOCK,
+            "shapes": shapes,
+        },
+    )
+    limits = {}
     for name, found in shapes.items():
         print(f"{name}: the fastest peer is {found['fastest_peer']}")
         for side, rate in found["tokens_per_second"].items():
             print(f"  {side:<26} {rate:8,.0f} tokens/s  {found['peak_bytes'][side] / 2**20:6,.0f} MiB")
-        speed, memory = found["speed"] >= LIMITS["speed"], found["memory"] <= LIMITS["memory"]
-        print(
-            f"  {'met   ' if speed else 'MISSED'} {found['speed']:.2f} times its speed (at least {LIMITS['speed']})"
-        )
-        print(
-            f"  {'met   ' if memory else 'MISSED'} {found['memory']:.2f} of its memory (at most {LIMITS['memory']})"
-        )
-        met &= speed and memory
-    return 0 if met else 1
+        speed, memory = found["speed"], found["memory"]
+        limits[f"{name}: {speed:.2f} times its speed (at least {LEAST_SPEED})"] = speed >= LEAST_SPEED
+        limits[f"{name}: {memory:.2f} of its memory (at most {MOST_MEMORY})"] = memory <= MOST_MEMORY
+    return judge(limits)
 
 
 if __name__ == "__main__":

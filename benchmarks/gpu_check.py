@@ -1,30 +1,27 @@
-"""On a CUDA device: are the fast backends right there, and how fast is a training step beside transformers?
+"""Check the fast backends on a CUDA device, and compare the speed of a training step with transformers.
 
-    python -m benchmarks.gpu_check [--steps 30]
+    python -m benchmarks.gpu_check [--steps 30]     writes benchmarks/results/gpu_check.json
 
-Checks each backend against its specification in values and gradients, the whole model in float32 and
-under bfloat16 autocast against float64 on the CPU. Then times training steps of `medium` (AdamW, bfloat16)
-for every pair of fast backends and every kind of experts in transformers, with and without torch.compile, and
-at last the fastest of each in turn, which gives the published ratio. What cannot run is kept as its error.
-Writes benchmarks/results/gpu_check.json. `make bench-gpu` also trains `medium` for ten minutes.
+First, loss and gradients of every pair of backends, in float32 and under bfloat16 autocast, are compared with
+the specification in float64 on the CPU. Then training steps of `medium` (AdamW, bfloat16) are timed for every
+pair of fast backends and every kind of experts in transformers, with and without torch.compile. At last the
+fastest of each side take turns, which gives the published ratio. A combination that cannot run is recorded
+with its error. `make bench-gpu` also trains `medium` for ten minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
 from architecture import gptoss, registry
 from benchmarks.peer_step import adamw, loss_of, training_peer, update
+from benchmarks.publish import publish
 from common.device import autocast, peak_flops
-from common.provenance import provenance
 
-RESULT = Path(__file__).parent / "results" / "gpu_check.json"
 MEDIUM_BATCH, MEDIUM_BLOCK = 64, 512
 OURS = ("sdpa+sorted", "sdpa+grouped", "flex+grouped")
 PEERS = ("eager", "batched_mm", "grouped_mm")  # transformers' kinds of experts
@@ -43,21 +40,21 @@ def worst_gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> 
 
 
 def check_models() -> dict[str, dict[str, float]]:
-    """Loss and gradients on the device against the specification in float64 on the CPU."""
-    config = gptoss.ModelConfig(
-        num_hidden_layers=3, num_experts=6, experts_per_token=2, vocab_size=320, hidden_size=96,
-        intermediate_size=80, head_dim=32, num_attention_heads=6, num_key_value_heads=2, sliding_window=17,
-        initial_context_length=256, rope_scaling_factor=1.0,
-    )  # fmt: skip
+    """Relative errors of loss and gradients on the device, compared with float64 on the CPU."""
+    sizes = dict(num_hidden_layers=3, hidden_size=96, head_dim=32, num_attention_heads=6)
+    sizes |= dict(num_key_value_heads=2, num_experts=6, experts_per_token=2, intermediate_size=80)
+    sizes |= dict(sliding_window=17, initial_context_length=256, rope_scaling_factor=1.0, vocab_size=320)
+    config = gptoss.ModelConfig(**sizes)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 320, (3, 71), generator=generator)
     reference = gptoss.Transformer(config, attention="eager", experts="loop", generator=generator)
     with torch.no_grad():
-        for parameter in reference.parameters():  # biases and sinks far from zero, routing decided
+        for parameter in reference.parameters():  # biases and sinks far from zero, and no ties in the routing
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim == 1))
             parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
     reference.double()
-    reference(ids[:, :-1], ids[:, 1:]).loss.backward()
+    expected = reference(ids[:, :-1], ids[:, 1:]).loss
+    expected.backward()
     report = {}
     for attention in gptoss.ATTENTION_BACKENDS:
         for experts in gptoss.EXPERT_BACKENDS:
@@ -68,7 +65,6 @@ def check_models() -> dict[str, dict[str, float]]:
                 with autocast(torch.device("cuda"), dtype):
                     out = model(ids[:, :-1].cuda(), ids[:, 1:].cuda())
                 out.loss.backward()
-                expected = reference(ids[:, :-1], ids[:, 1:]).loss
                 report[f"{attention} {experts} {dtype}"] = {
                     "loss_relative_error": relative_error(out.loss, expected),
                     "worst_gradient_relative_error": worst_gradient_error(model, reference),
@@ -77,16 +73,15 @@ def check_models() -> dict[str, dict[str, float]]:
 
 
 class Side:
-    """One way to train `medium`: its model and optimizer on the device, and a step that takes its time."""
+    """One way to train `medium`: its model and its optimizer on the device, and a timed step."""
 
     def __init__(self, name: str):
         whose, backends, compiled = name.split()
         config = registry.build_config("gptoss", "medium")
         generator = torch.Generator().manual_seed(0)
         attention, experts = backends.split("+") if whose == "ours" else ("eager", "loop")
-        model = registry.build_model(
-            "gptoss", config, attention=attention, experts=experts, generator=generator
-        )
+        kernels = dict(attention=attention, experts=experts)
+        model = registry.build_model("gptoss", config, generator=generator, **kernels)
         if whose != "ours":
             model = training_peer(model, backends)
         self.ours, self.flops = whose == "ours", config.flops_per_token(MEDIUM_BLOCK)
@@ -110,13 +105,13 @@ class Side:
 
 
 def time_alone(name: str, steps: int) -> dict[str, float | str]:
-    """Tokens/s, share of the device's peak and peak memory of one side; its error where it cannot run."""
+    """Tokens per second, share of the device's peak FLOP/s and peak memory of one side, or its error."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
         side = Side(name)
         seconds = [side.step() for _ in range(steps)]
-    except Exception as error:  # any: a backend of another library, on a device that we do not know
+    except Exception as error:  # another library may raise anything on an unknown device
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     median = statistics.median(seconds[steps // 3 :])  # after warm-up and compilation
     rate = MEDIUM_BATCH * MEDIUM_BLOCK / median
@@ -130,7 +125,7 @@ def time_alone(name: str, steps: int) -> dict[str, float | str]:
 
 
 def time_in_turn(names: tuple[str, str], steps: int) -> list[float]:
-    """Median seconds of a step of each side, the two taking turns."""
+    """Median seconds of a step of each of two sides that take turns."""
     sides = [Side(name) for name in names]
     rounds = [[side.step() for side in sides] for _ in range(steps)]
     return [statistics.median(column) for column in zip(*rounds[steps // 3 :])]
@@ -143,12 +138,12 @@ def fastest(whose: str, timings: dict[str, dict]) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=30, help="steps to time, a third of them warm-up")
-    parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
+    steps = "timed steps, of which a third are warm-up (default: 30)"
+    parser.add_argument("--steps", type=int, default=30, help=steps)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("this needs a CUDA device, and PyTorch finds none; run it where there is one")
-    result = {**provenance(), "device": torch.cuda.get_device_name(), "agreement": check_models()}
+        parser.error("PyTorch finds no CUDA device; run this on a machine with one")
+    result = {"device": torch.cuda.get_device_name(), "agreement": check_models()}
     for name, error in result["agreement"].items():
         print(f"{name:28} " + "  ".join(f"{k} {v:.2e}" for k, v in error.items()), flush=True)
     timings = result["timings"] = {}
@@ -167,7 +162,7 @@ def main() -> None:
             "memory": timings[best[0]]["peak_memory_gb"] / timings[best[1]]["peak_memory_gb"],
         }
         print(f"{best[0]} against {best[1]}: {result['in_turn']}", flush=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    publish("gpu_check", result)
 
 
 if __name__ == "__main__":

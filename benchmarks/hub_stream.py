@@ -1,6 +1,8 @@
-"""Streaming from a loopback hub of 50 ms a request and 50 MB/s: times, traffic, mixing, size of a position.
+"""Measure streaming from a local hub: seconds, traffic, mixing of documents, size of a saved position.
 
-python -m benchmarks.hub_stream
+    python -m benchmarks.hub_stream
+
+The hub answers on the loopback interface with 50 ms a request and 50 MB/s.
 """
 
 import functools
@@ -21,7 +23,7 @@ ROWS, GROUP, TAKEN, BATCH = 100_000, 1000, 150_000, 300
 
 
 class SlowHub(hub_server._Handler):
-    traffic = np.zeros(2)  # requests and bytes
+    traffic = np.zeros(2)  # requests, bytes
 
     def _send(self, status, body, kind, headers):
         sent = 0 if self.command == "HEAD" else len(body)
@@ -31,7 +33,7 @@ class SlowHub(hub_server._Handler):
 
 
 def parquet(number: int) -> bytes:
-    """About 900 characters a row, which begin with the row's number in the dataset."""
+    """A file whose rows have about 900 characters and begin with their number in the dataset."""
     rng = np.random.default_rng(number)
     words = ["".join(map(chr, rng.integers(97, 123, n))) for n in rng.integers(2, 8, 2000)]
     rows = enumerate(rng.integers(0, 2000, (ROWS, 165)).tolist(), number * ROWS)
@@ -68,7 +70,7 @@ def main():
     many, most = np.mean([len(f) for f in found]), np.mean([f[0][1] for f in found])
     print(f"a position: {len(json.dumps(state)):,} bytes;", end=" ")
     print(f"{BATCH} documents: of {many:.0f} row groups, {most:.0f} of one", flush=True)
-    os._exit(0)  # threads of pyarrow still wait for the hub
+    os._exit(0)  # because threads of pyarrow still wait for the hub
 
 
 if __name__ == "__main__":

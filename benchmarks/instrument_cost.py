@@ -1,51 +1,42 @@
-"""What the instruments of a run cost, as a share of its training time.
+"""Measure what the instruments of a run cost, as a share of its training time.
 
     python -m benchmarks.instrument_cost     writes benchmarks/results/instrument_cost.json
 
-The toy recipe on the bundled stories, all defaults. Three parts, each against the same work without it:
+The run is the toy recipe on the bundled stories with all defaults. Steps and evaluations with and without
+their instruments take turns; the figures are medians. The three parts:
 
-in a step          z-loss of the routers, and gradient norms by kind in place of one norm; steps with and
-                   without in turn, medians
+in a step          the z-loss of the routers, and gradient norms by kind in place of one norm
 at a log record    what is written every `log_every` steps
-at an evaluation   routing of each token, sinks, tables, pictures and their files; evaluations with and
-                   without in turn, medians. The validation loss itself and the story are not counted.
+at an evaluation   routing of each token, sinks, tables, pictures and their files, but not the validation loss
+                   itself or the story
 
-Exits with 1 if all three together are 3 % of the training time or more.
+Exits with 1 if the three parts together take 3 % of the training time or more.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import statistics
 import sys
-import time
-from pathlib import Path
 from unittest import mock
 
 import torch
 
 from architecture.gptoss import MLPBlock
-from benchmarks.toy_run import toy_run
-from common.provenance import provenance
+from benchmarks.publish import judge, publish
+from benchmarks.toy_run import seconds, toy_run
 from data.packing import validation_batches
 from data.sources import open_dataset
 from training import reporting, validation
 from training.monitor.routing import RoutingSums
 from training.trainer import train_step
 
-RESULT = Path(__file__).parent / "results" / "instrument_cost.json"
 STEPS, RECORDS, EVALUATIONS = 80, 20, 5
 LIMIT = 0.03
 
 
-def seconds(function, *arguments) -> float:
-    began = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - began
-
-
 def without_z_loss(route):
-    """MLPBlock.route as it would be if nobody logged the z-loss."""
+    """MLPBlock.route without the cost of the z-loss."""
 
     def plain(self, x, counted):
         with mock.patch.object(torch.Tensor, "logsumexp", lambda logits, _: logits[..., 0].detach()):
@@ -55,7 +46,7 @@ def without_z_loss(route):
 
 
 def step_seconds(run, progress) -> tuple[float, float]:
-    """Median seconds of a training step with and without what is measured in it, in turn."""
+    """Median seconds of a training step with and without its instruments."""
     kinds = run.parameter_kinds
     one_norm = {"all": [p for kind in kinds.values() for p in kind]}
     times = {True: [], False: []}
@@ -63,12 +54,9 @@ def step_seconds(run, progress) -> tuple[float, float]:
     for number in range(2 * (STEPS + 5)):
         on = number % 2 == 0
         run.parameter_kinds = kinds if on else one_norm
-        if not on:
-            plain.start()
-        taken = seconds(train_step, run, progress)
-        if not on:
-            plain.stop()
-        if number >= 10:  # warm
+        with contextlib.nullcontext() if on else plain:
+            taken = seconds(train_step, run, progress)
+        if number >= 10:  # after warm-up
             times[on].append(taken)
     run.parameter_kinds = kinds
     return tuple(statistics.median(times[on]) for on in (True, False))
@@ -87,7 +75,7 @@ def record_seconds(run, progress) -> float:
 
 
 def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
-    """Median seconds of an evaluation: what the instruments add, and all without them."""
+    """Median seconds that the instruments add to an evaluation, and of an evaluation without them."""
     options = dict(device=run.device, autocast=run.autocast)
     found = []
 
@@ -115,15 +103,9 @@ def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
 def main() -> int:
     with toy_run() as (run, progress):
         cfg = run.cfg
-        batches = list(
-            validation_batches(
-                open_dataset("bundled", split="validation"),
-                run.tokenizer,
-                batch_size=cfg.batch_size,
-                block_size=cfg.block_size,
-                max_tokens=cfg.eval_tokens,
-            )
-        )
+        shape = dict(batch_size=cfg.batch_size, block_size=cfg.block_size, max_tokens=cfg.eval_tokens)
+        source = open_dataset("bundled", split="validation")
+        batches = list(validation_batches(source, run.tokenizer, **shape))
         with_all, bare = step_seconds(run, progress)
         record = record_seconds(run, progress)
         evaluation, rest = evaluation_seconds(run, progress, batches)
@@ -139,7 +121,6 @@ def main() -> int:
         f"evaluation       {evaluation:7.2f} s of instruments every {cfg.eval_every} steps, {rest:.2f} s "
         f"without: {shares['evaluation']:.2%}"
     )
-    print(f"together         {total:.2%} of the training time (limit {LIMIT:.0%})")
     figures = {
         "share_of_training_time": total,
         "shares": shares,
@@ -148,8 +129,8 @@ def main() -> int:
         "evaluation_s": [evaluation, rest],
         "threads": torch.get_num_threads(),
     }
-    RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
-    return 0 if total < LIMIT else 1
+    publish("instrument_cost", figures)
+    return judge({f"together {total:.2%} of the training time (below {LIMIT:.0%})": total < LIMIT})
 
 
 if __name__ == "__main__":

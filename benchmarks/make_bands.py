@@ -1,9 +1,10 @@
-"""Make a reference band of finished runs of one recipe that differ in their seed.
+"""Make a reference band from finished runs of one recipe that differ in their seed.
 
     python -m benchmarks.make_bands RUN RUN RUN --recipe toy --out configs/reference/toy_tinystories.json
 
-python -m evaluation.report draws the band behind the curves of a run with the same settings. Folders on this
-machine do not enter the file: --tinystories FOLDER is written as $TINYSTORIES, other paths by their name.
+python -m evaluation.report draws the band behind the curves of a run with the same settings. The file holds
+no folders of this machine: --tinystories FOLDER is written as $TINYSTORIES, and other paths by their last
+name.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from evaluation.report.read import read_runs
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.make_bands", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="three finished runs or more, by their --out_dir")
-    add("--recipe", required=True, metavar="NAME", help="what the runs are of, such as toy")
+    add("runs", nargs="+", metavar="RUN", help="the --out_dir of three finished runs or more")
+    add("--recipe", required=True, metavar="NAME", help="the recipe of the runs, such as toy")
     add("--out", required=True, type=Path, metavar="FILE.json", help="the band file")
-    add("--tinystories", metavar="FOLDER", help="folder to be written as $TINYSTORIES")
+    add("--tinystories", metavar="FOLDER", help="the folder that is written as $TINYSTORIES")
     return parser.parse_args(argv)
 
 
 def public_command(command: str, tinystories: str | None = None) -> str:
-    """A command without the paths of the machine it ran on."""
+    """The command without the paths of the machine that ran it."""
     words = []
     for word in shlex.split(command):
         flag, path = word.split("=", 1) if re.match(r"--\w+=", word) else ("", word)
@@ -47,7 +48,7 @@ def public_command(command: str, tinystories: str | None = None) -> str:
 
 
 def as_lines(band: dict[str, Any]) -> str:
-    """JSON with a line per tag, so that a band that is made again shows what moved."""
+    """JSON with one line for each tag, so that a diff of a new band shows which curves changed."""
     head = json.dumps({name: v for name, v in band.items() if name != "tags"}, indent=1)
     tags = [f"  {json.dumps(tag)}: {json.dumps(curve)}" for tag, curve in band["tags"].items()]
     return head.removesuffix("\n}") + ',\n "tags": {\n' + ",\n".join(tags) + "\n }\n}\n"

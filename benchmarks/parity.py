@@ -1,37 +1,47 @@
-"""Whole-model parity with transformers' GptOssForCausalLM on mapped random weights.
+"""Compare the whole model with transformers' GptOssForCausalLM on the same random weights.
 
     python -m benchmarks.parity          writes benchmarks/results/parity.json
 
-Logits and the gradient of the mean loss with respect to every parameter, at sizes where no two axes
-are equal, over prompts longer than three windows, with YaRN on and off. Biases and sinks are of order
-one, some gates and ups are clamped, and no router decision is close enough to a tie to flip.
+Logits and the gradients of the mean loss with respect to every parameter are compared, at sizes where no two
+axes are equal, over prompts longer than three windows, with YaRN on and off. Biases and sinks are of order
+one, some gates and ups are clamped, and no router decision is close enough to a tie for rounding to flip it.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import functools
 
 import torch
 import torch.nn.functional as F
 
 from architecture.gptoss import ModelConfig, Transformer
-from common.provenance import provenance
-
-RESULT = Path(__file__).parent / "results" / "parity.json"
+from benchmarks.publish import publish
 
 BATCH, TOKENS = 2, 23
-# heads / groups = 5 is not groups = 3; 23 tokens are almost four windows of 6
-SHAPE = dict(num_hidden_layers=4, num_experts=7, experts_per_token=2, vocab_size=37, hidden_size=20,
-             intermediate_size=9, swiglu_limit=1.5, head_dim=12, num_attention_heads=15, num_key_value_heads=3,
-             sliding_window=6, initial_context_length=64, rope_theta=500.0, rope_ntk_beta=4.0)  # fmt: skip
-YARN_FACTOR = {"yarn": 8.0, "plain rope": 1.0}  # of the cases below
+# 15 heads in 3 groups are 5 a group, which is another number; 23 tokens are almost four windows of 6.
+SHAPE = {
+    **dict(num_hidden_layers=4, num_experts=7, experts_per_token=2, vocab_size=37, hidden_size=20),
+    **dict(intermediate_size=9, swiglu_limit=1.5, head_dim=12, num_attention_heads=15, num_key_value_heads=3),
+    **dict(sliding_window=6, initial_context_length=64, rope_theta=500.0, rope_ntk_beta=4.0),
+}
+YARN_FACTOR = {"yarn": 8.0, "plain rope": 1.0}
 CASES = [(dtype, rope) for dtype in ("float32", "float64") for rope in YARN_FACTOR]
-SMALLEST_MARGIN = 1e-4  # between the k-th and the next router logit: far above the rounding of float32
+SAME_LAYOUT = {  # our name of a parameter of a block: the peer's, with the same layout
+    "attn.norm.scale": "input_layernorm.weight",
+    "attn.sinks": "self_attn.sinks",
+    "attn.out.weight": "self_attn.o_proj.weight",
+    "attn.out.bias": "self_attn.o_proj.bias",
+    "mlp.norm.scale": "post_attention_layernorm.weight",
+    "mlp.gate.weight": "mlp.router.weight",
+    "mlp.gate.bias": "mlp.router.bias",
+    "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
+    "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
+}
+SMALLEST_MARGIN = 1e-4  # between the k-th and the next router logit, far above the rounding of float32
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 1) -> Transformer:
-    """A model with weights far from their initial values: unit biases and sinks, uneven norms."""
+    """A model whose weights are far from their initial values: biases and sinks of order 1, uneven norms."""
     model = Transformer(config, attention="eager", experts="loop")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -41,29 +51,13 @@ def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 1) -> Tran
                 p.mul_(0.3).add_(1.0)
             elif name.endswith("sinks"):
                 p.add_(1.0)
-            elif not name.endswith("bias"):  # matrices keep the scale of what they multiply
+            elif not name.endswith("bias"):  # a matrix keeps the scale of its input
                 p.mul_(0.7 * p.shape[-1] ** -0.5)
     return model.to(dtype)
 
 
-def peer_names(layer: int) -> dict[str, str]:
-    """Our parameter names of one block -> the peer's, for the tensors that differ in name alone."""
-    ours, peer = f"block.{layer}.", f"model.layers.{layer}."
-    return {
-        ours + "attn.norm.scale": peer + "input_layernorm.weight",
-        ours + "attn.sinks": peer + "self_attn.sinks",
-        ours + "attn.out.weight": peer + "self_attn.o_proj.weight",
-        ours + "attn.out.bias": peer + "self_attn.o_proj.bias",
-        ours + "mlp.norm.scale": peer + "post_attention_layernorm.weight",
-        ours + "mlp.gate.weight": peer + "mlp.router.weight",
-        ours + "mlp.gate.bias": peer + "mlp.router.bias",
-        ours + "mlp.mlp1_bias": peer + "mlp.experts.gate_up_proj_bias",
-        ours + "mlp.mlp2_bias": peer + "mlp.experts.down_proj_bias",
-    }
-
-
 def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Our parameters, or their gradients, under the peer's names and in its layouts; a total map."""
+    """Rename our parameters, or their gradients, to the peer's names, in the peer's layouts."""
     same = {
         "embedding.weight": "model.embed_tokens.weight",
         "norm.scale": "model.norm.weight",
@@ -73,34 +67,36 @@ def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, 
     mapped = {}
     heads, groups, c = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     for layer in range(config.num_hidden_layers):
-        same |= peer_names(layer)
         ours, peer = f"block.{layer}.", f"model.layers.{layer}."
-        for kind in ("weight", "bias"):  # rows of qkv: all queries, all keys, all values
+        same |= {ours + our_name: peer + peer_name for our_name, peer_name in SAME_LAYOUT.items()}
+        for kind in ("weight", "bias"):  # the rows of qkv are all queries, then all keys, then all values
             rows = left.pop(f"{ours}attn.qkv.{kind}").split((heads * c, groups * c, groups * c))
             for letter, part in zip("qkv", rows):
                 mapped[f"{peer}self_attn.{letter}_proj.{kind}"] = part
         for our_name, peer_name in (("mlp1", "gate_up_proj"), ("mlp2", "down_proj")):
-            stack = left.pop(f"{ours}mlp.{our_name}_weight")  # ours (E, out, in), the peer's (E, in, out)
+            stack = left.pop(f"{ours}mlp.{our_name}_weight")  # ours is (E, out, in), the peer's (E, in, out)
             mapped[f"{peer}mlp.experts.{peer_name}"] = stack.transpose(1, 2)
     mapped |= {peer_name: left.pop(our_name) for our_name, peer_name in same.items()}
-    assert not left, f"parameters without a place in the peer: {sorted(left)}"
+    assert not left, f"the peer has no parameters for {sorted(left)}"
     return mapped
 
 
 def build_peer(model: Transformer):
-    """The peer with the same weights, on its plainest paths."""
+    """The peer with the same weights and with eager attention and experts."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
     cfg = model.config
     rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
     if cfg.rope_scaling_factor > 1:
-        rope |= {"rope_type": "yarn", "factor": cfg.rope_scaling_factor, "truncate": False,
-                 "beta_fast": cfg.rope_ntk_beta, "beta_slow": cfg.rope_ntk_alpha,
-                 "original_max_position_embeddings": cfg.initial_context_length}  # fmt: skip
-    same = ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "swiglu_limit", "head_dim",
-            "num_attention_heads", "num_key_value_heads", "sliding_window")  # fmt: skip
+        rope |= dict(rope_type="yarn", factor=cfg.rope_scaling_factor, truncate=False)
+        rope |= dict(beta_fast=cfg.rope_ntk_beta, beta_slow=cfg.rope_ntk_alpha)
+        rope |= dict(original_max_position_embeddings=cfg.initial_context_length)
+    same_names = (
+        "num_hidden_layers vocab_size hidden_size intermediate_size swiglu_limit head_dim "
+        "num_attention_heads num_key_value_heads sliding_window"
+    )
     peer_config = GptOssConfig(
-        **{name: getattr(cfg, name) for name in same},
+        **{name: getattr(cfg, name) for name in same_names.split()},
         num_local_experts=cfg.num_experts,
         num_experts_per_tok=cfg.experts_per_token,
         max_position_embeddings=cfg.context_limit,
@@ -111,7 +107,7 @@ def build_peer(model: Transformer):
     )
     dtype = model.embedding.weight.dtype
     peer = GptOssForCausalLM(peer_config).to(dtype).eval()
-    if dtype == torch.float64:  # the peer's norm goes through float32; torch's does not
+    if dtype == torch.float64:  # the peer's norm computes in float32
         for name, module in list(peer.named_modules()):
             if type(module).__name__ == "GptOssRMSNorm":
                 norm = torch.nn.RMSNorm(cfg.hidden_size, eps=module.variance_epsilon, dtype=dtype)
@@ -122,7 +118,7 @@ def build_peer(model: Transformer):
 
 
 def compare(dtype: str, rope: str, attention: str = "eager", experts: str = "loop") -> dict:
-    """Largest absolute differences of logits and gradients, and what the comparison covered."""
+    """Largest differences of logits and gradients, and how far the comparison exercises the model."""
     config = ModelConfig(**SHAPE, rope_scaling_factor=YARN_FACTOR[rope])
     reference = random_model(config, getattr(torch, dtype))
     peer = build_peer(reference)
@@ -131,14 +127,19 @@ def compare(dtype: str, rope: str, attention: str = "eager", experts: str = "loo
     generator = torch.Generator().manual_seed(2)
     input_ids, targets = torch.randint(config.vocab_size, (2, BATCH, TOKENS), generator=generator)
 
-    margins, clamped = [], []  # of the peer's own router and experts
+    margins, clamped = [], []  # the smallest margin and the clamped share of each layer of the peer
+
+    def note_margin(router, arguments, out):
+        highest = out[0].topk(config.experts_per_token + 1).values
+        margins.append(highest.diff().abs()[:, -1].min())
+
+    def note_clamped(gate, x):
+        clamped.append((x.abs() > config.swiglu_limit).double().mean())
+        return gate(x)
+
     for layer in peer.model.layers:
-        layer.mlp.router.register_forward_hook(lambda _, __, out: margins.append(
-            out[0].topk(config.experts_per_token + 1).values.diff().abs()[:, -1].min()))  # fmt: skip
-        gate = layer.mlp.experts._apply_gate
-        layer.mlp.experts._apply_gate = lambda x, gate=gate: (
-            clamped.append((x.abs() > config.swiglu_limit).double().mean()) or gate(x)
-        )
+        layer.mlp.router.register_forward_hook(note_margin)
+        layer.mlp.experts._apply_gate = functools.partial(note_clamped, layer.mlp.experts._apply_gate)
     peer_logits = peer(input_ids).logits
     F.cross_entropy(peer_logits.flatten(0, 1), targets.flatten()).backward()
 
@@ -162,7 +163,6 @@ def compare(dtype: str, rope: str, attention: str = "eager", experts: str = "loo
         "gradient_max_difference_at": worst,
         "gradient_max": max(sizes.values()),
         "gradient_smallest_of_tensor_maxima": min(sizes.values()),
-        # of a tensor's largest difference to its own largest gradient
         "gradient_max_relative_difference": max(differences[n] / sizes[n] for n in sizes),
         "router_smallest_margin": min(margins).item(),
         "clamped_share": (sum(clamped) / len(clamped)).item(),
@@ -174,20 +174,12 @@ def main() -> None:
 
     cases = [compare(dtype, rope) for dtype, rope in CASES]
     cases += [compare(dtype, rope, "sdpa", "sorted") for dtype, rope in CASES]
-    result = provenance() | {
-        "transformers": transformers.__version__,
-        "shape": SHAPE | {"batch": BATCH, "tokens": TOKENS},
-        "logits_max_difference": {
-            dtype: max(c["logits_max_difference"] for c in cases if c["dtype"] == dtype)
-            for dtype in ("float32", "float64")
-        },
-        "gradient_max_difference": {
-            dtype: max(c["gradient_max_difference"] for c in cases if c["dtype"] == dtype)
-            for dtype in ("float32", "float64")
-        },
-        "cases": cases,
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+    def worst(figure: str) -> dict[str, float]:
+        return {
+            dtype: max(c[figure] for c in cases if c["dtype"] == dtype) for dtype in ("float32", "float64")
+        }
+
     for case in cases:
         print(
             f"{case['dtype']:8} {case['rope']:10} {case['attention']:5} {case['experts']:6} "
@@ -195,7 +187,16 @@ def main() -> None:
             f"gradients {case['gradient_max_difference']:.1e} of {case['gradient_max']:.2g}, "
             f"margin {case['router_smallest_margin']:.1e}, clamped {case['clamped_share']:.0%}"
         )
-    print(f"wrote {RESULT}")
+    publish(
+        "parity",
+        {
+            "transformers": transformers.__version__,
+            "shape": SHAPE | {"batch": BATCH, "tokens": TOKENS},
+            "logits_max_difference": worst("logits_max_difference"),
+            "gradient_max_difference": worst("gradient_max_difference"),
+            "cases": cases,
+        },
+    )
 
 
 if __name__ == "__main__":

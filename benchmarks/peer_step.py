@@ -1,4 +1,4 @@
-"""A training step of ours and of transformers' GptOssForCausalLM, the same but for how the loss is come by."""
+"""The same training step for our model and for transformers' GptOssForCausalLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LR = 1e-3
 
 
 def training_peer(model: nn.Module, experts: str) -> nn.Module:
-    """The peer with the same weights, in training mode; experts: one of its implementations."""
+    """The peer with the same weights, in training mode; experts: its implementation of the experts."""
     from benchmarks.parity import build_peer
 
     peer = build_peer(model)
@@ -26,11 +26,11 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
 
 
 def loss_of(forward: Callable[..., Any], batch: torch.Tensor, ours: bool) -> torch.Tensor:
-    """Nats per token, () float32.  forward: the model, compiled or not.  batch: (B, T + 1) int64."""
+    """Nats per token, () float32.  forward: a model, compiled or not.  batch: (B, T + 1) int64."""
     ids, targets = batch[:, :-1], batch[:, 1:]
     if ours:
         return forward(ids, targets).loss
-    logits = forward(ids, use_cache=False).logits  # its own way to a loss would shift them once more
+    logits = forward(ids, use_cache=False).logits  # with labels, the peer would shift them once more
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 

@@ -1,9 +1,9 @@
-"""Keep the figures of finished runs: their commands, commits, curves, closing figures and stories.
+"""Publish the figures of finished runs: their commands, commits, curves, final figures and stories.
 
-    python -m benchmarks.record_run OUT_DIR [OUT_DIR ...] --out benchmarks/results/NAME.json [--tinystories FOLDER]
+    python -m benchmarks.record_run OUT_DIR [OUT_DIR ...] --out FILE.json [--tinystories FOLDER]
 
-Several are seeds of one recipe: mean, deviation and each one's bits per byte come first. Paths that begin with
-FOLDER are written as $TINYSTORIES, and the folders of runs by their last name.
+Several runs must be seeds of one recipe; then their bits per byte with mean and deviation come first. Paths
+that begin with FOLDER are written as $TINYSTORIES, and the folders of the runs by their last name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.public_text import public_text
+from benchmarks.publish import public_text
 from evaluation.ablation.statistics import summary
 from training.monitor.metrics import read_metrics
 
@@ -21,7 +21,7 @@ CURVE = ("val/loss", "val/bits_per_byte", "train/loss", "perf/tokens_per_second"
 
 
 def figures(out_dir: Path) -> dict[str, Any]:
-    """What a run's config.json and metrics.jsonl say of it; ValueError if it is not finished."""
+    """The figures of a run, from its config.json and metrics.jsonl; ValueError if it is not finished."""
     facts = json.loads((out_dir / "config.json").read_text(encoding="utf-8"))
     records = read_metrics(out_dir / "metrics.jsonl")
     final = {tag: value for r in records for tag, value in r.items() if tag.startswith("final/")}
@@ -36,13 +36,13 @@ def figures(out_dir: Path) -> dict[str, Any]:
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Bits per byte over the seeds; ValueError for runs that differ in more than that."""
+    """Bits per byte of each seed, mean and deviation; ValueError if more than the seeds differs."""
     free = {"seed", "out_dir"}
-    recipes = [{k: v for k, v in run["train"].items() if k not in free} for run in runs]
-    if any(recipe != recipes[0] for recipe in recipes) or any(
-        run["model"] != runs[0]["model"] for run in runs
-    ):
-        raise ValueError("runs that are kept together may differ in seed and out_dir alone")
+    recipes = [(run["model"], {k: v for k, v in run["train"].items() if k not in free}) for run in runs]
+    if any(recipe != recipes[0] for recipe in recipes):
+        raise ValueError(
+            "the runs must be the same except for seed and out_dir; record other runs by themselves"
+        )
     scores = {str(run["train"]["seed"]): run["final"]["final/bits_per_byte"] for run in runs}
     found = summary(list(scores.values()))
     return {"bits_per_byte": scores, "mean": found.mean, "deviation": found.deviation}
@@ -52,12 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out_dir", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tinystories", help="folder to be written as $TINYSTORIES")
+    parser.add_argument("--tinystories", help="the folder that is written as $TINYSTORIES")
     args = parser.parse_args()
     runs = [figures(out_dir) for out_dir in args.out_dir]
     found = runs[0] if len(runs) == 1 else over_seeds(runs) | {"runs": runs}
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    args.out.write_text(public_text(text, args.tinystories, args.out_dir), encoding="utf-8")
+    args.out.write_text(public_text(text, args.out_dir, args.tinystories), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Whether a change left every number as it was: hashes of 20 toy steps, to be compared before and after.
+"""Print hashes of 20 toy steps. A change that alters no number leaves them the same.
 
     python -m benchmarks.same_bits     (about two minutes on one thread)
 
-Prints a sha256 for train.py, for train_context.py, and for train.py stopped at step 10 and resumed, which must be
-that of train.py. A hash covers weights, optimizer state, random state, data position, and every logged number
-that does not come from the clock. Two commits compare on one machine only: another CPU rounds differently.
+Prints a sha256 for train.py, for train_context.py, and for train.py killed after step 10 and resumed, which
+must be the same as for train.py. A hash covers weights, optimizer state, random state, data position, and
+every logged number that does not come from the clock. Compare two commits on the same machine: another CPU
+rounds differently.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ HASHED = ("model", "optimizers", "rng", "data")
 
 
 def update(digest: Any, value: Any) -> None:
-    """Feed tensors by their bytes, containers item by item, anything else as text."""
+    """Add a value to the digest: a tensor's bytes, a container's items, the repr of anything else."""
     if isinstance(value, torch.Tensor):
         digest.update(value.contiguous().numpy().tobytes())
     elif isinstance(value, dict):
@@ -46,7 +47,7 @@ def update(digest: Any, value: Any) -> None:
 
 
 def bits(out_dir: Path) -> str:
-    """The hash of what a run left at step 20."""
+    """The hash of a run at step 20."""
     state, digest = torch.load(out_dir / "checkpoint_20.pt", weights_only=True), hashlib.sha256()
     for name in HASHED:
         update(digest, state[name])
@@ -69,7 +70,7 @@ def main() -> int:
     for name, script in (("train", "train.py"), ("train_context", "train_context.py")):
         with tempfile.TemporaryDirectory() as folder:
             if start(Path(folder), script, *FLAGS).wait():
-                raise SystemExit(f"{script} failed; run it by hand")
+                raise SystemExit(f"{script} failed; run it by hand to see its message")
             print(f"{name:<14} {bits(Path(folder) / 'model')}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         process = start(Path(folder), "train.py", *FLAGS)
@@ -78,7 +79,7 @@ def main() -> int:
         process.send_signal(signal.SIGKILL)
         process.wait()
         if (Path(folder) / "model/checkpoint_20.pt").exists():
-            raise SystemExit("the run ended before it could be stopped")
+            raise SystemExit("the run ended before it could be killed; try again")
         if start(Path(folder), "train.py", "--resume", "--out_dir", "model").wait():
             raise SystemExit("the resumed run failed")
         print(f"{'resumed':<14} {bits(Path(folder) / 'model')}", flush=True)

@@ -1,11 +1,12 @@
-"""The toy recipe as a run that a benchmark takes apart: bundled stories, CPU, float32, at most two threads."""
+"""The toy recipe as an open run for benchmarks: bundled stories, CPU, float32, at most two threads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from training.state.run import Run, open_run
 
 @contextlib.contextmanager
 def toy_run(**settings: Any) -> Iterator[tuple[Run, Progress]]:
-    """An open run and its progress, in a folder that is removed; settings: of TrainConfig."""
+    """Open a run in a temporary folder and yield it with its progress; settings: fields of TrainConfig."""
     cfg = TrainConfig(dataset="bundled", device="cpu", dtype="float32", out_dir="model", **settings)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     model = build_model("gptoss", build_config("gptoss", cfg.model_size))
@@ -32,3 +33,10 @@ def toy_run(**settings: Any) -> Iterator[tuple[Run, Progress]]:
                 yield opened
         finally:
             os.chdir(home)
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds that one call takes."""
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began

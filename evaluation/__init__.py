@@ -1,1 +1,1 @@
-"""How good a model is: comparisons, reports, scores."""
+"""Measure how good a model is: ablations, reports, scores."""

@@ -1,25 +1,24 @@
-"""Read stories and say which contradict themselves, do not end, or are copied from the training text.
+"""Report the stories that contradict themselves, do not end, or are copied from the training text.
 
     python sample.py --checkpoint model --num_samples 100 --max_tokens 400 --out told.jsonl
     python -m evaluation.check told.jsonl
     python -m evaluation.check stories.jsonl --against none --json
 
-FILE is a .txt with <|endoftext|> between the stories, a .jsonl, or - for standard input (as .txt).
-The rules are those of data/stories/checker.py; a story is copied when RUN words in a row also occur
-in the training text, by default the bundled training stories.
+FILE is a .txt with <|endoftext|> between the stories, a .jsonl, a .parquet, or - for standard input, read as
+a .txt. The rules are those of data/stories/checker.py. A story is copied if 20 of its words in a row also
+occur in the training text, by default the bundled training stories.
 """
 
 import argparse
-import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from common.files import parse_json
 from common.script import Parser, exit_code
+from data.files import FORMATS, version
 from data.stories import TRAIN_STORIES, story
 from data.stories.checker import CONTRADICTIONS, Problem, Report, check
 from data.stories.copies import RUN, RunIndex
@@ -28,72 +27,45 @@ SEPARATOR = "<|endoftext|>"
 
 
 def read_stories(file: str, text_column: str = "text") -> list[str]:
-    """The stories of FILE in order; empty ones stay, but a .txt may end with a separator."""
+    """The stories of a file in order, with empty ones, except after the last separator of a .txt."""
+    path = Path(file)
     if file == "-":
         try:
-            return _separated(sys.stdin.read())
+            stories = [text.strip() for text in sys.stdin.read().split(SEPARATOR)]
         except UnicodeDecodeError as error:
-            raise _not_utf8("standard input", error) from None
-    path = Path(file)
-    if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{file} must be a .txt or .jsonl file, or - for standard input; name one of these")
-    if not path.is_file():
-        raise ValueError(f"{file}: no such file; give a .txt, a .jsonl, or - for standard input")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from None
-    if path.suffix == ".txt":
-        return _separated(content)
-    lines = content.split("\n")
-    return [_row(line, f"{file}, line {n}", text_column) for n, line in enumerate(lines, 1) if line.strip()]
-
-
-def _not_utf8(where: str, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{where} is not UTF-8 (byte {error.start}); convert it to UTF-8")
-
-
-def _separated(content: str) -> list[str]:
-    if not content.strip():
-        return []
-    parts = [part.strip() for part in content.split(SEPARATOR)]
-    return parts[:-1] if len(parts) > 1 and not parts[-1] else parts
-
-
-def _row(line, where, text_column):
-    try:
-        row = parse_json(line)
-    except ValueError as reason:
-        raise ValueError(f"{where} is not JSON ({reason}); a .jsonl file has one object a line") from None
-    if not isinstance(row, dict) or not isinstance(row.get(text_column), str):
+            message = f"standard input is not UTF-8 (at byte {error.start}); convert it to UTF-8"
+            raise ValueError(message) from None
+    elif path.suffix not in FORMATS:
+        raise ValueError(f"{file} must be a .txt, .jsonl or .parquet file, or - for standard input")
+    elif not path.is_file():
         raise ValueError(
-            f"{where} must be an object with text under {text_column!r}, but is {line[:40]!r}; "
-            "choose the column with --text_column"
+            f"{file}: no such file; give a .txt, .jsonl or .parquet file, or - for standard input"
         )
-    return row[text_column]
+    else:
+        documents = FORMATS[path.suffix](path, text_column, version(path.stat()))
+        stories = [text for _, _, text in documents.scan()]
+    if path.suffix in ("", ".txt") and stories and not stories[-1]:
+        stories.pop()
+    return stories
 
 
-def training_text(against: Iterable[str], text_column: str = "text") -> RunIndex | None:
-    """The runs that count as copied: of files, of the bundled stories (no file named), or of nothing."""
-    against = list(against)
+def training_text(against: list[str], text_column: str = "text") -> RunIndex | None:
+    """The runs of words that count as copied.
+
+    against: files; ["none"] for None; an empty list for the bundled training stories.
+    """
     if against == ["none"]:
         return None
     if "none" in against:
-        raise ValueError("--against must be files or none, but came with both; leave out none, or the files")
+        raise ValueError("--against takes either files or none, but got both; leave out none or the files")
     if against:
         return RunIndex(text for file in against for text in read_stories(file, text_column))
-    return RunIndex(_bundled_stories())
-
-
-def _bundled_stories() -> Iterator[str]:
-    for index in tqdm(
-        range(TRAIN_STORIES), desc="training stories", unit=" stories", leave=False, disable=None
-    ):
-        yield story(index).text
+    indices = tqdm(range(TRAIN_STORIES), desc="training stories", unit=" stories", leave=False, disable=None)
+    return RunIndex(story(index).text for index in indices)
 
 
 def examine(text: str, runs: RunIndex | None) -> Report:
-    """The checker's report, with the copied run added where there is one."""
+    """The checker's report, with a copied run as a further problem."""
     report = check(text)
     run = runs.copied_run(text) if runs is not None else None
     if run is None:
@@ -103,7 +75,7 @@ def examine(text: str, runs: RunIndex | None) -> Report:
 
 
 def summary(reports: list[Report]) -> dict[str, int]:
-    """Counts of stories; one that fails in several ways is counted in each."""
+    """Numbers of stories. A story that fails in several ways is counted in each of them."""
     return {
         "stories": len(reports),
         "consistent and finished": sum(report.passes for report in reports),
@@ -122,28 +94,27 @@ def _lines(number: int, report: Report) -> Iterator[str]:
 def parse_command_line(argv=None) -> argparse.Namespace:
     parser = Parser(prog="python -m evaluation.check", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("file", metavar="FILE", help=f".txt ({SEPARATOR} between stories), .jsonl, or - for stdin")
     add(
-        "--against",
-        nargs="+",
-        default=[],
+        "file",
         metavar="FILE",
-        help="training text that must not be copied, or none (default: the bundled stories)",
+        help=f".txt ({SEPARATOR} between stories), .jsonl, .parquet, or - for standard input",
     )
-    add("--text_column", default="text", help="column of the text (default: %(default)s)")
+    copied = "training text that the stories must not copy, or none (default: the bundled stories)"
+    add("--against", nargs="+", default=[], metavar="FILE", help=copied)
+    add("--text_column", default="text", help="column of the text in a .jsonl or .parquet (default: text)")
     add("--json", action="store_true", help="print one JSON object instead of lines")
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
-    return exit_code("evaluation/check.py", functools.partial(run, argv))
+    return exit_code("evaluation/check.py", lambda: run(argv))
 
 
 def run(argv=None) -> None:
     args = parse_command_line(argv)
     texts = read_stories(args.file, args.text_column)
     if not texts:
-        raise ValueError(f"{args.file} must hold at least one story, but is empty; give another file")
+        raise ValueError(f"{args.file} is empty; give a file with at least one story")
     runs = training_text(args.against, args.text_column)
     reports = [examine(text, runs) for text in texts]
     counts = summary(reports)

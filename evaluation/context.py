@@ -1,4 +1,4 @@
-"""What a carried state is worth: loss by segment of the document, with the state as it should be and not.
+"""Measure what a carried state is worth: the loss by segment with the state carried, zeroed and swapped.
 
     python -m evaluation.context model_context > context.json
 
@@ -6,12 +6,13 @@ carried  the state goes from segment to segment, as in training
 zeroed   each segment begins with a state of zeros
 swapped  each segment begins with the state that another document of about the same length has there
 
-The first segment has a state of zeros in all three. A checkpoint of a model without a state is read in
-windows of its block_size and has one column, plain: with --segment_length its tokens are put into the same
-rows. All columns score the same tokens of the same documents, so their differences are taken document by
-document. Standard errors are over documents: the tokens of one are not independent.
+In all three, the first segment begins with a state of zeros. A model without a state reads windows of its
+block_size and has one column, plain; --segment_length sets the rows of its table, so that they match those of
+a model with a state. All columns score the same tokens of the same documents, so differences are taken
+document by document. Standard errors are over documents, because the tokens of a document are not
+independent.
 
-The JSON goes to stdout or, with --out, to a file; the table to stderr.
+The JSON goes to stdout or, with --out, to a file. The table goes to stderr.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ from common.script import Parser, exit_code, say
 
 
 class Losses(NamedTuple):
-    """Of one document: nats of its targets, summed in each segment of the table."""
+    """The losses of one document."""
 
-    tokens: list[int]  # of each segment
-    nats: dict[str, list[float]]  # by column
+    tokens: list[int]  # number of targets in each segment
+    nats: dict[str, list[float]]  # column: sum of the losses in each segment
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m evaluation.context", allow_abbrev=False,
-                    description="Loss by segment with the state carried, zeroed and swapped.")  # fmt: skip
+    title = "Loss by segment with the state carried, zeroed and swapped."
+    parser = Parser(prog="python -m evaluation.context", allow_abbrev=False, description=title)
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="a checkpoint_<step>.pt, or a run's folder: its newest")
-    add("--dataset", help="as in training (default: what the checkpoint names)")
-    add("--val_dataset", help="as in training (default: what the checkpoint names)")
-    add("--text_column", default="text", help="column that holds a document's text")
-    add("--documents", type=int, default=1000, metavar="N", help="the first N (default: 1000)")
-    add("--segment_length", type=int, metavar="N",
-        help="tokens of a row of the table, of a model without a state (default: its block_size)")  # fmt: skip
-    add("--batch_size", type=int, default=32, metavar="N", help="documents at once (default: 32)")
+    add("checkpoint", metavar="CKPT", help="a checkpoint_<step>.pt, or a run's folder for its newest one")
+    add("--dataset", help="as in training (default: that of the checkpoint)")
+    add("--val_dataset", help="as in training (default: that of the checkpoint)")
+    add("--text_column", default="text", help="column of the text (default: text)")
+    add("--documents", type=int, default=1000, metavar="N", help="read the first N documents (default: 1000)")
+    rows = "tokens in a row of the table, for a model without a state (default: its block_size)"
+    add("--segment_length", type=int, metavar="N", help=rows)
+    add("--batch_size", type=int, default=32, metavar="N", help="documents in a batch (default: 32)")
     add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    add("--out", type=Path, metavar="FILE", help="where the JSON goes (default: stdout)")
+    add("--out", type=Path, metavar="FILE", help="file for the JSON (default: stdout)")
     args = parser.parse_args(argv)
     for name, least in (("documents", 2), ("batch_size", 2), ("segment_length", 1), ("threads", 1)):
         value = getattr(args, name)
@@ -77,14 +78,18 @@ def run(args: argparse.Namespace) -> None:
     dataset, val_dataset, column = args.dataset, args.val_dataset, args.text_column
     if dataset is None and val_dataset is None:
         if "dataset" not in before:
-            raise ValueError(f"{path} names no data; give a --dataset or --val_dataset")
+            raise ValueError(
+                f"{path} does not say which data it was trained on; give --dataset or --val_dataset"
+            )
         dataset, val_dataset, column = (before[k] for k in ("dataset", "val_dataset", "text_column"))
     device = machine.choose_device(args.device)
     model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
     carries = getattr(model, "carries", False)
     window = model.config.segment_length if carries else before.get("block_size", model.config.context_limit)
     if carries and args.segment_length not in (None, window):
-        raise ValueError(f"segment_length of {path} is {window}, got {args.segment_length}; leave it out")
+        raise ValueError(
+            f"{path} has segments of {window}, got --segment_length {args.segment_length}; leave it out"
+        )
     source = open_dataset(
         dataset or "bundled", split="validation", val_dataset=val_dataset, text_column=column
     )
@@ -95,16 +100,15 @@ def run(args: argparse.Namespace) -> None:
         for document in itertools.islice(source.documents(), args.documents)
     ]
     autocast = functools.partial(machine.autocast, device, machine.choose_dtype("auto", device))
-    losses = list(
-        document_losses(model, documents, window, args.segment_length or window, args.batch_size, autocast)
-    )
+    length = args.segment_length or window
+    losses = list(document_losses(model, documents, window, length, args.batch_size, autocast))
     found = {
         "checkpoint": str(path),
         "model": model.name,
         "data": source.name,
         "documents": len(losses),
         "window": window,
-        "segment_length": args.segment_length or window,
+        "segment_length": length,
         **table(losses),
         **provenance(),
     }
@@ -115,10 +119,6 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found, indent=1))
 
 
-# --------------------------------------------------------------------------------------------------
-# losses
-
-
 def document_losses(
     model: Any,
     documents: list[list[int]],
@@ -127,7 +127,7 @@ def document_losses(
     batch_size: int,
     autocast: Callable[[], Any],
 ) -> Iterator[Losses]:
-    """Each document's losses, the shortest document first.
+    """Yield the losses of each document, the shortest document first.
 
     documents: [EOT, ids, EOT] each.  window: tokens that the model reads at once.
     segment_length: tokens of a segment of the table.
@@ -136,12 +136,11 @@ def document_losses(
 
     if len(documents) < 2:
         raise ValueError(
-            f"the state of another document takes at least 2 documents, got {len(documents)}; "
-            "use more validation data"
+            f"swapping states takes at least 2 documents, got {len(documents)}; use more validation data"
         )
     documents = sorted(documents, key=len)
     groups = [documents[i : i + batch_size] for i in range(0, len(documents), batch_size)]
-    if len(groups[-1]) == 1:  # it has no other to swap with
+    if len(groups[-1]) == 1:  # a single document has no other to swap its state with
         groups[-2:] = [groups[-2] + groups[-1]]
     model.eval()
     for group in groups:
@@ -149,23 +148,18 @@ def document_losses(
             columns = group_losses(model, group, window, autocast)
         for row, document in enumerate(group):
             count = len(document) - 1
-            starts = range(0, count, segment_length)
-            yield Losses(
-                [min(segment_length, count - start) for start in starts],
-                {
-                    name: [
-                        float(losses[row, start : min(start + segment_length, count)].sum())
-                        for start in starts
-                    ]
-                    for name, losses in columns.items()
-                },
-            )
+            tokens = [min(segment_length, count - start) for start in range(0, count, segment_length)]
+            nats = {
+                name: [float(part.sum()) for part in losses[row, :count].split(segment_length)]
+                for name, losses in columns.items()
+            }
+            yield Losses(tokens, nats)
 
 
 def group_losses(
     model: Any, group: list[list[int]], window: int, autocast: Callable[[], Any]
 ) -> dict[str, Any]:
-    """{column: (B, T) float64 nats of every token of these documents, 0 behind their ends}"""
+    """Return {column: (B, T) float64 losses in nats of every token, 0 after the end of a document}."""
     import torch
 
     from architecture.interface import IGNORE_INDEX
@@ -183,24 +177,20 @@ def group_losses(
     for start in range(0, length, window):
         part = [x[:, start : start + window].to(device) for x in (inputs, targets)]
         begin = {"carried": state, "plain": None, "zeroed": None}
-        begin["swapped"] = None if state is None else state.roll(1, 0)  # of the next document
-        after = None
+        begin["swapped"] = None if state is None else state.roll(1, 0)  # the state of the document before
         for name, losses in columns.items():
             with autocast():
                 output = model(*part, carry=begin[name])
             losses.append(output.token_losses.double().cpu())
-            after = output.carry if name == "carried" else after
-        state = after  # a document that has ended keeps its last one
+            if name == "carried":
+                state = output.carry  # a document that has ended keeps its last state
     return {name: torch.cat(losses, dim=1) for name, losses in columns.items()}
 
 
-# --------------------------------------------------------------------------------------------------
-# the table
-
-
 def ratio(nats: list[float], tokens: list[int]) -> dict[str, float]:
-    """sum(nats) / sum(tokens) over documents, and its standard error by the spread of the documents
-    around it (the ratio estimator of cluster sampling; Cochran 1977, section 6.3).
+    """Nats per token over documents, with the standard error of the ratio estimator of cluster sampling.
+
+    Source: Cochran 1977, section 6.3. The standard error of a single document is None.
     """
     total = sum(tokens)
     mean = sum(nats) / total
@@ -211,7 +201,10 @@ def ratio(nats: list[float], tokens: list[int]) -> dict[str, float]:
 
 
 def comparison(parts: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
-    """Each column and its difference to the first, from (tokens, {column: nats}) of each document."""
+    """Mean and standard error of each column and of its difference to the first column.
+
+    parts: (tokens, {column: nats}) of each document.
+    """
     tokens = [count for count, _ in parts]
     names = list(parts[0][1])
     found = {"documents": len(parts), "tokens": sum(tokens)}
@@ -224,30 +217,30 @@ def comparison(parts: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
 
 
 def table(losses: list[Losses]) -> dict[str, Any]:
-    """{"segments": [by number], "all": of all tokens, "after_the_first": of all but the first segment}"""
+    """Comparisons of each segment ("segments"), of all tokens ("all"), and without the first segment
+    ("after_the_first").
+    """
 
-    def parts(select: Callable[[Losses], slice]) -> list[tuple[int, dict[str, float]]]:
-        chosen = [(d, select(d)) for d in losses]
-        return [
-            (sum(d.tokens[s]), {name: sum(nats[s]) for name, nats in d.nats.items()})
-            for d, s in chosen
-            if d.tokens[s]
+    def compare(segments: slice) -> dict[str, Any]:
+        parts = [
+            (sum(d.tokens[segments]), {name: sum(nats[segments]) for name, nats in d.nats.items()})
+            for d in losses
+            if d.tokens[segments]
         ]
+        return comparison(parts)
 
     longest = max(len(d.tokens) for d in losses)
     found: dict[str, Any] = {
-        "segments": [
-            {"segment": n} | comparison(parts(lambda _, n=n: slice(n, n + 1))) for n in range(longest)
-        ],
-        "all": comparison(parts(lambda _: slice(None))),
+        "segments": [{"segment": n} | compare(slice(n, n + 1)) for n in range(longest)],
+        "all": compare(slice(None)),
     }
     if longest > 1:
-        found["after_the_first"] = comparison(parts(lambda _: slice(1, None)))
+        found["after_the_first"] = compare(slice(1, None))
     return found
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The table for people: nats per token +- standard error."""
+    """The table as text: nats per token +- standard error."""
     rows = [(str(entry["segment"]), entry) for entry in found["segments"]]
     rows += [
         (name, found[key]) for name, key in (("from 1 on", "after_the_first"), ("all", "all")) if key in found
@@ -265,7 +258,6 @@ def as_text(found: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0, or as common/script.py says for bad input and Ctrl-C."""
     return exit_code("evaluation.context", lambda: run(parse(argv)))
 
 

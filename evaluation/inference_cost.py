@@ -1,13 +1,14 @@
-"""What an arm costs to use: python -m evaluation.inference_cost CHECKPOINT --tokens N --out FILE.json
+"""Measure what a model costs to use: size, memory and speed.
 
-One row of N tokens, or as many as the model can read: half of it read at once (prefill), the other half
-written one by one as sample.py does (decode); the median of some repeats. A process of its own, so that its
-peak memory is the model's.
+    python -m evaluation.inference_cost CHECKPOINT --tokens N --out FILE.json
+
+The model reads half of N tokens at once (prefill) and generates the other half one by one as sample.py does
+(decode); N is limited to what the model can read. Speeds are medians of several repeats. The measurement is a
+process of its own, so that the peak memory is that of the model.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -39,7 +40,7 @@ def measure(checkpoint: Path, tokens: int, device_name: str) -> dict[str, float]
 
     prefill, decode = [], []
     with torch.inference_mode(), autocast(device, choose_dtype("auto", device)):
-        for _ in range(REPEATS + 1):  # the first warms up
+        for _ in range(REPEATS + 1):  # the first is a warm-up
             steps = generate_steps(model, prompt, max_tokens=half, temperature=0)
             began = clock()
             next(steps)
@@ -63,7 +64,7 @@ def run(argv: list[str] | None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     import torch
 
     from common.files import write_json_atomic

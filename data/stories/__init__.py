@@ -1,11 +1,11 @@
-"""A story world that writes itself: story(index) is always the same text, and no two are alike.
+"""A world of generated stories: story(index) always returns the same text, and no two stories are the same.
 
     from data.stories import story
     print(story(7).text)
 
-Simple English for children, in the manner of TinyStories. The first TRAIN_STORIES indices are the
-training split, the next VALIDATION_STORIES the validation split. checker.py reads any text and says
-whether it holds together; world.py has the words that both sides know.
+The stories are in simple English for children, like those of TinyStories. The first TRAIN_STORIES indices are
+the training split, the next VALIDATION_STORIES the validation split. checker.py checks any story for
+contradictions. world.py has the words that the generator and the checker share.
 """
 
 from data.stories.tell import Facts, Story, story

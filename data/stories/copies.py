@@ -1,21 +1,21 @@
-"""Finds copied stories: runs of RUN words that also occur in other texts."""
+"""Find copied stories: runs of RUN words that also occur in other texts."""
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 
 RUN = 20  # words; case and punctuation do not count
 _WORD = re.compile(r"[a-z0-9']+")
-# A polynomial hash over 64 bits: a run of n words is one dot product of word hashes and powers.
-_BASE = np.uint64(0x9E3779B97F4A7C15)
+# The hash of a run is polynomial, modulo 2**64: the dot product of its words' hashes and the powers of _BASE.
+_BASE = 0x9E3779B97F4A7C15
 
 
 class RunIndex:
-    """Every run of RUN words of some texts, as sorted 64-bit hashes."""
+    """Every run of RUN words of the texts, as sorted 64-bit hashes."""
 
     def __init__(self, texts: Iterable[str]):
-        self._word_hashes: dict[str, int] = {}
         hashes = [self._runs(text)[1] for text in texts]
         self._sorted = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
 
@@ -23,7 +23,7 @@ class RunIndex:
         return len(self._sorted)
 
     def copied_run(self, text: str) -> str | None:
-        """The first run of `text` that the texts of the index have, or None."""
+        """Return the first run of the text that is also in the index, or None."""
         words, runs = self._runs(text)
         if not len(self._sorted) or not len(runs):
             return None
@@ -35,25 +35,17 @@ class RunIndex:
         words = _WORD.findall(text.lower())
         if len(words) < RUN:
             return words, np.empty(0, np.uint64)
-        known = self._word_hashes
-        for word in words:
-            if word not in known:
-                known[word] = _hash(word)
-        values = np.array([known[word] for word in words], np.uint64)
+        values = np.array([_hash(word) for word in words], np.uint64)
         windows = np.lib.stride_tricks.sliding_window_view(values, RUN)
         return words, (windows * _POWERS).sum(axis=1, dtype=np.uint64)
 
 
+@cache
 def _hash(word: str) -> int:
-    value = 0xCBF29CE484222325  # FNV-1a: the same in every process, unlike hash()
+    value = 0xCBF29CE484222325  # FNV-1a, which is the same in every process, unlike hash()
     for byte in word.encode():
         value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
     return value
 
 
-def _powers():
-    with np.errstate(over="ignore"):
-        return np.cumprod(np.full(RUN, _BASE, np.uint64), dtype=np.uint64)
-
-
-_POWERS = _powers()
+_POWERS = np.array([pow(_BASE, n, 2**64) for n in range(1, RUN + 1)], np.uint64)

@@ -1,7 +1,7 @@
-"""Templates with choices: "{One day|Once}, $name {ran|walked} off." is one way of saying, not one text.
+"""Templates with choices, such as "{One day|Once}, $name {ran|walked} off."
 
-{a|b|} takes one alternative, each as likely (an empty one leaves the words out); $name is replaced
-by the template of that name. Both nest.
+{a|b|} takes one of its alternatives with equal probability; an empty alternative leaves the words out. $name
+is replaced by the template of that name. Both can be nested.
 """
 
 import random
@@ -12,9 +12,10 @@ from functools import cache
 _PIECE = re.compile(r"\$[A-Za-z_]+|[{}|]|[^${}|]+")
 _AN = re.compile(r"\b([Aa]) (?=[aeiou])")
 _SPACES = re.compile(r" {2,}")
-# A sentence begins at the start, and after an end; `!" said Tom` goes on, so quotations end with `."`.
+# A sentence begins at the start and after the end of a sentence. A quotation ends one only with `."`, because
+# in `!" said Tom` the sentence continues.
 _BEGINNING = re.compile(r'(?:^|(?<=[.!?] )|(?<=\." ))("?)([a-z])')
-# What comes after an interjection that was put before a sentence has no capital any more.
+# These words lose their capital when an interjection is put in front of their sentence.
 _CONTINUES = (
     "Any|Are|Be|But|Can|Catch|Cheer|Come|Could|Dear|Did|Do|Done|Dry|Half|Have|Here|Hooray|Is|It|Let|"
     "Listen|Look|May|Maybe|My|Never|Nobody|Not|Now|Oh|Please|Sit|Something|Thank|Thanks|That|The|"
@@ -30,8 +31,8 @@ class _Slot(str):
 
 @cache
 def parse(template: str) -> tuple:
-    """Literal strings, slots, and choices as tuples of alternatives."""
-    stack, alternatives = [[[]]], None
+    """Split a template into literal strings, slots, and choices (tuples of alternatives)."""
+    stack = [[[]]]
     for piece in _PIECE.findall(template):
         alternatives = stack[-1]
         if piece == "{":
@@ -41,22 +42,22 @@ def parse(template: str) -> tuple:
         elif piece == "}":
             choice = stack.pop()
             if not stack:
-                raise ValueError(f"a brace too many in template {template!r}")
+                raise ValueError(f"template {template!r} has a closing brace too many")
             stack[-1][-1].append(tuple(tuple(parts) for parts in choice))
         else:
             alternatives[-1].append(_Slot(piece[1:]) if piece[0] == "$" else piece)
     if len(stack) != 1:
-        raise ValueError(f"a brace is open in template {template!r}")
+        raise ValueError(f"template {template!r} has a brace that is not closed")
     return tuple(stack[0][0])
 
 
 def pick(rng: random.Random, options):
-    """One of the options; rng.choice may differ between versions of Python, rng.random does not."""
+    """Draw one of the options. rng.choice may differ between versions of Python; rng.random does not."""
     return options[int(rng.random() * len(options))]
 
 
 def expand(template: str, slots: Mapping[str, str], rng: random.Random) -> str:
-    """One way of saying the template, with capital letters where sentences begin."""
+    """Draw a text from the template, with capital letters where sentences begin."""
     words = []
     _expand(parse(template), slots, rng.random, words.append)
     text = _SPACE_BEFORE.sub("", _SPACES.sub(" ", "".join(words))).strip()
@@ -72,7 +73,8 @@ def _lower_second(match):
 
 
 def _expand(parts, slots, draw, say):
-    # The loader's hot spot: the test by exact type, the commonest first, and no call for a choice.
+    # Most of the loader's time goes here: the exact type is faster to test than isinstance, and the most
+    # frequent type comes first.
     for part in parts:
         kind = type(part)
         if kind is str:

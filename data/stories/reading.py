@@ -1,9 +1,9 @@
-"""Text as the checker reads it: sentences of words, each word knowing whether it is spoken."""
+"""Split a text into sentences of words for the checker."""
 
 import re
 from typing import NamedTuple
 
-# A sentence ends at . ! or ?, with the quotation mark behind it, before a blank or the end.
+# A sentence ends with . ! or ? and an optional quotation mark, before white space or the end.
 _SENTENCE = re.compile(r'.+?(?:[.!?]+"?(?=\s|$)|$)', re.DOTALL)
 _TOKEN = re.compile(r"[A-Za-z]+(?:'(?!s\b)[a-z]+)?|'s\b|\"|[,;:.!?]")
 _TYPOGRAPHIC = str.maketrans({"\u201c": '"', "\u201d": '"', "\u2019": "'", "\u2018": "'"})
@@ -13,36 +13,37 @@ class Word(NamedTuple):
     text: str
     lower: str
     spoken: bool  # inside quotation marks
-    possessive: bool  # followed by 's
-    break_before: str  # punctuation since the word before, such as "," or '."'
+    possessive: bool  # whether 's follows
+    break_before: str  # the punctuation after the word before, such as "," or '."'
 
 
 class Sentence(NamedTuple):
     text: str
     words: tuple[Word, ...]
-    narrated: str  # what is not spoken, in lower case
+    narrated: str  # the words outside quotation marks, in lower case
     paragraph: int
 
 
 def plain(text: str) -> str:
-    """The text with straight quotation marks."""
+    """Replace typographic quotation marks by straight ones."""
     return text.translate(_TYPOGRAPHIC)
 
 
 def sentences(text: str) -> list[Sentence]:
-    """The sentences in order; a paragraph (line) starts outside quotation marks."""
+    """The sentences in order. Each paragraph (a line) begins outside quotation marks."""
     found = []
     for number, paragraph in enumerate(line for line in text.split("\n") if line.strip()):
         spoken = False
         for piece in _pieces(paragraph):
             if piece:
-                words, narrated, spoken = _words(piece, spoken)
+                words, spoken = _words(piece, spoken)
+                narrated = " ".join(word.lower for word in words if not word.spoken)
                 found.append(Sentence(piece, words, narrated, number))
     return found
 
 
 def _pieces(paragraph):
-    """Sentences as text; `"Where is it?" asked Tom.` is one."""
+    """The sentences of a paragraph as text. '"Where is it?" asked Tom.' is one sentence."""
     pieces = []
     for match in _SENTENCE.finditer(paragraph):
         piece = match[0].strip()
@@ -54,7 +55,8 @@ def _pieces(paragraph):
 
 
 def _words(text, spoken):
-    words, narrated, between = [], [], ""
+    """The words of a sentence, and whether a quotation is still open at its end."""
+    words, between = [], ""
     for token in _TOKEN.findall(text):
         if token == '"':
             spoken = not spoken
@@ -65,8 +67,6 @@ def _words(text, spoken):
         elif token[0].isalpha():
             words.append(Word(token, token.lower(), spoken, False, between))
             between = ""
-            if not spoken:
-                narrated.append(token.lower())
         else:
             between += token
-    return tuple(words), " ".join(narrated), spoken
+    return tuple(words), spoken

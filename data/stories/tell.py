@@ -1,4 +1,4 @@
-"""Tells story number `index`: chooses who, what, where and how, then fills the beats of a plot."""
+"""Tell story number `index`: choose who, what, where and how, then fill the beats of a plot."""
 
 import itertools
 import random
@@ -11,6 +11,7 @@ from data.stories import phrases, world
 from data.stories.grammar import expand, pick
 from data.stories.plots import PLOTS, Plot
 
+SEED = 0  # of the whole story world: with another value, every story is another one
 VOICES = ("plain",) * 9 + ("dialogue",) * 4 + ("storyteller",) * 3 + ("first person",) * 3
 HOOK_SHARE, FRAME_SHARE = 0.2, 0.1
 OPTIONAL_SHARE, ASIDE_SHARE, MORAL_SHARE = 0.4, 0.6, 0.25
@@ -26,31 +27,21 @@ VERBS = {
     "asked": "{asked|asked|asked|said|whispered}",
     "cried": "{cried|called|shouted|called out|cried out}",
 }
-
-
 _SLOT = re.compile(r"\$[A-Za-z]+")
 _WORD = re.compile(r"\w+")
 
 
-class Character(NamedTuple):
-    name: str
-    kind: str  # girl, boy, fox, ..., grandma
-    pronoun: str  # he or she
-    relation: str  # to the main character: "", friend, family
-
-
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is true in a story."""
+    """What a story is about."""
 
     plot: str
     voice: str
-    order: str  # straight, problem first, or in a frame
-    characters: tuple[Character, ...]  # the main character first
+    order: str  # straight, problem first, in a frame
+    characters: tuple[world.Person, world.Person]  # the main character first
     adjective: str
     object: str
-    object_states: tuple[str, str]  # before and after
-    places: tuple[str, ...]
+    place: str
 
 
 class Story(NamedTuple):
@@ -58,22 +49,22 @@ class Story(NamedTuple):
     facts: Facts
 
 
-def story(index: int, seed: int = 0) -> Story:
-    """Story number `index` of the world `seed`: the same text on every machine and at every time."""
-    plot = pick(random.Random(f"{seed}/{index}"), PLOTS)
+def story(index: int) -> Story:
+    """Return story number `index`: the same text on every machine and at every time."""
+    plot = pick(random.Random(f"{SEED}/{index}"), PLOTS)
     for attempt in itertools.count():
-        told = _tell(plot, random.Random(f"{seed}/{index}/{attempt}"))
+        told = _tell(plot, random.Random(f"{SEED}/{index}/{attempt}"))
         if _is_well_told(told):
             return told
 
 
 def _is_well_told(told: Story) -> bool:
-    """Everything the story names comes up again, and the length is right."""
+    """Whether the story names everybody and everything at least twice, and has the right length."""
     facts = told.facts
     named = [c.name for c in facts.characters if c.name in world.NAMES]
     words = _WORD.findall(told.text)
     seen = f"{facts.adjective} {facts.object}" in told.text
-    repeated = all(words.count(word) >= 2 for word in (*named, facts.object, *facts.places))
+    repeated = all(words.count(word) >= 2 for word in (*named, facts.object, facts.place))
     return seen and repeated and MIN_WORDS <= len(told.text.split()) <= MAX_WORDS
 
 
@@ -86,23 +77,22 @@ def _tell(plot, rng):
         order = "in a frame"
     cast = pick(rng, [cast for cast in world.CASTS if _thing(cast, plot)])
     thing = _thing(cast, plot)
-    main, other = _characters(cast)
     adjective = world.FOODS.get(thing) or world.OBJECTS[thing][0]
-    slots = _slots(rng, plot, voice, main, other, adjective, thing, cast.place)
-    pools = _pools(plot, voice, main, other, order)
+    slots = _slots(rng, plot, voice, cast, thing, adjective)
+    pools = _pools(plot, voice)
     beats = _hooked(plot.beats) if order == "problem first" else plot.beats
     paragraphs = []
     for paragraph in beats:
         sentences = []
         for beat in paragraph:
             if _is_told(beat, voice, rng):
-                sentences.append(_sentence(pools[beat.rstrip("?")], slots, voice, other, rng))
+                sentences.append(_sentence(pools[beat.rstrip("?")], slots, voice, cast.companion, rng))
         if sentences:
             paragraphs.append(" ".join(sentences))
-    # Every place comes up twice, so that a wrong one can be noticed.
+    # A place that is named twice lets the checker notice a wrong one.
     there = [number for number, part in enumerate(paragraphs) if cast.place in part]
     if there and (rng.random() < SKY_SHARE or len(there) < 2):
-        paragraphs[there[0]] += " " + _sentence(phrases.SKY, slots, voice, other, rng)
+        paragraphs[there[0]] += " " + _sentence(phrases.SKY, slots, voice, cast.companion, rng)
     if order == "in a frame":
         paragraphs.insert(0, expand(pick(rng, phrases.FRAME_OPEN), slots, rng))
         paragraphs.append(expand(pick(rng, phrases.FRAME_CLOSE), slots, rng))
@@ -110,17 +100,16 @@ def _tell(plot, rng):
         plot=plot.name,
         voice=voice,
         order=order,
-        characters=(main, other),
+        characters=(cast.hero, cast.companion),
         adjective=adjective,
         object=thing,
-        object_states=plot.state,
-        places=(cast.place,),
+        place=cast.place,
     )
     return Story("\n".join(paragraphs), facts)
 
 
 def _thing(cast, plot):
-    """What of theirs the plot can be about, or None."""
+    """The thing of this cast that the plot can be about, or None."""
     if _relation(cast.companion) not in plot.others:
         return None
     if plot.use == "food":
@@ -130,21 +119,15 @@ def _thing(cast, plot):
     return cast.thing if plot.use in world.OBJECTS[cast.thing][1] else None
 
 
-def _characters(cast):
-    return tuple(
-        Character(*person, relation)
-        for person, relation in ((cast.hero, ""), (cast.companion, _relation(cast.companion)))
-    )
-
-
 def _relation(companion):
+    """Who the companion is to the hero: family or friend."""
     return "family" if companion.name in world.GROWN_UPS else "friend"
 
 
-def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[str, str]:
-    first = voice == "first person"
+def _slots(rng, plot, voice, cast, thing, adjective) -> Mapping[str, str]:
+    main, other, place, first = cast.hero, cast.companion, cast.place, voice == "first person"
     n, him, his, himself = PRONOUNS["I" if first else main.pronoun]
-    s, shim, shis, shimself = PRONOUNS[other.pronoun]
+    s, shim, shis, _ = PRONOUNS[other.pronoun]
     grown = pick(rng, [name for name in ("Grandma", "Grandpa", "Mom", "Dad") if name != other.name])
     slots = {
         **phrases.WORDS,
@@ -162,13 +145,11 @@ def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[st
         "himself": himself,
         "K": main.kind,
         "S": other.name,
-        "C": other.name,
         "T": "{$S|$S|$s}",
         "Ss": f"{other.name}'s",
         "s": s,
         "shim": shim,
         "shis": shis,
-        "shimself": shimself,
         "they": "we" if first else "they",
         "them": "us" if first else "them",
         "their": "our" if first else "their",
@@ -181,14 +162,11 @@ def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[st
         "to_p": f"to the {place}",
         "teller": grown,
         "ssadly": phrases.WORDS["sadly"].replace("$his", "$shis"),
-        "skindly": phrases.WORDS["kindly"],
         "knownS": _known(other),
         "newS": _new(other),
-        "relation": "$his favorite person" if other.relation == "family" else "$his {best|good|dear} friend",
     }
     for verb, ways in VERBS.items():
         slots[f"S{verb}"] = f"{{$S {ways}|{ways} $S}}"
-        slots[f"H{verb}"] = f"I {ways}" if first else f"{{$N {ways}|{ways} $N}}"
         slots[f"N{verb}"] = f"I {ways}" if first else f"{{$N {ways}|{ways} $N}}"
     if thing in world.SKILLS:
         slots["do"], slots["doing"], slots["did"] = world.SKILLS[thing]
@@ -197,19 +175,19 @@ def _slots(rng, plot, voice, main, other, adjective, thing, place) -> Mapping[st
 
 
 def _known(other):
-    if other.relation == "family":
+    if _relation(other) == "family":
         return f"$his {other.kind}"
     of_a_kind = f" the {other.kind}" if other.kind in world.ANIMALS else ""
     return f"$his {{good |best |dear |old |}}friend $S{of_a_kind}"
 
 
 def _new(other):
-    if other.relation == "family":
+    if _relation(other) == "family":
         return _known(other)
     return f"a {{$kind |}}{{little |young |small |}}{other.kind} {{named|called}} $S"
 
 
-def _pools(plot: Plot, voice, main, other, order):
+def _pools(plot: Plot, voice):
     pools = {
         "own": phrases.OWN,
         "arrive": phrases.ARRIVE,
@@ -239,7 +217,7 @@ def _pools(plot: Plot, voice, main, other, order):
 
 
 def _hooked(beats):
-    """The beats with the problem right after the intro; how it came about follows."""
+    """The beats in the order "problem first": the hook follows the intro, then the rest of the plot."""
     (_, *rest), *others = beats
     later = [tuple("back" if beat == "arrive" else beat for beat in paragraph) for paragraph in others]
     return (("intro", "hook"), *later)
@@ -257,10 +235,10 @@ def _is_told(beat, voice, rng):
 def _sentence(pool, slots, voice, other, rng):
     if voice == "dialogue":
         pool = [template for template in pool if '"' in template] or pool
-    while True:
+    while True:  # until the sentence calls nobody of the family a friend
         template = pick(rng, pool)
         if voice == "first person":
             template = template.replace("$N and $S", "$S and $N")
         text = expand(template, slots, rng)
-        if other.relation != "family" or "friend" not in text:
+        if _relation(other) != "family" or "friend" not in text:
             return text

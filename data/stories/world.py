@@ -1,14 +1,14 @@
-"""The lexicon of the story world: who can be in a story, what they hold, where they go.
+"""The lexicon of the story world: the characters, things and places of the stories.
 
-The generator chooses from these tables and the checker watches for the words in them; every name,
-object and place is one token of the tokenizer stories4k with a space in front.
+The generator chooses from these tables, and the checker watches for their words. Every name, object and
+place, with a space in front, is one token of the tokenizers stories4k and bundled1536.
 """
 
 from typing import NamedTuple
 
 
 class Person(NamedTuple):
-    """Somebody who comes again from story to story."""
+    """A character who appears in many stories."""
 
     name: str
     kind: str  # girl, boy, fox, ..., grandma
@@ -16,18 +16,17 @@ class Person(NamedTuple):
 
 
 class Cast(NamedTuple):
-    """Whose stories are told: a hero, who is always with them, where they are at home, what is theirs.
+    """A hero with the companion, the place and the things of all their stories.
 
-    A name plays one part in one cast, and a thing belongs to one cast, so that either tells all the
-    others: a small model learns such company long before it learns to copy a word it saw a hundred
-    words ago.
+    A name belongs to one cast, and so does a thing, so that each of them determines all the others. A small
+    model learns such fixed company long before it learns to copy a word from a hundred words ago.
     """
 
     hero: Person
-    companion: Person  # of the other gender, so that he and she are never in doubt
+    companion: Person  # of the other gender: he and she are never ambiguous
     place: str
     thing: str
-    food: str | None = None  # what the hero shares with a hungry friend
+    food: str | None = None  # shared with a hungry friend
 
 
 GROWN_UPS = {"Mom": "she", "Dad": "he", "Grandma": "she", "Grandpa": "he"}
@@ -49,43 +48,36 @@ def _person(name, kind):
 
 
 _SHE_ANIMALS = ("Fluffy", "Momo", "Remy")
-CASTS = (
-    *(
-        _friends(line)
-        for line in (
-            "Lily girl Tim boy park kite apple",
-            "Ben boy Sue girl garden bike pie",
-            "Mia girl Max boy forest plane carrot",
-            "Sam boy Lucy girl farm bucket pear",
-            "Anna girl Tom boy yard wagon cake",
-            "Jack boy Emma girl field book cookie",
-            "Molly girl Leo boy playground scarf banana",
-            "Spot dog Fluffy rabbit meadow crown sandwich",
-            "Momo mouse Rex fox hill train muffin",
-            "Bobo bear Remy squirrel river robot treat",
-        )
-    ),
-    *(
-        _family(line)
-        for line in (
-            "Jill girl Grandpa park hat",
-            "Billy boy Grandma yard drum",
-            "Daisy girl Dad field teddy",
-            "Toby boy Mom garden boat",
-        )
-    ),
+_FRIENDS = (
+    "Lily girl Tim boy park kite apple",
+    "Ben boy Sue girl garden bike pie",
+    "Mia girl Max boy forest plane carrot",
+    "Sam boy Lucy girl farm bucket pear",
+    "Anna girl Tom boy yard wagon cake",
+    "Jack boy Emma girl field book cookie",
+    "Molly girl Leo boy playground scarf banana",
+    "Spot dog Fluffy rabbit meadow crown sandwich",
+    "Momo mouse Rex fox hill train muffin",
+    "Bobo bear Remy squirrel river robot treat",
 )
+_FAMILIES = (
+    "Jill girl Grandpa park hat",
+    "Billy boy Grandma yard drum",
+    "Daisy girl Dad field teddy",
+    "Toby boy Mom garden boat",
+)
+CASTS = (*map(_friends, _FRIENDS), *map(_family, _FAMILIES))
 PEOPLE = tuple(person for cast in CASTS for person in cast[:2] if person.name not in GROWN_UPS)
 NAMES = frozenset(person.name for person in PEOPLE)
 ANIMALS = tuple(person.kind for person in PEOPLE if person.kind not in ("girl", "boy"))
-# Who other stories tell of; the checker watches for them, too.
+# Names and animals of other stories, which the checker watches for, too.
 OTHER_NAMES = {
     **dict.fromkeys("Lisa Sara Sally Jane Bella Luna Ella Jenny Emily Mary".split(), "she"),
     **dict.fromkeys("Bob John Joe Andy Jake Fred Pete Danny Tommy Timmy".split(), "he"),
 }
 OTHER_ANIMALS = "cat duck frog owl pig turtle".split()
 
-PLACES = {  # with the preposition for being there
+PLACES = {  # name: the preposition for being there
     "park": "in",
     "garden": "in",
     "forest": "in",
@@ -102,18 +94,12 @@ COLORS = "red blue green yellow pink white purple brown".split()
 SIZES = "big little tiny".split()
 LOOKS = "shiny soft old new pretty round wooden warm sweet fresh nice tasty".split()
 
-# What can be done with an object decides which plots it fits; the letters are explained by USES.
-USES = {
-    "l": "small enough to lose and to find",
-    "u": "light enough to end up in a tree",
-    "b": "breaks, and can be mended",
-    "d": "gets dirty, and can be washed",
-    "w": "is spoiled by rain, and dries",
-    "s": "two can share it",
-    "m": "a child can make it for somebody",
-    "c": "something can hide inside",
-}
-OBJECTS = {  # how it looks, in every story, and what can be done with it
+# What can be done with an object decides which plots it fits:
+# l  it is small enough to lose and to find      u  it is light enough to end up in a tree
+# b  it breaks, and can be mended                d  it gets dirty, and can be washed
+# w  rain spoils it, and it dries                s  two can share it
+# m  a child can make it for somebody            c  something can hide inside
+OBJECTS = {  # name: how it looks in every story, what can be done with it
     "kite": ("red", "lubwsm"),
     "drum": ("big", "lbsm"),
     "boat": ("little", "lbdsm"),
@@ -129,11 +115,11 @@ OBJECTS = {  # how it looks, in every story, and what can be done with it
     "bike": ("red", "bds"),
     "wagon": ("wooden", "bdsc"),
 }
-# What other stories have; the checker watches for them, too.
+# Objects of other stories, which the checker watches for, too.
 OTHER_OBJECTS = (
     "ball doll car truck flute necklace cup basket umbrella flag guitar box bag balloon shell blanket"
 ).split()
-# How each thing that takes practice is used, and what it is called when it works.
+# The verb for each thing that takes practice: plain, -ing form, past.
 SKILLS = {
     "bike": ("ride", "riding", "rode"),
     "kite": ("fly", "flying", "flew"),
