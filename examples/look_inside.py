@@ -27,11 +27,12 @@ parser.add_argument("--max_tokens", type=int, default=60, help="tokens to show; 
 parser.add_argument("--out", type=Path, default=Path("."), help="folder of the pictures")
 args = parser.parse_args()
 
-model = load_model(args.checkpoint)
+try:
+    model = load_model(args.checkpoint)
+except ValueError as error:
+    sys.exit(f"look_inside.py: error: {error}")
 tokenizer = model.tokenizer
-story = generate_text(
-    model, args.prompt, args.max_tokens, temperature=0.8, generator=torch.Generator().manual_seed(1)
-)
+story = generate_text(model, args.prompt, args.max_tokens, temperature=0.8, seed=1)
 ids = torch.tensor([[tokenizer.eot_token, *tokenizer.encode(story)][: args.max_tokens]])  # (1, T)
 words = [tokenizer.decode([token]).replace("\n", "\\n") for token in ids[0].tolist()]
 print(story)
