@@ -89,23 +89,18 @@ class ShuffledIndex(ShuffledDocuments):
     def __init__(self, source: IndexedSource, seed: int, state: dict | None = None):
         self._source, self._seed = source, seed
         state = state or {"epoch": 0, "index": 0, "num_documents": len(source)}
-        for name in ("epoch", "index", "num_documents"):
-            if type(state.get(name)) is not int or not 0 <= state[name] < 2**63:
-                raise ValueError(
-                    f"the position in {source.name} that the checkpoint holds is damaged, its {name} is "
-                    f"{state.get(name)!r}; use another checkpoint_<step>.pt from its folder"
-                )
-        if state["num_documents"] != len(source):
+        position = [state.get(name) for name in ("epoch", "index", "num_documents")]
+        if not all(type(number) is int and number >= 0 for number in position) or position[1] > position[2]:
             raise ValueError(
-                f"{source.name} has {len(source):,} documents, but had {state['num_documents']:,} when the "
-                "checkpoint was saved; restore that data, or start a new run"
+                f"the position in {source.name} that the checkpoint holds is damaged ({position!r:.80}); use "
+                "another checkpoint_<step>.pt from its folder"
             )
-        if state["index"] > len(source):
+        self.epoch, self._index, count = position
+        if count != len(source):
             raise ValueError(
-                f"the position in {source.name} that the checkpoint holds is damaged, document "
-                f"{state['index']:,} of {len(source):,}; use another checkpoint_<step>.pt from its folder"
+                f"{source.name} has {len(source):,} documents, but had {count:,} when the checkpoint was "
+                "saved; restore that data, or start a new run"
             )
-        self.epoch, self._index = state["epoch"], state["index"]
         self._order = self._epoch_order()
 
     def __next__(self):

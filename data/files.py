@@ -39,15 +39,9 @@ LARGEST_ROW_GROUP = 2**31 - 1  # bytes that one Arrow array of text can hold
 ROWS = 64  # a parquet file of 2 KB may hold a million texts of 8 KB: few are decoded at a time
 
 
-class Version(NamedTuple):
+def version(stat: os.stat_result) -> tuple[int, int]:
     """What stays the same as long as nobody writes to a file or puts another one in its place."""
-
-    size: int
-    mtime_ns: int
-
-
-def version(stat: os.stat_result) -> Version:
-    return Version(stat.st_size, stat.st_mtime_ns)
+    return stat.st_size, stat.st_mtime_ns
 
 
 class DataFile:
@@ -56,7 +50,7 @@ class DataFile:
     found: the version that the documents are of. Reading another one is a ValueError.
     """
 
-    def __init__(self, path: Path, text_column: str, found: Version):
+    def __init__(self, path: Path, text_column: str, found: tuple[int, int]):
         self.path, self.text_column, self._found = path, text_column, found
 
     def scan(self) -> Iterator[tuple[int, int, str]]:

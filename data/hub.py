@@ -167,31 +167,13 @@ def open_splits(name: str, revision: str) -> dict:
 @functools.cache  # opened once for both splits; a failure is not kept
 def _load(name, revision):
     import datasets
-    import huggingface_hub
 
-    huggingface_hub.set_client_factory(_client)
     datasets.config.STREAMING_OPEN_MAX_RETRIES = ATTEMPTS
     datasets.config.STREAMING_READ_MAX_RETRIES = ATTEMPTS
     options = {"revision": revision, "streaming": True}
     splits = call_within(OPEN_SECONDS, datasets.load_dataset, name, **options)
     # Undecoded: a column of images would open the files that its rows name.
     return {split: data.decode(False) if data.features else data for split, data in splits.items()}
-
-
-def _client():
-    """The client of huggingface_hub, which names files of its cache after headers: refuses a path there."""
-    from huggingface_hub.utils import _http
-
-    client = _http.default_client_factory()
-    client.event_hooks["response"].append(_refuse_paths)
-    return client
-
-
-def _refuse_paths(response):
-    for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
-        value = response.headers.get(header, "").removeprefix("W/")
-        if response.request.method == "HEAD" and ("/" in value or "\\" in value):
-            raise ValueError(f"the {header} of an answer must be a name, got {value!r:.60}")
 
 
 def cached_copy(name: str, revision: str | None = None) -> Path | None:

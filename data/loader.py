@@ -5,10 +5,6 @@ packed   one stream EOT d1 EOT d2 EOT ... cut into consecutive rows of block_siz
 lanes    each row walks through one document [EOT, tokens, EOT] in consecutive segments of
          block_size, one a batch, and takes the next document when its own ends; what is left of
          the last segment has input EOT and target -100.
-
-Positions count global rows: with world_size processes a global batch has world_size * batch_size
-rows, of which rank r gets rows r * batch_size to (r + 1) * batch_size. Every rank reads the same
-documents, so a state fits any of them.
 """
 
 import hashlib
@@ -21,7 +17,7 @@ import torch
 
 from architecture.interface import IGNORE_INDEX
 from data.documents import Source
-from data.packing import PACKINGS, LaneRows, PackedRows, TokenDocuments, require_tokens
+from data.packing import PACKINGS, TokenDocuments, require_tokens
 
 POLL_SECONDS = 0.05  # how soon a blocked reader notices close()
 JOIN_SECONDS = 2.0  # close() leaves a reader that hangs in the network to end as a daemon thread
@@ -36,7 +32,7 @@ class LoaderProgress(NamedTuple):
 
     epoch: int  # of the last document read, from 0
     documents: int  # begun so far
-    padding_share: float  # of this global batch's targets
+    padding_share: float  # of its targets
 
 
 class TrainLoader:
@@ -44,7 +40,7 @@ class TrainLoader:
 
     resets: of lanes, the batches also have reset, (batch_size,) bool: where a row begins a document.
     state: what `state_dict()` gave; the batches go on exactly after the one returned last then.
-    With "packed" the batch size may change there, with "lanes" the number of global rows must stay.
+    With "packed" the batch size may change there, with "lanes" it must stay.
 
     The constructor returns when the first batch is ready, so that everything that is wrong with the
     data is raised before a run writes anything. An exception of the reading thread is raised by
@@ -61,8 +57,6 @@ class TrainLoader:
         packing: str = "packed",
         resets: bool = False,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         state: dict | None = None,
         prefetch: int = 8,
         should_stop: Callable[[], bool] = lambda: False,
@@ -75,13 +69,10 @@ class TrainLoader:
                     f"{name} ({expected!r}) must be {state[name]!r}, with which the checkpoint was saved"
                 )
         source.check_tokenizer(tokenizer)
-        num_rows = world_size * batch_size
         if state is None:
-            require_tokens(source, tokenizer, num_rows * block_size + 1)
+            require_tokens(source, tokenizer, batch_size * block_size + 1)
         documents = TokenDocuments(source, tokenizer, seed, state)
-        rows_class = {"packed": PackedRows, "lanes": LaneRows}[packing]
-        rows = rows_class(documents, tokenizer.eot_token, num_rows, block_size, state)
-        self._rows_of_rank = slice(rank * batch_size, (rank + 1) * batch_size)
+        rows = PACKINGS[packing](documents, tokenizer.eot_token, batch_size, block_size, state)
         self._resets = resets
         self._describe = {"packing": packing, "seed": seed}
         self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0.0)
@@ -93,7 +84,7 @@ class TrainLoader:
         )
         self._thread.start()
         self._first = self._take()
-        # of all ranks: whether two runs begin with the same data
+        # Tells whether two runs begin with the same data.
         self.first_batch_sha256 = hashlib.sha256(b"".join(x.tobytes() for x in self._first[:2])).hexdigest()
 
     def __iter__(self):
@@ -105,7 +96,7 @@ class TrainLoader:
         item, self._first = self._first or self._take(), None
         inputs, targets, reset, self._state, self.progress = item
         batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if self._resets else {})
-        return {name: torch.from_numpy(rows[self._rows_of_rank]) for name, rows in batch.items()}
+        return {name: torch.from_numpy(rows) for name, rows in batch.items()}
 
     def state_dict(self) -> dict:
         """The position right after the last batch returned, not of what is read ahead.
@@ -129,10 +120,10 @@ class TrainLoader:
         self.close()
 
     def _take(self):
-        while True:
+        item = None
+        while item is None:
             try:
                 item = self._queue.get(timeout=POLL_SECONDS)
-                break
             except queue.Empty:  # a network may be slow for minutes
                 if self._should_stop():
                     raise StoppedWaiting from None

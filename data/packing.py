@@ -1,63 +1,12 @@
-"""TODO."""
-
-from __future__ import annotations
+"""Documents to rows of tokens: packed into one stream or in lanes, for training and for validation."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 
 import numpy as np
 import torch
 
 from architecture.interface import IGNORE_INDEX
 from data.documents import Source
-
-
-def validation_lanes(
-    source: Source,
-    tokenizer,
-    *,
-    batch_size: int,
-    block_size: int,
-    max_tokens: int | None = None,
-    resets: bool = False,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size lanes, in
-    segments of block_size, until all have ended.
-
-    Yields the same dicts as TrainLoader. The tokens are those of validation_batches, each a target
-    exactly once, up to max_tokens of them: the last document is cut there. A lane takes the next
-    document when its own ends; when there is none it is padding, input EOT and target -100.
-    """
-    source.check_tokenizer(tokenizer)
-    eot = np.array([tokenizer.eot_token])
-    documents = bounded(
-        (np.concatenate([eot, encode(tokenizer, d), eot]) for d in source.documents()), max_tokens
-    )
-    lanes = [eot] * batch_size  # what is left of each lane's document
-    while True:
-        inputs, targets, reset = next_segments(
-            lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
-        )
-        if (targets == IGNORE_INDEX).all():
-            return
-        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if resets else {})
-        yield {name: torch.from_numpy(rows) for name, rows in batch.items()}
-
-
-def bounded(documents: Iterator[np.ndarray], max_tokens: int | None) -> Iterator[np.ndarray]:
-    """Documents until their targets (every token but the first) are max_tokens; reads no further."""
-    left = max_tokens
-    while left is None or left > 0:
-        document = next(documents, None)
-        if document is None:
-            return
-        if left is not None:
-            document = document[: left + 1]
-            left -= len(document) - 1
-        yield document
-
-
-PACKINGS = ("packed", "lanes")
 
 
 class TokenDocuments:
@@ -115,8 +64,7 @@ class LaneRows:
         self.tokens = saved or [self._eot] * num_rows
         if len(self.tokens) != num_rows:
             raise ValueError(
-                f"batch_size times processes ({num_rows}) must be {len(self.tokens)}, "
-                "the lanes of the checkpoint"
+                f"batch_size ({num_rows}) must be {len(self.tokens)}, the lanes of the checkpoint"
             )
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -131,11 +79,11 @@ class LaneRows:
         return segments
 
 
+PACKINGS = {"packed": PackedRows, "lanes": LaneRows}
+
+
 def next_segments(
-    lanes: list[np.ndarray],
-    next_document: Callable[[], np.ndarray],
-    block_size: int,
-    eot: int,
+    lanes: list[np.ndarray], next_document: Callable[[], np.ndarray], block_size: int, eot: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The next block_size tokens of each lane, in which a document follows when one has ended.
 
@@ -165,25 +113,60 @@ def validation_batches(
     up to max_tokens of them; the end of the last window has input EOT and target -100. The last
     batch may have fewer rows. Reads no further than max_tokens needs.
     """
-    source.check_tokenizer(tokenizer)
-    eot = np.array([tokenizer.eot_token])
-    documents = (np.concatenate([encode(tokenizer, d), eot]) for d in source.documents())
-    parts, length, left = [], 0, max_tokens
-    for part in chain([eot], documents):
-        parts.append(part)
-        length += len(part)
-        while length > batch_size * block_size and left != 0:
+    eot, size = tokenizer.eot_token, batch_size * block_size
+    parts, length = [np.array([eot])], 1
+    for targets in _validation_targets(source, tokenizer, max_tokens):
+        parts.append(targets)
+        length += len(targets)
+        while length > size:
             stream = _joined(parts)
-            size = batch_size * block_size if left is None else min(left, batch_size * block_size)
-            yield _windows(stream[: size + 1], block_size, tokenizer.eot_token)
+            yield _windows(stream[: size + 1], block_size, eot)
             parts, length = [stream[size:]], length - size
-            left = None if left is None else left - size
-        if left == 0 or (left is not None and length > left):
-            break
-    stream = np.concatenate(parts)
-    stream = stream if left is None else stream[: left + 1]
-    if len(stream) > 1:
-        yield _windows(stream, block_size, tokenizer.eot_token)
+    if length > 1:
+        yield _windows(np.concatenate(parts), block_size, eot)
+
+
+def validation_lanes(
+    source: Source,
+    tokenizer,
+    *,
+    batch_size: int,
+    block_size: int,
+    max_tokens: int | None = None,
+    resets: bool = False,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size lanes, in
+    segments of block_size, until all have ended.
+
+    Yields the same dicts as TrainLoader. The tokens are those of validation_batches, each a target
+    exactly once, up to max_tokens of them: the last document is cut there. A lane takes the next
+    document when its own ends; when there is none it is padding, input EOT and target -100.
+    """
+    eot = np.array([tokenizer.eot_token])
+    targets_left = _validation_targets(source, tokenizer, max_tokens)
+    documents = (np.concatenate([eot, targets]) for targets in targets_left)
+    lanes = [eot] * batch_size  # what is left of each lane's document
+    while True:
+        inputs, targets, reset = next_segments(
+            lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
+        )
+        if (targets == IGNORE_INDEX).all():
+            return
+        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if resets else {})
+        yield {name: torch.from_numpy(rows) for name, rows in batch.items()}
+
+
+def _validation_targets(source, tokenizer, max_tokens):
+    """The tokens of each document and EOT, until max_tokens have come; no further document is read."""
+    source.check_tokenizer(tokenizer)
+    left = max_tokens
+    for document in source.documents():
+        targets = np.append(encode(tokenizer, document), tokenizer.eot_token)[:left]
+        yield targets
+        if left is not None:
+            left -= len(targets)
+            if left == 0:
+                return
 
 
 def require_tokens(source: Source, tokenizer, needed: int) -> None:

@@ -41,20 +41,9 @@ def parse_command_line(argv=None) -> argparse.Namespace:
     parser = Parser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--dataset", required=True, help="whatever train.py --dataset takes")
-    add(
-        "--val_dataset",
-        help="validation documents (default: the dataset's own, or by the hash of the text)",
-    )
-    add(
-        "--text_column",
-        default=TEXT_COLUMN,
-        help="column of the text (default: %(default)s)",
-    )
-    add(
-        "--tokenizer",
-        default=TOKENIZER,
-        help="name or rank file (default: %(default)s)",
-    )
+    add("--val_dataset", help="validation documents (default: the dataset's own, or by the hash of the text)")
+    add("--text_column", default=TEXT_COLUMN, help="column of the text (default: %(default)s)")
+    add("--tokenizer", default=TOKENIZER, help="name or rank file (default: %(default)s)")
     add("--out_dir", required=True, type=Path, help="folder to write; must not exist")
     return parser.parse_args(argv)
 

@@ -63,9 +63,7 @@ def open_dataset(
     options = {"split": split, "whole": val_dataset is not None, "text_column": text_column}
     path = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
     if name == BUNDLED:
-        from data.sources import open_bundled  # writes stories: only where they are wanted
-
-        return open_bundled(split)
+        return BundledSource(split)
     if name in ON_THE_HUB:
         return open_hub(ON_THE_HUB[name], **options)
     if path.is_dir() and is_token_folder(path):
@@ -82,10 +80,7 @@ def open_dataset(
     raise ValueError(f"dataset {name!r}: no such file or folder{hint}")
 
 
-FIRST_AND_COUNT = {
-    "train": (0, TRAIN_STORIES),
-    "validation": (TRAIN_STORIES, VALIDATION_STORIES),
-}
+FIRST_AND_COUNT = {"train": (0, TRAIN_STORIES), "validation": (TRAIN_STORIES, VALIDATION_STORIES)}
 
 
 class BundledSource(IndexedSource):
@@ -99,13 +94,4 @@ class BundledSource(IndexedSource):
         return self._count
 
     def __getitem__(self, index):
-        if not 0 <= index < self._count:
-            raise IndexError(f"story {index} is not in 0 .. {self._count - 1}")
         return story(self._first + index).text
-
-
-def open_bundled(split: str) -> BundledSource:
-    """The training stories ("train") or the 1,000 others ("validation")."""
-    if split not in FIRST_AND_COUNT:
-        raise ValueError(f"split ({split!r}) must be 'train' or 'validation'")
-    return BundledSource(split)

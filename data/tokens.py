@@ -9,11 +9,9 @@ sha256 for each block of each file; it carries a seal of its own, as all JSON th
 import contextlib
 import fcntl
 import hashlib
-import logging
 import mmap
 import os
 import shutil
-from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
@@ -26,7 +24,6 @@ from data.files import version
 
 META = "tokens.json"
 FORMAT = "nano-gpt-oss tokens 2"
-WITHOUT_CHECKSUMS = "nano-gpt-oss tokens 1"
 LOCK = ".lock"
 SHARD_TOKENS = 2**24
 # Documents are read in a random order, so the first batch touches about as many blocks as it has
@@ -36,19 +33,16 @@ BLOCK_BYTES = 2**18
 HEADER_BYTES = 128
 PREPARE_AGAIN = "prepare it again with python -m data.prepare"
 
-logger = logging.getLogger(__name__)
-
 
 class TokenFile:
     """An .npy file of a token folder, as an array that is read by slices.
 
-    count: how many numbers it must have.  digests: of its blocks; None where there are none.
+    count: how many numbers it must have.  digests: of its blocks.
     Raises ValueError for a file, or a block when it is first read, that is not what was written.
     """
 
-    def __init__(self, path: Path, dtype: type, count: int, digests: list[str] | None):
-        self._path, self._dtype, self._count = path, np.dtype(dtype), count
-        self._digests = digests
+    def __init__(self, path: Path, dtype: type, count: int, digests: list[str]):
+        self._path, self._dtype, self._count, self._digests = path, np.dtype(dtype), count, digests
         self._map()
 
     def __getitem__(self, part: slice) -> np.ndarray:
@@ -56,7 +50,7 @@ class TokenFile:
         self._map_again_if_replaced()
         first, end = (HEADER_BYTES + n * self._dtype.itemsize for n in (part.start, part.stop))
         for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            if self._digests is not None and block not in self._verified:
+            if block not in self._verified:
                 self._verify(block)
         return self._array[part]
 
@@ -65,18 +59,16 @@ class TokenFile:
         if not self._path.is_file():
             raise ValueError(f"{name} is missing")
         with open(self._path, "rb") as file:
-            found, header = version(os.fstat(file.fileno())), file.read(HEADER_BYTES)
-            if found.size != size or header != _header(self._dtype, self._count):
+            stat, header = os.fstat(file.fileno()), file.read(HEADER_BYTES)
+            if stat.st_size != size or header != _header(self._dtype, self._count):
                 raise ValueError(f"{name} must hold {self._count} numbers of type {self._dtype}")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._array = np.frombuffer(self._bytes, self._dtype, self._count, HEADER_BYTES)
-        self._version, self._verified = found, set()
+        self._version, self._verified = version(stat), set()
 
     def _map_again_if_replaced(self):
         with contextlib.suppress(FileNotFoundError):  # if removed, the map still has the content
             if version(os.stat(self._path)) != self._version:
-                if self._digests is None:
-                    raise ValueError(f"{self._path.name} changed while it was read")
                 self._map()  # and all its blocks are verified again
 
     def _verify(self, block):
@@ -93,20 +85,14 @@ class TokenSource(IndexedSource):
     """One split of a token folder; a document is an array of ids."""
 
     def __init__(self, folder: Path, meta: dict, split: str):
-        self.name, self._folder, self._meta = folder.name, folder, meta
+        self.name, self._folder, self._tokenizer = folder.name, folder, meta["tokenizer"]
         self._tokens, self._ends = [], []
         for number, shard in enumerate(meta["splits"][split]["shards"]):
-            name, tokens, documents = shard["name"], shard["tokens"], shard["documents"]
-            if name != _shard_name(split, number):
-                raise ValueError(f"{META} must name its shards in order, {split}_00000 and so on")
-            sums = shard["sha256"] if meta["format"] == FORMAT else {"tokens": None, "ends": None}
+            name, digests, documents = _shard_name(split, number), shard["sha256"], shard["documents"]
             path, kind = folder / f"{name}.tokens.npy", _id_type(meta["n_vocab"])
-            self._tokens.append(TokenFile(path, kind, tokens, sums["tokens"]))
-            path = folder / f"{name}.ends.npy"
-            ends = TokenFile(path, np.int64, documents, sums["ends"])[0:documents].copy()
-            if documents and (ends[-1] != tokens or (np.diff(ends, prepend=0) < 0).any()):
-                raise ValueError(f"{path.name} does not divide the tokens of its shard")
-            self._ends.append(ends)
+            self._tokens.append(TokenFile(path, kind, shard["tokens"], digests["tokens"]))
+            ends = TokenFile(folder / f"{name}.ends.npy", np.int64, documents, digests["ends"])
+            self._ends.append(ends[0:documents].copy())
         # The index of the first document of each shard.
         self._starts = np.cumsum([0] + [len(ends) for ends in self._ends])
 
@@ -118,21 +104,15 @@ class TokenSource(IndexedSource):
         position, ends = index - self._starts[shard], self._ends[shard]
         start, end = int(ends[position - 1]) if position else 0, int(ends[position])
         with _reading(self._folder):
-            ids = self._tokens[shard][start:end]
-            if ids.max(initial=0) >= self._meta["n_vocab"]:
-                raise ValueError(f"document {index} has the id {ids.max()} of {self._meta['n_vocab']}")
-        return ids
+            return self._tokens[shard][start:end]
 
     def check_tokenizer(self, tokenizer):
-        state, saved = tokenizer_state(tokenizer), self._meta["tokenizer"]
+        state, saved = tokenizer_state(tokenizer), self._tokenizer
         if state["sha256"] != saved["sha256"]:
             raise ValueError(
                 f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), but this "
                 f"run uses {state['name']} ({state['sha256'][:12]}); give that one with --tokenizer, or prepare again"
             )
-        with _reading(self._folder):
-            if self._meta["n_vocab"] != tokenizer.n_vocab:
-                raise ValueError(f"{META} must have the n_vocab {tokenizer.n_vocab} of its tokenizer")
 
 
 class TokenFolderWriter:
@@ -230,19 +210,9 @@ def open_token_folder(folder: Path, split: str) -> TokenSource:
     with _reading(folder):
         with reading(folder / META, "the contents of a token folder", way_out=PREPARE_AGAIN):
             meta = read_json(folder / META)
-        if meta["format"] == WITHOUT_CHECKSUMS:
-            _say_that_damage_goes_unseen(folder)
-        elif meta["format"] != FORMAT:
-            raise ValueError(f"{META} must say format {FORMAT!r}")
+        if meta["format"] != FORMAT:
+            raise ValueError(f"its format is {meta['format']!r}, not {FORMAT!r}")
         return TokenSource(folder, meta, split)
-
-
-@lru_cache  # once, and not for each split
-def _say_that_damage_goes_unseen(folder):
-    logger.warning(
-        f"{folder} was prepared before token files had checksums, so damage in it would go unseen; prepare it "
-        "again with python -m data.prepare, from its text or, if you trust it, from this folder"
-    )
 
 
 def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
@@ -256,22 +226,18 @@ def _require_new(folder: Path) -> None:
 
 def _only_writer(path: Path, folder: Path) -> TextIO:
     """The lock file at `path`, held until it is closed; ValueError while another process holds it."""
-    owner = ""
-    with (
-        contextlib.suppress(BlockingIOError, FileNotFoundError),
-        contextlib.ExitStack() as closed,
-    ):
-        lock = closed.enter_context(open(path, "a+"))
+    lock = open(path, "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         lock.seek(0)
         owner = lock.read().strip()
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):  # not moved away meanwhile
-            closed.pop_all()
-            return lock
-    raise ValueError(
-        f"out_dir must have one writer, and data.prepare (process {owner}) is writing {folder}; "
-        "wait for it or choose another --out_dir"
-    )
+        lock.close()
+        raise ValueError(
+            f"out_dir must have one writer, and data.prepare (process {owner}) is writing {folder}; "
+            "wait for it or choose another --out_dir"
+        ) from None
+    return lock
 
 
 def _shard_name(split: str, number: int) -> str:

@@ -61,16 +61,8 @@ def train_tokenizer(texts, vocab_size: int, name: str, pattern: str = PATTERN) -
 def parse_command_line(argv=None) -> argparse.Namespace:
     parser = Parser(prog="python -m data.train_tokenizer", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add(
-        "--dataset",
-        required=True,
-        help="documents to learn from: whatever train.py --dataset takes",
-    )
-    add(
-        "--text_column",
-        default=TEXT_COLUMN,
-        help="column of the text (default: %(default)s)",
-    )
+    add("--dataset", required=True, help="documents to learn from: whatever train.py --dataset takes")
+    add("--text_column", default=TEXT_COLUMN, help="column of the text (default: %(default)s)")
     add("--vocab_size", type=int, default=4096, help=f"ids, {END_OF_TEXT} included (default: 4096)")
     add("--max_documents", type=int, help="learn from the first N documents only (default: all)")
     add("--out", required=True, type=Path, help="rank file to write, NAME.tiktoken")

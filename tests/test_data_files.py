@@ -124,10 +124,7 @@ def test_a_val_dataset_is_the_validation_and_the_dataset_trains_whole(tmp_path):
     validation = write_txt(tmp_path / "b.txt", ["one", "two"])
     options = {"val_dataset": str(validation)}
     assert list(open_dataset(str(train), split="train", **options).documents()) == STORIES
-    assert list(open_dataset(str(train), split="validation", **options).documents()) == [
-        "one",
-        "two",
-    ]
+    assert list(open_dataset(str(train), split="validation", **options).documents()) == ["one", "two"]
 
 
 def test_the_hash_rule_is_blake2b_of_the_text_mod_1000():
@@ -181,28 +178,16 @@ def no_table(path):
             lambda path: path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n'),
             "line 2 is not UTF-8",
         ),
-        (
-            "a.jsonl",
-            lambda path: path.write_bytes(b'{"text": "a"}\n\n{"text": "b"\n'),
-            "line 3 is not JSON",
-        ),
+        ("a.jsonl", lambda path: path.write_bytes(b'{"text": "a"}\n\n{"text": "b"\n'), "line 3 is not JSON"),
         ("a.jsonl", lambda path: path.write_bytes(b'["a"]\n'), "line 1 must be an object"),
-        (
-            "a.jsonl",
-            lambda path: path.write_bytes(b'{"text": 3}\n'),
-            "must hold text, but holds int",
-        ),
+        ("a.jsonl", lambda path: path.write_bytes(b'{"text": 3}\n'), "must hold text, but holds int"),
         (
             "a.jsonl",
             lambda path: write_jsonl(path, ["a"], "story"),
             "it has id, story: choose with --text_column",
         ),
         ("a.parquet", no_table, "is not a whole parquet file"),
-        (
-            "a.csv",
-            lambda path: path.write_text("text\na\n"),
-            "must be a .txt, .jsonl or .parquet file",
-        ),
+        ("a.csv", lambda path: path.write_text("text\na\n"), "must be a .txt, .jsonl or .parquet file"),
         ("folder", lambda path: path.mkdir(), "no .txt, .jsonl or .parquet file"),
         (
             "a.jsonl",
@@ -312,11 +297,7 @@ def test_documents_are_the_same_wherever_a_chunk_of_the_file_ends(tmp_path, monk
     monkeypatch.setattr(data_files, "CHUNK_BYTES", chunk)
     texts = ["\u00e9" * 50, "<|endoftext|", "", "b" * 300, "<|endoftext", *STORIES]
     path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
-    for content in (
-        path.read_bytes(),
-        b"\xef\xbb\xbf" + path.read_bytes(),
-        path.read_bytes() + b"\n",
-    ):
+    for content in (path.read_bytes(), b"\xef\xbb\xbf" + path.read_bytes(), path.read_bytes() + b"\n"):
         path.write_bytes(content)
         source = whole(path)
         assert list(source.documents()) == [text for text in texts if text]
@@ -411,14 +392,7 @@ def test_a_very_long_document_is_no_list_of_numbers_and_not_copied_for_each_batc
 def test_prepare_as_a_command_says_what_it_wrote(tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
     prepare_main(
-        [
-            "--dataset",
-            str(path),
-            "--val_dataset",
-            str(path),
-            "--out_dir",
-            str(tmp_path / "new" / "t"),
-        ]
+        ["--dataset", str(path), "--val_dataset", str(path), "--out_dir", str(tmp_path / "new" / "t")]
     )
     assert "train: 40 documents" in capsys.readouterr().out
 

