@@ -276,10 +276,9 @@ def hostile_answers(outside):
     train, validation = "data/train-0.jsonl", "data/validation-0.jsonl"
     good = {train: lines, validation: lines}
     cases = {"fine": (good, {}), "script": ({"stories.py": b"open('outside/ran', 'w')"}, {})}
-    for shape in OTHER_SHAPES:
-        for part in ("/revision/", "/tree/"):
-            cases[f"answer {part} {shape[:9]}"] = good, {part: (shape, {})}
-    for shape in (b"5", b"[" * 100_000, b"<html>", b""):  # at null pyarrow 26 ends the process
+    for part, shapes in {"/revision/": OTHER_SHAPES, "/tree/": OTHER_SHAPES[::2]}.items():
+        cases |= {f"answer {part} {shape[:9]}": (good, {part: (shape, {})}) for shape in shapes}
+    for shape in (b"5", b"<html>"):  # at null pyarrow 26 ends the process
         cases[f"file {shape[:9]}"] = good | {train: shape}, {}
     entry = {"type": "file", "path": train, "size": 9, "oid": "0"}
     for name, value in {"path": 5, "size": "x", "lastCommit": 5, "type": None}.items():
