@@ -115,24 +115,6 @@ def test_each_lane_walks_through_whole_documents_and_never_mixes_two(tokenizer):
     assert documents > 20
 
 
-@pytest.mark.parametrize("packing", ["packed", "lanes"])
-def test_ranks_share_the_rows_of_one_process(tokenizer, packing):
-    options = {"packing": packing, "world_size": 2, "batch_size": 2}
-    with (
-        loader(tokenizer, packing=packing, batch_size=4) as one,
-        loader(tokenizer, rank=0, **options) as first,
-        loader(tokenizer, rank=1, **options) as second,
-    ):
-        for _ in range(30):
-            whole, parts = next(one), (next(first), next(second))
-            for key in whole:
-                assert torch.equal(whole[key], torch.cat([part[key] for part in parts]))
-        state = second.state_dict()
-        expected = take(one, 5)
-    with loader(tokenizer, packing=packing, batch_size=4, state=state) as resumed:
-        assert equal(take(resumed, 5), expected)
-
-
 def make_source(kind, folder, tokenizer):
     if kind == "memory":
         return Stories()
