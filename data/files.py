@@ -78,8 +78,6 @@ class DataFile:
                 *pieces, rest = data.split(separator)
                 del data  # as large as the longest document
                 for piece in pieces:
-                    if len(piece) > LARGEST_DOCUMENT:
-                        raise _too_large(f"{self.path}, byte {start}")
                     yield start, piece
                     start += len(piece) + len(separator)
                 if len(rest) > LARGEST_DOCUMENT:
@@ -102,9 +100,10 @@ class TextFile(DataFile):
 
     def _text(self, data, start):
         try:
-            return data.decode().strip()
+            text = data.decode().strip()
         except UnicodeDecodeError as error:
             raise _not_utf8(f"{self.path}, byte {start + error.start}", error) from None
+        return _text_value(text, f"{self.path}, byte {start}", self.text_column)
 
 
 class JsonLinesFile(DataFile):

@@ -290,17 +290,22 @@ def test_documents_are_the_same_wherever_a_chunk_of_the_file_ends(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "kind, where", [("txt", "byte 314"), ("jsonl", "byte 322"), ("parquet", "row 1 of a row group")]
+    "kind, size, where",
+    [
+        ("txt", 401, "byte 314"),
+        ("txt", 5000, "byte 314"),
+        ("jsonl", 401, "line 2"),
+        ("jsonl", 5000, "byte 322"),
+        ("parquet", 401, "row 1 of a row group"),
+    ],
 )
-def test_a_document_beyond_the_limit_is_refused_and_one_at_the_limit_is_not(
-    tmp_path, monkeypatch, kind, where
-):
+def test_a_document_beyond_the_limit_is_refused(tmp_path, monkeypatch, kind, size, where):
     monkeypatch.setattr(data_files, "LARGEST_DOCUMENT", 400)
     monkeypatch.setattr(data_files, "CHUNK_BYTES", 64)
     texts = ["a" * 300, "b" * 340, "c"]
     path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
     assert list(whole(path).documents()) == texts
-    path = WRITERS[kind](tmp_path / f"b.{kind}", ["a" * 300, "b" * 5000, "c"])
+    path = WRITERS[kind](tmp_path / f"b.{kind}", ["a" * 300, "b" * size, "c"])
     told = rf"b.{kind}, {where}: a document may have .* MB, and this one has more; cut it into several"
     with pytest.raises(ValueError, match=told):
         whole(path)
