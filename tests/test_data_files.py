@@ -144,7 +144,7 @@ def test_without_a_validation_split_the_hash_decides_and_copies_stay_together(tm
 
 def test_too_few_documents_of_the_hash_rule_ask_for_a_val_dataset(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    with pytest.raises(ValueError, match="only 0 of its 40 documents.*--val_dataset"):
+    with pytest.raises(ValueError, match="only 0 of its 40 documents .*--val_dataset"):
         open_dataset(str(path), split="validation")
 
 
@@ -173,7 +173,7 @@ def nothing(path):
     [
         ("absent.jsonl", nothing, "no such file"),
         ("tinystorie", nothing, "did you mean 'tinystories'"),
-        ("~nobody-of-that-name", nothing, "no such file or folder; known are"),
+        ("~nobody-of-that-name", nothing, "no such file or folder; use tinystories"),
         ("folder", lambda path: path.mkdir(), "no .txt, .jsonl or .parquet file"),
         ("a.csv", content(b"text\na\n"), "must be a .txt, .jsonl or .parquet file"),
         ("a.jsonl", os.mkfifo, "must be a file or a folder; give a .txt"),
@@ -193,14 +193,14 @@ def nothing(path):
             "line 1 is not JSON .a number has too many digits",
         ),
         ("a.jsonl", content(b'["a"]\n'), "line 1 must be an object"),
-        ("a.jsonl", content(b'{"text": 3}\n'), "must hold text, but holds int"),
+        ("a.jsonl", content(b'{"text": 3}\n'), "must hold text, got int"),
         (
             "a.jsonl",
             content(b'{"story": "a", "id": 7}\n'),
-            "no column 'text'; it has id, story: choose with --text",
+            "no column 'text', only id, story; choose with --text",
         ),
         ("a.parquet", content(b"PAR1 but no more"), "is not a whole parquet file"),
-        ("a.parquet", columns("id", "story"), "no column 'text'; it has id, story: choose with --text"),
+        ("a.parquet", columns("id", "story"), "no column 'text', only id, story; choose with --text"),
         ("a.parquet", columns("text", "text"), "has 2 columns 'text'; keep one"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
 @pytest.mark.parametrize("change", [{"index": None}, {"index": 41}, {"epoch": -1}, {"num_documents": True}])
 def test_a_damaged_position_is_refused(tmp_path, change):
     source = whole(write_jsonl(tmp_path / "a.jsonl", STORIES))
-    with pytest.raises(ValueError, match="the position in a.jsonl that the checkpoint holds is damaged"):
+    with pytest.raises(ValueError, match="the checkpoint's position in a.jsonl is damaged"):
         source.shuffled(0, {"epoch": 0, "index": 0, "num_documents": 40} | change)
 
 
@@ -255,7 +255,9 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypat
     else:
         path.write_bytes(other.read_bytes()[:100])
     os.utime(path, ns=(1, 1))
-    with pytest.raises(ValueError, match=f"a.{kind} changed while it was read; put back the file"):
+    with pytest.raises(
+        ValueError, match=f"a.{kind} changed while it was being read; restore the original file"
+    ):
         for _ in range(37):
             assert next(documents) in STORIES
     assert set(whole(others(kind, path)).documents()) == {t.replace("Story", "Other") for t in STORIES}
@@ -271,7 +273,7 @@ def test_a_file_that_is_replaced_while_it_is_scanned_is_refused(tmp_path, monkey
         return False
 
     monkeypatch.setattr(data_files, "is_validation_document", replaced)
-    with pytest.raises(ValueError, match=f"a.{kind} changed while it was read"):
+    with pytest.raises(ValueError, match=f"a.{kind} changed while it was being read"):
         whole(path)
 
 
@@ -306,7 +308,7 @@ def test_a_document_beyond_the_limit_is_refused(tmp_path, monkeypatch, kind, siz
     path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
     assert list(whole(path).documents()) == texts
     path = WRITERS[kind](tmp_path / f"b.{kind}", ["a" * 300, "b" * size, "c"])
-    told = rf"b.{kind}, {where}: a document may have .* MB, and this one has more; cut it into several"
+    told = rf"b.{kind}, {where}: a document has more than .* MB, the limit; cut it into several"
     with pytest.raises(ValueError, match=told):
         whole(path)
 
@@ -331,7 +333,7 @@ def test_a_row_group_is_decoded_little_by_little_and_refused_at_its_limit(tmp_pa
     monkeypatch.setattr(data_files, "is_validation_document", lambda text: scanned.append(len(text)) or True)
     with pytest.raises(
         ValueError,
-        match="row group 0 of .*a.parquet holds more than 2 GB of text; write the file again with smaller row groups",
+        match="row group 0 of .*a.parquet has more than 2 GB of text; write the file again with smaller row groups",
     ):
         whole(path)
     assert 1_000_000 < sum(scanned) < 2_000_000

@@ -87,7 +87,7 @@ def test_tinystories_streams_and_resumes_from_a_server_and_from_a_copy_in_the_ca
             expected = [next(loader)["input_ids"].tolist() for _ in range(30)]
         assert resumed(state) == (REPO, expected)
         assert list(open_dataset("tinystories", split="validation").documents()) == STORIES[300:]
-        with pytest.raises(ValueError, match=f"{REPO} has no column 'story'; it has text: choose with"):
+        with pytest.raises(ValueError, match=f"{REPO} has no column 'story', only text; choose with"):
             open_dataset("tinystories", split="train", text_column="story")
         with pytest.raises(ValueError, match="dataset 'nobody/nothing' is no file or folder here"):
             open_dataset("nobody/nothing", split="train")
@@ -312,7 +312,7 @@ def test_what_a_hub_sends_is_data_or_one_sentence_and_nothing_of_it_runs(hub_at,
     assert told.pop("fine").startswith("Tom went home")
     assert [path.name for path in outside.iterdir()] == ["train.jsonl"]  # nothing ran, nothing was written
     assert "RuntimeError: Dataset scripts are no longer supported" in told["script"]
-    assert told.pop("card image") == "column 'text' of org/name must hold text, but holds dict"
+    assert told.pop("card image") == "column 'text' of org/name must hold text, got dict"
     for case, sentence in told.items():
         assert "org/name" in sentence and "\n" not in sentence and "SECRET" not in sentence, case
         if not case.startswith("file"):
@@ -456,5 +456,5 @@ def test_a_named_dataset_stays_what_it_is(monkeypatch):
     monkeypatch.setattr(data_hub, "_newest_revision", lambda name: pytest.fail("asked"))
     for name in ("tinystories", "bundled", "stories.txt", "org/name"):
         assert chosen(name) == (name, [])
-    with pytest.raises(ValueError, match="auto chooses a --dataset only"):
+    with pytest.raises(ValueError, match="--val_dataset cannot be auto"):
         open_dataset("bundled", split="validation", val_dataset="auto")

@@ -191,8 +191,8 @@ def test_a_block_is_verified_when_it_is_first_read(tmp_path, monkeypatch):
     assert [source[n].tolist() for n in range(17)] == [[n] * 100 for n in range(17)]
     with pytest.raises(
         ValueError,
-        match="tokens cannot be read as a token folder .train_00000.tokens.npy is not what was written, in its "
-        "32 bytes from 4,096 on.; prepare it again with python -m data.prepare",
+        match="tokens cannot be read as a token folder .the 32 bytes of train_00000.tokens.npy from byte 4,096 are "
+        "not what was written.; prepare it again with python -m data.prepare",
     ):
         source[19]
 
@@ -253,7 +253,7 @@ def test_a_token_folder_of_another_tokenizer_is_refused(folder):
     source.check_tokenizer(get_tokenizer("stories4k"))
     with pytest.raises(
         ValueError,
-        match="prepared with tokenizer stories4k .* give that one with --tokenizer, or prepare again",
+        match="prepared with tokenizer stories4k .* use the first with --tokenizer, or prepare again",
     ):
         source.check_tokenizer(get_tokenizer("bundled1536"))
 
@@ -332,8 +332,8 @@ def test_the_second_writer_of_a_folder_is_refused_and_mixes_nothing_in(tmp_path,
         flags = ["--dataset", path, "--val_dataset", path, "--out_dir", folder]
         assert prepare_main([str(flag) for flag in flags]) == 2
         assert capsys.readouterr().err == (
-            "data/prepare.py: error: out_dir must have one writer, and data.prepare "
-            f"(process {os.getpid()}) is writing {folder}; wait for it or choose another --out_dir\n"
+            f"data/prepare.py: error: data.prepare (process {os.getpid()}) is already writing {folder}; "
+            "wait for it, or choose another --out_dir\n"
         )
     first.write_split("train", [[4, 5]])
     first.finish()

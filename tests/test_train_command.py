@@ -324,7 +324,7 @@ def test_unusable_data_is_named(refused, corpus):
         ("empty.txt", "empty.txt is empty"),
         ("latin1.txt", "latin1.txt, byte 3 is not UTF-8"),
         ("blank.jsonl", "no document with text"),
-        ("column.jsonl", "has no column 'text'; it has story: choose with --text_column"),
+        ("column.jsonl", "has no column 'text', only story; choose with --text_column"),
         ("broken.jsonl", "broken.jsonl, line 2 is not JSON"),
         ("tinystorys", "did you mean 'tinystories'?"),
     ):
