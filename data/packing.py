@@ -1,4 +1,4 @@
-"""Documents to rows of tokens: packed into one stream or in lanes, for training and for validation."""
+"""Rows of tokens from documents, packed or in lanes (data/loader.py), for training and validation."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ from data.documents import Source
 
 
 class TokenDocuments:
-    """Endless shuffled documents as int64 ids; the part of the state that packings share."""
+    """Endless shuffled documents as int64 ids, with the part of the state that both packings share."""
 
     def __init__(self, source, tokenizer, seed, state):
         self._tokenizer = tokenizer
@@ -34,7 +34,7 @@ class TokenDocuments:
 
 
 class PackedRows:
-    """Consecutive rows of one stream; `tokens` begins with the last target of the last row."""
+    """Consecutive rows of one stream. `tokens` is the rest of it and begins with the last target."""
 
     def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
         self._documents, self._eot = documents, np.array([eot])
@@ -42,7 +42,7 @@ class PackedRows:
         self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, None]:
-        """inputs and targets, each (num_rows, block_size) int64; rows that begin a document: unknown"""
+        """Return inputs and targets, each (num_rows, block_size) int64, and None in place of resets."""
         size = self._num_rows * self._block_size
         parts, length = list(self.tokens), sum(map(len, self.tokens))
         while length < size + 1:
@@ -56,7 +56,7 @@ class PackedRows:
 
 
 class LaneRows:
-    """One document per row, one segment of each a batch; `tokens` is what is left of each."""
+    """One document per row, one segment of it per batch. `tokens` is the rest of each row's document."""
 
     def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
         self._documents, self._eot, self._block_size = documents, np.array([eot]), block_size
@@ -64,11 +64,11 @@ class LaneRows:
         self.tokens = saved or [self._eot] * num_rows
         if len(self.tokens) != num_rows:
             raise ValueError(
-                f"batch_size ({num_rows}) must be {len(self.tokens)}, the lanes of the checkpoint"
+                f"batch_size ({num_rows}) must be {len(self.tokens)}, the number of lanes in the checkpoint"
             )
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """inputs and targets, each (num_rows, block_size) int64; (num_rows,) bool: begins a document"""
+        """Return inputs and targets, each (num_rows, block_size) int64, and resets, (num_rows,) bool."""
         lanes = list(self.tokens)
 
         def next_document():
@@ -85,15 +85,16 @@ PACKINGS = {"packed": PackedRows, "lanes": LaneRows}
 def next_segments(
     lanes: list[np.ndarray], next_document: Callable[[], np.ndarray], block_size: int, eot: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The next block_size tokens of each lane, in which a document follows when one has ended.
+    """Return the next block_size tokens of each lane.
 
-    lanes: what is left of each one's document, its last input first; changed in place.
-    Returns inputs and targets, each (lanes, block_size) int64, where nothing is left EOT and -100; and
-    (lanes,) bool: begins a document.
+    lanes: the rest of each lane's document, beginning with its last target. Changed in place. A lane
+    whose document has ended takes next_document() first.
+    Returns inputs and targets, each (lanes, block_size) int64, padded with EOT and -100, and resets,
+    (lanes,) bool: True where a lane begins a document.
     """
     shape = len(lanes), block_size
     inputs, targets = np.full(shape, eot), np.full(shape, IGNORE_INDEX)
-    reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target was left
+    reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target is left
     for row, rest in enumerate(lanes):
         if reset[row]:
             rest = next_document()
@@ -107,11 +108,11 @@ def next_segments(
 def validation_batches(
     source: Source, tokenizer, *, batch_size: int, block_size: int, max_tokens: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The documents in their fixed order, EOT d1 EOT d2 ... EOT, cut into consecutive windows.
+    """Cut the documents in their fixed order, EOT d1 EOT d2 ... EOT, into consecutive windows.
 
-    Yields the same dicts as TrainLoader. Every token after the first EOT is a target exactly once,
-    up to max_tokens of them; the end of the last window has input EOT and target -100. The last
-    batch may have fewer rows. Reads no further than max_tokens needs.
+    Yields dicts as TrainLoader does. Each of the first max_tokens tokens after the first EOT (None: of
+    all) is a target exactly once. The end of the last window has input EOT and target -100, and the
+    last batch may have fewer rows. No document is read that max_tokens does not need.
     """
     eot, size = tokenizer.eot_token, batch_size * block_size
     parts, length = [np.array([eot])], 1
@@ -135,17 +136,17 @@ def validation_lanes(
     max_tokens: int | None = None,
     resets: bool = False,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size lanes, in
-    segments of block_size, until all have ended.
+    """Walk through the documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size
+    lanes, in segments of block_size tokens.
 
-    Yields the same dicts as TrainLoader. The tokens are those of validation_batches, each a target
-    exactly once, up to max_tokens of them: the last document is cut there. A lane takes the next
-    document when its own ends; when there is none it is padding, input EOT and target -100.
+    Yields dicts as TrainLoader does. The targets are those of validation_batches, each exactly once. A
+    lane takes the next document when its own ends. If there is none, the lane has input EOT and target
+    -100.
     """
     eot = np.array([tokenizer.eot_token])
     targets_left = _validation_targets(source, tokenizer, max_tokens)
     documents = (np.concatenate([eot, targets]) for targets in targets_left)
-    lanes = [eot] * batch_size  # what is left of each lane's document
+    lanes = [eot] * batch_size  # the rest of each lane's document
     while True:
         inputs, targets, reset = next_segments(
             lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
@@ -157,7 +158,7 @@ def validation_lanes(
 
 
 def _validation_targets(source, tokenizer, max_tokens):
-    """The tokens of each document and EOT, until max_tokens have come; no further document is read."""
+    """Yield [tokens, EOT] of each document, max_tokens in all. No document is read beyond them."""
     source.check_tokenizer(tokenizer)
     left = max_tokens
     for document in source.documents():
@@ -170,27 +171,27 @@ def _validation_targets(source, tokenizer, max_tokens):
 
 
 def require_tokens(source: Source, tokenizer, needed: int) -> None:
-    """ValueError if the source has not even one batch; reads no further than that."""
+    """Raise ValueError if the source has fewer than `needed` tokens. It is read only so far."""
     found = 0
     for document in source.documents():
         found += 1 + len(encode(tokenizer, document))
         if found >= needed:
             return
     raise ValueError(
-        f"{source.name} has {found:,} tokens in all, fewer than one batch ({needed:,}: batch_size * "
-        "block_size and one more); use more text, or a smaller --batch_size or --block_size"
+        f"{source.name} has {found:,} tokens in all, but one batch needs {needed:,} (batch_size * block_size "
+        "+ 1); use more text, or a smaller --batch_size or --block_size"
     )
 
 
 def encode(tokenizer, document) -> np.ndarray:
-    """(n,) int64 ids of a document, in which no text is ever a special token."""
-    if isinstance(document, str):  # a list of ints would be ten times the text
+    """Return the ids of a document, (n,) int64. No text becomes a special token."""
+    if isinstance(document, str):  # encoded to an array: a list of ints takes ten times the text's memory
         document = tokenizer.encode_to_numpy(document, disallowed_special=())
     return np.array(document, dtype=np.int64)
 
 
 def _joined(parts):
-    """The parts as one array; a single one is not copied, as it may be most of a very long document."""
+    """Return the parts as one array. A single part, which may be a very long document, is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -395,8 +395,8 @@ def test_a_script_on_data_ends_with_one_line_and_2_for_bad_input(
     [
         (["--max_documents", "-1"], "--max_documents must be at least 1, got -1"),
         (["--max_documents", "0"], "--max_documents must be at least 1, got 0"),
-        (["--vocab_size", str(10**30)], "must be at least 257 (256 bytes and <|endoftext|>) and at most"),
-        (["--dataset", "tokens"], "--dataset tokens holds token ids, and a tokenizer learns from text"),
+        (["--vocab_size", str(10**30)], "must be from 257 (256 bytes and <|endoftext|>) to 1,048,576"),
+        (["--dataset", "tokens"], "--dataset tokens has token ids, but a tokenizer learns from text"),
     ],
 )
 def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(tmp_path, monkeypatch, capsys, flags, told):

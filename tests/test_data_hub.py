@@ -89,7 +89,9 @@ def test_tinystories_streams_and_resumes_from_a_server_and_from_a_copy_in_the_ca
         assert list(open_dataset("tinystories", split="validation").documents()) == STORIES[300:]
         with pytest.raises(ValueError, match=f"{REPO} has no column 'story', only text; choose with"):
             open_dataset("tinystories", split="train", text_column="story")
-        with pytest.raises(ValueError, match="dataset 'nobody/nothing': no such file or folder, and no public"):
+        with pytest.raises(
+            ValueError, match="dataset 'nobody/nothing': no such file or folder, and no public"
+        ):
             open_dataset("nobody/nothing", split="train")
         write_files(tmp_path / "hub" / "datasets--roneneldan--TinyStories" / "snapshots" / COMMIT, files)
         assert resumed(state) == (f"{REPO} (copy in the local cache)", expected)

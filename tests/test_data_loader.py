@@ -173,7 +173,7 @@ def test_a_resumed_loader_refuses_another_seed_packing_or_number_of_lanes(tokeni
     for options, message in (
         ({"packing": "packed", "seed": 1}, "packing .* must be 'lanes'"),
         ({"packing": "lanes", "seed": 2}, "seed .* must be 1"),
-        ({"packing": "lanes", "seed": 1, "batch_size": 4}, r"\(4\) must be 3, the lanes"),
+        ({"packing": "lanes", "seed": 1, "batch_size": 4}, r"\(4\) must be 3, the number of lanes"),
     ):
         with pytest.raises(ValueError, match=message):
             loader(tokenizer, state=state, **options)
@@ -184,7 +184,7 @@ def test_fewer_tokens_than_one_batch_is_an_error_at_once(tokenizer, packing):
     size = len(stream_of(tokenizer, STORIES[:5])) - 2  # one EOT per document, one target more
     enough = {"batch_size": 1, "block_size": size, "packing": packing}
     loader(tokenizer, Stories(STORIES[:5]), **enough).close()
-    with pytest.raises(ValueError, match=f"{size + 1} tokens in all, fewer than one batch"):
+    with pytest.raises(ValueError, match=f"{size + 1} tokens in all, but one batch needs"):
         loader(tokenizer, Stories(STORIES[:5]), **{**enough, "block_size": size + 1})
 
 

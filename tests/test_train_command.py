@@ -330,7 +330,7 @@ def test_unusable_data_is_named(refused, corpus):
     ):
         assert told in refused(*RUN, "--dataset", name, *val), name
     told = refused(*RUN, "--dataset", "short.jsonl", *val, "--batch_size", 64)
-    assert re.search(r"short.jsonl has \d+ tokens in all, fewer than one batch \(1,025", told)
+    assert re.search(r"short.jsonl has \d+ tokens in all, but one batch needs 1,025", told)
 
 
 def test_unusable_validation_data_is_named_before_anything_is_written(refused, corpus):
