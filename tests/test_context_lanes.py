@@ -91,7 +91,7 @@ def test_more_lanes_than_documents_repeat_them_in_training(tokenizer):
 @pytest.mark.parametrize(
     "lengths", [[20, 3, 41, 7, 6], [1, 1, 1, 1], [5, 5, 400, 5, 5], [0, 12], [6, 13, 20]]
 )
-def test_every_validation_document_is_walked_through_once(tokenizer, lengths, batch_size):
+def test_every_validation_document_is_in_the_lanes_once(tokenizer, lengths, batch_size):
     source = Ids(lengths)
     size = {"batch_size": batch_size, "block_size": 7, "resets": True}
     batches = list(validation_lanes(source, tokenizer, **size))
@@ -104,7 +104,7 @@ def test_every_validation_document_is_walked_through_once(tokenizer, lengths, ba
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 62, 63, 10**9])
-def test_a_bound_takes_the_first_tokens_whatever_the_lanes(tokenizer, max_tokens):
+def test_max_tokens_takes_the_first_tokens_for_any_number_of_lanes(tokenizer, max_tokens):
     ids = Ids([20, 3, 41, 7, 6]).ids
     stream = list(itertools.chain.from_iterable([*document.tolist(), EOT] for document in ids))
     for batch_size in (1, 3, 9):
@@ -115,7 +115,7 @@ def test_a_bound_takes_the_first_tokens_whatever_the_lanes(tokenizer, max_tokens
         assert sorted(targets[targets != -100].tolist()) == sorted(stream[:max_tokens])
 
 
-def test_losses_are_put_to_the_number_of_their_segment():
+def test_losses_are_summed_by_the_number_of_their_segment():
     sums = SegmentSums()
     for reset, losses in (
         ([1, 1, 1], [[2.0, 4.0], [1.0, 0.0], [3.0, 3.0]]),

@@ -132,17 +132,18 @@ def test_the_hash_rule_is_blake2b_of_the_text_mod_1000():
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_without_a_validation_split_the_hash_decides_and_copies_stay_together(tmp_path, kind):
-    texts = [f"Document number {n} of many." for n in range(12_000)]
+def test_without_a_validation_split_the_hash_decides_and_copies_stay_together(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(data_files, "MIN_VALIDATION_DOCUMENTS", 10)  # else 100, of 10,000 documents
+    texts = [f"Document number {n} of many." for n in range(2000)]
     expected = [text for text in texts if is_validation_document(text)]
-    path = WRITERS[kind](tmp_path / f"a.{kind}", texts + texts[:6000])
+    path = WRITERS[kind](tmp_path / f"a.{kind}", texts + texts[:1000])
     train = list(open_dataset(str(path), split="train").documents())
     validation = list(open_dataset(str(path), split="validation").documents())
-    assert set(validation) == set(expected) and len(validation) > len(expected) > 100
-    assert len(train) + len(validation) == 18_000 and not set(train) & set(validation)
+    assert set(validation) == set(expected) and len(validation) > len(expected) > 10
+    assert len(train) + len(validation) == 3000 and not set(train) & set(validation)
 
 
-def test_too_few_documents_of_the_hash_rule_ask_for_a_val_dataset(tmp_path):
+def test_too_few_validation_documents_by_the_hash_ask_for_a_val_dataset(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
     with pytest.raises(ValueError, match="only 0 of its 40 documents .*--val_dataset"):
         open_dataset(str(path), split="validation")
@@ -325,7 +326,7 @@ def bomb(path, rows):
     return path
 
 
-def test_a_row_group_is_decoded_little_by_little_and_refused_at_its_limit(tmp_path, monkeypatch):
+def test_a_row_group_is_decoded_in_small_batches_and_refused_at_its_limit(tmp_path, monkeypatch):
     path = bomb(tmp_path / "a.parquet", 100_000)
     assert path.stat().st_size < 4000
     monkeypatch.setattr(data_files, "LARGEST_ROW_GROUP", 2_000_000)
@@ -351,7 +352,7 @@ def test_a_column_of_categories_is_read_as_its_texts(tmp_path):
     assert sorted(take(source.shuffled(0), 500)) == sorted(texts)
 
 
-def test_a_very_long_document_is_no_list_of_numbers_and_not_copied_for_each_batch(tmp_path):
+def test_a_very_long_document_is_an_array_and_is_not_copied_for_each_batch(tmp_path):
     text = " ".join(STORIES * 200)
     path = write_jsonl(tmp_path / "a.jsonl", [text])
     encoding = get_tokenizer("stories4k")

@@ -1,4 +1,4 @@
-"""Streaming from the Hub: its layout over loopback, positions, what a Hub may not say, no Hub at all."""
+"""Streaming from the Hub: positions, hostile answers, and a Hub that cannot be reached."""
 
 import functools
 import json
@@ -83,8 +83,9 @@ def test_tinystories_streams_and_resumes_from_a_server_and_from_a_copy_in_the_ca
         assert list(source.documents()) == STORIES[:300]
         with TrainLoader(source, tokenizer, **size) as loader:
             take(loader, 150)
-            state = loader.state_dict()
+            torch.save(loader.state_dict(), tmp_path / "state.pt")
             expected = [next(loader)["input_ids"].tolist() for _ in range(30)]
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
         assert resumed(state) == (REPO, expected)
         assert list(open_dataset("tinystories", split="validation").documents()) == STORIES[300:]
         with pytest.raises(ValueError, match=f"{REPO} has no column 'story', only text; choose with"):
@@ -186,27 +187,7 @@ def test_the_files_come_in_a_new_order_each_epoch(local_hub, monkeypatch):
     assert list(source_of().documents()) == STORIES[:50]
 
 
-@pytest.mark.parametrize("packing", ["packed", "lanes"])
-def test_a_streamed_loader_resumes_over_epochs_through_a_checkpoint(
-    local_hub, monkeypatch, tmp_path, packing
-):
-    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", 40)
-    local_hub(files=2, train=STORIES[:100], validation=STORIES[100:])
-    tokenizer, states, batches = get_tokenizer("stories4k"), [], []
-    options = {"batch_size": 4, "block_size": 32, "packing": packing}
-    with TrainLoader(source_of(), tokenizer, **options) as loader:
-        for _ in range(90):
-            states.append(loader.state_dict())
-            batches.append(next(loader)["targets"])
-        assert loader.progress.epoch > 0
-    for cut in (1, 4, 20, 40, 80):
-        torch.save(states[cut], tmp_path / "state.pt")
-        state = torch.load(tmp_path / "state.pt", weights_only=True)
-        with TrainLoader(source_of(), tokenizer, state=state, **options) as loader:
-            assert all(torch.equal(next(loader)["targets"], batch) for batch in batches[cut : cut + 5])
-
-
-def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch):
+def test_a_resumed_run_reads_the_revision_with_which_it_began(local_hub, monkeypatch):
     local_hub(train=STORIES, validation=STORIES)
     state = source_of().shuffled(seed=0).state_dict()
     loaded, load = [], data_hub._load
@@ -221,7 +202,7 @@ def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch
         source_of().shuffled(seed=0, state=state | {"revision": "../here"})
 
 
-def test_a_position_of_an_older_version_goes_on_with_its_next_epoch(local_hub, caplog):
+def test_a_position_of_an_older_version_continues_with_the_next_epoch(local_hub, caplog):
     local_hub(train=STORIES, validation=STORIES)
     older = {"revision": COMMIT, "epoch": 2, "draws": 900, "ended": False, "buffer": STORIES[:9]}
     resumed = source_of().shuffled(0, older | {"position": {"snapshot": None, "since": 109}})
@@ -229,14 +210,14 @@ def test_a_position_of_an_older_version_goes_on_with_its_next_epoch(local_hub, c
     assert sorted(take(resumed, 400)) == sorted(STORIES) and resumed.epoch == 3
 
 
-def test_a_stream_that_became_shorter_than_its_saved_position_is_told_and_not_taken_for_its_end(local_hub):
+def test_a_file_that_is_shorter_than_the_saved_position_is_refused(local_hub):
     local_hub(train=STORIES[:2], validation=STORIES)
     state = {"revision": COMMIT, "epoch": 0, "place": [0, 5], "number": 5, "size": 5000}
     with pytest.raises(ValueError, match="a file ends before row 5, the saved position"):
         next(source_of().shuffled(seed=0, state=state))
 
 
-def test_without_a_validation_split_the_hash_decides_within_a_bounded_part(local_hub, monkeypatch):
+def test_without_a_validation_split_the_hash_rule_makes_one_from_the_first_rows(local_hub, monkeypatch):
     monkeypatch.setattr(data_hub, "VALIDATION_DOCUMENTS", 105)
     texts = [f"Document number {n}." for n in range(13_000)]
     ours = [text for text in texts if is_validation_document(text)]
@@ -249,7 +230,7 @@ def test_without_a_validation_split_the_hash_decides_within_a_bounded_part(local
         source_of("validation")
 
 
-# ---- what a Hub may not say
+# ---- wrong and hostile answers
 
 
 def test_a_revision_that_is_no_commit_is_refused_before_it_is_a_path(hub_at, monkeypatch):
@@ -263,7 +244,7 @@ def test_a_revision_that_is_no_commit_is_refused_before_it_is_a_path(hub_at, mon
             assert f"40 hex digits, got {sha!r}; use other data" in str(caught.value)
 
 
-def test_a_description_of_another_shape_is_no_answer(hub_at):
+def test_a_description_of_another_shape_counts_as_unreachable(hub_at):
     with HubServer({}, repo="org/name") as server:
         hub_at(server.url)
         for body in OTHER_SHAPES:
@@ -297,7 +278,7 @@ def hostile_answers(outside):
     return cases
 
 
-def test_what_a_hub_sends_is_data_or_one_sentence_and_nothing_of_it_runs(hub_at, tmp_path, monkeypatch):
+def test_a_hostile_hub_gives_data_or_one_sentence_and_runs_nothing(hub_at, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outside = tmp_path / "outside"
     write_files(outside, {"train.jsonl": b'{"text": "SECRET"}'})
@@ -322,7 +303,7 @@ def test_what_a_hub_sends_is_data_or_one_sentence_and_nothing_of_it_runs(hub_at,
             assert sentence.endswith("use other data with --dataset"), sentence
 
 
-# ---- out of reach
+# ---- a Hub that cannot be reached
 
 
 def test_a_hub_that_does_not_answer_is_noticed_soon(hub_at):
@@ -381,7 +362,7 @@ def cached(tmp_path):
     return put
 
 
-def test_a_copy_in_the_cache_is_read_where_the_hub_is_out_of_reach(hub_at, cached):
+def test_a_copy_in_the_cache_is_read_if_the_hub_cannot_be_reached(hub_at, cached):
     cached("README.md", "data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
     hub_at(None)
     source = open_dataset("tinystories", split="train")
@@ -393,29 +374,29 @@ def test_a_copy_in_the_cache_is_read_where_the_hub_is_out_of_reach(hub_at, cache
 @pytest.mark.parametrize(
     "names",
     [
-        ["README.md"],  # what streaming leaves there
+        ["README.md"],  # streaming leaves only this file
         ["data/train-00000-of-00002.jsonl", "data/validation-00000-of-00001.jsonl"],
         ["data/train-00000-of-00001.jsonl"],
-        ["TinyStories-train.txt", "TinyStories-valid.txt"],  # a line would be a document
+        ["TinyStories-train.txt", "TinyStories-valid.txt"],  # datasets would read each line as a document
     ],
 )
-def test_part_of_a_dataset_in_the_cache_does_not_count(hub_at, cached, names):
+def test_an_incomplete_copy_in_the_cache_is_not_used(hub_at, cached, names):
     cached(*names)
     hub_at(None)
     with pytest.raises(HubUnreachable, match="is not in its local cache"):
         open_dataset("tinystories", split="train")
 
 
-def test_the_newest_commit_of_the_cache_is_no_path(hub_at, cached, tmp_path):
+def test_the_newest_commit_in_the_cache_must_not_be_a_path(hub_at, cached, tmp_path):
     cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
     folder = tmp_path / "hub" / "datasets--roneneldan--TinyStories"
-    (folder / "refs" / "main").write_text(f"../snapshots/{COMMIT}")  # huggingface_hub wrote a header
+    (folder / "refs" / "main").write_text(f"../snapshots/{COMMIT}")  # a header that huggingface_hub copied
     hub_at(None)
     with pytest.raises(HubUnreachable, match="is not in its local cache"):
         open_dataset("tinystories", split="train")
 
 
-# ---- what auto becomes
+# ---- auto
 
 
 def chosen(dataset="auto"):
@@ -423,7 +404,7 @@ def chosen(dataset="auto"):
     return choose_dataset(dataset, told.append), told
 
 
-def test_auto_is_the_bundled_stories_where_the_hub_is_out_of_reach(hub_at):
+def test_auto_is_bundled_if_the_hub_cannot_be_reached(hub_at):
     hub_at(None)
     assert chosen() == ("bundled", ["dataset auto: HF_HUB_OFFLINE is set; using the bundled stories"])
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -432,14 +413,14 @@ def test_auto_is_the_bundled_stories_where_the_hub_is_out_of_reach(hub_at):
         assert chosen() == ("bundled", [f"dataset auto: {told}"])
 
 
-def test_auto_is_tinystories_where_the_cache_has_it(hub_at, cached):
+def test_auto_is_tinystories_if_the_cache_has_it(hub_at, cached):
     cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
     hub_at(None)
     told = "dataset auto: reading TinyStories from the Hub's local cache"
     assert chosen() == ("tinystories", [told])
 
 
-def test_auto_is_tinystories_where_the_hub_answers_and_asks_it_once(hub_at, monkeypatch):
+def test_auto_is_tinystories_if_the_hub_answers_and_asks_once(hub_at, monkeypatch):
     asked = []
     hub_at("http://127.0.0.1:9")
     monkeypatch.setattr(data_hub, "_newest_revision", lambda name: asked.append(name) or COMMIT)
@@ -447,14 +428,14 @@ def test_auto_is_tinystories_where_the_hub_answers_and_asks_it_once(hub_at, monk
     assert chosen() == chosen() == ("tinystories", [told]) and asked == [REPO]
 
 
-def test_only_an_unreachable_hub_leads_to_the_bundled_stories(hub_at):
+def test_auto_is_not_bundled_if_the_hub_has_no_tinystories(hub_at):
     with HubServer({}, repo="org/name") as server:
         hub_at(server.url)
         with pytest.raises(ValueError, match="no public dataset of that name on the Hub"):
             chosen()
 
 
-def test_a_named_dataset_stays_what_it_is(monkeypatch):
+def test_a_named_dataset_is_not_replaced(monkeypatch):
     monkeypatch.setattr(data_hub, "_newest_revision", lambda name: pytest.fail("asked"))
     for name in ("tinystories", "bundled", "stories.txt", "org/name"):
         assert chosen(name) == (name, [])
