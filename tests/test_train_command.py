@@ -336,7 +336,9 @@ def test_unusable_data_is_named(refused, corpus):
 def test_unusable_validation_data_is_named_before_anything_is_written(refused, corpus):
     Path("empty.txt").touch()
     assert "empty.txt is empty" in refused(*RUN, *corpus[:2], "--val_dataset", "empty.txt")
-    assert "name one with --val_dataset" in refused(*RUN, *corpus[:2])  # 300 documents: 3 by hash
+    assert "give validation documents with --val_dataset" in refused(
+        *RUN, *corpus[:2]
+    )  # 300 documents: 3 by hash
 
 
 def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus, capsys):
