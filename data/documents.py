@@ -192,13 +192,19 @@ def is_validation_document(text: str) -> bool:
     return int.from_bytes(digest, "big") % 1000 < VALIDATION_PER_THOUSAND
 
 
-def well_formed(text: str) -> str:
-    """Return the text with lone surrogates replaced: JSON escapes can make them, UTF-8 cannot hold them."""
+def text_of(value, where: str, text_column: str) -> str:
+    """Return a value of the text column as text that UTF-8 can hold: None is "", and lone surrogates,
+    which JSON escapes can make, are replaced. Raises ValueError for any other type.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: column {text_column!r} must hold text, got {type(value).__name__}")
     try:
-        text.encode()
-        return text
+        value.encode()
+        return value
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def too_few_validation_documents(name: str, count: int, among: str) -> ValueError:

@@ -19,8 +19,8 @@ from data.documents import (
     IndexedSource,
     is_validation_document,
     no_such_column,
+    text_of,
     too_few_validation_documents,
-    well_formed,
 )
 
 SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
@@ -346,13 +346,10 @@ def _scan_once(found, text_column):
 
 
 def _text_value(value, where, text_column):
-    if value is None:
-        return ""  # counts as an empty document
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: column {text_column!r} must hold text, got {type(value).__name__}")
-    if len(value) > LARGEST_DOCUMENT:
+    text = text_of(value, where, text_column)
+    if len(text) > LARGEST_DOCUMENT:
         raise _too_large(where)
-    return well_formed(value)
+    return text
 
 
 def _too_large(where):

@@ -19,8 +19,8 @@ from data.documents import (
     Source,
     is_validation_document,
     no_such_column,
+    text_of,
     too_few_validation_documents,
-    well_formed,
 )
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class HubSource(Source):
         with _in_one_sentence(self.name, f"reading {self.name} from the Hub"):
             for number in range(first, len(order)):
                 file = self._dataset.shard(num_shards=len(order), index=int(order[number]))
+                # The last row already read is read again, which shows whether the file still has it.
                 examples = iter(file.skip(max(row - 1, 0)))
                 if row and next(examples, None) is None:
                     raise ValueError(f"a file ends before row {row:,}, the saved position")
@@ -102,14 +103,10 @@ class HubSource(Source):
     def _document(self, example):
         if self._text_column not in example:
             raise no_such_column(self.name, self._text_column, example)
-        text = example[self._text_column]
-        if text is not None and not isinstance(text, str):
-            kind = type(text).__name__
-            raise ValueError(f"column {self._text_column!r} of {self.name} must hold text, got {kind}")
+        text = text_of(example[self._text_column], self.name, self._text_column)
         if not text or text.isspace():
             self.skipped += 1
             return None
-        text = well_formed(text)
         ours = self._side is None or is_validation_document(text) == (self._side == "validation")
         return text if ours else None
 
@@ -137,7 +134,9 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
     else:
         chosen, side = "train", None if whole or own_validation else split
     if chosen not in splits:
-        raise ValueError(f"{name} must have a split 'train', but has {', '.join(splits)}")
+        raise ValueError(
+            f"{name} must have a split 'train', got {', '.join(splits)}; use other data with --dataset"
+        )
     source = HubSource(name, chosen, revision=revision, text_column=text_column, side=side)
     return _gather_validation(source) if side == "validation" else source
 
@@ -233,7 +232,7 @@ def _newest_revision(name):
 
 
 def require_commit(name: str, revision) -> str:
-    """Return the revision if it is a commit, else raise ValueError. The name of a cache folder depends on it."""
+    """Return the revision if it is a commit, else raise ValueError, since it becomes part of a path."""
     if isinstance(revision, str) and COMMIT.fullmatch(revision):
         return revision
     raise ValueError(

@@ -295,7 +295,7 @@ def test_a_hostile_hub_gives_data_or_one_sentence_and_runs_nothing(hub_at, tmp_p
     assert told.pop("fine").startswith("Tom went home")
     assert [path.name for path in outside.iterdir()] == ["train.jsonl"]  # nothing ran, nothing was written
     assert "RuntimeError: Dataset scripts are no longer supported" in told["script"]
-    assert told.pop("card image") == "column 'text' of org/name must hold text, got dict"
+    assert told.pop("card image") == "org/name: column 'text' must hold text, got dict"
     for case, sentence in told.items():
         assert "org/name" in sentence and "\n" not in sentence and "SECRET" not in sentence, case
         if not case.startswith("file"):
