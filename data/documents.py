@@ -90,10 +90,11 @@ class ShuffledIndex(ShuffledDocuments):
         self._source, self._seed = source, seed
         state = state or {"epoch": 0, "index": 0, "num_documents": len(source)}
         position = [state.get(name) for name in ("epoch", "index", "num_documents")]
-        if not all(type(number) is int and number >= 0 for number in position) or position[1] > position[2]:
+        numbers = all(type(number) is int and 0 <= number < 2**63 for number in position)
+        if not numbers or position[1] > position[2]:
             raise ValueError(
-                f"the checkpoint's position in {source.name} is damaged (epoch, index and number of documents "
-                f"are {position!r:.80}); use another checkpoint_<step>.pt from its folder"
+                f"the checkpoint's position in {source.name} is damaged (epoch, index and number of "
+                f"documents are {position!r:.80}); use another checkpoint_<step>.pt from its folder"
             )
         self.epoch, self._index, count = position
         if count != len(source):

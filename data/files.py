@@ -354,8 +354,8 @@ def _text_value(value, where, text_column):
 
 def _too_large(where):
     return ValueError(
-        f"{where}: a document has more than {LARGEST_DOCUMENT / 2**20:.0f} MB, the limit; cut it into several "
-        f"(in a .txt file, {SEPARATOR.decode()} separates documents)"
+        f"{where}: a document has more than {LARGEST_DOCUMENT / 2**20:.0f} MB, the limit; cut it into "
+        f"several (in a .txt file, {SEPARATOR.decode()} separates documents)"
     )
 
 

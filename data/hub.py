@@ -70,8 +70,8 @@ class HubSource(Source):
             return ShuffledStream(self, seed)
         if "buffer" in state:
             logger.warning(
-                f"{self.name}: the checkpoint is from a version that read the files in another order; the run "
-                "skips the rest of this epoch and continues with the next one"
+                f"{self.name}: the checkpoint is from a version that read the files in another order; the "
+                "run skips the rest of this epoch and continues with the next one"
             )
             state = {"revision": state["revision"], "epoch": state["epoch"] + 1}
         source = copy.copy(self)
@@ -218,8 +218,9 @@ def current_revision(name: str) -> str:
         reason = _why(error)
         raise HubUnreachable(
             f"{reason}, and {name} is not in its local cache; use --dataset bundled, which needs no network, "
-            "or the path of a .txt, .jsonl or .parquet file, or download it on a machine with a network: "
-            f'hf download {name} --repo-type dataset --include "data/*" --local-dir DIR, then --dataset DIR/data',
+            "or the path of a .txt, .jsonl or .parquet file, or download it on a machine with a network "
+            f'(hf download {name} --repo-type dataset --include "data/*" --local-dir DIR) and use '
+            "--dataset DIR/data",
             reason,
         ) from error
     return require_commit(name, revision)

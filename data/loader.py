@@ -20,7 +20,7 @@ from data.documents import Source
 from data.packing import PACKINGS, TokenDocuments, require_tokens
 
 POLL_SECONDS = 0.05  # the time in which a blocked reader notices close()
-# close() waits so long for the reading thread. A daemon thread that hangs in the network ends with the process.
+# How long close() waits for the reading thread. If it hangs in the network, it ends with the process.
 JOIN_SECONDS = 2.0
 
 

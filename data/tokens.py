@@ -76,7 +76,7 @@ class TokenFile:
         content = np.frombuffer(self._bytes, np.uint8)[start : start + BLOCK_BYTES]
         if hashlib.sha256(content).hexdigest() != self._digests[block]:
             raise ValueError(
-                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not what was written"
+                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written"
             )
         self._verified.add(block)
 
@@ -110,8 +110,9 @@ class TokenSource(IndexedSource):
         state, saved = tokenizer_state(tokenizer), self._tokenizer
         if state["sha256"] != saved["sha256"]:
             raise ValueError(
-                f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), but this "
-                f"run uses {state['name']} ({state['sha256'][:12]}); use the first with --tokenizer, or prepare again"
+                f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), "
+                f"but this run uses {state['name']} ({state['sha256'][:12]}); use the first with --tokenizer, "
+                "or prepare again"
             )
 
 

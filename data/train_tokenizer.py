@@ -45,8 +45,8 @@ def train_tokenizer(texts, vocab_size: int, name: str, pattern: str = PATTERN) -
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         raise ValueError(
-            f"vocab_size ({vocab_size}) is too large for this text, which gives only {len(ranks) + 1} tokens; "
-            f"use more text or --vocab_size {len(ranks) + 1}"
+            f"vocab_size ({vocab_size}) is too large for this text, which gives only {len(ranks) + 1} "
+            f"tokens; use more text or --vocab_size {len(ranks) + 1}"
         )
     return tiktoken.Encoding(
         name,
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> None:
         for text in itertools.islice(source.documents(), args.max_documents):
             if not isinstance(text, str):
                 raise ValueError(
-                    f"--dataset {args.dataset} has token ids, but a tokenizer learns from text; use the dataset "
-                    "from which they were prepared"
+                    f"--dataset {args.dataset} has token ids, but a tokenizer learns from text; use the "
+                    "dataset from which they were prepared"
                 )
             seen["documents"] += 1
             seen["bytes"] += len(text.encode())
