@@ -122,14 +122,14 @@ class ShuffledIndex(ShuffledDocuments):
 class ShuffledStream(ShuffledDocuments):
     """The documents of a stream. Each epoch shuffles the files, and the documents within a window.
 
-    source: has a `revision` and a method `rows(place, file_seed)`. A place is (index of a file in the
-    order that file_seed gives, number of its rows already read). The method yields (place after the
-    row, text or None) for each row that follows.
+    source: has a `revision` and a method `rows(place, file_seed)`. A place is (index of a file in the order
+    that file_seed gives, number of its rows already read). The method yields (place after the row, text or
+    None) for each row that follows.
 
     Each document gets a key: the size of all documents before it, plus a random number below
-    WINDOW_CHARACTERS that is a hash of (seed, epoch, number of the document). Documents are returned
-    in the order of their keys. A position holds no text. Resuming reads the window again from its
-    first document and drops the documents that were already returned.
+    WINDOW_CHARACTERS that is a hash of (seed, epoch, number of the document). Documents are returned in the
+    order of their keys. A position holds no text. Resuming reads the window again from its first document and
+    drops the documents that were already returned.
     """
 
     def __init__(self, source: Source, seed: int, state: dict | None = None):
@@ -194,8 +194,8 @@ def is_validation_document(text: str) -> bool:
 
 
 def text_of(value, where: str, text_column: str) -> str:
-    """Return a value of the text column as text that UTF-8 can hold: None is "", and lone surrogates,
-    which JSON escapes can make, are replaced. Raises ValueError for any other type.
+    """Return a value of the text column as text that UTF-8 can hold: None is "", and lone surrogates, which
+    JSON escapes can make, are replaced. Raises ValueError for any other type.
     """
     if value is None:
         return ""

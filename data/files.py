@@ -28,12 +28,12 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TRAIN_WORDS = {"train", "training"}
 VALIDATION_WORDS = set(VALIDATION_NAMES)
 OTHER_WORDS = {"test"}
-# The row groups of a parquet file are shuffled first, then the documents of as many groups as fit into
-# this window. Reading documents in a fully random order would decode a whole group for each.
+# The row groups of a parquet file are shuffled first, then the documents of as many groups as fit into this
+# window. Reading documents in a fully random order would decode a whole group for each.
 WINDOW_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
-# Until it is a batch, English text takes four to five times its size in memory. The limit is above
-# enwik8, 100 MB of Wikipedia in one file.
+# Until it is a batch, English text takes four to five times its size in memory. The limit is above enwik8,
+# 100 MB of Wikipedia in one file.
 LARGEST_DOCUMENT = 2**28
 LARGEST_ROW_GROUP = 2**31 - 1  # bytes that one Arrow array of text can hold
 ROWS = 64  # decoded at a time, since a parquet file of 2 KB may hold a million texts of 8 KB
@@ -253,8 +253,8 @@ class FileSource(IndexedSource):
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
             return super().order(generator)
-        # The documents of a row group are neighbours in the index, so a group begins where the file or
-        # the row group changes.
+        # The documents of a row group are neighbours in the index, so a group begins where the file or the
+        # row group changes.
         changes = np.diff(self._index.file) | np.diff(self._index.first)
         starts = np.flatnonzero(np.append(True, changes))
         groups = np.split(np.arange(len(self)), starts[1:])
@@ -282,8 +282,8 @@ class FileSource(IndexedSource):
 def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> FileSource:
     """Open one split of a file or of a folder of files.
 
-    A folder whose file names say train and validation (or valid, val, dev) has these splits. In any
-    other case the split has every document if `whole`, else those that the hash rule puts there.
+    A folder whose file names say train and validation (or valid, val, dev) has these splits. In any other
+    case the split has every document if `whole`, else those that the hash rule puts there.
     """
     if path.is_file():
         files = {"train": [path], "validation": []}

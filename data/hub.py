@@ -26,14 +26,14 @@ from data.documents import (
 logger = logging.getLogger(__name__)
 
 TINYSTORIES = "roneneldan/TinyStories"
-# datasets tries to read this often, 5 s apart (its default is 20), and huggingface_hub retries each
-# attempt for 23 s. A run therefore ends after 2 minutes without a network, after 6 minutes of a network
-# that stalls, and after 23 s of status 500.
+# datasets tries to read this often, 5 s apart (its default is 20), and huggingface_hub retries each attempt
+# for 23 s. A run therefore ends after 2 minutes without a network, after 6 minutes of a network that stalls,
+# and after 23 s of status 500.
 ATTEMPTS = 4
 OPEN_SECONDS = 120.0  # limit for listing a dataset's files; huggingface_hub has none
 NETWORK_PACKAGES = {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", "ssl", "urllib3"}
-# If a dataset has no validation split, the first VALIDATION_DOCUMENTS documents that the hash rule puts
-# into one are its validation split, from at most VALIDATION_SCAN rows. Training skips all of them.
+# If a dataset has no validation split, the first VALIDATION_DOCUMENTS documents that the hash rule puts into
+# one are its validation split, from at most VALIDATION_SCAN rows. Training skips all of them.
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -176,8 +176,8 @@ def _load(name, revision):
 def cached_copy(name: str, revision: str | None = None) -> Path | None:
     """Return the folder of a revision in the Hub's local cache, which hf download and load_dataset fill.
 
-    revision: None stands for the newest one in the cache.  Returns None unless the folder has files for
-    both splits, and all NNNNN files of a name such as train-00000-of-NNNNN.
+    revision: None stands for the newest one in the cache.  Returns None unless the folder has files for both
+    splits, and all NNNNN files of a name such as train-00000-of-NNNNN.
     """
     from huggingface_hub import constants
 
@@ -198,8 +198,8 @@ def cached_copy(name: str, revision: str | None = None) -> Path | None:
 
 @functools.cache  # one question for both splits, so their revision is the same; an exception is not cached
 def current_revision(name: str) -> str:
-    """Return the commit at which a dataset is read: the newest on the Hub, or that of the copy in the
-    local cache if the Hub cannot be reached.
+    """Return the commit at which a dataset is read: the newest on the Hub, or that of the copy in the local
+    cache if the Hub cannot be reached.
 
     Raises HubUnreachable within PROBE_SECONDS if there is neither, ValueError for an unknown name.
     """

@@ -40,12 +40,12 @@ class TrainLoader:
     """An endless iterator of dict(input_ids, targets), each (batch_size, block_size) int64 on the CPU.
 
     resets: for lanes, adds reset, (batch_size,) bool: True where a row begins a document.
-    state: a result of `state_dict()`. The batches continue exactly after it. "packed" accepts another
-    batch size, "lanes" does not.
+    state: a result of `state_dict()`. The batches continue exactly after it. "packed" accepts another batch
+    size, "lanes" does not.
     prefetch: the number of batches read ahead.  should_stop: asked while no batch is ready.
 
-    The constructor returns when the first batch is ready, so an error in the data is raised before the
-    run writes anything. `next` raises the exceptions of the reading thread unchanged.
+    The constructor returns when the first batch is ready, so an error in the data is raised before the run
+    writes anything. `next` raises the exceptions of the reading thread unchanged.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class TrainLoader:
     def state_dict(self) -> dict:
         """Return the position right after the last batch returned, whatever has been read ahead.
 
-        It has packing, seed, the number of documents begun, the position of the source, and the tokens
-        left of documents begun (packed: one tensor, lanes: one per row). All types are accepted by
-        torch.load(weights_only=True).
+        It has packing, seed, the number of documents begun, the position of the source, and the tokens left
+        of documents begun (packed: one tensor, lanes: one per row). torch.load(weights_only=True)
+        accepts all of it.
         """
         tokens = [torch.from_numpy(rest.copy()) for rest in self._state["tokens"]]
         return {**self._describe, **self._state, "tokens": tokens}

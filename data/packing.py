@@ -87,10 +87,10 @@ def next_segments(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the next block_size tokens of each lane.
 
-    lanes: the rest of each lane's document, beginning with its last target. Changed in place. A lane
-    whose document has ended takes next_document() first.
-    Returns inputs and targets, each (lanes, block_size) int64, padded with EOT and -100, and resets,
-    (lanes,) bool: True where a lane begins a document.
+    lanes: the rest of each lane's document, beginning with its last target. Changed in place. A lane whose
+    document has ended takes next_document() first.
+    Returns inputs and targets, each (lanes, block_size) int64, padded with EOT and -100, and resets, (lanes,)
+    bool: True where a lane begins a document.
     """
     shape = len(lanes), block_size
     inputs, targets = np.full(shape, eot), np.full(shape, IGNORE_INDEX)
@@ -110,9 +110,9 @@ def validation_batches(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Cut the documents in their fixed order, EOT d1 EOT d2 ... EOT, into consecutive windows.
 
-    Yields dicts as TrainLoader does. Each of the first max_tokens tokens after the first EOT (None: of
-    all) is a target exactly once. The end of the last window has input EOT and target -100, and the
-    last batch may have fewer rows. No document is read that max_tokens does not need.
+    Yields dicts as TrainLoader does. Each of the first max_tokens tokens after the first EOT (None: of all)
+    is a target exactly once. The end of the last window has input EOT and target -100, and the last batch may
+    have fewer rows. No document is read that max_tokens does not need.
     """
     eot, size = tokenizer.eot_token, batch_size * block_size
     parts, length = [np.array([eot])], 1
@@ -136,12 +136,11 @@ def validation_lanes(
     max_tokens: int | None = None,
     resets: bool = False,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Walk through the documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size
-    lanes, in segments of block_size tokens.
+    """Walk through the documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size lanes,
+    in segments of block_size tokens.
 
-    Yields dicts as TrainLoader does. The targets are those of validation_batches, each exactly once. A
-    lane takes the next document when its own ends. If there is none, the lane has input EOT and target
-    -100.
+    Yields dicts as TrainLoader does. The targets are those of validation_batches, each exactly once. A lane
+    takes the next document when its own ends. If there is none, the lane has input EOT and target -100.
     """
     eot = np.array([tokenizer.eot_token])
     targets_left = _validation_targets(source, tokenizer, max_tokens)

@@ -3,8 +3,8 @@
     python -m data.prepare --dataset tinystories --out_dir data/prepared/tinystories
     python train.py --dataset data/prepared/tinystories
 
-Memory use is one shard, whatever the size of the dataset. The folder is written under a temporary
-name and renamed when it is complete. After an interruption, run the same command again.
+Memory use is one shard, whatever the size of the dataset. The folder is written under a temporary name and
+renamed when it is complete. After an interruption, run the same command again.
 """
 
 import argparse

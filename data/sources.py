@@ -10,13 +10,13 @@
 
 choose_dataset replaces the name `auto` by tinystories or bundled.
 
-A Source has `documents()`, which yields every document once in a fixed order, and
-`shuffled(seed, state)`, which yields documents endlessly and whose `state_dict()` is its exact
-position (data/documents.py). Empty documents are skipped and counted in `skipped`.
+A Source has `documents()`, which yields every document once in a fixed order, and `shuffled(seed, state)`,
+which yields documents endlessly and whose `state_dict()` is its exact position (data/documents.py). Empty
+documents are skipped and counted in `skipped`.
 
-If val_dataset is given, all of the dataset is used for training, and the validation split of
-val_dataset (all of it if it has none) for validation. Otherwise a dataset without a validation split
-is divided by the hash of each document's text. Every error that a user can cause is a ValueError.
+If val_dataset is given, all of the dataset is used for training, and the validation split of val_dataset (all
+of it if it has none) for validation. Otherwise a dataset without a validation split is divided by the hash of
+each document's text. Every error that a user can cause is a ValueError.
 """
 
 import os

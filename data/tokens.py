@@ -1,9 +1,9 @@
 """Token files: documents as ids on disk, read by memory map. Each block is verified on its first read.
 
-A folder has tokens.json and two .npy files for each shard of a split. SPLIT_00000.tokens.npy has the
-ids of its documents one after another, without end-of-text, as uint16 if the vocabulary fits, else as
-uint32. SPLIT_00000.ends.npy has the position where each document ends, as int64. tokens.json has their
-sizes and a sha256 of each block of each file, and a checksum of its own (write_json_atomic).
+A folder has tokens.json and two .npy files for each shard of a split. SPLIT_00000.tokens.npy has the ids of
+its documents one after another, without end-of-text, as uint16 if the vocabulary fits, else as uint32.
+SPLIT_00000.ends.npy has the position where each document ends, as int64. tokens.json has their sizes and a
+sha256 of each block of each file, and a checksum of its own (write_json_atomic).
 """
 
 import contextlib
@@ -26,9 +26,9 @@ META = "tokens.json"
 FORMAT = "nano-gpt-oss tokens 2"
 LOCK = ".lock"
 SHARD_TOKENS = 2**24
-# Documents are read in a random order, so the first batch verifies about one block per document, in
-# 0.25 ms each. sha256 hashes 1.1 GB/s on our CPU (blake2b 0.5, CRC-32 2.0), and no two different blocks
-# with the same sha256 are known.
+# Documents are read in a random order, so the first batch verifies about one block per document, in 0.25 ms
+# each. sha256 hashes 1.1 GB/s on our CPU (blake2b 0.5, CRC-32 2.0), and no two different blocks with the same
+# sha256 are known.
 BLOCK_BYTES = 2**18
 HEADER_BYTES = 128
 PREPARE_AGAIN = "prepare it again with python -m data.prepare"
@@ -111,8 +111,8 @@ class TokenSource(IndexedSource):
         if state["sha256"] != saved["sha256"]:
             raise ValueError(
                 f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), "
-                f"but this run uses {state['name']} ({state['sha256'][:12]}); use the first with --tokenizer, "
-                "or prepare again"
+                f"but this run uses {state['name']} ({state['sha256'][:12]}); use the first with "
+                "--tokenizer, or prepare again"
             )
 
 
@@ -120,9 +120,8 @@ class TokenFolderWriter:
     """Writes a token folder: call `write_split` for each split, then `finish`.
 
     All files go to FOLDER.tokens-partial, which `finish` renames, so a folder under its final name is
-    complete. An error removes the partial folder. The next writer removes what a killed one left.
-    Raises ValueError while another process writes the same folder, and CannotWrite if the disk is full
-    or read-only.
+    complete. An error removes the partial folder. The next writer removes what a killed one left. Raises
+    ValueError while another process writes the same folder, and CannotWrite if the disk is full or read-only.
     """
 
     def __init__(self, folder: Path, tokenizer, *, shard_tokens: int = SHARD_TOKENS):
@@ -252,8 +251,8 @@ def _id_type(n_vocab: int) -> type:
 def _header(dtype: np.dtype, count: int) -> bytes:
     """Return the header that numpy.save writes for `count` elements.
 
-    A reader compares the header with the expected one and never parses it, so a damaged or foreign
-    file cannot set the type or the size.
+    A reader compares the header with the expected one and never parses it, so a damaged or foreign file
+    cannot set the type or the size.
     """
     shape = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + shape.ljust(117).encode() + b"\n"

@@ -3,9 +3,9 @@
     python -m data.train_tokenizer --dataset $TINYSTORIES/train.jsonl --vocab_size 4096 \\
         --out data/tokenizers/stories4k.tiktoken
 
-writes that file (a base64 token and its rank per line) and stories4k.json beside it (split pattern,
-special tokens, sha256, provenance). Use it with `--tokenizer PATH`. vocab_size includes <|endoftext|>,
-the last id. The 256 bytes are always tokens, so every text can be encoded without loss.
+writes that file (a base64 token and its rank per line) and stories4k.json beside it (split pattern, special
+tokens, sha256, provenance). Use it with `--tokenizer PATH`. vocab_size includes <|endoftext|>, the last id.
+The 256 bytes are always tokens, so every text can be encoded without loss.
 """
 
 import argparse

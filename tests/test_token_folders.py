@@ -176,8 +176,8 @@ def test_a_block_is_verified_when_it_is_first_read(tmp_path, monkeypatch):
     assert [source[n].tolist() for n in range(17)] == [[n] * 100 for n in range(17)]
     with pytest.raises(
         ValueError,
-        match="tokens cannot be read as a token folder .the 32 bytes of train_00000.tokens.npy from byte 4,096 "
-        "are not as written.; prepare it again with python -m data.prepare",
+        match="tokens cannot be read as a token folder .the 32 bytes of train_00000.tokens.npy from byte "
+        "4,096 are not as written.; prepare it again with python -m data.prepare",
     ):
         source[19]
 
