@@ -211,7 +211,7 @@ def open_token_folder(folder: Path, split: str) -> TokenSource:
         with reading(folder / META, "the contents of a token folder", way_out=PREPARE_AGAIN):
             meta = read_json(folder / META)
         if meta["format"] != FORMAT:
-            raise ValueError(f"its format is {meta['format']!r}, but this version reads {FORMAT!r}")
+            raise ValueError(f"its format is {meta['format']!r:.60}, but this version reads {FORMAT!r}")
         return TokenSource(folder, meta, split)
 
 
