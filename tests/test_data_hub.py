@@ -271,7 +271,7 @@ def hostile_answers(outside):
         for path in (f"{outside}/train.jsonl", f"file://{outside}/train.jsonl", f"{outside}/**")
     }
     cards["image"] = "dataset_info: {features: [{name: text, dtype: image}]}"
-    cards["deep"] = "a: " + "[" * 1_000
+    cards["deep"] = "a: " + "[" * 500
     cards["tag"] = "!!python/object/apply:os.mkdir ['outside/ran']"
     for name, text in cards.items():
         cases[f"card {name}"] = good | {"README.md": f"---\n{text}\n---".encode()}, {}
@@ -369,6 +369,7 @@ def test_a_copy_in_the_cache_is_read_if_the_hub_cannot_be_reached(hub_at, cached
     assert list(source.documents()) == STORIES[:300]
     assert source.name == f"{REPO} (copy in the local cache)"
     assert list(open_dataset("tinystories", split="validation").documents()) == STORIES[300:]
+    assert chosen() == ("tinystories", ["dataset auto: reading TinyStories from the Hub's local cache"])
 
 
 @pytest.mark.parametrize(
@@ -407,17 +408,6 @@ def chosen(dataset="auto"):
 def test_auto_is_bundled_if_the_hub_cannot_be_reached(hub_at):
     hub_at(None)
     assert chosen() == ("bundled", ["dataset auto: HF_HUB_OFFLINE is set; using the bundled stories"])
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}", silent=True)
-        told = "the Hub does not answer within 0.5 s; using the bundled stories"
-        assert chosen() == ("bundled", [f"dataset auto: {told}"])
-
-
-def test_auto_is_tinystories_if_the_cache_has_it(hub_at, cached):
-    cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
-    hub_at(None)
-    told = "dataset auto: reading TinyStories from the Hub's local cache"
-    assert chosen() == ("tinystories", [told])
 
 
 def test_auto_is_tinystories_if_the_hub_answers_and_asks_once(hub_at, monkeypatch):
