@@ -1,1 +1,1 @@
-"""What a model reads: sources, documents, packing, tokens; and the commands that make data."""
+"""Datasets: sources of documents, packing into batches, token files, and the commands that make them."""

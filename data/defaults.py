@@ -1,4 +1,5 @@
-"""What a run and the commands that make data use unless told otherwise; light, so that --help is immediate."""
+"""Defaults shared by training and by the data commands. Importing this module is fast, so --help is too."""
 
-TOKENIZER = "stories4k"  # shipped in data/tokenizers; a larger vocabulary would be most of a small model
+# Shipped in data/tokenizers. With a larger vocabulary, most weights of a small model would be embeddings.
+TOKENIZER = "stories4k"
 TEXT_COLUMN = "text"

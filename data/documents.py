@@ -1,4 +1,4 @@
-"""What a source promises, the rule that splits documents, shuffling that resumes exactly."""
+"""The interface of a source, the rule that splits documents, and shuffling that resumes exactly."""
 
 import hashlib
 import heapq
@@ -6,40 +6,40 @@ from collections.abc import Iterator
 
 import numpy as np
 
-Document = str | np.ndarray  # text, or the token ids of a source that is tokenised already
+Document = str | np.ndarray  # text, or token ids where the source is already tokenized
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # of a split, or in a file's name
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # names of splits, or words in file names
 VALIDATION_PER_THOUSAND = 10
 MIN_VALIDATION_DOCUMENTS = 100
-# A stream is shuffled within a window of this many characters and at most this many documents. Other
-# values make another sequence: a checkpoint then does not continue exactly.
+# A stream is shuffled within a window of this many characters and at most this many documents. Changing
+# either value changes the order of the documents, so older checkpoints no longer resume exactly.
 WINDOW_CHARACTERS = 32_000_000
 WINDOW_DOCUMENTS = 30_000
 
 
 class Source:
-    """Documents of one split.
+    """The documents of one split.
 
-    name: for people.  skipped: the empty documents left out so far.
+    name: the name in messages.  skipped: the number of empty documents left out so far.
     """
 
     name: str
     skipped: int = 0
 
     def documents(self) -> Iterator[Document]:
-        """Every document once, in the fixed order of the source."""
+        """Yield every document once, in the fixed order of the source."""
         raise NotImplementedError
 
     def shuffled(self, seed: int, state: dict | None = None) -> "ShuffledDocuments":
-        """Endless documents, each epoch in its own order; continues after `state`."""
+        """Return an endless iterator in which each epoch has its own order. It continues after `state`."""
         raise NotImplementedError
 
     def check_tokenizer(self, tokenizer) -> None:
-        """ValueError if the documents are token ids of another tokenizer."""
+        """Raise ValueError if the documents are token ids of another tokenizer."""
 
 
 class ShuffledDocuments:
-    """Endless iterator over documents; `epoch` is that of the last document, from 0."""
+    """An endless iterator over documents. `epoch` is the epoch of the last document, counted from 0."""
 
     epoch: int = 0
 
@@ -50,18 +50,18 @@ class ShuffledDocuments:
         raise NotImplementedError
 
     def state_dict(self) -> dict:
-        """The position right after the last document, never changed later.
+        """Return the position right after the last document, as ints, strings, lists and dicts.
 
-        Made of ints, strings, lists and dicts only.
+        The caller owns the result: later documents do not change it.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close open files."""
 
 
 class IndexedSource(Source):
-    """A source whose documents can be read by index: `__len__` and `__getitem__`."""
+    """A source whose documents can be read by index, through `__len__` and `__getitem__`."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -73,7 +73,7 @@ class IndexedSource(Source):
         return (self[index] for index in range(len(self)))
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
-        """The indices of one epoch in a random order."""
+        """Return the indices of one epoch in a random order."""
         return generator.permutation(len(self))
 
     def shuffled(self, seed, state=None):
@@ -81,7 +81,7 @@ class IndexedSource(Source):
 
 
 class ShuffledIndex(ShuffledDocuments):
-    """The documents of an IndexedSource in an order that (seed, epoch) alone decides.
+    """The documents of an IndexedSource, in an order that depends on (seed, epoch) only.
 
     The position is (epoch, index).
     """
@@ -89,23 +89,19 @@ class ShuffledIndex(ShuffledDocuments):
     def __init__(self, source: IndexedSource, seed: int, state: dict | None = None):
         self._source, self._seed = source, seed
         state = state or {"epoch": 0, "index": 0, "num_documents": len(source)}
-        for name in ("epoch", "index", "num_documents"):
-            if type(state.get(name)) is not int or not 0 <= state[name] < 2**63:
-                raise ValueError(
-                    f"the position in {source.name} that the checkpoint holds is damaged, its {name} is "
-                    f"{state.get(name)!r}; use another checkpoint_<step>.pt from its folder"
-                )
-        if state["num_documents"] != len(source):
+        position = [state.get(name) for name in ("epoch", "index", "num_documents")]
+        numbers = all(type(number) is int and 0 <= number < 2**63 for number in position)
+        if not numbers or position[1] > position[2]:
             raise ValueError(
-                f"{source.name} has {len(source):,} documents, but had {state['num_documents']:,} when the "
-                "checkpoint was saved; restore that data, or start a new run"
+                f"the checkpoint's position in {source.name} is damaged (epoch, index and number of "
+                f"documents are {position!r:.80}); use another checkpoint_<step>.pt from its folder"
             )
-        if state["index"] > len(source):
+        self.epoch, self._index, count = position
+        if count != len(source):
             raise ValueError(
-                f"the position in {source.name} that the checkpoint holds is damaged, document "
-                f"{state['index']:,} of {len(source):,}; use another checkpoint_<step>.pt from its folder"
+                f"{source.name} has {len(source):,} documents, but had {count:,} when the checkpoint was "
+                "saved; restore that data, or start a new run"
             )
-        self.epoch, self._index = state["epoch"], state["index"]
         self._order = self._epoch_order()
 
     def __next__(self):
@@ -124,15 +120,16 @@ class ShuffledIndex(ShuffledDocuments):
 
 
 class ShuffledStream(ShuffledDocuments):
-    """The documents of a stream: its files in a new order each epoch, shuffled within a window.
+    """The documents of a stream. Each epoch shuffles the files, and the documents within a window.
 
-    source: has `revision` and `rows(place, file_seed)`. A place is (number of a file in the order that
-    the seed gives, rows read of it); rows yields (place after a row, its text or None) from there on.
+    source: has a `revision` and a method `rows(place, file_seed)`. A place is (index of a file in the order
+    that file_seed gives, number of its rows already read). The method yields (place after the row, text or
+    None) for each row that follows.
 
-    Each document gets a key: the size of all documents before it plus a random number below
-    WINDOW_CHARACTERS, which is a hash of (seed, epoch, number of the document). The documents come in
-    the order of their keys. A position holds no text: to resume, the window is read again from its
-    first document, and the documents that came already are dropped.
+    Each document gets a key: the size of all documents before it, plus a random number below
+    WINDOW_CHARACTERS that is a hash of (seed, epoch, number of the document). Documents are returned in the
+    order of their keys. A position holds no text. Resuming reads the window again from its first document and
+    drops the documents that were already returned.
     """
 
     def __init__(self, source: Source, seed: int, state: dict | None = None):
@@ -141,9 +138,10 @@ class ShuffledStream(ShuffledDocuments):
 
     def _begin(self, epoch, place=(0, 0), number=0, size=0, last=(-1, -1), revision=None):
         self.epoch, self._place, self._number, self._size = epoch, tuple(place), number, size
-        self._last = tuple(last)  # key and number of the document that came last
-        self._window: list[tuple[int, int, str]] = []  # a heap of key, number and text
-        self._begins: dict[int, tuple] = {}  # for each document in the window: place, number and size
+        self._last = tuple(last)  # (key, number) of the document returned last
+        self._window: list[tuple[int, int, str]] = []  # a heap of (key, number, text)
+        # The (place, number, size) from which each document of the window can be read again.
+        self._begins: dict[int, tuple] = {}
         self._ended = False
         self._rows = self._source.rows(self._place, [self._seed, epoch])
 
@@ -161,7 +159,7 @@ class ShuffledStream(ShuffledDocuments):
         return text
 
     def _read(self):
-        """Add the next row to the window; later ones have keys of self._size and more."""
+        """Add the next row to the window. The keys of later documents are self._size or more."""
         begin = self._place, self._number, self._size
         place, text = next(self._rows, (None, None))
         self._ended = place is None
@@ -187,31 +185,38 @@ class ShuffledStream(ShuffledDocuments):
 
 
 def is_validation_document(text: str) -> bool:
-    """Whether a document belongs to the validation split of a source that has none.
+    """Whether a document belongs to validation, for a source without a validation split.
 
-    Decided by the text alone, so that copies of a document are always on the same side.
+    Only the text decides, so all copies of a document are in the same split.
     """
     digest = hashlib.blake2b(text.encode()).digest()
     return int.from_bytes(digest, "big") % 1000 < VALIDATION_PER_THOUSAND
 
 
-def well_formed(text: str) -> str:
-    """The text with lone surrogates replaced (JSON escapes can make them, UTF-8 has none)."""
+def text_of(value, where: str, text_column: str) -> str:
+    """Return a value of the text column as text that UTF-8 can hold: None is "", and lone surrogates, which
+    JSON escapes can make, are replaced. Raises ValueError for any other type.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: column {text_column!r} must hold text, got {type(value).__name__}")
     try:
-        text.encode()
-        return text
+        value.encode()
+        return value
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def too_few_validation_documents(name: str, count: int, among: str) -> ValueError:
     return ValueError(
-        f"{name} has no validation split, and only {count} of its {among} documents fall into one by the "
-        f"hash of their text (at least {MIN_VALIDATION_DOCUMENTS} are needed); name one with --val_dataset"
+        f"{name} has no validation split, and the hash of the text selects only {count} of its {among} "
+        f"documents for one (at least {MIN_VALIDATION_DOCUMENTS} are needed); give validation documents with "
+        "--val_dataset (in a .txt file, <|endoftext|> separates documents)"
     )
 
 
 def no_such_column(where: str, text_column: str, columns) -> ValueError:
     return ValueError(
-        f"{where} has no column {text_column!r}; it has {', '.join(sorted(columns))}: choose with --text_column"
+        f"{where} has no column {text_column!r}, only {', '.join(sorted(columns))}; choose with --text_column"
     )

@@ -1,4 +1,4 @@
-"""Documents in .txt, .jsonl and .parquet files: a scan finds them, the texts stay on disk."""
+"""Documents in .txt, .jsonl and .parquet files. A scan finds where they are; the texts stay on disk."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from data.documents import (
     IndexedSource,
     is_validation_document,
     no_such_column,
+    text_of,
     too_few_validation_documents,
-    well_formed,
 )
 
 SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
@@ -28,45 +28,39 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TRAIN_WORDS = {"train", "training"}
 VALIDATION_WORDS = set(VALIDATION_NAMES)
 OTHER_WORDS = {"test"}
-# Row groups of a parquet file are shuffled, then the documents of as many groups as fit in here:
-# reading single documents in a random order would decode a whole group for each.
+# The row groups of a parquet file are shuffled first, then the documents of as many groups as fit into this
+# window. Reading documents in a fully random order would decode a whole group for each.
 WINDOW_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
-# English text takes four to five times its size in memory until it is a batch; enwik8, 100 MB of
-# Wikipedia in one piece, is below this limit.
+# Until it is a batch, English text takes four to five times its size in memory. The limit is above enwik8,
+# 100 MB of Wikipedia in one file.
 LARGEST_DOCUMENT = 2**28
 LARGEST_ROW_GROUP = 2**31 - 1  # bytes that one Arrow array of text can hold
-ROWS = 64  # a parquet file of 2 KB may hold a million texts of 8 KB: few are decoded at a time
+ROWS = 64  # decoded at a time, since a parquet file of 2 KB may hold a million texts of 8 KB
 
 
-class Version(NamedTuple):
-    """What stays the same as long as nobody writes to a file or puts another one in its place."""
-
-    size: int
-    mtime_ns: int
-
-
-def version(stat: os.stat_result) -> Version:
-    return Version(stat.st_size, stat.st_mtime_ns)
+def version(stat: os.stat_result) -> tuple[int, int]:
+    """Size and modification time, which change when a file is written to or replaced."""
+    return stat.st_size, stat.st_mtime_ns
 
 
 class DataFile:
-    """A file of documents; where one is are two numbers, which `scan` gives.
+    """A file of documents. Two numbers, which `scan` yields, say where a document is.
 
-    found: the version that the documents are of. Reading another one is a ValueError.
+    found: the version of the file. Reading raises ValueError if the file has changed since.
     """
 
-    def __init__(self, path: Path, text_column: str, found: Version):
+    def __init__(self, path: Path, text_column: str, found: tuple[int, int]):
         self.path, self.text_column, self._found = path, text_column, found
 
     def scan(self) -> Iterator[tuple[int, int, str]]:
-        """Where each document is and its text, in order."""
+        """Yield the place (two numbers) and the text of each document, in order."""
         raise NotImplementedError
 
     def require_unchanged(self, now: os.stat_result | None = None) -> None:
         if version(now or os.stat(self.path)) != self._found:
             raise ValueError(
-                f"{self.path} changed while it was read; put back the file that it was, or start again with this one"
+                f"{self.path} changed while it was being read; restore the original file, or start a new run"
             )
 
     def _bytes(self, start: int, length: int) -> bytes:
@@ -77,15 +71,13 @@ class DataFile:
             return data
 
     def _pieces(self, separator: bytes) -> Iterator[tuple[int, bytes]]:
-        """Where the pieces between separators begin, and each one; the file is never read as a whole."""
+        """Yield (start, piece) for the pieces between separators. The file is read in chunks."""
         start, rest = 0, b""
         with open(self.path, "rb") as file:
             while len(data := rest + file.read(max(CHUNK_BYTES, len(rest)))) > len(rest):
                 *pieces, rest = data.split(separator)
                 del data  # as large as the longest document
                 for piece in pieces:
-                    if len(piece) > LARGEST_DOCUMENT:
-                        raise _too_large(f"{self.path}, byte {start}")
                     yield start, piece
                     start += len(piece) + len(separator)
                 if len(rest) > LARGEST_DOCUMENT:
@@ -95,7 +87,7 @@ class DataFile:
 
 
 class TextFile(DataFile):
-    """A .txt file: documents separated by <|endoftext|>, without the blank space around them."""
+    """A .txt file: documents separated by <|endoftext|>, without leading and trailing white space."""
 
     def scan(self):
         for start, data in self._pieces(SEPARATOR):
@@ -108,13 +100,14 @@ class TextFile(DataFile):
 
     def _text(self, data, start):
         try:
-            return data.decode().strip()
+            text = data.decode().strip()
         except UnicodeDecodeError as error:
             raise _not_utf8(f"{self.path}, byte {start + error.start}", error) from None
+        return _text_value(text, f"{self.path}, byte {start}", self.text_column)
 
 
 class JsonLinesFile(DataFile):
-    """A .jsonl file: one object a line, the text under `text_column`."""
+    """A .jsonl file: one object per line, with the text under `text_column`."""
 
     def scan(self):
         for number, (start, line) in enumerate(self._pieces(b"\n"), start=1):
@@ -132,10 +125,12 @@ class JsonLinesFile(DataFile):
         try:
             record = parse_json(text)
         except ValueError as reason:
-            raise ValueError(f"{where} is not JSON ({reason}); a .jsonl file has one object a line") from None
+            raise ValueError(
+                f"{where} is not JSON ({reason}); a .jsonl file has one object per line"
+            ) from None
         if not isinstance(record, dict):
             raise ValueError(
-                f"{where} must be an object with the text under {self.text_column!r}, but is {line[:40]!r}"
+                f"{where} must be an object with the text under {self.text_column!r}, got {line[:40]!r}"
             )
         if self.text_column not in record:
             raise no_such_column(where, self.text_column, record)
@@ -143,7 +138,7 @@ class JsonLinesFile(DataFile):
 
 
 class ParquetFile(DataFile):
-    """A .parquet file: the text in the column `text_column`; a place is (row group, row)."""
+    """A .parquet file: the text is in the column `text_column`. A place is (row group, row)."""
 
     def scan(self):
         file, columns = self._file, self._file.schema_arrow.names
@@ -161,7 +156,7 @@ class ParquetFile(DataFile):
                 row += len(column)
 
     def read_group(self, group: int):
-        """The texts of a row group as an Arrow array."""
+        """Return the texts of a row group as one Arrow array."""
         import pyarrow
 
         try:
@@ -170,18 +165,18 @@ class ParquetFile(DataFile):
             self.require_unchanged()
 
     def _batches(self, group):
-        """The texts of a row group as Arrow arrays of a few rows."""
+        """Yield the texts of a row group as Arrow arrays of a few rows."""
         import pyarrow
 
         rows, size = ROWS, 0
         if pyarrow.types.is_dictionary(self._file.schema_arrow.field(self.text_column).type):
-            rows = LARGEST_ROW_GROUP  # stays small in memory, and each part has the dictionary
+            rows = LARGEST_ROW_GROUP  # indices are small, and every batch repeats the whole dictionary
         try:
             for batch in self._file.iter_batches(rows, row_groups=[group], columns=[self.text_column]):
                 size += batch.nbytes
                 if size > LARGEST_ROW_GROUP:
                     raise ValueError(
-                        f"row group {group} of {self.path} holds more than 2 GB of text; write the file again "
+                        f"row group {group} of {self.path} has more than 2 GB of text; write the file again "
                         "with smaller row groups"
                     )
                 yield batch.column(self.text_column)
@@ -204,7 +199,7 @@ class ParquetFile(DataFile):
 
         try:
             file = pyarrow.parquet.ParquetFile(self.path)
-            file.schema_arrow.names  # decoded here: of a damaged file they are no text  # noqa: B018
+            file.schema_arrow.names  # decodes the names, which fails for a damaged file  # noqa: B018
             return file
         except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
             raise ValueError(f"{self.path} is not a whole parquet file: {first_line(error)}") from error
@@ -214,20 +209,20 @@ FORMATS = {".txt": TextFile, ".jsonl": JsonLinesFile, ".parquet": ParquetFile}
 
 
 class FileIndex(NamedTuple):
-    """Where the documents of some files are: (N,) arrays over those that are not empty."""
+    """The places of the N documents of some files, without empty documents."""
 
-    file: np.ndarray  # int64, position of its file in the list
-    first: np.ndarray  # int64, byte offset or row group
-    second: np.ndarray  # int64, length in bytes or row
-    size: np.ndarray  # int64, bytes of text
-    validation: np.ndarray  # bool, what is_validation_document says
-    skipped: int  # empty documents
+    file: np.ndarray  # (N,) int64, index of the file
+    first: np.ndarray  # (N,) int64, byte offset or row group
+    second: np.ndarray  # (N,) int64, length in bytes or row
+    size: np.ndarray  # (N,) int64, bytes in memory
+    validation: np.ndarray  # (N,) bool, the result of is_validation_document
+    skipped: int  # number of empty documents
 
 
 class FileSource(IndexedSource):
-    """The documents of files of one format, or those on one side of the hash rule.
+    """The documents of files of one format.
 
-    split: None takes every document.
+    split: "train" or "validation" takes the documents that the hash rule puts there, None takes all.
     """
 
     def __init__(self, name: str, paths: list[Path], text_column: str, split: str | None = None):
@@ -242,7 +237,7 @@ class FileSource(IndexedSource):
         self.skipped = index.skipped
         if len(self) == 0:
             raise ValueError(f"{name} has no document with text in it")
-        self._groups = OrderedDict()  # parquet: (file, row group) -> texts, those read last
+        self._groups = OrderedDict()  # (file, row group) -> texts of a parquet file, the newest last
         self._groups_bytes = 0
 
     def __len__(self):
@@ -258,8 +253,8 @@ class FileSource(IndexedSource):
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
             return super().order(generator)
-        # Documents of one row group are neighbours in the index: a group begins where the place
-        # changes.
+        # The documents of a row group are neighbours in the index, so a group begins where the file or the
+        # row group changes.
         changes = np.diff(self._index.file) | np.diff(self._index.first)
         starts = np.flatnonzero(np.append(True, changes))
         groups = np.split(np.arange(len(self)), starts[1:])
@@ -275,7 +270,7 @@ class FileSource(IndexedSource):
         return np.concatenate(order)
 
     def _row_group(self, number, group):
-        """The row group as an Arrow array, kept until newer ones fill twice a window."""
+        """Return a row group as an Arrow array. It is kept until newer groups fill two windows."""
         if (number, group) not in self._groups:
             column = self._groups[number, group] = self._files[number].read_group(group)
             self._groups_bytes += column.nbytes
@@ -285,11 +280,10 @@ class FileSource(IndexedSource):
 
 
 def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> FileSource:
-    """One split of a file or a folder of files.
+    """Open one split of a file or of a folder of files.
 
-    A folder whose file names say train and validation (or valid, val, dev) has these splits.
-    Otherwise `whole` takes every document for the split, and without it the hash of the text
-    decides.
+    A folder whose file names say train and validation (or valid, val, dev) has these splits. In any other
+    case the split has every document if `whole`, else those that the hash rule puts there.
     """
     if path.is_file():
         files = {"train": [path], "validation": []}
@@ -301,7 +295,7 @@ def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> File
         files = _files_by_split(path)
     for file in files["train"] + files["validation"]:
         if file.stat().st_size == 0:
-            raise ValueError(f"{file} is empty; expected documents in it")
+            raise ValueError(f"{file} is empty; give a file with documents, or remove it from the folder")
     if split == "validation" and files["validation"]:
         return FileSource(path.name, files["validation"], text_column)
     by_hash = not files["validation"] and not whole
@@ -312,17 +306,17 @@ def _files_by_split(folder):
     found = sorted(path for path in folder.iterdir() if path.suffix in FORMATS and path.is_file())
     formats = sorted({path.suffix for path in found})
     if not found:
-        raise ValueError(f"{folder} has no .txt, .jsonl or .parquet file and no token files in it")
+        raise ValueError(f"{folder} has no .txt, .jsonl or .parquet file and no token files")
     if len(formats) > 1:
-        raise ValueError(f"{folder} mixes {' and '.join(formats)} files; keep one format in a folder")
+        raise ValueError(f"{folder} has {' and '.join(formats)} files; keep files of one format in a folder")
     words = {path: set(re.split("[^a-z]+", path.stem.lower())) for path in found}
     train = [path for path in found if words[path] & TRAIN_WORDS]
     validation = [path for path in found if words[path] & VALIDATION_WORDS]
     rest = [path for path in found if not words[path] & (TRAIN_WORDS | VALIDATION_WORDS | OTHER_WORDS)]
     if train and rest:
         raise ValueError(
-            f"{folder} has files named for training ({train[0].name}) and one of unclear use "
-            f"({rest[0].name}); put train, validation or test into its name, or move it away"
+            f"{folder} has files named for training, such as {train[0].name}, but {rest[0].name} names no "
+            "split; put train, validation or test into its name, or move it away"
         )
     return {"train": train or rest or found, "validation": validation if train or rest else []}
 
@@ -331,7 +325,7 @@ def _data_files(found, text_column) -> list[DataFile]:
     return [FORMATS[path.suffix](path, text_column, seen) for path, seen in found]
 
 
-@lru_cache(maxsize=2)  # the train and the validation split are two views of one scan
+@lru_cache(maxsize=2)  # the train and the validation split share one scan
 def _scan_once(found, text_column):
     columns = {name: array("q") for name in ("file", "first", "second", "size")}
     validation, skipped = array("b"), 0
@@ -341,7 +335,7 @@ def _scan_once(found, text_column):
                 if not text or text.isspace():
                     skipped += 1
                     continue
-                size = len(text.encode()) + 8  # what it takes as an Arrow array
+                size = len(text.encode()) + 8  # its bytes in an Arrow array
                 for name, value in zip(columns, (number, first, second, size), strict=True):
                     columns[name].append(value)
                 validation.append(is_validation_document(text))
@@ -352,19 +346,16 @@ def _scan_once(found, text_column):
 
 
 def _text_value(value, where, text_column):
-    if value is None:
-        return ""  # an empty document
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: column {text_column!r} must hold text, but holds {type(value).__name__}")
-    if len(value) > LARGEST_DOCUMENT:
+    text = text_of(value, where, text_column)
+    if len(text) > LARGEST_DOCUMENT:
         raise _too_large(where)
-    return well_formed(value)
+    return text
 
 
 def _too_large(where):
     return ValueError(
-        f"{where}: a document may have {LARGEST_DOCUMENT / 2**20:.0f} MB, and this one has more; cut it into several "
-        f"(in a .txt file {SEPARATOR.decode()} stands between documents)"
+        f"{where}: a document has more than {LARGEST_DOCUMENT / 2**20:.0f} MB, the limit; cut it into "
+        f"several (in a .txt file, {SEPARATOR.decode()} separates documents)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Streams from the Hugging Face Hub: exact positions, bounded waiting, no path from the network."""
+"""Datasets streamed from the Hugging Face Hub, with exact positions and a limit on every wait."""
 
 import contextlib
 import copy
@@ -19,31 +19,28 @@ from data.documents import (
     Source,
     is_validation_document,
     no_such_column,
+    text_of,
     too_few_validation_documents,
-    well_formed,
 )
 
 logger = logging.getLogger(__name__)
 
 TINYSTORIES = "roneneldan/TinyStories"
-# How often datasets tries to read, 5 s apart; its default is 20. huggingface_hub retries each of them
-# for 23 s. So a run ends after two minutes without a network, six if it stalls, and 23 s of status 500.
+# datasets tries to read this often, 5 s apart (its default is 20), and huggingface_hub retries each attempt
+# for 23 s. A run therefore ends after 2 minutes without a network, after 6 minutes of a network that stalls,
+# and after 23 s of status 500.
 ATTEMPTS = 4
-OPEN_SECONDS = 120.0  # for the list of a dataset's files, which huggingface_hub awaits forever
+OPEN_SECONDS = 120.0  # limit for listing a dataset's files; huggingface_hub has none
 NETWORK_PACKAGES = {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", "ssl", "urllib3"}
-# Where a dataset has no validation split, its beginning gives this many documents of the hash rule, or
-# what this many rows hold. (Training leaves out all documents of the rule.)
+# If a dataset has no validation split, the first VALIDATION_DOCUMENTS documents that the hash rule puts into
+# one are its validation split, from at most VALIDATION_SCAN rows. Training skips all of them.
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
-OLDER_POSITION = (
-    "an older version wrote the position in the checkpoint, and read the files in another order; "
-    "its epoch ends here and the next one begins"
-)
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class HubUnreachable(ValueError):
-    """The Hub does not answer; `reason` says in a few words what happened."""
+    """The Hub does not answer. `reason` says in a few words what happened."""
 
     def __init__(self, message: str, reason: str = "the connection broke"):
         super().__init__(message)
@@ -53,7 +50,7 @@ class HubUnreachable(ValueError):
 class HubSource(Source):
     """One split of a dataset on the Hub, streamed at one revision.
 
-    side: None takes every document, "train" or "validation" those on that side of the hash rule.
+    side: "train" or "validation" takes the documents that the hash rule puts there, None takes all.
     """
 
     def __init__(self, name: str, split: str, *, revision: str, text_column: str, side=None):
@@ -72,7 +69,10 @@ class HubSource(Source):
         if state is None:
             return ShuffledStream(self, seed)
         if "buffer" in state:
-            logger.warning("%s: %s", self.name, OLDER_POSITION)
+            logger.warning(
+                f"{self.name}: the checkpoint is from a version that read the files in another order; the "
+                "run skips the rest of this epoch and continues with the next one"
+            )
             state = {"revision": state["revision"], "epoch": state["epoch"] + 1}
         source = copy.copy(self)
         source.revision = require_commit(self._repository, state["revision"])
@@ -80,7 +80,7 @@ class HubSource(Source):
         return ShuffledStream(source, seed, state)
 
     def rows(self, place=(0, 0), file_seed=None):
-        """For ShuffledStream; without a seed the files keep their order."""
+        """Yield what ShuffledStream reads. Without a seed, the files keep their order."""
         for behind, example in self._examples(*place, file_seed):
             yield behind, self._document(example)
 
@@ -91,9 +91,10 @@ class HubSource(Source):
         with _in_one_sentence(self.name, f"reading {self.name} from the Hub"):
             for number in range(first, len(order)):
                 file = self._dataset.shard(num_shards=len(order), index=int(order[number]))
+                # The last row already read is read again, which shows whether the file still has it.
                 examples = iter(file.skip(max(row - 1, 0)))
                 if row and next(examples, None) is None:
-                    raise ValueError(f"a file ends before the saved position, row {row:,}")
+                    raise ValueError(f"a file ends before row {row:,}, the saved position")
                 for example in examples:
                     row += 1
                     yield (number, row), example
@@ -102,14 +103,10 @@ class HubSource(Source):
     def _document(self, example):
         if self._text_column not in example:
             raise no_such_column(self.name, self._text_column, example)
-        text = example[self._text_column]
-        if text is not None and not isinstance(text, str):
-            kind = type(text).__name__
-            raise ValueError(f"column {self._text_column!r} of {self.name} must hold text, but holds {kind}")
+        text = text_of(example[self._text_column], self.name, self._text_column)
         if not text or text.isspace():
             self.skipped += 1
             return None
-        text = well_formed(text)
         ours = self._side is None or is_validation_document(text) == (self._side == "validation")
         return text if ours else None
 
@@ -125,11 +122,9 @@ class GatheredSource(Source):
 
 
 def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
-    """One split of a dataset on the Hub; see open_files for `whole`.
+    """Open one split of a dataset on the Hub. See open_files for `whole`.
 
-    A dataset without a validation split gets VALIDATION_DOCUMENTS documents of the hash rule from
-    the beginning of its stream. An unreachable Hub is noticed within PROBE_SECONDS; then a whole
-    copy in the Hub's local cache is read in its place.
+    If the Hub does not answer within PROBE_SECONDS, a complete copy in its local cache is read instead.
     """
     revision = current_revision(name)
     splits = open_splits(name, revision)
@@ -139,7 +134,9 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
     else:
         chosen, side = "train", None if whole or own_validation else split
     if chosen not in splits:
-        raise ValueError(f"{name} must have a split 'train', but has {', '.join(splits)}")
+        raise ValueError(
+            f"{name} must have a split 'train', got {', '.join(splits)}; use other data with --dataset"
+        )
     source = HubSource(name, chosen, revision=revision, text_column=text_column, side=side)
     return _gather_validation(source) if side == "validation" else source
 
@@ -158,45 +155,29 @@ def _gather_validation(source):
 
 
 def open_splits(name: str, revision: str) -> dict:
-    """{split: IterableDataset} of one revision, of its copy in the local cache if there is one."""
+    """Return {split: IterableDataset} of one revision, from its copy in the local cache if there is one."""
     cached = cached_copy(name, revision)
     with _in_one_sentence(name, f"opening {name} on the Hub"):
         return _load(str(cached), None) if cached else _load(name, revision)
 
 
-@functools.cache  # opened once for both splits; a failure is not kept
+@functools.cache  # both splits share one opening; an exception is not cached
 def _load(name, revision):
     import datasets
-    import huggingface_hub
 
-    huggingface_hub.set_client_factory(_client)
     datasets.config.STREAMING_OPEN_MAX_RETRIES = ATTEMPTS
     datasets.config.STREAMING_READ_MAX_RETRIES = ATTEMPTS
     options = {"revision": revision, "streaming": True}
     splits = call_within(OPEN_SECONDS, datasets.load_dataset, name, **options)
-    # Undecoded: a column of images would open the files that its rows name.
+    # Decoding is off because a column of images would open the files that its rows name.
     return {split: data.decode(False) if data.features else data for split, data in splits.items()}
 
 
-def _client():
-    """The client of huggingface_hub, which names files of its cache after headers: refuses a path there."""
-    from huggingface_hub.utils import _http
-
-    client = _http.default_client_factory()
-    client.event_hooks["response"].append(_refuse_paths)
-    return client
-
-
-def _refuse_paths(response):
-    for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
-        value = response.headers.get(header, "").removeprefix("W/")
-        if response.request.method == "HEAD" and ("/" in value or "\\" in value):
-            raise ValueError(f"the {header} of an answer must be a name, got {value!r:.60}")
-
-
 def cached_copy(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a revision (None: the newest one here) in the Hub's local cache, where hf download
-    and load_dataset leave it; None unless it has both splits with every part that their names count.
+    """Return the folder of a revision in the Hub's local cache, which hf download and load_dataset fill.
+
+    revision: None stands for the newest one in the cache.  Returns None unless the folder has files for both
+    splits, and all NNNNN files of a name such as train-00000-of-NNNNN.
     """
     from huggingface_hub import constants
 
@@ -215,12 +196,12 @@ def cached_copy(name: str, revision: str | None = None) -> Path | None:
     return snapshot if whole and "train" in words and words & set(VALIDATION_NAMES) else None
 
 
-@functools.cache  # asked once for both splits, which are then of one revision; a failure is not kept
+@functools.cache  # one question for both splits, so their revision is the same; an exception is not cached
 def current_revision(name: str) -> str:
-    """The commit that a dataset is read at: the Hub's newest, or that of the copy in the local cache
-    where the Hub is out of reach.
+    """Return the commit at which a dataset is read: the newest on the Hub, or that of the copy in the local
+    cache if the Hub cannot be reached.
 
-    Raises HubUnreachable within PROBE_SECONDS, ValueError for a name that the Hub does not have.
+    Raises HubUnreachable within PROBE_SECONDS if there is neither, ValueError for an unknown name.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -228,17 +209,18 @@ def current_revision(name: str) -> str:
         revision = _newest_revision(name)
     except RepositoryNotFoundError as error:
         raise ValueError(
-            f"dataset {name!r} is no file or folder here, and the Hub has no public dataset of that name"
+            f"dataset {name!r}: no such file or folder, and no public dataset of that name on the Hub; check "
+            "the name, or log in with hf auth login if the dataset is private"
         ) from error
-    except Exception as error:  # a broken answer or none: each has its own kind
+    except Exception as error:  # every library below raises its own kinds
         if cached := cached_copy(name):
             return cached.name
         reason = _why(error)
         raise HubUnreachable(
-            f"{reason}, and {name} is not in its local cache; use --dataset bundled, which needs no "
-            "network, or the path of a .txt, .jsonl or .parquet file, or fetch it where there is a "
-            f'network with hf download {name} --repo-type dataset --include "data/*" --local-dir DIR '
-            "and give --dataset DIR/data",
+            f"{reason}, and {name} is not in its local cache; use --dataset bundled, which needs no network, "
+            "or the path of a .txt, .jsonl or .parquet file, or download it on a machine with a network "
+            f'(hf download {name} --repo-type dataset --include "data/*" --local-dir DIR) and use '
+            "--dataset DIR/data",
             reason,
         ) from error
     return require_commit(name, revision)
@@ -251,12 +233,12 @@ def _newest_revision(name):
 
 
 def require_commit(name: str, revision) -> str:
-    """The revision, which names a folder of the cache: ValueError unless it is a commit."""
+    """Return the revision if it is a commit, else raise ValueError, since it becomes part of a path."""
     if isinstance(revision, str) and COMMIT.fullmatch(revision):
         return revision
     raise ValueError(
-        f"the revision of {name} must be a commit, 40 hex digits, got {revision!r:.60}; "
-        "use other data with --dataset"
+        f"the revision of {name} must be a commit, 40 hex digits, got {revision!r:.60}; use other data with "
+        "--dataset"
     )
 
 
@@ -265,7 +247,7 @@ def _why(error):
     if kind == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE is set"
     if "Timeout" in kind:
-        return f"the Hub does not answer (within {PROBE_SECONDS:g} s)"
+        return f"the Hub does not answer within {PROBE_SECONDS:g} s"
     if _status(error):
         return f"the Hub refuses to answer ({first_line(error)})"
     if _is_of_the_network(error):
@@ -275,23 +257,23 @@ def _why(error):
 
 @contextlib.contextmanager
 def _in_one_sentence(name, doing):
-    """Turns what any library below raises into a ValueError; every layer has its own kinds of errors."""
+    """Turn what any library below raises into a ValueError of one sentence."""
     try:
         yield
     except Exception as error:
         reason = first_line(error)
         if _is_of_the_network(error):
-            told = f"{doing} failed ({reason}); check the network and continue later"
-            raise HubUnreachable(told) from error
-        told = f"datasets cannot read {name} ({reason}); if its file arrived damaged try again later, else"
+            raise HubUnreachable(f"{doing} failed ({reason}); check the network and try again") from error
         if _status(error):
-            told = f"the Hub refuses to send {name} ({reason}); log in with hf auth login if it must know you, or"
-        raise ValueError(f"{told} use other data with --dataset") from error
+            told = f"the Hub refuses to send {name} ({reason}); log in with hf auth login"
+        else:
+            told = f"datasets cannot read {name} ({reason}); try again in case the download was damaged"
+        raise ValueError(f"{told}, or use other data with --dataset") from error
 
 
 def _is_of_the_network(error):
-    """Whether a broken connection or a busy server is behind an error."""
-    if status := _status(error):  # an answer, and what it says counts
+    """Whether an error comes from a broken connection or a busy server."""
+    if status := _status(error):  # the server answered
         return status in (408, 425, 429) or status >= 500
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     cause = error.__cause__

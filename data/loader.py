@@ -1,14 +1,10 @@
-"""Documents -> tokens -> batches, read ahead by a thread, with a position that resumes bit for bit.
+"""Training batches: documents to tokens to rows, read ahead by a thread, with an exact position.
 
-packed   one stream EOT d1 EOT d2 EOT ... cut into consecutive rows of block_size; the targets are
-         the same stream one token later, so that a batch of 4B rows is four batches of B rows.
-lanes    each row walks through one document [EOT, tokens, EOT] in consecutive segments of
-         block_size, one a batch, and takes the next document when its own ends; what is left of
-         the last segment has input EOT and target -100.
-
-Positions count global rows: with world_size processes a global batch has world_size * batch_size
-rows, of which rank r gets rows r * batch_size to (r + 1) * batch_size. Every rank reads the same
-documents, so a state fits any of them.
+packed   The stream EOT d1 EOT d2 EOT ... is cut into consecutive rows of block_size tokens. The
+         targets are the same stream one token later, so a batch of 4B rows is four batches of B rows.
+lanes    Each row walks through one document [EOT, tokens, EOT], one segment of block_size tokens per
+         batch, and takes the next document when its own ends. The unused rest of a document's last
+         segment has input EOT and target -100.
 """
 
 import hashlib
@@ -21,34 +17,35 @@ import torch
 
 from architecture.interface import IGNORE_INDEX
 from data.documents import Source
-from data.packing import PACKINGS, LaneRows, PackedRows, TokenDocuments, require_tokens
+from data.packing import PACKINGS, TokenDocuments, require_tokens
 
-POLL_SECONDS = 0.05  # how soon a blocked reader notices close()
-JOIN_SECONDS = 2.0  # close() leaves a reader that hangs in the network to end as a daemon thread
+POLL_SECONDS = 0.05  # the time in which a blocked reader notices close()
+# How long close() waits for the reading thread. If it hangs in the network, it ends with the process.
+JOIN_SECONDS = 2.0
 
 
 class StoppedWaiting(Exception):
-    """No batch was ready, and `should_stop` said to give up on it."""
+    """No batch was ready, and `should_stop` returned True."""
 
 
 class LoaderProgress(NamedTuple):
-    """Where the batch returned last is."""
+    """The position of the batch returned last."""
 
-    epoch: int  # of the last document read, from 0
-    documents: int  # begun so far
-    padding_share: float  # of this global batch's targets
+    epoch: int  # epoch of its last document, counted from 0
+    documents: int  # number of documents begun so far
+    padding_share: float  # share of its targets that are padding
 
 
 class TrainLoader:
-    """Endless iterator of dict(input_ids, targets), each (batch_size, block_size) int64 on the CPU.
+    """An endless iterator of dict(input_ids, targets), each (batch_size, block_size) int64 on the CPU.
 
-    resets: of lanes, the batches also have reset, (batch_size,) bool: where a row begins a document.
-    state: what `state_dict()` gave; the batches go on exactly after the one returned last then.
-    With "packed" the batch size may change there, with "lanes" the number of global rows must stay.
+    resets: for lanes, adds reset, (batch_size,) bool: True where a row begins a document.
+    state: a result of `state_dict()`. The batches continue exactly after it. "packed" accepts another batch
+    size, "lanes" does not.
+    prefetch: the number of batches read ahead.  should_stop: asked while no batch is ready.
 
-    The constructor returns when the first batch is ready, so that everything that is wrong with the
-    data is raised before a run writes anything. An exception of the reading thread is raised by
-    `next` as itself.
+    The constructor returns when the first batch is ready, so an error in the data is raised before the run
+    writes anything. `next` raises the exceptions of the reading thread unchanged.
     """
 
     def __init__(
@@ -61,8 +58,6 @@ class TrainLoader:
         packing: str = "packed",
         resets: bool = False,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         state: dict | None = None,
         prefetch: int = 8,
         should_stop: Callable[[], bool] = lambda: False,
@@ -72,16 +67,13 @@ class TrainLoader:
         for name, expected in (("packing", packing), ("seed", seed)):
             if state is not None and state[name] != expected:
                 raise ValueError(
-                    f"{name} ({expected!r}) must be {state[name]!r}, with which the checkpoint was saved"
+                    f"{name} ({expected!r}) must be {state[name]!r}, as when the checkpoint was saved"
                 )
         source.check_tokenizer(tokenizer)
-        num_rows = world_size * batch_size
         if state is None:
-            require_tokens(source, tokenizer, num_rows * block_size + 1)
+            require_tokens(source, tokenizer, batch_size * block_size + 1)
         documents = TokenDocuments(source, tokenizer, seed, state)
-        rows_class = {"packed": PackedRows, "lanes": LaneRows}[packing]
-        rows = rows_class(documents, tokenizer.eot_token, num_rows, block_size, state)
-        self._rows_of_rank = slice(rank * batch_size, (rank + 1) * batch_size)
+        rows = PACKINGS[packing](documents, tokenizer.eot_token, batch_size, block_size, state)
         self._resets = resets
         self._describe = {"packing": packing, "seed": seed}
         self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0.0)
@@ -93,7 +85,7 @@ class TrainLoader:
         )
         self._thread.start()
         self._first = self._take()
-        # of all ranks: whether two runs begin with the same data
+        # Shows whether two runs begin with the same data.
         self.first_batch_sha256 = hashlib.sha256(b"".join(x.tobytes() for x in self._first[:2])).hexdigest()
 
     def __iter__(self):
@@ -105,20 +97,20 @@ class TrainLoader:
         item, self._first = self._first or self._take(), None
         inputs, targets, reset, self._state, self.progress = item
         batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if self._resets else {})
-        return {name: torch.from_numpy(rows[self._rows_of_rank]) for name, rows in batch.items()}
+        return {name: torch.from_numpy(rows) for name, rows in batch.items()}
 
     def state_dict(self) -> dict:
-        """The position right after the last batch returned, not of what is read ahead.
+        """Return the position right after the last batch returned, whatever has been read ahead.
 
-        packing, seed, the number of documents begun, the source's own position, and the tokens
-        left of documents begun (packed: one tensor; lanes: one per row). Only types that
-        torch.load(weights_only=True) accepts.
+        It has packing, seed, the number of documents begun, the position of the source, and the tokens left
+        of documents begun (packed: one tensor, lanes: one per row). torch.load(weights_only=True)
+        accepts all of it.
         """
         tokens = [torch.from_numpy(rest.copy()) for rest in self._state["tokens"]]
         return {**self._describe, **self._state, "tokens": tokens}
 
     def close(self) -> None:
-        """End the reading thread."""
+        """Stop the reading thread."""
         self._stop.set()
         self._thread.join(JOIN_SECONDS)
 
@@ -129,11 +121,11 @@ class TrainLoader:
         self.close()
 
     def _take(self):
-        while True:
+        item = None
+        while item is None:
             try:
                 item = self._queue.get(timeout=POLL_SECONDS)
-                break
-            except queue.Empty:  # a network may be slow for minutes
+            except queue.Empty:  # a slow network may take minutes
                 if self._should_stop():
                     raise StoppedWaiting from None
         if isinstance(item, BaseException):
@@ -147,7 +139,10 @@ def _position(rows, documents):
 
 
 def _read_ahead(rows, documents, batches, stop):
-    """Fill the queue with (inputs, targets, reset, position, Progress) until `stop`; an exception too."""
+    """Put (inputs, targets, reset, position, progress) of each batch into the queue until `stop` is set.
+
+    An exception is put into the queue, too, and ends the reading.
+    """
 
     def put(item):
         while not stop.is_set():

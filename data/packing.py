@@ -1,9 +1,6 @@
-"""TODO."""
-
-from __future__ import annotations
+"""Rows of tokens from documents, packed or in lanes (data/loader.py), for training and validation."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 
 import numpy as np
 import torch
@@ -12,56 +9,8 @@ from architecture.interface import IGNORE_INDEX
 from data.documents import Source
 
 
-def validation_lanes(
-    source: Source,
-    tokenizer,
-    *,
-    batch_size: int,
-    block_size: int,
-    max_tokens: int | None = None,
-    resets: bool = False,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size lanes, in
-    segments of block_size, until all have ended.
-
-    Yields the same dicts as TrainLoader. The tokens are those of validation_batches, each a target
-    exactly once, up to max_tokens of them: the last document is cut there. A lane takes the next
-    document when its own ends; when there is none it is padding, input EOT and target -100.
-    """
-    source.check_tokenizer(tokenizer)
-    eot = np.array([tokenizer.eot_token])
-    documents = bounded(
-        (np.concatenate([eot, encode(tokenizer, d), eot]) for d in source.documents()), max_tokens
-    )
-    lanes = [eot] * batch_size  # what is left of each lane's document
-    while True:
-        inputs, targets, reset = next_segments(
-            lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
-        )
-        if (targets == IGNORE_INDEX).all():
-            return
-        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if resets else {})
-        yield {name: torch.from_numpy(rows) for name, rows in batch.items()}
-
-
-def bounded(documents: Iterator[np.ndarray], max_tokens: int | None) -> Iterator[np.ndarray]:
-    """Documents until their targets (every token but the first) are max_tokens; reads no further."""
-    left = max_tokens
-    while left is None or left > 0:
-        document = next(documents, None)
-        if document is None:
-            return
-        if left is not None:
-            document = document[: left + 1]
-            left -= len(document) - 1
-        yield document
-
-
-PACKINGS = ("packed", "lanes")
-
-
 class TokenDocuments:
-    """Endless shuffled documents as int64 ids; the part of the state that packings share."""
+    """Endless shuffled documents as int64 ids, with the part of the state that both packings share."""
 
     def __init__(self, source, tokenizer, seed, state):
         self._tokenizer = tokenizer
@@ -85,7 +34,7 @@ class TokenDocuments:
 
 
 class PackedRows:
-    """Consecutive rows of one stream; `tokens` begins with the last target of the last row."""
+    """Consecutive rows of one stream. `tokens` is the rest of it and begins with the last target."""
 
     def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
         self._documents, self._eot = documents, np.array([eot])
@@ -93,7 +42,7 @@ class PackedRows:
         self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, None]:
-        """inputs and targets, each (num_rows, block_size) int64; rows that begin a document: unknown"""
+        """Return inputs and targets, each (num_rows, block_size) int64, and None in place of resets."""
         size = self._num_rows * self._block_size
         parts, length = list(self.tokens), sum(map(len, self.tokens))
         while length < size + 1:
@@ -107,7 +56,7 @@ class PackedRows:
 
 
 class LaneRows:
-    """One document per row, one segment of each a batch; `tokens` is what is left of each."""
+    """One document per row, one segment of it per batch. `tokens` is the rest of each row's document."""
 
     def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
         self._documents, self._eot, self._block_size = documents, np.array([eot]), block_size
@@ -115,12 +64,11 @@ class LaneRows:
         self.tokens = saved or [self._eot] * num_rows
         if len(self.tokens) != num_rows:
             raise ValueError(
-                f"batch_size times processes ({num_rows}) must be {len(self.tokens)}, "
-                "the lanes of the checkpoint"
+                f"batch_size ({num_rows}) must be {len(self.tokens)}, the number of lanes in the checkpoint"
             )
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """inputs and targets, each (num_rows, block_size) int64; (num_rows,) bool: begins a document"""
+        """Return inputs and targets, each (num_rows, block_size) int64, and resets, (num_rows,) bool."""
         lanes = list(self.tokens)
 
         def next_document():
@@ -131,21 +79,22 @@ class LaneRows:
         return segments
 
 
-def next_segments(
-    lanes: list[np.ndarray],
-    next_document: Callable[[], np.ndarray],
-    block_size: int,
-    eot: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The next block_size tokens of each lane, in which a document follows when one has ended.
+PACKINGS = {"packed": PackedRows, "lanes": LaneRows}
 
-    lanes: what is left of each one's document, its last input first; changed in place.
-    Returns inputs and targets, each (lanes, block_size) int64, where nothing is left EOT and -100; and
-    (lanes,) bool: begins a document.
+
+def next_segments(
+    lanes: list[np.ndarray], next_document: Callable[[], np.ndarray], block_size: int, eot: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the next block_size tokens of each lane.
+
+    lanes: the rest of each lane's document, beginning with its last target. Changed in place. A lane whose
+    document has ended takes next_document() first.
+    Returns inputs and targets, each (lanes, block_size) int64, padded with EOT and -100, and resets, (lanes,)
+    bool: True where a lane begins a document.
     """
     shape = len(lanes), block_size
     inputs, targets = np.full(shape, eot), np.full(shape, IGNORE_INDEX)
-    reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target was left
+    reset = np.array([len(rest) == 1 for rest in lanes])  # only the last target is left
     for row, rest in enumerate(lanes):
         if reset[row]:
             rest = next_document()
@@ -159,55 +108,89 @@ def next_segments(
 def validation_batches(
     source: Source, tokenizer, *, batch_size: int, block_size: int, max_tokens: int | None = None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The documents in their fixed order, EOT d1 EOT d2 ... EOT, cut into consecutive windows.
+    """Cut the documents in their fixed order, EOT d1 EOT d2 ... EOT, into consecutive windows.
 
-    Yields the same dicts as TrainLoader. Every token after the first EOT is a target exactly once,
-    up to max_tokens of them; the end of the last window has input EOT and target -100. The last
-    batch may have fewer rows. Reads no further than max_tokens needs.
+    Yields dicts as TrainLoader does. Each of the first max_tokens tokens after the first EOT (None: of all)
+    is a target exactly once. The end of the last window has input EOT and target -100, and the last batch may
+    have fewer rows. No document is read that max_tokens does not need.
     """
-    source.check_tokenizer(tokenizer)
-    eot = np.array([tokenizer.eot_token])
-    documents = (np.concatenate([encode(tokenizer, d), eot]) for d in source.documents())
-    parts, length, left = [], 0, max_tokens
-    for part in chain([eot], documents):
-        parts.append(part)
-        length += len(part)
-        while length > batch_size * block_size and left != 0:
+    eot, size = tokenizer.eot_token, batch_size * block_size
+    parts, length = [np.array([eot])], 1
+    for targets in _validation_targets(source, tokenizer, max_tokens):
+        parts.append(targets)
+        length += len(targets)
+        while length > size:
             stream = _joined(parts)
-            size = batch_size * block_size if left is None else min(left, batch_size * block_size)
-            yield _windows(stream[: size + 1], block_size, tokenizer.eot_token)
+            yield _windows(stream[: size + 1], block_size, eot)
             parts, length = [stream[size:]], length - size
-            left = None if left is None else left - size
-        if left == 0 or (left is not None and length > left):
-            break
-    stream = np.concatenate(parts)
-    stream = stream if left is None else stream[: left + 1]
-    if len(stream) > 1:
-        yield _windows(stream, block_size, tokenizer.eot_token)
+    if length > 1:
+        yield _windows(np.concatenate(parts), block_size, eot)
+
+
+def validation_lanes(
+    source: Source,
+    tokenizer,
+    *,
+    batch_size: int,
+    block_size: int,
+    max_tokens: int | None = None,
+    resets: bool = False,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Walk through the documents in their fixed order, each [EOT, tokens, EOT] along one of batch_size lanes,
+    in segments of block_size tokens.
+
+    Yields dicts as TrainLoader does. The targets are those of validation_batches, each exactly once. A lane
+    takes the next document when its own ends. If there is none, the lane has input EOT and target -100.
+    """
+    eot = np.array([tokenizer.eot_token])
+    targets_left = _validation_targets(source, tokenizer, max_tokens)
+    documents = (np.concatenate([eot, targets]) for targets in targets_left)
+    lanes = [eot] * batch_size  # the rest of each lane's document
+    while True:
+        inputs, targets, reset = next_segments(
+            lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
+        )
+        if (targets == IGNORE_INDEX).all():
+            return
+        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if resets else {})
+        yield {name: torch.from_numpy(rows) for name, rows in batch.items()}
+
+
+def _validation_targets(source, tokenizer, max_tokens):
+    """Yield [tokens, EOT] of each document, max_tokens in all. No document is read beyond them."""
+    source.check_tokenizer(tokenizer)
+    left = max_tokens
+    for document in source.documents():
+        targets = np.append(encode(tokenizer, document), tokenizer.eot_token)[:left]
+        yield targets
+        if left is not None:
+            left -= len(targets)
+            if left == 0:
+                return
 
 
 def require_tokens(source: Source, tokenizer, needed: int) -> None:
-    """ValueError if the source has not even one batch; reads no further than that."""
+    """Raise ValueError if the source has fewer than `needed` tokens. It is read only so far."""
     found = 0
     for document in source.documents():
         found += 1 + len(encode(tokenizer, document))
         if found >= needed:
             return
     raise ValueError(
-        f"{source.name} has {found:,} tokens in all, fewer than one batch ({needed:,}: batch_size * "
-        "block_size and one more); use more text, or a smaller --batch_size or --block_size"
+        f"{source.name} has {found:,} tokens in all, but one batch needs {needed:,} (batch_size * block_size "
+        "+ 1); use more text, or a smaller --batch_size or --block_size"
     )
 
 
 def encode(tokenizer, document) -> np.ndarray:
-    """(n,) int64 ids of a document, in which no text is ever a special token."""
-    if isinstance(document, str):  # a list of ints would be ten times the text
+    """Return the ids of a document, (n,) int64. No text becomes a special token."""
+    if isinstance(document, str):  # encoded to an array: a list of ints takes ten times the text's memory
         document = tokenizer.encode_to_numpy(document, disallowed_special=())
     return np.array(document, dtype=np.int64)
 
 
 def _joined(parts):
-    """The parts as one array; a single one is not copied, as it may be most of a very long document."""
+    """Return the parts as one array. A single part, which may be a very long document, is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

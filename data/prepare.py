@@ -1,10 +1,10 @@
-"""Write a dataset as token files, which training then reads by memory map instead of tokenising.
+"""Write a dataset as token files, which training reads by memory map instead of tokenizing text.
 
     python -m data.prepare --dataset tinystories --out_dir data/prepared/tinystories
     python train.py --dataset data/prepared/tinystories
 
-Memory stays at one shard whatever the size. A folder is written under a temporary name and renamed
-when it is whole; after an interruption run the same command again.
+Memory use is one shard, whatever the size of the dataset. The folder is written under a temporary name and
+renamed when it is complete. After an interruption, run the same command again.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from data.sources import choose_dataset, open_dataset
 from data.tokens import TokenFolderWriter
 
 
-def prepare(dataset, out_dir: Path, tokenizer, *, val_dataset=None, text_column="text") -> dict[str, dict]:
-    """Write both splits as ids of `tokenizer`; returns the documents and tokens of each."""
+def prepare(
+    dataset, out_dir: Path, tokenizer, *, val_dataset=None, text_column=TEXT_COLUMN
+) -> dict[str, dict]:
+    """Write both splits as ids of `tokenizer`. Returns {split: {"documents": ..., "tokens": ..., ...}}."""
     options = {"val_dataset": val_dataset, "text_column": text_column}
     sources = {split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")}
     for source in sources.values():
@@ -40,22 +42,11 @@ def prepare(dataset, out_dir: Path, tokenizer, *, val_dataset=None, text_column=
 def parse_command_line(argv=None) -> argparse.Namespace:
     parser = Parser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--dataset", required=True, help="whatever train.py --dataset takes")
-    add(
-        "--val_dataset",
-        help="validation documents (default: the dataset's own, or by the hash of the text)",
-    )
-    add(
-        "--text_column",
-        default=TEXT_COLUMN,
-        help="column of the text (default: %(default)s)",
-    )
-    add(
-        "--tokenizer",
-        default=TOKENIZER,
-        help="name or rank file (default: %(default)s)",
-    )
-    add("--out_dir", required=True, type=Path, help="folder to write; must not exist")
+    add("--dataset", required=True, help="dataset to write, as for train.py --dataset")
+    add("--val_dataset", help="validation dataset (default: the dataset's own split, or by hash of the text)")
+    add("--text_column", default=TEXT_COLUMN, help="column that has the text (default: %(default)s)")
+    add("--tokenizer", default=TOKENIZER, help="name, or path of a rank file (default: %(default)s)")
+    add("--out_dir", required=True, type=Path, help="folder to write, which must not exist")
     return parser.parse_args(argv)
 
 
@@ -75,7 +66,7 @@ def main(argv=None) -> int:
     return exit_code(
         "data/prepare.py",
         lambda: run(parse_command_line(argv)),
-        interrupted="interrupted before the folder was whole; run the same command again",
+        interrupted="interrupted before the folder was complete; run the same command again",
     )
 
 

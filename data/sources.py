@@ -1,22 +1,22 @@
-"""Documents by name: open_dataset gives one split of whatever --dataset says, as a Source.
+"""Opening a dataset by name: open_dataset returns one split of what --dataset names, as a Source.
 
     tinystories         roneneldan/TinyStories, streamed from the Hub
-    bundled             stories that data/stories writes, without any network
+    bundled             stories that data/stories writes, without a network
     ORG/NAME            any dataset on the Hub, streamed
     FILE                .txt (documents separated by <|endoftext|>), .jsonl or .parquet
-    FOLDER              of such files; names that say train or valid (val, validation, dev) are
-                        its splits
-    FOLDER              of token files that data/prepare.py wrote
+    FOLDER              a folder of such files; file names with the word train or valid (val,
+                        validation, dev) make its splits
+    FOLDER              a folder of token files that data/prepare.py wrote
 
-A Source has `documents()`, every document once in its fixed order, and `shuffled(seed, state)`,
-endless documents whose position `state_dict()` gives exactly (data/documents.py). Empty
+choose_dataset replaces the name `auto` by tinystories or bundled.
+
+A Source has `documents()`, which yields every document once in a fixed order, and `shuffled(seed, state)`,
+which yields documents endlessly and whose `state_dict()` is its exact position (data/documents.py). Empty
 documents are skipped and counted in `skipped`.
 
-`auto` is one of the first two: choose_dataset says which. Nothing else stands in for anything.
-
-Where a dataset has no validation split and no val_dataset is given, the hash of a document's text
-decides which split it belongs to. What a val_dataset offers as validation (else all of it) is the
-validation split, and the dataset trains whole. Every error that a user can cause is a ValueError.
+If val_dataset is given, all of the dataset is used for training, and the validation split of val_dataset (all
+of it if it has none) for validation. Otherwise a dataset without a validation split is divided by the hash of
+each document's text. Every error that a user can cause is a ValueError.
 """
 
 import os
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.script import did_you_mean
+from data.defaults import TEXT_COLUMN
 from data.documents import IndexedSource, Source
 from data.files import FORMATS, open_files
 from data.hub import TINYSTORIES, HubUnreachable, cached_copy, current_revision, open_hub
@@ -36,8 +37,10 @@ ON_THE_HUB = {"tinystories": TINYSTORIES}
 
 
 def choose_dataset(dataset: str, say: Callable[[str], None]) -> str:
-    """What a run records and reads: `auto` becomes tinystories if the Hub can be reached or has left a
-    copy here, else bundled, and says so; every other name stays.
+    """Return the dataset to read: tinystories or bundled for `auto`, any other name unchanged.
+
+    `auto` becomes tinystories if the Hub can be reached or its local cache has a copy, else bundled.
+    say: called with one line that names the choice.
     """
     if dataset != AUTO:
         return dataset
@@ -54,18 +57,19 @@ def choose_dataset(dataset: str, say: Callable[[str], None]) -> str:
 
 
 def open_dataset(
-    dataset: str, *, split: str, val_dataset: str | None = None, text_column: str = "text"
+    dataset: str, *, split: str, val_dataset: str | None = None, text_column: str = TEXT_COLUMN
 ) -> Source:
-    """The documents of one split, "train" or "validation"; `auto` must have been chosen before."""
+    """Open one split of a dataset, "train" or "validation".
+
+    val_dataset: the dataset of the validation split.  Resolve `auto` with choose_dataset first.
+    """
     if split not in ("train", "validation"):
         raise ValueError(f"split ({split!r}) must be 'train' or 'validation'")
     name = str(val_dataset if split == "validation" and val_dataset is not None else dataset)
     options = {"split": split, "whole": val_dataset is not None, "text_column": text_column}
-    path = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     if name == BUNDLED:
-        from data.sources import open_bundled  # writes stories: only where they are wanted
-
-        return open_bundled(split)
+        return BundledSource(split)
     if name in ON_THE_HUB:
         return open_hub(ON_THE_HUB[name], **options)
     if path.is_dir() and is_token_folder(path):
@@ -75,17 +79,14 @@ def open_dataset(
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix not in FORMATS:
         return open_hub(name, **options)
     if name == AUTO:
-        raise ValueError("auto chooses a --dataset only; name --val_dataset, or leave it out")
+        raise ValueError("--val_dataset cannot be auto; name a dataset, or leave --val_dataset out")
     names = [*ON_THE_HUB, BUNDLED]
-    known = f"known are {', '.join(names)}, ORG/NAME on the Hub, or a path"
-    hint = did_you_mean(name, names) or f"; {known}"
+    hint = did_you_mean(name, names) or f"; use {', '.join(names)}, ORG/NAME on the Hub, or a path"
     raise ValueError(f"dataset {name!r}: no such file or folder{hint}")
 
 
-FIRST_AND_COUNT = {
-    "train": (0, TRAIN_STORIES),
-    "validation": (TRAIN_STORIES, VALIDATION_STORIES),
-}
+# The number of the first story of each split, and how many it has.
+FIRST_AND_COUNT = {"train": (0, TRAIN_STORIES), "validation": (TRAIN_STORIES, VALIDATION_STORIES)}
 
 
 class BundledSource(IndexedSource):
@@ -99,13 +100,4 @@ class BundledSource(IndexedSource):
         return self._count
 
     def __getitem__(self, index):
-        if not 0 <= index < self._count:
-            raise IndexError(f"story {index} is not in 0 .. {self._count - 1}")
         return story(self._first + index).text
-
-
-def open_bundled(split: str) -> BundledSource:
-    """The training stories ("train") or the 1,000 others ("validation")."""
-    if split not in FIRST_AND_COUNT:
-        raise ValueError(f"split ({split!r}) must be 'train' or 'validation'")
-    return BundledSource(split)

@@ -1,19 +1,17 @@
-"""Token files: documents as ids on disk, read by memory map, each block verified when it is first read.
+"""Token files: documents as ids on disk, read by memory map. Each block is verified on its first read.
 
-A folder has tokens.json and, for each shard of a split, two .npy files: SPLIT_00000.tokens.npy, the
-ids of its documents one after another without end-of-text (uint16 if the vocabulary fits, else
-uint32), and SPLIT_00000.ends.npy, int64, where each one ends. tokens.json has their sizes and a
-sha256 for each block of each file; it carries a seal of its own, as all JSON that we write.
+A folder has tokens.json and two .npy files for each shard of a split. SPLIT_00000.tokens.npy has the ids of
+its documents one after another, without end-of-text, as uint16 if the vocabulary fits, else as uint32.
+SPLIT_00000.ends.npy has the position where each document ends, as int64. tokens.json has their sizes and a
+sha256 of each block of each file, and a checksum of its own (write_json_atomic).
 """
 
 import contextlib
 import fcntl
 import hashlib
-import logging
 import mmap
 import os
 import shutil
-from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
@@ -26,37 +24,33 @@ from data.files import version
 
 META = "tokens.json"
 FORMAT = "nano-gpt-oss tokens 2"
-WITHOUT_CHECKSUMS = "nano-gpt-oss tokens 1"
 LOCK = ".lock"
 SHARD_TOKENS = 2**24
-# Documents are read in a random order, so the first batch touches about as many blocks as it has
-# documents: 0.25 ms each. No difference is known that sha256 misses, and it hashes 1.1 GB/s here
-# (blake2b 0.5, CRC-32 2.0).
+# Documents are read in a random order, so the first batch verifies about one block per document, in 0.25 ms
+# each. sha256 hashes 1.1 GB/s on our CPU (blake2b 0.5, CRC-32 2.0), and no two different blocks with the same
+# sha256 are known.
 BLOCK_BYTES = 2**18
 HEADER_BYTES = 128
 PREPARE_AGAIN = "prepare it again with python -m data.prepare"
-
-logger = logging.getLogger(__name__)
 
 
 class TokenFile:
     """An .npy file of a token folder, as an array that is read by slices.
 
-    count: how many numbers it must have.  digests: of its blocks; None where there are none.
-    Raises ValueError for a file, or a block when it is first read, that is not what was written.
+    count: the number of elements.  digests: the sha256 of each block.
+    Raises ValueError if the file, or a block on its first read, is not what was written.
     """
 
-    def __init__(self, path: Path, dtype: type, count: int, digests: list[str] | None):
-        self._path, self._dtype, self._count = path, np.dtype(dtype), count
-        self._digests = digests
+    def __init__(self, path: Path, dtype: type, count: int, digests: list[str]):
+        self._path, self._dtype, self._count, self._digests = path, np.dtype(dtype), count, digests
         self._map()
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """The numbers from part.start to part.stop; both must be given."""
+        """Return the elements from part.start to part.stop. Both must be given."""
         self._map_again_if_replaced()
         first, end = (HEADER_BYTES + n * self._dtype.itemsize for n in (part.start, part.stop))
         for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            if self._digests is not None and block not in self._verified:
+            if block not in self._verified:
                 self._verify(block)
         return self._array[part]
 
@@ -65,49 +59,41 @@ class TokenFile:
         if not self._path.is_file():
             raise ValueError(f"{name} is missing")
         with open(self._path, "rb") as file:
-            found, header = version(os.fstat(file.fileno())), file.read(HEADER_BYTES)
-            if found.size != size or header != _header(self._dtype, self._count):
-                raise ValueError(f"{name} must hold {self._count} numbers of type {self._dtype}")
+            stat, header = os.fstat(file.fileno()), file.read(HEADER_BYTES)
+            if stat.st_size != size or header != _header(self._dtype, self._count):
+                raise ValueError(f"{name} does not hold {self._count} elements of type {self._dtype}")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._array = np.frombuffer(self._bytes, self._dtype, self._count, HEADER_BYTES)
-        self._version, self._verified = found, set()
+        self._version, self._verified = version(stat), set()
 
     def _map_again_if_replaced(self):
-        with contextlib.suppress(FileNotFoundError):  # if removed, the map still has the content
+        with contextlib.suppress(FileNotFoundError):  # the map of a removed file keeps its content
             if version(os.stat(self._path)) != self._version:
-                if self._digests is None:
-                    raise ValueError(f"{self._path.name} changed while it was read")
-                self._map()  # and all its blocks are verified again
+                self._map()  # this forgets which blocks are verified
 
     def _verify(self, block):
         start = block * BLOCK_BYTES
         content = np.frombuffer(self._bytes, np.uint8)[start : start + BLOCK_BYTES]
         if hashlib.sha256(content).hexdigest() != self._digests[block]:
             raise ValueError(
-                f"{self._path.name} is not what was written, in its {len(content):,} bytes from {start:,} on"
+                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written"
             )
         self._verified.add(block)
 
 
 class TokenSource(IndexedSource):
-    """One split of a token folder; a document is an array of ids."""
+    """One split of a token folder. A document is a (n,) array of ids, uint16 or uint32."""
 
     def __init__(self, folder: Path, meta: dict, split: str):
-        self.name, self._folder, self._meta = folder.name, folder, meta
+        self.name, self._folder, self._tokenizer = folder.name, folder, meta["tokenizer"]
         self._tokens, self._ends = [], []
         for number, shard in enumerate(meta["splits"][split]["shards"]):
-            name, tokens, documents = shard["name"], shard["tokens"], shard["documents"]
-            if name != _shard_name(split, number):
-                raise ValueError(f"{META} must name its shards in order, {split}_00000 and so on")
-            sums = shard["sha256"] if meta["format"] == FORMAT else {"tokens": None, "ends": None}
+            name, digests, documents = _shard_name(split, number), shard["sha256"], shard["documents"]
             path, kind = folder / f"{name}.tokens.npy", _id_type(meta["n_vocab"])
-            self._tokens.append(TokenFile(path, kind, tokens, sums["tokens"]))
-            path = folder / f"{name}.ends.npy"
-            ends = TokenFile(path, np.int64, documents, sums["ends"])[0:documents].copy()
-            if documents and (ends[-1] != tokens or (np.diff(ends, prepend=0) < 0).any()):
-                raise ValueError(f"{path.name} does not divide the tokens of its shard")
-            self._ends.append(ends)
-        # The index of the first document of each shard.
+            self._tokens.append(TokenFile(path, kind, shard["tokens"], digests["tokens"]))
+            ends = TokenFile(folder / f"{name}.ends.npy", np.int64, documents, digests["ends"])
+            self._ends.append(ends[0:documents].copy())
+        # The index of the first document of each shard, then the number of documents.
         self._starts = np.cumsum([0] + [len(ends) for ends in self._ends])
 
     def __len__(self):
@@ -118,30 +104,24 @@ class TokenSource(IndexedSource):
         position, ends = index - self._starts[shard], self._ends[shard]
         start, end = int(ends[position - 1]) if position else 0, int(ends[position])
         with _reading(self._folder):
-            ids = self._tokens[shard][start:end]
-            if ids.max(initial=0) >= self._meta["n_vocab"]:
-                raise ValueError(f"document {index} has the id {ids.max()} of {self._meta['n_vocab']}")
-        return ids
+            return self._tokens[shard][start:end]
 
     def check_tokenizer(self, tokenizer):
-        state, saved = tokenizer_state(tokenizer), self._meta["tokenizer"]
+        state, saved = tokenizer_state(tokenizer), self._tokenizer
         if state["sha256"] != saved["sha256"]:
             raise ValueError(
-                f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), but this "
-                f"run uses {state['name']} ({state['sha256'][:12]}); give that one with --tokenizer, or prepare again"
+                f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), "
+                f"but this run uses {state['name']} ({state['sha256'][:12]}); use the first with "
+                "--tokenizer, or prepare again"
             )
-        with _reading(self._folder):
-            if self._meta["n_vocab"] != tokenizer.n_vocab:
-                raise ValueError(f"{META} must have the n_vocab {tokenizer.n_vocab} of its tokenizer")
 
 
 class TokenFolderWriter:
-    """Writes a token folder: `add` documents split by split, then `finish`.
+    """Writes a token folder: call `write_split` for each split, then `finish`.
 
-    Everything goes to FOLDER.tokens-partial, which `finish` renames, so that a folder under its own
-    name is always whole; an error removes it, what a killed writer left is removed by the next one.
-    Raises ValueError while another process writes the same folder, and CannotWrite for a full or
-    read-only disk.
+    All files go to FOLDER.tokens-partial, which `finish` renames, so a folder under its final name is
+    complete. An error removes the partial folder. The next writer removes what a killed one left. Raises
+    ValueError while another process writes the same folder, and CannotWrite if the disk is full or read-only.
     """
 
     def __init__(self, folder: Path, tokenizer, *, shard_tokens: int = SHARD_TOKENS):
@@ -160,7 +140,7 @@ class TokenFolderWriter:
             self._partial.mkdir(parents=True, exist_ok=True)
             self._lock = _only_writer(self._partial / LOCK, folder)
         with self._removed_if_it_fails(), writing(self._partial):
-            _require_new(folder)  # again: another writer may have finished before the lock
+            _require_new(folder)  # again, since another writer may have finished before we got the lock
             self._lock.truncate(0)
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
@@ -169,7 +149,7 @@ class TokenFolderWriter:
                     remains.unlink()
 
     def write_split(self, split: str, documents) -> dict:
-        """Write all documents of a split, sequences of ids; returns its totals.
+        """Write all documents of a split, each a sequence of ids, and return the totals of the split.
 
         Holds one shard in memory.
         """
@@ -197,7 +177,7 @@ class TokenFolderWriter:
     def _removed_if_it_fails(self):
         try:
             yield
-        except BaseException:  # it would not be used again, and may be what fills the disk
+        except BaseException:  # nothing reads the partial folder again, and it may fill the disk
             shutil.rmtree(self._partial, ignore_errors=True)
             self._lock.close()
             raise
@@ -226,23 +206,13 @@ def is_token_folder(folder: Path) -> bool:
 
 
 def open_token_folder(folder: Path, split: str) -> TokenSource:
-    """One split of a folder that a TokenFolderWriter finished; ValueError if it is not as it was written."""
+    """Open one split of a token folder. Raises ValueError if the folder is not as it was written."""
     with _reading(folder):
         with reading(folder / META, "the contents of a token folder", way_out=PREPARE_AGAIN):
             meta = read_json(folder / META)
-        if meta["format"] == WITHOUT_CHECKSUMS:
-            _say_that_damage_goes_unseen(folder)
-        elif meta["format"] != FORMAT:
-            raise ValueError(f"{META} must say format {FORMAT!r}")
+        if meta["format"] != FORMAT:
+            raise ValueError(f"its format is {meta['format']!r:.60}, but this version reads {FORMAT!r}")
         return TokenSource(folder, meta, split)
-
-
-@lru_cache  # once, and not for each split
-def _say_that_damage_goes_unseen(folder):
-    logger.warning(
-        f"{folder} was prepared before token files had checksums, so damage in it would go unseen; prepare it "
-        "again with python -m data.prepare, from its text or, if you trust it, from this folder"
-    )
 
 
 def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
@@ -251,27 +221,23 @@ def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 def _require_new(folder: Path) -> None:
     if folder.exists():
-        raise ValueError(f"{folder} exists already; give another --out_dir, or remove it first")
+        raise ValueError(f"{folder} exists already; choose another --out_dir, or remove it first")
 
 
 def _only_writer(path: Path, folder: Path) -> TextIO:
-    """The lock file at `path`, held until it is closed; ValueError while another process holds it."""
-    owner = ""
-    with (
-        contextlib.suppress(BlockingIOError, FileNotFoundError),
-        contextlib.ExitStack() as closed,
-    ):
-        lock = closed.enter_context(open(path, "a+"))
+    """Lock the file at `path` until it is closed. Raises ValueError while another process holds the lock."""
+    lock = open(path, "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         lock.seek(0)
         owner = lock.read().strip()
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):  # not moved away meanwhile
-            closed.pop_all()
-            return lock
-    raise ValueError(
-        f"out_dir must have one writer, and data.prepare (process {owner}) is writing {folder}; "
-        "wait for it or choose another --out_dir"
-    )
+        lock.close()
+        raise ValueError(
+            f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another "
+            "--out_dir"
+        ) from None
+    return lock
 
 
 def _shard_name(split: str, number: int) -> str:
@@ -283,8 +249,10 @@ def _id_type(n_vocab: int) -> type:
 
 
 def _header(dtype: np.dtype, count: int) -> bytes:
-    """What numpy.save writes in front of `count` numbers. We write it, and compare it, ourselves: nothing
-    that a file says about its numbers is believed.
+    """Return the header that numpy.save writes for `count` elements.
+
+    A reader compares the header with the expected one and never parses it, so a damaged or foreign file
+    cannot set the type or the size.
     """
     shape = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({count},), }}"
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + shape.ljust(117).encode() + b"\n"

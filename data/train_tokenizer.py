@@ -3,9 +3,9 @@
     python -m data.train_tokenizer --dataset $TINYSTORIES/train.jsonl --vocab_size 4096 \\
         --out data/tokenizers/stories4k.tiktoken
 
-writes that file (a base64 token and its rank per line) and stories4k.json beside it (pattern,
-special tokens, sha256, where it comes from); `--tokenizer PATH` uses it. vocab_size counts
-<|endoftext|>, the last id. The 256 bytes are always tokens, so every text encodes without loss.
+writes that file (a base64 token and its rank per line) and stories4k.json beside it (split pattern, special
+tokens, sha256, provenance). Use it with `--tokenizer PATH`. vocab_size includes <|endoftext|>, the last id.
+The 256 bytes are always tokens, so every text can be encoded without loss.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from common.script import Parser, exit_code, say
 from data.defaults import TEXT_COLUMN
 from data.sources import choose_dataset, open_dataset
 
-MOST_IDS = 2**20  # five times the largest vocabulary in use; a larger number is a slip
-# GPT-4's split pattern with numbers of at most two digits: a small vocabulary has no room for a
-# thousand numbers.
+MOST_IDS = 2**20  # five times the largest vocabulary in use, so a larger number is a typing error
+# GPT-4's split pattern, but with numbers of at most two digits instead of three, since a thousand numbers
+# would be too large a part of a small vocabulary.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,2}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
@@ -31,23 +31,22 @@ PATTERN = (
 
 
 def train_tokenizer(texts, vocab_size: int, name: str, pattern: str = PATTERN) -> tiktoken.Encoding:
-    """Byte-pair encoding of `texts` with vocab_size ids in all, END_OF_TEXT being the last."""
+    """Train a byte-pair encoding on `texts` with vocab_size ids, of which END_OF_TEXT is the last."""
     try:
         import rustbpe
     except ImportError as error:
         raise ImportError("training a tokenizer needs rustbpe: pip install rustbpe") from error
     if not 257 <= vocab_size <= MOST_IDS:
         raise ValueError(
-            f"vocab_size ({vocab_size}) must be at least 257 (256 bytes and {END_OF_TEXT}) and at most "
-            f"{MOST_IDS:,}"
+            f"vocab_size ({vocab_size}) must be from 257 (256 bytes and {END_OF_TEXT}) to {MOST_IDS:,}"
         )
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=pattern)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         raise ValueError(
-            f"vocab_size ({vocab_size}) is too large for this text, which gives only {len(ranks) + 1} tokens; "
-            f"use more text or --vocab_size {len(ranks) + 1}"
+            f"vocab_size ({vocab_size}) is too large for this text, which gives only {len(ranks) + 1} "
+            f"tokens; use more text or --vocab_size {len(ranks) + 1}"
         )
     return tiktoken.Encoding(
         name,
@@ -61,19 +60,16 @@ def train_tokenizer(texts, vocab_size: int, name: str, pattern: str = PATTERN) -
 def parse_command_line(argv=None) -> argparse.Namespace:
     parser = Parser(prog="python -m data.train_tokenizer", description=__doc__.splitlines()[0])
     add = parser.add_argument
+    add("--dataset", required=True, help="dataset to learn from, as for train.py --dataset")
+    add("--text_column", default=TEXT_COLUMN, help="column that has the text (default: %(default)s)")
     add(
-        "--dataset",
-        required=True,
-        help="documents to learn from: whatever train.py --dataset takes",
+        "--vocab_size",
+        type=int,
+        default=4096,
+        help=f"number of ids, {END_OF_TEXT} included (default: %(default)s)",
     )
-    add(
-        "--text_column",
-        default=TEXT_COLUMN,
-        help="column of the text (default: %(default)s)",
-    )
-    add("--vocab_size", type=int, default=4096, help=f"ids, {END_OF_TEXT} included (default: 4096)")
-    add("--max_documents", type=int, help="learn from the first N documents only (default: all)")
-    add("--out", required=True, type=Path, help="rank file to write, NAME.tiktoken")
+    add("--max_documents", type=int, help="number of documents to learn from, the first ones (default: all)")
+    add("--out", required=True, type=Path, help="rank file to write, named NAME.tiktoken")
     return parser.parse_args(argv)
 
 
@@ -90,8 +86,8 @@ def run(args: argparse.Namespace) -> None:
         for text in itertools.islice(source.documents(), args.max_documents):
             if not isinstance(text, str):
                 raise ValueError(
-                    f"--dataset {args.dataset} holds token ids, and a tokenizer learns from text; name the "
-                    "text that it was made from"
+                    f"--dataset {args.dataset} has token ids, but a tokenizer learns from text; use the "
+                    "dataset from which they were prepared"
                 )
             seen["documents"] += 1
             seen["bytes"] += len(text.encode())

@@ -40,7 +40,7 @@ class HubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
@@ -78,11 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository_info(self):
         siblings = [{"rfilename": name} for name in self.server.files]
-        return {
-            "_id": "0" * 24, "id": self.server.repo, "sha": COMMIT, "lastModified": TIME,
-            "createdAt": TIME, "private": False, "gated": False, "disabled": False, "downloads": 0,
-            "likes": 0, "tags": [], "siblings": siblings,
-        }  # fmt: skip
+        return {"id": self.server.repo, "sha": COMMIT, "lastModified": TIME, "siblings": siblings}
 
     def _tree(self, folder):
         """The files and subfolders of one folder; None if there is no such folder."""
@@ -130,13 +126,11 @@ LAST_COMMIT = {"id": COMMIT, "title": "data", "date": TIME}
 
 
 def _entry(path, data):
-    file = {"type": "file", "path": path, "size": len(data), "oid": _sha1(data)}
-    return {**file, "lastCommit": LAST_COMMIT}
+    return {"type": "file", "path": path, "size": len(data), "oid": _sha1(data), "lastCommit": LAST_COMMIT}
 
 
 def _folder(path):
-    folder = {"type": "directory", "path": path, "size": 0, "oid": COMMIT}
-    return {**folder, "lastCommit": LAST_COMMIT}
+    return {"type": "directory", "path": path, "size": 0, "oid": COMMIT, "lastCommit": LAST_COMMIT}
 
 
 def _sha1(data):

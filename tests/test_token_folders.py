@@ -1,12 +1,10 @@
-"""Token folders: what is read is what was written, or one sentence; one writer at a time."""
+"""Token folders: reading gives what was written or one sentence, and a folder has one writer."""
 
 import io
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from common.files import write_json_atomic
 from data.prepare import main as prepare_main
 from data.prepare import prepare
 from data.sources import open_dataset
-from data.tokens import TokenFile, TokenFolderWriter
+from data.tokens import TokenFolderWriter
 from tests.test_data_files import STORIES, take, whole, write_jsonl
 
 SPLITS = ("train", "validation")
@@ -44,35 +42,6 @@ def write(folder: Path, documents, tokenizer=None, **options) -> Path:
 def read(folder: Path) -> list[list[list[int]]]:
     sources = [open_dataset(str(folder), split=split) for split in SPLITS]
     return [[ids.tolist() for ids in source.documents()] for source in sources]
-
-
-def described(folder: Path, change) -> None:
-    """Change what tokens.json says, and seal it again as somebody could who knows how."""
-    meta = json.loads((folder / "tokens.json").read_text())
-    del meta["seal"]
-    change(meta)
-    write_json_atomic(folder / "tokens.json", meta)
-
-
-def without_checksums(folder: Path, documents) -> Path:
-    """A folder as commit 6d82eb2 wrote it."""
-    folder.mkdir()
-    ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
-    ids, shards = np.concatenate(documents).astype(np.uint16), {}
-    for split in SPLITS:
-        np.save(folder / f"{split}_00000.tokens.npy", ids)
-        np.save(folder / f"{split}_00000.ends.npy", ends)
-        totals = {"tokens": len(ids), "documents": len(ends)}
-        shards[split] = totals | {"shards": [totals | {"name": f"{split}_00000"}]}
-    state = tokenizer_state(get_tokenizer("stories4k"))
-    meta = {
-        "format": "nano-gpt-oss tokens 1",
-        "tokenizer": {key: state[key] for key in ("name", "sha256")},
-        "n_vocab": 4096,
-        "splits": shards,
-    }
-    (folder / "tokens.json").write_text(json.dumps(meta, indent=2) + "\n")
-    return folder
 
 
 def random_documents(count: int) -> list[list[int]]:
@@ -109,13 +78,17 @@ def test_shards_hold_ids_of_the_largest_vocabulary_and_any_number_of_documents(t
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
-@pytest.mark.parametrize("count", [0, 1, 9, 12_345, 10**6])
+@pytest.mark.parametrize("count", [0, 12_345])
 def test_the_header_is_that_of_numpy(dtype, count):
     file = io.BytesIO()
     np.save(file, np.zeros(count, dtype))
-    assert file.getvalue()[: -count * np.dtype(dtype).itemsize or None] == tokens._header(
-        np.dtype(dtype), count
-    )
+    assert file.getvalue()[:128] == tokens._header(np.dtype(dtype), count)
+
+
+def test_documents_may_be_empty_and_end_at_a_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 256)  # the header and 64 ids
+    documents = [[], [1] * 64, [], [2] * 64, []]
+    assert read(write(tmp_path / "tokens", documents)) == [documents, documents]
 
 
 # -------------------------------------------------------------------------------------------- damage
@@ -135,7 +108,7 @@ def zero_a_sector(path: Path, rng: random.Random) -> None:
 
 
 def read_as_good_and_different(folder: Path, damage, times: int) -> int:
-    """How many damages of a file of the folder go unseen, and change what is read."""
+    """Count the damages of a file of the folder that go unnoticed and change what is read."""
     good, rng, unseen = read(folder), random.Random(0), 0
     for _ in range(times):
         path = rng.choice(sorted(folder.iterdir()))
@@ -154,24 +127,20 @@ def test_no_flip_of_a_bit_and_no_lost_sector_is_read_as_good(tmp_path, monkeypat
     monkeypatch.setattr(tokens, "BLOCK_BYTES", 3000)
     folder = write(tmp_path / "tokens", random_documents(60), shard_tokens=3000)
     assert len(list(folder.iterdir())) > 8
-    assert read_as_good_and_different(folder, flip, 300) == 0
-    assert read_as_good_and_different(folder, zero_a_sector, 60) == 0
-    without = without_checksums(tmp_path / "old", random_documents(60))
-    assert read_as_good_and_different(without, flip, 50) > 10  # so these damages would be seen
+    assert read_as_good_and_different(folder, flip, 150) == 0
+    assert read_as_good_and_different(folder, zero_a_sector, 30) == 0
 
 
 @pytest.mark.slow
-def test_no_bit_of_the_description_and_none_of_many_others_is_read_as_good(tmp_path):
+def test_no_bit_of_the_description_is_read_as_good(tmp_path):
     folder = write(tmp_path / "tokens", random_documents(60), shard_tokens=3000)
-    assert read_as_good_and_different(folder, flip, 10_000) == 0
-    assert read_as_good_and_different(folder, zero_a_sector, 2000) == 0
     path, good = folder / "tokens.json", read(folder)
     content = path.read_bytes()
     for bit in range(8 * len(content)):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
-        try:  # of the blank space around values it may
+        try:  # a change of the blank space around values does no harm
             assert read(folder) == good
         except ValueError as error:
             assert "prepare it again" in str(error)
@@ -182,7 +151,7 @@ def test_a_flipped_bit_of_a_tokenizer_never_gives_other_ids(tmp_path):
         shutil.copy(SHIPPED_FOLDER / f"bundled1536{suffix}", tmp_path)
     good, rng, refused = load_rank_file(tmp_path / "bundled1536.tiktoken"), random.Random(0), 0
     ids = [good.encode_ordinary(text) for text in STORIES]
-    for number in range(100):
+    for number in range(50):
         path = tmp_path / ("bundled1536.json" if number % 2 else "bundled1536.tiktoken")
         content = path.read_bytes()
         flip(path, rng)
@@ -193,7 +162,7 @@ def test_a_flipped_bit_of_a_tokenizer_never_gives_other_ids(tmp_path):
         except ValueError:
             refused += 1
         path.write_bytes(content)
-    assert refused > 50
+    assert refused > 25
 
 
 def test_a_block_is_verified_when_it_is_first_read(tmp_path, monkeypatch):
@@ -207,10 +176,41 @@ def test_a_block_is_verified_when_it_is_first_read(tmp_path, monkeypatch):
     assert [source[n].tolist() for n in range(17)] == [[n] * 100 for n in range(17)]
     with pytest.raises(
         ValueError,
-        match="tokens cannot be read as a token folder .train_00000.tokens.npy is not what was written, in its "
-        "32 bytes from 4,096 on.; prepare it again with python -m data.prepare",
+        match="tokens cannot be read as a token folder .the 32 bytes of train_00000.tokens.npy from byte "
+        "4,096 are not as written.; prepare it again with python -m data.prepare",
     ):
         source[19]
+
+
+def shards(meta):
+    return meta["splits"]["train"]["shards"]
+
+
+def resealed(change):
+    """Change tokens.json and seal it again."""
+
+    def damage(folder):
+        meta = json.loads((folder / "tokens.json").read_text())
+        del meta["seal"]
+        change(meta)
+        write_json_atomic(folder / "tokens.json", meta)
+
+    return damage
+
+
+def changed(name, change):
+    """Another array under the name of a file of the folder."""
+
+    def damage(folder):
+        path = folder / f"train_00000.{name}.npy"
+        np.save(path, change(np.load(path)))
+
+    return damage
+
+
+def pipe_for_a_file(folder):
+    (folder / "train_00000.ends.npy").unlink()
+    os.mkfifo(folder / "train_00000.ends.npy")
 
 
 def npz_for_npy(folder):
@@ -218,53 +218,20 @@ def npz_for_npy(folder):
     (folder / "train_00000.npz").rename(folder / "train_00000.tokens.npy")
 
 
-def saved(folder, kind, array):
-    np.save(folder / f"train_00000.{kind}.npy", array)
-
-
-def shards(meta):
-    return meta["splits"]["train"]["shards"]
-
-
 DAMAGES = {
     "tokens.json that ends": lambda folder: (folder / "tokens.json").write_text("{"),
     "tokens.json empty": lambda folder: (folder / "tokens.json").write_text("{}"),
-    "tokens.json a list": lambda folder: (folder / "tokens.json").write_text("[1]"),
-    "tokens.json nested": lambda folder: (folder / "tokens.json").write_text("[" * 200_000),
-    "tokens.json of many digits": lambda folder: (folder / "tokens.json").write_text("9" * 5000),
-    "another format": lambda folder: described(folder, lambda meta: meta.update(format="3")),
+    "an older format": resealed(lambda meta: meta.update(format="nano-gpt-oss tokens 1")),
     "a file is missing": lambda folder: (folder / "train_00000.tokens.npy").unlink(),
-    "a file is a pipe": lambda folder: (
-        (folder / "train_00000.ends.npy").unlink() or os.mkfifo(folder / "train_00000.ends.npy")
-    ),
-    "a file ends": lambda folder: (folder / "train_00000.tokens.npy").write_bytes(b"\x93NUMPY"),
+    "a file is a pipe": pipe_for_a_file,
     "a file is empty": lambda folder: (folder / "train_00000.ends.npy").write_bytes(b""),
     "an npz": npz_for_npy,
-    "fewer documents": lambda folder: saved(folder, "ends", np.zeros(3, np.int64)),
-    "other ids": lambda folder: saved(folder, "ends", np.load(folder / "train_00000.ends.npy") + 1),
-    "another type": lambda folder: saved(
-        folder, "tokens", np.load(folder / "train_00000.tokens.npy").astype(np.int16)
-    ),
-    "another shape": lambda folder: saved(folder, "tokens", np.load(folder / "train_00000.tokens.npy")[None]),
-    "objects": lambda folder: saved(folder, "tokens", np.array([print] * 9)),
-    "no n_vocab": lambda folder: described(folder, lambda meta: meta.pop("n_vocab")),
-    "n_vocab as text": lambda folder: described(folder, lambda meta: meta.update(n_vocab="9")),
-    "no splits": lambda folder: described(folder, lambda meta: meta.update(splits=[])),
-    "no shards": lambda folder: described(folder, lambda meta: meta["splits"].update(train={})),
-    "an empty shard": lambda folder: described(
-        folder, lambda meta: meta["splits"]["train"].update(shards=[{}])
-    ),
-    "no checksums": lambda folder: described(folder, lambda meta: shards(meta)[0].pop("sha256")),
-    "sizes below 0": lambda folder: described(
-        folder, lambda meta: shards(meta)[0].update(tokens=-9, documents=-9)
-    ),
-    "sizes beyond memory": lambda folder: described(
-        folder, lambda meta: shards(meta)[0].update(tokens=10**30, documents=10**30)
-    ),
-    "a path for a name": lambda folder: described(
-        folder, lambda meta: shards(meta)[0].update(name="../tokens/train_00000")
-    ),
-    "a shard twice": lambda folder: described(folder, lambda meta: shards(meta).append(shards(meta)[0])),
+    "other ends": changed("ends", lambda ends: ends + 1),
+    "another type": changed("tokens", lambda ids: ids.astype(np.int16)),
+    "no checksums": resealed(lambda meta: shards(meta)[0].pop("sha256")),
+    "sizes below 0": resealed(lambda meta: shards(meta)[0].update(tokens=-9, documents=-9)),
+    "sizes beyond memory": resealed(lambda meta: shards(meta)[0].update(tokens=10**30, documents=10**30)),
+    "a shard twice": resealed(lambda meta: shards(meta).append(shards(meta)[0])),
 }
 
 
@@ -277,49 +244,14 @@ def test_a_damaged_token_folder_is_one_sentence(folder, damage):
     assert str(folder) in str(caught.value)
 
 
-def test_a_name_that_leads_out_of_the_folder_is_not_followed(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "other")
-    described(folder, lambda meta: shards(meta)[0].update(name="../other/train_00000"))
-    with pytest.raises(ValueError, match="must name its shards in order, train_00000 and so on"):
-        open_dataset(str(folder), split="train")
-
-
-def test_ids_and_a_vocabulary_that_are_not_the_tokenizers_are_refused(tmp_path):
-    folder = write(tmp_path / "tokens", [[1, 2], [3, 4096]])
-    source = open_dataset(str(folder), split="train")
-    assert source[0].tolist() == [1, 2]
-    with pytest.raises(ValueError, match="document 1 has the id 4096 of 4096.; prepare it again"):
-        source[1]
-    described(folder, lambda meta: meta.update(n_vocab=5000))
-    source = open_dataset(str(folder), split="train")
-    with pytest.raises(ValueError, match="tokens.json must have the n_vocab 4096 of its tokenizer"):
-        source.check_tokenizer(get_tokenizer("stories4k"))
-
-
 def test_a_token_folder_of_another_tokenizer_is_refused(folder):
     source = open_dataset(str(folder), split="train")
     source.check_tokenizer(get_tokenizer("stories4k"))
     with pytest.raises(
         ValueError,
-        match="prepared with tokenizer stories4k .* give that one with --tokenizer, or prepare again",
+        match="prepared with tokenizer stories4k .* use the first with --tokenizer, or prepare again",
     ):
         source.check_tokenizer(get_tokenizer("bundled1536"))
-
-
-# --------------------------------------------------------------------------------- folders of before
-
-
-def test_a_folder_without_checksums_is_read_and_says_once_that_damage_goes_unseen(tmp_path, caplog, capsys):
-    documents = random_documents(20)
-    folder = without_checksums(tmp_path / "old", documents)
-    assert read(folder) == [documents, documents]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{folder} was prepared before token files had checksums, so damage in it would go unseen; prepare it again "
-        "with python -m data.prepare, from its text or, if you trust it, from this folder"
-    ]
-    assert prepare_main(["--dataset", str(folder), "--out_dir", str(tmp_path / "new")]) == 0
-    assert read(tmp_path / "new") == [documents, documents]
-    assert read_as_good_and_different(tmp_path / "new", flip, 10) == 0
 
 
 # ------------------------------------------------------------------------------- replaced while it is read
@@ -359,15 +291,6 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_verified_again(tmp_path, 
     assert source[0].tolist() == documents[0]
 
 
-def test_a_replaced_file_without_checksums_is_refused(tmp_path):
-    documents = random_documents(20)
-    folder = without_checksums(tmp_path / "old", documents)
-    source = open_dataset(str(folder), split="train")
-    os.utime(folder / "train_00000.tokens.npy", ns=(1, 1))
-    with pytest.raises(ValueError, match="train_00000.tokens.npy changed while it was read"):
-        source[0]
-
-
 # ----------------------------------------------------------------------------------------- one writer
 
 
@@ -397,17 +320,17 @@ def test_a_killed_preparation_leaves_no_folder_and_the_next_one_starts_clean(tmp
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_of_two_writers_of_a_folder_the_second_is_refused_and_mixes_nothing_in(tmp_path):
-    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
-    first = TokenFolderWriter(folder, encoding)
+def test_the_second_writer_of_a_folder_is_refused_and_mixes_nothing_in(tmp_path, capsys):
+    path, folder = write_jsonl(tmp_path / "a.jsonl", STORIES), tmp_path / "tokens"
+    first = TokenFolderWriter(folder, get_tokenizer("stories4k"))
     first.write_split("validation", [[1, 2, 3]] * 200)
     for _ in range(2):
-        with pytest.raises(
-            ValueError,
-            match=rf"out_dir must have one writer, and data.prepare .process {os.getpid()}. is writing .*tokens; "
-            "wait for it or choose another --out_dir",
-        ):
-            TokenFolderWriter(folder, encoding)
+        flags = ["--dataset", path, "--val_dataset", path, "--out_dir", folder]
+        assert prepare_main([str(flag) for flag in flags]) == 2
+        assert capsys.readouterr().err == (
+            f"data/prepare.py: error: data.prepare (process {os.getpid()}) is already writing {folder}; "
+            "wait for it, or choose another --out_dir\n"
+        )
     first.write_split("train", [[4, 5]])
     first.finish()
     assert read(folder) == [[[4, 5]], [[1, 2, 3]] * 200]
@@ -428,49 +351,3 @@ def test_a_writer_that_waited_for_another_to_finish_does_not_write_over_it(tmp_p
     with pytest.raises(ValueError, match="exists already"):
         TokenFolderWriter(folder, encoding)
     assert read(folder) == [[[1]], [[1]]] and list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_lock_that_was_moved_away_with_its_folder_is_not_ours(tmp_path, monkeypatch):
-    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
-    first = TokenFolderWriter(folder, encoding)
-    first.write_split("train", [[1]])
-    flock = tokens.fcntl.flock
-
-    def late(*args):
-        monkeypatch.undo()
-        first.finish()  # after the lock file was opened, and before it is locked
-        flock(*args)
-
-    monkeypatch.setattr(tokens.fcntl, "flock", late)
-    with pytest.raises(ValueError, match="out_dir must have one writer"):
-        TokenFolderWriter(folder, encoding)
-    assert open_dataset(str(folder), split="train")[0].tolist() == [1]
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_second_data_prepare_is_refused_in_one_sentence(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    writer = TokenFolderWriter(tmp_path / "tokens", get_tokenizer("stories4k"))
-    data = ["--dataset", path, "--val_dataset", path]
-    ended = subprocess.run(
-        [sys.executable, "-m", "data.prepare", *data, "--out_dir", tmp_path / "tokens"],
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
-    assert f"(process {os.getpid()}) is writing {tmp_path / 'tokens'}; wait for it" in ended.stderr
-    for split in SPLITS:
-        writer.write_split(split, [[1]])
-    writer.finish()
-    assert read(tmp_path / "tokens") == [[[1]], [[1]]]
-
-
-def test_a_slice_may_be_empty_and_end_at_a_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "BLOCK_BYTES", 256)
-    folder = write(tmp_path / "tokens", [[1] * 64, [], [2] * 64])
-    meta = json.loads((folder / "tokens.json").read_text())
-    digests = shards(meta)[0]["sha256"]["tokens"]
-    file = TokenFile(folder / "train_00000.tokens.npy", np.uint16, 128, digests)
-    assert len(digests) == 2
-    assert file[64:64].tolist() == [] and file[128:128].tolist() == []
-    assert file[0:64].tolist() == [1] * 64 and file[63:65].tolist() == [1, 2]

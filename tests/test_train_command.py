@@ -324,19 +324,21 @@ def test_unusable_data_is_named(refused, corpus):
         ("empty.txt", "empty.txt is empty"),
         ("latin1.txt", "latin1.txt, byte 3 is not UTF-8"),
         ("blank.jsonl", "no document with text"),
-        ("column.jsonl", "has no column 'text'; it has story: choose with --text_column"),
+        ("column.jsonl", "has no column 'text', only story; choose with --text_column"),
         ("broken.jsonl", "broken.jsonl, line 2 is not JSON"),
         ("tinystorys", "did you mean 'tinystories'?"),
     ):
         assert told in refused(*RUN, "--dataset", name, *val), name
     told = refused(*RUN, "--dataset", "short.jsonl", *val, "--batch_size", 64)
-    assert re.search(r"short.jsonl has \d+ tokens in all, fewer than one batch \(1,025", told)
+    assert re.search(r"short.jsonl has \d+ tokens in all, but one batch needs 1,025", told)
 
 
 def test_unusable_validation_data_is_named_before_anything_is_written(refused, corpus):
     Path("empty.txt").touch()
     assert "empty.txt is empty" in refused(*RUN, *corpus[:2], "--val_dataset", "empty.txt")
-    assert "name one with --val_dataset" in refused(*RUN, *corpus[:2])  # 300 documents: 3 by hash
+    assert "give validation documents with --val_dataset" in refused(
+        *RUN, *corpus[:2]
+    )  # 300 documents: 3 by hash
 
 
 def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus, capsys):

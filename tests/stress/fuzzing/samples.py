@@ -57,7 +57,6 @@ def kinds(samples: Path) -> dict[str, Kind]:
     """Every kind of file that we read back."""
     from architecture.checkpoint import read_checkpoint
     from architecture.tokenizer import load_rank_file, tokenizer_state
-    from data import tokens
     from data.sources import open_dataset
     from evaluation.ablation import matching, results
     from evaluation.ablation.spec import read_spec
@@ -84,8 +83,7 @@ def kinds(samples: Path) -> dict[str, Kind]:
         "ranks": Kind("small.tiktoken", ranks),
         "ranks' .json": Kind("small.json", ranks),
     }
-    if tokens.FORMAT != "nano-gpt-oss tokens 1":  # which has no checksums
-        for path in sorted((samples / "tokens").iterdir()):
-            if path.suffix in (".json", ".npy"):
-                found[f"tokens: {path.name}"] = Kind(f"tokens/{path.name}", documents)
+    for path in sorted((samples / "tokens").iterdir()):
+        if path.suffix in (".json", ".npy"):
+            found[f"tokens: {path.name}"] = Kind(f"tokens/{path.name}", documents)
     return found
