@@ -24,13 +24,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("spec", type=Path, metavar="SPEC.yaml",
-        help="the specification, or the plan.json of an earlier report: the same runs to the last bit")  # fmt: skip
+    source = "the specification, or the plan.json of an earlier report: the same runs to the last bit"
+    jobs = "runs at once: one on each GPU; on a CPU they share its cores (default: 1)"
+    resume = "go on with the newest report of this specification, or the one in --out_dir"
+    add("path", type=Path, metavar="SPEC.yaml", help=source)
     add("--plan", action="store_true", help="print what every arm costs, and stop")
-    add("--jobs", type=int, default=1, metavar="N",
-        help="runs at once: one on each GPU; on a CPU they share its cores (default: 1)")  # fmt: skip
-    add("--resume", action="store_true",
-        help="go on with the newest report of this specification, or the one in --out_dir")  # fmt: skip
+    add("--jobs", type=int, default=1, metavar="N", help=jobs)
+    add("--resume", action="store_true", help=resume)
     add("--out_dir", type=Path, metavar="DIR", help="default: runs/ablations/NAME-TIME")
     args, rest = parser.parse_known_args(argv)
     args.over_base = settings(rest)
@@ -50,23 +50,16 @@ def settings(words: list[str]) -> dict[str, str]:
     return found
 
 
-def run(args: argparse.Namespace, **tools) -> None:
-    from evaluation.ablation import experiment
-
-    experiment.run(
-        args.spec,
-        over_base=args.over_base,
-        plan_only=args.plan,
-        jobs=args.jobs,
-        resume=args.resume,
-        out_dir=args.out_dir,
-        **tools,
-    )
-
-
 def main(argv: list[str] | None = None, **tools) -> int:
     """Returns the exit code: 0; 2 for bad input; 130 after Ctrl-C. tools: launch, of the runs."""
-    return exit_code("ablate.py", lambda: run(parse(argv), **tools))
+
+    def run() -> None:
+        args = parse(argv)
+        from evaluation.ablation import experiment
+
+        experiment.run(**vars(args), **tools)
+
+    return exit_code("ablate.py", run)
 
 
 if __name__ == "__main__":

@@ -252,11 +252,11 @@ def test_every_ending_has_a_status():
 
 @pytest.mark.slow
 def test_a_run_of_another_size_than_planned_is_no_result(folder, monkeypatch):
-    monkeypatch.setattr("evaluation.ablation.matching.WELL_KNOWN", {"bundled1536": matching.Vocabulary(1000)})
-    matching._vocabulary.cache_clear()
+    monkeypatch.setattr("evaluation.ablation.matching.WELL_KNOWN", {"bundled1536": 1000})
+    matching.vocabulary.cache_clear()
     write(folder, learning_rates="none", seeds=[1], headline=[])
     assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=Trained(folder / "a")) == 0
-    matching._vocabulary.cache_clear()
+    matching.vocabulary.cache_clear()
     (first, _) = lines(folder)
     assert first["status"] == "failed" and "parameters, and the plan says" in first["message"]
 

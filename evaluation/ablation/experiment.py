@@ -55,11 +55,11 @@ class Experiment(Ablation):
 def run(
     path: Path,
     *,
-    over_base: dict[str, str] | None = None,
-    plan_only: bool = False,
-    jobs: int = 1,
-    resume: bool = False,
-    out_dir: Path | None = None,
+    over_base: dict[str, str],
+    plan: bool,
+    jobs: int,
+    resume: bool,
+    out_dir: Path | None,
     launch: Launch = launch,
 ) -> None:
     """What ablate.py does. over_base: settings in place of the base's. Raises ValueError for bad input,
@@ -73,14 +73,14 @@ def run(
     stored = matching.read(path if path.suffix == ".json" else None)
     if stored and stored.sha256 != spec.sha256:
         raise ValueError(
-            f"{path} makes its own runs again, and settings were given over them ({', '.join(over_base or {})}); "
+            f"{path} makes its own runs again, and settings were given over them ({', '.join(over_base)}); "
             "leave them out, or start from the specification"
         )
     folder = _earlier(spec, out_dir) if resume else None
     stored = _stored(folder, spec, path) if folder else stored
     arms = stored.arms if stored else matching.plan(spec)
     print(write_up.plan_text(spec, arms), flush=True)
-    if plan_only:
+    if plan:
         return
     _require_trainable(arms)
     arms = _with_data(arms)
@@ -99,7 +99,7 @@ def run(
             write_up.write(x)
         except KeyboardInterrupt:
             names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
-            flags = "".join(f" --{key} {quote(value)}" for key, value in (over_base or {}).items())
+            flags = "".join(f" --{key} {quote(value)}" for key, value in over_base.items())
             several = f" --jobs {jobs}" if jobs > 1 else ""
             say(f"go on with: python ablate.py {names}{several}{flags}")
             raise
@@ -111,16 +111,9 @@ def run(
 
 def _earlier(spec: Spec, out_dir: Path | None) -> Path:
     """The folder to go on in: the one named, or the newest of this specification's name."""
-    pattern = re.compile(re.escape(spec.name) + r"-\d{8}-\d{6}(-\d+)?")
-    there = REPORTS.iterdir() if REPORTS.is_dir() else ()
-    found = sorted(path for path in there if pattern.fullmatch(path.name))
-    folder = out_dir or (found[-1] if found else None)
-    if folder is None or not folder.is_dir():
-        raise ValueError(
-            f"--resume needs the folder of an earlier start, and {folder or REPORTS} holds none; name it with "
-            "--out_dir, or start without --resume"
-        )
-    return folder
+    named = re.compile(re.escape(spec.name) + r"-\d{8}-\d{6}(-\d+)?")
+    found = sorted(path for path in REPORTS.glob("*") if named.fullmatch(path.name))
+    return out_dir or (found[-1] if found else REPORTS)
 
 
 def _stored(folder: Path, spec: Spec, path: Path) -> matching.StoredPlan | None:
@@ -205,9 +198,9 @@ def _paces(x: Experiment, arms: dict[str, PlannedArm]) -> dict[str, float]:
     for turn in range(PACE_ROUNDS):
         for name, arm in arms.items():
             say(f"{name}: measuring its pace, {turn + 1} of {PACE_ROUNDS}")
-            folder, settings = x.folder / "pace", {"lr": arm.lr, "seed": x.spec.search_seed}
-            words = command(arm, folder, x.threads, **settings, max_minutes=10, log_every=1,
-                            eval_every=never, save_every=never)  # fmt: skip
+            folder, settings = x.folder / "pace", {"lr": arm.lr, "seed": x.spec.search_seed, "log_every": 1}
+            settings |= {"max_minutes": 10, "eval_every": never, "save_every": never}
+            words = command(arm, folder, x.threads, **settings)
             try:
                 pace[name].append(seconds_per_token(words, folder, x.launch))
             except ValueError as error:
@@ -235,9 +228,9 @@ def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: floa
         settings["eval_every"] = steps  # nobody draws a curve of it
     elif "eval_every" not in arm.settings:
         settings["eval_every"] = max(1, steps // EVALUATIONS)
-    record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
-              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)),
-              "commit": git_commit(), "at_once": 1 if gpus() else x.workers}  # fmt: skip
+    record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name}
+    record |= {"seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder))}
+    record |= {"commit": git_commit(), "at_once": 1 if gpus() else x.workers}
     outcome = partial(training_outcome, parameters=arm.axes["total"])
     return Job(record, command(arm, folder, x.threads, **settings), folder, outcome)
 
@@ -322,7 +315,8 @@ def checkpoint_job(
         return []
     place = record["phase"] + (f"-seed-{record['seed']}" if "seed" in record else "")
     folder = x.folder / "runs" / _folder_name(x, arm) / place
-    options = options | {"out": folder.with_suffix(".json").resolve(), "device": arm.settings.get("device", "auto")}  # fmt: skip
+    device = arm.settings.get("device", "auto")
+    options = options | {"out": folder.with_suffix(".json").resolve(), "device": device}
     if threads := arm.settings.get("threads", x.threads):
         options["threads"] = threads
     words = ["-m", module, str(checkpoint.resolve()), *(f"--{k}={v}" for k, v in options.items())]

@@ -19,15 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from common.script import say
-from evaluation.ablation.results import (
-    Results,
-    facts,
-    failure,
-    final_record,
-    last_line,
-    log_of,
-    records_of,
-)
+from evaluation.ablation.results import Results, facts, failure, final_record, last_line, log_of, records_of
 from training.state.checkpoint import checkpoints, latest_checkpoint
 from training.state.out_dir import live_writer
 

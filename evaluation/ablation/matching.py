@@ -33,14 +33,8 @@ ENOUGH = 0.01  # where multiples of 8, which GPUs like, come this near, no other
 DATA = ("dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size")
 
 
-class Vocabulary(NamedTuple):
-    """What sizes need of a tokenizer."""
-
-    n_vocab: int
-
-
-# planning needs no table that may have to be downloaded
-WELL_KNOWN = {"gpt2": Vocabulary(50257), "o200k_harmony": Vocabulary(201088)}
+# {tokenizer: vocabulary}: planning needs no table that may have to be downloaded
+WELL_KNOWN = {"gpt2": 50257, "o200k_harmony": 201088}
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,7 @@ def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
         cfg = command.config
         command = with_segment_length(command) if cfg.carries else command
         cfg = command.config
-        config = new_config(command, _vocabulary(cfg.tokenizer).n_vocab)  # as train.py will
+        config = new_config(command, vocabulary(cfg.tokenizer))  # as train.py will
         require_context(cfg, config)
     except ValueError as error:
         raise ValueError(f"arm {name}: {error}") from None
@@ -149,8 +143,8 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 
 @functools.cache
-def _vocabulary(tokenizer: str) -> Any:
-    return WELL_KNOWN.get(tokenizer) or get_tokenizer(tokenizer)
+def vocabulary(tokenizer: str) -> int:
+    return WELL_KNOWN.get(tokenizer) or get_tokenizer(tokenizer).n_vocab
 
 
 @functools.cache

@@ -11,13 +11,7 @@ import numpy as np
 from common.files import atomic_write, writing
 from common.settings import as_text
 from evaluation.ablation.matching import PlannedArm
-from evaluation.ablation.segments import (
-    above,
-    beside_references,
-    evaluated,
-    loss_of_segment,
-    shown_segments,
-)
+from evaluation.ablation.segments import above, beside_references, evaluated, loss_of_segment, shown_segments
 from evaluation.ablation.statistics import Summary
 from evaluation.ablation.verdict import Ablation
 from evaluation.report.look import clip_name, compact, legend, nth_style

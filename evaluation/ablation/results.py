@@ -58,14 +58,17 @@ class Results:
 
 
 LOADS = ("max_violation", "max_violation_worst_layer", "dead_experts")  # of a model with routers
-
-
-FIGURES = {  # of results.jsonl: of the closing record
-    "val_loss": "final/loss",
-    "bits_per_byte": "final/bits_per_byte",
-    **{name: f"final/{name}" for name in ("validation_tokens", "steps", "tokens", "seconds",
-                                          "tokens_per_second", "parameters", *LOADS)},
-}  # fmt: skip
+CLOSING = (
+    "bits_per_byte",
+    "validation_tokens",
+    "steps",
+    "tokens",
+    "seconds",
+    "tokens_per_second",
+    "parameters",
+)
+# {name in results.jsonl: tag of the closing record}
+FIGURES = {"val_loss": "final/loss"} | {name: f"final/{name}" for name in (*CLOSING, *LOADS)}
 
 
 def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]:
@@ -137,4 +140,4 @@ def log_of(folder: Path) -> Path:
 
 def last_line(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    return (text.strip().splitlines() or [""])[-1].strip()

@@ -69,8 +69,8 @@ Axis = Literal["none", "total", "active", "active_non_embedding", "flops", "time
 Adjust = Literal["intermediate_size", "hidden_size", "num_experts"]
 Measure = Literal["bits_per_byte", "val_loss", "loss_after_first_segment"]
 # What a run is told by this program, or would make it something else than a new run.
-OWN = ("seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard", "recipe",
-       "resume", "resume_from", "init_from", "eval_only", "dry_run")  # fmt: skip
+OWN = {"seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard", "recipe"}
+OWN |= {"resume", "resume_from", "init_from", "eval_only", "dry_run"}
 FIRST_SEEDS = 3  # before anybody asks which pairs need more
 
 
@@ -134,12 +134,10 @@ class Spec:
     def as_values(self) -> dict[str, Any]:
         """What a file would say; read_spec takes it back from plan.json."""
         rates = list(self.learning_rates)
-        optional = {"adjust": self.adjust, "headline": self.headline, "grid": self.grid or None,
-                    "segments": self.segments, "gap": self.gap}  # fmt: skip
-        plain = [f.name for f in fields(self) if f.name not in ("factors", *optional)]
-        return {
-            **{name: getattr(self, name) for name in plain},
-            **{name: value for name, value in optional.items() if value is not None},
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "factors"}
+        given = {name: value for name, value in values.items() if value is not None and value != {}}
+        return given | {
+            "base": self.base,
             "budget": self.budget.as_value(),
             "search_budget": self.search_budget.as_value(),
             "learning_rates": {"factors": rates} if self.factors else rates or "none",

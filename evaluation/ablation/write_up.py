@@ -122,15 +122,15 @@ def _arms(arms: dict[str, PlannedArm]) -> str:
     def count(value: float | None) -> str:
         return "measured first" if value is None else f"{value:,.0f}"
 
-    head = ["arm", "total", "active", "active, no head", "FLOPs/token", "FLOPs in all", "tokens", "steps", "adjusted"]  # fmt: skip
+    head = ["arm", "total", "active", "active, no head", "FLOPs/token"]
+    head += ["FLOPs in all", "tokens", "steps", "adjusted"]
     paced = any(arm.seconds_per_token for arm in arms.values())
     rows = []
     for arm in arms.values():
         in_all = "measured first" if arm.steps is None else f"{flops_in_all(arm):.3g}"
-        rows.append([arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps),
-                     arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""),
-                     *([f"{1e6 * arm.seconds_per_token:,.0f}"] if paced else []),
-                     ])  # fmt: skip
+        row = [arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps)]
+        row.append(arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""))
+        rows.append(row + ([f"{1e6 * arm.seconds_per_token:,.0f}"] if paced else []))
     told = table(head + ["s per 1M tokens"] * paced, rows)
     lacking: dict[str, list[str]] = {}
     for arm in arms.values():
@@ -152,8 +152,10 @@ def _search(x: Ablation) -> str:
         lines = sorted(x.results.of("search", name), key=lambda line: line["lr"])
         tried = {line["lr"]: line[spec.run_measure] for line in lines}
         best = best_rate(tried)
-        shown = (f"{line['lr']:g}: " + (f"{line[spec.run_measure]:.4f}" if line["status"] == "ok" else line["status"])
-                 for line in lines)  # fmt: skip
+        told = [
+            f"{line[spec.run_measure]:.4f}" if line["status"] == "ok" else line["status"] for line in lines
+        ]
+        shown = [f"{rate:g}: {words}" for rate, words in zip(tried, told)]
         remarks = [f"{len(lines) - given} beyond the edge"] if len(lines) > given else []
         remarks += ["the best still at the edge"] if best in (min(tried), max(tried)) else []
         rows.append([name, "; ".join(shown), f"{best:g}" if best else "none", ", ".join(remarks)])
@@ -185,12 +187,12 @@ def _pairs(spec: Spec, found: list[Verdict]) -> str:
         return "None were asked for."
     rows = []
     for v in found:
-        c = v.comparison
+        c, pair = v.comparison, [v.first, v.second, len(v.seeds)]
         if v.refused:
-            rows.append([v.first, v.second, len(v.seeds), "-", "-", "-", "not compared", v.refused])
+            rows.append([*pair, "-", "-", "-", "not compared", v.refused])
             continue
-        rows.append([v.first, v.second, len(v.seeds), f"{c.difference:+.4f}", f"+- {c.half_width:.4f}",
-                     f"{c.p:.3g}", c.verdict, f"{c.resolves:.4f}"])  # fmt: skip
+        apart = [f"{c.difference:+.4f}", f"+- {c.half_width:.4f}", f"{c.p:.3g}"]
+        rows.append([*pair, *apart, c.verdict, f"{c.resolves:.4f}"])
     head = ["first", "second", "seeds", "first - second", "95 %", "p", "first is", "resolves"]
     words = (
         f"{UNITS[spec.measure].capitalize()}, lower is better; paired t over the seeds, p corrected for the "
@@ -222,13 +224,10 @@ def _loads(x: Ablation) -> str:
 
 
 def _costs(x: Ablation) -> str:
-    training = {
-        "training s": "seconds",
-        "tokens/s": "tokens_per_second",
-        "peak GB": "peak_memory_gb",
-    }
-    use = {"checkpoint MB": "checkpoint_bytes", "weights MB": "weight_bytes", "in use: peak GB": "peak_memory_gb",
-           "prefill tokens/s": "prefill_tokens_per_second", "decode tokens/s": "decode_tokens_per_second"}  # fmt: skip
+    memory = "peak_memory_gb"
+    training = {"training s": "seconds", "tokens/s": "tokens_per_second", "peak GB": memory}
+    use = {"checkpoint MB": "checkpoint_bytes", "weights MB": "weight_bytes", "in use: peak GB": memory}
+    use |= {f"{kind} tokens/s": f"{kind}_tokens_per_second" for kind in ("prefill", "decode")}
     rows = []
     for name in x.arms:
         runs = list(x.ended_well(name).values())

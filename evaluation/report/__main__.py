@@ -26,13 +26,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder (--out_dir), or a metrics.jsonl")
-    add("--out", type=Path, metavar="FILE.png",
-        help="the page (default: RUN/report.png, of several runs runs/report-<time>.png)")  # fmt: skip
-    add("--x", choices=("tokens", "step", "minutes"), metavar="tokens|step|minutes",
-        help="the x axis of the curves (default: tokens; step where a run does not tell its tokens)")  # fmt: skip
-    add("--reference", metavar="FILE|none",
-        help="band of earlier runs behind the curves (default: the one in configs/reference whose settings "
-             "are the run's)")  # fmt: skip
+    out = "the page (default: RUN/report.png; for several runs, runs/report-<time>.png)"
+    add("--out", type=Path, metavar="FILE.png", help=out)
+    axes, x = ("tokens", "step", "minutes"), "the x axis of the curves (default: tokens)"
+    add("--x", choices=axes, default="tokens", metavar="|".join(axes), help=x)
+    band = "a band of earlier runs (default: the one in configs/reference that has the settings of the run)"
+    add("--reference", metavar="FILE|none", help=band)
     return parser.parse_args(argv)
 
 
@@ -42,32 +41,26 @@ def run(args: argparse.Namespace) -> None:
     from evaluation.report import bands, read
 
     runs = read.read_runs(args.runs)
-    without = [one.name for one in runs if not one.tokens_per_step]
-    axis = args.x or ("step" if without else "tokens")
     for one in runs:
-        one.at([0], axis)  # raises before anything is shown
+        one.at([0], args.x)  # raises before anything is shown
     known = bands.known_bands(args.reference)
-    remarks = []
-    if without and not args.x:
-        remarks = [f"the curves are over optimizer steps: {without[0]} does not tell its tokens"]
-
     folders = " or ".join(str(one.path.parent) for one in runs)
     way_out = "move its config.json away, or leave the run out"
     wall = functools.partial(reading, folders, "a run of train.py", way_out=way_out)
     with wall():
         matches = [bands.match(one, known, args.reference) for one in runs]
-        text = in_words(runs, matches, remarks)
+        text = in_words(runs, matches)
     print(text, flush=True)
     with wall():
-        png = page(runs, matches, axis)
+        png = page(runs, matches, args.x)
     write(out, png)
 
 
-def in_words(runs: list, matches: list, remarks: list[str]) -> str:
+def in_words(runs: list, matches: list) -> str:
     """The table, and below it what is to be said about it."""
     from evaluation.report import bands, table
 
-    lines = [f"warning: {line}" for line in table.comparability(runs)] + remarks
+    lines = [f"warning: {line}" for line in table.comparability(runs)]
     lines += dict.fromkeys(match.line for match in matches if match.line)
     for one, match in zip(runs, matches):
         found = [bands.verdict(one, match.band, tag) for tag in bands.TAGS if match.band]
@@ -100,11 +93,7 @@ def page_path(args: argparse.Namespace) -> Path:
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {args.out}; the page is a PNG")
     if not args.out.parent.is_dir():
-        raise ValueError(
-            f"--out {args.out} must lie in a folder that is there, and {args.out.parent} is none; make it first"
-        )
-    if args.out.is_dir():
-        raise ValueError(f"--out must be a file, and {args.out} is a folder; name a file in it")
+        raise ValueError(f"--out {args.out}: the folder {args.out.parent} does not exist; make it first")
     return args.out
 
 

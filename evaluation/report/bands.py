@@ -15,26 +15,13 @@ import numpy as np
 
 from common.files import read_json, reading
 from common.settings import as_text
-from evaluation.report.read import (
-    LoggedRun,
-    Series,
-    as_numbers,
-    data_name,
-    figure,
-    short,
-    smooth,
-    status,
-)
-from training.config import (
-    OF_THIS_CALL,
-    RESOLVED_BY_THE_RUN,
-    RESUMABLE_CHANGES,
-    TrainConfig,
-)
+from evaluation.report.read import LoggedRun, Series, as_numbers, data_name, figure, short, smooth, status
+from training.config import OF_THIS_CALL, RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
 FEWEST_SEEDS = 3
 DEVIATIONS, LEAST_SHARE = 3.0, 0.02  # of the mean: three seeds alone make too narrow a band
+FINAL = ("loss", "bits_per_byte", "validation_tokens", "tokens")  # of each run, kept in the band file
 WIDTH = f"mean +- {DEVIATIONS:g} sd, at least {LEAST_SHARE:.0%}"
 
 # Settings that a run may have otherwise and still be held against a band: the seed, what is only shown or
@@ -51,33 +38,37 @@ class Banded(NamedTuple):
     """A tag, or a mean over layers, that has a band."""
 
     words: str
-    of_layers: bool
-    smoothed: bool
     above: str  # what a curve above its band may come from
     below: str
+    of_layers: bool = False
+    smoothed: bool = False
 
 
+LOSS, LEAK = "look at lr, batch_size and the data", "is validation text in the training data?"
 TAGS = {
-    "val/bits_per_byte": Banded(
-        "validation bits per byte", False, False,
-        "look at lr, batch_size and the data", "is validation text in the training data?"),
-    "val/loss": Banded(
-        "validation loss", False, False,
-        "look at lr, batch_size and the data", "is validation text in the training data?"),
-    "train/loss": Banded(
-        "train loss, smoothed", False, True,
-        "look at lr, batch_size and the data", "does the data repeat?"),
+    "val/bits_per_byte": Banded("validation bits per byte", LOSS, LEAK),
+    "val/loss": Banded("validation loss", LOSS, LEAK),
+    "train/loss": Banded("train loss, smoothed", LOSS, "does the data repeat?", smoothed=True),
     "optim/grad_norm": Banded(
-        "gradient norm, smoothed", False, True,
-        "look at lr, grad_clip and the initial weights", "look at lr and the initial weights"),
+        "gradient norm, smoothed",
+        "look at lr, grad_clip and the initial weights",
+        "look at lr and the initial weights",
+        smoothed=True,
+    ),
     "moe/max_violation": Banded(
-        "max violation of a batch, mean over layers, smoothed", True, True,
-        "look at balance and balance_coef", "more even than usual; look at balance_coef"),
+        "max violation of a batch, mean over layers, smoothed",
+        "look at balance and balance_coef",
+        "more even than usual; look at balance_coef",
+        of_layers=True,
+        smoothed=True,
+    ),
     "moe/entropy": Banded(
-        "router entropy, mean over layers", True, False,
+        "router entropy, mean over layers",
         "the routers decide less than usual: look at balance_coef and lr",
-        "the routers decide more than usual: look at lr and z_loss_coef"),
-}  # fmt: skip
+        "the routers decide more than usual: look at lr and z_loss_coef",
+        of_layers=True,
+    ),
+}
 
 
 @dataclass(frozen=True, eq=False)  # read once, and then itself alone
@@ -101,10 +92,8 @@ def tag_series(run: LoggedRun, tag: str) -> Series | None:
         layers = run.layers(tag)
         series = layers and layers.reduced(np.mean)
     else:
-        series = run.series(tag)
-    if series is None or not len(series.steps):
-        return None
-    return run.smoothed(series) if kind.smoothed else series
+        series = run.numbers.get(tag)
+    return run.smoothed(series) if series and kind.smoothed else series
 
 
 # --------------------------------------------------------------------------------------------------
@@ -117,51 +106,38 @@ def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str])
     command: rewrites the command of a run for publication.
     Raises ValueError for too few runs, an unfinished one, or runs that differ in more than the seed.
     """
-    if len(runs) < FEWEST_SEEDS:
-        raise ValueError(
-            f"a band needs at least {FEWEST_SEEDS} runs that differ in their seed, got {len(runs)}; "
-            "train the recipe with more values of --seed"
-        )
-    first = runs[0]
+    first, seeds = runs[0], {run.setting("seed") for run in runs}
     for run in runs:
-        if not run.finished:
+        if not run.finished or not run.config:
             raise ValueError(
-                f"a band is made of finished runs, and {run.name} is {status(run)}; continue it with --resume"
-            )
-        if not run.config.get("starts"):
-            raise ValueError(
-                f"a band records the settings of its runs, and {run.name} has no config.json that tells "
-                "them; name the run's folder"
+                f"a band needs the folders of finished runs; {run.name} is {status(run)}"
+                + ("" if run.config else " and has no config.json")
             )
         if run.setting("max_iters") is None:
             raise ValueError(
-                f"a band is of runs with max_iters, and {run.name} ended by the clock (max_minutes="
-                f"{as_text(run.setting('max_minutes'))}), which does not repeat; set max_iters"
+                f"a band needs runs with max_iters; {run.name} ended by max_minutes, after a number of steps that "
+                "another run does not repeat"
             )
         if differing := differences(settings(run), settings(first)):
             raise ValueError(
-                f"the runs of a band may differ in seed and out_dir alone; {run.name} has {differing[0]} "
-                f"of {first.name}; leave it out, or make a band of its own"
+                f"the runs of a band may differ only in seed and out_dir; {run.name} has {differing[0]} of "
+                f"{first.name}"
             )
-    seeds = [run.setting("seed") for run in runs]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"each run of a band must have its own seed, got {seeds}; leave one out")
+    if len(runs) < FEWEST_SEEDS or len(seeds) < len(runs):
+        raise ValueError(
+            f"a band needs at least {FEWEST_SEEDS} runs, each of another seed; got {len(runs)} runs of {len(seeds)} "
+            "seeds; train the recipe with more values of --seed"
+        )
     starts = [run.config["starts"][-1] for run in runs]
     return {
         "recipe": recipe,
         "settings": settings(first),
         "runs": [
             {
-                "seed": run.setting("seed"),
                 "command": command(start["command"]),
-                "commit": start["commit"],
-                "torch": start["torch"],
-                "device": run.setting("device"),
-                "dtype": run.setting("dtype"),
-                "final": {
-                    name: run.last(f"final/{name}")
-                    for name in ("loss", "bits_per_byte", "validation_tokens", "tokens")
-                },
+                **{name: start[name] for name in ("commit", "torch")},
+                **{name: run.setting(name) for name in ("seed", "device", "dtype")},
+                "final": {name: run.last(f"final/{name}") for name in FINAL},
             }
             for run, start in zip(runs, starts)
         ],
@@ -176,26 +152,15 @@ def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, 
     often far too small by chance.
     """
     curves = [tag_series(run, tag) for run in runs]
-    if any(curve is None for curve in curves):
+    if None in curves:
         return None
     steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
-    if not steps:
-        return None
     rows = np.stack([c.values[np.searchsorted(c.steps, steps)] for c in curves])  # (seeds, N)
     variance = smooth(Series(np.array(steps), rows.var(0, ddof=1)), runs[0].length / 10).values
-    spread = (
-        np.linspace(0, len(steps) - 1, points // 2),
-        np.geomspace(1, len(steps), points // 2) - 1,
-    )
-    keep = np.unique(np.concatenate(spread).round().astype(int))  # more of them where curves bend
-    columns = {
-        "tokens": runs[0].at(np.array(steps), "tokens"),
-        "min": rows.min(0),
-        "mean": rows.mean(0),
-        "max": rows.max(0),
-        "sd": np.sqrt(variance),
-    }
-    tokens = [int(round(x)) for x in columns.pop("tokens")[keep]]
+    even, early = np.linspace(0, len(steps) - 1, points // 2), np.geomspace(1, len(steps), points // 2) - 1
+    keep = np.unique(np.concatenate((even, early)).round().astype(int))  # more of them where curves bend
+    tokens = [int(round(x)) for x in runs[0].at(steps, "tokens")[keep]]
+    columns = {"min": rows.min(0), "mean": rows.mean(0), "max": rows.max(0), "sd": np.sqrt(variance)}
     rounded = {k: [float(f"{x:.5g}") for x in column[keep]] for k, column in columns.items()}
     return {"tokens": tokens} | rounded
 
@@ -279,9 +244,8 @@ def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Ma
         return Match(None, "")
     if not bands:
         return Match(None, "no reference: there is no band yet; benchmarks.make_bands makes one")
-    names = ", ".join(band.name for band in bands)
     if not run.config:
-        told = f"no reference for {run.name}: it has no config.json; there is {names}"
+        told = f"no reference for {run.name}: it has no config.json"
         return Match(bands[0], "") if reference else Match(None, told)
     apart = [differences(settings(run), band.settings) for band in bands]
     differing = min(apart, key=len)
@@ -292,10 +256,8 @@ def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Ma
     if len(differing) > 3:
         listed += f" and {len(differing) - 3} more"
     if reference:
-        told = f"reference {band.name} as told, though {run.name} differs in {listed}"
-        return Match(band, told)
-    nearest = f"the nearest, {band.name}, differs in {listed}"
-    return Match(None, f"no reference for {run.name}: {nearest}; there is {names}")
+        return Match(band, f"reference {band.name} as told, though {run.name} differs in {listed}")
+    return Match(None, f"no reference for {run.name}: the nearest, {band.name}, differs in {listed}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -108,7 +108,8 @@ def draw_band(ax, look: Look, tag: str, *, named: bool = False) -> None:
     tokens, low, mean, high = look.band.curves[tag]
     run = look.in_band[0]
     # the band knows tokens; the run knows where these are on its own axis
-    x = tokens if look.axis == "tokens" else run.at(tokens / run.tokens_per_step, look.axis)
+    per_token = run.length / run.at([run.length], "tokens")
+    x = tokens if look.axis == "tokens" else run.at(tokens * per_token, look.axis)
     label = look.band.legend if named else None
     ax.fill_between(x, low, high, color=BAND_GREY, alpha=0.28, lw=0, zorder=0, label=label)
     ax.plot(x, mean, color=BAND_GREY, lw=1, ls="--", zorder=0.5)

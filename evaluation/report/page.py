@@ -168,15 +168,14 @@ def _data(run: LoggedRun) -> str:
 
 
 def _tally(run: LoggedRun) -> str:
-    value = best_bits(run)
+    value = last_bits(run)
     bits = f"{figure(value)} bits per byte, " if math.isfinite(value) else ""
     return bits + status(run)
 
 
-def best_bits(run: LoggedRun) -> float:
-    """Of the closing evaluation, or the last so far."""
-    final = run.last_number("final/bits_per_byte")
-    return final if math.isfinite(final) else run.last_finite("val/bits_per_byte")
+def last_bits(run: LoggedRun) -> float:
+    """Bits per byte of the closing evaluation, or of the last so far."""
+    return run.last_finite("final/bits_per_byte", "val/bits_per_byte")
 
 
 def header_height(look: Look, header: list[list[str]]) -> float:
@@ -213,8 +212,8 @@ def tiles(run: LoggedRun) -> list[tuple[str, str]]:
     """The few figures a person looks for first."""
     violation, dead = max_violation(run), dead_experts(run)
     found = [
-        (figure, best_bits(run), "bits per byte"),
-        (figure, run.last("final/loss", run.last_finite("val/loss")), "validation loss"),
+        (figure, last_bits(run), "bits per byte"),
+        (figure, run.last_finite("final/loss", "val/loss"), "validation loss"),
         (short, training_tokens(run), "training tokens"),
         (figure, speed(run), "tokens / s"),
         (figure, violation[0] if violation else math.nan, "max violation"),

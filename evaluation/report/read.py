@@ -32,17 +32,14 @@ class Series(NamedTuple):
 
 
 class LayerSeries(NamedTuple):
-    """One tag over the run and over layers; NaN where a layer has no record at a step."""
+    """One tag over the run and over layers."""
 
     steps: np.ndarray  # (N,) float64
     values: dict[int, np.ndarray]  # layer: (N,) float64
 
     def reduced(self, how) -> Series:
-        """how: np.mean, np.min, np.max, np.sum, over the layers that have a value."""
-        rows = np.stack(list(self.values.values()))
-        there = ~np.isnan(rows).all(0)
-        filled = np.ma.masked_invalid(rows[:, there])
-        return Series(self.steps[there], np.asarray(how(filled, axis=0), dtype=float))
+        """how: np.mean, np.min, np.max or np.sum, over the layers."""
+        return Series(self.steps, how(list(self.values.values()), axis=0))
 
 
 @dataclass(frozen=True, eq=False)  # a run is itself alone; comparing records would take long
@@ -56,9 +53,8 @@ class LoggedRun:
     numbers: dict[str, Series]  # those of them that are numbers
 
     def parameters(self, kind: str) -> int | None:
-        """kind: total or active; None in a run that did not record it."""
-        final = {"total": "final/parameters", "active": "final/active_parameters"}[kind]
-        return self.config.get("parameters", {}).get(kind, self.last(final))
+        """kind: total or active; None without a config.json."""
+        return self.config.get("parameters", {}).get(kind)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -75,16 +71,13 @@ class LoggedRun:
     def last_step_of(self, tag: str) -> int:
         return self.entries[tag][-1][0]
 
-    def last_number(self, tag: str) -> float:
-        """The newest value of a tag that has numbers; NaN where there is none."""
-        values = self.series(tag).values
-        return float(values[-1]) if len(values) else math.nan
-
-    def last_finite(self, tag: str) -> float:
-        """The newest number of a tag; NaN where there is none."""
-        found = self.series(tag).values
-        found = found[np.isfinite(found)]
-        return float(found[-1]) if len(found) else math.nan
+    def last_finite(self, *tags: str) -> float:
+        """The newest finite number of the first tag that has one; NaN where none has."""
+        for tag in tags:
+            values = self.series(tag).values
+            if np.isfinite(values).any():
+                return float(values[np.isfinite(values)][-1])
+        return math.nan
 
     def series(self, tag: str) -> Series:
         """The numbers of a tag; empty where it does not occur."""
@@ -106,11 +99,8 @@ class LoggedRun:
         found = self.numbered(prefix, "layer")
         if not found:
             return None
-        steps = np.unique(np.concatenate([s.steps for s in found.values()]))
-        values = {n: np.full(len(steps), np.nan) for n in found}
-        for n, s in found.items():
-            values[n][np.searchsorted(steps, s.steps)] = s.values
-        return LayerSeries(steps, values)
+        first, *_ = found.values()  # a record holds all layers
+        return LayerSeries(first.steps, {n: series.values for n, series in found.items()})
 
     # ----------------------------------------------------------------------- how far
 
@@ -122,18 +112,6 @@ class LoggedRun:
     def last_step(self) -> int:
         return max(step for step, _ in self.entries["step"])
 
-    @functools.cached_property
-    def tokens_per_step(self) -> float | None:
-        """As the run counted them, else by its settings; None where neither is known."""
-        counted = self.series("data/tokens")
-        if len(counted.steps) and counted.steps[-1] > 0 and counted.values[-1] > 0:
-            return counted.values[-1] / counted.steps[-1]
-        tokens, steps = self.last_number("final/tokens"), self.last_number("final/steps")
-        if tokens > 0 and steps > 0:
-            return tokens / steps
-        sizes = [self.setting(name) for name in ("batch_size", "block_size", "grad_accum")]
-        return None if None in sizes else float(math.prod(sizes))
-
     @property
     def length(self) -> float:
         """Steps the run is going to have, as far as is known now."""
@@ -143,38 +121,17 @@ class LoggedRun:
         """Where steps lie on an axis of AXES; ValueError where the run does not tell."""
         if axis == "step":
             return np.asarray(steps, dtype=float)
-        known = self._tokens() if axis == "tokens" else self._minutes()
-        if known is None:
-            raise ValueError(f"--x {axis} needs {_NEEDS[axis]}, and {self.path} has none; take --x step")
-        return _between(np.asarray(steps, dtype=float), known)
-
-    def _tokens(self) -> Series | None:
-        counted = self.series("data/tokens")
-        if len(counted.steps):
-            return counted
-        per_step = self.tokens_per_step
-        return per_step and Series(np.array([1.0]), np.array([per_step]))
-
-    def _minutes(self) -> Series | None:
-        seconds = self.series("perf/seconds")
-        if not len(seconds.steps):  # a rate is that since the record before
-            rate = self.series("perf/tokens_per_second")
-            tokens = self._tokens()
-            if tokens is None or not len(rate.steps):
-                return None
-            passed = np.diff(_between(rate.steps, tokens), prepend=0.0)
-            seconds = Series(rate.steps, np.cumsum(passed / np.maximum(rate.values, 1e-9)))
-        return Series(seconds.steps, seconds.values / 60)
+        known, unit = self.series(_PLACES[axis]), 60 if axis == "minutes" else 1
+        if not len(known.steps):
+            raise ValueError(f"--x {axis} needs {_PLACES[axis]}, and {self.path} has none; add --x step")
+        return _between(np.asarray(steps, dtype=float), known) / unit
 
     def smoothed(self, series: Series) -> Series:
         """The mean of the values in the last WINDOW of the run's length, without those not finite."""
         return smooth(series, self.length * WINDOW)
 
 
-_NEEDS = {
-    "tokens": "data/tokens in the records, or the settings in config.json",
-    "minutes": "perf/seconds or perf/tokens_per_second in the records",
-}
+_PLACES = {"tokens": "data/tokens", "minutes": "perf/seconds"}  # the tags that tell where a step lies
 
 
 def _between(steps: np.ndarray, known: Series) -> np.ndarray:
@@ -235,8 +192,7 @@ def read_run(path: str | Path) -> LoggedRun:
     with reading(config, "the config.json of a run", way_out=way_out):
         facts = read_json(config) if config.exists() else {}
         run = LoggedRun(file.resolve().parent.name, file, facts, dict(entries), numbers)
-        # what settings decide is worked out now, where a wrong one is told with the file's name
-        _ = run.tokens_per_step, run.length
+        _ = run.length  # a wrong setting is told here, with the file's name
     return run
 
 

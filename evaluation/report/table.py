@@ -52,31 +52,21 @@ def _told(value: float | None, form: Callable[[float], str] = _count) -> str:
 
 def training_tokens(run: LoggedRun) -> float:
     """Until now; NaN where the run does not tell."""
-    known = run.tokens_per_step is not None
-    return run.at(np.array([run.last_step]), "tokens")[0] if known else math.nan
-
-
-def _seconds(run: LoggedRun) -> float:
-    recorded = (run.last_number(tag) for tag in ("final/seconds", "perf/seconds"))
-    if found := [value for value in recorded if not math.isnan(value)]:
-        return found[0]
-    known = len(run.series("perf/tokens_per_second").steps) and run.tokens_per_step
-    return 60 * run.at(np.array([run.last_step]), "minutes")[0] if known else math.nan
+    return run.last_finite("final/tokens", "data/tokens")
 
 
 def speed(run: LoggedRun) -> float:
     """Tokens per second of training: of the whole run, or the middle of what was seen so far."""
-    values = run.series("perf/tokens_per_second").values
-    so_far = float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
-    final = run.last_number("final/tokens_per_second")
-    return final if math.isfinite(final) else so_far
+    final = run.last_finite("final/tokens_per_second")
+    rates = run.series("perf/tokens_per_second").values
+    return final if math.isfinite(final) or not len(rates) else float(np.median(rates))
 
 
 def _score(run: LoggedRun, name: str) -> str:
     if not run.finished:
         return _told(run.last_finite(f"val/{name}"), "{:.4f} so far".format)
-    error = run.last_number(f"final/{name}_standard_error")
-    told = f"{run.last_number(f'final/{name}'):.4f}"
+    error = run.last_finite(f"final/{name}_standard_error")
+    told = f"{run.last_finite(f'final/{name}'):.4f}"
     return told if math.isnan(error) else f"{told} +- {error:.4f}"
 
 
@@ -122,7 +112,7 @@ FIGURES: dict[str, Callable[[LoggedRun], str]] = {
     "parameters": lambda run: _told(run.parameters("total")),
     "active per token": lambda run: _told(run.parameters("active")),
     "training tokens": lambda run: _told(training_tokens(run)),
-    "training seconds": lambda run: _told(_seconds(run)),
+    "training seconds": lambda run: _told(run.last_finite("final/seconds", "perf/seconds")),
     "tokens per second": lambda run: _told(speed(run)),
     "validation loss, nats/token": lambda run: _score(run, "loss"),
     "bits per byte": lambda run: _score(run, "bits_per_byte"),
