@@ -1,8 +1,7 @@
 """Specifications of ablations: what is refused, how arms are matched, and that the shipped ones hold."""
 
-import time
-import tracemalloc
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from architecture import registry
 from architecture.tokenizer import DOWNLOADS
 from evaluation.ablation import matching
 from evaluation.ablation.matching import best_rate, next_rates
-from evaluation.ablation.spec import FIRST_SEEDS, read_spec
+from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
 from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
@@ -42,31 +41,21 @@ def planned(tmp_path, **changes):
 # ------------------------------------------------------------------------------------ the shipped ones
 
 
-def test_every_question_that_people_bring_has_a_specification():
-    assert {path.stem for path in SHIPPED} >= {"gpt2_vs_gptoss", "nano_gpt_oss_table", "ladder",
-        "nano_gpt_oss_table_small", "balancing", "granularity", "optimizer", "context_vector"}  # fmt: skip
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_shipped_specification_plans_without_building_a_model(path, monkeypatch):
-    monkeypatch.setattr(registry, "build_model", lambda *_, **__: pytest.fail("a model was built"))
+def test_a_shipped_specification_plans_what_will_be_trained_without_building_a_model(path):
     spec = read_spec(path)
-    arms = matching.plan(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "build_model", lambda *_, **__: pytest.fail("a model was built"))
+        arms = matching.plan(spec)
     assert len(spec.seeds) >= FIRST_SEEDS and spec.pairs(spec.expanded())
-    if spec.adjust:
-        for arm in arms.values():
-            target = arms[arm.reference].axes[spec.axis]
-            assert arm.axes[spec.axis] == pytest.approx(target, rel=0.02)
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_what_a_shipped_plan_prints_is_what_is_trained(path):
-    for arm in matching.plan(read_spec(path)).values():
+    for arm in arms.values():
         cfg, config = matching.resolve(arm.name, arm.settings)
         assert cfg.program == f"train{'_context' * (cfg.model == 'gptoss_context')}.py"
         shapes = parameter_shapes(cfg.model, config)
         assert sum(shape.numel() for shape in shapes.values()) == arm.axes["total"]
         assert arm.axes["flops"] == config.flops_per_token(cfg.block_size)
+        if spec.adjust:
+            assert arm.axes[spec.axis] == pytest.approx(arms[arm.reference].axes[spec.axis], rel=0.02)
 
 
 def test_the_context_vectors_arms_differ_in_what_they_are_asked_about():
@@ -134,9 +123,8 @@ def test_experts_are_adjusted_to_equal_total_parameters(tmp_path):
 
 def test_an_axis_that_cannot_be_met_says_how_near_it_came(tmp_path):
     arms = {"a": {}, "tall": {"model": "gpt2", "num_hidden_layers": 60}}
-    with pytest.raises(
-        ValueError, match=r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"
-    ):
+    told = r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"
+    with pytest.raises(ValueError, match=told):
         planned(tmp_path, arms=arms, axis="active")
     with pytest.raises(ValueError, match="arm dense: gpt2 has no num_experts to adjust"):
         planned(tmp_path, axis="total", adjust="num_experts")
@@ -209,8 +197,6 @@ def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
 
 
 def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
-    import json
-
     changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], segments=32,
                    gap=["a", "b"], learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})  # fmt: skip
     spec = spec_of(tmp_path, **changes)
@@ -219,11 +205,8 @@ def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
     again = read_spec(tmp_path / "plan.json")
     assert again == spec and again.sha256 == spec.sha256
     assert spec_of(tmp_path, **changes | {"seeds": [1, 3]}).sha256 != spec.sha256
-    assert spec.gaps(spec.expanded())[1] == (
-        "a@num_hidden_layers=3",
-        "b@num_hidden_layers=3",
-        ["dense@num_hidden_layers=3"],
-    )
+    a, b, dense = (f"{name}@num_hidden_layers=3" for name in ("a", "b", "dense"))
+    assert spec.gaps(spec.expanded())[1] == (a, b, [dense])
 
 
 # ------------------------------------------------------------------------------------ the search
@@ -291,24 +274,6 @@ def test_a_wrong_specification_is_one_sentence(tmp_path, message):
     with pytest.raises(ValueError) as error:
         spec_of(tmp_path, **REFUSED[message])
     assert f"spec.yaml: {message}" in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("place", ["budget: {}", "base: {}", "arms: {}", "grid: {}", "gap: {}", "seeds: {}",
-    "headline: {}", "learning_rates: {}", "question: {}", "segments: {}", "axis: {}",
-    "base: {{layer_types: {}}}", "arms: {{a: {{layer_types: {}}}}}"])  # fmt: skip
-def test_a_few_lines_of_aliases_cost_neither_time_nor_memory(tmp_path, place):
-    parts = ["&a [x, x, x, x, x, x, x, x, x]"]
-    for name, before in zip("bcdefghi", "abcdefgh"):  # 9**9 words, if they were written out
-        parts.append(f"&{name} [{', '.join([f'*{before}'] * 9)}]")
-    path = tmp_path / "bomb.yaml"
-    values = {key: value for key, value in VALID.items() if key != place.split(":")[0]}
-    path.write_text(yaml.safe_dump(values) + place.format(f"[{', '.join(parts)}]"))
-    tracemalloc.start()
-    began = time.perf_counter()
-    with pytest.raises(ValueError, match="at most 100,000 values"):
-        read_spec(path)
-    assert time.perf_counter() - began < 2 and tracemalloc.get_traced_memory()[1] < 10e6
-    tracemalloc.stop()
 
 
 def test_large_values_are_quoted_in_few_words(tmp_path):
@@ -394,9 +359,5 @@ def test_help_explains_every_key_of_a_specification(capsys):
     with pytest.raises(SystemExit):
         ablate.main(["--help"])
     out = capsys.readouterr().out
-    from dataclasses import fields
-
-    from evaluation.ablation.spec import Spec
-
     for name in [f.name for f in fields(Spec)] + ["config"]:
         assert f"{name}:" in out
