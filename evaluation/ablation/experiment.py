@@ -35,7 +35,7 @@ from evaluation.ablation.results import Results, training_outcome, written_outco
 from evaluation.ablation.segments import segments_outcome
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
 from evaluation.ablation.verdict import Ablation, unresolved, verdicts
-from training.monitor.metrics import new_run_dir, require_tensorboard
+from training.monitor.metrics import new_run_dir
 from training.state.checkpoint import latest_checkpoint
 
 REPORTS = Path("runs") / "ablations"
@@ -68,7 +68,6 @@ def run(
     if jobs < 1 or (gpus() and jobs > len(gpus())):
         most = f" and at most the number of GPUs ({len(gpus())})" if gpus() else ""
         raise ValueError(f"--jobs must be at least 1{most}, got {jobs}")
-    require_tensorboard()  # not after hours
     spec = read_spec(path, over_base)
     stored = matching.read(path if path.suffix == ".json" else None)
     if stored and stored.sha256 != spec.sha256:

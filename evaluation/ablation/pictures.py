@@ -1,28 +1,23 @@
-"""Curves of the arms, and TensorBoard's page that compares them, from the runs' own records."""
+"""Curves of the arms, from the runs' own records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from common.files import atomic_write, writing
-from common.settings import as_text
-from evaluation.ablation.matching import PlannedArm
+from common.files import atomic_write
 from evaluation.ablation.segments import above, beside_references, evaluated, loss_of_segment, shown_segments
 from evaluation.ablation.statistics import Summary
 from evaluation.ablation.verdict import Ablation
 from evaluation.report.look import clip_name, compact, legend, nth_style
 from evaluation.report.page import DPI, STYLE
 from evaluation.report.read import LoggedRun, read_run
-from training.monitor.metrics import require_tensorboard
 
 TAGS = {"bits_per_byte": "val/bits_per_byte", "val_loss": "val/loss"}
 UNITS = {"bits_per_byte": "bits per byte", "val_loss": "loss, nats per token"}
 AXES = {"tokens": "training tokens", "seconds": "training seconds"}
-COMPARED = ("val_loss", "bits_per_byte", "tokens", "seconds", "tokens_per_second", "peak_memory_gb")
 
 
 Logged = dict[str, dict[int, LoggedRun]]  # by arm and seed
@@ -150,37 +145,3 @@ def curve(runs: list[LoggedRun], tag: str, axis: str) -> tuple[np.ndarray, np.nd
     known = "tokens" if axis == "tokens" else "minutes"
     x = np.mean([run.at(one.steps, known) for run, one in zip(runs, series)], axis=0)
     return (x if axis == "tokens" else 60 * x), np.stack([one.values for one in series])
-
-
-def write_tensorboard(x: Ablation, logged: Logged) -> None:
-    """A run for each arm and seed: its curves, and its closing figures on the HPARAMS page beside what
-    tells the arms apart.
-    """
-    SummaryWriter = require_tensorboard()
-    told = differing(x.arms)
-    for name, arm in x.arms.items():
-        ended = x.ended_well(name)
-        for seed, run in logged[name].items():
-            line = ended[seed]
-            place = x.folder / "tensorboard" / f"{Path(line['folder']).parent.name}-seed-{seed}"
-            if place.exists():
-                continue  # of an earlier start: its curve would be there twice
-            with writing(place), SummaryWriter(place) as writer:
-                for tag in ("train/loss", *TAGS.values()):
-                    for step, value in zip(*run.series(tag)):
-                        writer.add_scalar(tag, value, int(step))
-                settings = {"arm": name, "seed": seed, "lr": line["lr"], **told[name], **arm.axes}
-                figures = {f"hparam/{tag}": line[tag] for tag in COMPARED}
-                writer.add_hparams(settings, figures, run_name=".")
-
-
-def differing(arms: dict[str, PlannedArm]) -> dict[str, dict[str, Any]]:
-    """{arm: {setting: its value}} of the settings that are not the same in all arms; "" is the default."""
-    names = dict.fromkeys(name for arm in arms.values() for name in arm.settings)
-
-    def text(arm: PlannedArm, name: str) -> str:
-        value = arm.settings.get(name, "")
-        return as_text(tuple(value) if isinstance(value, list) else value)
-
-    different = [name for name in names if len({text(arm, name) for arm in arms.values()}) > 1]
-    return {arm.name: {name: text(arm, name) for name in different if name != "lr"} for arm in arms.values()}

@@ -32,7 +32,6 @@ def write(x: Ablation) -> None:
     """The report of everything that results.jsonl holds."""
     logged = pictures.logged_runs(x)
     images = pictures.write_curves(x, logged) + pictures.write_differences(x, logged)
-    pictures.write_tensorboard(x, logged)
     gone = sum(len(x.ended_well(name)) - len(runs) for name, runs in logged.items())
     if x.spec.segments:
         images += pictures.write_segments(x)
@@ -75,8 +74,7 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     yield (
         f"## How\n\n    {came['command']}\n\nCommit {', '.join(commits) or came['commit']}, torch {came['torch']}, Python "
         f"{came['python']}, on {stored.machine}. plan.json makes the same runs again: python ablate.py "
-        "plan.json. results.jsonl has a line for each run, results.csv the same as a table; the curves and "
-        "the HPARAMS page are in tensorboard/."
+        "plan.json. results.jsonl has a line for each run, results.csv the same as a table."
     )
 
 
