@@ -18,6 +18,7 @@ from architecture import registry
 from common.device import choose_device
 from common.provenance import git_commit
 from common.script import say
+from data.documents import Source
 from data.sources import AUTO, choose_dataset, open_dataset
 from evaluation.ablation import matching, write_up
 from evaluation.ablation.launch import (
@@ -146,12 +147,9 @@ def _require_trainable(arms: dict[str, PlannedArm]) -> None:
     """ValueError for what train.py would refuse on this machine, told now and not by every run."""
     for name, arm in arms.items():
         cfg, config = matching.resolve(name, arm.settings)
-        try:
+        with matching.naming(name), torch.device("meta"):
             choose_device(cfg.device)
-            with torch.device("meta"):
-                registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
-        except ValueError as error:
-            raise ValueError(f"arm {name}: {error}") from None
+            registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
 
 
 def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
@@ -162,13 +160,15 @@ def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
         chosen = choose_dataset(AUTO, say)
         arms = {name: arm.with_dataset(chosen) for name, arm in arms.items()}
     for name, arm in arms.items():
-        data = {k: v for k, v in arm.settings.items() if k in ("val_dataset", "text_column")}
-        try:
-            for split in ("train", "validation"):
-                open_dataset(arm.settings["dataset"], split=split, **data)
-        except ValueError as error:
-            raise ValueError(f"arm {name}: {error}") from None
+        for split in ("train", "validation"):
+            with matching.naming(name):
+                open_data(arm, split)
     return arms
+
+
+def open_data(arm: PlannedArm, split: str) -> Source:
+    cfg, _ = matching.resolve(arm.name, arm.settings)
+    return open_dataset(cfg.dataset, split=split, val_dataset=cfg.val_dataset, text_column=cfg.text_column)
 
 
 def _with_lengths(x: Experiment) -> dict[str, PlannedArm]:
@@ -186,9 +186,7 @@ def _with_tokens(arm: PlannedArm) -> PlannedArm:
     if arm.tokens_per_step is not None:
         return arm
     cfg, _ = matching.resolve(arm.name, arm.settings)
-    data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
-    source = open_dataset(cfg.dataset, split="train", **data)
-    return replace(arm, tokens_per_step=matching.tokens_per_step_of_lanes(cfg, source))
+    return replace(arm, tokens_per_step=matching.tokens_per_step_of_lanes(cfg, open_data(arm, "train")))
 
 
 def _paces(x: Experiment, arms: dict[str, PlannedArm]) -> dict[str, float]:
@@ -200,10 +198,8 @@ def _paces(x: Experiment, arms: dict[str, PlannedArm]) -> dict[str, float]:
             folder, settings = x.folder / "pace", {"lr": arm.lr, "seed": x.spec.search_seed, "log_every": 1}
             settings |= {"max_minutes": 10, "eval_every": never, "save_every": never}
             words = command(arm, folder, x.threads, **settings)
-            try:
+            with matching.naming(name):
                 pace[name].append(seconds_per_token(words, folder, x.launch))
-            except ValueError as error:
-                raise ValueError(f"arm {name} could not be timed: {error}") from None
     return {name: statistics.median(rounds) for name, rounds in pace.items()}
 
 

@@ -9,7 +9,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +28,7 @@ STOP_SECONDS = 60.0  # for a run to save before it is killed
 ASKED_TO_STOP = {128 + s for s in (signal.SIGINT, signal.SIGTERM)} | {-signal.SIGINT, -signal.SIGTERM}
 
 
-Process = subprocess.Popen  # of which poll, send_signal, wait and kill are used
-Launch = Callable[[Sequence[str], Path, dict[str, str]], Process]
+Launch = Callable[[Sequence[str], Path, dict[str, str]], subprocess.Popen]
 
 
 class Job(NamedTuple):
@@ -42,7 +40,7 @@ class Job(NamedTuple):
     outcome: Callable[[Path, int], dict[str, Any]]  # of its folder and exit code
 
 
-def launch(words: Sequence[str], log: Path, environment: dict[str, str]) -> Process:
+def launch(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
     """`python WORDS`, with all that it prints in a file; Ctrl-C in the terminal does not reach it."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with open(log, "ab") as file:
@@ -62,7 +60,7 @@ def run_jobs(jobs: list[Job], results: Results, launch: Launch, workers: int) ->
     KeyboardInterrupt, also where somebody stops a run from outside: all runs are told to save and end.
     """
     waiting = deque(job for job in jobs if job.record["id"] not in results.lines)
-    running: dict[int, tuple[Job, Process]] = {}
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}
     began, total = time.monotonic(), len(waiting)
     try:
         while waiting or running:
@@ -79,7 +77,7 @@ def run_jobs(jobs: list[Job], results: Results, launch: Launch, workers: int) ->
         stop([process for _, process in running.values()])
 
 
-def start(job: Job, slot: int, launch: Launch) -> tuple[Job, Process]:
+def start(job: Job, slot: int, launch: Launch) -> tuple[Job, subprocess.Popen]:
     """The job's process, from its own checkpoint where that continues to the last bit, else anew."""
     folder = job.folder
     wait_for_writer(folder, job.record["id"])
@@ -115,7 +113,7 @@ def finish(job: Job, code: int, results: Results) -> None:
     say(f"{record['id']}: {told}")
 
 
-def stop(processes: list[Process]) -> None:
+def stop(processes: list[subprocess.Popen]) -> None:
     """Have them save and end; kill what does not."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
@@ -132,10 +130,9 @@ def stop(processes: list[Process]) -> None:
 def as_interrupt() -> Iterator[None]:
     """Within it SIGTERM and the closing of the terminal are answered as Ctrl-C is."""
     before = {}
-    if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-                before[number] = signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import math
 import os
 import platform
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,17 +124,22 @@ def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
     """Settings as the script that trains the arm understands them, and the model's config; ValueError
     names the arm.
     """
-    try:
+    with naming(name):
         options = {"config_class": config_class(settings)}
         command = parse_command_line(flags(settings), model_fields, **options)
-        cfg = command.config
-        command = with_segment_length(command) if cfg.carries else command
-        cfg = command.config
-        config = new_config(command, vocabulary(cfg.tokenizer))  # as train.py will
-        require_context(cfg, config)
+        command = with_segment_length(command) if command.config.carries else command
+        config = new_config(command, vocabulary(command.config.tokenizer))  # as train.py will
+        require_context(command.config, config)
+    return command.config, config
+
+
+@contextlib.contextmanager
+def naming(arm: str) -> Iterator[None]:
+    """A ValueError of the body begins with the arm."""
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(f"arm {name}: {error}") from None
-    return cfg, config
+        raise ValueError(f"arm {arm}: {error}") from None
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

@@ -190,20 +190,11 @@ def layered(
 
 def violation(look: Look) -> Panel | None:
     batch = with_layers(look, "moe/max_violation")
-    since = with_layers(look, "moe/max_violation_since_eval")
-    if not batch and not since:
+    strong = batch | with_layers(look, "moe/max_violation_since_eval")  # before an evaluation, the batches
+    if not batch:
         return None
 
-    def smoothed(run: LoggedRun, layers: LayerSeries) -> LayerSeries:
-        each = {n: run.smoothed(Series(layers.steps, v)).values for n, v in layers.values.items()}
-        return LayerSeries(layers.steps, each)
-
-    # of runs that do not record the load between evaluations, the smoothed batches
-    strong = {run: since.get(run) or smoothed(run, found) for run, found in batch.items()} | since
-
     def draw(ax):
-        if not since:
-            draw_band(ax, look, "moe/max_violation")
         for run, layers in batch.items():
             if len(layers.values) > LEGEND_MOST:  # too many to be seen through
                 mean = layers.reduced(np.mean)
@@ -214,8 +205,7 @@ def violation(look: Look) -> Panel | None:
         fit_height(ax, look, highest, zero=True)
 
     title, unit = "Max violation of even load", "busiest expert / mean - 1"
-    faint = "strong: all tokens since the last evaluation" if since else "strong: smoothed"
-    note = f"0 = even; faint: single batches, {faint}"
+    note = "0 = even; faint: single batches, strong: all tokens since the last evaluation"
     return over_run(look, title, note, unit, draw, ncols=2)
 
 

@@ -71,15 +71,9 @@ def _score(run: LoggedRun, name: str) -> str:
 
 
 def max_violation(run: LoggedRun) -> tuple[float, float] | None:
-    """Mean and worst layer, of all tokens since the last evaluation, or of the last batches."""
-    since = run.layers("moe/max_violation_since_eval")
-    layers = since or run.layers("moe/max_violation")
-    if layers is None:
-        return None
-    mean, worst = (layers.reduced(how) for how in (np.mean, np.max))
-    if since is None:  # of single batches: noisy
-        mean, worst = run.smoothed(mean), run.smoothed(worst)
-    return mean.values[-1], worst.values[-1]
+    """Mean and worst layer, of all tokens since the last evaluation, or before the first of a batch."""
+    layers = run.layers("moe/max_violation_since_eval") or run.layers("moe/max_violation")
+    return layers and tuple(layers.reduced(how).values[-1] for how in (np.mean, np.max))
 
 
 def _violation(run: LoggedRun) -> str:
