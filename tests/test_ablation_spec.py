@@ -234,37 +234,37 @@ def test_where_every_rate_diverged_the_search_goes_lower():
 REFUSED = {
     "key 'arm' is unknown; did you mean 'arms'?": {"arm": {}},
     "budget is missing": {"budget": "absent"},
-    "arms must hold at least one arm, and it is empty": {"arms": {}},
-    "grid must hold at least one name with values, and it is empty": {"grid": {}},
+    "arms must hold at least one arm, got none": {"arms": {}},
+    "grid must hold at least one name with values, got none": {"grid": {}},
     "grid: dropout must be a list of at least one value": {"grid": {"dropout": []}},
-    "grid has two points of one name": {"grid": {"dropout": [0.1, 0.1]}},
+    "grid has two points with the same name": {"grid": {"dropout": [0.1, 0.1]}},
     "grid: w: c must be text, a number or a list": {"grid": {"w": [{"dropout": 0.1, "c": {"norm": "layernorm"}}]}},
     "arm a: norm must be text, a number or a list": {"arms": {"a": {"norm": {"kind": 1}}}},
     "reference must be one of the arms, got 'c'": {"reference": "c"},
-    "headline names the arm 'c', which is none": {"headline": [["a", "c"]]},
+    "headline names the arm 'c', which does not exist": {"headline": [["a", "c"]]},
     "headline must hold pairs of two different arms": {"headline": [["a", "a"]]},
     "a verdict needs at least two seeds, got 1": {"seeds": [1]},
     "seeds must hold different numbers": {"seeds": [1, 1]},
     "seed must be at most 2,147,483,647; got 2147483648": {"seeds": [1, 2147483648]},
     "seed must be at least 0; got -1": {"search_seed": -1},
-    "search_seed must be none of the seeds of the verdict, got 1": {"search_seed": 1},
-    "learning_rates must be at least three above 0": {"learning_rates": [1e-3, 2e-3]},
+    "search_seed must not be one of seeds, got 1": {"search_seed": 1},
+    "learning_rates must be at least three rates above 0": {"learning_rates": [1e-3, 2e-3]},
     "search_budget must be at most the budget (10,000), got 20,000": {"search_budget": {"tokens": 20_000}},
     "budget must be {tokens: N} or {minutes: M}": {"budget": 10},
     "budget: tokens must be a whole number": {"budget": {"tokens": "1e6"}},
     "axis must be one of none, total": {"axis": "params"},
-    "adjust is for an axis of the model's size, and axis is none": {"adjust": "hidden_size"},
-    "arm b sets seed, which is not its to set": {"arms": {"a": {}, "b": {"seed": 3}}},
-    "base sets max_iters, which is not its to set": {"base": BASE | {"max_iters": 3}},
+    "adjust needs an axis that measures the model's size, got axis none": {"adjust": "hidden_size"},
+    "arm b must not set seed": {"arms": {"a": {}, "b": {"seed": 3}}},
+    "base must not set max_iters": {"base": BASE | {"max_iters": 3}},
     "an arm's name must be letters": {"arms": {"a/b": {}}},
     "an arm's name must be letters, digits, _ . + and -, and not begin with a dot; got '..'": {"arms": {"..": {}}},
     "base: layer_types must be text, a number or a list of these": {"base": {"layer_types": [["a"]]}},
     "arm a: norm must be text, a number or a list of these": {"arms": {"a": {"norm": [{}]}}},
     "measure must be one of bits_per_byte": {"measure": "accuracy"},
-    "measure loss_after_first_segment is of the loss by segment and needs segments": {"measure": "loss_after_first_segment"},
-    "gap is of the loss by segment and needs segments": {"gap": ["a", "b"]},
+    "measure loss_after_first_segment needs the loss by segment; set segments": {"measure": "loss_after_first_segment"},
+    "gap needs the loss by segment; set segments": {"gap": ["a", "b"]},
     "gap must be two different arms; got ['a']": {"gap": ["a"]},
-    "gap names the arm 'c', which is none": {"gap": ["a", "c"], "segments": 32},
+    "gap names the arm 'c', which does not exist": {"gap": ["a", "c"], "segments": 32},
     "segments must be at least 1, got 0": {"segments": 0},
 }  # fmt: skip
 
@@ -290,29 +290,29 @@ def test_a_recipe_without_an_end_is_not_read(tmp_path):
 
 
 UNPLANNABLE = {
-    "arm b differs from the base in nothing": {"arms": {"a": {}, "b": {"norm": "rmsnorm"}}},
-    "the arms a and b are the same, down to every setting":
+    "arm b has the same settings as the base": {"arms": {"a": {}, "b": {"norm": "rmsnorm"}}},
+    "the arms a and b have the same settings":
         {"base": {}, "reference": "a", "arms": {"a": {"dropout": 0.1}, "b": {"dropout": 0.1}}},
     "arm b: flag '--nrom' is unknown; did you mean '--norm'?": {"arms": {"a": {}, "b": {"nrom": "layernorm"}}},
     "arm b: lr must be above 0": {"arms": {"a": {}, "b": {"lr": -1}}},
     "arm dense: hidden_size must be a multiple": {"base": BASE | {"hidden_size": 97}},
     "arm a: block_size must be at most": {"base": BASE | {"block_size": 4096}},
     "model must be one of gptoss": {"arms": {"a": {}, "b": {"model": "gpt3"}}},
-    "measure must be bits_per_byte, as losses under different tokenizers":
+    "measure must be bits_per_byte, because losses under different tokenizers":
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "measure": "val_loss"},
-    "segments are of tokens, which all arms must have from one tokenizer; got bundled1536, stories4k":
+    "segments count tokens, so all arms must have one tokenizer, got bundled1536, stories4k":
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "segments": 32},
-    "segments must be 32, the block_size of arm b, which carries its state from one of those to the next; got 64":
+    "segments must be 32, the block_size of arm b, because its state is carried from one such segment to the next; got 64":
         {"base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"model": "gptoss_context"}}, "segments": 64},
-    "the arms must be scored on the same text, and b has tinystories": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
-    "final_eval_tokens takes the first tokens, got 64, None under bundled1536":
+    "the arms must be scored on the same text, but b has tinystories": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
+    "final_eval_tokens takes its first tokens, got 64, None under bundled1536":
         {"arms": {"a": {}, "b": {"final_eval_tokens": 64}}},
     "got 64 under bundled1536, stories4k":
         {"base": BASE | {"final_eval_tokens": 64}, "arms": {"a": {}, "b": {"tokenizer": "stories4k"}}},
-    "the arms b and c are the same once they are matched (intermediate_size 800 -> 192)":
+    "the arms b and c become equal when they are matched (intermediate_size 800 -> 192)":
         {"axis": "active", "arms": {"a": {}, "b": {"intermediate_size": 400, "dropout": 0.1},
                                     "c": {"intermediate_size": 800, "dropout": 0.1}}},
-    "axis flops counts a row's slots":
+    "axis flops counts padding too":
         {"axis": "flops", "base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"block_size": 16}}},
 }  # fmt: skip
 
@@ -346,10 +346,10 @@ def test_flags_of_train_stand_over_the_base_and_under_an_arm(tmp_path, capsys):
     assert spec.sha256 != plain.sha256  # so that --resume without them is refused
     assert {n: a.tokens_per_step for n, a in matching.plan(spec).items()} == {"a": 32, "b": 128}
     for words, told in {
-        ("--max_iters=7",): "the command line sets max_iters, which is not its to set",
+        ("--max_iters=7",): "the command line must not set max_iters",
         ("--bath_size=7",): "arm a: flag '--bath_size' is unknown; did you mean",
-        ("--batch_size",): "'--batch_size' is no flag and no setting",
-        ("seven",): "'seven' is no flag and no setting",
+        ("--batch_size",): "'--batch_size' is not a flag, and a setting is written as",
+        ("seven",): "'seven' is not a flag, and a setting is written as",
     }.items():
         assert ablate.main([str(path), "--plan", *words]) == 2
         assert told in capsys.readouterr().err
