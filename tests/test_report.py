@@ -210,10 +210,10 @@ def test_runs_that_do_not_compare_are_named_with_the_reason(tmp_path):
         other = write_run(tmp_path / "_".join(changes), steps=60, **changes)
         return " ".join(report_table.comparability(read(first, other)))
 
-    assert "losses do not compare, bits per byte do" in warnings(tokenizer="gpt2", sha="ffff")
-    assert "neither losses nor bits per byte compare" in warnings(val_dataset="other.jsonl")
-    assert "neither losses nor bits per byte compare" in warnings(val_dataset=None)
-    assert "the curves are of other validation tokens" in warnings(eval_tokens=4096)
+    assert "losses cannot be compared, bits per byte can" in warnings(tokenizer="gpt2", sha="ffff")
+    assert "neither losses nor bits per byte can be compared" in warnings(val_dataset="other.jsonl")
+    assert "neither losses nor bits per byte can be compared" in warnings(val_dataset=None)
+    assert "the curves are from different validation tokens" in warnings(eval_tokens=4096)
     assert "training data differ" in warnings(dataset="more.jsonl")
     assert "no config.json" in warnings(config=False)
     assert warnings(dataset="/elsewhere/train.jsonl") == ""  # the same file on another machine
@@ -271,10 +271,10 @@ def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_p
     same = report_runs.read_run(write_run(tmp_path / "same", **free))
     assert report_bands.match(same, bands) == (bands[0], "")
     other = report_runs.read_run(write_run(tmp_path / "other", lr=0.004))
-    told = "no reference for other: the nearest, toy, differs in lr 0.004 (not 0.008)"
+    told = "no reference for other: it differs from the nearest, toy, in lr 0.004 (not 0.008)"
     assert report_bands.match(other, bands) == (None, told)
     forced = report_bands.match(other, bands, str(made[1]))
-    assert forced.band is bands[0] and "as told, though other differs in lr 0.004" in forced.line
+    assert forced.band is bands[0] and "although other differs in lr 0.004" in forced.line
     bare = report_runs.read_run(write_run(tmp_path / "bare", config=False))
     assert report_bands.match(bare, bands, str(made[1])) == (bands[0], "")
     longer = report_runs.read_run(write_run(tmp_path / "longer", steps=600))
@@ -437,11 +437,11 @@ NO_RUNS = [
 
 @pytest.mark.parametrize("content, words", NO_RUNS)
 def test_what_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys, content, words):
-    assert "must be a run's folder" in failure(capsys, tmp_path)
+    assert "must be the folder of a training run" in failure(capsys, tmp_path)
     assert "is neither" in failure(capsys, tmp_path / "nowhere")
     (tmp_path / "metrics.jsonl").write_text(content)
     assert words in failure(capsys, tmp_path)
-    assert "named twice" in failure(capsys, *2 * [write_run(tmp_path / "model", steps=60)])
+    assert "is given twice" in failure(capsys, *2 * [write_run(tmp_path / "model", steps=60)])
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -471,7 +471,7 @@ def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, 
 
 WRONG_FLAGS = [
     (("--out", "page.pdf"), "must end in .png"),
-    (("--out", "no/page.png"), "make it first"),
+    (("--out", "no/page.png"), "create it first"),
     (("--reference", "model/config.json"), "make_bands wrote"),
     (("--reference", "none.json"), "none.json: No such file"),
     (("--x", "hours"), "invalid choice"),

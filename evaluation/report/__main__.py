@@ -1,9 +1,9 @@
-"""A run, or several side by side, as one PNG page and a table: TensorBoard's pictures without a server.
+"""One run, or several side by side, as a PNG page and a table: the pictures of TensorBoard without a server.
 
     python -m evaluation.report model
     python -m evaluation.report model model_sixteen --out compared.png
 
-A RUN is the --out_dir of a training run, finished or not, or a metrics.jsonl.
+RUN is the --out_dir of a training run, finished or not, or a metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         one.at([0], args.x)  # raises before anything is shown
     known = bands.known_bands(args.reference)
     folders = " or ".join(str(one.path.parent) for one in runs)
-    way_out = "move its config.json away, or leave the run out"
+    way_out = "move its config.json away, or leave the run out of the report"
     wall = functools.partial(reading, folders, "a run of train.py", way_out=way_out)
     with wall():
         matches = [bands.match(one, known, args.reference) for one in runs]
@@ -57,21 +57,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 def in_words(runs: list, matches: list) -> str:
-    """The table, and below it what is to be said about it."""
+    """The table, and below it warnings and verdicts."""
     from evaluation.report import bands, table
 
-    lines = [f"warning: {line}" for line in table.comparability(runs)]
+    figures = table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns)
+    lines = [
+        "+-: one standard error of the closing evaluation; it does not include the spread between seeds"
+    ] * ("+-" in figures)
+    lines += [f"warning: {line}" for line in table.comparability(runs)]
     lines += dict.fromkeys(match.line for match in matches if match.line)
     for one, match in zip(runs, matches):
         found = [bands.verdict(one, match.band, tag) for tag in bands.TAGS if match.band]
         name = f"{one.name}: " if len(runs) > 1 else ""
         lines += [f"{name}{verdict.line}" for verdict in found if verdict]
-    figures = table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns)
     return "\n".join([figures, "", *lines] if lines else [figures])
 
 
 def page(runs: list, matches: list, axis: str) -> bytes:
-    """A PNG, with the band of the first run that has one."""
+    """The PNG page, with the band of the first run that has one."""
     from evaluation.report.look import Look
     from evaluation.report.page import page_png
 
@@ -84,16 +87,16 @@ def page(runs: list, matches: list, axis: str) -> bytes:
 
 
 def page_path(args: argparse.Namespace) -> Path:
-    """Where the page goes; ValueError where it cannot."""
+    """The file of the page; raises ValueError if --out cannot be written."""
     if args.out is None:
         if len(args.runs) > 1:
             return Path("runs") / f"report-{time.strftime('%Y%m%d-%H%M%S')}.png"
         run = Path(args.runs[0])
         return (run if run.is_dir() else run.parent) / "report.png"
     if args.out.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {args.out}; the page is a PNG")
+        raise ValueError(f"--out must end in .png, got {args.out}")
     if not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: the folder {args.out.parent} does not exist; make it first")
+        raise ValueError(f"--out {args.out}: the folder {args.out.parent} does not exist; create it first")
     return args.out
 
 
@@ -101,7 +104,7 @@ def write(out: Path, png: bytes) -> None:
     from common.files import atomic_write, writing
 
     with writing(out):
-        out.parent.mkdir(exist_ok=True)  # runs/, the first time
+        out.parent.mkdir(exist_ok=True)  # runs/ may not exist yet
     with atomic_write(out) as file:
         file.write(png)
     say(f"wrote {out}")

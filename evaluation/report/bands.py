@@ -1,7 +1,7 @@
-"""Reference bands: where the curves of a shipped recipe have run before, over several seeds.
+"""Reference bands: the range of the curves of earlier runs of a shipped recipe with several seeds.
 
-A band file holds, for a few tags, min, mean, max and standard deviation over seeds at each number of
-tokens, and every setting that a run must share to be held against it.
+A band file holds, for a few tags, min, mean, max and standard deviation over seeds at each number of tokens,
+and the settings that a run must share to be compared with it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from training.config import OF_THIS_CALL, RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
 FEWEST_SEEDS = 3
-DEVIATIONS, LEAST_SHARE = 3.0, 0.02  # of the mean: three seeds alone make too narrow a band
-FINAL = ("loss", "bits_per_byte", "validation_tokens", "tokens")  # of each run, kept in the band file
+DEVIATIONS, LEAST_SHARE = 3.0, 0.02  # at least 2 % of the mean: by chance three seeds may lie too close
+FINAL = ("loss", "bits_per_byte", "validation_tokens", "tokens")  # closing figures of each run in a band file
 WIDTH = f"mean +- {DEVIATIONS:g} sd, at least {LEAST_SHARE:.0%}"
 
-# Settings that a run may have otherwise and still be held against a band: the seed, what is only shown or
-# saved, and what only says which machine computes the same thing. Data is compared by name.
+# Settings that may differ between a run and its band: the seed, settings of display and saving, and
+# settings of the machine. Data is compared by name.
 DATA = ("dataset", "val_dataset")
 FREE = RESUMABLE_CHANGES | OF_THIS_CALL | RESOLVED_BY_THE_RUN | {"seed", "compile", "eval_only"}
-FREE |= {"model_size", "recipe"}  # names for settings that are compared themselves
+FREE |= {"model_size", "recipe"}  # these name settings that are compared one by one
 FREE -= {*DATA}
-# a setting that is read only where another has this value
+# {setting: (other setting, value)}: the setting is used only if the other one has this value
 READ_ONLY_WITH = {"bias_rate": ("balance", "bias")}
 
 
 class Banded(NamedTuple):
-    """A tag, or a mean over layers, that has a band."""
+    """A tag with a band."""
 
     words: str
-    above: str  # what a curve above its band may come from
-    below: str
+    above: str  # a possible cause of a curve above the band, or what to do
+    below: str  # the same for a curve below the band
     of_layers: bool = False
     smoothed: bool = False
 
@@ -71,14 +71,14 @@ TAGS = {
 }
 
 
-@dataclass(frozen=True, eq=False)  # read once, and then itself alone
+@dataclass(frozen=True, eq=False)  # compared by identity
 class Band:
-    """One band file."""
+    """The content of a band file."""
 
-    name: str  # of the file, without .json
+    name: str  # name of the file without .json
     seeds: int
-    settings: dict[str, Any]  # as settings() tells those of a run
-    curves: dict[str, tuple[np.ndarray, ...]]  # by tag: tokens, lower edge, mean, upper edge
+    settings: dict[str, Any]  # in the form of settings() for a run
+    curves: dict[str, tuple[np.ndarray, ...]]  # tag -> tokens, lower edge, mean, upper edge
 
     @property
     def legend(self) -> str:
@@ -86,7 +86,7 @@ class Band:
 
 
 def tag_series(run: LoggedRun, tag: str) -> Series | None:
-    """The curve of a run that a band of TAGS is of; None where the run has none."""
+    """The curve of a run in the form that its band has; None if the run has no such curve."""
     kind = TAGS[tag]
     if kind.of_layers:
         layers = run.layers(tag)
@@ -103,8 +103,8 @@ def tag_series(run: LoggedRun, tag: str) -> Series | None:
 def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str]) -> dict[str, Any]:
     """The content of a band file.
 
-    command: rewrites the command of a run for publication.
-    Raises ValueError for too few runs, an unfinished one, or runs that differ in more than the seed.
+    command: rewrites the command of a run for publication.  Raises ValueError for too few runs, an unfinished
+    run, or runs that differ in more than the seed.
     """
     first, seeds = runs[0], {run.setting("seed") for run in runs}
     for run in runs:
@@ -115,8 +115,8 @@ def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str])
             )
         if run.setting("max_iters") is None:
             raise ValueError(
-                f"a band needs runs with max_iters; {run.name} ended by max_minutes, after a number of steps that "
-                "another run does not repeat"
+                f"a band needs runs with max_iters; {run.name} ended by max_minutes, after a number of steps "
+                "that another run does not repeat"
             )
         if differing := differences(settings(run), settings(first)):
             raise ValueError(
@@ -125,8 +125,8 @@ def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str])
             )
     if len(runs) < FEWEST_SEEDS or len(seeds) < len(runs):
         raise ValueError(
-            f"a band needs at least {FEWEST_SEEDS} runs, each of another seed; got {len(runs)} runs of {len(seeds)} "
-            "seeds; train the recipe with more values of --seed"
+            f"a band needs at least {FEWEST_SEEDS} runs, each of another seed; got {len(runs)} runs of "
+            f"{len(seeds)} seeds; train the recipe with more values of --seed"
         )
     starts = [run.config["starts"][-1] for run in runs]
     return {
@@ -146,9 +146,9 @@ def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str])
 
 
 def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, list] | None:
-    """min, mean, max and standard deviation at about `points` steps that every run recorded.
+    """Min, mean, max and standard deviation at about `points` steps that all runs recorded.
 
-    The deviation is pooled over a tenth of the run before each point: that of three numbers alone is
+    The deviation is pooled over the tenth of the run before each point, because that of three numbers is
     often far too small by chance.
     """
     curves = [tag_series(run, tag) for run in runs]
@@ -158,7 +158,9 @@ def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, 
     rows = np.stack([c.values[np.searchsorted(c.steps, steps)] for c in curves])  # (seeds, N)
     variance = smooth(Series(np.array(steps), rows.var(0, ddof=1)), runs[0].length / 10).values
     even, early = np.linspace(0, len(steps) - 1, points // 2), np.geomspace(1, len(steps), points // 2) - 1
-    keep = np.unique(np.concatenate((even, early)).round().astype(int))  # more of them where curves bend
+    keep = np.unique(
+        np.concatenate((even, early)).round().astype(int)
+    )  # denser at the start, where curves bend
     tokens = [int(round(x)) for x in runs[0].at(steps, "tokens")[keep]]
     columns = {"min": rows.min(0), "mean": rows.mean(0), "max": rows.max(0), "sd": np.sqrt(variance)}
     rounded = {k: [float(f"{x:.5g}") for x in column[keep]] for k, column in columns.items()}
@@ -170,7 +172,7 @@ def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, 
 
 
 def settings(run: LoggedRun) -> dict[str, Any]:
-    """What must agree between a run and a band; data by its name."""
+    """The settings that must agree between a run and a band, with data by name."""
     train = {k: v for k, v in run.config.get("train", {}).items() if k not in FREE}
     for name in DATA:
         if name in train:
@@ -180,10 +182,10 @@ def settings(run: LoggedRun) -> dict[str, Any]:
 
 
 def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
-    """Each setting that differs, as "lr 0.004 (not 0.008)".
+    """The settings that differ, each as "lr 0.004 (not 0.008)".
 
-    A setting that one side does not know is newer than it, and off or at its default when it was made. One that
-    neither side reads does not differ.
+    A setting that one side does not have is newer than that side, and counts as its default or as off. A
+    setting that neither side uses does not differ.
     """
     defaults = {f.name: f.default for f in fields(TrainConfig)}
     found = []
@@ -195,16 +197,16 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
                 continue
             default = defaults.get(name) if group == "train" else None
             x, y = a.get(name, default), b.get(name, default)
-            if x != y and (x or y):  # off is false, 0 or none
+            if x != y and (x or y):  # off: false, 0 or none
                 found.append(f"{name} {as_text(x)} (not {as_text(y)})")
     named = any(line.startswith("tokenizer ") for line in found)
     if mine["tokenizer"] != reference["tokenizer"] and not named:
-        found.append("another tokenizer under the same name")
+        found.append("tokenizer (another one under the same name)")
     return found
 
 
 def known_bands(reference: str | None) -> list[Band]:
-    """Those that --reference asks for: of a file, none, or all that are shipped."""
+    """The bands for --reference: that of a file, no band, or all that are shipped."""
     if reference == "none":
         return []
     paths = sorted(FOLDER.glob("*.json")) if reference is None else [Path(reference)]
@@ -212,12 +214,12 @@ def known_bands(reference: str | None) -> list[Band]:
 
 
 def read_band(path: Path) -> Band:
-    """A band file; ValueError, one sentence, for another file."""
-    way_out = "name a file that python -m benchmarks.make_bands wrote"
+    """The band in a file; raises ValueError for any other file."""
+    way_out = "give a file that python -m benchmarks.make_bands wrote"
     with reading(path, "a reference band", way_out=way_out):
         content = read_json(path)
         settings, tags = content["settings"], content["tags"]
-        differences(settings, settings)  # raises for what it cannot compare
+        differences(settings, settings)  # raises for settings that cannot be compared
         curves = {tag: edges(tag, columns) for tag, columns in tags.items()}
         return Band(path.stem, len(content["runs"]), settings, curves)
 
@@ -225,25 +227,25 @@ def read_band(path: Path) -> Band:
 def edges(tag: str, columns: dict[str, list[float]]) -> tuple[np.ndarray, ...]:
     """Tokens, lower edge, mean and upper edge."""
     tokens, mean, sd = as_numbers([columns[name] for name in ("tokens", "mean", "sd")], tag)
-    if not (np.diff(tokens, prepend=0) > 0).all():  # or nothing could be told between two of them
+    if not (np.diff(tokens, prepend=0) > 0).all():  # needed to interpolate
         raise ValueError(f"the tokens of {tag} must rise from above 0")
     half = np.maximum(DEVIATIONS * sd, LEAST_SHARE * np.abs(mean))
     return tokens, mean - half, mean, mean + half
 
 
 class Match(NamedTuple):
-    """The band of a run, and what is to be said about the choice."""
+    """The band of a run, and a line about the choice."""
 
     band: Band | None
-    line: str  # "" where the band simply matches
+    line: str  # "" if the settings match
 
 
 def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Match:
-    """The band whose settings are the run's; the one that --reference names, whatever they are."""
+    """The band with the settings of the run, or the one that --reference names, whatever its settings."""
     if reference == "none":
         return Match(None, "")
     if not bands:
-        return Match(None, "no reference: there is no band yet; benchmarks.make_bands makes one")
+        return Match(None, "no reference: there are no bands; python -m benchmarks.make_bands makes one")
     if not run.config:
         told = f"no reference for {run.name}: it has no config.json"
         return Match(bands[0], "") if reference else Match(None, told)
@@ -256,8 +258,8 @@ def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Ma
     if len(differing) > 3:
         listed += f" and {len(differing) - 3} more"
     if reference:
-        return Match(band, f"reference {band.name} as told, though {run.name} differs in {listed}")
-    return Match(None, f"no reference for {run.name}: the nearest, {band.name}, differs in {listed}")
+        return Match(band, f"reference {band.name}, although {run.name} differs in {listed}")
+    return Match(None, f"no reference for {run.name}: it differs from the nearest, {band.name}, in {listed}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -265,14 +267,16 @@ def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Ma
 
 
 class Verdict(NamedTuple):
-    """Where a run's newest value lies."""
+    """The place of a run's newest value."""
 
-    place: str  # normal, above, below
+    place: str  # normal, above or below
     line: str
 
 
 def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
-    """None where either has no such curve, or the run is not as far as the band's first point."""
+    """The verdict on a run's newest value; None if the run or the band has no such curve, or if the run has
+    not reached the first point of the band.
+    """
     curve, mine = band.curves.get(tag), tag_series(run, tag)
     ours, theirs = settings(run), band.settings
     other_tokens = ours["tokenizer"] != theirs["tokenizer"] and tag.endswith("/loss")
@@ -284,7 +288,7 @@ def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
     if not there.any():
         return None
     where, values = where[there], mine.values[there]
-    # between two points of the band: straight on logarithmic tokens, as a learning curve nearly is
+    # A learning curve is nearly straight over the logarithm of tokens.
     low, high = (np.interp(np.log(where), np.log(tokens), edge) for edge in (low, high))
     outside = (values < low) | (values > high)
     at, kind = where[-1], TAGS[tag]
@@ -295,10 +299,10 @@ def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
     )
     if place == "normal":
         share = outside.mean()
-        line += "normal" + (f" (outside for {share:.0%} of the way here)" if share > 0.1 else "")
+        line += "normal" + (f" (outside at {share:.0%} of the points so far)" if share > 0.1 else "")
     else:
         apart = values[-1] - high[-1] if place == "above" else low[-1] - values[-1]
         line += f"{place} the band by {apart:.2g}"
-        if not differences(ours, theirs):  # else the settings are the reason
+        if not differences(ours, theirs):  # otherwise the settings are the cause
             line += f": {getattr(kind, place)}"
     return Verdict(place, line)

@@ -1,4 +1,4 @@
-"""The panels of a report that are heat maps, of the last evaluation of each run."""
+"""The panels of a report with heat maps, from the last evaluation of each run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def heat_map(
     form: str = "{:.1f}",
     bar: bool = True,
 ) -> None:
-    """values (R, C) from 0 to `top`, in cells with their number where they are large enough.
+    """Draw values (R, C) with colours from 0 to `top`, and as numbers if the cells are large enough.
 
-    middle: the value in the middle of the colours, if it is not top / 2.
+    middle: the value with the middle colour (default: top / 2).
     """
     from matplotlib.colors import TwoSlopeNorm
 
@@ -38,14 +38,14 @@ def heat_map(
     for spine in ax.spines.values():
         spine.set_visible(False)
     inches = ax.get_window_extent().size / ax.figure.dpi
-    across, down = inches / values.shape[::-1]  # of a cell
+    across, down = inches / values.shape[::-1]  # size of a cell
     rows, columns = list(map(str, rows)), list(map(str, columns))
     longest = max(map(len, columns))
     for axis, names, cell, need in (
         (ax.xaxis, columns, across, 0.1 + 0.07 * longest),
         (ax.yaxis, rows, down, 0.15),
     ):
-        step = math.ceil(need / cell)  # of many, every second or third has its name
+        step = math.ceil(need / cell)  # if names do not fit, label every second or third
         axis.set_ticks(range(0, len(names), step), names[::step])
     if across > 0.27 and down > 0.15:
         for (row, column), value in np.ndenumerate(values):
@@ -72,9 +72,9 @@ def of_run(look: Look, run: LoggedRun) -> str:
 def side_by_side(
     look: Look, title: str, found: dict[LoggedRun, Any], rows: int, note: Callable, draw: Callable
 ) -> list[Panel]:
-    """A map for each of the runs that have one, those of several runs in rows of their own.
+    """A map for each run in `found`; the maps of several runs begin a row of their own.
 
-    note: of a run.  draw: on axes, of a run and what was found of it.
+    note: (run) -> the line under the title.  draw: (axes, run, value in `found`) -> None.
     """
     columns = 6 if len(found) == 2 else 4
     return [
@@ -110,14 +110,16 @@ def load_maps(look: Look) -> list[Panel]:
 
 
 def kinds_maps(look: Look) -> list[Panel]:
-    """Which experts take which kinds of token: a map per layer, four layers at most, three runs at most."""
+    """Which experts take which kinds of token: a map per layer, for at most four layers and three runs."""
     tag = "moe/token_kinds"
     found = [(run, run.last(tag)) for run in look.runs if tag in run.entries][:3]
 
     def draw(ax, run, table):
         share = as_numbers(table["share"], tag)  # (layers, kinds, experts)
         experts = share.shape[2]
-        most = experts / (run.setting("experts_per_token") or 1)  # all tokens of a kind
+        most = experts / (
+            run.setting("experts_per_token") or 1
+        )  # the value if all tokens of a kind go to one expert
         top = min(4.0, max(2.0, most))
         shown = np.unique(np.linspace(0, len(share) - 1, min(4, len(share))).round().astype(int))
         names = [f"{kind} ({short(count)})" for kind, count in zip(table["kinds"], table["tokens"])]
@@ -135,7 +137,7 @@ def kinds_maps(look: Look) -> list[Panel]:
         Panel(
             f"Which experts take which kind of token{of_run(look, run)}",
             f"validation tokens, step {run.last_step_of(tag):,}; rows: kind (tokens); "
-            "1 (white) = as often as any expert, 2 = twice as often",
+            "1 (white) = an even share, 2 = twice an even share",
             lambda ax, run=run, table=table: draw(ax, run, table),
             columns=COLUMNS,
             height=row_height(len(table["kinds"])) + 0.2,
@@ -149,7 +151,7 @@ def kinds_maps(look: Look) -> list[Panel]:
 
 def sink_maps(look: Look) -> list[Panel]:
     tag = "attention/sink_mass"
-    found = {run: run.last(tag) for run in look.runs if tag in run.entries}  # {layer_NN: a share per head}
+    found = {run: run.last(tag) for run in look.runs if tag in run.entries}  # {layer_NN: share of each head}
     shares = {run: as_numbers(list(by_layer.values()), tag) for run, by_layer in found.items()}
     top = 100 * max([0.05, *(share.max() for share in shares.values())])
 
@@ -162,7 +164,7 @@ def sink_maps(look: Look) -> list[Panel]:
         ax.set_xlabel("head")
 
     def note(_):
-        return "validation tokens; dark = a head that mostly looks at nothing"
+        return "validation tokens; dark = a head whose attention goes mostly to the sink"
 
     rows = max(map(len, shares.values()), default=0)
     return side_by_side(look, "Attention on the sink", shares, rows, note, draw)
