@@ -24,7 +24,7 @@ from common.settings import as_text
 from data.documents import Source
 from data.packing import encode
 from data.sources import AUTO
-from evaluation.ablation.spec import Arm, Spec, require
+from evaluation.ablation.spec import Spec, require
 from training.command_line import parse_command_line
 from training.config import TrainConfig
 from training.start import new_config, require_context, settings_class, with_segment_length
@@ -80,8 +80,8 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
         shared = {k: v for k, v in arm.shared.items() if k not in without[arm.name]}
         settings[arm.name] = shared | arm.own
     resolved = {name: resolve(name, values) for name, values in settings.items()}
-    _refuse_the_same(spec, arms, resolved)
-    _refuse_what_does_not_compare(spec, resolved)
+    _require_distinct(spec, resolved)
+    _require_comparable(spec, resolved)
     references, planned, matched = spec.reference_of(arms), {}, {}
     for arm in sorted(arms, key=lambda arm: references[arm.name] != arm.name):
         name, reference, adjusted = arm.name, references[arm.name], None
@@ -105,12 +105,7 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
             lr=cfg.lr,
             tokens_per_step=tokens_per_step(cfg),
         )
-    if twins := _twins(spec, matched):  # they differed only in the adjusted field
-        first, second = twins
-        raise ValueError(
-            f"the arms {first} and {second} become equal when they are matched ({planned[second].adjusted}); "
-            "change another setting in one of them, or leave it out"
-        )
+    _require_distinct(spec, matched, " once they are matched")
     in_order = {arm.name: planned[arm.name] for arm in arms}
     measuring = needs_pace(spec) or any(a.tokens_per_step is None for a in in_order.values())
     return in_order if measuring else with_lengths(spec, in_order, {})
@@ -271,36 +266,15 @@ def with_lengths(spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]
 # ------------------------------------------------------------------------------------ what is refused
 
 
-def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> None:
-    for arm in arms:
-        this, model = _identity(spec, resolved[arm.name]), _model(arm.shared | arm.own)
-        if arm.origin != spec.reference and model == _model(arm.shared):
-            mine = own_fields(model)
-            base = {name: value for name, value in arm.shared.items() if name in mine}
-            same = _identity(spec, resolve(arm.name, base)) == this
-            told = f"arm {arm.name} has the same settings as the base; change one, or make it the reference"
-            require(not same, told)
-    if twins := _twins(spec, resolved):
-        raise ValueError(
-            f"the arms {twins[0]} and {twins[1]} have the same settings; change one, or leave it out"
-        )
-
-
-def _twins(spec: Spec, resolved: dict[str, Any]) -> tuple[str, str] | None:
-    """The first two arms with equal settings, if any."""
-    seen: dict[str, str] = {}
-    for name, values in resolved.items():
-        first = seen.setdefault(_identity(spec, values), name)
-        if first != name:
-            return first, name
-    return None
-
-
-def _identity(spec: Spec, resolved: tuple[TrainConfig, Any]) -> str:
-    """A text that is equal for arms with equal settings."""
+def _require_distinct(spec: Spec, resolved: dict[str, Any], when: str = "") -> None:
+    """Raise ValueError if two arms have the same settings."""
     free = {"lr"} if spec.learning_rates and not spec.factors else set()  # set by the search
-    cfg, config = resolved
-    return repr(({k: v for k, v in asdict(cfg).items() if k not in free}, config))
+    seen: dict[str, str] = {}
+    for name, (cfg, config) in resolved.items():
+        settings = {k: v for k, v in asdict(cfg).items() if k not in free}
+        first = seen.setdefault(repr((settings, config)), name)
+        told = f"the arms {first} and {name} have the same settings{when}; change one, or leave it out"
+        require(first == name, told)
 
 
 def _row(cfg: TrainConfig) -> tuple[str, int | None]:
@@ -308,7 +282,7 @@ def _row(cfg: TrainConfig) -> tuple[str, int | None]:
     return cfg.packing, None if cfg.packing == "packed" else cfg.block_size
 
 
-def _refuse_what_does_not_compare(spec: Spec, resolved: dict[str, Any]) -> None:
+def _require_comparable(spec: Spec, resolved: dict[str, Any]) -> None:
     cfgs = {name: cfg for name, (cfg, _) in resolved.items()}
     tokenizers = sorted({cfg.tokenizer for cfg in cfgs.values()})
     one, listed = len(tokenizers) == 1, ", ".join(tokenizers)
