@@ -184,7 +184,7 @@ def test_the_report_says_what_was_found_and_what_it_cost(finished):
 
 
 @pytest.mark.parametrize("at", [0, 7])
-def test_a_killed_grid_goes_on_where_it_was_and_ends_the_same(folder, finished, at):
+def test_a_killed_grid_continues_and_ends_with_the_same_results(folder, finished, at):
     calls = iter(range(99))
 
     def bits(given):
@@ -199,7 +199,7 @@ def test_a_killed_grid_goes_on_where_it_was_and_ends_the_same(folder, finished, 
     assert len(rest.runs) == 10 - at  # nothing that had ended was run again
 
 
-def test_a_run_that_ended_after_its_runner_is_taken_as_it_is(folder, finished):
+def test_a_run_that_finished_after_its_runner_was_killed_is_not_repeated(folder, finished):
     shutil.copytree(finished[0] / "out", "out")
     whole = (folder / "out/results.jsonl").read_text().splitlines(keepends=True)
     (folder / "out/results.jsonl").write_text("".join(whole[:8]))
@@ -284,7 +284,7 @@ def test_arms_that_saw_other_batches_get_no_verdict(folder):
     assert "not compared, because the two arms saw different batches" in report(folder)
 
 
-def test_pairs_of_the_headline_that_three_seeds_leave_open_get_the_rest(folder):
+def test_pairs_that_three_seeds_do_not_resolve_get_the_other_seeds(folder):
     arms = {"moe": {}, "wide": {"intermediate_size": 40}, "wider": {"intermediate_size": 48}}
     write(folder, arms=arms, seeds=[1, 2, 3, 4, 5])
 
@@ -303,7 +303,7 @@ def test_pairs_of_the_headline_that_three_seeds_leave_open_get_the_rest(folder):
     )
 
 
-def test_seeds_that_did_not_end_well_are_told_and_ask_for_the_rest(folder):
+def test_seeds_that_did_not_end_well_are_reported_and_lead_to_more_seeds(folder):
     def bits(given):
         lost = {"2", "3"} if given["intermediate_size"] == "40" else set()
         return (2, "step 3 is not finite") if given["seed"] in lost else score(given)
@@ -313,7 +313,7 @@ def test_seeds_that_did_not_end_well_are_told_and_ask_for_the_rest(folder):
     assert "over 3 seeds; 2 more did not end well in both arms and are left out" in report(folder)
 
 
-def test_a_report_is_written_of_results_whose_runs_are_gone(folder, finished):
+def test_a_report_can_be_written_after_the_runs_were_deleted(folder, finished):
     shutil.copytree(finished[0] / "out", "out")
     shutil.rmtree(folder / "out/runs/00-moe")
     assert ablation("--resume")[0] == 0
@@ -324,7 +324,7 @@ def test_a_report_is_written_of_results_whose_runs_are_gone(folder, finished):
     assert "without 4 of the runs" in report(folder) and ".png" not in report(folder)
 
 
-def test_shared_settings_that_arms_do_without_are_told_with_every_arm(folder, capsys):
+def test_the_plan_names_shared_settings_and_all_arms_without_them(folder, capsys):
     base = TINY | {"dataset": "bundled", "num_experts": 4}
     dense = {"model": "gpt2"}
     write(folder, base=base, arms={"moe": {}, "d1": dense, "d2": dense | {"dropout": 0.1}})
@@ -370,7 +370,7 @@ def refused(capsys, *flags) -> str:
     return err
 
 
-def test_bad_starts_are_one_sentence_before_anything_runs(folder, finished, capsys):
+def test_a_wrong_start_is_refused_in_one_sentence_before_anything_runs(folder, finished, capsys):
     assert "--jobs must be at least 1, got 0" in refused(capsys, "--jobs", "0")
     assert "--resume needs the folder of an earlier start" in refused(capsys, "--resume")
     shutil.copytree(finished[0] / "out", "out")
@@ -401,7 +401,9 @@ def test_bad_starts_are_one_sentence_before_anything_runs(folder, finished, caps
         ({"dataset": "no.jsonl", "val_dataset": "bundled"}, "arm wide: dataset 'no.jsonl': no such file"),
     ],
 )
-def test_what_this_machine_cannot_train_is_told_before_anything_runs(folder, capsys, settings, message):
+def test_an_arm_that_this_machine_cannot_train_is_refused_before_anything_runs(
+    folder, capsys, settings, message
+):
     write(folder, arms={"moe": {}, "wide": settings}, base=TINY | {"dataset": "bundled"})
     assert message in refused(capsys)
     assert not (folder / "out").exists()

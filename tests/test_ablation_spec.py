@@ -58,7 +58,7 @@ def test_a_shipped_specification_plans_what_will_be_trained_without_building_a_m
             assert arm.axes[spec.axis] == pytest.approx(arms[arm.reference].axes[spec.axis], rel=0.02)
 
 
-def test_the_context_vectors_arms_differ_in_what_they_are_asked_about():
+def test_the_arms_of_context_vector_differ_only_in_the_state_and_the_window():
     spec = read_spec(next(path for path in SHIPPED if path.stem == "context_vector"))
     arms = matching.plan(spec)
     carried, zeroed, trunk, whole = (matching.resolve(name, arm.settings) for name, arm in arms.items())
@@ -73,7 +73,7 @@ def test_the_context_vectors_arms_differ_in_what_they_are_asked_about():
     assert (start, end, others) == ("trunk_segments", "trunk_whole", ["carried", "zeroed"])
 
 
-def test_the_table_of_nine_rows_has_the_sizes_that_it_printed():
+def test_the_nano_gpt_oss_table_has_the_sizes_in_its_readme():
     arms = matching.plan(read_spec(next(p for p in SHIPPED if p.stem == "nano_gpt_oss_table")))
     assert len(arms) == 18
     at = "@heads=12,num_hidden_layers=12"
@@ -121,7 +121,7 @@ def test_experts_are_adjusted_to_equal_total_parameters(tmp_path):
     assert found["wide"].axes["total"] == pytest.approx(found["a"].axes["total"], rel=0.02)
 
 
-def test_an_axis_that_cannot_be_met_says_how_near_it_came(tmp_path):
+def test_the_refusal_of_an_axis_names_the_nearest_size(tmp_path):
     arms = {"a": {}, "tall": {"model": "gpt2", "num_hidden_layers": 60}}
     told = r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"
     with pytest.raises(ValueError, match=told):
@@ -143,7 +143,7 @@ def test_each_point_of_a_grid_is_matched_to_the_reference_there(tmp_path):
     assert len(spec.pairs(spec.expanded())) == 4
 
 
-def test_shared_settings_that_a_model_lacks_are_named_and_not_lost(tmp_path):
+def test_shared_settings_that_a_model_lacks_are_recorded(tmp_path):
     arms = planned(tmp_path, base=BASE | {"num_experts": 6})
     assert arms["dense"].without == ("num_experts",) and "num_experts" not in arms["dense"].settings
     with pytest.raises(ValueError, match="arm a: flag '--num_expert' is unknown; did you mean"):
@@ -164,7 +164,7 @@ def test_an_arm_that_carries_a_state_is_planned_as_train_context_will_run_it(tmp
         planned(tmp_path, base=base | {"packing": "packed"}, arms=arms)
 
 
-def test_settings_of_one_arm_from_several_dimensions_of_a_grid_all_hold(tmp_path):
+def test_settings_of_one_arm_from_several_dimensions_of_a_grid_are_combined(tmp_path):
     grid = {
         "w": [{"hidden_size": 96, "b": {"intermediate_size": 40}}],
         "l": [{"num_hidden_layers": 2, "b": {"dropout": 0.1}}, {"num_hidden_layers": 3}],
@@ -270,7 +270,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_a_wrong_specification_is_one_sentence(tmp_path, message):
+def test_a_wrong_specification_is_refused_in_one_sentence(tmp_path, message):
     with pytest.raises(ValueError) as error:
         spec_of(tmp_path, **REFUSED[message])
     assert f"spec.yaml: {message}" in str(error.value) and "\n" not in str(error.value)
@@ -311,7 +311,7 @@ UNPLANNABLE = {
 
 
 @pytest.mark.parametrize("message", UNPLANNABLE)
-def test_arms_that_cannot_be_compared_are_one_sentence(tmp_path, message):
+def test_arms_that_cannot_be_compared_are_refused_in_one_sentence(tmp_path, message):
     with pytest.raises(ValueError) as error:
         planned(tmp_path, **UNPLANNABLE[message])
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -328,7 +328,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, c
     assert capsys.readouterr().err.startswith("ablate.py: error: absent.yaml: cannot be read")
 
 
-def test_flags_of_train_stand_over_the_base_and_under_an_arm(tmp_path, capsys):
+def test_flags_replace_settings_of_the_base_but_not_of_an_arm(tmp_path, capsys):
     path = tmp_path / "spec.yaml"
     plain = spec_of(
         tmp_path, base={"batch_size": 4, "block_size": 32}, arms={"a": {}, "b": {"block_size": 64}}

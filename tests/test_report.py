@@ -159,7 +159,7 @@ def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path):
     assert [run.name for run in runs] == ["a/model", "b/model"]
 
 
-def test_tokens_and_minutes_between_records_lie_on_straight_lines_and_go_on_at_the_mean_pace(tmp_path):
+def test_tokens_and_minutes_are_interpolated_and_continue_at_the_mean_pace(tmp_path):
     rows = [(10, 100, 60), (20, 400, 90)]
     records = [{"step": s, "data/tokens": n, "perf/seconds": t} for s, n, t in rows]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -168,7 +168,7 @@ def test_tokens_and_minutes_between_records_lie_on_straight_lines_and_go_on_at_t
     np.testing.assert_allclose(run.at([5, 20, 40], "minutes"), [0.5, 1.5, 3.0])
 
 
-def test_smoothing_looks_back_over_a_window_and_passes_over_what_is_not_finite():
+def test_smoothing_is_the_mean_of_the_finite_values_in_the_window_before():
     series = report_runs.Series(np.array([1.0, 2, 3, 4]), np.array([1.0, math.nan, 5, 7]))
     np.testing.assert_allclose(report_runs.smooth(series, 2).values, [1, 1, 5, 6])
 
@@ -195,14 +195,14 @@ def test_the_table_has_a_row_per_figure_and_a_column_per_run(tmp_path):
     assert len({len(line) for line in table}) == 1  # columns end together
 
 
-def test_a_table_that_is_too_wide_goes_on_below(tmp_path):
+def test_a_table_that_is_too_wide_continues_below(tmp_path):
     runs = read(*(write_run(tmp_path / f"run_{n}", steps=60) for n in range(4)))
     table = report_table.figures_table(runs, 70)
     assert all(len(line) <= 70 for line in table.splitlines())
     assert table.count("validation loss") == 2
 
 
-def test_runs_that_do_not_compare_are_named_with_the_reason(tmp_path):
+def test_runs_that_cannot_be_compared_are_reported_with_the_reason(tmp_path):
     first = write_run(tmp_path / "first", steps=60)
     assert report_table.comparability(read(first, write_run(tmp_path / "same", steps=60))) == []
 
@@ -222,7 +222,7 @@ def test_runs_that_do_not_compare_are_named_with_the_reason(tmp_path):
 # bands
 
 
-def test_a_band_holds_the_seeds_what_must_agree_and_no_path_of_a_machine(made):
+def test_a_band_holds_seeds_and_settings_but_no_path_of_a_machine(made):
     band = json.loads(made[1].read_text())
     assert [run["seed"] for run in band["runs"]] == [1, 2, 3]
     told = "python train.py --dataset $TINYSTORIES/train.jsonl --val_dataset=v.jsonl --seed 1 --out_dir 'a b'"
@@ -281,7 +281,7 @@ def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_p
     assert "max_iters 600 (not 3000)" in report_bands.match(longer, bands).line
 
 
-def test_a_setting_that_neither_side_reads_does_not_differ():
+def test_a_setting_that_neither_side_uses_does_not_differ():
     one, other = (
         {"train": {"balance": "aux", "bias_rate": x}, "model": {}, "tokenizer": None} for x in (1, 2)
     )
@@ -436,7 +436,7 @@ NO_RUNS = [
 
 
 @pytest.mark.parametrize("content, words", NO_RUNS)
-def test_what_is_no_run_is_one_sentence_and_nothing_is_written(tmp_path, capsys, content, words):
+def test_a_path_that_is_not_a_run_is_refused_in_one_sentence(tmp_path, capsys, content, words):
     assert "must be the folder of a training run" in failure(capsys, tmp_path)
     assert "is neither" in failure(capsys, tmp_path / "nowhere")
     (tmp_path / "metrics.jsonl").write_text(content)
@@ -460,7 +460,9 @@ DAMAGED = {  # file: what stands in it in place of what was written
 
 
 @pytest.mark.parametrize("name, content", [(n, c) for n, found in DAMAGED.items() for c in found])
-def test_a_damaged_file_is_one_sentence_that_names_it_and_the_way_out(tmp_path, capsys, name, content):
+def test_a_damaged_file_is_refused_in_one_sentence_with_its_name_and_a_remedy(
+    tmp_path, capsys, name, content
+):
     folder = write_run(tmp_path / "model", steps=60)
     (folder / name).write_bytes(content.encode("latin-1"))
     words = ("--reference", folder / name) if name == "band.json" else ()
