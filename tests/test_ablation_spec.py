@@ -291,9 +291,9 @@ UNPLANNABLE = {
     "arm dense: hidden_size must be a multiple": {"base": BASE | {"hidden_size": 97}},
     "arm a: block_size must be at most": {"base": BASE | {"block_size": 4096}},
     "model must be one of gptoss": {"arms": {"a": {}, "b": {"model": "gpt3"}}},
-    "measure must be bits_per_byte, because losses under different tokenizers":
+    "segments and measure val_loss need the same tokenizer in all arms":
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "measure": "val_loss"},
-    "segments count tokens, so all arms must have one tokenizer, got bundled1536, stories4k":
+    "need the same tokenizer in all arms, got bundled1536, stories4k; give all arms one":
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "segments": 32},
     "segments must be 32, the block_size of arm b, because its state is carried from one such segment to the next; got 64":
         {"base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"model": "gptoss_context"}}, "segments": 64},

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evaluation.ablation.results import written_outcome
 from evaluation.ablation.statistics import Summary, part, summary, with_interval
@@ -22,16 +22,6 @@ from evaluation.ablation.verdict import Ablation
 MEASURE = "loss_after_first_segment"
 CONTROLS = {"zeroed": "state zeroed", "swapped": "state of another document"}
 LEAST_SHARE = 0.01  # segments with a smaller share of the tokens are not shown: few documents reach them
-
-
-class Closed(NamedTuple):
-    """The share of the distance between the losses of two arms that a third arm closes."""
-
-    start: str
-    end: str
-    arm: str
-    distance: Summary | None  # nats per token, over the seeds at which all three ended well; None without any
-    share: Summary | None  # None unless the distance is above 0 at every seed
 
 
 def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
@@ -99,36 +89,27 @@ def harm(x: Ablation, arm: str, control: str) -> Summary | None:
     return _over_seeds([line[tag] - line[MEASURE] for line in lines if tag in line])
 
 
-def closed(x: Ablation) -> list[Closed]:
-    """The shares of the gap that each further arm closes, computed seed by seed."""
-    found = []
+def gap_in_words(x: Ablation) -> list[str]:
+    """A sentence about each arm that may close the gap, with its share of the gap at each seed."""
+    told = []
     for start, end, others in x.spec.gaps(x.spec.expanded()):
+        gap = f"the gap between **{start}** and **{end}**"
         for arm in others:
             lines = [evaluated(x, name) for name in (start, end, arm)]
             seeds = [seed for seed in x.spec.seeds if all(seed in runs for runs in lines)]
             losses = [[runs[seed][MEASURE] for runs in lines] for seed in seeds]
-            distances, shares = [a - b for a, b, _ in losses], []
-            if min(distances, default=0) > 0:
-                shares = [(a - c) / (a - b) for a, b, c in losses]
-            found.append(Closed(start, end, arm, _over_seeds(distances), _over_seeds(shares)))
-    return found
-
-
-def gap_in_words(x: Ablation) -> list[str]:
-    """A sentence about each arm that may close the gap."""
-    told = []
-    for found in closed(x):
-        between = f"the gap between **{found.start}** and **{found.end}**"
-        if found.distance is None:
-            told.append(f"**{found.arm}**: no seed ended well in this arm and at both ends of {between}.")
-        elif found.share is None:
-            told.append(f"**{found.arm}**: no share of {between}, because it is not above 0 at every seed.")
-        else:
-            told.append(
-                f"**{found.arm}** closes {with_interval(found.share, 1, scale=100)} % of {between} (mean of "
-                f"the share at each seed); the gap is {with_interval(found.distance)} nats per token after "
-                "the first segment. +-: 95 % interval over seeds."
-            )
+            distances = [a - b for a, b, _ in losses]
+            if not seeds:
+                told.append(f"**{arm}**: no seed ended well in this arm and at both ends of {gap}.")
+            elif min(distances) <= 0:
+                told.append(f"**{arm}**: no share of {gap}, because it is not above 0 at every seed.")
+            else:
+                share = summary([(a - c) / (a - b) for a, b, c in losses])
+                told.append(
+                    f"**{arm}** closes {with_interval(share, 1, scale=100)} % of {gap} (mean of the share at each "
+                    f"seed); the gap is {with_interval(summary(distances))} nats per token after the first "
+                    "segment. +-: 95 % interval over seeds."
+                )
     return told
 
 
