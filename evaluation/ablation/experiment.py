@@ -1,6 +1,4 @@
-"""An ablation from its specification to its report: plan, search, verdict, costs. It can be resumed after any
-kill.
-"""
+"""An ablation from specification to report: plan, search, verdict, costs. After a kill it can be resumed."""
 
 from __future__ import annotations
 

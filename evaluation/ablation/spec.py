@@ -1,4 +1,5 @@
-"""The specification of an ablation: one YAML file, checked completely before anything runs.
+"""The specification of an ablation: one YAML file, checked completely before anything runs. Its arms are the
+models, each with its training settings, that are compared.
 
     name: gpt2_vs_gptoss          name of the report's folder (default: the file's name)
     question: Is ... better?      first sentence of the report

@@ -109,9 +109,7 @@ def _matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
         "none": "The arms are matched only by their budget.",
         "time": "The arms train for equal seconds: their numbers of tokens follow from their measured paces.",
     }.get(spec.axis, f"The arms are equal in {spec.axis} to within {TOLERANCE:.0%}, by {spec.adjust}.")
-    same = (
-        "Runs with the same seed get the same batches in the same order; their first batches were compared."
-    )
+    same = "Runs with the same seed get the same batches in the same order; their first ones were compared."
     if len({arm.data for arm in arms.values()}) > 1:
         same = (
             "Runs with the same seed and the same shape of batches get the same batches in the same order; "

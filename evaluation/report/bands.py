@@ -158,9 +158,8 @@ def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, 
     rows = np.stack([c.values[np.searchsorted(c.steps, steps)] for c in curves])  # (seeds, N)
     variance = smooth(Series(np.array(steps), rows.var(0, ddof=1)), runs[0].length / 10).values
     even, early = np.linspace(0, len(steps) - 1, points // 2), np.geomspace(1, len(steps), points // 2) - 1
-    keep = np.unique(
-        np.concatenate((even, early)).round().astype(int)
-    )  # denser at the start, where curves bend
+    # The points are denser at the start, where curves bend.
+    keep = np.unique(np.concatenate((even, early)).round().astype(int))
     tokens = [int(round(x)) for x in runs[0].at(steps, "tokens")[keep]]
     columns = {"min": rows.min(0), "mean": rows.mean(0), "max": rows.max(0), "sd": np.sqrt(variance)}
     rounded = {k: [float(f"{x:.5g}") for x in column[keep]] for k, column in columns.items()}

@@ -22,7 +22,6 @@ EARLY = 0.05  # the first share of a run does not set the y scale: the first los
 
 
 def nth_style(n: int) -> dict[str, Any]:
-    """The colour and dashes of line number n."""
     return {"color": COLOURS[n % len(COLOURS)], "ls": DASHES[n // len(COLOURS) % len(DASHES)]}
 
 
