@@ -376,7 +376,15 @@ def test_a_wrong_start_is_refused_in_one_sentence_before_anything_runs(folder, f
     shutil.copytree(finished[0] / "out", "out")
     assert "--out_dir must be new or empty" in refused(capsys)
     assert start("out/plan.json", "--out_dir", "new", "--lr", "1e-2")[0] == 2
-    assert "cannot change their settings, got lr; leave" in capsys.readouterr().err
+    assert "their settings must not change (--lr); start" in capsys.readouterr().err
+    edited = {
+        name: value
+        for name, value in json.loads((folder / "out/plan.json").read_text()).items()
+        if name != "seal"
+    }
+    (folder / "edited.json").write_text(json.dumps(edited).replace("Which one?", "Which?"))
+    assert start("edited.json", "--out_dir", "new")[0] == 2
+    assert "must not change (its specification was edited)" in capsys.readouterr().err
     write(folder, seeds=[1, 3])
     assert "out holds results of another specification" in refused(capsys, "--resume")
     (folder / "diary").mkdir()

@@ -74,9 +74,10 @@ def run(
     spec = read_spec(path, over_base)
     stored = matching.read(path if path.suffix == ".json" else None)
     if stored and stored.sha256 != spec.sha256:
+        changed = ", ".join(f"--{name}" for name in over_base) or "its specification was edited"
         raise ValueError(
-            f"{path} repeats the runs of an earlier report and cannot change their settings, got "
-            f"{', '.join(over_base)}; leave these flags out, or start from the specification"
+            f"{path} repeats the runs of an earlier report, and their settings must not change ({changed}); start "
+            "from the specification instead"
         )
     folder = _earlier(spec, out_dir) if resume else None
     stored = _stored(folder, spec, path) if folder else stored

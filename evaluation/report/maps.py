@@ -117,10 +117,8 @@ def kinds_maps(look: Look) -> list[Panel]:
     def draw(ax, run, table):
         share = as_numbers(table["share"], tag)  # (layers, kinds, experts)
         experts = share.shape[2]
-        most = experts / (
-            run.setting("experts_per_token") or 1
-        )  # the value if all tokens of a kind go to one expert
-        top = min(4.0, max(2.0, most))
+        all_in_one = experts / (run.setting("experts_per_token") or 1)
+        top = min(4.0, max(2.0, all_in_one))
         shown = np.unique(np.linspace(0, len(share) - 1, min(4, len(share))).round().astype(int))
         names = [f"{kind} ({short(count)})" for kind, count in zip(table["kinds"], table["tokens"])]
         ax.axis("off")
