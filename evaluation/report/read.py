@@ -123,7 +123,9 @@ class LoggedRun:
             return np.asarray(steps, dtype=float)
         known, unit = self.series(_PLACES[axis]), 60 if axis == "minutes" else 1
         if not len(known.steps):
-            raise ValueError(f"--x {axis} needs {_PLACES[axis]}, and {self.path} has none; add --x step")
+            raise ValueError(
+                f"{self.path} has no {_PLACES[axis]}, which the x axis {axis} needs; add --x step"
+            )
         return _between(np.asarray(steps, dtype=float), known) / unit
 
     def smoothed(self, series: Series) -> Series:
