@@ -27,8 +27,16 @@ TINY = {"device": "cpu", "threads": 1, "tokenizer": "bundled1536", "num_hidden_l
         "num_experts": 6, "sliding_window": 8, "initial_context_length": 16, "block_size": 16,
         "batch_size": 4, "eval_tokens": 256, "log_every": 1}  # fmt: skip
 TIMES = ("seconds", "tokens_per_second", "peak_memory_gb")
-USE = {"checkpoint_bytes": 3e6, "weight_bytes": 1e6, "peak_memory_gb": 0.2,
-       "prefill_tokens_per_second": 900.0, "decode_tokens_per_second": 80.0}  # fmt: skip
+USE = {"checkpoint_bytes": 3e6, "weight_bytes": 1e6, "peak_memory_gb": 0.2}
+USE |= {"prefill_tokens_per_second": 900.0, "decode_tokens_per_second": 80.0}
+SPEC = {
+    "question": "Which one?",
+    "arms": {"moe": {}, "wide": {"intermediate_size": 40}},
+    "seeds": [1, 2],
+    "budget": {"tokens": 320},
+    "learning_rates": [1e-3, 4e-3, 16e-3],
+    "search_budget": {"tokens": 192},
+}
 
 
 @pytest.fixture
@@ -52,14 +60,7 @@ def finished(tmp_path_factory, corpus):
 
 def write(folder: Path, **changes) -> None:
     path = folder / "spec.yaml"
-    values = yaml.safe_load(path.read_text()) if path.exists() else {
-        "question": "Which one?",
-        "arms": {"moe": {}, "wide": {"intermediate_size": 40}},
-        "seeds": [1, 2],
-        "budget": {"tokens": 320},
-        "learning_rates": [1e-3, 4e-3, 16e-3],
-        "search_budget": {"tokens": 192},
-    }  # fmt: skip
+    values = yaml.safe_load(path.read_text()) if path.exists() else SPEC
     path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
 
 
@@ -293,7 +294,8 @@ def test_pairs_that_three_seeds_do_not_resolve_get_the_other_seeds(folder):
         return score(given) + noise
 
     code, done = ablation(bits=bits)
-    seeds = {arm: [line["seed"] for line in lines(folder) if (line["phase"], line["arm"]) == ("verdict", arm)] for arm in arms}  # fmt: skip
+    found = [line for line in lines(folder) if line["phase"] == "verdict"]
+    seeds = {arm: [line["seed"] for line in found if line["arm"] == arm] for arm in arms}
     assert seeds == {"moe": [1, 2, 3, 4, 5], "wide": [1, 2, 3], "wider": [1, 2, 3, 4, 5]}
     text = report(folder)
     assert "**wide** is better than **moe**" in text and "about 9 % of the time" in text
@@ -357,7 +359,7 @@ def test_runs_share_the_cores_of_a_cpu(folder, monkeypatch):
 def test_runs_have_a_gpu_each(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [launch.visible_gpu(slot) for slot in (0, 1)] == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}]  # fmt: skip
+    assert [launch.visible_gpu(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["5", "7"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert launch.visible_gpu(1) == {"CUDA_VISIBLE_DEVICES": "1"}
 

@@ -131,7 +131,8 @@ def test_the_refusal_of_an_axis_names_the_nearest_size(tmp_path):
 
 
 def test_each_point_of_a_grid_is_matched_to_the_reference_there(tmp_path):
-    grid = {"num_hidden_layers": [2, 4], "width": [{"hidden_size": 96}, {"hidden_size": 192, "dense": {"dropout": 0.1}}]}  # fmt: skip
+    widths = [{"hidden_size": 96}, {"hidden_size": 192, "dense": {"dropout": 0.1}}]
+    grid = {"num_hidden_layers": [2, 4], "width": widths}
     arms = planned(tmp_path, grid=grid, axis="active", headline=[["a", "dense"]])
     assert len(arms) == 12 and "b@num_hidden_layers=4,width=96" in arms
     assert all(arm.reference.startswith("a@") for arm in arms.values())
@@ -197,8 +198,8 @@ def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
 
 
 def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
-    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], segments=32,
-                   gap=["a", "b"], learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})  # fmt: skip
+    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], gap=["a", "b"])
+    changes |= dict(segments=32, learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})
     spec = spec_of(tmp_path, **changes)
     plan = {"spec": spec.as_values(), "sha256": spec.sha256, "arms": {}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))

@@ -44,19 +44,19 @@ def falling(start, end, pace, step):
     return end + (start - end) * math.exp(-step / pace)
 
 
-def write_run(folder, *, seed=1, steps=3000, layers=4, experts=8, finished=True, shift=0.0, sha="5bdc50d4",
-              config=True, **train):  # fmt: skip
-    """What a run of `steps` steps leaves behind; experts=0: dense; shift: added to every loss, in nats."""
+def write_run(folder, *, seed=1, steps=3000, experts=8, finished=True, shift=0.0, config=True, **train):
+    """What a run of `steps` steps leaves behind.  experts=0: dense.  shift: added to every loss, in nats."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     train = TRAIN | {"seed": seed, "out_dir": str(folder), "max_iters": steps} | train
+    layers, sha = 4, "5bdc50d4" if train["tokenizer"] == "stories4k" else "ff"
     model = {"num_hidden_layers": layers, "num_attention_heads": 4, "hidden_size": 128}
     model |= {"num_experts": experts, "experts_per_token": 2} if experts else {}
     command = f"python train.py --dataset {TRAIN['dataset']} --val_dataset=/mnt/v.jsonl --seed {seed} --out_dir 'a b'"
     start = {"step": 0, "command": command, "commit": "0123456789ab", "torch": "2.13.0"}
-    facts = {"train": train, "model": model, "tokenizer": {"name": train["tokenizer"], "sha256": sha},
-             "parameters": {"total": 3627696, "active": 1321648}, "starts": [start]}  # fmt: skip
+    facts = {"train": train, "model": model, "tokenizer": {"name": train["tokenizer"], "sha256": sha}}
+    facts |= {"parameters": {"total": 3627696, "active": 1321648}, "starts": [start]}
     if config:
         (folder / "config.json").write_text(json.dumps(facts))
     per_step = train["batch_size"] * train["block_size"]
@@ -73,9 +73,9 @@ def write_run(folder, *, seed=1, steps=3000, layers=4, experts=8, finished=True,
     records = []
     for step in sorted({*range(20, last, 20), last}):
         norm = falling(1.9, 0.4, 60, step) + rng.uniform(0, 0.08)
-        record = {"step": step, "optim/lr": train["lr"], "optim/grad_norm": norm, "train/loss": loss(step) + rng.gauss(0, 0.1),
-                  "perf/tokens_per_second": rng.uniform(5700, 6300), "data/tokens": step * per_step,
-                  "perf/seconds": step * per_step / 6000}  # fmt: skip
+        record = {"step": step, "optim/lr": train["lr"], "optim/grad_norm": norm}
+        record |= {"train/loss": loss(step) + rng.gauss(0, 0.1), "data/tokens": step * per_step}
+        record |= {"perf/tokens_per_second": rng.uniform(5700, 6300), "perf/seconds": step * per_step / 6000}
         even = {of: falling(2.5, 0.25, 150, step) + 0.1 * n for n, of in enumerate(routed)}
         record |= {f"moe/max_violation/{of}": value * rng.uniform(0.8, 1.5) for of, value in even.items()}
         for n, kind in enumerate(KINDS):
@@ -92,23 +92,19 @@ def write_run(folder, *, seed=1, steps=3000, layers=4, experts=8, finished=True,
         for first in (0, *(2**n for n in range(8))):
             found[f"val/loss_by_position/from_{first:04d}"] = loss(step) + 2.5 / (1 + first) ** 0.6
         if experts:
-            table = {"kinds": TOKEN_KINDS, "tokens": [10 ** (1 + n % 4) for n in range(8)],
-                     "layers": list(range(layers)), "share": [[share(k) for k in range(8)] for _ in routed]}  # fmt: skip
+            shares = [[share(k) for k in range(8)] for _ in routed]
+            table = {"kinds": TOKEN_KINDS, "tokens": [10 ** (1 + n % 4) for n in range(8)]}
+            table |= {"layers": list(range(layers)), "share": shares}
             records.append({"step": step, "moe/load": list(map(share, range(layers)))})
             records.append({"step": step, "moe/token_kinds": table})
         mass = {f"layer_{n:02d}": [0.5 * rng.random() ** 2 for _ in range(4)] for n in range(layers)}
-        records += [
-            {"step": step, "attention/sink_mass": mass},
-            found,
-            {"step": step, "samples/story": STORY},
-        ]
+        records += [{"step": step, "attention/sink_mass": mass, "samples/story": STORY}, found]
     if finished:
-        end = {"loss": loss(last), "loss_standard_error": 0.0024, "bits_per_byte": loss(last) / 2.79, "steps": last,
-               "validation_tokens": 1014819, "tokens": last * per_step, "seconds": last * per_step / 6000,
-               "tokens_per_second": 6000.0}  # fmt: skip
-        records.append(
-            {"step": last} | {f"final/{k}": v for k, v in end.items()} | {"samples/final_1": STORY}
-        )
+        end = {"loss": loss(last), "loss_standard_error": 0.0024, "bits_per_byte": loss(last) / 2.79}
+        end |= {"steps": last, "validation_tokens": 1014819, "tokens": last * per_step}
+        end |= {"seconds": last * per_step / 6000, "tokens_per_second": 6000.0}
+        final = {f"final/{name}": value for name, value in end.items()}
+        records.append({"step": last, "samples/final_1": STORY} | final)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
@@ -210,7 +206,7 @@ def test_runs_that_cannot_be_compared_are_reported_with_the_reason(tmp_path):
         other = write_run(tmp_path / "_".join(changes), steps=60, **changes)
         return " ".join(report_table.comparability(read(first, other)))
 
-    assert "losses cannot be compared, bits per byte can" in warnings(tokenizer="gpt2", sha="ffff")
+    assert "losses cannot be compared, bits per byte can" in warnings(tokenizer="gpt2")
     assert "neither losses nor bits per byte can be compared" in warnings(val_dataset="other.jsonl")
     assert "neither losses nor bits per byte can be compared" in warnings(val_dataset=None)
     assert "the curves are from different validation tokens" in warnings(eval_tokens=4096)
@@ -371,8 +367,8 @@ def test_runs_side_by_side_of_different_kinds_share_a_page(made, tmp_path):
     name = "a_very_long_name_that_someone_gave_to_a_run_of_theirs_with_every_setting_in_it"
     some = look(
         made[0][0],
-        write_run(tmp_path / name, layers=6, experts=32, finished=False, lr=0.004),
-        write_run(tmp_path / "dense", experts=0, steps=900, tokenizer="gpt2", sha="ff"),
+        write_run(tmp_path / name, experts=32, finished=False, lr=0.004),
+        write_run(tmp_path / "dense", experts=0, steps=900, tokenizer="gpt2"),
     )
     names = titles(some)
     assert sum(title.startswith("Load of the experts: ") for title in names) == 2
