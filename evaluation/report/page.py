@@ -67,7 +67,7 @@ def draw_page(look: Look) -> Any:
     from matplotlib.figure import Figure
 
     rows = in_rows(list(panels(look)))
-    stories = told(look)
+    stories = newest_stories(look)
     header = header_lines(look)
     row_heights = [max(p.height for p in row) + ABOVE + BELOW for row in rows]
     story_height = 0.75 + 0.185 * max(len(lines) for *_, lines in stories) if stories else 0.0
@@ -131,7 +131,7 @@ def put(figure_, left: float, top: float, text: str, **style: Any) -> Any:
 # ---------------------------------------------------------------------------------- header
 
 LINE, HEAD_LINE = 0.235, 175  # inches, characters
-TOLD = ("model", "num_hidden_layers", "num_experts", "experts_per_token")  # in_short() names these
+IN_SHORT = ("model", "num_hidden_layers", "num_experts", "experts_per_token")  # in_short() names these
 
 
 def header_lines(look: Look) -> list[list[str]]:
@@ -147,7 +147,7 @@ def header_lines(look: Look) -> list[list[str]]:
     differing = differing_settings(look.runs)
     found = []
     for number, run in enumerate(look.runs):
-        own = ", ".join(f"{n} {v[number]}" for n, v in differing.items() if n not in TOLD)
+        own = ", ".join(f"{n} {v[number]}" for n, v in differing.items() if n not in IN_SHORT)
         line = _joined([_tally(run), in_short(run), own])
         found.append([line if len(line) < HEAD_LINE else line[: HEAD_LINE - 4] + " ..."])
     return found
@@ -236,7 +236,7 @@ def draw_tiles(figure_, run: LoggedRun) -> None:
 # ---------------------------------------------------------------------------------- stories
 
 
-def told(look: Look) -> list[tuple[LoggedRun, str, list[str]]]:
+def newest_stories(look: Look) -> list[tuple[LoggedRun, str, list[str]]]:
     """(run, step in words, lines) for the newest story of each of the first runs."""
     found = []
     for run in look.runs[:STORY_RUNS]:

@@ -46,7 +46,7 @@ def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _told(value: float | None, form: Callable[[float], str] = _count) -> str:
+def _cell(value: float | None, form: Callable[[float], str] = _count) -> str:
     return NONE if value is None or not math.isfinite(value) else form(value)
 
 
@@ -64,7 +64,7 @@ def speed(run: LoggedRun) -> float:
 
 def _score(run: LoggedRun, name: str) -> str:
     if not run.finished:
-        return _told(run.last_finite(f"val/{name}"), "{:.4f} so far".format)
+        return _cell(run.last_finite(f"val/{name}"), "{:.4f} so far".format)
     error = run.last_finite(f"final/{name}_standard_error")
     told = f"{run.last_finite(f'final/{name}'):.4f}"
     return told if math.isnan(error) else f"{told} +- {error:.4f}"
@@ -103,15 +103,15 @@ def _of_layers(run: LoggedRun, tag: str) -> str:
 
 FIGURES: dict[str, Callable[[LoggedRun], str]] = {
     "status": status,
-    "parameters": lambda run: _told(run.parameters("total")),
-    "active per token": lambda run: _told(run.parameters("active")),
-    "training tokens": lambda run: _told(training_tokens(run)),
-    "training seconds": lambda run: _told(run.last_finite("final/seconds", "perf/seconds")),
-    "tokens per second": lambda run: _told(speed(run)),
+    "parameters": lambda run: _cell(run.parameters("total")),
+    "active per token": lambda run: _cell(run.parameters("active")),
+    "training tokens": lambda run: _cell(training_tokens(run)),
+    "training seconds": lambda run: _cell(run.last_finite("final/seconds", "perf/seconds")),
+    "tokens per second": lambda run: _cell(speed(run)),
     "validation loss, nats/token": lambda run: _score(run, "loss"),
     "bits per byte": lambda run: _score(run, "bits_per_byte"),
-    "train loss, last batch": lambda run: _told(run.last_finite("train/loss"), "{:.4f}".format),
-    "gradient norm, last batch": lambda run: _told(run.last_finite("optim/grad_norm"), figure),
+    "train loss, last batch": lambda run: _cell(run.last_finite("train/loss"), "{:.4f}".format),
+    "gradient norm, last batch": lambda run: _cell(run.last_finite("optim/grad_norm"), figure),
     "max violation, mean / worst layer": _violation,
     "dead experts": _dead,
     "router entropy, mean of layers": lambda run: _of_layers(run, "moe/entropy"),
