@@ -69,13 +69,13 @@ def test_arms_of_both_scripts_go_to_one_report(spec, monkeypatch):
     assert all(line["decode_tokens_per_second"] > 0 for line in found[-3:])
     text = report(spec)
     for told in ("## By segment", "tokens seen", "from 1 on", "state of another document", "loss_by_segment.png",
-                 "val_loss_by_tokens.png", "arms with the same shape of batches get the same ones"):  # fmt: skip
+                 "val_loss_by_tokens.png", "the same shape of batches get the same batches"):  # fmt: skip
         assert told in text
     for picture in ("loss_by_segment.png", "loss_by_segment_above_reference.png"):
         assert (spec / "out" / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_goes_on_with_the_script_that_began_it(tmp_path):
+def test_a_run_is_continued_by_the_script_that_started_it(tmp_path):
     out, begun = tmp_path / "seed-1", []
     out.mkdir()
     (out / "checkpoint_3.pt").write_bytes(b"weights")
@@ -141,7 +141,8 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
     assert row(text, "trunk_whole", "carried", "2")[:2] == ["-0.1500", f"+- {half:.4f}"]
     assert (
         f"**carried** closes 70.0 +- {2 * 100 * half:.1f} % of the gap between **trunk_segments** and "
-        "**trunk_whole**, which is 0.5000 +- 0.0000 nats per token after the first segment."
+        "**trunk_whole** (mean of the share at each seed); the gap is 0.5000 +- 0.0000 nats per token after "
+        "the first segment."
     ) in text
     sure = ["2.5000 +- 0.0000", "2.0000 +- 0.0000"]
     _, by_segment = text.split("## By segment")
@@ -159,10 +160,10 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
 
 
 @pytest.mark.slow
-def test_a_run_that_could_not_be_scored_is_in_no_verdict_of_it(spec):
+def test_a_run_that_could_not_be_scored_is_left_out_of_the_verdict(spec):
     assert ablation(failing=[("carried", 2)]) == 0
     text = report(spec)
-    told = "**carried** against **trunk_segments**: not compared, as fewer than two seeds ended well"
+    told = "**carried** against **trunk_segments**: not compared, because fewer than two seeds ended well"
     assert told in text
     assert "segments carried seed 2: refused: no room" in text
     assert "**carried** closes 60.0 % of the gap" in text  # of seed 1: 0.3 of 0.5
@@ -180,14 +181,14 @@ def test_arms_without_a_seed_in_common_with_their_reference_have_no_differences(
     assert row(report(spec).split("## By segment")[1], "2", "40") == ["2.5000 +- 0.0000", "2.0000"]
 
 
-def test_there_is_no_share_of_a_gap_that_is_none(spec, monkeypatch):
+def test_a_gap_that_is_not_positive_has_no_share(spec, monkeypatch):
     monkeypatch.setitem(AFTER, "trunk_whole", 2.6)
     assert ablation() == 0
-    told = "**carried**: there is no gap between **trunk_segments** and **trunk_whole** to close"
+    told = "**carried**: no share of the gap between **trunk_segments** and **trunk_whole**, because it is not above 0"
     assert told in report(spec)
 
 
-def test_a_segment_is_needed_after_the_first(tmp_path):
+def test_documents_of_one_segment_cannot_be_scored(tmp_path):
     losses = {"plain": {"mean": 3.0}}
     scored = {"segments": [{"tokens": 5} | losses], "all": losses}
     (tmp_path / "run.json").write_text(json.dumps(scored))
@@ -198,7 +199,7 @@ def test_a_segment_is_needed_after_the_first(tmp_path):
 # ------------------------------------------------------------------------------------ tokens of lanes
 
 
-def test_the_tokens_of_a_step_of_lanes_are_those_of_the_documents():
+def test_tokens_per_step_of_lanes_follow_from_the_lengths_of_the_documents():
     source = Ids([5, 12])  # 6 and 13 targets, in 1 and 2 rows of 7
     size = {"tokenizer": "stories4k", "block_size": 7, "batch_size": 3}
     trunk = TrainConfig(**size, packing="lanes", grad_accum=2)

@@ -1,8 +1,7 @@
 """Specifications of ablations: what is refused, how arms are matched, and that the shipped ones hold."""
 
-import time
-import tracemalloc
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from architecture import registry
 from architecture.tokenizer import DOWNLOADS
 from evaluation.ablation import matching
 from evaluation.ablation.matching import best_rate, next_rates
-from evaluation.ablation.spec import FIRST_SEEDS, read_spec
+from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
 from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
@@ -42,34 +41,24 @@ def planned(tmp_path, **changes):
 # ------------------------------------------------------------------------------------ the shipped ones
 
 
-def test_every_question_that_people_bring_has_a_specification():
-    assert {path.stem for path in SHIPPED} >= {"gpt2_vs_gptoss", "nano_gpt_oss_table", "ladder",
-        "nano_gpt_oss_table_small", "balancing", "granularity", "optimizer", "context_vector"}  # fmt: skip
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_shipped_specification_plans_without_building_a_model(path, monkeypatch):
-    monkeypatch.setattr(registry, "build_model", lambda *_, **__: pytest.fail("a model was built"))
+def test_a_shipped_specification_plans_what_will_be_trained_without_building_a_model(path):
     spec = read_spec(path)
-    arms = matching.plan(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "build_model", lambda *_, **__: pytest.fail("a model was built"))
+        arms = matching.plan(spec)
     assert len(spec.seeds) >= FIRST_SEEDS and spec.pairs(spec.expanded())
-    if spec.adjust:
-        for arm in arms.values():
-            target = arms[arm.reference].axes[spec.axis]
-            assert arm.axes[spec.axis] == pytest.approx(target, rel=0.02)
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_what_a_shipped_plan_prints_is_what_is_trained(path):
-    for arm in matching.plan(read_spec(path)).values():
+    for arm in arms.values():
         cfg, config = matching.resolve(arm.name, arm.settings)
         assert cfg.program == f"train{'_context' * (cfg.model == 'gptoss_context')}.py"
         shapes = parameter_shapes(cfg.model, config)
         assert sum(shape.numel() for shape in shapes.values()) == arm.axes["total"]
         assert arm.axes["flops"] == config.flops_per_token(cfg.block_size)
+        if spec.adjust:
+            assert arm.axes[spec.axis] == pytest.approx(arms[arm.reference].axes[spec.axis], rel=0.02)
 
 
-def test_the_context_vectors_arms_differ_in_what_they_are_asked_about():
+def test_the_arms_of_context_vector_differ_only_in_the_state_and_the_window():
     spec = read_spec(next(path for path in SHIPPED if path.stem == "context_vector"))
     arms = matching.plan(spec)
     carried, zeroed, trunk, whole = (matching.resolve(name, arm.settings) for name, arm in arms.items())
@@ -84,7 +73,7 @@ def test_the_context_vectors_arms_differ_in_what_they_are_asked_about():
     assert (start, end, others) == ("trunk_segments", "trunk_whole", ["carried", "zeroed"])
 
 
-def test_the_table_of_nine_rows_has_the_sizes_that_it_printed():
+def test_the_nano_gpt_oss_table_has_the_sizes_in_its_readme():
     arms = matching.plan(read_spec(next(p for p in SHIPPED if p.stem == "nano_gpt_oss_table")))
     assert len(arms) == 18
     at = "@heads=12,num_hidden_layers=12"
@@ -109,8 +98,8 @@ def test_the_ladder_changes_one_switch_at_a_time():
 
 def test_known_vocabularies_are_those_of_the_tokenizers_that_are_downloaded():
     assert matching.WELL_KNOWN.keys() == DOWNLOADS.keys()
-    assert matching.WELL_KNOWN["gpt2"].n_vocab == 50257  # the ids of Radford et al. 2019
-    assert matching.WELL_KNOWN["o200k_harmony"].n_vocab == 201088  # of the official config.json
+    assert matching.WELL_KNOWN["gpt2"] == 50257  # the ids of Radford et al. 2019
+    assert matching.WELL_KNOWN["o200k_harmony"] == 201088  # of the official config.json
 
 
 @pytest.mark.parametrize("axis", ["total", "active", "active_non_embedding", "flops"])
@@ -132,18 +121,18 @@ def test_experts_are_adjusted_to_equal_total_parameters(tmp_path):
     assert found["wide"].axes["total"] == pytest.approx(found["a"].axes["total"], rel=0.02)
 
 
-def test_an_axis_that_cannot_be_met_says_how_near_it_came(tmp_path):
+def test_the_refusal_of_an_axis_names_the_nearest_size(tmp_path):
     arms = {"a": {}, "tall": {"model": "gpt2", "num_hidden_layers": 60}}
-    with pytest.raises(
-        ValueError, match=r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"
-    ):
+    told = r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"
+    with pytest.raises(ValueError, match=told):
         planned(tmp_path, arms=arms, axis="active")
     with pytest.raises(ValueError, match="arm dense: gpt2 has no num_experts to adjust"):
         planned(tmp_path, axis="total", adjust="num_experts")
 
 
 def test_each_point_of_a_grid_is_matched_to_the_reference_there(tmp_path):
-    grid = {"num_hidden_layers": [2, 4], "width": [{"hidden_size": 96}, {"hidden_size": 192, "dense": {"dropout": 0.1}}]}  # fmt: skip
+    widths = [{"hidden_size": 96}, {"hidden_size": 192, "dense": {"dropout": 0.1}}]
+    grid = {"num_hidden_layers": [2, 4], "width": widths}
     arms = planned(tmp_path, grid=grid, axis="active", headline=[["a", "dense"]])
     assert len(arms) == 12 and "b@num_hidden_layers=4,width=96" in arms
     assert all(arm.reference.startswith("a@") for arm in arms.values())
@@ -155,7 +144,7 @@ def test_each_point_of_a_grid_is_matched_to_the_reference_there(tmp_path):
     assert len(spec.pairs(spec.expanded())) == 4
 
 
-def test_shared_settings_that_a_model_lacks_are_named_and_not_lost(tmp_path):
+def test_shared_settings_that_a_model_lacks_are_recorded(tmp_path):
     arms = planned(tmp_path, base=BASE | {"num_experts": 6})
     assert arms["dense"].without == ("num_experts",) and "num_experts" not in arms["dense"].settings
     with pytest.raises(ValueError, match="arm a: flag '--num_expert' is unknown; did you mean"):
@@ -176,7 +165,7 @@ def test_an_arm_that_carries_a_state_is_planned_as_train_context_will_run_it(tmp
         planned(tmp_path, base=base | {"packing": "packed"}, arms=arms)
 
 
-def test_settings_of_one_arm_from_several_dimensions_of_a_grid_all_hold(tmp_path):
+def test_settings_of_one_arm_from_several_dimensions_of_a_grid_are_combined(tmp_path):
     grid = {
         "w": [{"hidden_size": 96, "b": {"intermediate_size": 40}}],
         "l": [{"num_hidden_layers": 2, "b": {"dropout": 0.1}}, {"num_hidden_layers": 3}],
@@ -209,21 +198,16 @@ def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
 
 
 def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
-    import json
-
-    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], segments=32,
-                   gap=["a", "b"], learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})  # fmt: skip
+    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], gap=["a", "b"])
+    changes |= dict(segments=32, learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})
     spec = spec_of(tmp_path, **changes)
     plan = {"spec": spec.as_values(), "sha256": spec.sha256, "arms": {}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     again = read_spec(tmp_path / "plan.json")
     assert again == spec and again.sha256 == spec.sha256
     assert spec_of(tmp_path, **changes | {"seeds": [1, 3]}).sha256 != spec.sha256
-    assert spec.gaps(spec.expanded())[1] == (
-        "a@num_hidden_layers=3",
-        "b@num_hidden_layers=3",
-        ["dense@num_hidden_layers=3"],
-    )
+    a, b, dense = (f"{name}@num_hidden_layers=3" for name in ("a", "b", "dense"))
+    assert spec.gaps(spec.expanded())[1] == (a, b, [dense])
 
 
 # ------------------------------------------------------------------------------------ the search
@@ -251,64 +235,46 @@ def test_where_every_rate_diverged_the_search_goes_lower():
 REFUSED = {
     "key 'arm' is unknown; did you mean 'arms'?": {"arm": {}},
     "budget is missing": {"budget": "absent"},
-    "arms must hold at least one arm, and it is empty": {"arms": {}},
-    "grid must hold at least one name with values, and it is empty": {"grid": {}},
+    "arms must hold at least one arm, got none": {"arms": {}},
+    "grid must hold at least one name with values, got none": {"grid": {}},
     "grid: dropout must be a list of at least one value": {"grid": {"dropout": []}},
-    "grid has two points of one name": {"grid": {"dropout": [0.1, 0.1]}},
+    "grid has two points with the same name": {"grid": {"dropout": [0.1, 0.1]}},
     "grid: w: c must be text, a number or a list": {"grid": {"w": [{"dropout": 0.1, "c": {"norm": "layernorm"}}]}},
     "arm a: norm must be text, a number or a list": {"arms": {"a": {"norm": {"kind": 1}}}},
     "reference must be one of the arms, got 'c'": {"reference": "c"},
-    "headline names the arm 'c', which is none": {"headline": [["a", "c"]]},
+    "headline names the arm 'c', which does not exist": {"headline": [["a", "c"]]},
     "headline must hold pairs of two different arms": {"headline": [["a", "a"]]},
     "a verdict needs at least two seeds, got 1": {"seeds": [1]},
     "seeds must hold different numbers": {"seeds": [1, 1]},
     "seed must be at most 2,147,483,647; got 2147483648": {"seeds": [1, 2147483648]},
     "seed must be at least 0; got -1": {"search_seed": -1},
-    "search_seed must be none of the seeds of the verdict, got 1": {"search_seed": 1},
-    "learning_rates must be at least three above 0": {"learning_rates": [1e-3, 2e-3]},
+    "search_seed must not be one of seeds, got 1": {"search_seed": 1},
+    "learning_rates must be at least three rates above 0": {"learning_rates": [1e-3, 2e-3]},
     "search_budget must be at most the budget (10,000), got 20,000": {"search_budget": {"tokens": 20_000}},
     "budget must be {tokens: N} or {minutes: M}": {"budget": 10},
     "budget: tokens must be a whole number": {"budget": {"tokens": "1e6"}},
     "axis must be one of none, total": {"axis": "params"},
-    "adjust is for an axis of the model's size, and axis is none": {"adjust": "hidden_size"},
-    "arm b sets seed, which is not its to set": {"arms": {"a": {}, "b": {"seed": 3}}},
-    "base sets max_iters, which is not its to set": {"base": BASE | {"max_iters": 3}},
+    "adjust needs an axis that measures the model's size, got axis none": {"adjust": "hidden_size"},
+    "arm b must not set seed": {"arms": {"a": {}, "b": {"seed": 3}}},
+    "base must not set max_iters": {"base": BASE | {"max_iters": 3}},
     "an arm's name must be letters": {"arms": {"a/b": {}}},
     "an arm's name must be letters, digits, _ . + and -, and not begin with a dot; got '..'": {"arms": {"..": {}}},
     "base: layer_types must be text, a number or a list of these": {"base": {"layer_types": [["a"]]}},
     "arm a: norm must be text, a number or a list of these": {"arms": {"a": {"norm": [{}]}}},
     "measure must be one of bits_per_byte": {"measure": "accuracy"},
-    "measure loss_after_first_segment is of the loss by segment and needs segments": {"measure": "loss_after_first_segment"},
-    "gap is of the loss by segment and needs segments": {"gap": ["a", "b"]},
+    "measure loss_after_first_segment needs the loss by segment; set segments": {"measure": "loss_after_first_segment"},
+    "gap needs the loss by segment; set segments": {"gap": ["a", "b"]},
     "gap must be two different arms; got ['a']": {"gap": ["a"]},
-    "gap names the arm 'c', which is none": {"gap": ["a", "c"], "segments": 32},
+    "gap names the arm 'c', which does not exist": {"gap": ["a", "c"], "segments": 32},
     "segments must be at least 1, got 0": {"segments": 0},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_a_wrong_specification_is_one_sentence(tmp_path, message):
+def test_a_wrong_specification_is_refused_in_one_sentence(tmp_path, message):
     with pytest.raises(ValueError) as error:
         spec_of(tmp_path, **REFUSED[message])
     assert f"spec.yaml: {message}" in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("place", ["budget: {}", "base: {}", "arms: {}", "grid: {}", "gap: {}", "seeds: {}",
-    "headline: {}", "learning_rates: {}", "question: {}", "segments: {}", "axis: {}",
-    "base: {{layer_types: {}}}", "arms: {{a: {{layer_types: {}}}}}"])  # fmt: skip
-def test_a_few_lines_of_aliases_cost_neither_time_nor_memory(tmp_path, place):
-    parts = ["&a [x, x, x, x, x, x, x, x, x]"]
-    for name, before in zip("bcdefghi", "abcdefgh"):  # 9**9 words, if they were written out
-        parts.append(f"&{name} [{', '.join([f'*{before}'] * 9)}]")
-    path = tmp_path / "bomb.yaml"
-    values = {key: value for key, value in VALID.items() if key != place.split(":")[0]}
-    path.write_text(yaml.safe_dump(values) + place.format(f"[{', '.join(parts)}]"))
-    tracemalloc.start()
-    began = time.perf_counter()
-    with pytest.raises(ValueError, match="at most 100,000 values"):
-        read_spec(path)
-    assert time.perf_counter() - began < 2 and tracemalloc.get_traced_memory()[1] < 10e6
-    tracemalloc.stop()
 
 
 def test_large_values_are_quoted_in_few_words(tmp_path):
@@ -319,41 +285,34 @@ def test_large_values_are_quoted_in_few_words(tmp_path):
         assert len(str(error.value)) < 1000
 
 
-def test_a_recipe_without_an_end_is_not_read(tmp_path):
-    with pytest.raises(ValueError, match="spec.yaml: /dev/zero: cannot be read: it is a folder or"):
-        spec_of(tmp_path, config="/dev/zero")
-
-
 UNPLANNABLE = {
-    "arm b differs from the base in nothing": {"arms": {"a": {}, "b": {"norm": "rmsnorm"}}},
-    "the arms a and b are the same, down to every setting":
-        {"base": {}, "reference": "a", "arms": {"a": {"dropout": 0.1}, "b": {"dropout": 0.1}}},
+    "the arms a and b have the same settings; change one, or leave it out": {"arms": {"a": {}, "b": {"norm": "rmsnorm"}}},
     "arm b: flag '--nrom' is unknown; did you mean '--norm'?": {"arms": {"a": {}, "b": {"nrom": "layernorm"}}},
     "arm b: lr must be above 0": {"arms": {"a": {}, "b": {"lr": -1}}},
     "arm dense: hidden_size must be a multiple": {"base": BASE | {"hidden_size": 97}},
     "arm a: block_size must be at most": {"base": BASE | {"block_size": 4096}},
     "model must be one of gptoss": {"arms": {"a": {}, "b": {"model": "gpt3"}}},
-    "measure must be bits_per_byte, as losses under different tokenizers":
+    "segments and measure val_loss need the same tokenizer in all arms":
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "measure": "val_loss"},
-    "segments are of tokens, which all arms must have from one tokenizer; got bundled1536, stories4k":
+    "need the same tokenizer in all arms, got bundled1536, stories4k; give all arms one":
         {"arms": {"a": {}, "b": {"tokenizer": "stories4k"}}, "segments": 32},
-    "segments must be 32, the block_size of arm b, which carries its state from one of those to the next; got 64":
+    "segments must be 32, the block_size of arm b, because its state is carried from one such segment to the next; got 64":
         {"base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"model": "gptoss_context"}}, "segments": 64},
-    "the arms must be scored on the same text, and b has tinystories": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
-    "final_eval_tokens takes the first tokens, got 64, None under bundled1536":
+    "the arms must be scored on the same text, but b has tinystories": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
+    "final_eval_tokens takes its first tokens, got 64, None under bundled1536":
         {"arms": {"a": {}, "b": {"final_eval_tokens": 64}}},
     "got 64 under bundled1536, stories4k":
         {"base": BASE | {"final_eval_tokens": 64}, "arms": {"a": {}, "b": {"tokenizer": "stories4k"}}},
-    "the arms b and c are the same once they are matched (intermediate_size 800 -> 192)":
+    "the arms b and c have the same settings once they are matched":
         {"axis": "active", "arms": {"a": {}, "b": {"intermediate_size": 400, "dropout": 0.1},
                                     "c": {"intermediate_size": 800, "dropout": 0.1}}},
-    "axis flops counts a row's slots":
+    "axis flops counts padding too":
         {"axis": "flops", "base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"block_size": 16}}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("message", UNPLANNABLE)
-def test_arms_that_cannot_be_compared_are_one_sentence(tmp_path, message):
+def test_arms_that_cannot_be_compared_are_refused_in_one_sentence(tmp_path, message):
     with pytest.raises(ValueError) as error:
         planned(tmp_path, **UNPLANNABLE[message])
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -370,7 +329,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, c
     assert capsys.readouterr().err.startswith("ablate.py: error: absent.yaml: cannot be read")
 
 
-def test_flags_of_train_stand_over_the_base_and_under_an_arm(tmp_path, capsys):
+def test_flags_replace_settings_of_the_base_but_not_of_an_arm(tmp_path, capsys):
     path = tmp_path / "spec.yaml"
     plain = spec_of(
         tmp_path, base={"batch_size": 4, "block_size": 32}, arms={"a": {}, "b": {"block_size": 64}}
@@ -381,10 +340,10 @@ def test_flags_of_train_stand_over_the_base_and_under_an_arm(tmp_path, capsys):
     assert spec.sha256 != plain.sha256  # so that --resume without them is refused
     assert {n: a.tokens_per_step for n, a in matching.plan(spec).items()} == {"a": 32, "b": 128}
     for words, told in {
-        ("--max_iters=7",): "the command line sets max_iters, which is not its to set",
+        ("--max_iters=7",): "the command line must not set max_iters",
         ("--bath_size=7",): "arm a: flag '--bath_size' is unknown; did you mean",
-        ("--batch_size",): "'--batch_size' is no flag and no setting",
-        ("seven",): "'seven' is no flag and no setting",
+        ("--batch_size",): "'--batch_size' is not a flag, and a setting is written as",
+        ("seven",): "'seven' is not a flag, and a setting is written as",
     }.items():
         assert ablate.main([str(path), "--plan", *words]) == 2
         assert told in capsys.readouterr().err
@@ -394,9 +353,5 @@ def test_help_explains_every_key_of_a_specification(capsys):
     with pytest.raises(SystemExit):
         ablate.main(["--help"])
     out = capsys.readouterr().out
-    from dataclasses import fields
-
-    from evaluation.ablation.spec import Spec
-
     for name in [f.name for f in fields(Spec)] + ["config"]:
         assert f"{name}:" in out

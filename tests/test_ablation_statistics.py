@@ -62,9 +62,9 @@ def test_what_a_design_resolves_is_found_at_any_size_and_level(n, alpha):
 def test_four_of_five_simulated_experiments_see_what_a_design_resolves():
     draw, n = random.Random(1), 3
     effect = resolvable(1.0, n)
-    trials = 4000
+    trials = 1000
     seen = sum(paired_p([draw.gauss(effect, 1) for _ in range(n)]) < 0.05 for _ in range(trials))
-    assert seen / trials == pytest.approx(0.8, abs=0.025)  # four standard errors
+    assert seen / trials == pytest.approx(0.8, abs=0.05)  # four standard errors
 
 
 def test_a_summary_is_mean_deviation_and_interval_by_t():
@@ -95,34 +95,14 @@ def test_holms_rule_corrects_for_the_number_of_pairs_and_stops_at_the_first_that
     assert math.isnan(compare([[0.1]])[0].difference)
 
 
-def test_a_verdict_names_what_its_design_resolves_at_the_level_it_was_held_to():
-    pair, noise = [0.9, 1.3, 0.7], [0.3, -0.2, 0.1]
-    (alone,), (among, _) = compare([pair]), compare([pair, noise])
-    deviation = summary(pair).deviation
-    assert alone.resolves == pytest.approx(resolvable(deviation, 3, 0.05))
-    assert among.resolves == pytest.approx(resolvable(deviation, 3, 0.025))
-
-
-def test_what_unresolved_pairs_resolve_is_held_to_the_level_after_those_that_are_resolved():
+def test_what_a_design_resolves_is_at_the_level_that_holms_rule_has_reached():
     sure, noise = [-1.0, -1.01, -1.02], [0.3, -0.2, 0.1]
     pairs = [[(1 + k) * x for x in noise] for k in range(4)]
     found = compare([sure, *pairs])
     assert [one.verdict for one in found] == ["better"] + ["not resolved"] * 4
+    assert found[0].resolves == pytest.approx(resolvable(summary(sure).deviation, 3, 0.05 / 5))
     for pair, one in zip(pairs, found[1:]):
         assert one.resolves == pytest.approx(resolvable(summary(pair).deviation, 3, 0.05 / 4))
-
-
-def test_a_difference_of_the_size_that_the_last_pair_resolves_is_found_four_times_of_five(
-    monkeypatch,
-):
-    draw, trials, n = random.Random(2), 400, 5
-    effect = resolvable(1.0, n, 0.05 / 4)
-    monkeypatch.setattr("evaluation.ablation.statistics.resolvable", lambda *_: 0.0)  # slow
-    seen = sum(
-        compare([[draw.gauss(mean, 1) for _ in range(n)] for mean in (0, 0, 0, effect)])[3].verdict == "worse"
-        for _ in range(trials)
-    )
-    assert seen / trials == pytest.approx(0.8, abs=0.08)  # four standard errors
 
 
 def test_a_table_is_markdown_whose_rule_has_a_hyphen_in_every_column():
@@ -133,9 +113,8 @@ def test_a_table_is_markdown_whose_rule_has_a_hyphen_in_every_column():
     assert with_interval(summary([1.5]), 1) == "1.5"
 
 
-@pytest.mark.parametrize("script", ["train.py", "ablate.py"])
-def test_help_does_not_import_scipy(script):
+def test_help_does_not_import_scipy():
     root = Path(__file__).resolve().parent.parent
-    words = [sys.executable, "-X", "importtime", str(root / script), "--help"]
+    words = [sys.executable, "-X", "importtime", str(root / "ablate.py"), "--help"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0 and "argparse" in done.stderr and "scipy" not in done.stderr

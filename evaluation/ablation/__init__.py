@@ -1,1 +1,1 @@
-"""Comparison runs: arms, matched on a stated axis, over seeds, to a table with verdicts. See ablate.py."""
+"""Comparison runs: arms matched on a stated axis, trained with several seeds, and verdicts. See ablate.py."""

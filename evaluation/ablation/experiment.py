@@ -1,4 +1,4 @@
-"""An ablation from its specification to its report: plan, search, verdict, costs; any kill can be resumed."""
+"""An ablation from specification to report: plan, search, verdict, costs. After a kill it can be resumed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from architecture import registry
 from common.device import choose_device
 from common.provenance import git_commit
 from common.script import say
+from data.documents import Source
 from data.sources import AUTO, choose_dataset, open_dataset
 from evaluation.ablation import matching, write_up
 from evaluation.ablation.launch import (
@@ -35,52 +36,54 @@ from evaluation.ablation.results import Results, training_outcome, written_outco
 from evaluation.ablation.segments import segments_outcome
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
 from evaluation.ablation.verdict import Ablation, unresolved, verdicts
-from training.monitor.metrics import new_run_dir, require_tensorboard
+from training.monitor.metrics import new_run_dir
 from training.state.checkpoint import latest_checkpoint
 
 REPORTS = Path("runs") / "ablations"
 PACE_ROUNDS = 3
-EVALUATIONS = 10  # of a run, where eval_every is not given: enough for a curve
+EVALUATIONS = 10  # per run, if eval_every is not given: enough for a curve
 
 
 @dataclass(frozen=True)
 class Experiment(Ablation):
-    """What all phases share."""
+    """Shared by all phases."""
 
-    threads: int | None  # of each run, where an arm does not say; None: torch's choice
+    threads: int | None  # per run, for arms that do not set it; None: torch's default
     launch: Launch
-    workers: int  # runs at once
+    workers: int  # number of runs at the same time
 
 
 def run(
     path: Path,
     *,
-    over_base: dict[str, str] | None = None,
-    plan_only: bool = False,
-    jobs: int = 1,
-    resume: bool = False,
-    out_dir: Path | None = None,
+    over_base: dict[str, str],
+    plan: bool,
+    jobs: int,
+    resume: bool,
+    out_dir: Path | None,
     launch: Launch = launch,
 ) -> None:
-    """What ablate.py does. over_base: settings in place of the base's. Raises ValueError for bad input,
-    before anything runs, and KeyboardInterrupt after Ctrl-C or SIGTERM, with everything stopped and saved.
+    """Do the work of ablate.py.
+
+    over_base: settings that replace those of the specification's base.  Raises ValueError for bad input
+    before anything runs, and KeyboardInterrupt after Ctrl-C or SIGTERM, when all runs have saved and stopped.
     """
     if jobs < 1 or (gpus() and jobs > len(gpus())):
-        most = f" and at most the number of GPUs ({len(gpus())})" if gpus() else ""
+        most = f" and at most {len(gpus())}, the number of GPUs" if gpus() else ""
         raise ValueError(f"--jobs must be at least 1{most}, got {jobs}")
-    require_tensorboard()  # not after hours
     spec = read_spec(path, over_base)
     stored = matching.read(path if path.suffix == ".json" else None)
     if stored and stored.sha256 != spec.sha256:
+        changed = ", ".join(f"--{name}" for name in over_base) or "its specification was edited"
         raise ValueError(
-            f"{path} makes its own runs again, and settings were given over them ({', '.join(over_base or {})}); "
-            "leave them out, or start from the specification"
+            f"{path} repeats the runs of an earlier report, and their settings must not change ({changed}); start "
+            "from the specification instead"
         )
     folder = _earlier(spec, out_dir) if resume else None
     stored = _stored(folder, spec, path) if folder else stored
     arms = stored.arms if stored else matching.plan(spec)
     print(write_up.plan_text(spec, arms), flush=True)
-    if plan_only:
+    if plan:
         return
     _require_trainable(arms)
     arms = _with_data(arms)
@@ -99,9 +102,9 @@ def run(
             write_up.write(x)
         except KeyboardInterrupt:
             names = " --resume --out_dir ".join(quote(str(p)) for p in (path, folder))
-            flags = "".join(f" --{key} {quote(value)}" for key, value in (over_base or {}).items())
+            flags = "".join(f" --{key} {quote(value)}" for key, value in over_base.items())
             several = f" --jobs {jobs}" if jobs > 1 else ""
-            say(f"go on with: python ablate.py {names}{several}{flags}")
+            say(f"continue with: python ablate.py {names}{several}{flags}")
             raise
     say(f"wrote {folder / 'report.md'}")
 
@@ -110,31 +113,24 @@ def run(
 
 
 def _earlier(spec: Spec, out_dir: Path | None) -> Path:
-    """The folder to go on in: the one named, or the newest of this specification's name."""
-    pattern = re.compile(re.escape(spec.name) + r"-\d{8}-\d{6}(-\d+)?")
-    there = REPORTS.iterdir() if REPORTS.is_dir() else ()
-    found = sorted(path for path in there if pattern.fullmatch(path.name))
-    folder = out_dir or (found[-1] if found else None)
-    if folder is None or not folder.is_dir():
-        raise ValueError(
-            f"--resume needs the folder of an earlier start, and {folder or REPORTS} holds none; name it with "
-            "--out_dir, or start without --resume"
-        )
-    return folder
+    """The folder to continue in: the given one, or the newest report under this specification's name."""
+    named = re.compile(re.escape(spec.name) + r"-\d{8}-\d{6}(-\d+)?")
+    found = sorted(path for path in REPORTS.glob("*") if named.fullmatch(path.name))
+    return out_dir or (found[-1] if found else REPORTS)
 
 
 def _stored(folder: Path, spec: Spec, path: Path) -> matching.StoredPlan | None:
-    """The plan of the folder that is gone on with; None where its start was killed before there was one."""
+    """The plan of an earlier start in the folder; None if that start was killed before it wrote one."""
     stored, results = matching.read(folder / matching.NAME), folder / "results.jsonl"
     if stored is None and not (results.is_file() and results.stat().st_size == 0):
         raise ValueError(
-            f"--resume needs the folder of an earlier start, and {folder} has no {matching.NAME}; name another "
-            "with --out_dir, or start without --resume"
+            f"--resume needs the folder of an earlier start, and {folder} has no {matching.NAME}; give "
+            "another folder with --out_dir, or start without --resume"
         )
     if stored and stored.sha256 != spec.sha256:
         raise ValueError(
-            f"{folder} holds results of another specification than {path} says now; resume it with that "
-            "one, or start anew without --resume"
+            f"{folder} holds results of another specification; {path} or the flags have changed since. "
+            "Resume with what it was started with, or start a new report without --resume"
         )
     return stored
 
@@ -144,45 +140,42 @@ def _new_folder(spec: Spec, out_dir: Path | None) -> Path:
         return new_run_dir(spec.name, REPORTS)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(
-            f"--out_dir must be new or empty, and {out_dir} is not; choose another, or go on with --resume"
+            f"--out_dir must be new or empty, and {out_dir} is not; choose another, or continue with --resume"
         )
     out_dir.mkdir(parents=True, exist_ok=True)
     return out_dir
 
 
 def _require_trainable(arms: dict[str, PlannedArm]) -> None:
-    """ValueError for what train.py would refuse on this machine, told now and not by every run."""
+    """Raise ValueError now for what train.py would refuse on this machine in every run."""
     for name, arm in arms.items():
         cfg, config = matching.resolve(name, arm.settings)
-        try:
+        with matching.naming(name), torch.device("meta"):
             choose_device(cfg.device)
-            with torch.device("meta"):
-                registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
-        except ValueError as error:
-            raise ValueError(f"arm {name}: {error}") from None
+            registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
 
 
 def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
-    """The arms with `auto` chosen once, as the Hub may go while they train; ValueError for data that is not
-    there, told now and not by every run.
+    """The arms with `auto` resolved once, because the Hub may become unreachable while they train. Raises
+    ValueError now for data that is missing.
     """
     if any(arm.settings.get("dataset", AUTO) == AUTO for arm in arms.values()):
         chosen = choose_dataset(AUTO, say)
         arms = {name: arm.with_dataset(chosen) for name, arm in arms.items()}
     for name, arm in arms.items():
-        data = {k: v for k, v in arm.settings.items() if k in ("val_dataset", "text_column")}
-        try:
-            for split in ("train", "validation"):
-                open_dataset(arm.settings["dataset"], split=split, **data)
-        except ValueError as error:
-            raise ValueError(f"arm {name}: {error}") from None
+        for split in ("train", "validation"):
+            with matching.naming(name):
+                open_data(arm, split)
     return arms
 
 
+def open_data(arm: PlannedArm, split: str) -> Source:
+    cfg, _ = matching.resolve(arm.name, arm.settings)
+    return open_dataset(cfg.dataset, split=split, val_dataset=cfg.val_dataset, text_column=cfg.text_column)
+
+
 def _with_lengths(x: Experiment) -> dict[str, PlannedArm]:
-    """The arms with their lengths, by what is measured for them: tokens of a step, and the pace that each
-    has on this machine.
-    """
+    """The arms with their lengths, which follow from measured tokens per step and measured paces."""
     arms = {name: _with_tokens(arm) for name, arm in x.arms.items()}
     pace = _paces(x, arms) if matching.needs_pace(x.spec) else {}
     arms = matching.with_lengths(x.spec, arms, pace)
@@ -194,24 +187,22 @@ def _with_tokens(arm: PlannedArm) -> PlannedArm:
     if arm.tokens_per_step is not None:
         return arm
     cfg, _ = matching.resolve(arm.name, arm.settings)
-    data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
-    source = open_dataset(cfg.dataset, split="train", **data)
-    return replace(arm, tokens_per_step=matching.tokens_per_step_of_lanes(cfg, source))
+    return replace(arm, tokens_per_step=matching.tokens_per_step_of_lanes(cfg, open_data(arm, "train")))
 
 
 def _paces(x: Experiment, arms: dict[str, PlannedArm]) -> dict[str, float]:
-    """Seconds per token of each arm: medians of rounds in which all take turns, as a machine's speed changes."""
+    """Seconds per token of each arm: the median of rounds in which all arms take turns, because the speed of
+    a machine drifts.
+    """
     pace, never = {name: [] for name in arms}, 10**9
     for turn in range(PACE_ROUNDS):
         for name, arm in arms.items():
-            say(f"{name}: measuring its pace, {turn + 1} of {PACE_ROUNDS}")
-            folder, settings = x.folder / "pace", {"lr": arm.lr, "seed": x.spec.search_seed}
-            words = command(arm, folder, x.threads, **settings, max_minutes=10, log_every=1,
-                            eval_every=never, save_every=never)  # fmt: skip
-            try:
+            say(f"{name}: measuring the pace, round {turn + 1} of {PACE_ROUNDS}")
+            folder, settings = x.folder / "pace", {"lr": arm.lr, "seed": x.spec.search_seed, "log_every": 1}
+            settings |= {"max_minutes": 10, "eval_every": never, "save_every": never}
+            words = command(arm, folder, x.threads, **settings)
+            with matching.naming(name):
                 pace[name].append(seconds_per_token(words, folder, x.launch))
-            except ValueError as error:
-                raise ValueError(f"arm {name} could not be timed: {error}") from None
     return {name: statistics.median(rounds) for name, rounds in pace.items()}
 
 
@@ -219,7 +210,7 @@ def _paces(x: Experiment, arms: dict[str, PlannedArm]) -> dict[str, float]:
 
 
 def command(arm: PlannedArm, out_dir: Path, threads: int | None, **settings) -> list[str]:
-    """What python is told to train an arm."""
+    """The words after `python` that train an arm."""
     script = str(ROOT / matching.config_class(arm.settings).program)
     defaults = {"keep": 1, "threads": threads}
     ours = {"recipe": "none", "use_tensorboard": False, "out_dir": str(out_dir.resolve())}
@@ -232,18 +223,18 @@ def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: floa
     steps = arm.steps if phase == "verdict" else arm.search_steps
     settings = {"seed": seed, "lr": lr, "max_iters": steps}
     if phase == "search":
-        settings["eval_every"] = steps  # nobody draws a curve of it
+        settings["eval_every"] = steps  # a search needs only the final score
     elif "eval_every" not in arm.settings:
         settings["eval_every"] = max(1, steps // EVALUATIONS)
-    record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name,
-              "seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder)),
-              "commit": git_commit(), "at_once": 1 if gpus() else x.workers}  # fmt: skip
+    record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name}
+    record |= {"seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder))}
+    record |= {"commit": git_commit(), "at_once": 1 if gpus() else x.workers}
     outcome = partial(training_outcome, parameters=arm.axes["total"])
     return Job(record, command(arm, folder, x.threads, **settings), folder, outcome)
 
 
 def search(x: Experiment) -> dict[str, float | None]:
-    """{arm: learning rate}: its own without a search; None where no rate trained it."""
+    """{arm: best learning rate}; without a search the arm's own rate, and None if every rate failed."""
     if not x.spec.learning_rates:
         return {name: arm.lr for name, arm in x.arms.items()}
     while True:
@@ -261,13 +252,13 @@ def search(x: Experiment) -> dict[str, float | None]:
 
 
 def judge(x: Experiment, rates: dict[str, float | None]) -> None:
-    """The runs of the verdict: the first seeds for all, the rest for what they leave open."""
+    """The runs of the verdict: the first seeds for all arms, the others for pairs not resolved by them."""
     trained = [name for name, lr in rates.items() if lr is not None]
     for name in rates.keys() - trained:
-        say(f"{name}: no learning rate of the search trained it, so it has no further runs")
+        say(f"{name}: every learning rate of the search failed, so there are no further runs of this arm")
 
     def run_seeds(names: list[str], seeds: tuple[int, ...]) -> None:
-        # seed by seed, so that what is there after a while compares
+        # Seed by seed, so that the arms can be compared at any time.
         jobs = [training_job(x, x.arms[n], "verdict", s, rates[n]) for s in seeds for n in names]
         run_jobs(jobs, x.results, x.launch, x.workers)
         if x.spec.segments:
@@ -278,12 +269,12 @@ def judge(x: Experiment, rates: dict[str, float | None]) -> None:
         found = verdicts(x, x.spec.seeds[:FIRST_SEEDS])
         more = unresolved([v for v in found if {v.first, v.second}.issubset(trained)])
         if more:
-            say(f"not resolved by {FIRST_SEEDS} seeds, so {len(rest)} more for {', '.join(more)}")
+            say(f"{FIRST_SEEDS} seeds do not resolve all pairs; {len(rest)} more seeds for {', '.join(more)}")
             run_seeds(more, rest)
 
 
 def score_by_segment(x: Experiment) -> None:
-    """Every run that ended well."""
+    """Score every run that ended well."""
     jobs = []
     for name in x.arms:
         for seed, line in x.ended_well(name).items():
@@ -294,7 +285,7 @@ def score_by_segment(x: Experiment) -> None:
 
 
 def measure_inference(x: Experiment) -> None:
-    """Once per arm that has a checkpoint, one after the other, all with a row of the longest block_size."""
+    """Measure one run of each arm, one after the other, each with one row of the longest block_size."""
     jobs, module = [], "evaluation.inference_cost"
     options = {"tokens": max(arm.block_size for arm in x.arms.values())}
     for name in x.arms:
@@ -314,15 +305,16 @@ def checkpoint_job(
     options: dict[str, Any],
     outcome: Callable[[Path, int], dict[str, Any]],
 ) -> list[Job]:
-    """A module that looks at the newest checkpoint of the run of that line, and writes --out FILE; none where
-    somebody kept the results and not the run.
+    """A job in which `module` evaluates the newest checkpoint of the run of `line` and writes --out FILE; []
+    if the run's folder was deleted.
     """
     arm, checkpoint = x.arms[line["arm"]], latest_checkpoint(x.folder / line["folder"])
     if checkpoint is None:
         return []
     place = record["phase"] + (f"-seed-{record['seed']}" if "seed" in record else "")
     folder = x.folder / "runs" / _folder_name(x, arm) / place
-    options = options | {"out": folder.with_suffix(".json").resolve(), "device": arm.settings.get("device", "auto")}  # fmt: skip
+    device = arm.settings.get("device", "auto")
+    options = options | {"out": folder.with_suffix(".json").resolve(), "device": device}
     if threads := arm.settings.get("threads", x.threads):
         options["threads"] = threads
     words = ["-m", module, str(checkpoint.resolve()), *(f"--{k}={v}" for k, v in options.items())]
@@ -330,5 +322,5 @@ def checkpoint_job(
 
 
 def _folder_name(x: Experiment, arm: PlannedArm) -> str:
-    """Unlike any other arm's, whatever the values of a grid are."""
+    """A folder name that no other arm has, whatever the values of a grid are."""
     return f"{list(x.arms).index(arm.name):02d}-{re.sub(r'[^A-Za-z0-9.=+@-]', '_', arm.name)[:60]}"

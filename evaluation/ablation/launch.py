@@ -1,4 +1,4 @@
-"""Runs as processes of their own: a crash stays in one, and becomes a result as any other ending."""
+"""Each run in its own process: a crash ends only that run, and is recorded as its result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,39 +18,30 @@ from typing import Any, NamedTuple
 import torch
 
 from common.script import say
-from evaluation.ablation.results import (
-    Results,
-    facts,
-    failure,
-    final_record,
-    last_line,
-    log_of,
-    records_of,
-)
+from evaluation.ablation.results import Results, facts, failure, final_record, last_line, log_of, records_of
 from training.state.checkpoint import checkpoints, latest_checkpoint
 from training.state.out_dir import live_writer
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
-STOP_SECONDS = 60.0  # for a run to save before it is killed
+STOP_SECONDS = 60.0  # time for a run to save before it is killed
 ASKED_TO_STOP = {128 + s for s in (signal.SIGINT, signal.SIGTERM)} | {-signal.SIGINT, -signal.SIGTERM}
 
 
-Process = subprocess.Popen  # of which poll, send_signal, wait and kill are used
-Launch = Callable[[Sequence[str], Path, dict[str, str]], Process]
+Launch = Callable[[Sequence[str], Path, dict[str, str]], subprocess.Popen]
 
 
 class Job(NamedTuple):
-    """One process to run and what to record of it."""
+    """A process to run and what to record about it."""
 
     record: dict[str, Any]  # id, arm, phase, ...
-    words: list[str]  # after `python`; of a training run the script is the first
-    folder: Path  # of a training run; of anything else, where it writes
-    outcome: Callable[[Path, int], dict[str, Any]]  # of its folder and exit code
+    words: list[str]  # the words after `python`; those of a training run begin with the script
+    folder: Path  # the folder of a training run; another process writes its files beside it
+    outcome: Callable[[Path, int], dict[str, Any]]  # (folder, exit code) -> what to add to the record
 
 
-def launch(words: Sequence[str], log: Path, environment: dict[str, str]) -> Process:
-    """`python WORDS`, with all that it prints in a file; Ctrl-C in the terminal does not reach it."""
+def launch(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """Start `python WORDS` with its output in the file `log`, out of reach of Ctrl-C in the terminal."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with open(log, "ab") as file:
         return subprocess.Popen(
@@ -65,12 +55,12 @@ def launch(words: Sequence[str], log: Path, environment: dict[str, str]) -> Proc
 
 
 def run_jobs(jobs: list[Job], results: Results, launch: Launch, workers: int) -> None:
-    """Run those that results.jsonl does not have yet, so many at once; a line each when it ends.
+    """Run the jobs that results.jsonl does not have yet, `workers` at the same time, and record how each ends.
 
-    KeyboardInterrupt, also where somebody stops a run from outside: all runs are told to save and end.
+    Raises KeyboardInterrupt also when somebody stops one of the runs; then all runs are told to save and end.
     """
     waiting = deque(job for job in jobs if job.record["id"] not in results.lines)
-    running: dict[int, tuple[Job, Process]] = {}
+    running: dict[int, tuple[Job, subprocess.Popen]] = {}
     began, total = time.monotonic(), len(waiting)
     try:
         while waiting or running:
@@ -83,17 +73,17 @@ def run_jobs(jobs: list[Job], results: Results, launch: Launch, workers: int) ->
                         took = (time.monotonic() - began) / (total - left)
                         say(f"  {total - left} of {total} runs, {_duration(took * left)} left")
             time.sleep(POLL_SECONDS if running else 0)
-    finally:  # nothing is left running, whatever happened
+    finally:  # leave no run behind, whatever happened
         stop([process for _, process in running.values()])
 
 
-def start(job: Job, slot: int, launch: Launch) -> tuple[Job, Process]:
-    """The job's process, from its own checkpoint where that continues to the last bit, else anew."""
+def start(job: Job, slot: int, launch: Launch) -> tuple[Job, subprocess.Popen]:
+    """The job and its process. A CPU run continues from its checkpoint, bit for bit; others start again."""
     folder = job.folder
     wait_for_writer(folder, job.record["id"])
     words = job.words
     if final_record(folder):
-        words = ["-c", ""]  # it ended after its runner did: nothing is left to do
+        words = ["-c", ""]  # the run outlived its runner and has finished: only its result is missing
     elif latest_checkpoint(folder) and facts(folder).get("train", {}).get("device") == "cpu":
         words = [job.words[0], "--resume", f"--out_dir={folder.resolve()}"]
     elif folder.exists():
@@ -103,9 +93,9 @@ def start(job: Job, slot: int, launch: Launch) -> tuple[Job, Process]:
 
 
 def wait_for_writer(folder: Path, name: str) -> None:
-    """Until a run has ended that a killed runner left behind in the folder."""
+    """Wait for a run that a killed runner left behind in the folder."""
     if owner := live_writer(folder):
-        say(f"{name} still runs, in process {owner}: waiting for it")
+        say(f"{name} is still running in process {owner}; waiting for it")
         while live_writer(folder):
             time.sleep(POLL_SECONDS)
 
@@ -116,15 +106,15 @@ def finish(job: Job, code: int, results: Results) -> None:
     record = job.record | job.outcome(job.folder, code)
     results.add(record)
     if record["phase"] == "search":
-        for path in checkpoints(job.folder):  # nobody goes on from these
+        for path in checkpoints(job.folder):  # a run of the search is never continued
             path.unlink()
     score = record.get("bits_per_byte")
     told = record["message"] or ("measured" if score is None else f"{score:.4f} bits per byte")
     say(f"{record['id']}: {told}")
 
 
-def stop(processes: list[Process]) -> None:
-    """Have them save and end; kill what does not."""
+def stop(processes: list[subprocess.Popen]) -> None:
+    """Ask the processes to save and end; kill those that do not."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGINT)
@@ -138,12 +128,11 @@ def stop(processes: list[Process]) -> None:
 
 @contextlib.contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Within it SIGTERM and the closing of the terminal are answered as Ctrl-C is."""
+    """Within this context SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt, as Ctrl-C does."""
     before = {}
-    if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-                before[number] = signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP; leave it so
+            before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
@@ -155,7 +144,7 @@ def as_interrupt() -> Iterator[None]:
 
 
 def gpus() -> list[str]:
-    """The CUDA devices that runs may have, as CUDA_VISIBLE_DEVICES names them."""
+    """The CUDA devices for runs, as CUDA_VISIBLE_DEVICES names them."""
     if not (count := torch.cuda.device_count()):
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -171,13 +160,13 @@ def _duration(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {seconds:.0f} s"
 
 
-WARM_UP, STEPS, SECONDS = 5, 20, 60.0  # whichever comes first
+WARM_UP, STEPS, SECONDS = 5, 20, 60.0  # measure until STEPS after the warm-up, or for SECONDS
 
 
 def seconds_per_token(words: list[str], folder: Path, launch: Launch) -> float:
-    """The median pace of some steps of a training run, which is then stopped and thrown away.
+    """The median pace over some steps of a training run, which is then stopped and deleted.
 
-    words: of a run that is long enough and logs every step.  Raises ValueError where it fails.
+    words: a run that is long enough and logs every step.  Raises ValueError if the run fails.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     wait_for_writer(folder, "an earlier measurement of a pace")

@@ -1,15 +1,16 @@
-"""From a specification to arms of equal size: what each costs by every measure, before anything is built."""
+"""From a specification to arms of equal size, with the costs of each, before any model is built."""
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import itertools
 import math
 import os
 import platform
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,42 +24,36 @@ from common.settings import as_text
 from data.documents import Source
 from data.packing import encode
 from data.sources import AUTO
-from evaluation.ablation.spec import Arm, Spec, require
+from evaluation.ablation.spec import Spec, require
 from training.command_line import parse_command_line
 from training.config import TrainConfig
 from training.start import new_config, require_context, settings_class, with_segment_length
 
-TOLERANCE = 0.02  # of the reference's figure on the axis
-ENOUGH = 0.01  # where multiples of 8, which GPUs like, come this near, no other size is tried
+TOLERANCE = 0.02  # largest relative difference from the reference on the axis
+ENOUGH = 0.01  # if a multiple of 8 (fast on GPUs) comes this near, other sizes are not tried
 DATA = ("dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size")
 
 
-class Vocabulary(NamedTuple):
-    """What sizes need of a tokenizer."""
-
-    n_vocab: int
-
-
-# planning needs no table that may have to be downloaded
-WELL_KNOWN = {"gpt2": Vocabulary(50257), "o200k_harmony": Vocabulary(201088)}
+# {tokenizer: vocabulary size}, so that planning needs no download
+WELL_KNOWN = {"gpt2": 50257, "o200k_harmony": 201088}
 
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """All that plan.json keeps of an arm; it is enough to run it again to the last bit."""
+    """What plan.json keeps of an arm: enough to repeat its runs bit for bit."""
 
     name: str
-    reference: str  # the arm that it is matched to
-    settings: dict[str, Any]  # of the script that trains it, with the adjusted field
-    without: tuple[str, ...]  # shared settings that its model or that script does not have
-    adjusted: str | None  # the field, what it was and what it became
+    reference: str  # the arm that this one is matched to
+    settings: dict[str, Any]  # settings of the script that trains it, with the adjusted field
+    without: tuple[str, ...]  # shared settings that its model or script does not have
+    adjusted: str | None  # the adjusted field with its value before and after
     axes: dict[str, float]  # total, active, active_non_embedding, flops (per token, training)
-    data: str  # all that decides the batches of a seed
+    data: str  # the settings that decide the batches of a seed
     block_size: int
     lr: float
     tokens_per_step: int | None  # None until the padding of its lanes is measured
-    seconds_per_token: float | None = None  # measured, where the budget needs it
-    steps: int | None = None  # None until all that it follows from is measured
+    seconds_per_token: float | None = None  # measured if the budget needs it
+    steps: int | None = None  # None until tokens_per_step and seconds_per_token are known
     search_steps: int | None = None
 
     @property
@@ -66,16 +61,15 @@ class PlannedArm:
         return None if self.steps is None else self.steps * self.tokens_per_step
 
     def with_dataset(self, chosen: str) -> PlannedArm:
-        """With what `auto` became; an arm that names its data keeps it."""
+        """The arm with `chosen` in place of dataset `auto`; an arm that names its dataset keeps it."""
         named = self.settings.get("dataset", AUTO) != AUTO
         return self if named else replace(self, settings=self.settings | {"dataset": chosen})
 
 
 def plan(spec: Spec) -> dict[str, PlannedArm]:
-    """Every arm, resolved and matched, with its length where that needs no measuring.
+    """All arms, resolved and matched; with their lengths if these need no measurement.
 
-    Raises ValueError, one sentence, for settings that are none, for arms that are the same, and for an
-    axis that cannot be met.
+    Raises ValueError for unknown settings, for two equal arms, and for an axis that cannot be met.
     """
     arms = spec.expanded()
     known = {name for arm in arms for name in own_fields(_model(arm.shared | arm.own))}
@@ -86,8 +80,8 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
         shared = {k: v for k, v in arm.shared.items() if k not in without[arm.name]}
         settings[arm.name] = shared | arm.own
     resolved = {name: resolve(name, values) for name, values in settings.items()}
-    _refuse_the_same(spec, arms, resolved)
-    _refuse_what_does_not_compare(spec, resolved)
+    _require_distinct(spec, resolved)
+    _require_comparable(spec, resolved)
     references, planned, matched = spec.reference_of(arms), {}, {}
     for arm in sorted(arms, key=lambda arm: references[arm.name] != arm.name):
         name, reference, adjusted = arm.name, references[arm.name], None
@@ -111,12 +105,7 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
             lr=cfg.lr,
             tokens_per_step=tokens_per_step(cfg),
         )
-    if twins := _twins(spec, matched):  # which differed in the adjusted field alone
-        first, second = twins
-        raise ValueError(
-            f"the arms {first} and {second} are the same once they are matched ({planned[second].adjusted}); change "
-            "another setting in one, or leave it out"
-        )
+    _require_distinct(spec, matched, " once they are matched")
     in_order = {arm.name: planned[arm.name] for arm in arms}
     measuring = needs_pace(spec) or any(a.tokens_per_step is None for a in in_order.values())
     return in_order if measuring else with_lengths(spec, in_order, {})
@@ -126,47 +115,50 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
 
 
 def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
-    """Settings as the script that trains the arm understands them, and the model's config; ValueError
-    names the arm.
-    """
-    try:
+    """The config of the script that trains the arm, and the model's config; a ValueError names the arm."""
+    with naming(name):
         options = {"config_class": config_class(settings)}
         command = parse_command_line(flags(settings), model_fields, **options)
-        cfg = command.config
-        command = with_segment_length(command) if cfg.carries else command
-        cfg = command.config
-        config = new_config(command, _vocabulary(cfg.tokenizer).n_vocab)  # as train.py will
-        require_context(cfg, config)
+        command = with_segment_length(command) if command.config.carries else command
+        config = new_config(command, vocabulary(command.config.tokenizer))  # as train.py does
+        require_context(command.config, config)
+    return command.config, config
+
+
+@contextlib.contextmanager
+def naming(arm: str) -> Iterator[None]:
+    """Put the name of the arm in front of a ValueError."""
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(f"arm {name}: {error}") from None
-    return cfg, config
+        raise ValueError(f"arm {arm}: {error}") from None
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
-    """Settings as a command line has them."""
+    """Settings as flags of a command line."""
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return [f"--{name}={as_text(value)}" for name, value in plain.items()]
 
 
 @functools.cache
-def _vocabulary(tokenizer: str) -> Any:
-    return WELL_KNOWN.get(tokenizer) or get_tokenizer(tokenizer)
+def vocabulary(tokenizer: str) -> int:
+    return WELL_KNOWN.get(tokenizer) or get_tokenizer(tokenizer).n_vocab
 
 
 @functools.cache
 def model_fields(model: str) -> dict[str, Any]:
-    """{name: type} of a model's own settings."""
+    """{name: type} of the fields of a model's config."""
     return typing.get_type_hints(registry.model_class(model).config_class)
 
 
 def config_class(settings: dict[str, Any]) -> type[TrainConfig]:
-    """The settings of the script that trains an arm."""
+    """The class of the settings of the script that trains an arm."""
     return settings_class(_model(settings))
 
 
 @functools.cache
 def own_fields(model: str) -> frozenset[str]:
-    """The names of all settings of an arm of a model: of the script that trains it, and the model's."""
+    """The names of all settings of an arm with this model: those of its training script and of the model."""
     return frozenset(f.name for f in fields(settings_class(model))) | model_fields(model).keys()
 
 
@@ -175,7 +167,7 @@ def _model(settings: dict[str, Any]) -> str:
 
 
 def axes(cfg: TrainConfig, config: Any) -> dict[str, float]:
-    """What an arm costs by each measure. Non-embedding is without the head, tied or not."""
+    """The costs of an arm by each measure. active_non_embedding leaves out the head, tied or not."""
     counts = config.parameter_counts()
     return {
         "total": counts["total"],
@@ -189,20 +181,20 @@ def axes(cfg: TrainConfig, config: Any) -> dict[str, float]:
 
 
 def adjust(name: str, settings: dict[str, Any], axis: str, field: str, target: float) -> dict[str, Any]:
-    """The settings with `field` such that the arm's figure on the axis is nearest to the target.
+    """The settings with the value of `field` that brings the arm nearest to the target on the axis.
 
-    The figure grows with the field, so that halving finds it. ValueError, with how near it came, where
-    that is further than TOLERANCE.
+    The cost grows with the field, so bisection finds the value.  Raises ValueError with the nearest cost if
+    that is further away than TOLERANCE.
     """
     cfg, config = resolve(name, settings)
     if field not in model_fields(cfg.model):
-        raise ValueError(f"arm {name}: {cfg.model} has no {field} to adjust; take another for adjust")
-    heads = config.num_attention_heads  # of gpt2 the width must be a multiple
+        raise ValueError(f"arm {name}: {cfg.model} has no {field} to adjust; set adjust to another field")
+    heads = config.num_attention_heads  # the width of gpt2 must be a multiple of it
 
     def figure(value: int) -> float:
         try:
             return axes(cfg, replace(config, **{field: value}))[axis]
-        except ValueError:  # fewer experts than a token takes
+        except ValueError:  # fewer experts than experts_per_token
             return -math.inf
 
     steps = (math.lcm(8, heads), heads) if field == "hidden_size" else (8, 1)
@@ -214,7 +206,7 @@ def adjust(name: str, settings: dict[str, Any], axis: str, field: str, target: f
             break
     if not abs(off) <= TOLERANCE:
         raise ValueError(
-            f"arm {name} cannot be matched to {target:,.0f} of axis {axis} within {TOLERANCE:.0%}: the "
+            f"arm {name} cannot be matched to {target:,.0f} on axis {axis} within {TOLERANCE:.0%}: the "
             f"nearest is {found:,.0f} ({off:+.1%}), with {field}={value}; adjust another field, or start "
             "from other sizes"
         )
@@ -222,7 +214,7 @@ def adjust(name: str, settings: dict[str, Any], axis: str, field: str, target: f
 
 
 def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
-    """The multiple of step whose figure is nearest to the target."""
+    """The multiple of `step` whose figure is nearest to the target."""
     values = range(step, LARGEST_SIZE + 1, step)
     place = bisect.bisect_left(values, target, key=figure)
     return min(values[max(0, place - 1) : place + 1], key=lambda value: abs(figure(value) - target))
@@ -232,29 +224,29 @@ def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
 
 
 def tokens_per_step(cfg: TrainConfig) -> int | None:
-    """Targets of a step; None where that depends on the documents, which end before their lanes do."""
+    """Targets per step; None for lanes, where it depends on how much padding the documents leave."""
     return cfg.slots_per_step if cfg.packing == "packed" else None
 
 
 def flops_in_all(arm: PlannedArm) -> float:
-    """Of a run of the verdict: padding is computed as tokens are."""
+    """FLOPs of a whole run of the verdict; padding costs as much as tokens."""
     cfg, _ = resolve(arm.name, arm.settings)
     return arm.steps * cfg.slots_per_step * arm.axes["flops"]
 
 
 def needs_pace(spec: Spec) -> bool:
-    """Whether the length of a run follows from a measured pace."""
+    """Whether the length of a run depends on a measured pace."""
     budgets = (spec.budget, spec.search_budget)
     return spec.axis == "time" or any(budget.minutes is not None for budget in budgets)
 
 
 def with_lengths(spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]) -> dict[str, PlannedArm]:
-    """The arms with their steps; pace: seconds per token of each, where needs_pace says so."""
+    """The arms with their steps.  pace: seconds per token of each arm, used if needs_pace(spec)."""
 
     def steps(arm: PlannedArm, budget) -> int:
         if budget.minutes is not None:
             tokens = 60 * budget.minutes / pace[arm.name]
-        elif spec.axis == "time":  # as many as it makes in the reference's time
+        elif spec.axis == "time":  # the tokens that it trains on in the reference's time
             tokens = budget.tokens * pace[arm.reference] / pace[arm.name]
         else:
             tokens = budget.tokens
@@ -274,94 +266,75 @@ def with_lengths(spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]
 # ------------------------------------------------------------------------------------ what is refused
 
 
-def _refuse_the_same(spec: Spec, arms: list[Arm], resolved: dict[str, Any]) -> None:
-    for arm in arms:
-        this, model = _identity(spec, resolved[arm.name]), _model(arm.shared | arm.own)
-        if arm.origin != spec.reference and model == _model(arm.shared):
-            mine = own_fields(model)
-            base = {name: value for name, value in arm.shared.items() if name in mine}
-            told = f"arm {arm.name} differs from the base in nothing; change a setting in it"
-            same = _identity(spec, resolve(arm.name, base)) == this
-            require(not same, f"{told}, or name it as the reference")
-    if twins := _twins(spec, resolved):
-        told = f"the arms {twins[0]} and {twins[1]} are the same, down to every setting"
-        raise ValueError(f"{told}; change one, or leave it out")
-
-
-def _twins(spec: Spec, resolved: dict[str, Any]) -> tuple[str, str] | None:
-    """The first two arms that are the same."""
+def _require_distinct(spec: Spec, resolved: dict[str, Any], when: str = "") -> None:
+    """Raise ValueError if two arms have the same settings."""
+    free = {"lr"} if spec.learning_rates and not spec.factors else set()  # set by the search
     seen: dict[str, str] = {}
-    for name, values in resolved.items():
-        first = seen.setdefault(_identity(spec, values), name)
-        if first != name:
-            return first, name
-    return None
-
-
-def _identity(spec: Spec, resolved: tuple[TrainConfig, Any]) -> str:
-    """All that tells an arm from another."""
-    free = {"lr"} if spec.learning_rates and not spec.factors else set()  # the search's to set
-    cfg, config = resolved
-    return repr(({k: v for k, v in asdict(cfg).items() if k not in free}, config))
+    for name, (cfg, config) in resolved.items():
+        settings = {k: v for k, v in asdict(cfg).items() if k not in free}
+        first = seen.setdefault(repr((settings, config)), name)
+        told = f"the arms {first} and {name} have the same settings{when}; change one, or leave it out"
+        require(first == name, told)
 
 
 def _row(cfg: TrainConfig) -> tuple[str, int | None]:
-    """What decides which share of its slots is padding."""
+    """The settings that decide which share of an arm's slots is padding."""
     return cfg.packing, None if cfg.packing == "packed" else cfg.block_size
 
 
-def _refuse_what_does_not_compare(spec: Spec, resolved: dict[str, Any]) -> None:
+def _require_comparable(spec: Spec, resolved: dict[str, Any]) -> None:
     cfgs = {name: cfg for name, (cfg, _) in resolved.items()}
     tokenizers = sorted({cfg.tokenizer for cfg in cfgs.values()})
     one, listed = len(tokenizers) == 1, ", ".join(tokenizers)
     require(
-        one or not spec.segments,
-        f"segments are of tokens, which all arms must have from one tokenizer; got {listed}: give all of them one, "
-        "or leave segments out",
-    )
-    require(
-        one or spec.measure != "val_loss",
-        f"measure must be bits_per_byte, as losses under different tokenizers ({listed}) do not compare; got val_loss",
+        one or not (spec.segments or spec.measure == "val_loss"),
+        f"segments and measure val_loss need the same tokenizer in all arms, got {listed}; give all arms one, or "
+        "compare bits_per_byte without segments",
     )
     for name, cfg in cfgs.items():
         require(
             not cfg.carries or spec.segments in (None, cfg.block_size),
-            f"segments must be {cfg.block_size}, the block_size of arm {name}, which carries its state from one of "
-            f"those to the next; got {spec.segments}",
+            f"segments must be {cfg.block_size}, the block_size of arm {name}, because its state is carried "
+            f"from one such segment to the next; got {spec.segments}",
         )
     require(
         spec.axis != "flops" or len({_row(cfg) for cfg in cfgs.values()}) == 1,
-        "axis flops counts a row's slots, of which lanes of another block_size fill another share with tokens; give "
-        "all arms one packing and block_size, or take another axis",
+        "axis flops counts padding too, and with lanes the share of padding depends on block_size; give "
+        "all arms the same packing and block_size, or choose another axis",
     )
     parts = {cfg.final_eval_tokens for cfg in cfgs.values()}
     require(
         len(parts) == 1 and (one or parts == {None}),
-        "the arms must be scored on the same text, of which final_eval_tokens takes the first tokens, got "
-        f"{', '.join(sorted(map(str, parts)))} under {listed}; give all arms one, and none where their tokenizers differ",
+        "the arms must be scored on the same text, and final_eval_tokens takes its first tokens, got "
+        f"{', '.join(sorted(map(str, parts)))} under {listed}; set one value for all arms, and none if "
+        "their tokenizers differ",
     )
     data = {name: (cfg.val_dataset or cfg.dataset, cfg.text_column) for name, cfg in cfgs.items()}
     first = next(iter(data))
     for name, validation in data.items():
         require(
             validation == data[first],
-            f"the arms must be scored on the same text, and {name} has {validation[0]}, {first} {data[first][0]}; "
-            "give all of them one val_dataset",
+            f"the arms must be scored on the same text, but {name} has {validation[0]} and {first} has "
+            f"{data[first][0]}; give all arms the same val_dataset",
         )
 
 
-MOST_EXTENSIONS = 3  # beyond the given rates, each a step of the ratio at that edge
+MOST_EXTENSIONS = 3  # rates tried beyond the given ones, each by the ratio of the two at that edge
 
 
 def best_rate(tried: dict[float, float | None]) -> float | None:
-    """The rate with the lowest score; None where no run ended well. tried: rate: score or None."""
+    """The rate with the lowest score; None if no run ended well.  tried: {rate: score, or None for a failed
+    run}.
+    """
     scored = {rate: score for rate, score in tried.items() if score is not None}
     return min(scored, key=scored.__getitem__, default=None)
 
 
 def next_rates(given: Sequence[float], tried: dict[float, float | None]) -> list[float]:
-    """What to try now: the given rates, then one beyond the edge as long as the best is there; [] when
-    the search is over. Where nothing ended well, lower ones. given: at least three, in rising order.
+    """The rates to try now; [] when the search is over.
+
+    First the given rates, then one beyond the edge as long as the best rate is at the edge, or a lower one as
+    long as no run ended well.  given: at least three, in rising order.
     """
     if missing := [rate for rate in given if rate not in tried]:
         return missing
@@ -374,7 +347,7 @@ def next_rates(given: Sequence[float], tried: dict[float, float | None]) -> list
 
 
 def tidy(rate: float) -> float:
-    """Six significant digits: the name of a run, the same on every machine."""
+    """The rate in six significant digits: it names a run, and must be the same on every machine."""
     return float(f"{rate:.6g}")
 
 
@@ -382,9 +355,9 @@ NAME = "plan.json"
 
 
 class StoredPlan(NamedTuple):
-    """What an earlier start settled."""
+    """The content of a plan.json."""
 
-    sha256: str  # of the specification
+    sha256: str  # Spec.sha256 of the specification
     arms: dict[str, PlannedArm]
     threads: int | None
     provenance: dict[str, Any]
@@ -404,7 +377,7 @@ def write(path: Path, spec: Spec, arms: dict[str, PlannedArm], threads: int | No
 
 
 def read(path: Path | None) -> StoredPlan | None:
-    """What write wrote; None where there is no such file; ValueError for anything else."""
+    """The plan in a file; None if there is no such file.  Raises ValueError if it is damaged."""
     if path is None or not path.exists():
         return None
     with reading(path, "the plan of an ablation", way_out="start from the specification"):
@@ -415,7 +388,7 @@ def read(path: Path | None) -> StoredPlan | None:
 
 
 def machine() -> str:
-    """In words: what the seconds are of."""
+    """The machine in words, because seconds depend on it."""
     import torch
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -423,12 +396,12 @@ def machine() -> str:
     return ", ".join((cores, *names))
 
 
-LANE_DOCUMENTS = 4000  # of TinyStories in rows of 512: the mean of a row to 0.7 %, in two seconds
+LANE_DOCUMENTS = 4000  # on TinyStories with rows of 512, these give the mean per row to 0.7 % in two seconds
 
 
 def tokens_per_step_of_lanes(cfg: TrainConfig, source: Source) -> int:
-    """Targets of a step, as they will be on average: by the first documents of the training data, each
-    [EOT, tokens, EOT] along as many rows as it takes.
+    """The expected number of targets per step, from the first training documents: each is [EOT, tokens, EOT]
+    and fills as many rows of a lane as it needs.
     """
     tokenizer, tokens, rows = get_tokenizer(cfg.tokenizer), 0, 0
     for document in itertools.islice(source.documents(), LANE_DOCUMENTS):

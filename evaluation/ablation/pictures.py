@@ -1,41 +1,30 @@
-"""Curves of the arms, and TensorBoard's page that compares them, from the runs' own records."""
+"""Pictures of the arms, drawn from the records of the runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from common.files import atomic_write, writing
-from common.settings import as_text
-from evaluation.ablation.matching import PlannedArm
-from evaluation.ablation.segments import (
-    above,
-    beside_references,
-    evaluated,
-    loss_of_segment,
-    shown_segments,
-)
+from common.files import atomic_write
+from evaluation.ablation.segments import above, beside_references, evaluated, loss_of_segment, shown_segments
 from evaluation.ablation.statistics import Summary
 from evaluation.ablation.verdict import Ablation
 from evaluation.report.look import clip_name, compact, legend, nth_style
 from evaluation.report.page import DPI, STYLE
 from evaluation.report.read import LoggedRun, read_run
-from training.monitor.metrics import require_tensorboard
 
 TAGS = {"bits_per_byte": "val/bits_per_byte", "val_loss": "val/loss"}
 UNITS = {"bits_per_byte": "bits per byte", "val_loss": "loss, nats per token"}
 AXES = {"tokens": "training tokens", "seconds": "training seconds"}
-COMPARED = ("val_loss", "bits_per_byte", "tokens", "seconds", "tokens_per_second", "peak_memory_gb")
 
 
-Logged = dict[str, dict[int, LoggedRun]]  # by arm and seed
+Logged = dict[str, dict[int, LoggedRun]]  # arm -> seed -> run
 
 
 def logged_runs(x: Ablation) -> Logged:
-    """The runs that ended well, but for those of which somebody kept the results alone; every arm is there."""
+    """The runs of every arm that ended well, except those whose folder was deleted."""
     found: Logged = {}
     for name in x.arms:
         places = {seed: x.folder / line["folder"] for seed, line in x.ended_well(name).items()}
@@ -45,8 +34,8 @@ def logged_runs(x: Ablation) -> Logged:
 
 
 def write_curves(x: Ablation, logged: Logged) -> list[Path]:
-    """PNGs, if any run is there: the validation score of each arm over each axis, its mean over the seeds, shaded
-    from the lowest to the highest seed.
+    """One PNG per axis: the validation score of each arm, its mean over seeds, shaded from the lowest to the
+    highest seed. No PNG without runs.
     """
     measure, written = x.spec.run_measure, []
     for axis, words in AXES.items() if any(logged.values()) else ():
@@ -60,9 +49,11 @@ def write_curves(x: Ablation, logged: Logged) -> list[Path]:
 
 
 def write_differences(x: Ablation, logged: Logged) -> list[Path]:
-    """A PNG: how far each arm is from its reference at the same seeds and tokens, in the second half of the runs,
-    where the curves themselves lie on one another; its mean, shaded from the lowest to the highest seed. Arms that
-    are evaluated at other tokens than their reference have none.
+    """A PNG of the difference between each arm and its reference at the same seeds and tokens: the mean,
+    shaded from the lowest to the highest seed.
+
+    It shows the second half of the runs, where the curves themselves overlap. Arms that are evaluated at
+    other tokens than their reference are left out.
     """
     measure, lines = x.spec.run_measure, {}
     for name, arm in x.arms.items():
@@ -83,8 +74,8 @@ def write_differences(x: Ablation, logged: Logged) -> list[Path]:
 
 
 def write_segments(x: Ablation) -> list[Path]:
-    """PNGs, if any run was scored: loss by the number of a segment, its mean over the seeds, shaded over the
-    95 % interval; and how far each arm is from its reference there, at the same seeds.
+    """PNGs of the loss by segment, and of its difference from the reference at the same seeds: means over
+    seeds, shaded over the 95 % interval. No PNG without scored runs.
     """
     numbers = range(len(shown_segments(x)))
     losses = {
@@ -106,7 +97,7 @@ def write_segments(x: Ablation) -> list[Path]:
 
 
 def _with_band(x: Sequence[float], found: list[Summary]) -> tuple[Sequence[float], ...]:
-    """(x, mean, its 95 % interval's lower and upper end)"""
+    """(x, mean, lower and upper end of the 95 % interval)"""
     mean, spread = np.array([(one.mean, one.half_width) for one in found]).T
     return x, mean, mean - spread, mean + spread
 
@@ -116,15 +107,15 @@ def _above_whom(x: Ablation, shown: Iterable[str]) -> str:
     return f"above {references.pop() if len(references) == 1 else 'the reference'}"
 
 
-Lines = dict[str, tuple[Sequence[float], ...]]  # by arm: x, middle, lowest, highest
+Lines = dict[str, tuple[Sequence[float], ...]]  # arm -> x, middle, lowest, highest
 
 
 def _write(
     x: Ablation, stem: str, lines: Lines, x_label: str, y_label: str, *, whole=False, zero=False
 ) -> Path:
-    """A PNG.  whole: there are no halves on the x axis.  zero: a line there."""
+    """Write a PNG.  whole: only integers on the x axis.  zero: draw a line at 0."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would keep global state
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
@@ -149,44 +140,10 @@ def _write(
 
 
 def curve(runs: list[LoggedRun], tag: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) places on the axis, the mean over the runs, and (runs, N) values of a tag; the runs of one arm
-    are evaluated at the same steps.
+    """(N,) places on the axis, averaged over the runs, and (runs, N) values of a tag. The runs of one arm are
+    evaluated at the same steps.
     """
     series = [run.series(tag) for run in runs]
     known = "tokens" if axis == "tokens" else "minutes"
     x = np.mean([run.at(one.steps, known) for run, one in zip(runs, series)], axis=0)
     return (x if axis == "tokens" else 60 * x), np.stack([one.values for one in series])
-
-
-def write_tensorboard(x: Ablation, logged: Logged) -> None:
-    """A run for each arm and seed: its curves, and its closing figures on the HPARAMS page beside what
-    tells the arms apart.
-    """
-    SummaryWriter = require_tensorboard()
-    told = differing(x.arms)
-    for name, arm in x.arms.items():
-        ended = x.ended_well(name)
-        for seed, run in logged[name].items():
-            line = ended[seed]
-            place = x.folder / "tensorboard" / f"{Path(line['folder']).parent.name}-seed-{seed}"
-            if place.exists():
-                continue  # of an earlier start: its curve would be there twice
-            with writing(place), SummaryWriter(place) as writer:
-                for tag in ("train/loss", *TAGS.values()):
-                    for step, value in zip(*run.series(tag)):
-                        writer.add_scalar(tag, value, int(step))
-                settings = {"arm": name, "seed": seed, "lr": line["lr"], **told[name], **arm.axes}
-                figures = {f"hparam/{tag}": line[tag] for tag in COMPARED}
-                writer.add_hparams(settings, figures, run_name=".")
-
-
-def differing(arms: dict[str, PlannedArm]) -> dict[str, dict[str, Any]]:
-    """{arm: {setting: its value}} of the settings that are not the same in all arms; "" is the default."""
-    names = dict.fromkeys(name for arm in arms.values() for name in arm.settings)
-
-    def text(arm: PlannedArm, name: str) -> str:
-        value = arm.settings.get(name, "")
-        return as_text(tuple(value) if isinstance(value, list) else value)
-
-    different = [name for name in names if len({text(arm, name) for arm in arms.values()}) > 1]
-    return {arm.name: {name: text(arm, name) for name in different if name != "lr"} for arm in arms.values()}

@@ -1,4 +1,4 @@
-"""results.jsonl: what has ended, one line each, on the disk before anything else is begun."""
+"""results.jsonl: one line for each job that has ended, on the disk before the next job starts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from training.monitor.metrics import read_metrics
 
 
 class Results:
-    """The lines of a results.jsonl by their id, open for more; one process at a time.
+    """The lines of a results.jsonl by their id; more can be added, by one process at a time.
 
-    The half of a last line that a kill left behind is dropped.  Raises ValueError for a file that
-    another process writes to and for one that is damaged elsewhere.
+    A last line that a kill cut short is dropped.  Raises ValueError if another process writes to the file, or
+    if it is damaged elsewhere.
     """
 
     def __init__(self, path: Path):
@@ -27,12 +27,12 @@ class Results:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another ablate.py writes to {path.parent}; wait for it to end") from None
+            raise ValueError(f"another ablate.py is writing to {path.parent}; wait until it ends") from None
         self.lines: dict[str, dict[str, Any]] = {}
         self.file.seek(0)
         whole, _, half = self.file.read().rpartition(b"\n")
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            way_out = f"delete line {number}, and that run is made again"
+            way_out = f"delete line {number} to repeat that run"
             with reading(path, "the results of an ablation", way_out=way_out):
                 record = parse_json(line)
                 self.lines[record["id"]] = record
@@ -46,7 +46,9 @@ class Results:
         self.lines[record["id"]] = record
 
     def of(self, phase: str, arm: str | None = None) -> list[dict[str, Any]]:
-        """The lines of a phase (search, verdict, segments, inference), of one arm or of all, in the file's order."""
+        """The lines of a phase (search, verdict, segments, inference), for one arm or all, in the order of
+        the file.
+        """
         lines = (line for line in self.lines.values() if line["phase"] == phase)
         return [line for line in lines if arm in (None, line["arm"])]
 
@@ -57,28 +59,23 @@ class Results:
         self.file.close()
 
 
-LOADS = ("max_violation", "max_violation_worst_layer", "dead_experts")  # of a model with routers
-
-
-FIGURES = {  # of results.jsonl: of the closing record
-    "val_loss": "final/loss",
-    "bits_per_byte": "final/bits_per_byte",
-    **{name: f"final/{name}" for name in ("validation_tokens", "steps", "tokens", "seconds",
-                                          "tokens_per_second", "parameters", *LOADS)},
-}  # fmt: skip
+LOADS = ("max_violation", "max_violation_worst_layer", "dead_experts")  # only of a model with routers
+CLOSING = ("bits_per_byte", "validation_tokens", "steps", "tokens", "seconds", "tokens_per_second")
+NAMES = (*CLOSING, "parameters", *LOADS)
+FIGURES = {"val_loss": "final/loss"} | {name: f"final/{name}" for name in NAMES}  # tags of the closing record
 
 
 def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]:
-    """status (ok, diverged, out of memory, refused or failed), message, and the figures or nulls.
+    """Status (ok, diverged, out of memory, refused or failed), message, and the figures, None if missing.
 
-    parameters: what the plan says; a run of any other number is none of it.
+    parameters: the number in the plan; a run with another number of parameters counts as failed.
     """
     records, starts = records_of(folder), facts(folder).get("starts") or [{}]
     final = closing(records) or {}
     status, message = ("ok", "") if final else failure(code, last_line(log_of(folder)))
     if final and final["final/parameters"] != parameters:
-        told = f"{final['final/parameters']:,} parameters, and the plan says {parameters:,}"
-        status, message = "failed", f"the run has {told}"
+        counts = f"{final['final/parameters']:,} parameters, but the plan says {parameters:,}"
+        status, message = "failed", f"the run has {counts}"
     return {
         "status": status,
         "message": message,
@@ -89,7 +86,7 @@ def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]
 
 
 def written_outcome(folder: Path, code: int) -> dict[str, Any]:
-    """status, message, and what a process that looks at a checkpoint wrote beside the folder."""
+    """Status, message, and the figures that a process wrote to the JSON file beside the folder."""
     path = folder.with_suffix(".json")
     if code == 0 and path.exists():
         return {"status": "ok", "message": "", **read_json(path)}
@@ -98,25 +95,25 @@ def written_outcome(folder: Path, code: int) -> dict[str, Any]:
 
 
 def failure(code: int, line: str) -> tuple[str, str]:
-    """Status and message of a process that did not do its work."""
-    message = re.sub(r"^\S+: error: ", "", line)  # of whichever script
+    """Status and message of a process that failed.  line: the last one that it printed."""
+    message = re.sub(r"^\S+: error: ", "", line)  # the name of the script
     if "is not finite" in message:
         return "diverged", message
     if code == -signal.SIGKILL:
-        return "out of memory", "killed by signal 9, as systems do when memory runs out"
+        return "out of memory", "killed by signal 9, which is what the system sends when memory runs out"
     if "out of memory" in message.lower() or "can't allocate memory" in message:
         return "out of memory", message
     return ("refused" if code == 2 else "failed"), message or f"exit code {code}"
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
-    """Of metrics.jsonl so far."""
+    """The records in metrics.jsonl so far."""
     path = folder / "metrics.jsonl"
     return read_metrics(path) if path.exists() else []
 
 
 def final_record(folder: Path) -> dict[str, Any] | None:
-    """The closing record of a training run; None where it has not ended well."""
+    """The closing record of a training run; None if it has not finished."""
     return closing(records_of(folder))
 
 
@@ -131,10 +128,10 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def log_of(folder: Path) -> Path:
-    """Beside the folder, which must be empty when a run begins."""
+    """The file for a run's output: beside its folder, which must be empty when the run begins."""
     return folder.with_name(f"{folder.name}.log")
 
 
 def last_line(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    return (text.strip().splitlines() or [""])[-1].strip()

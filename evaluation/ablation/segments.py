@@ -1,19 +1,19 @@
-"""What a state is worth: runs scored segment by segment of their documents, and what that says over seeds.
+"""The value of a carried state: losses by segment of a document, and their mean and interval over seeds.
 
-Of a run, results.jsonl has from evaluation.context
+evaluation.context adds to the results of a run
 
     segment_tokens                tokens of each segment, by its number in its document
-    loss_by_segment               nats per token of each; a model that carries a state carries it
-    loss_after_first_segment      nats per token of all but the first
+    loss_by_segment               nats per token of each segment, with the state carried if the model has one
+    loss_after_first_segment      nats per token of all segments but the first
 
-and of a model that carries a state the two losses again, with _zeroed and _swapped behind their names.
+and, if the model carries a state, both losses again under names that end in _zeroed and _swapped.
 """
 
 from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evaluation.ablation.results import written_outcome
 from evaluation.ablation.statistics import Summary, part, summary, with_interval
@@ -21,26 +21,16 @@ from evaluation.ablation.verdict import Ablation
 
 MEASURE = "loss_after_first_segment"
 CONTROLS = {"zeroed": "state zeroed", "swapped": "state of another document"}
-LEAST_SHARE = 0.01  # of the tokens: what few documents reach is not shown
-
-
-class Closed(NamedTuple):
-    """The share of the distance from one arm's loss to another's that a third one closes."""
-
-    start: str
-    end: str
-    arm: str
-    distance: Summary | None  # nats per token, over the seeds that all three ended well with, if any
-    share: Summary | None  # None where the distance is not above 0 at every seed
+LEAST_SHARE = 0.01  # segments with a smaller share of the tokens are not shown: few documents reach them
 
 
 def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
-    """status, message and the figures of a run."""
+    """Status, message and the losses by segment of a run."""
     record = written_outcome(folder, code)
     if record["status"] != "ok":
         return record
     if "after_the_first" not in record:
-        message = "no validation document is longer than one segment; lower segments"
+        message = "no validation document is longer than one segment; choose a smaller value for segments"
         return {"status": "failed", "message": message}
     found = {"status": "ok", "message": "", "segment_tokens": [s["tokens"] for s in record["segments"]]}
     for column in ("plain", "carried", *CONTROLS):
@@ -52,12 +42,12 @@ def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
 
 
 def evaluated(x: Ablation, arm: str) -> dict[int, dict[str, Any]]:
-    """{seed: line} of the runs of an arm that ended well and were scored by segment."""
+    """{seed: line} for the runs of an arm that ended well and were scored by segment."""
     return x.ended_well(arm, MEASURE)
 
 
 def shown_segments(x: Ablation) -> list[int]:
-    """The tokens of each segment, as far as enough documents reach; the same of all runs, [] of none."""
+    """The tokens of each segment that is shown, equal in all runs; [] if no run was scored."""
     for arm in x.arms:
         for line in evaluated(x, arm).values():
             tokens = line["segment_tokens"]
@@ -66,12 +56,11 @@ def shown_segments(x: Ablation) -> list[int]:
 
 
 def _loss(line: dict[str, Any], number: int | None) -> float:
-    """Of a segment of a run; where number is None, of all after the first."""
+    """The loss of a segment of a run; of all segments after the first if number is None."""
     return line[MEASURE] if number is None else line["loss_by_segment"][number]
 
 
 def _over_seeds(values: list[float]) -> Summary | None:
-    """None without any."""
     return summary(values) if values else None
 
 
@@ -80,57 +69,47 @@ def loss_of_segment(x: Ablation, arm: str, number: int | None) -> Summary | None
 
 
 def beside_references(x: Ablation) -> list[tuple[str, str]]:
-    """(arm, its reference) where both were scored at a seed that they have in common."""
+    """(arm, its reference) for the arms that share a scored seed with their reference."""
     pairs = [(name, arm.reference) for name, arm in x.arms.items() if name != arm.reference]
     return [pair for pair in pairs if above(x, *pair, None)]
 
 
 def above(x: Ablation, arm: str, reference: str, number: int | None) -> Summary | None:
-    """How much higher an arm's loss of a segment is than its reference's at the same seeds."""
+    """The loss of a segment minus that of the reference, at the same seeds."""
     mine, theirs = (evaluated(x, name) for name in (arm, reference))
     shared = [seed for seed in mine if seed in theirs]
     return _over_seeds([_loss(mine[seed], number) - _loss(theirs[seed], number) for seed in shared])
 
 
 def harm(x: Ablation, arm: str, control: str) -> Summary | None:
-    """How much higher the loss after the first segment is with the state of a control; None of a model
-    that carries none.
+    """The loss after the first segment with a control's state minus that with the carried state; None if the
+    model carries no state.
     """
     lines, tag = evaluated(x, arm).values(), f"{MEASURE}_{control}"
     return _over_seeds([line[tag] - line[MEASURE] for line in lines if tag in line])
 
 
-def closed(x: Ablation) -> list[Closed]:
-    """For each further arm, the shares that it closes seed by seed."""
-    found = []
+def gap_in_words(x: Ablation) -> list[str]:
+    """A sentence about each arm that may close the gap, with its share of the gap at each seed."""
+    told = []
     for start, end, others in x.spec.gaps(x.spec.expanded()):
+        gap = f"the gap between **{start}** and **{end}**"
         for arm in others:
             lines = [evaluated(x, name) for name in (start, end, arm)]
             seeds = [seed for seed in x.spec.seeds if all(seed in runs for runs in lines)]
             losses = [[runs[seed][MEASURE] for runs in lines] for seed in seeds]
-            distances, shares = [a - b for a, b, _ in losses], []
-            if min(distances, default=0) > 0:
-                shares = [(a - c) / (a - b) for a, b, c in losses]
-            found.append(Closed(start, end, arm, _over_seeds(distances), _over_seeds(shares)))
-    return found
-
-
-def gap_in_words(x: Ablation) -> list[str]:
-    """A sentence for each arm that may close the gap."""
-    told = []
-    for found in closed(x):
-        between = f"the gap between **{found.start}** and **{found.end}**"
-        if found.distance is None:
-            told.append(f"**{found.arm}**: no seed ended well in it and at both ends of {between}.")
-        elif found.share is None:
-            told.append(
-                f"**{found.arm}**: there is no {between[4:]} to close, as it is not above 0 at every seed."
-            )
-        else:
-            told.append(
-                f"**{found.arm}** closes {with_interval(found.share, 1, scale=100)} % of {between}, which is "
-                f"{with_interval(found.distance)} nats per token after the first segment."
-            )
+            distances = [a - b for a, b, _ in losses]
+            if not seeds:
+                told.append(f"**{arm}**: no seed ended well in this arm and at both ends of {gap}.")
+            elif min(distances) <= 0:
+                told.append(f"**{arm}**: no share of {gap}, because it is not above 0 at every seed.")
+            else:
+                share = summary([(a - c) / (a - b) for a, b, c in losses])
+                told.append(
+                    f"**{arm}** closes {with_interval(share, 1, scale=100)} % of {gap} (mean of the share at each "
+                    f"seed); the gap is {with_interval(summary(distances))} nats per token after the first "
+                    "segment. +-: 95 % interval over seeds."
+                )
     return told
 
 
@@ -157,8 +136,9 @@ def _losses(x: Ablation, names: list[str]) -> str:
         found = [with_interval(loss_of_segment(x, name, number)) for name in names]
         rows.append([_row_name(number), f"{count:,}", *found])
     words = (
-        f"Nats per token of the same validation documents, by segment of {x.spec.segments} tokens, numbered from 0: mean "
-        f"over the seeds and 95 % interval. Segments with under {LEAST_SHARE:.0%} of the tokens are in results.jsonl only."
+        f"Loss in nats per token on the same validation documents, by segment of {x.spec.segments} tokens, "
+        "numbered from 0. +-: 95 % interval of the mean over seeds. Segments with less than "
+        f"{LEAST_SHARE:.0%} of the tokens are only in results.jsonl."
     )
     return part(words, ["segment", "tokens", *names], rows)
 
@@ -168,7 +148,10 @@ def _above(x: Ablation) -> str:
     for number in (*range(len(shown_segments(x))), None) if pairs else ():
         found = [with_interval(above(x, *pair, number)) for pair in pairs]
         rows.append([_row_name(number), *found])
-    words = "How far each arm is above its reference there: differences at the same seeds."
+    words = (
+        "Loss of each arm minus that of its reference, differences at the same seeds. +-: 95 % interval of "
+        "the mean difference over seeds."
+    )
     return part(words, ["segment", *map(" - ".join, pairs)], rows)
 
 
@@ -176,8 +159,9 @@ def _controls(x: Ablation, names: list[str]) -> str:
     harms = {name: [harm(x, name, control) for control in CONTROLS] for name in names}
     rows = [[name, *map(with_interval, found)] for name, found in harms.items() if None not in found]
     words = (
-        "What it costs a trained model, in nats per token after the first segment, to begin each segment with another "
-        "state than it carries: differences of the same run, mean over the seeds and 95 % interval."
+        "Increase of the loss, in nats per token after the first segment, if the trained model begins each "
+        "segment with another state than the carried one. The model was not trained for this. Differences "
+        "within a run; +-: 95 % interval of the mean over seeds."
     )
     return part(words, ["arm", *CONTROLS.values()], rows)
 
@@ -192,5 +176,5 @@ def _tokens(x: Ablation, names: list[str]) -> str:
         [name, f"{steps:,.0f}", f"{tokens:,.0f}", f"{tokens / most:.1%}"]
         for name, (steps, tokens) in seen.items()
     ]
-    words = "Training tokens, without padding: means over the runs."
+    words = "Training tokens, padding not counted; means over the runs."
     return part(words, ["arm", "steps", "tokens seen", "of the most"], rows)

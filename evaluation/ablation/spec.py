@@ -1,52 +1,53 @@
-"""The specification of an ablation: one YAML file, checked as a whole before anything runs.
+"""The specification of an ablation: one YAML file, checked completely before anything runs. Its arms are the
+models, each with its training settings, that are compared.
 
-    name: gpt2_vs_gptoss          of the report's folder (default: the file's name)
-    question: Is ... better?      the report's first sentence
-    config: ../toy.yaml           a recipe of train.py under the base, found from this file's folder
-    base: {dataset: bundled}      settings of train.py that all arms share: any of its flags, of training
-                                  or of the model; an arm whose model has no such field goes without it
-    arms:                         name: settings over the base, {} for none; an arm whose model carries a
-                                  state is trained by train_context.py, with its settings and defaults
+    name: gpt2_vs_gptoss          name of the report's folder (default: the file's name)
+    question: Is ... better?      first sentence of the report
+    config: ../toy.yaml           recipe of train.py under the base; the path is relative to this file
+    base: {dataset: bundled}      settings shared by all arms: any flag of train.py, of training or of the
+                                  model; arms whose model has no such setting ignore it
+    arms:                         name: settings that replace those of the base, {} for none; an arm whose
+                                  model carries a state is trained by train_context.py, with its defaults
       gptoss: {}
       gpt2: {model: gpt2}
-    reference: gptoss             the arm that the others are matched to and compared with (default: the first)
+    reference: gptoss             arm that the others are matched to and compared with (default: the first)
     grid:                         every arm at every combination of these values
       num_hidden_layers: [2, 4]
-      width:                      or of whole sets of settings under a name; the first value is the label
+      width:                      or sets of settings under one name, labelled by their first value
         - {hidden_size: 96, num_attention_heads: 3}
-        - {hidden_size: 128, num_attention_heads: 4, gpt2: {intermediate_size: 512}}   # of one arm alone
-    seeds: [1, 2, 3, 4, 5]        of the verdict; the first three, then the rest for the pairs in
-                                  `headline` that three did not resolve
-    budget: {tokens: 1000000}     of a run, without padding: with packing lanes the first documents tell
-                                  how many a step has; or {minutes: 5}: the pace of each arm is measured
-                                  once, the tokens that it makes of the minutes are kept in plan.json
-    axis: active                  on which the arms are equal to within 2 %:
-                                  none, total (parameters), active (per token, head included),
+        - {hidden_size: 128, num_attention_heads: 4, gpt2: {intermediate_size: 512}}   # only for arm gpt2
+    seeds: [1, 2, 3, 4, 5]        seeds of the verdict: the first three for all arms, then the rest for the
+                                  pairs in `headline` that three seeds did not resolve
+    budget: {tokens: 1000000}     length of a run, padding not counted (packing lanes: estimated from the
+                                  first documents); or {minutes: 5}: the pace of each arm is measured once
+                                  and its number of tokens is kept in plan.json
+    axis: active                  what is equal in all arms to within 2 %:
+                                  none, total (parameters), active (parameters per token, with the head),
                                   active_non_embedding (without the head), flops (per token),
-                                  time (training seconds: the budget is the reference's, the others get
-                                  the tokens that they make in its time; with minutes, all get those)
-    adjust: intermediate_size     the field that gives way in each arm but the reference: that,
+                                  time (training seconds: each arm gets the tokens that it trains on in the
+                                  time the reference needs for its budget, or in the given minutes)
+    adjust: intermediate_size     field that is changed to match an arm to the reference: this one,
                                   hidden_size or num_experts (default: intermediate_size)
-    learning_rates: [2e-3, 4e-3, 8e-3]   searched for every arm alike, at least three; or
-                                  {factors: [0.5, 1, 2]} of the arm's own lr; or none: no search
-    search_seed: 0                of the search; none of `seeds`
-    search_budget: {tokens: 250000}      of a run of the search (default: the budget; the best rate of a
-                                  shorter run is higher than that of a longer one)
-    headline: [[gptoss, gpt2]]    the pairs that get a verdict (default: each arm against the reference;
-                                  [] for none); under a grid, at each of its points
-    segments: 64                  documents' segments, tokens: every finished run is also evaluated document
-                                  by document, in segments of this many, by evaluation.context
-    measure: bits_per_byte        or val_loss, where all arms have one tokenizer; or, with segments,
-                                  loss_after_first_segment (nats per token): the search then goes by
-                                  val_loss, which is compared within an arm alone
-    gap: [trunk, whole]           with segments: the share of the distance from one arm's loss after the
-                                  first segment to another's that each further arm closes
+    learning_rates: [2e-3, 4e-3, 8e-3]   rates tried for every arm, at least three; or
+                                  {factors: [0.5, 1, 2]}, multiplied by the arm's lr; or none: no search
+    search_seed: 0                seed of the search, not one of `seeds`
+    search_budget: {tokens: 250000}      length of a run of the search (default: the budget); the best rate
+                                  of a shorter run is too high for a longer one
+    headline: [[gptoss, gpt2]]    pairs that get a verdict (default: each arm with the reference; [] for
+                                  none); with a grid, at each of its points
+    segments: 64                  length of a segment in tokens: evaluation.context also scores each
+                                  finished run document by document, in segments of this length
+    measure: bits_per_byte        score to compare; or val_loss, if all arms have one tokenizer; or, with
+                                  segments, loss_after_first_segment (nats per token); the search then uses
+                                  val_loss, which it compares only within an arm
+    gap: [trunk, whole]           with segments: report the share of the distance between the losses of these
+                                  two arms after the first segment that each other arm closes
 
-Settings that this sets itself are no part of it: seed, max_iters, max_minutes, out_dir, use_tensorboard.
-Unless they are given, a run has ten evaluations and keeps one checkpoint beside the best.
-
-Imports no torch, so that --help is immediate.
+ablate.py itself sets seed, max_iters, max_minutes, out_dir and use_tensorboard; a specification cannot.
+By default a run has ten evaluations and keeps its newest checkpoint and the best one.
 """
+
+# Import no torch here, so that --help is immediate.
 
 from __future__ import annotations
 
@@ -68,14 +69,14 @@ from training.config import TrainConfig
 Axis = Literal["none", "total", "active", "active_non_embedding", "flops", "time"]
 Adjust = Literal["intermediate_size", "hidden_size", "num_experts"]
 Measure = Literal["bits_per_byte", "val_loss", "loss_after_first_segment"]
-# What a run is told by this program, or would make it something else than a new run.
-OWN = ("seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard", "recipe",
-       "resume", "resume_from", "init_from", "eval_only", "dry_run")  # fmt: skip
-FIRST_SEEDS = 3  # before anybody asks which pairs need more
+# Settings that this program sets itself, and those that would not start a new run.
+OWN = {"seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard", "recipe"}
+OWN |= {"resume", "resume_from", "init_from", "eval_only", "dry_run"}
+FIRST_SEEDS = 3  # number of seeds before the choice of the pairs that need more
 
 
 class Budget(NamedTuple):
-    """Of one run; one of the two is None."""
+    """The length of one run; one of the two is None."""
 
     tokens: int | None
     minutes: float | None
@@ -88,31 +89,31 @@ class Budget(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """One thing that is trained: an arm of the specification at a point of its grid."""
+    """An arm of the specification at one point of its grid."""
 
     name: str
     origin: str  # the arm's name in the specification
-    point: str  # of the grid; "" where there is none
+    point: str  # the point of the grid; "" without a grid
     shared: dict[str, Any]  # settings of all arms at this point
-    own: dict[str, Any]  # settings over those
+    own: dict[str, Any]  # settings of this arm, which replace the shared ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A specification as it was read; names and types are checked, the settings of the arms are not."""
+    """A specification with checked names and types; the settings of the arms are not checked yet."""
 
     name: str
     question: str
-    base: dict[str, Any]  # config and base together
+    base: dict[str, Any]  # settings of config and base together
     arms: dict[str, dict[str, Any]]
     reference: str
     grid: dict[str, list[dict[str, Any]]]  # name: a set of settings for each value
     seeds: tuple[int, ...]
     budget: Budget
     axis: Axis
-    adjust: Adjust | None  # None where the axis needs none
+    adjust: Adjust | None  # None for axis none and time
     learning_rates: tuple[float, ...]  # () for no search
-    factors: bool  # whether those multiply each arm's own lr
+    factors: bool  # whether learning_rates are factors of each arm's lr
     search_seed: int
     search_budget: Budget
     headline: tuple[tuple[str, str], ...] | None  # None: each arm against the reference
@@ -122,24 +123,22 @@ class Spec:
 
     @property
     def run_measure(self) -> str:
-        """What a run finds by itself as it goes: by this the search chooses, and of this the curves are."""
+        """The score that a run logs: the search uses it, and the curves show it."""
         return "val_loss" if self.measure == "loss_after_first_segment" else self.measure
 
     @property
     def sha256(self) -> str:
-        """Of all that it says: two specifications of one hash ask for the same runs."""
+        """Two specifications with the same hash ask for the same runs."""
         text = json.dumps(self.as_values(), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def as_values(self) -> dict[str, Any]:
-        """What a file would say; read_spec takes it back from plan.json."""
+        """The specification as plan.json stores it and read_spec reads it."""
         rates = list(self.learning_rates)
-        optional = {"adjust": self.adjust, "headline": self.headline, "grid": self.grid or None,
-                    "segments": self.segments, "gap": self.gap}  # fmt: skip
-        plain = [f.name for f in fields(self) if f.name not in ("factors", *optional)]
-        return {
-            **{name: getattr(self, name) for name in plain},
-            **{name: value for name, value in optional.items() if value is not None},
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "factors"}
+        given = {name: value for name, value in values.items() if value is not None and value != {}}
+        return given | {
+            "base": self.base,
             "budget": self.budget.as_value(),
             "search_budget": self.search_budget.as_value(),
             "learning_rates": {"factors": rates} if self.factors else rates or "none",
@@ -161,52 +160,54 @@ class Spec:
         return arms
 
     def reference_of(self, arms: list[Arm]) -> dict[str, str]:
-        """{arm: the arm it is matched to}: the reference at its point; with one arm, the first point."""
+        """{arm: arm that it is matched to}: the reference at the same point; with a single arm, its first
+        point.
+        """
         if len(self.arms) == 1:
             return {arm.name: arms[0].name for arm in arms}
         at = {arm.point: arm.name for arm in arms if arm.origin == self.reference}
         return {arm.name: at[arm.point] for arm in arms}
 
     def pairs(self, arms: list[Arm]) -> list[tuple[str, str]]:
-        """The pairs that get a verdict, by the arms' full names."""
+        """The pairs that get a verdict, by the full names of the arms."""
         if self.headline is None:
             references = self.reference_of(arms)
             return [(a.name, references[a.name]) for a in arms if a.name != references[a.name]]
         return [named for pair in self.headline for named in self._named("headline", pair, arms)]
 
     def gaps(self, arms: list[Arm]) -> list[tuple[str, str, list[str]]]:
-        """(from, to, all others at that point of the grid, of which each closes a share)"""
+        """(from, to, the other arms at that point of the grid, each of which closes a share of the gap)"""
         point = {arm.name: arm.point for arm in arms}
         pairs = self._named("gap", self.gap, arms) if self.gap else []
         return [(a, b, [n for n in point if n not in (a, b) and point[n] == point[a]]) for a, b in pairs]
 
     def _named(self, key: str, pair: tuple[str, str], arms: list[Arm]) -> list[tuple[str, str]]:
-        """A pair of full names as it is; of names in the specification, at each point of the grid."""
+        """A pair of full names as it is; a pair of names in the specification at each point of the grid."""
         names = {arm.name for arm in arms}
         if names.issuperset(pair):
             return [pair]
         for name in pair:
             if name not in self.arms:
                 near = _near(name, names)
-                raise ValueError(f"{key} names the arm {shown(name)}, which is none{near}")
+                raise ValueError(f"{key} names the arm {shown(name)}, which does not exist{near}")
         at = {(arm.origin, arm.point): arm.name for arm in arms}
         points = dict.fromkeys(arm.point for arm in arms)
         return [(at[pair[0], point], at[pair[1], point]) for point in points]
 
 
 def require(holds: Any, sentence: str) -> None:
-    """ValueError with the sentence unless it holds."""
+    """Raise ValueError(sentence) unless `holds`."""
     if not holds:
         raise ValueError(sentence)
 
 
 def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> Spec:
-    """The specification in a YAML file, or in a plan.json; ValueError, one sentence, for anything wrong.
+    """The specification in a YAML file or a plan.json; raises ValueError for anything wrong in it.
 
-    over_base: settings that take the place of the base's.
+    over_base: settings that replace those of the base.
     """
     path = Path(path)
-    if path.suffix == ".json":  # YAML would read 1e-05 as text
+    if path.suffix == ".json":  # a YAML reader would take 1e-05 for text
         with reading(path, "a plan.json", way_out="start from the specification"):
             values = dict(read_json(path)["spec"])
     else:
@@ -273,27 +274,27 @@ def _require_keys_that_agree(spec: Spec) -> None:
     require(not given or spec.segments > 0, f"segments must be at least 1, got {spec.segments}")
     needing = {"gap": spec.gap, f"measure {spec.measure}": spec.measure != spec.run_measure}
     for key, asked in needing.items():
-        told = f"{key} is of the loss by segment and needs segments, as 64; set it"
+        told = f"{key} needs the loss by segment; set segments, such as 64"
         require(given or not asked, told)
 
 
 def _require_pairs_and_seeds(spec: Spec) -> None:
     arms = spec.expanded()
     twins = len(arms) - len({arm.name for arm in arms})
-    told = "grid has two points of one name, which is the first value of each; change one"
+    told = "grid has two points with the same name, which is their first value; change one"
     require(not twins, told)
-    pairs, _ = spec.pairs(arms), spec.gaps(arms)  # raise for an arm that is none
+    pairs, _ = spec.pairs(arms), spec.gaps(arms)  # these raise for unknown arms
     require(
         len(spec.seeds) > 1 or not pairs,
-        f"a verdict needs at least two seeds, got {len(spec.seeds)} in seeds; add some (three tell more), "
-        "or set headline: [] to have none",
+        f"a verdict needs at least two seeds, got {len(spec.seeds)} in seeds; add some (three or more are "
+        "better), or set headline: [] for no verdict",
     )
     for seed in (*spec.seeds, spec.search_seed):
-        TrainConfig(seed=seed)  # has its limits
+        TrainConfig(seed=seed)  # raises for a seed outside of the limits
     require(
         spec.search_seed not in spec.seeds or not spec.learning_rates,
-        f"search_seed must be none of the seeds of the verdict, got {spec.search_seed}: what was chosen on a "
-        "seed looks too good there; take another",
+        f"search_seed must not be one of seeds, got {spec.search_seed}: a learning rate looks too good on "
+        "the seed that it was chosen on; choose another",
     )
 
 
@@ -312,23 +313,23 @@ def _arms(value: Any) -> dict[str, dict[str, Any]]:
         rule = "letters, digits, _ . + and -, and not begin with a dot"
         arm = _name("an arm's name", key, r"(?!\.)[\w.+-]+", rule)
         arms[arm] = _settings(f"arm {arm}", settings or {})
-    require(arms, "arms must hold at least one arm, and it is empty; name one")
+    require(arms, "arms must hold at least one arm, got none; add one")
     return arms
 
 
 def _base(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What all arms share: a recipe, and the base over it."""
+    """The settings shared by all arms: those of the base, then those of the recipe."""
     base = _settings("base", values.get("base") or {})
     if "config" not in values:
         return base
     recipe = read_yaml(folder / cast("config", values["config"], str))
-    # a recipe has a length of its own, which gives way to the budget
+    # the length in a recipe gives way to the budget
     shared = {key: value for key, value in recipe.items() if key not in OWN}
     return _settings("config", shared) | base
 
 
 def _grid(value: Any, arms: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    require(value, "grid must hold at least one name with values, and it is empty; leave it out")
+    require(value, "grid must hold at least one name with values, got none; leave it out")
     return {
         cast("a name in grid", key, str): _points(key, points, arms)
         for key, points in _mapping("grid", value).items()
@@ -336,7 +337,7 @@ def _grid(value: Any, arms: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _points(name: str, value: Any, arms: dict[str, Any]) -> list[dict[str, Any]]:
-    """Sets of settings, in which a mapping is of the arm of that name alone."""
+    """Sets of settings; a mapping in a set holds settings for the arm of that name only."""
     several = isinstance(value, list) and value
     require(several, f"grid: {name} must be a list of at least one value; got {shown(value)}")
     points = [dict(point) if isinstance(point, Mapping) else {name: point} for point in value]
@@ -357,11 +358,11 @@ def _settings(name: str, value: Any) -> dict[str, Any]:
     for key, setting in settings.items():
         require(
             key not in OWN,
-            f"{name} sets {key}, which is not its to set: the runs, their seeds and their length follow from the "
-            "rest; leave it out",
+            f"{name} must not set {key}: the runs, their seeds and their length follow from the other keys; "
+            "leave it out",
         )
         known = isinstance(key, str) and re.fullmatch(r"(?!(help.*|config)$)\w+", key)
-        require(known, f"{name} sets {shown(key)}, which is no setting of train.py; leave it out")
+        require(known, f"{name} sets {shown(key)}, which is not a setting of train.py; leave it out")
         items = setting if isinstance(setting, list) else [setting]
         plain = all(isinstance(item, str | int | float | None) for item in items)
         rule = f"{name}: {key} must be text, a number or a list of these"
@@ -391,7 +392,7 @@ def _budget(name: str, value: Any) -> Budget:
 def _adjust(values: dict[str, Any], axis: Axis) -> Adjust | None:
     if axis not in ("none", "time"):
         return cast("adjust", values.get("adjust", "intermediate_size"), Adjust)
-    told = f"adjust is for an axis of the model's size, and axis is {axis}; leave it out"
+    told = f"adjust needs an axis that measures the model's size, got axis {axis}; leave adjust out"
     require("adjust" not in values, told)
     return None
 
@@ -404,7 +405,7 @@ def _distinct(name: str, value: Any, kind: type) -> tuple[Any, ...]:
 
 
 def _learning_rates(value: Any) -> tuple[tuple[float, ...], bool]:
-    """The rates in rising order, and whether they are factors."""
+    """The rates in rising order, and whether they are factors of each arm's lr."""
     if value is None or value == "none":
         return (), False
     factors = isinstance(value, Mapping)
@@ -413,8 +414,8 @@ def _learning_rates(value: Any) -> tuple[tuple[float, ...], bool]:
     rates = _distinct("learning_rates", value["factors"] if factors else value, float)
     require(
         len(rates) > 2 and min(rates) > 0,
-        f"learning_rates must be at least three above 0, got {shown(value)}: with two the best is always at "
-        "the edge; or none to search for none",
+        f"learning_rates must be at least three rates above 0, got {shown(value)}: of two, the best is "
+        "always at the edge; add some, or set none for no search",
     )
     return tuple(sorted(rates)), factors
 

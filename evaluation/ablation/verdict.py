@@ -1,4 +1,4 @@
-"""From results to verdicts: which runs make a pair, and whether they saw the same data."""
+"""From results to verdicts: which runs form a pair, and whether they saw the same data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evaluation.ablation.statistics import Comparison, compare
 
 @dataclass(frozen=True)
 class Ablation:
-    """What was asked, and what was found so far."""
+    """The specification, the plan and the results so far."""
 
     spec: Spec
     arms: dict[str, PlannedArm]
@@ -22,8 +22,8 @@ class Ablation:
     results: Results
 
     def ended_well(self, arm: str, measure: str = "status") -> dict[int, dict[str, Any]]:
-        """{seed: line} of the runs of an arm that ended well and have the measure, each with what its score by
-        segment found.
+        """{seed: line} for the runs of an arm that ended well and have the measure; a line includes the
+        scores by segment.
         """
         by_segment = {line["seed"]: line for line in self.results.of("segments", arm)}
         lines = [line for line in self.results.of("verdict", arm) if line["status"] == "ok"]
@@ -39,14 +39,16 @@ class Verdict(NamedTuple):
 
     first: str
     second: str
-    seeds: tuple[int, ...]  # that both ended well with
+    seeds: tuple[int, ...]  # seeds at which both arms ended well
     comparison: Comparison
-    lost: int  # seeds that both ran and did not both end well with
-    refused: str  # why there is no verdict; "" where there is one
+    lost: int  # number of seeds that both arms ran and at which one did not end well
+    refused: str  # why there is no verdict; "" if there is one
 
 
 def verdicts(x: Ablation, seeds: tuple[int, ...] | None = None) -> list[Verdict]:
-    """All pairs of the headline, corrected for one another; of all seeds, or of some."""
+    """The verdicts on all pairs of the headline, corrected for their number, over all seeds or the given
+    ones.
+    """
     found, differences = [], []
     measure, seeds = x.spec.measure, seeds or x.spec.seeds
     for first, second in x.spec.pairs(x.spec.expanded()):
@@ -71,6 +73,6 @@ def verdicts(x: Ablation, seeds: tuple[int, ...] | None = None) -> list[Verdict]
 
 
 def unresolved(found: list[Verdict]) -> list[str]:
-    """The arms of pairs that more seeds could resolve, each once."""
+    """The arms of the pairs that more seeds may resolve, each once."""
     open_ = [v for v in found if v.refused in ("", TOO_FEW) and v.comparison.verdict == "not resolved"]
     return list(dict.fromkeys(arm for v in open_ for arm in (v.first, v.second)))

@@ -1,4 +1,4 @@
-"""report.md, results.csv and the plan in the terminal: what was asked, done and found, to be read alone."""
+"""report.md, results.csv, and the plan in the terminal. The report can be read without any other file."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ from evaluation.ablation.verdict import Ablation, Verdict, verdicts
 
 RUN_UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
 UNITS = RUN_UNITS | {"loss_after_first_segment": "nats per token after the first segment"}
-# Simulated, 40,000 pairs without a difference: a test at 3 seeds and another at 5, each at 5 %.
-TWO_LOOKS = "about 9 % of the time and not 5"
+# Simulated: 40,000 pairs without a difference, tested with 3 seeds and again with 5, each time at 5 %.
+TWO_LOOKS = "about 9 % of the time, not 5 %"
 
 
 def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
-    """Every arm by every measure, before anything runs."""
-    return f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} a run\n{_arms(arms)}"
+    """The costs of every arm, before anything runs."""
+    return f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run\n{_arms(arms)}"
 
 
 def write(x: Ablation) -> None:
-    """The report of everything that results.jsonl holds."""
+    """Write the report of all results in results.jsonl."""
     logged = pictures.logged_runs(x)
     images = pictures.write_curves(x, logged) + pictures.write_differences(x, logged)
-    pictures.write_tensorboard(x, logged)
     gone = sum(len(x.ended_well(name)) - len(runs) for name, runs in logged.items())
     if x.spec.segments:
         images += pictures.write_segments(x)
@@ -48,14 +47,17 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     stored = matching.read(x.folder / matching.NAME)
     yield f"# {spec.name}\n\n{spec.question}"
     told = [in_words(v, spec.measure) for v in found] + segments.gap_in_words(x)
-    yield "\n".join(f"- {line}" for line in told) or "No pair was asked for."
+    yield "\n".join(f"- {line}" for line in told) or "The specification asks for no pairs."
     yield f"## Arms\n\n{_matched(spec, x.arms)}\n\n{_arms(x.arms)}"
     yield f"## Learning rates\n\n{_search(x)}"
     scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
     tokens = f"{min(scored):,}" if scored else "no"
     if len(set(scored)) > 1:  # tokenizers differ
         tokens += f" to {max(scored):,}"
-    yield f"## Results\n\nThe closing evaluation, over {tokens} validation tokens.\n\n{_results(x)}"
+    yield (
+        f"## Results\n\nThe closing evaluation, over {tokens} validation tokens of the same text. sd and +- "
+        f"(95 % interval of the mean) are over seeds.\n\n{_results(x)}"
+    )
     yield f"## Pairs\n\n{_pairs(spec, found)}"
     if spec.segments:
         yield f"## By segment\n\n{segments.section(x)}"
@@ -65,7 +67,7 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     if images:
         yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
     if gone:
-        yield f"The curves are without {gone} of the runs, of which the results were kept and not the folders."
+        yield f"The curves are without {gone} of the runs: their results were kept, but not their folders."
     if bad := [line for line in results.lines.values() if line["status"] != "ok"]:
         told = "\n".join(f"- {line['id']}: {line['status']}: {line['message']}" for line in bad)
         yield f"## What did not end well\n\n{told}"
@@ -73,29 +75,29 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     trained = [*results.of("search"), *results.of("verdict")]
     commits = dict.fromkeys(str(line.get("commit", came["commit"])) for line in trained)
     yield (
-        f"## How\n\n    {came['command']}\n\nCommit {', '.join(commits) or came['commit']}, torch {came['torch']}, Python "
-        f"{came['python']}, on {stored.machine}. plan.json makes the same runs again: python ablate.py "
-        "plan.json. results.jsonl has a line for each run, results.csv the same as a table; the curves and "
-        "the HPARAMS page are in tensorboard/."
+        f"## How\n\n    {came['command']}\n\nCommit {', '.join(commits) or came['commit']}, torch "
+        f"{came['torch']}, Python {came['python']}, on {stored.machine}. `python ablate.py plan.json` "
+        "repeats the same runs. results.jsonl has a line for each run; results.csv holds the same as a "
+        "table."
     )
 
 
 def in_words(v: Verdict, measure: str) -> str:
     """A verdict as a sentence."""
     c, unit = v.comparison, UNITS[measure]
-    seeds = f"{len(v.seeds)} seeds"
-    if v.lost:
-        seeds += f"; {v.lost} did not end well in both and count nowhere"
     if v.refused:
-        return f"**{v.first}** against **{v.second}**: not compared, as {v.refused}."
+        return f"**{v.first}** against **{v.second}**: not compared, because {v.refused}."
+    interval = f"95 % interval of this pair over {len(v.seeds)} seeds"
+    if v.lost:
+        interval += f"; {v.lost} more did not end well in both arms and are left out"
     if c.verdict == "not resolved":
         return (
-            f"**{v.first}** against **{v.second}**: not resolved: this design resolves {c.resolves:.4f} {unit} "
-            f"(found {c.difference:+.4f}, {seeds})."
+            f"**{v.first}** against **{v.second}**: not resolved: {c.difference:+.4f} +- {c.half_width:.4f} "
+            f"{unit} ({interval}); this design resolves {c.resolves:.4f}."
         )
     return (
-        f"**{v.first}** is {c.verdict} than **{v.second}** by {abs(c.difference):.4f} +- {c.half_width:.4f} {unit} "
-        f"(p {c.p:.2g}, {seeds})."
+        f"**{v.first}** is {c.verdict} than **{v.second}** by {abs(c.difference):.4f} +- {c.half_width:.4f} "
+        f"{unit} ({interval}; p {c.p:.2g})."
     )
 
 
@@ -104,33 +106,33 @@ def in_words(v: Verdict, measure: str) -> str:
 
 def _matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     how = {
-        "none": "The arms are matched on nothing but their budget.",
-        "time": "The arms train for equal seconds: their paces were measured, the tokens follow.",
+        "none": "The arms are matched only by their budget.",
+        "time": "The arms train for equal seconds: their numbers of tokens follow from their measured paces.",
     }.get(spec.axis, f"The arms are equal in {spec.axis} to within {TOLERANCE:.0%}, by {spec.adjust}.")
-    same = "At one seed all get the same batches in the same order; the first batch of each run was compared."
+    same = "Runs with the same seed get the same batches in the same order; their first ones were compared."
     if len({arm.data for arm in arms.values()}) > 1:
         same = (
-            "At one seed arms with the same shape of batches get the same ones in the same order, and the first "
-            "were compared; the others read their documents in the same order."
+            "Runs with the same seed and the same shape of batches get the same batches in the same order; "
+            "their first batches were compared. The other runs read the documents in the same order."
         )
-    return f"{how} A run has {spec.budget}. {same}"
+    return f"{how} Budget of a run: {spec.budget}. {same}"
 
 
 def _arms(arms: dict[str, PlannedArm]) -> str:
-    """The table, and below it which shared settings an arm does without."""
+    """The table of costs, and below it the shared settings that an arm's model does not have."""
 
     def count(value: float | None) -> str:
         return "measured first" if value is None else f"{value:,.0f}"
 
-    head = ["arm", "total", "active", "active, no head", "FLOPs/token", "FLOPs in all", "tokens", "steps", "adjusted"]  # fmt: skip
+    head = ["arm", "total", "active", "active, no head", "FLOPs/token"]
+    head += ["FLOPs in all", "tokens", "steps", "adjusted"]
     paced = any(arm.seconds_per_token for arm in arms.values())
     rows = []
     for arm in arms.values():
         in_all = "measured first" if arm.steps is None else f"{flops_in_all(arm):.3g}"
-        rows.append([arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps),
-                     arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""),
-                     *([f"{1e6 * arm.seconds_per_token:,.0f}"] if paced else []),
-                     ])  # fmt: skip
+        row = [arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps)]
+        row.append(arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""))
+        rows.append(row + ([f"{1e6 * arm.seconds_per_token:,.0f}"] if paced else []))
     told = table(head + ["s per 1M tokens"] * paced, rows)
     lacking: dict[str, list[str]] = {}
     for arm in arms.values():
@@ -147,22 +149,29 @@ def _search(x: Ablation) -> str:
     spec, rows = x.spec, []
     given, unit = len(spec.learning_rates), UNITS[spec.run_measure]
     if not given:
-        return "There was no search: every arm ran at its own learning rate, and a difference may be one of learning rates."
+        return (
+            "There was no search: every arm ran at its own learning rate, so a difference between arms may "
+            "come from their learning rates."
+        )
     for name in x.arms:
         lines = sorted(x.results.of("search", name), key=lambda line: line["lr"])
         tried = {line["lr"]: line[spec.run_measure] for line in lines}
         best = best_rate(tried)
-        shown = (f"{line['lr']:g}: " + (f"{line[spec.run_measure]:.4f}" if line["status"] == "ok" else line["status"])
-                 for line in lines)  # fmt: skip
+        told = [
+            f"{line[spec.run_measure]:.4f}" if line["status"] == "ok" else line["status"] for line in lines
+        ]
+        shown = [f"{rate:g}: {words}" for rate, words in zip(tried, told)]
         remarks = [f"{len(lines) - given} beyond the edge"] if len(lines) > given else []
-        remarks += ["the best still at the edge"] if best in (min(tried), max(tried)) else []
+        remarks += ["best rate at the edge"] if best in (min(tried), max(tried)) else []
         rows.append([name, "; ".join(shown), f"{best:g}" if best else "none", ", ".join(remarks)])
     words = (
-        f"Every arm had the same search: {given} learning rates, seed {spec.search_seed} (not in the verdict), "
-        f"{spec.search_budget} a run, and further steps of the same ratio where the best was at the edge."
+        f"Every arm had the same search: {given} learning rates with seed {spec.search_seed}, which is not "
+        f"in the verdict, and {spec.search_budget} per run; if the best rate was at the edge, more rates at "
+        "the same ratio. With a single seed, the best rate is known only to within the ratio of "
+        "neighbouring rates."
     )
     if spec.search_budget != spec.budget:
-        words += " The best rate of a shorter run is higher than that of a longer one: these may be too high."
+        words += " A shorter run has a higher best rate than a longer one, so these rates may be too high."
     return part(words, ["arm", f"{unit} by learning rate", "best", "remark"], rows)
 
 
@@ -182,31 +191,34 @@ def _results(x: Ablation) -> str:
 
 def _pairs(spec: Spec, found: list[Verdict]) -> str:
     if not found:
-        return "None were asked for."
+        return "The specification asks for no pairs."
     rows = []
     for v in found:
-        c = v.comparison
+        c, pair = v.comparison, [v.first, v.second, len(v.seeds)]
         if v.refused:
-            rows.append([v.first, v.second, len(v.seeds), "-", "-", "-", "not compared", v.refused])
+            rows.append([*pair, "-", "-", "-", "not compared", v.refused])
             continue
-        rows.append([v.first, v.second, len(v.seeds), f"{c.difference:+.4f}", f"+- {c.half_width:.4f}",
-                     f"{c.p:.3g}", c.verdict, f"{c.resolves:.4f}"])  # fmt: skip
+        apart = [f"{c.difference:+.4f}", f"+- {c.half_width:.4f}", f"{c.p:.3g}"]
+        rows.append([*pair, *apart, c.verdict, f"{c.resolves:.4f}"])
     head = ["first", "second", "seeds", "first - second", "95 %", "p", "first is", "resolves"]
     words = (
-        f"{UNITS[spec.measure].capitalize()}, lower is better; paired t over the seeds, p corrected for the "
-        f"number of pairs ({len(found)}) by Holm's rule at {ALPHA:.0%}. `resolves`: the difference that this design finds "
-        f"{POWER:.0%} of the time at this spread. An interval is of its pair alone."
+        f"{UNITS[spec.measure].capitalize()}, lower is better. p: paired t-test over seeds, corrected for "
+        f"the number of pairs ({len(found)}) by Holm's rule at {ALPHA:.0%}. +-: 95 % interval of the "
+        "difference of this pair over seeds, not corrected for the number of pairs; it does not include the "
+        f"choice of validation text. `resolves`: the difference that this design detects {POWER:.0%} of the "
+        "time. It is estimated from the spread of a few differences: with three seeds the true value is 0.5 "
+        "to 6 times as large, with five 0.6 to 3 times (95 %)."
     )
     if any(len(v.seeds) > FIRST_SEEDS for v in found):
         words += (
-            f" Pairs that {FIRST_SEEDS} seeds left open got more: with two looks a pair without a "
+            f" Pairs not resolved by {FIRST_SEEDS} seeds got more seeds: with two looks a pair without a "
             f"difference is called different {TWO_LOOKS}."
         )
     return part(words, head, rows)
 
 
 def _loads(x: Ablation) -> str:
-    """Empty where no arm has routers."""
+    """The load of the experts; "" if no arm has routers."""
     rows = []
     for name in x.arms:
         lines = [line for line in x.ended_well(name).values() if line.get(LOADS[0]) is not None]
@@ -214,21 +226,19 @@ def _loads(x: Ablation) -> str:
             found = [summary([line[key] for line in lines]) for key in LOADS]
             rows.append([name, *map(with_interval, found)])
     words = (
-        "Over all validation tokens of the closing evaluation, mean over the runs and 95 % interval. Max violation: load "
-        "of the busiest expert / mean load - 1, 0 = even; dead: under 1 % of an even load, of all layers."
+        "Over all validation tokens of the closing evaluation. +-: 95 % interval of the mean over seeds. "
+        "Max violation: load of the busiest expert / mean load - 1, 0 = even. Dead experts: below 1 % of an "
+        "even load, all layers."
     )
-    head = ["arm", "max violation, mean of the layers", "of the worst layer", "dead experts"]
+    head = ["arm", "max violation, mean over layers", "worst layer", "dead experts"]
     return part(words, head, rows)
 
 
 def _costs(x: Ablation) -> str:
-    training = {
-        "training s": "seconds",
-        "tokens/s": "tokens_per_second",
-        "peak GB": "peak_memory_gb",
-    }
-    use = {"checkpoint MB": "checkpoint_bytes", "weights MB": "weight_bytes", "in use: peak GB": "peak_memory_gb",
-           "prefill tokens/s": "prefill_tokens_per_second", "decode tokens/s": "decode_tokens_per_second"}  # fmt: skip
+    memory = "peak_memory_gb"
+    training = {"training s": "seconds", "tokens/s": "tokens_per_second", "peak GB": memory}
+    use = {"checkpoint MB": "checkpoint_bytes", "weights MB": "weight_bytes", "in use: peak GB": memory}
+    use |= {f"{kind} tokens/s": f"{kind}_tokens_per_second" for kind in ("prefill", "decode")}
     rows = []
     for name in x.arms:
         runs = list(x.ended_well(name).values())
@@ -239,10 +249,15 @@ def _costs(x: Ablation) -> str:
                 value = statistics.median([line[tag] for line in lines] or [math.nan])
                 row.append(_figure(value / 1e6 if column.endswith("MB") else value))
         rows.append(row)
-    words = "Training: medians over the runs, evaluation not counted. In use: one row, with the cache, median of repeats."
+    words = (
+        "Training: medians over the runs, evaluation not counted. In use: one checkpoint per arm, one row, "
+        "with the cache, median of repeats; measured once, so other work on the machine shows in it."
+    )
     at_once = max((line.get("at_once", 1) for line in x.results.of("verdict")), default=1)
     if at_once > 1:
-        words += f" Up to {at_once} runs at once shared this machine: their seconds are more than alone."
+        words += (
+            f" Up to {at_once} runs shared this machine at the same time, so each took longer than alone."
+        )
     return part(words, ["arm", *training, *use], rows)
 
 

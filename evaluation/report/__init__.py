@@ -1,1 +1,1 @@
-"""python -m evaluation.report: runs as one page and a table, without a server."""
+"""python -m evaluation.report: one or more runs as a page and a table, without a server."""

@@ -1,9 +1,9 @@
-"""A run, or several side by side, as one PNG page and a table: TensorBoard's pictures without a server.
+"""One run, or several side by side, as a PNG page and a table: the pictures of TensorBoard without a server.
 
     python -m evaluation.report model
     python -m evaluation.report model model_sixteen --out compared.png
 
-A RUN is the --out_dir of a training run, finished or not, or a metrics.jsonl.
+RUN is the --out_dir of a training run, finished or not, or a metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder (--out_dir), or a metrics.jsonl")
-    add("--out", type=Path, metavar="FILE.png",
-        help="the page (default: RUN/report.png, of several runs runs/report-<time>.png)")  # fmt: skip
-    add("--x", choices=("tokens", "step", "minutes"), metavar="tokens|step|minutes",
-        help="the x axis of the curves (default: tokens; step where a run does not tell its tokens)")  # fmt: skip
-    add("--reference", metavar="FILE|none",
-        help="band of earlier runs behind the curves (default: the one in configs/reference whose settings "
-             "are the run's)")  # fmt: skip
+    out = "the page (default: RUN/report.png; for several runs, runs/report-<time>.png)"
+    add("--out", type=Path, metavar="FILE.png", help=out)
+    axes, x = ("tokens", "step", "minutes"), "the x axis of the curves (default: tokens)"
+    add("--x", choices=axes, default="tokens", metavar="|".join(axes), help=x)
+    band = "a band of earlier runs (default: the one in configs/reference that has the settings of the run)"
+    add("--reference", metavar="FILE|none", help=band)
     return parser.parse_args(argv)
 
 
@@ -42,43 +41,40 @@ def run(args: argparse.Namespace) -> None:
     from evaluation.report import bands, read
 
     runs = read.read_runs(args.runs)
-    without = [one.name for one in runs if not one.tokens_per_step]
-    axis = args.x or ("step" if without else "tokens")
     for one in runs:
-        one.at([0], axis)  # raises before anything is shown
+        one.at([0], args.x)  # raises before anything is shown
     known = bands.known_bands(args.reference)
-    remarks = []
-    if without and not args.x:
-        remarks = [f"the curves are over optimizer steps: {without[0]} does not tell its tokens"]
-
     folders = " or ".join(str(one.path.parent) for one in runs)
-    way_out = "move its config.json away, or leave the run out"
+    way_out = "move its config.json away, or leave the run out of the report"
     wall = functools.partial(reading, folders, "a run of train.py", way_out=way_out)
     with wall():
         matches = [bands.match(one, known, args.reference) for one in runs]
-        text = in_words(runs, matches, remarks)
+        text = in_words(runs, matches)
     print(text, flush=True)
     with wall():
-        png = page(runs, matches, axis)
+        png = page(runs, matches, args.x)
     write(out, png)
 
 
-def in_words(runs: list, matches: list, remarks: list[str]) -> str:
-    """The table, and below it what is to be said about it."""
+def in_words(runs: list, matches: list) -> str:
+    """The table, and below it warnings and verdicts."""
     from evaluation.report import bands, table
 
-    lines = [f"warning: {line}" for line in table.comparability(runs)] + remarks
+    figures = table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns)
+    lines = [
+        "+-: one standard error of the closing evaluation; it does not include the spread between seeds"
+    ] * ("+-" in figures)
+    lines += [f"warning: {line}" for line in table.comparability(runs)]
     lines += dict.fromkeys(match.line for match in matches if match.line)
     for one, match in zip(runs, matches):
         found = [bands.verdict(one, match.band, tag) for tag in bands.TAGS if match.band]
         name = f"{one.name}: " if len(runs) > 1 else ""
         lines += [f"{name}{verdict.line}" for verdict in found if verdict]
-    figures = table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns)
     return "\n".join([figures, "", *lines] if lines else [figures])
 
 
 def page(runs: list, matches: list, axis: str) -> bytes:
-    """A PNG, with the band of the first run that has one."""
+    """The PNG page, with the band of the first run that has one."""
     from evaluation.report.look import Look
     from evaluation.report.page import page_png
 
@@ -91,20 +87,16 @@ def page(runs: list, matches: list, axis: str) -> bytes:
 
 
 def page_path(args: argparse.Namespace) -> Path:
-    """Where the page goes; ValueError where it cannot."""
+    """The file of the page; raises ValueError if --out cannot be written."""
     if args.out is None:
         if len(args.runs) > 1:
             return Path("runs") / f"report-{time.strftime('%Y%m%d-%H%M%S')}.png"
         run = Path(args.runs[0])
         return (run if run.is_dir() else run.parent) / "report.png"
     if args.out.suffix.lower() != ".png":
-        raise ValueError(f"--out must end in .png, got {args.out}; the page is a PNG")
+        raise ValueError(f"--out must end in .png, got {args.out}")
     if not args.out.parent.is_dir():
-        raise ValueError(
-            f"--out {args.out} must lie in a folder that is there, and {args.out.parent} is none; make it first"
-        )
-    if args.out.is_dir():
-        raise ValueError(f"--out must be a file, and {args.out} is a folder; name a file in it")
+        raise ValueError(f"--out {args.out}: the folder {args.out.parent} does not exist; create it first")
     return args.out
 
 
@@ -112,7 +104,7 @@ def write(out: Path, png: bytes) -> None:
     from common.files import atomic_write, writing
 
     with writing(out):
-        out.parent.mkdir(exist_ok=True)  # runs/, the first time
+        out.parent.mkdir(exist_ok=True)  # runs/ may not exist yet
     with atomic_write(out) as file:
         file.write(png)
     say(f"wrote {out}")

@@ -1,7 +1,7 @@
-"""Reference bands: where the curves of a shipped recipe have run before, over several seeds.
+"""Reference bands: the range of the curves of earlier runs of a shipped recipe with several seeds.
 
-A band file holds, for a few tags, min, mean, max and standard deviation over seeds at each number of
-tokens, and every setting that a run must share to be held against it.
+A band file holds, for a few tags, min, mean, max and standard deviation over seeds at each number of tokens,
+and the settings that a run must share to be compared with it.
 """
 
 from __future__ import annotations
@@ -15,79 +15,70 @@ import numpy as np
 
 from common.files import read_json, reading
 from common.settings import as_text
-from evaluation.report.read import (
-    LoggedRun,
-    Series,
-    as_numbers,
-    data_name,
-    figure,
-    short,
-    smooth,
-    status,
-)
-from training.config import (
-    OF_THIS_CALL,
-    RESOLVED_BY_THE_RUN,
-    RESUMABLE_CHANGES,
-    TrainConfig,
-)
+from evaluation.report.read import LoggedRun, Series, as_numbers, data_name, figure, short, smooth, status
+from training.config import OF_THIS_CALL, RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "reference"
 FEWEST_SEEDS = 3
-DEVIATIONS, LEAST_SHARE = 3.0, 0.02  # of the mean: three seeds alone make too narrow a band
+DEVIATIONS, LEAST_SHARE = 3.0, 0.02  # at least 2 % of the mean: by chance three seeds may lie too close
+FINAL = ("loss", "bits_per_byte", "validation_tokens", "tokens")  # closing figures of each run in a band file
 WIDTH = f"mean +- {DEVIATIONS:g} sd, at least {LEAST_SHARE:.0%}"
 
-# Settings that a run may have otherwise and still be held against a band: the seed, what is only shown or
-# saved, and what only says which machine computes the same thing. Data is compared by name.
+# Settings that may differ between a run and its band: the seed, settings of display and saving, and
+# settings of the machine. Data is compared by name.
 DATA = ("dataset", "val_dataset")
 FREE = RESUMABLE_CHANGES | OF_THIS_CALL | RESOLVED_BY_THE_RUN | {"seed", "compile", "eval_only"}
-FREE |= {"model_size", "recipe"}  # names for settings that are compared themselves
+FREE |= {"model_size", "recipe"}  # these name settings that are compared one by one
 FREE -= {*DATA}
-# a setting that is read only where another has this value
+# {setting: (other setting, value)}: the setting is used only if the other one has this value
 READ_ONLY_WITH = {"bias_rate": ("balance", "bias")}
 
 
 class Banded(NamedTuple):
-    """A tag, or a mean over layers, that has a band."""
+    """A tag with a band."""
 
     words: str
-    of_layers: bool
-    smoothed: bool
-    above: str  # what a curve above its band may come from
-    below: str
+    above: str  # a possible cause of a curve above the band, or what to do
+    below: str  # the same for a curve below the band
+    of_layers: bool = False
+    smoothed: bool = False
 
 
+LOSS, LEAK = "look at lr, batch_size and the data", "is validation text in the training data?"
 TAGS = {
-    "val/bits_per_byte": Banded(
-        "validation bits per byte", False, False,
-        "look at lr, batch_size and the data", "is validation text in the training data?"),
-    "val/loss": Banded(
-        "validation loss", False, False,
-        "look at lr, batch_size and the data", "is validation text in the training data?"),
-    "train/loss": Banded(
-        "train loss, smoothed", False, True,
-        "look at lr, batch_size and the data", "does the data repeat?"),
+    "val/bits_per_byte": Banded("validation bits per byte", LOSS, LEAK),
+    "val/loss": Banded("validation loss", LOSS, LEAK),
+    "train/loss": Banded("train loss, smoothed", LOSS, "does the data repeat?", smoothed=True),
     "optim/grad_norm": Banded(
-        "gradient norm, smoothed", False, True,
-        "look at lr, grad_clip and the initial weights", "look at lr and the initial weights"),
+        "gradient norm, smoothed",
+        "look at lr, grad_clip and the initial weights",
+        "look at lr and the initial weights",
+        smoothed=True,
+    ),
     "moe/max_violation": Banded(
-        "max violation of a batch, mean over layers, smoothed", True, True,
-        "look at balance and balance_coef", "more even than usual; look at balance_coef"),
+        "max violation of a batch, mean over layers, smoothed",
+        "look at balance and balance_coef",
+        "more even than usual; look at balance_coef",
+        of_layers=True,
+        smoothed=True,
+    ),
     "moe/entropy": Banded(
-        "router entropy, mean over layers", True, False,
+        "router entropy, mean over layers",
         "the routers decide less than usual: look at balance_coef and lr",
-        "the routers decide more than usual: look at lr and z_loss_coef"),
-}  # fmt: skip
+        "the routers decide more than usual: look at lr and z_loss_coef",
+        of_layers=True,
+    ),
+}
 
 
-@dataclass(frozen=True, eq=False)  # read once, and then itself alone
+@dataclass(frozen=True, eq=False)  # compared by identity
 class Band:
-    """One band file."""
+    """The content of a band file."""
 
-    name: str  # of the file, without .json
+    name: str  # name of the file without .json
     seeds: int
-    settings: dict[str, Any]  # as settings() tells those of a run
-    curves: dict[str, tuple[np.ndarray, ...]]  # by tag: tokens, lower edge, mean, upper edge
+    settings: dict[str, Any]  # in the form of settings() for a run
+    curves: dict[str, tuple[np.ndarray, ...]]  # tag -> tokens, lower edge, mean, upper edge
 
     @property
     def legend(self) -> str:
@@ -95,16 +86,14 @@ class Band:
 
 
 def tag_series(run: LoggedRun, tag: str) -> Series | None:
-    """The curve of a run that a band of TAGS is of; None where the run has none."""
+    """The curve of a run in the form that its band has; None if the run has no such curve."""
     kind = TAGS[tag]
     if kind.of_layers:
         layers = run.layers(tag)
         series = layers and layers.reduced(np.mean)
     else:
-        series = run.series(tag)
-    if series is None or not len(series.steps):
-        return None
-    return run.smoothed(series) if kind.smoothed else series
+        series = run.numbers.get(tag)
+    return run.smoothed(series) if series and kind.smoothed else series
 
 
 # --------------------------------------------------------------------------------------------------
@@ -114,54 +103,41 @@ def tag_series(run: LoggedRun, tag: str) -> Series | None:
 def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str]) -> dict[str, Any]:
     """The content of a band file.
 
-    command: rewrites the command of a run for publication.
-    Raises ValueError for too few runs, an unfinished one, or runs that differ in more than the seed.
+    command: rewrites the command of a run for publication.  Raises ValueError for too few runs, an unfinished
+    run, or runs that differ in more than the seed.
     """
-    if len(runs) < FEWEST_SEEDS:
-        raise ValueError(
-            f"a band needs at least {FEWEST_SEEDS} runs that differ in their seed, got {len(runs)}; "
-            "train the recipe with more values of --seed"
-        )
-    first = runs[0]
+    first, seeds = runs[0], {run.setting("seed") for run in runs}
     for run in runs:
-        if not run.finished:
+        if not run.finished or not run.config:
             raise ValueError(
-                f"a band is made of finished runs, and {run.name} is {status(run)}; continue it with --resume"
-            )
-        if not run.config.get("starts"):
-            raise ValueError(
-                f"a band records the settings of its runs, and {run.name} has no config.json that tells "
-                "them; name the run's folder"
+                f"a band needs the folders of finished runs; {run.name} is {status(run)}"
+                + ("" if run.config else " and has no config.json")
             )
         if run.setting("max_iters") is None:
             raise ValueError(
-                f"a band is of runs with max_iters, and {run.name} ended by the clock (max_minutes="
-                f"{as_text(run.setting('max_minutes'))}), which does not repeat; set max_iters"
+                f"a band needs runs with max_iters; {run.name} ended by max_minutes, after a number of steps "
+                "that another run does not repeat"
             )
         if differing := differences(settings(run), settings(first)):
             raise ValueError(
-                f"the runs of a band may differ in seed and out_dir alone; {run.name} has {differing[0]} "
-                f"of {first.name}; leave it out, or make a band of its own"
+                f"the runs of a band may differ only in seed and out_dir; {run.name} has {differing[0]} of "
+                f"{first.name}"
             )
-    seeds = [run.setting("seed") for run in runs]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"each run of a band must have its own seed, got {seeds}; leave one out")
+    if len(runs) < FEWEST_SEEDS or len(seeds) < len(runs):
+        raise ValueError(
+            f"a band needs at least {FEWEST_SEEDS} runs, each of another seed; got {len(runs)} runs of "
+            f"{len(seeds)} seeds; train the recipe with more values of --seed"
+        )
     starts = [run.config["starts"][-1] for run in runs]
     return {
         "recipe": recipe,
         "settings": settings(first),
         "runs": [
             {
-                "seed": run.setting("seed"),
                 "command": command(start["command"]),
-                "commit": start["commit"],
-                "torch": start["torch"],
-                "device": run.setting("device"),
-                "dtype": run.setting("dtype"),
-                "final": {
-                    name: run.last(f"final/{name}")
-                    for name in ("loss", "bits_per_byte", "validation_tokens", "tokens")
-                },
+                **{name: start[name] for name in ("commit", "torch")},
+                **{name: run.setting(name) for name in ("seed", "device", "dtype")},
+                "final": {name: run.last(f"final/{name}") for name in FINAL},
             }
             for run, start in zip(runs, starts)
         ],
@@ -170,32 +146,22 @@ def make_band(runs: list[LoggedRun], recipe: str, command: Callable[[str], str])
 
 
 def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, list] | None:
-    """min, mean, max and standard deviation at about `points` steps that every run recorded.
+    """Min, mean, max and standard deviation at about `points` steps that all runs recorded.
 
-    The deviation is pooled over a tenth of the run before each point: that of three numbers alone is
+    The deviation is pooled over the tenth of the run before each point, because that of three numbers is
     often far too small by chance.
     """
     curves = [tag_series(run, tag) for run in runs]
-    if any(curve is None for curve in curves):
+    if None in curves:
         return None
     steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
-    if not steps:
-        return None
     rows = np.stack([c.values[np.searchsorted(c.steps, steps)] for c in curves])  # (seeds, N)
     variance = smooth(Series(np.array(steps), rows.var(0, ddof=1)), runs[0].length / 10).values
-    spread = (
-        np.linspace(0, len(steps) - 1, points // 2),
-        np.geomspace(1, len(steps), points // 2) - 1,
-    )
-    keep = np.unique(np.concatenate(spread).round().astype(int))  # more of them where curves bend
-    columns = {
-        "tokens": runs[0].at(np.array(steps), "tokens"),
-        "min": rows.min(0),
-        "mean": rows.mean(0),
-        "max": rows.max(0),
-        "sd": np.sqrt(variance),
-    }
-    tokens = [int(round(x)) for x in columns.pop("tokens")[keep]]
+    even, early = np.linspace(0, len(steps) - 1, points // 2), np.geomspace(1, len(steps), points // 2) - 1
+    # The points are denser at the start, where curves bend.
+    keep = np.unique(np.concatenate((even, early)).round().astype(int))
+    tokens = [int(round(x)) for x in runs[0].at(steps, "tokens")[keep]]
+    columns = {"min": rows.min(0), "mean": rows.mean(0), "max": rows.max(0), "sd": np.sqrt(variance)}
     rounded = {k: [float(f"{x:.5g}") for x in column[keep]] for k, column in columns.items()}
     return {"tokens": tokens} | rounded
 
@@ -205,7 +171,7 @@ def _over_seeds(runs: list[LoggedRun], tag: str, points: int = 80) -> dict[str, 
 
 
 def settings(run: LoggedRun) -> dict[str, Any]:
-    """What must agree between a run and a band; data by its name."""
+    """The settings that must agree between a run and a band, with data by name."""
     train = {k: v for k, v in run.config.get("train", {}).items() if k not in FREE}
     for name in DATA:
         if name in train:
@@ -215,10 +181,10 @@ def settings(run: LoggedRun) -> dict[str, Any]:
 
 
 def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
-    """Each setting that differs, as "lr 0.004 (not 0.008)".
+    """The settings that differ, each as "lr 0.004 (not 0.008)".
 
-    A setting that one side does not know is newer than it, and off or at its default when it was made. One that
-    neither side reads does not differ.
+    A setting that one side does not have is newer than that side, and counts as its default or as off. A
+    setting that neither side uses does not differ.
     """
     defaults = {f.name: f.default for f in fields(TrainConfig)}
     found = []
@@ -230,16 +196,16 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
                 continue
             default = defaults.get(name) if group == "train" else None
             x, y = a.get(name, default), b.get(name, default)
-            if x != y and (x or y):  # off is false, 0 or none
+            if x != y and (x or y):  # off: false, 0 or none
                 found.append(f"{name} {as_text(x)} (not {as_text(y)})")
     named = any(line.startswith("tokenizer ") for line in found)
     if mine["tokenizer"] != reference["tokenizer"] and not named:
-        found.append("another tokenizer under the same name")
+        found.append("tokenizer (another one under the same name)")
     return found
 
 
 def known_bands(reference: str | None) -> list[Band]:
-    """Those that --reference asks for: of a file, none, or all that are shipped."""
+    """The bands for --reference: that of a file, no band, or all that are shipped."""
     if reference == "none":
         return []
     paths = sorted(FOLDER.glob("*.json")) if reference is None else [Path(reference)]
@@ -247,12 +213,12 @@ def known_bands(reference: str | None) -> list[Band]:
 
 
 def read_band(path: Path) -> Band:
-    """A band file; ValueError, one sentence, for another file."""
-    way_out = "name a file that python -m benchmarks.make_bands wrote"
+    """The band in a file; raises ValueError for any other file."""
+    way_out = "give a file that python -m benchmarks.make_bands wrote"
     with reading(path, "a reference band", way_out=way_out):
         content = read_json(path)
         settings, tags = content["settings"], content["tags"]
-        differences(settings, settings)  # raises for what it cannot compare
+        differences(settings, settings)  # raises for settings that cannot be compared
         curves = {tag: edges(tag, columns) for tag, columns in tags.items()}
         return Band(path.stem, len(content["runs"]), settings, curves)
 
@@ -260,28 +226,27 @@ def read_band(path: Path) -> Band:
 def edges(tag: str, columns: dict[str, list[float]]) -> tuple[np.ndarray, ...]:
     """Tokens, lower edge, mean and upper edge."""
     tokens, mean, sd = as_numbers([columns[name] for name in ("tokens", "mean", "sd")], tag)
-    if not (np.diff(tokens, prepend=0) > 0).all():  # or nothing could be told between two of them
+    if not (np.diff(tokens, prepend=0) > 0).all():  # needed to interpolate
         raise ValueError(f"the tokens of {tag} must rise from above 0")
     half = np.maximum(DEVIATIONS * sd, LEAST_SHARE * np.abs(mean))
     return tokens, mean - half, mean, mean + half
 
 
 class Match(NamedTuple):
-    """The band of a run, and what is to be said about the choice."""
+    """The band of a run, and a line about the choice."""
 
     band: Band | None
-    line: str  # "" where the band simply matches
+    line: str  # "" if the settings match
 
 
 def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Match:
-    """The band whose settings are the run's; the one that --reference names, whatever they are."""
+    """The band with the settings of the run, or the one that --reference names, whatever its settings."""
     if reference == "none":
         return Match(None, "")
     if not bands:
-        return Match(None, "no reference: there is no band yet; benchmarks.make_bands makes one")
-    names = ", ".join(band.name for band in bands)
+        return Match(None, "no reference: there are no bands; python -m benchmarks.make_bands makes one")
     if not run.config:
-        told = f"no reference for {run.name}: it has no config.json; there is {names}"
+        told = f"no reference for {run.name}: it has no config.json"
         return Match(bands[0], "") if reference else Match(None, told)
     apart = [differences(settings(run), band.settings) for band in bands]
     differing = min(apart, key=len)
@@ -292,10 +257,8 @@ def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Ma
     if len(differing) > 3:
         listed += f" and {len(differing) - 3} more"
     if reference:
-        told = f"reference {band.name} as told, though {run.name} differs in {listed}"
-        return Match(band, told)
-    nearest = f"the nearest, {band.name}, differs in {listed}"
-    return Match(None, f"no reference for {run.name}: {nearest}; there is {names}")
+        return Match(band, f"reference {band.name}, although {run.name} differs in {listed}")
+    return Match(None, f"no reference for {run.name}: it differs from the nearest, {band.name}, in {listed}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -303,14 +266,16 @@ def match(run: LoggedRun, bands: list[Band], reference: str | None = None) -> Ma
 
 
 class Verdict(NamedTuple):
-    """Where a run's newest value lies."""
+    """The place of a run's newest value."""
 
-    place: str  # normal, above, below
+    place: str  # normal, above or below
     line: str
 
 
 def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
-    """None where either has no such curve, or the run is not as far as the band's first point."""
+    """The verdict on a run's newest value; None if the run or the band has no such curve, or if the run has
+    not reached the first point of the band.
+    """
     curve, mine = band.curves.get(tag), tag_series(run, tag)
     ours, theirs = settings(run), band.settings
     other_tokens = ours["tokenizer"] != theirs["tokenizer"] and tag.endswith("/loss")
@@ -322,7 +287,7 @@ def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
     if not there.any():
         return None
     where, values = where[there], mine.values[there]
-    # between two points of the band: straight on logarithmic tokens, as a learning curve nearly is
+    # A learning curve is nearly straight over the logarithm of tokens.
     low, high = (np.interp(np.log(where), np.log(tokens), edge) for edge in (low, high))
     outside = (values < low) | (values > high)
     at, kind = where[-1], TAGS[tag]
@@ -333,10 +298,10 @@ def verdict(run: LoggedRun, band: Band, tag: str) -> Verdict | None:
     )
     if place == "normal":
         share = outside.mean()
-        line += "normal" + (f" (outside for {share:.0%} of the way here)" if share > 0.1 else "")
+        line += "normal" + (f" (outside at {share:.0%} of the points so far)" if share > 0.1 else "")
     else:
         apart = values[-1] - high[-1] if place == "above" else low[-1] - values[-1]
         line += f"{place} the band by {apart:.2g}"
-        if not differences(ours, theirs):  # else the settings are the reason
+        if not differences(ours, theirs):  # otherwise the settings are the cause
             line += f": {getattr(kind, place)}"
     return Verdict(place, line)

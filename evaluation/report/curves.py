@@ -1,7 +1,7 @@
-"""The panels of a report that are curves: over the run, or over the position in the window.
+"""The panels of a report with curves: over the run, or over the position in the window.
 
-With one run a line is a layer; with several, a run: the mean over its layers, and shaded from the
-lowest layer to the highest.
+With one run, each line is a layer. With several runs, each line is the mean over the layers of a run, shaded
+from the lowest layer to the highest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from evaluation.report.read import LayerSeries, LoggedRun, Series, figure
 def over_run(
     look: Look, title: str, note: str, unit: str, draw: Callable, *, ncols: int = 1, **layout: Any
 ) -> Panel:
-    """A panel whose x axis is the run."""
+    """A panel with the run on its x axis."""
 
     def whole(ax):
         draw(ax)
@@ -61,7 +61,7 @@ def bits_per_byte(look: Look) -> Panel | None:
         fit_height(ax, look, [(run, run.series(tag)) for run in runs])
 
     title, unit = "Validation bits per byte", "bits per byte"
-    note = banded_note(look, tag, "lower is better; compares across tokenizers")
+    note = banded_note(look, tag, "lower is better; comparable across tokenizers")
     return over_run(look, title, note, unit, draw, columns=6, height=3.2)
 
 
@@ -127,7 +127,7 @@ def grad_norm(look: Look) -> Panel | None:
         fit_height(ax, look, curves, zero=True)
 
     dotted = "; dotted = grad_clip" if clips else ""
-    note = banded_note(look, tag, f"spikes = trouble ahead{dotted}")
+    note = banded_note(look, tag, f"spikes = unstable training{dotted}")
     return over_run(look, "Gradient norm", note, "norm before clipping", draw)
 
 
@@ -137,7 +137,7 @@ def grad_norm(look: Look) -> Panel | None:
 def layer_colours(layers: list[int]) -> dict[int, Any]:
     from matplotlib import colormaps
 
-    shades = colormaps["viridis"](np.linspace(0, 0.88, len(layers)))  # its yellow end is too pale
+    shades = colormaps["viridis"](np.linspace(0, 0.88, len(layers)))  # without its pale yellow end
     return dict(zip(layers, shades))
 
 
@@ -149,16 +149,16 @@ def with_layers(look: Look, tag: str) -> Layered:
 
 
 def draw_layers(ax, look: Look, found: Layered, *, lw: float = 1.8, alpha: float = 1) -> None:
-    """One run: a line per layer. Several: mean, and shaded from the lowest to the highest layer.
+    """One run: a line per layer. Several runs: the mean, shaded from the lowest to the highest layer.
 
-    Thin lines are in the background: they are neither named nor shaded.
+    Thin lines are background and have neither label nor shade.
     """
     style, front = dict(lw=lw, alpha=alpha), lw > 1
     for run, layers in found.items():
         if look.single:
             numbers = list(layers.values)
             colours = layer_colours(numbers)
-            step = math.ceil(len(numbers) / LEGEND_MOST)  # of many layers the legend names some
+            step = math.ceil(len(numbers) / LEGEND_MOST)  # the legend names at most LEGEND_MOST layers
             for place, (n, values) in enumerate(layers.values.items()):
                 label = f"layer {n}" if front and place % step == 0 else None
                 series = Series(layers.steps, values)
@@ -190,22 +190,13 @@ def layered(
 
 def violation(look: Look) -> Panel | None:
     batch = with_layers(look, "moe/max_violation")
-    since = with_layers(look, "moe/max_violation_since_eval")
-    if not batch and not since:
+    strong = batch | with_layers(look, "moe/max_violation_since_eval")  # batches before the first evaluation
+    if not batch:
         return None
 
-    def smoothed(run: LoggedRun, layers: LayerSeries) -> LayerSeries:
-        each = {n: run.smoothed(Series(layers.steps, v)).values for n, v in layers.values.items()}
-        return LayerSeries(layers.steps, each)
-
-    # of runs that do not record the load between evaluations, the smoothed batches
-    strong = {run: since.get(run) or smoothed(run, found) for run, found in batch.items()} | since
-
     def draw(ax):
-        if not since:
-            draw_band(ax, look, "moe/max_violation")
         for run, layers in batch.items():
-            if len(layers.values) > LEGEND_MOST:  # too many to be seen through
+            if len(layers.values) > LEGEND_MOST:  # too many faint lines would hide the strong ones
                 mean = layers.reduced(np.mean)
                 layers = LayerSeries(mean.steps, {-1: mean.values})
             draw_layers(ax, look, {run: layers}, lw=0.7, alpha=0.25)
@@ -214,8 +205,7 @@ def violation(look: Look) -> Panel | None:
         fit_height(ax, look, highest, zero=True)
 
     title, unit = "Max violation of even load", "busiest expert / mean - 1"
-    faint = "strong: all tokens since the last evaluation" if since else "strong: smoothed"
-    note = f"0 = even; faint: single batches, {faint}"
+    note = "0 = even; faint: single batches, strong: all tokens since the last evaluation"
     return over_run(look, title, note, unit, draw, ncols=2)
 
 
@@ -234,7 +224,7 @@ def dead_experts(look: Look) -> Panel | None:
         ax.set_ylim(-0.03 * most, 1.1 * most)
         ax.yaxis.get_major_locator().set_params(integer=True)
 
-    note = "under 1 % of an even load on validation tokens; 0 is good"
+    note = "experts below 1 % of an even load on validation tokens; 0 is good"
     return over_run(look, "Dead experts", note, "experts, all layers", draw)
 
 
@@ -242,7 +232,7 @@ def dead_experts(look: Look) -> Panel | None:
 
 
 def loss_by_position(look: Look) -> Panel | None:
-    """Single run: also earlier evaluations, paler."""
+    """The loss by position; for a single run also at earlier evaluations, in paler colours."""
     found = {run: run.numbered("val/loss_by_position", "from") for run in look.runs}
     found = {run: series for run, series in found.items() if series}
     if not found:
@@ -277,12 +267,12 @@ def loss_by_position(look: Look) -> Panel | None:
         ax.set_ylabel("loss, nats per token")
         legend(ax)
 
-    note = "falls as long as more text before a token helps; flat = context is not used"
+    note = "falls while more text before a token helps; flat = context is not used"
     return Panel("Validation loss by position", note, draw)
 
 
 def grad_norm_by_kind(look: Look) -> Panel | None:
-    """Single run: a line per kind. Several: the median of the last tenth, per kind and run."""
+    """One run: a line per kind of parameter. Several runs: the median of the last tenth, per kind."""
     tag = "optim/grad_norm"
     kinds = list(dict.fromkeys(kind for run in look.runs for kind in run.children(tag)))
     if not kinds:
@@ -318,5 +308,5 @@ def grad_norm_by_kind(look: Look) -> Panel | None:
         ax.yaxis.set_minor_formatter("")
         (draw_lines if look.single else draw_points)(ax)
 
-    note = "which part is learning; level lines are healthy"
+    note = "which part is learning; level lines are normal"
     return Panel("Gradient norm by kind of parameter", note, draw)

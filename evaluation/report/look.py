@@ -1,4 +1,4 @@
-"""What all panels of a report share: the runs, their colours, and the small parts of a curve."""
+"""Shared by all panels of a report: the runs, their colours, and helpers to draw curves."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ import numpy as np
 from evaluation.report.bands import Band, verdict
 from evaluation.report.read import AXES, LoggedRun, Series, short
 
-COLUMNS = 12  # a page's width in the units of Panel.columns
-# Okabe and Ito's colours, which colour-blind people tell apart, without the yellow that white swallows
+COLUMNS = 12  # width of the page in the unit of Panel.columns
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")  # after each round of colours
 GREY, BAND_GREY = "#595959", "#8c8c8c"
-LEGEND_MOST = 9  # entries
+LEGEND_MOST = 9  # largest number of entries in a legend
 FAINT, STRONG = dict(lw=0.8, alpha=0.3), dict(lw=1.8)
-EARLY = 0.05  # of a run: its heights do not set the scale, as a first loss would flatten the rest
+EARLY = 0.05  # the first share of a run does not set the y scale: the first losses would flatten the rest
 
 
 def nth_style(n: int) -> dict[str, Any]:
-    """Colour and dashes of the nth of several lines."""
     return {"color": COLOURS[n % len(COLOURS)], "ls": DASHES[n // len(COLOURS) % len(DASHES)]}
 
 
 @dataclass(frozen=True)
 class Look:
-    """What all panels of a page share."""
+    """Shared by all panels of a page."""
 
     runs: list[LoggedRun]
-    axis: str  # of AXES
+    axis: str  # a key of AXES
     band: Band | None
-    in_band: list[LoggedRun]  # runs that the band is for
+    in_band: list[LoggedRun]  # the runs that belong to the band
 
     @property
     def single(self) -> LoggedRun | None:
@@ -45,11 +44,11 @@ class Look:
 
 class Panel(NamedTuple):
     title: str
-    note: str  # under the title: how to read it, what is good
-    draw: Callable[[Any], None]  # on matplotlib Axes
+    note: str  # line under the title: how to read the panel, and which values are good
+    draw: Callable[[Any], None]  # draws on matplotlib Axes
     columns: int = 4
-    height: float = 2.35  # inches of the axes
-    left: float = 0.72  # inches beside the axes, for labels
+    height: float = 2.35  # height of the axes in inches
+    left: float = 0.72  # inches for labels beside the axes
     right: float = 0.15
     new_row: bool = False
 
@@ -58,7 +57,7 @@ class Panel(NamedTuple):
 
 
 def compact(number: float, _=None) -> str:
-    """A tick of a large axis: 1.5 M"""
+    """A tick label such as 1.5 M."""
     return "0" if number == 0 else short(number)
 
 
@@ -76,7 +75,7 @@ def line(ax, look: Look, run: LoggedRun, series: Series, **style: Any) -> None:
 
 
 def fit_height(ax, look: Look, curves: list[tuple[LoggedRun, Series]], *, zero: bool = False):
-    """Scale to what comes after the start of a run, where it is long enough to have one."""
+    """Fit the y axis to the values after the start of each run, if at least five are left."""
     heights = []
     for run, series in curves:
         late = series.steps >= EARLY * run.length
@@ -90,14 +89,14 @@ def fit_height(ax, look: Look, curves: list[tuple[LoggedRun, Series]], *, zero: 
 
 
 def legend(ax, **options: Any) -> None:
-    """Where it hides least; nothing if there is nothing to tell apart."""
+    """A legend where it hides least; none if there is only one line."""
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 1 or any(label.startswith("reference") for label in labels):
         ax.legend(handles, labels, **{"loc": "best", "framealpha": 0.85, "edgecolor": "none"} | options)
 
 
 def clip_name(name: str, most: int = 30) -> str:
-    """A long name without its middle, as the ends tell runs apart."""
+    """A long name without its middle, because the ends of names tell runs apart."""
     half = (most - 2) // 2
     return name if len(name) <= most else f"{name[:half]}..{name[-half:]}"
 
@@ -107,15 +106,16 @@ def draw_band(ax, look: Look, tag: str, *, named: bool = False) -> None:
         return
     tokens, low, mean, high = look.band.curves[tag]
     run = look.in_band[0]
-    # the band knows tokens; the run knows where these are on its own axis
-    x = tokens if look.axis == "tokens" else run.at(tokens / run.tokens_per_step, look.axis)
+    # The band is over tokens; the run gives their places on another axis.
+    per_token = run.length / run.at([run.length], "tokens")
+    x = tokens if look.axis == "tokens" else run.at(tokens * per_token, look.axis)
     label = look.band.legend if named else None
     ax.fill_between(x, low, high, color=BAND_GREY, alpha=0.28, lw=0, zorder=0, label=label)
     ax.plot(x, mean, color=BAND_GREY, lw=1, ls="--", zorder=0.5)
 
 
 def banded_note(look: Look, tag: str, note: str) -> str:
-    """With the verdict of a single run behind it."""
+    """The note, followed by the verdict if there is a single run."""
     found = verdict(look.single, look.band, tag) if look.single and look.band else None
     if found is None:
         return note

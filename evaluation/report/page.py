@@ -1,4 +1,4 @@
-"""The page: a header, rows of panels and a story, placed in inches, saved as one PNG."""
+"""The page: a header, rows of panels and a story, laid out in inches and saved as one PNG."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from evaluation.report.table import (
 )
 
 WIDTH, DPI = 16.0, 100  # inches and pixels per inch: 1600 pixels
-MARGIN, GUTTER = 0.35, 0.25  # inches at the sides, and between panels
-ABOVE, BELOW = 0.62, 0.72  # inches over the axes for title and note, under them for labels
+MARGIN, GUTTER = 0.35, 0.25  # inches at the sides and between panels
+ABOVE, BELOW = 0.62, 0.72  # inches above the axes for title and note, and below them for labels
 STORY_RUNS, STORY_LINES = 3, 14
 STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the page looks the same everywhere
+    "font.family": "DejaVu Sans",  # part of matplotlib, so that the page looks the same on every machine
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.edgecolor": "#b0b0b0",
@@ -44,30 +44,30 @@ STYLE = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.fontsize": 8,
-    "text.parse_math": False,  # a dollar in a story is a dollar
+    "text.parse_math": False,  # a story may contain dollar signs
     "axes.formatter.useoffset": False,
 }
 
 
 def page_png(look: Look) -> bytes:
-    """The page of some runs."""
+    """The page as the bytes of a PNG."""
     from matplotlib import rc_context
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a story may hold any character
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a story may contain any character
         file = io.BytesIO()
         draw_page(look).savefig(file, format="png", dpi=DPI)
     return file.getvalue()
 
 
 def draw_page(look: Look) -> Any:
-    """A matplotlib Figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
+    """The page as a matplotlib Figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would keep global state
     from matplotlib.figure import Figure
 
     rows = in_rows(list(panels(look)))
-    stories = told(look)
+    stories = newest_stories(look)
     header = header_lines(look)
     row_heights = [max(p.height for p in row) + ABOVE + BELOW for row in rows]
     story_height = 0.75 + 0.185 * max(len(lines) for *_, lines in stories) if stories else 0.0
@@ -89,7 +89,7 @@ def draw_page(look: Look) -> Any:
 
 
 def in_rows(found: list[Panel]) -> list[list[Panel]]:
-    """Panels side by side while they fit; a row that is not full is stretched."""
+    """The panels in rows; draw_row() stretches a row that is not full."""
     rows: list[list[Panel]] = []
     for panel in found:
         used = sum(p.columns for p in rows[-1]) if rows else COLUMNS
@@ -100,7 +100,7 @@ def in_rows(found: list[Panel]) -> list[list[Panel]]:
 
 
 def draw_row(figure_, row: list[Panel], top: float) -> None:
-    """top: inches from the top of the page."""
+    """Draw a row of panels `top` inches below the top of the page."""
     room = WIDTH - 2 * MARGIN - GUTTER * (len(row) - 1)
     unit = room / sum(panel.columns for panel in row)
     height = max(panel.height for panel in row)
@@ -116,13 +116,13 @@ def draw_row(figure_, row: list[Panel], top: float) -> None:
 
 
 def as_share(figure_, left: float, top: float, wide: float, high: float) -> list[float]:
-    """Inches from the upper left corner as matplotlib's shares of the page from the lower left."""
+    """A box in inches from the upper left corner, as shares of the page from the lower left (matplotlib)."""
     width, height = figure_.get_size_inches()
     return [left / width, 1 - (top + high) / height, wide / width, high / height]
 
 
 def put(figure_, left: float, top: float, text: str, **style: Any) -> Any:
-    """A line of text with its middle `top` inches under the page's upper edge."""
+    """A line of text with its middle `top` inches below the top of the page."""
     width, height = figure_.get_size_inches()
     style = {"va": "center", "ha": "left"} | style
     return figure_.text(left / width, 1 - top / height, text, **style)
@@ -131,11 +131,11 @@ def put(figure_, left: float, top: float, text: str, **style: Any) -> Any:
 # ---------------------------------------------------------------------------------- header
 
 LINE, HEAD_LINE = 0.235, 175  # inches, characters
-TOLD = ("model", "num_hidden_layers", "num_experts", "experts_per_token")  # by in_short()
+IN_SHORT = ("model", "num_hidden_layers", "num_experts", "experts_per_token")  # in_short() names these
 
 
 def header_lines(look: Look) -> list[list[str]]:
-    """For each run the lines under or beside its name."""
+    """For each run the lines below or beside its name."""
     if run := look.single:
         start = (run.config.get("starts") or [{}])[-1]
         machine = " ".join(str(run.setting(n)) for n in ("device", "dtype") if run.setting(n))
@@ -147,7 +147,7 @@ def header_lines(look: Look) -> list[list[str]]:
     differing = differing_settings(look.runs)
     found = []
     for number, run in enumerate(look.runs):
-        own = ", ".join(f"{n} {v[number]}" for n, v in differing.items() if n not in TOLD)
+        own = ", ".join(f"{n} {v[number]}" for n, v in differing.items() if n not in IN_SHORT)
         line = _joined([_tally(run), in_short(run), own])
         found.append([line if len(line) < HEAD_LINE else line[: HEAD_LINE - 4] + " ..."])
     return found
@@ -168,15 +168,14 @@ def _data(run: LoggedRun) -> str:
 
 
 def _tally(run: LoggedRun) -> str:
-    value = best_bits(run)
+    value = last_bits(run)
     bits = f"{figure(value)} bits per byte, " if math.isfinite(value) else ""
     return bits + status(run)
 
 
-def best_bits(run: LoggedRun) -> float:
-    """Of the closing evaluation, or the last so far."""
-    final = run.last_number("final/bits_per_byte")
-    return final if math.isfinite(final) else run.last_finite("val/bits_per_byte")
+def last_bits(run: LoggedRun) -> float:
+    """Bits per byte of the closing evaluation, or of the last so far."""
+    return run.last_finite("final/bits_per_byte", "val/bits_per_byte")
 
 
 def header_height(look: Look, header: list[list[str]]) -> float:
@@ -210,11 +209,11 @@ def draw_header(figure_, look: Look, header: list[list[str]]) -> None:
 
 
 def tiles(run: LoggedRun) -> list[tuple[str, str]]:
-    """The few figures a person looks for first."""
+    """The most important figures of a run."""
     violation, dead = max_violation(run), dead_experts(run)
     found = [
-        (figure, best_bits(run), "bits per byte"),
-        (figure, run.last("final/loss", run.last_finite("val/loss")), "validation loss"),
+        (figure, last_bits(run), "bits per byte"),
+        (figure, run.last_finite("final/loss", "val/loss"), "validation loss"),
         (short, training_tokens(run), "training tokens"),
         (figure, speed(run), "tokens / s"),
         (figure, violation[0] if violation else math.nan, "max violation"),
@@ -224,7 +223,7 @@ def tiles(run: LoggedRun) -> list[tuple[str, str]]:
 
 
 def draw_tiles(figure_, run: LoggedRun) -> None:
-    """At the right, beside the name."""
+    """Draw the figures at the right of the run's name."""
     found = tiles(run)
     step = 1.42
     left = WIDTH - MARGIN - step * len(found)
@@ -237,8 +236,8 @@ def draw_tiles(figure_, run: LoggedRun) -> None:
 # ---------------------------------------------------------------------------------- stories
 
 
-def told(look: Look) -> list[tuple[LoggedRun, str, list[str]]]:
-    """(run, where it is from, lines) of the newest story of each of the first runs."""
+def newest_stories(look: Look) -> list[tuple[LoggedRun, str, list[str]]]:
+    """(run, step in words, lines) for the newest story of each of the first runs."""
     found = []
     for run in look.runs[:STORY_RUNS]:
         stories = (tag for tag in ("samples/final_1", "samples/story") if run.last(tag, "").strip())
@@ -261,18 +260,18 @@ def draw_stories(figure_, look: Look, stories, top: float) -> None:
         left = MARGIN + place * (wide + GUTTER)
         title = "A story" if look.single else f"A story: {clip_name(run.name)}"
         put(figure_, left, top + 0.16, title, fontsize=11.5, fontweight="bold")
-        put(figure_, left, top + 0.36, f"sampled at {where}, as it came", fontsize=8.5, color=GREY)
+        put(figure_, left, top + 0.36, f"sampled at {where}, not selected", fontsize=8.5, color=GREY)
         for number, line in enumerate(lines):
             put(figure_, left, top + 0.64 + 0.185 * number, line, fontsize=9, color="#222222")
 
 
 def panels(look: Look) -> Iterator[Panel]:
-    """Those that have data, in the order of what a person wants to know."""
+    """The panels that have data, the most important first."""
     curve, layered = (functools.partial(of, look) for of in (curves.curve, curves.layered))
     found = [
         curves.bits_per_byte(look),
         curves.loss(look),
-        curve("optim/lr", "Learning rate", "as planned by schedule, warmup, decay", "learning rate"),
+        curve("optim/lr", "Learning rate", "set by lr, schedule, warmup and decay", "learning rate"),
         curves.grad_norm(look),
         curve("perf/tokens_per_second", "Speed", "training alone; higher is faster", "tokens / s",
               large=True),
@@ -280,19 +279,19 @@ def panels(look: Look) -> Iterator[Panel]:
         layered("moe/entropy", "Router entropy", "1 = undecided, 0 = certain", "entropy / ln(experts)",
                 top=1),
         layered("moe/margin", "Router margin",
-                "probability of the first choice - of the second; higher = surer", "probability"),
+                "probability of the first choice minus the second; higher = surer", "probability"),
         layered("moe/flip_rate", "Flip rate",
                 "validation tokens whose experts changed since the last evaluation; falls to 0",
                 "share of tokens"),
         curves.dead_experts(look),
-        layered("moe/dropped", "Dropped assignments", "over the capacity of their expert; 0 is good",
+        layered("moe/dropped", "Dropped assignments", "assignments above an expert's capacity; 0 is good",
                 "share of assignments"),
         *maps.load_maps(look),
         *maps.kinds_maps(look),
         *maps.sink_maps(look),
         curves.loss_by_position(look),
         curves.grad_norm_by_kind(look),
-        curve("perf/mfu", "Utilisation", "of the GPU's peak FLOPs; higher is better", "share of peak",
+        curve("perf/mfu", "Utilisation", "share of the GPU's peak FLOPs; higher is better", "share of peak",
               large=True),
     ]  # fmt: skip
     return (panel for panel in found if panel is not None)

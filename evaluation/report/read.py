@@ -1,4 +1,4 @@
-"""A run as its files tell it: config.json and metrics.jsonl, finished or not, of any age."""
+"""A run, finished or not, read from its config.json and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from common.files import read_json, reading
 
-LARGEST = 1e60  # of a number: far beyond float32, and pictures can be computed from it
-WINDOW = 1 / 40  # of a run's length: what a smoothed curve is the mean of, looking back
-AXES = {  # --x, and the words under every curve
+LARGEST = 1e60  # the largest number that is accepted: far beyond float32, and safe to draw
+WINDOW = 1 / 40  # a smoothed curve is the mean over the last 1/40 of the run
+AXES = {  # --x, and the label of the x axis
     "tokens": "training tokens",
     "step": "optimizer steps",
     "minutes": "minutes of training",
@@ -25,92 +25,82 @@ AXES = {  # --x, and the words under every curve
 
 
 class Series(NamedTuple):
-    """One tag over the run."""
+    """The values of one tag over the run."""
 
     steps: np.ndarray  # (N,) float64
-    values: np.ndarray  # (N,) float64, NaN where a number was not finite
+    values: np.ndarray  # (N,) float64, NaN for a number that was not finite
 
 
 class LayerSeries(NamedTuple):
-    """One tag over the run and over layers; NaN where a layer has no record at a step."""
+    """The values of one tag over the run, for each layer."""
 
     steps: np.ndarray  # (N,) float64
     values: dict[int, np.ndarray]  # layer: (N,) float64
 
     def reduced(self, how) -> Series:
-        """how: np.mean, np.min, np.max, np.sum, over the layers that have a value."""
-        rows = np.stack(list(self.values.values()))
-        there = ~np.isnan(rows).all(0)
-        filled = np.ma.masked_invalid(rows[:, there])
-        return Series(self.steps[there], np.asarray(how(filled, axis=0), dtype=float))
+        """One value per step.  how: np.mean, np.min, np.max or np.sum over the layers."""
+        return Series(self.steps, how(list(self.values.values()), axis=0))
 
 
-@dataclass(frozen=True, eq=False)  # a run is itself alone; comparing records would take long
+@dataclass(frozen=True, eq=False)  # compared by identity: comparing all records would take long
 class LoggedRun:
     """What a run has written so far."""
 
     name: str
-    path: Path  # of metrics.jsonl
-    config: dict[str, Any]  # config.json; {} where there is none
-    entries: dict[str, list[tuple[int, Any]]]  # by tag: step and value
-    numbers: dict[str, Series]  # those of them that are numbers
+    path: Path  # the path of metrics.jsonl
+    config: dict[str, Any]  # config.json; {} if there is none
+    entries: dict[str, list[tuple[int, Any]]]  # tag -> [(step, value)]
+    numbers: dict[str, Series]  # tag -> series, for the tags whose values are numbers
 
     def parameters(self, kind: str) -> int | None:
-        """kind: total or active; None in a run that did not record it."""
-        final = {"total": "final/parameters", "active": "final/active_parameters"}[kind]
-        return self.config.get("parameters", {}).get(kind, self.last(final))
+        """The number of parameters, None without a config.json.  kind: total or active."""
+        return self.config.get("parameters", {}).get(kind)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """The fields of the trainer's and the model's config together."""
+        """The fields of the trainer's and of the model's config in one dictionary."""
         return self.config.get("model", {}) | self.config.get("train", {})
 
     def setting(self, name: str) -> Any:
         return self.settings.get(name)
 
     def last(self, tag: str, default: Any = None) -> Any:
-        """The newest value of a tag, of any type."""
+        """The newest value of a tag; it may have any type."""
         return self.entries[tag][-1][1] if tag in self.entries else default
 
     def last_step_of(self, tag: str) -> int:
         return self.entries[tag][-1][0]
 
-    def last_number(self, tag: str) -> float:
-        """The newest value of a tag that has numbers; NaN where there is none."""
-        values = self.series(tag).values
-        return float(values[-1]) if len(values) else math.nan
-
-    def last_finite(self, tag: str) -> float:
-        """The newest number of a tag; NaN where there is none."""
-        found = self.series(tag).values
-        found = found[np.isfinite(found)]
-        return float(found[-1]) if len(found) else math.nan
+    def last_finite(self, *tags: str) -> float:
+        """The newest finite number of the first of the tags that has one; NaN if none has."""
+        for tag in tags:
+            values = self.series(tag).values
+            if np.isfinite(values).any():
+                return float(values[np.isfinite(values)][-1])
+        return math.nan
 
     def series(self, tag: str) -> Series:
-        """The numbers of a tag; empty where it does not occur."""
+        """The numbers of a tag; empty if the tag does not occur."""
         return self.numbers.get(tag, Series(np.empty(0), np.empty(0)))
 
     def children(self, prefix: str) -> list[str]:
-        """What follows `prefix/` in the tags that have numbers, in the order of their appearance."""
+        """What follows `prefix/` in the tags that have numbers, in order of appearance."""
         start = prefix + "/"
         return [t[len(start) :] for t in self.numbers if t.startswith(start)]
 
     def numbered(self, prefix: str, kind: str) -> dict[int, Series]:
-        """The tags prefix/kind_NUMBER by their number, those that have a finite value."""
+        """{NUMBER: series} of the tags prefix/kind_NUMBER that have a finite value."""
         named = (re.fullmatch(rf"{kind}_(\d{{1,9}})", child) for child in self.children(prefix))
         found = {int(m[1]): self.series(f"{prefix}/{m[0]}") for m in named if m}
         return {n: found[n] for n in sorted(found) if np.isfinite(found[n].values).any()}
 
     def layers(self, prefix: str) -> LayerSeries | None:
-        """prefix/layer_NN for every NN; None where there is none."""
+        """The tags prefix/layer_NN together; None if there are none."""
         found = self.numbered(prefix, "layer")
         if not found:
             return None
-        steps = np.unique(np.concatenate([s.steps for s in found.values()]))
-        values = {n: np.full(len(steps), np.nan) for n in found}
-        for n, s in found.items():
-            values[n][np.searchsorted(steps, s.steps)] = s.values
-        return LayerSeries(steps, values)
+        first, *_ = found.values()  # each record holds all layers
+        return LayerSeries(first.steps, {n: series.values for n, series in found.items()})
 
     # ----------------------------------------------------------------------- how far
 
@@ -122,70 +112,39 @@ class LoggedRun:
     def last_step(self) -> int:
         return max(step for step, _ in self.entries["step"])
 
-    @functools.cached_property
-    def tokens_per_step(self) -> float | None:
-        """As the run counted them, else by its settings; None where neither is known."""
-        counted = self.series("data/tokens")
-        if len(counted.steps) and counted.steps[-1] > 0 and counted.values[-1] > 0:
-            return counted.values[-1] / counted.steps[-1]
-        tokens, steps = self.last_number("final/tokens"), self.last_number("final/steps")
-        if tokens > 0 and steps > 0:
-            return tokens / steps
-        sizes = [self.setting(name) for name in ("batch_size", "block_size", "grad_accum")]
-        return None if None in sizes else float(math.prod(sizes))
-
     @property
     def length(self) -> float:
-        """Steps the run is going to have, as far as is known now."""
+        """The number of steps that the run will have, as far as is known."""
         return float(max(self.setting("max_iters") or 0, self.last_step))
 
     def at(self, steps: np.ndarray, axis: str) -> np.ndarray:
-        """Where steps lie on an axis of AXES; ValueError where the run does not tell."""
+        """The places of steps on an axis of AXES; raises ValueError if the run did not record them."""
         if axis == "step":
             return np.asarray(steps, dtype=float)
-        known = self._tokens() if axis == "tokens" else self._minutes()
-        if known is None:
-            raise ValueError(f"--x {axis} needs {_NEEDS[axis]}, and {self.path} has none; take --x step")
-        return _between(np.asarray(steps, dtype=float), known)
-
-    def _tokens(self) -> Series | None:
-        counted = self.series("data/tokens")
-        if len(counted.steps):
-            return counted
-        per_step = self.tokens_per_step
-        return per_step and Series(np.array([1.0]), np.array([per_step]))
-
-    def _minutes(self) -> Series | None:
-        seconds = self.series("perf/seconds")
-        if not len(seconds.steps):  # a rate is that since the record before
-            rate = self.series("perf/tokens_per_second")
-            tokens = self._tokens()
-            if tokens is None or not len(rate.steps):
-                return None
-            passed = np.diff(_between(rate.steps, tokens), prepend=0.0)
-            seconds = Series(rate.steps, np.cumsum(passed / np.maximum(rate.values, 1e-9)))
-        return Series(seconds.steps, seconds.values / 60)
+        known, unit = self.series(_PLACES[axis]), 60 if axis == "minutes" else 1
+        if not len(known.steps):
+            raise ValueError(
+                f"{self.path} has no {_PLACES[axis]}, which the x axis {axis} needs; add --x step"
+            )
+        return _between(np.asarray(steps, dtype=float), known) / unit
 
     def smoothed(self, series: Series) -> Series:
-        """The mean of the values in the last WINDOW of the run's length, without those not finite."""
+        """The mean of the finite values over the last WINDOW of the run's length."""
         return smooth(series, self.length * WINDOW)
 
 
-_NEEDS = {
-    "tokens": "data/tokens in the records, or the settings in config.json",
-    "minutes": "perf/seconds or perf/tokens_per_second in the records",
-}
+_PLACES = {"tokens": "data/tokens", "minutes": "perf/seconds"}  # tags with the place of a step
 
 
 def _between(steps: np.ndarray, known: Series) -> np.ndarray:
-    """Straight lines from 0 through what is known, and on at the mean pace so far."""
+    """Interpolate from 0 through the known points, and extrapolate at the mean pace so far."""
     last_step, last = known.steps[-1], known.values[-1]
     inside = np.interp(steps, np.append(0.0, known.steps), np.append(0.0, known.values))
     return np.where(steps > last_step, last / max(last_step, 1.0) * steps, inside)
 
 
 def smooth(series: Series, width: float) -> Series:
-    """The mean over the last `width` steps at each step, without values that are not finite."""
+    """The mean of the finite values over the last `width` steps, at each step."""
     finite = np.isfinite(series.values)
     sums = np.append(0.0, np.cumsum(np.where(finite, series.values, 0.0)))
     counts = np.append(0, np.cumsum(finite))
@@ -200,48 +159,48 @@ def smooth(series: Series, width: float) -> Series:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[LoggedRun]:
-    """The runs in the order given, each under a name that no other has."""
+    """The runs in the given order, each with a name that no other run has."""
     runs = [read_run(path) for path in paths]
     for run in runs:
         if [other.path.resolve() for other in runs].count(run.path.resolve()) > 1:
-            raise ValueError(f"{run.path} is named twice; name each run once")
+            raise ValueError(f"{run.path} is given twice; give each run once")
     return [replace(run, name=name) for run, name in zip(runs, _distinct_names(runs))]
 
 
 def read_run(path: str | Path) -> LoggedRun:
-    """A run by its folder or its metrics.jsonl; ValueError, one sentence, for anything else."""
+    """The run in a folder or a metrics.jsonl; raises ValueError for anything else."""
     from training.monitor.metrics import read_metrics
 
     path = Path(path)
     file = path / "metrics.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(
-            f"a RUN must be a run's folder (with its metrics.jsonl) or a metrics.jsonl; {path} "
-            f"{'has none' if path.is_dir() else 'is neither'}; name the --out_dir of a training run"
+            f"RUN must be the folder of a training run or its metrics.jsonl; {path} "
+            f"{'has no metrics.jsonl' if path.is_dir() else 'is neither'}; give the --out_dir of a training "
+            "run"
         )
     entries = defaultdict(list)
-    with reading(file, "the metrics.jsonl of a run", way_out="delete what is damaged in it"):
+    with reading(file, "the metrics.jsonl of a run", way_out="delete the damaged lines"):
         for record in read_metrics(file):
             for tag, value in record.items():
                 entries[tag].append((record["step"], value))
-        if len(entries) < 2:  # there is a step at most
-            raise ValueError(f"{file} has no record yet; wait for the run's first line of progress")
-        numbers = {  # the others are stories and tables
+        if len(entries) < 2:  # nothing but the step
+            raise ValueError(f"{file} has no record yet; wait for the first progress line of the run")
+        numbers = {  # the other tags hold stories and tables
             tag: Series(*as_numbers(pairs, tag).T)
             for tag, pairs in entries.items()
             if any(isinstance(value, (int, float)) for _, value in pairs)
         }
-    config, way_out = file.with_name("config.json"), "move it away: the report does without it"
+    config, way_out = file.with_name("config.json"), "move it away: the report works without it"
     with reading(config, "the config.json of a run", way_out=way_out):
         facts = read_json(config) if config.exists() else {}
         run = LoggedRun(file.resolve().parent.name, file, facts, dict(entries), numbers)
-        # what settings decide is worked out now, where a wrong one is told with the file's name
-        _ = run.tokens_per_step, run.length
+        _ = run.length  # raises here for a wrong setting, so that the message names the file
     return run
 
 
 def as_numbers(values: Any, name: str) -> np.ndarray:
-    """Numbers in lists of any depth, null as NaN; ValueError where they are none, or ragged."""
+    """Nested lists of numbers as an array, null as NaN; raises ValueError for anything else."""
     rule = f"{name} must be numbers up to {LARGEST:g}"
     try:
         found = np.array(values, dtype=float)
@@ -253,7 +212,7 @@ def as_numbers(values: Any, name: str) -> np.ndarray:
 
 
 def _distinct_names(runs: list[LoggedRun]) -> list[str]:
-    """The folder's name, with as many folders above it as tell two runs apart."""
+    """The name of each run's folder, with as many parent folders as make the names distinct."""
     for depth in range(1, 20):
         names = ["/".join(run.path.resolve().parent.parts[-depth:]) for run in runs]
         if len(set(names)) == len(names):
@@ -262,11 +221,13 @@ def _distinct_names(runs: list[LoggedRun]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------
-# words that the table and the page share
+# words for the table and the page
 
 
 def data_name(value: str | None) -> str | None:
-    """A file by its name, since the same data lies elsewhere on another machine; a name as it is."""
+    """The name of a dataset; of a path only the last part, because machines keep the same data in other
+    folders.
+    """
     if value is None:
         return None
     is_path = value[:1] in "/.~$" or re.search(r"\.(txt|jsonl|json|parquet|gz|zst)$", value)
@@ -274,7 +235,7 @@ def data_name(value: str | None) -> str | None:
 
 
 def validation_name(run: LoggedRun) -> str | None:
-    """What a run was validated on; without data of its own, a part of the training data."""
+    """The validation data of a run: its own, or a part of the training data."""
     own = data_name(run.setting("val_dataset"))
     return own or (run.setting("dataset") and f"part of {data_name(run.setting('dataset'))}")
 
@@ -288,7 +249,7 @@ def short(number: float) -> str:
 
 
 def figure(number: float) -> str:
-    """Three significant digits, zeros kept, so that columns of them align: 0.80 -> 0.800"""
+    """Three significant digits with trailing zeros, so that columns align: 0.80 -> 0.800"""
     return f"{number:#.3g}".rstrip(".") if abs(number) < 1000 else f"{number:,.0f}"
 
 

@@ -1,4 +1,4 @@
-"""The terminal's half of a report: figures side by side, and whether they compare at all."""
+"""The part of a report in the terminal: figures side by side, and whether they can be compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAP = "  "
 
 
 def figures_table(runs: list[LoggedRun], width: int) -> str:
-    """A row per figure and a column per run; as many columns beside each other as fit `width`."""
+    """A row per figure and a column per run; columns that do not fit in `width` continue below."""
     rows = [(name, [words(run) for run in runs]) for name, words in FIGURES.items()]
     rows += [(name, values) for name, values in differing_settings(runs).items()]
     rows = [(name, cells) for name, cells in rows if set(cells) != {NONE}]
@@ -46,50 +46,34 @@ def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _told(value: float | None, form: Callable[[float], str] = _count) -> str:
+def _cell(value: float | None, form: Callable[[float], str] = _count) -> str:
     return NONE if value is None or not math.isfinite(value) else form(value)
 
 
 def training_tokens(run: LoggedRun) -> float:
-    """Until now; NaN where the run does not tell."""
-    known = run.tokens_per_step is not None
-    return run.at(np.array([run.last_step]), "tokens")[0] if known else math.nan
-
-
-def _seconds(run: LoggedRun) -> float:
-    recorded = (run.last_number(tag) for tag in ("final/seconds", "perf/seconds"))
-    if found := [value for value in recorded if not math.isnan(value)]:
-        return found[0]
-    known = len(run.series("perf/tokens_per_second").steps) and run.tokens_per_step
-    return 60 * run.at(np.array([run.last_step]), "minutes")[0] if known else math.nan
+    """The training tokens so far; NaN if not recorded."""
+    return run.last_finite("final/tokens", "data/tokens")
 
 
 def speed(run: LoggedRun) -> float:
-    """Tokens per second of training: of the whole run, or the middle of what was seen so far."""
-    values = run.series("perf/tokens_per_second").values
-    so_far = float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
-    final = run.last_number("final/tokens_per_second")
-    return final if math.isfinite(final) else so_far
+    """Training tokens per second of the whole run; before it has finished, the median so far."""
+    final = run.last_finite("final/tokens_per_second")
+    rates = run.series("perf/tokens_per_second").values
+    return final if math.isfinite(final) or not len(rates) else float(np.median(rates))
 
 
 def _score(run: LoggedRun, name: str) -> str:
     if not run.finished:
-        return _told(run.last_finite(f"val/{name}"), "{:.4f} so far".format)
-    error = run.last_number(f"final/{name}_standard_error")
-    told = f"{run.last_number(f'final/{name}'):.4f}"
+        return _cell(run.last_finite(f"val/{name}"), "{:.4f} so far".format)
+    error = run.last_finite(f"final/{name}_standard_error")
+    told = f"{run.last_finite(f'final/{name}'):.4f}"
     return told if math.isnan(error) else f"{told} +- {error:.4f}"
 
 
 def max_violation(run: LoggedRun) -> tuple[float, float] | None:
-    """Mean and worst layer, of all tokens since the last evaluation, or of the last batches."""
-    since = run.layers("moe/max_violation_since_eval")
-    layers = since or run.layers("moe/max_violation")
-    if layers is None:
-        return None
-    mean, worst = (layers.reduced(how) for how in (np.mean, np.max))
-    if since is None:  # of single batches: noisy
-        mean, worst = run.smoothed(mean), run.smoothed(worst)
-    return mean.values[-1], worst.values[-1]
+    """Mean over layers and worst layer, of all tokens since the last evaluation or else of the last batch."""
+    layers = run.layers("moe/max_violation_since_eval") or run.layers("moe/max_violation")
+    return layers and tuple(layers.reduced(how).values[-1] for how in (np.mean, np.max))
 
 
 def _violation(run: LoggedRun) -> str:
@@ -98,7 +82,7 @@ def _violation(run: LoggedRun) -> str:
 
 
 def dead_experts(run: LoggedRun) -> tuple[int, int | None] | None:
-    """How many are dead, of how many."""
+    """(number of dead experts, number of experts), over all layers."""
     layers = run.layers("moe/dead_experts")
     if layers is None:
         return None
@@ -119,15 +103,15 @@ def _of_layers(run: LoggedRun, tag: str) -> str:
 
 FIGURES: dict[str, Callable[[LoggedRun], str]] = {
     "status": status,
-    "parameters": lambda run: _told(run.parameters("total")),
-    "active per token": lambda run: _told(run.parameters("active")),
-    "training tokens": lambda run: _told(training_tokens(run)),
-    "training seconds": lambda run: _told(_seconds(run)),
-    "tokens per second": lambda run: _told(speed(run)),
+    "parameters": lambda run: _cell(run.parameters("total")),
+    "active per token": lambda run: _cell(run.parameters("active")),
+    "training tokens": lambda run: _cell(training_tokens(run)),
+    "training seconds": lambda run: _cell(run.last_finite("final/seconds", "perf/seconds")),
+    "tokens per second": lambda run: _cell(speed(run)),
     "validation loss, nats/token": lambda run: _score(run, "loss"),
     "bits per byte": lambda run: _score(run, "bits_per_byte"),
-    "train loss, last batch": lambda run: _told(run.last_finite("train/loss"), "{:.4f}".format),
-    "gradient norm, last batch": lambda run: _told(run.last_finite("optim/grad_norm"), figure),
+    "train loss, last batch": lambda run: _cell(run.last_finite("train/loss"), "{:.4f}".format),
+    "gradient norm, last batch": lambda run: _cell(run.last_finite("optim/grad_norm"), figure),
     "max violation, mean / worst layer": _violation,
     "dead experts": _dead,
     "router entropy, mean of layers": lambda run: _of_layers(run, "moe/entropy"),
@@ -136,7 +120,7 @@ FIGURES: dict[str, Callable[[LoggedRun], str]] = {
 
 
 def differing_settings(runs: list[LoggedRun]) -> dict[str, list[str]]:
-    """{setting: a value per run} of those that could change a curve and are not the same in all."""
+    """{setting: value of each run} for the settings that can change a curve and differ between the runs."""
     runs_of = [run.config.get("train", {}) | run.config.get("model", {}) for run in runs]
     names = {name: None for config in runs_of for name in config}  # in order, once
     found = {}
@@ -160,7 +144,7 @@ def _setting(name: str, value) -> str:
 
 
 def comparability(runs: list[LoggedRun]) -> list[str]:
-    """A line for each reason why numbers of these runs do not compare."""
+    """A line for each reason why figures of these runs cannot be compared."""
     lines, one_tokenizer = [], len({_tokenizer(run) for run in runs}) == 1
     for words, of, so in REASONS:
         values = {run.name: of(run) for run in runs}
@@ -169,7 +153,7 @@ def comparability(runs: list[LoggedRun]) -> list[str]:
                 said = ", ".join(f"{name}: {value}" for name, value in values.items())
                 lines.append(f"{words} differ ({said}): {so}")
     if len(runs) > 1:
-        unknown = "has no config.json: whether it compares is not known"
+        unknown = "has no config.json, so it is not known whether it can be compared"
         lines += [f"{run.name} {unknown}" for run in runs if not run.config]
     return lines
 
@@ -185,22 +169,22 @@ def _scored(run: LoggedRun) -> int | None:
 
 
 REASONS: tuple[tuple[str, Callable[[LoggedRun], object], str], ...] = (  # what differs, and what follows
-    ("tokenizers", _tokenizer, "losses do not compare, bits per byte do"),
-    ("validation data", validation_name, "neither losses nor bits per byte compare"),
+    ("tokenizers", _tokenizer, "losses cannot be compared, bits per byte can"),
+    ("validation data", validation_name, "neither losses nor bits per byte can be compared"),
     ("eval_tokens", lambda run: run.setting("eval_tokens"),
-     "the curves are of other validation tokens and do not compare"),
+     "the curves are from different validation tokens and cannot be compared"),
     ("final_eval_tokens", lambda run: run.setting("final_eval_tokens") or "all",
-     "the closing figures are of other validation tokens and do not compare"),
+     "the closing figures are from different validation tokens and cannot be compared"),
     ("block_size", lambda run: run.setting("block_size"),
-     "a token is scored with more or less text before it; bits per byte include that"),
+     "the amount of text before a scored token differs, which changes bits per byte too"),
     ("training data", lambda run: data_name(run.setting("dataset")),
-     "the curves compare data as well as models"),
-    ("validation tokens of the closing figures", _scored, "the closing figures do not compare"),
+     "differences may come from the data as well as from the models"),
+    ("validation tokens of the closing figures", _scored, "the closing figures cannot be compared"),
 )  # fmt: skip
 
 
 def in_short(run: LoggedRun) -> str:
-    """Model and parameters in a few words."""
+    """The model and its parameters in a few words."""
     size, kind = run.setting("model_size"), run.setting("model")
     words = [" ".join(str(w) for w in (kind, size) if w)] if kind or size else []
     if run.parameters("total"):
