@@ -11,7 +11,6 @@ special token.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -22,8 +21,9 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from common.files import read_json, sealed
+from common.files import atomic_write, read_json, reading, sealed
 from common.script import did_you_mean
+from common.settings import cast
 
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
 SHIPPED = ("stories4k", "bundled1536")
@@ -72,63 +72,47 @@ def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Te
 
 
 def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
-    """Plain strings and ints that rebuild the encoding; no ranks for a well-known one.
+    """Plain strings and ints that rebuild the encoding; a well-known one is named without its ranks.
 
-    `sha256` covers ranks, pattern and special tokens, so equal hashes mean equal ids for every
-    text.
+    `sha256` covers ranks, pattern and special tokens, so equal hashes mean equal ids for every text.
     """
-    ranks = _ranks_as_text(encoding._mergeable_ranks)
+    in_order = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
     state = {
         "name": encoding.name,
-        "sha256": _fingerprint(ranks, encoding._pat_str, encoding._special_tokens),
         "pattern": encoding._pat_str,
         "special_tokens": dict(encoding._special_tokens),
+        "ranks": "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in in_order),
     }
-    return state if encoding.name in DOWNLOADS else {**state, "ranks": ranks}
+    state["sha256"] = _fingerprint(state)
+    if encoding.name in DOWNLOADS:
+        del state["ranks"]
+    return state
 
 
 def tokenizer_from_state(state: dict) -> tiktoken.Encoding:
     """The encoding that `tokenizer_state` described; ValueError if it is not exactly that one."""
     name = state.get("name")
-    if not isinstance(state.get("ranks", ""), str):
-        raise ValueError(f"the ranks of the saved tokenizer {name!r} must be text")
-    if "ranks" in state:
-        encoding = _build(state, state["ranks"], f"the saved tokenizer {name!r}")
-    else:
-        encoding = get_tokenizer(name)
-    found = tokenizer_state(encoding)["sha256"]
-    if found != state.get("sha256"):
-        raise ValueError(
-            f"tokenizer {name!r} has sha256 {found[:12]}, but {str(state.get('sha256'))[:12]} was saved; "
-            "it gives other ids than the model was trained on, so use the version that it was saved with"
-        )
-    return encoding
+    well_known = None if "ranks" in state else get_tokenizer(name)
+    with reading(f"the saved tokenizer {name!r}", "an encoding", way_out="use another checkpoint"):
+        if well_known is None:
+            return _build(state)
+        _require_fingerprint(tokenizer_state(well_known)["sha256"], state)
+    return well_known
 
 
 def save_rank_file(encoding: tiktoken.Encoding, path: Path, provenance: dict) -> None:
     """Write `path` (base64 token and rank per line) and a .json with the rest beside it."""
     if encoding.name in DOWNLOADS:
-        raise _reserved_name(encoding.name)
-    state = tokenizer_state(encoding)
-    description = {key: state[key] for key in ("name", "sha256", "pattern", "special_tokens")}
+        raise ValueError(
+            f"a rank file must not be named {encoding.name!r}, a tokenizer of tiktoken; choose another name"
+        )
+    description = tokenizer_state(encoding)
+    ranks = description.pop("ranks")
     description |= {"vocab_size": encoding.n_vocab, "provenance": provenance}
-    files = {
-        path: _ranks_as_text(encoding._mergeable_ranks),
-        path.with_suffix(".json"): json.dumps(sealed(description), indent=2) + "\n",
-    }
-    for file in files:
-        if file.is_dir():
-            raise ValueError(f"{file} must be a file, and is a folder; write to another name")
-    written = []
-    try:  # both under other names first: neither is there without the other
-        for file, text in files.items():
-            written.append(file.with_name(f".{file.name}.tmp"))
-            written[-1].write_text(text, encoding="ascii")
-        for file in files:
-            os.replace(written.pop(0), file)
-    finally:
-        for file in written:
-            file.unlink(missing_ok=True)
+    # each file gets its name only after both are written
+    with atomic_write(path) as ranks_file, atomic_write(path.with_suffix(".json")) as description_file:
+        ranks_file.write(ranks.encode())
+        description_file.write((json.dumps(sealed(description), indent=2) + "\n").encode())
 
 
 def load_rank_file(path: Path) -> tiktoken.Encoding:
@@ -140,21 +124,8 @@ def load_rank_file(path: Path) -> tiktoken.Encoding:
                 f"no tokenizer file {needed}; a tokenizer is a .tiktoken rank file with its .json beside it, "
                 "as data/train_tokenizer.py writes them"
             )
-    try:
-        description = read_json(description_path)
-        ranks = path.read_text(encoding="ascii")
-    except ValueError as error:
-        raise ValueError(
-            f"tokenizer {path} is damaged ({error}); write it again with data/train_tokenizer.py"
-        ) from error
-    encoding = _build(description, ranks, f"tokenizer {path}")
-    found = tokenizer_state(encoding)["sha256"]
-    if found != description.get("sha256"):
-        raise ValueError(
-            f"tokenizer {path} is damaged: its sha256 is {found[:12]}, but its .json says "
-            f"{str(description.get('sha256'))[:12]}; write it again with data/train_tokenizer.py"
-        )
-    return encoding
+    with reading(path, "a tokenizer", way_out="write it again with data/train_tokenizer.py"):
+        return _build(read_json(description_path) | {"ranks": path.read_text(encoding="ascii")})
 
 
 def call_within(seconds: float, function, *args, **kwargs):
@@ -202,68 +173,27 @@ def _is_cached(name):
     return all((folder / key).is_file() for key in keys)
 
 
-def _build(description, ranks_text, where):
-    """An encoding from a description (name, pattern, special_tokens) and ranks as text."""
-    ranks = _parse_ranks(ranks_text, where)
-    if not isinstance(description, dict):
-        raise ValueError(f"the description of {where} must be a JSON object")
-    missing = [key for key in ("name", "pattern", "special_tokens") if key not in description]
-    if missing:
-        raise ValueError(f"the description of {where} lacks {', '.join(missing)}")
-    name, special_tokens = description["name"], description["special_tokens"]
-    for key in ("name", "pattern"):
-        if not isinstance(description[key], str):
-            kind = type(description[key]).__name__
-            raise ValueError(f"the {key} of {where} must be text, and is a {kind}")
-    if name in DOWNLOADS:
-        raise _reserved_name(name)
-    if not isinstance(special_tokens, dict) or END_OF_TEXT not in special_tokens:
-        raise ValueError(f"{where} has no special token {END_OF_TEXT}; documents end with it")
-    try:
-        return tiktoken.Encoding(
-            name,
-            pat_str=description["pattern"],
-            mergeable_ranks=ranks,
-            special_tokens=special_tokens,
-            explicit_n_vocab=len(ranks) + len(special_tokens),
-        )
-    except (AssertionError, TypeError, ValueError, OverflowError) as error:
+def _build(state: dict) -> tiktoken.Encoding:
+    """The encoding of what tokenizer_state returned, after its checksum has been verified."""
+    _require_fingerprint(_fingerprint(state), state)
+    lines = (line.split() for line in state["ranks"].splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    return tiktoken.Encoding(
+        cast("name", state["name"], str),
+        pat_str=state["pattern"],
+        mergeable_ranks=ranks,
+        special_tokens=state["special_tokens"],
+        explicit_n_vocab=len(ranks) + len(state["special_tokens"]),
+    )
+
+
+def _require_fingerprint(found: str, state: dict) -> None:
+    if found != state["sha256"]:
         raise ValueError(
-            f"{where} is damaged: {len(ranks)} ranks, special tokens {special_tokens} and its pattern "
-            "do not make an encoding; write it again with data/train_tokenizer.py"
-        ) from error
-
-
-def _parse_ranks(text, where):
-    ranks = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (binascii.Error, ValueError):
-            raise ValueError(
-                f"line {number} of {where} must be a base64 token and its rank, but is {line[:40]!r}"
-            ) from None
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"{where} must give its {len(ranks)} tokens the ranks 0 to {len(ranks) - 1}")
-    absent = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if absent:
-        raise ValueError(
-            f"{where} lacks {len(absent)} of the 256 single bytes (first {absent[0]:#04x}), "
-            "so some text could not be encoded"
+            f"its sha256 is {found[:12]}, but {str(state['sha256'])[:12]} was saved, so it gives other ids"
         )
-    return ranks
 
 
-def _reserved_name(name):
-    return ValueError(f"a rank file must not be named {name!r}, a tokenizer of tiktoken; choose another")
-
-
-def _ranks_as_text(ranks):
-    in_order = sorted(ranks.items(), key=lambda item: item[1])
-    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in in_order)
-
-
-def _fingerprint(ranks_text, pattern, special_tokens):
-    rest = json.dumps([pattern, special_tokens], sort_keys=True)
-    return hashlib.sha256((ranks_text + rest).encode()).hexdigest()
+def _fingerprint(state: dict) -> str:
+    rest = json.dumps([state["pattern"], state["special_tokens"]], sort_keys=True)
+    return hashlib.sha256((state["ranks"] + rest).encode()).hexdigest()
