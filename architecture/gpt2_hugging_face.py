@@ -11,7 +11,6 @@ padded to a multiple of 64 here; dropout, a setting of a run here, so that what 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -32,7 +31,8 @@ from architecture.tokenizer import (
     tokenizer_from_state,
     tokenizer_state,
 )
-from common.files import read_json_object
+from common.files import atomic_write, read_json_object, writing
+from common.script import Parser, exit_code
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tiktoken.json"  # beside them where we wrote the folder; without it GPT-2's own
@@ -114,35 +114,33 @@ def from_hugging_face(
                 f"{source} has a head of its own (lm_head.weight is not wte.weight), and its {CONFIG} says "
                 "tie_word_embeddings true; correct that to false"
             )
-    names = their_names(config)
+    with torch.device("meta"):
+        wanted = to_hugging_face(GPT2(config).state_dict(), config)
+    shapes = {name.removeprefix("transformer."): tensor.shape for name, tensor in wanted.items()}
     for problem, odd in (
-        ("lacks tensors of a GPT-2", set(names.values()) - found.keys()),
-        ("has tensors that no GPT-2 has", found.keys() - set(names.values())),
+        ("lacks tensors of a GPT-2", shapes.keys() - found.keys()),
+        ("has tensors that no GPT-2 has", found.keys() - shapes.keys()),
     ):
         if odd:
             raise ValueError(
                 f"{source} {problem} ({len(odd)}, first {min(odd)}); write it with GPT2LMHeadModel's "
                 "save_pretrained"
             )
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in GPT2(config).state_dict().items()}
-    weights = {}
-    for ours, theirs in names.items():
-        tensor, shape = _turned(theirs, found[theirs]), list(shapes[ours])
-        padding = 0
-        if theirs in ("wte.weight", "lm_head.weight"):
-            used = config.used_vocab_size or config.vocab_size
-            shape[0], padding = used, config.vocab_size - used
-        if list(tensor.shape) != shape or not tensor.is_floating_point():
-            needed = list(_turned(theirs, torch.empty(shape, device="meta")).shape)
+    for name, tensor in found.items():
+        if tensor.shape != shapes[name] or not tensor.is_floating_point():
             raise ValueError(
-                f"{theirs} of {source} must hold floating point numbers in the shape {needed}, as its "
-                f"{CONFIG} says, got {tensor.dtype} in {list(found[theirs].shape)}; use a folder whose "
-                "two files belong together"
+                f"{name} of {source} must hold floating point numbers in the shape {list(shapes[name])}, as "
+                f"its {CONFIG} says, got {tensor.dtype} in {list(tensor.shape)}; use a folder whose two files "
+                "belong together"
             )
-        weights[ours] = F.pad(tensor.float(), (0, 0, 0, padding)) if padding else tensor.float()
+    weights = {}
+    for ours, theirs in their_names(config).items():
+        tensor = _turned(theirs, found[theirs]).float()
+        if theirs in ("wte.weight", "lm_head.weight"):
+            tensor = F.pad(tensor, (0, 0, 0, config.vocab_size - len(tensor)))
+        weights[ours] = tensor.contiguous()
     weights.setdefault("unembedding.weight", weights["embedding.weight"])
-    return {name: tensor.contiguous() for name, tensor in weights.items()}
+    return weights
 
 
 # ----------------------------------------------------------------------------------------------- reading
@@ -172,9 +170,7 @@ def read_config(folder: str | Path) -> ModelConfig:
         raise ValueError(f"{path} describes no GPT-2: {error}") from None
 
 
-def read_weights(
-    folder: str | Path, config: ModelConfig, device: str | torch.device = "cpu"
-) -> dict[str, torch.Tensor]:
+def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     """The tensors of a folder under our names, float32."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -188,7 +184,7 @@ def read_weights(
             "save_pretrained(FOLDER, max_shard_size='20GB')"
         )
     try:
-        tensors = load_file(path, device=str(device))
+        tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupt ({error}); use another copy of it") from None
     return from_hugging_face(tensors, config, folder)
@@ -215,14 +211,14 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     return tokenizer_state(encoding)
 
 
-def read_folder(folder: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+def read_folder(folder: str | Path) -> dict[str, Any]:
     """What checkpoint.read_checkpoint returns, of a folder of transformers; step 0, and no run to continue."""
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
     return {
         "model_name": "gpt2",
         "config": asdict(config),
-        "model": read_weights(folder, config, device),
+        "model": read_weights(folder, config),
         "tokenizer": tokenizer,
         "step": 0,
     }
@@ -235,8 +231,7 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     The tokenizer of the model, if it has one, goes beside the weights in our own form.
     Raises ValueError for a folder that holds something and for one that cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -247,70 +242,47 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     theirs = {name: getattr(config, ours) for ours, (name, _) in SIZES.items()}
     theirs |= {name: allowed[0] for name, allowed in FIXED.items()}
     theirs |= {name: config.dropout for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
-    theirs |= {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "dtype": "float32",
-        "vocab_size": config.used_vocab_size or config.vocab_size,
-        # a text begins and ends with the same token
-        "bos_token_id": tokenizer.eot_token if tokenizer else None,
-        "eos_token_id": tokenizer.eot_token if tokenizer else None,
-    }
+    end_of_text = tokenizer.eot_token if tokenizer else None
+    theirs |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}  # a text begins and ends with it
+    theirs |= {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32"}
+    theirs["vocab_size"] = config.used_vocab_size or config.vocab_size
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
+    files = {CONFIG: _as_json(theirs), WEIGHTS: save(to_hugging_face(weights, config), {"format": "pt"})}
+    if tokenizer:
+        files[TOKENIZER] = _as_json(tokenizer_state(tokenizer))
     temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-        temporary.mkdir()
-        _write_json(temporary / CONFIG, theirs)
-        if tokenizer:
-            _write_json(temporary / TOKENIZER, tokenizer_state(tokenizer))
-        tensors = to_hugging_face(weights, config)
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        os.replace(temporary, folder)  # an empty folder gives way
-        _sync(folder.absolute().parent)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder} cannot be written ({getattr(error, 'strerror', None) or error}); make room on its "
-            "disk, or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+    with writing(folder):
+        try:
+            temporary.mkdir()
+            for name, content in files.items():
+                with atomic_write(temporary / name) as file:
+                    file.write(content)
+            os.replace(temporary, folder)  # an empty folder gives way
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Onto the disk, before a name promises that it is there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 # ----------------------------------------------------------------------------------------------- command
-def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0, or 2 after one line about bad input."""
-    parser = argparse.ArgumentParser(
-        prog="gpt2_hugging_face", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+def run(argv: list[str] | None) -> None:
+    parser = Parser(prog="gpt2_hugging_face", description=__doc__.splitlines()[0], allow_abbrev=False)
     export = parser.add_subparsers(required=True, metavar="export").add_parser(
         "export", help="a checkpoint of --model gpt2 as a folder that transformers reads"
     )
     export.add_argument("--checkpoint", required=True, metavar="CKPT", help="checkpoint_<step>.pt")
     export.add_argument("--out", required=True, metavar="FOLDER", help="to write; new or empty")
     args = parser.parse_args(argv)
-    try:
-        write_folder(GPT2.from_checkpoint(args.checkpoint), args.out)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+    write_folder(GPT2.from_checkpoint(args.checkpoint), args.out)
     print(f"wrote {args.out}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0, or as common/script.py says for bad input and Ctrl-C."""
+    return exit_code("gpt2_hugging_face", lambda: run(argv))
 
 
 if __name__ == "__main__":

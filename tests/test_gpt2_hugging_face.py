@@ -13,15 +13,9 @@ from test_generation import tiny_tokenizer
 from toy_run import load, run_here
 
 import sample
-from architecture import checkpoint, gpt2_hugging_face, registry, tokenizer
+from architecture import checkpoint, registry, tokenizer
 from architecture.gpt2 import GPT2, ModelConfig
-from architecture.gpt2_hugging_face import (
-    main,
-    read_config,
-    read_folder,
-    read_weights,
-    write_folder,
-)
+from architecture.gpt2_hugging_face import main, read_config, read_folder, read_weights, write_folder
 
 transformers = pytest.importorskip("transformers")
 
@@ -75,14 +69,19 @@ def written(tmp_path_factory) -> Path:
 
 # ----------------------------------------------------------------------------------------- round trips
 @pytest.mark.parametrize(
-    "changes",
-    [{}, dict(n_inner=None), dict(tie_word_embeddings=False), dict(activation_function="gelu_pytorch_tanh")],
+    "dtype, changes",
+    [
+        (torch.float32, dict(n_inner=None, activation_function="gelu_pytorch_tanh")),
+        (torch.float32, dict(tie_word_embeddings=False)),
+        (torch.bfloat16, {}),
+    ],
     ids=str,
 )
-def test_what_transformers_saved_gives_the_same_logits_here(tmp_path, changes):
-    peer = their_model(**changes)
+def test_what_transformers_saved_gives_the_same_logits_here_in_float32(tmp_path, dtype, changes):
+    peer = their_model(**changes).to(dtype)
     peer.save_pretrained(tmp_path)
-    model = loaded(tmp_path)
+    model, peer = loaded(tmp_path), peer.float()
+    assert model.embedding.weight.dtype == torch.float32
     assert model.config.vocab_size == 320 and model.config.used_vocab_size == 260
     assert model.config.intermediate_size == (33 if "n_inner" not in changes else 80)
     assert logits_of(peer).abs().max() > 1
@@ -124,14 +123,6 @@ def test_the_older_files_of_the_hub_are_read_without_prefix_and_with_masks(tmp_p
     assert torch.equal(logits_of(loaded(tmp_path)), logits_of(loaded(written)))
 
 
-def test_half_precision_is_read_as_float32(tmp_path):
-    peer = their_model().to(torch.bfloat16)
-    peer.save_pretrained(tmp_path)
-    model = loaded(tmp_path)
-    assert model.embedding.weight.dtype == torch.float32
-    torch.testing.assert_close(logits_of(model), logits_of(peer.float()), rtol=0, atol=1e-5)
-
-
 # --------------------------------------------------------------------------------- folders that are wrong
 def change_config(folder, **changes):
     path = folder / "config.json"
@@ -157,23 +148,18 @@ WRONG = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; write one with"),
     "several files": (several_files, "has the weights in several files; write one with"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json must hold a JSON object; use"),
-    "nested": (lambda f: (f / "config.json").write_text("[" * 10**5), "must hold a JSON object; use"),
     "other model": (lambda f: change_config(f, model_type="llama"),
                     "config.json must be one of gpt2, got 'llama'; other models cannot be read"),
     "no model": (lambda f: change_config(f, model_type=KeyError), "must be one of gpt2, got None"),
-    "odd model": (lambda f: change_config(f, model_type=["gpt2"]), "must be one of gpt2, got"),
     "relu": (lambda f: change_config(f, activation_function="relu"),
              "activation_function in .*config.json must be \"gelu_new\", got 'relu'; a GPT-2 that"),
-    "eps": (lambda f: change_config(f, layer_norm_epsilon=1e-6), "must be 1e-05, got 1e-06"),
     "scaled": (lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True), "must be false, got True"),
     "text for a size": (lambda f: change_config(f, n_embd="wide"), "describes no GPT-2: hidden_size must be a whole number"),
     "text for ids": (lambda f: change_config(f, vocab_size="260"), "sizes of the model as whole numbers"),
-    "null": (lambda f: change_config(f, n_embd=None, n_inner=None), "sizes of the model as whole numbers"),
     "heads": (lambda f: change_config(f, n_head=3), "hidden_size must be a multiple of num_attention_heads"),
     "huge": (lambda f: change_config(f, n_layer=10**400), "num_hidden_layers must be a whole number below"),
     "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
                   "model.safetensors is truncated or corrupt .*; use another copy of it"),
-    "a pickle": (lambda f: torch.save({}, f / "model.safetensors"), "is truncated or corrupt"),
     "missing": (lambda f: change_tensors(f, **{QKV: KeyError}),
                 "lacks tensors of a GPT-2 .1, first h.1.attn.c_attn.weight.; write it with"),
     "surplus": (lambda f: change_tensors(f, **{"h/0/attn/rotary": torch.zeros(2)}),
@@ -182,7 +168,6 @@ WRONG = {
                r"h.1.attn.c_attn.weight of .* in the shape \[20, 60\], as its config.json says, got "
                r"torch.float32 in \[60, 20\]; use"),
     "integers": (lambda f: change_tensors(f, **{QKV: torch.zeros(20, 60, dtype=torch.int8)}), "got torch.int8"),
-    "more layers": (lambda f: change_config(f, n_layer=4), "lacks tensors of a GPT-2 .12, first h.3.attn"),
     "another head": (lambda f: change_tensors(f, **{"lm_head/weight": torch.zeros(260, 20)}),
                      "has a head of its own .*; correct that to false"),
     "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(),
@@ -216,11 +201,10 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
     (tmp_path / "empty").mkdir()
     write_folder(model, tmp_path / "empty")
-    assert {p.name for p in (tmp_path / "empty").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "tiktoken.json",
-    }
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "empty").iterdir()}
+    assert modes.keys() == {"config.json", "model.safetensors", "tiktoken.json"}
+    notes = (tmp_path / "mine/notes.txt").stat().st_mode
+    assert set(modes.values()) == {notes}  # readable for whom other files are
 
 
 def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obstacle(tmp_path, monkeypatch):
@@ -228,11 +212,11 @@ def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obsta
     (tmp_path / ".out.tmp/model.safetensors").write_text("half")
     with monkeypatch.context() as patch:
 
-        def full(path):
+        def full(descriptor):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(gpt2_hugging_face, "_sync", full)
-        with pytest.raises(ValueError, match="out cannot be written .No space left.*; make room"):
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="out.* cannot be written .No space left.*; make room"):
             write_folder(our_model(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     write_folder(our_model(), tmp_path / "out")
@@ -297,35 +281,18 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
     )
     monkeypatch.setattr(tokenizer, "_load_well_known", lambda name: encoding)
     their_model(vocab_size=50257, bos_token_id=50256, eos_token_id=50256).save_pretrained(tmp_path / "hub")
+    state = read_folder(tmp_path / "hub")
+    assert state["tokenizer"]["name"] == "gpt2"
+    assert (state["config"]["vocab_size"], state["config"]["used_vocab_size"]) == (50304, 50257)
     capsys.readouterr()
-    flags = ["--init_from", "hub", *RUN, "--max_iters", 1, *corpus]
-    assert run_here(tmp_path, *flags, "--tokenizer", "stories4k") == 2
+    assert run_here(tmp_path, "--init_from", "hub", *RUN, *corpus, "--tokenizer", "stories4k") == 2
     told = "tokenizer of hub is gpt2, got stories4k; leave tokenizer out"
     assert capsys.readouterr().err == f"train.py: error: {told}\n"
-    assert run_here(tmp_path, *flags, "--tokenizer", "gpt2") == 0
-    saved = load(tmp_path / "model/checkpoint_1.pt")
-    assert saved["tokenizer"]["name"] == "gpt2" and saved["config"]["vocab_size"] == 50304
-    assert saved["config"]["used_vocab_size"] == 50257
-    assert read_folder(tmp_path / "hub")["tokenizer"] == saved["tokenizer"]
 
 
-REFUSED_EXPORTS = {
-    "a run of gptoss": "holds a 'gptoss' model, not 'gpt2'",
-    "no file": "does not exist; look",
-    "a folder": "is a folder; name a checkpoint_<step>.pt in it",
-}
-
-
-@pytest.mark.parametrize("what", REFUSED_EXPORTS)
-def test_an_export_of_anything_else_is_refused_in_one_sentence(tmp_path, capsys, what):
-    from test_sample import write_checkpoint
-
-    given = tmp_path / "checkpoint_20.pt"
-    if what == "a run of gptoss":
-        write_checkpoint(given)
-    elif what == "a folder":
-        given.mkdir()
+def test_an_export_of_another_model_is_refused_in_one_sentence(tmp_path, capsys):
+    given = Path(__file__).resolve().parent / "fixtures/trunk/checkpoint_6.pt"
     assert main(["export", "--checkpoint", str(given), "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and REFUSED_EXPORTS[what] in err
+    assert out == "" and err.count("\n") == 1 and "holds a 'gptoss' model, not 'gpt2'" in err
     assert not (tmp_path / "out").exists()
