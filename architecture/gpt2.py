@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -46,19 +46,25 @@ class ModelConfig:
     used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
 
     def __post_init__(self) -> None:
-        for name in ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size",
-                     "num_attention_heads", "initial_context_length"):  # fmt: skip
-            self._require(name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1")
+        for field in fields(self):
+            if field.type == "int":
+                self._require(
+                    field.name, getattr(self, field.name) >= 1, "must be at least 1", f"set {field.name}=1"
+                )
         heads, used = self.num_attention_heads, self.used_vocab_size
-        for name, holds, rule, way_out in (
-            ("hidden_size", self.hidden_size % heads == 0, f"must be a multiple of num_attention_heads ({heads})",
-             f"set hidden_size={-(-self.hidden_size // heads) * heads}"),
-            ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
-            ("used_vocab_size", used is None or 1 <= used <= self.vocab_size,
-             f"must be between 1 and vocab_size ({self.vocab_size})",
-             "set used_vocab_size=none when every id is used"),
-        ):  # fmt: skip
-            self._require(name, holds, rule, way_out)
+        self._require(
+            "hidden_size",
+            self.hidden_size % heads == 0,
+            f"must be a multiple of num_attention_heads ({heads})",
+            f"set hidden_size={-(-self.hidden_size // heads) * heads}",
+        )
+        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0")
+        self._require(
+            "used_vocab_size",
+            used is None or 1 <= used <= self.vocab_size,
+            f"must be between 1 and vocab_size ({self.vocab_size})",
+            "set used_vocab_size=none when every id is used",
+        )
 
     def _require(self, name: str, holds: bool, rule: str, way_out: str) -> None:
         if not holds:
@@ -115,10 +121,7 @@ class ModelConfig:
         d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
         # both norms of a layer before and after, queries, keys, values and the result; before and after GELU
         layer = 8 * d + 2 * f
-        if attention == "eager":
-            layer += heads * block_size  # the weights
-        else:
-            layer += heads  # the normaliser
+        layer += heads * (block_size if attention == "eager" else 1)  # the weights, or their normaliser
         return self.num_hidden_layers * layer + 3 * d  # the last norm, and the head's gradient
 
 
