@@ -39,25 +39,19 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
     or a newer one, and MemoryError.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(
-            f"a checkpoint must be a file, and {path} is a folder; name a checkpoint_<step>.pt in it"
-        )
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt")
     with reading(path, "a checkpoint", way_out=way_out):
         state = _verified(path)
-        missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
-        if missing:
-            raise ValueError(f"it has no {', '.join(missing)}, so another program wrote it")
+        state = state if isinstance(state, dict) else {}
         if (found := state.get("format", 1)) > FORMAT:
             raise ValueError(
                 f"{path} has format {found}, written at commit {state.get('commit')}, and this code reads formats "
                 f"up to {FORMAT}; update this code, or use a checkpoint that it wrote"
             )
-        for key, kind in REQUIRED_KEYS.items():
-            if not isinstance(state[key], kind):
-                raise TypeError(key)
+        wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(state.get(key), kind)]
+        if wrong:
+            raise ValueError(f"it has no usable {', '.join(wrong)}, so another program wrote it")
     return state
 
 
@@ -170,12 +164,13 @@ def load_weights(
     Raises ValueError for a missing, a surplus or a misshapen tensor, and for what is none.
     """
     expected = model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
     for problem, names in (
-        ("tensors that this model lacks", weights.keys() - expected.keys()),
-        ("no tensor for some of this model's", expected.keys() - added - weights.keys()),
+        ("tensors that this model lacks", weights.keys() - shapes.keys()),
+        ("no tensor for some of this model's", shapes.keys() - added - weights.keys()),
         (
             "tensors of another shape",
-            {n for n in expected if n in weights and getattr(weights[n], "shape", None) != expected[n].shape},
+            {name for name in weights if getattr(weights[name], "shape", None) != shapes.get(name)},
         ),
     ):
         if names:
@@ -189,7 +184,7 @@ def load_weights(
             raise ValueError(
                 f"they are of type {' and '.join(sorted(kinds))}, not of one floating point type"
             )
-        ours = {name: owned(tensor, name, expected[name].shape) for name, tensor in weights.items()}
+        ours = {name: owned(tensor, name, shapes[name]) for name, tensor in weights.items()}
     ours |= {name: expected[name] for name in added}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not any(p.is_meta for p in parameters.values()):

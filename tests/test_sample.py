@@ -187,11 +187,11 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
     ("flags", "message"),
     [
         (["--prompt", "a", "--prompts", "b"], "not allowed with"),
-        (["--prompts", "{folder}/none.txt"], "cannot be read: No such file"),
+        (["--prompts", "{folder}/none.txt"], "none.txt: No such file"),
         (["--prompts", "{folder}/blank.txt"], "has no prompt"),
         (["--prompts", "{folder}/latin1.txt"], "must be UTF-8 text, and byte 3 is not"),
         (["--prompt", "\udcff"], "must be UTF-8"),
-        (["--num_samples", str(10**9)], "num_samples must be at least 1 and at most 1,000,000"),
+        (["--num_samples", str(10**9)], "num_samples must be from 1 to 1,000,000"),
         (["--prompt", "x" * 5000 + "\x1b"], "40 tokens"),
         (["--max_tokens", "0"], "max_tokens must be at least 1"),
         (["--prompt", "q" * 50], "40 tokens"),
