@@ -25,13 +25,8 @@ import torch.nn.functional as F
 
 from architecture.checkpoint import config_from_dict
 from architecture.gpt2 import GPT2, LAYER_NORM_EPS, ModelConfig
-from architecture.tokenizer import (
-    get_tokenizer,
-    padded_vocab_size,
-    tokenizer_from_state,
-    tokenizer_state,
-)
-from common.files import atomic_write, read_json_object, writing
+from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state, tokenizer_state
+from common.files import atomic_write, read_json_object, reading, writing
 from common.script import Parser, exit_code
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -155,24 +150,17 @@ def read_config(folder: str | Path) -> ModelConfig:
                 "was trained with another cannot be read"
             )
     values = {ours: theirs.get(name, default) for ours, (name, default) in SIZES.items()}
-    try:
+    with reading(path, "the shape of a GPT-2", way_out="use another copy of it"):
         if values["intermediate_size"] is None:
             values["intermediate_size"] = 4 * values["hidden_size"]
         used = values["vocab_size"]
         values["vocab_size"] = padded_vocab_size(used)
         values["used_vocab_size"] = used if used % 64 else None
         return config_from_dict(ModelConfig, values)
-    except TypeError:
-        raise ValueError(
-            f"{path} must give the sizes of the model as whole numbers; use another copy"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} describes no GPT-2: {error}") from None
 
 
 def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     """The tensors of a folder under our names, float32."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(folder) / WEIGHTS
@@ -183,10 +171,8 @@ def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Ten
             f"{folder} has {state}; write one with GPT2LMHeadModel's "
             "save_pretrained(FOLDER, max_shard_size='20GB')"
         )
-    try:
+    with reading(path, "weights", way_out="use another copy of it"):
         tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or corrupt ({error}); use another copy of it") from None
     return from_hugging_face(tensors, config, folder)
 
 
