@@ -28,15 +28,14 @@ MAX_TOKENS = 256  # unless --max_tokens says otherwise, or the context limit lea
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="sample.py", description="Sample a checkpoint.", allow_abbrev=False)
     add, whole, number = parser.add_argument, dict(type=int, metavar="N"), dict(type=float, metavar="X")
+    told = "checkpoint_<step>.pt, or a run's folder for its newest"
+    add("--checkpoint", required=True, metavar="CKPT", help=told)
     add(
-        "--checkpoint",
-        required=True,
-        metavar="CKPT",
-        help="checkpoint_<step>.pt, or a run's folder (its newest)",
+        "--best", action="store_true", help="of a run's folder the checkpoint with the lowest validation loss"
     )
     prompts = parser.add_mutually_exclusive_group()
-    new = "one or more texts to continue (default: start a new text)"
-    prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help=new)
+    told = "one or more texts to continue (default: start a new text)"
+    prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help=told)
     prompts.add_argument("--prompts", metavar="FILE", help="a UTF-8 file with one prompt per line")
     add("--num_samples", **whole, default=1, help="samples per prompt (default: 1)")
     add("--max_tokens", **whole, help=f"most new tokens per sample (default: {MAX_TOKENS}, or what fits)")
@@ -48,6 +47,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
     add("--out", metavar="FILE", help="write .jsonl, or .txt with <|endoftext|> after each (default: print)")
     args = parser.parse_args(argv)
+    if args.best and not Path(args.checkpoint).is_dir():
+        raise ValueError(f"--best needs a run's folder as --checkpoint, got {args.checkpoint}")
     if args.out is not None and Path(args.out).suffix not in (".jsonl", ".txt"):
         raise ValueError(f"--out must end in .jsonl or .txt, got {args.out}; choose one of them")
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
@@ -99,14 +100,16 @@ def write_texts(path: str, texts: list[str]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args)
+    from architecture.checkpoint import BEST, find_checkpoint
     from architecture.generation.cache import require_memory
     from architecture.generation.decode import length_limit
     from architecture.generation.text import encode_prompt
     from common import device as machine
     from inference import load_model, stream_text
-    from training.state.checkpoint import find_checkpoint, naming_a_good_one
+    from training.state.checkpoint import naming_a_good_one
 
-    device, path = machine.choose_device(args.device), find_checkpoint(args.checkpoint, say)
+    device, given = machine.choose_device(args.device), Path(args.checkpoint)
+    path = find_checkpoint(given / BEST if args.best else given, say)
     with naming_a_good_one(path):
         model = load_model(path, device=device)
     seed = secrets.randbits(31) if args.seed is None else args.seed

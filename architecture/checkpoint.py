@@ -1,4 +1,4 @@
-"""The one reader of checkpoints: a file's content, the config that it names, its weights into a model.
+"""The one reader of checkpoints: which file is meant, its content, the config that it names, its weights into a model.
 
 It knows no model by name: a class is handed in, with its `name` and `config_class` (architecture/registry.py has
 the names).
@@ -6,21 +6,24 @@ the names).
 
 from __future__ import annotations
 
+import logging
 import mmap
 import pickle
+import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
-from common.files import reading
+from common.files import read_json, read_json_object, reading
 from common.script import did_you_mean
 from common.settings import cast, require_bounds
 
@@ -29,6 +32,76 @@ LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER, MOST_PARAMETERS = 2**20, 1024, 1e12, 
 FORMAT = 2  # what train.py writes; files of format 1 carry no number
 REQUIRED_KEYS = {"model_name": str, "config": dict, "model": dict, "tokenizer": dict, "step": int}
 ANOTHER = "use another checkpoint_<step>.pt from its folder"
+
+BEST = "best.json"  # in a run's folder, names the checkpoint with the lowest validation loss
+logger = logging.getLogger(__name__)
+
+
+def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) -> Path:
+    """The checkpoint that a person means: a run's folder means its newest one, and RUN/best.json its best one.
+
+    say: called with one line where the path is not that of the checkpoint itself.
+    A file and a folder of transformers are returned as they are, whether or not they exist.
+    """
+    path = Path(path)
+    if path.name == BEST:
+        best = best_checkpoint(path.parent)
+        if best is None:
+            raise ValueError(
+                f"{path} names no checkpoint that is there; name a checkpoint_<step>.pt, or {path.parent} for its "
+                "newest"
+            )
+        found = path.parent / best["checkpoint"]
+        say(f"{found}: the lowest validation loss of {path.parent}")
+        return found
+    if not path.is_dir() or is_hugging_face(path):
+        return path
+    there, best = checkpoints(path), best_checkpoint(path)
+    if not there:
+        raise ValueError(
+            f"{path} is a folder without a checkpoint_<step>.pt; name another, or train a model into it "
+            f"with train.py --out_dir {quote(str(path))}"
+        )
+    newest = there[-1]
+    other = best["checkpoint"] if best else newest.name
+    note = f"; the lowest validation loss is {other}'s ({path / BEST})" if other != newest.name else ""
+    say(f"{newest}: the newest checkpoint of {path}{note}")
+    return newest
+
+
+def checkpoints(out_dir: str | Path) -> list[Path]:
+    """The checkpoints of a folder, oldest step first."""
+    found = {}
+    for path in Path(out_dir).glob("checkpoint_*.pt"):
+        if match := re.fullmatch(r"checkpoint_(\d+)\.pt", path.name):
+            found[int(match[1])] = path
+    return [found[step] for step in sorted(found)]
+
+
+def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
+    """What best.json says; None if the file or the checkpoint that it names does not exist."""
+    path = Path(out_dir) / BEST
+    if not path.exists():
+        return None
+    with reading(path, "the name of the best checkpoint", way_out="delete it, nothing needs it"):
+        best = read_json(path)
+        best["val_loss"] = cast("val_loss", best["val_loss"], float)
+        if not re.fullmatch(r"checkpoint_\d{1,20}\.pt", best["checkpoint"]):
+            raise ValueError("its checkpoint is not named as one")
+    return best if (path.parent / best["checkpoint"]).exists() else None
+
+
+def is_hugging_face(path: str | Path) -> bool:
+    """Whether this is a folder with weights as transformers' save_pretrained writes them."""
+    path = Path(path)
+    if not path.is_dir():
+        return False
+    if any(path.glob("model*.safetensors*")):
+        return True
+    try:
+        return "model_type" in read_json_object(path / "config.json")  # a run's config.json has none
+    except ValueError:
+        return False
 
 
 def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
@@ -200,6 +273,9 @@ def load_weights(
 
 def load(cls: type[nn.Module], path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
     """The model of class cls that a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`."""
+    path = find_checkpoint(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder of transformers; load it with architecture.registry.load_model")
     state = read_checkpoint(path)
     if state["model_name"] != cls.name:
         raise ValueError(

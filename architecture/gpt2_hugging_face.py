@@ -259,7 +259,9 @@ def run(argv: list[str] | None) -> None:
     export = parser.add_subparsers(required=True, metavar="export").add_parser(
         "export", help="a checkpoint of --model gpt2 as a folder that transformers reads"
     )
-    export.add_argument("--checkpoint", required=True, metavar="CKPT", help="checkpoint_<step>.pt")
+    export.add_argument(
+        "--checkpoint", required=True, metavar="CKPT", help="checkpoint_<step>.pt, RUN or RUN/best.json"
+    )
     export.add_argument("--out", required=True, metavar="FOLDER", help="to write; new or empty")
     args = parser.parse_args(argv)
     write_folder(GPT2.from_checkpoint(args.checkpoint), args.out)

@@ -57,7 +57,7 @@ def build_model(name: str, config: Any, **arguments: Any) -> nn.Module:
 
 def read_weights(path: str | Path) -> dict[str, Any]:
     """What checkpoint.read_checkpoint returns, also of a folder of transformers (step 0, no run to continue)."""
-    if not is_hugging_face(path):
+    if not checkpoint.is_hugging_face(path):
         return checkpoint.read_checkpoint(path)
     found = read_json_object(Path(path) / "config.json").get("model_type")
     if not isinstance(found, str) or found not in HUGGING_FACE:
@@ -75,25 +75,15 @@ def load_model(
     attention: str = "auto",
     experts: str = "auto",
 ) -> nn.Module:
-    """The model of a checkpoint, or of a folder of transformers, in eval mode, with its tokenizer at
-    `.tokenizer`; its class is the one that the file names.
+    """The model of a checkpoint, in eval mode, with its tokenizer at `.tokenizer`.
+
+    path: a checkpoint_<step>.pt, a run's folder (its newest), RUN/best.json (its best), or a folder of
+    transformers. The class is the one that the file names.
     """
+    path = checkpoint.find_checkpoint(path)
     state = read_weights(path)
     cls = model_class(state["model_name"])
     return checkpoint.model_of(cls, state, path, attention=attention, experts=experts).to(device)
-
-
-def is_hugging_face(path: str | Path) -> bool:
-    """Whether this is a folder with weights as transformers' save_pretrained writes them."""
-    path = Path(path)
-    if not path.is_dir():
-        return False
-    if any(path.glob("model*.safetensors*")):
-        return True
-    try:
-        return "model_type" in read_json_object(path / "config.json")  # which no run's has
-    except ValueError:
-        return False
 
 
 def _imported(target: str) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from architecture import registry
+from architecture.checkpoint import find_checkpoint
 from architecture.generation.text import generate_texts
 from benchmarks.public_text import public_text
 from common.files import write_json_atomic
@@ -25,7 +26,6 @@ from common.provenance import provenance
 from common.script import Parser, exit_code, say
 from evaluation.ablation import statistics
 from evaluation.check import examine, summary, training_text
-from training.state.checkpoint import find_checkpoint
 
 RESULT = Path(__file__).parent / "results" / "context_stories.json"
 MAX_TOKENS, TEMPERATURE = 400, 0.8

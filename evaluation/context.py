@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> None:
     from common.provenance import provenance
     from data.packing import encode
     from data.sources import open_dataset
-    from training.state.checkpoint import find_checkpoint, saved_settings
+    from training.state.checkpoint import saved_settings
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    path = find_checkpoint(args.checkpoint, say)
+    path = checkpoint.find_checkpoint(args.checkpoint, say)
     saved = checkpoint.read_checkpoint(path)
     before = saved_settings(saved, path)
     dataset, val_dataset, column = args.dataset, args.val_dataset, args.text_column

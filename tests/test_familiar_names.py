@@ -47,7 +47,7 @@ def test_a_story_comes_from_a_loaded_model():
 def test_the_context_variant_gives_its_tokens_one_by_one():
     from architecture.gptoss_context import TokenGenerator
 
-    generator = TokenGenerator(str(CONTEXT), device="cpu")
+    generator = TokenGenerator(str(CONTEXT.parent), device="cpu")
     steps = generator.generate(prompt_tokens=[1, 2, 3], stop_tokens=[0], temperature=0.8, max_tokens=20)
     tokens = list(steps)
     assert 1 <= len(tokens) <= 20 and all(0 <= token < 1536 for token in tokens)

@@ -235,14 +235,13 @@ def exported(tmp_path_factory, corpus) -> Path:
     """A folder with a run of gpt2 in model/ and its export in exported/."""
     folder = tmp_path_factory.mktemp("exported")
     assert run_here(folder, "--model", "gpt2", *SIZES, *RUN, *corpus) == 0
-    checkpoint = folder / "model/checkpoint_3.pt"
-    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(folder / "exported")]) == 0
+    assert main(["export", "--checkpoint", str(folder / "model"), "--out", str(folder / "exported")]) == 0
     return folder
 
 
 def test_an_exported_run_scores_and_tells_what_its_checkpoint_does(exported, corpus, capsys):
     scores, stories = [], []
-    for given in ("model/checkpoint_3.pt", "exported"):
+    for given in ("model/best.json", "exported"):
         given = str(exported / given)
         capsys.readouterr()
         assert run_here(exported, *RUN[:6], "--eval_only", given, *corpus) == 0
@@ -288,6 +287,11 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
     assert run_here(tmp_path, "--init_from", "hub", *RUN, *corpus, "--tokenizer", "stories4k") == 2
     told = "tokenizer of hub is gpt2, got stories4k; leave tokenizer out"
     assert capsys.readouterr().err == f"train.py: error: {told}\n"
+
+
+def test_from_checkpoint_names_what_reads_a_folder_of_transformers(written):
+    with pytest.raises(ValueError, match="is a folder of transformers; load it with .*load_model"):
+        GPT2.from_checkpoint(written)
 
 
 def test_an_export_of_another_model_is_refused_in_one_sentence(tmp_path, capsys):

@@ -131,9 +131,10 @@ def test_default_length_fits_the_context_limit_and_says_so(run, checkpoint):
     assert "at most 10 new tokens fit behind a prompt of 30 (context limit 40)" in err
 
 
-def test_a_run_folder_means_its_newest_checkpoint_and_the_best_is_named(run, tmp_path):
+def test_a_run_folder_means_its_newest_checkpoint_and_best_its_best(run, tmp_path):
     for step in (9, 10, 20):
         write_checkpoint(tmp_path / f"checkpoint_{step}.pt", seed=step)
+    assert_one_line(run("--checkpoint", tmp_path, "--best", *SHORT), "best.json names no checkpoint")
     err = run("--checkpoint", tmp_path, *SHORT)[2]
     newest = tmp_path / "checkpoint_20.pt"
     assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}\n{newest}, cpu, seed ")
@@ -141,7 +142,16 @@ def test_a_run_folder_means_its_newest_checkpoint_and_the_best_is_named(run, tmp
     (tmp_path / "best.json").write_text(json.dumps(best))
     err = run("--checkpoint", tmp_path, *SHORT)[2]
     assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}; ")
-    assert "the lowest validation loss is checkpoint_9.pt's\n" in err
+    assert f"the lowest validation loss is checkpoint_9.pt's ({tmp_path}/best.json)\n" in err
+    text = run("--checkpoint", tmp_path / "checkpoint_9.pt", "--seed", 3, *SHORT)[1]
+    for flags in (["--checkpoint", tmp_path, "--best"], ["--checkpoint", tmp_path / "best.json"]):
+        _, out, err = run(*flags, "--seed", 3, *SHORT)
+        assert out == text and f"{tmp_path}/checkpoint_9.pt, cpu, seed 3\n" in err
+    assert_one_line(run("--checkpoint", newest, "--best", *SHORT), "--best needs a run's folder")
+    told = [inference.load_model_and_generate(path, "", 9, 0.8, seed=3) for path in (tmp_path, newest)]
+    assert told[0] == told[1]
+    best, same = (Transformer.from_checkpoint(tmp_path / name) for name in ("best.json", "checkpoint_9.pt"))
+    assert torch.equal(best.embedding.weight, same.embedding.weight)
 
 
 def test_help_comes_without_torch():

@@ -393,7 +393,7 @@ def test_settings_of_a_given_checkpoint_are_checked_before_they_are_used(given, 
     state = load(given / "model/checkpoint_4.pt")
     torch.save(changed(state, ["train_config", "block_size"], [16]), tmp_path / "a.pt")
     torch.save(changed(state, ["tokenizer", "name"], KeyError), tmp_path / "b.pt")
-    for name, told in (("a.pt", "(block_size must be"), ("b.pt", "lacks name")):
+    for name, told in (("a.pt", "(block_size must be"), ("b.pt", "'name' is missing")):
         assert run_here(tmp_path, "--eval_only", name, "--device", "cpu") == 2
         assert told in capsys.readouterr().err
 
