@@ -110,9 +110,12 @@ def test_a_run_s_folder_means_its_newest_checkpoint_and_best_json_its_best_one(t
     best = f"; the lowest validation loss is checkpoint_90.pt's ({tmp_path}/best.json)"
     assert told.pop().endswith(best)
     assert find_checkpoint(tmp_path / "best.json", told.append) == tmp_path / "checkpoint_90.pt"
-    assert told.pop() == f"{tmp_path}/checkpoint_90.pt: the lowest validation loss of {tmp_path}"
+    assert (
+        told.pop()
+        == f"{tmp_path}/checkpoint_90.pt: the checkpoint of {tmp_path} with the lowest validation loss"
+    )
     (tmp_path / "checkpoint_90.pt").unlink()
-    with pytest.raises(ValueError, match="best.json names no checkpoint that is there; name a"):
+    with pytest.raises(ValueError, match="best.json names no checkpoint that exists; give a"):
         find_checkpoint(tmp_path / "best.json")
     assert find_checkpoint(newest, told.append) == newest and told == []
 

@@ -149,7 +149,7 @@ WRONG = {
     "several files": (several_files, "has the weights in several files; write one with"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json must hold a JSON object; use"),
     "other model": (lambda f: change_config(f, model_type="llama"),
-                    "config.json must be one of gpt2, got 'llama'; other models cannot be read"),
+                    "config.json must be one of gpt2, got 'llama'; this code reads no other"),
     "no model": (lambda f: change_config(f, model_type=KeyError), "must be one of gpt2, got None"),
     "relu": (lambda f: change_config(f, activation_function="relu"),
              "activation_function in .*config.json must be \"gelu_new\", got 'relu'; a GPT-2 that"),
