@@ -47,8 +47,8 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
         best = best_checkpoint(path.parent)
         if best is None:
             raise ValueError(
-                f"{path} names no checkpoint that exists; give a checkpoint_<step>.pt, or {path.parent} for its "
-                "newest checkpoint"
+                f"{path} names no checkpoint that exists; give a checkpoint_<step>.pt, or {path.parent} for "
+                "its newest checkpoint"
             )
         found = path.parent / best["checkpoint"]
         say(f"{found}: the checkpoint of {path.parent} with the lowest validation loss")
@@ -106,7 +106,7 @@ def is_hugging_face(path: str | Path) -> bool:
 def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
     """The dictionary of a checkpoint, with its tensors on the CPU, verified by the checksums in the file.
 
-    Code inside a pickle is never run (weights_only). Tensors must be copied before they are used: see owned().
+    Code inside a pickle is never run (weights_only). Copy a tensor before you use it: see owned().
     Raises ValueError for a file that is missing, damaged, foreign or newer than this code, and MemoryError.
     way_out: the last words of the message for a damaged file.
     """
@@ -118,8 +118,8 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
         state = state if isinstance(state, dict) else {}
         if (found := state.get("format", 1)) > FORMAT:
             raise ValueError(
-                f"{path} has format {found}, written at commit {state.get('commit')}, and this code reads formats "
-                f"up to {FORMAT}; update this code, or use a checkpoint of format {FORMAT}"
+                f"{path} has format {found}, written at commit {state.get('commit')}, and this code reads "
+                f"formats up to {FORMAT}; update this code, or use a checkpoint of format {FORMAT}"
             )
         wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(state.get(key), kind)]
         if wrong:
@@ -128,7 +128,7 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
 
 
 def _verified(path: Path) -> Any:
-    """The content of a file. A thread verifies the checksums at the same time; its error takes precedence."""
+    """The content of a file. A thread verifies the checksums meanwhile, and its error takes precedence."""
     records = _records(path)
     with ThreadPoolExecutor(1) as thread:
         checked = thread.submit(verify, path, records)
@@ -162,7 +162,10 @@ def verify(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
 
 
 def _is_whole(data: mmap.mmap, record: zipfile.ZipInfo) -> bool:
-    """Whether a record has its name and its CRC-32. It follows a header of 30 bytes, a name and an extra field."""
+    """Whether a record has its name and its CRC-32.
+
+    A record follows its local header: 30 bytes, the name and an extra field.
+    """
     at = record.header_offset
     if data[at : at + 4] != b"PK\3\4":
         return False
