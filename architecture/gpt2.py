@@ -1,15 +1,15 @@
-"""GPT-2 in one file, from its parts to the whole: the dense baseline that a mixture of experts is compared with.
+"""GPT-2 in one file, from its parts to the whole: the dense baseline for mixtures of experts.
 
 GPT-2 has learned positions, LayerNorm in front of each part of a block, multi-head attention over all earlier
 tokens, a GELU MLP, biases in every layer, and a head that is the embedding (Radford et al. 2019, and OpenAI's
 gpt-2/src/model.py).
 
-The model shares output, loss, cache and checkpoints with gptoss.py, and no code of the model itself: a baseline
-that shared code with the model it is compared with would hide the bugs of that code. A test compares the two at
-the settings where they are the same function.
+The model shares output, loss, cache and checkpoints with gptoss.py, and no code of the model itself: a
+baseline that shared code with the other model would share its bugs. A test compares the two at the settings
+where they are the same function.
 
-Shapes: B batch, T query tokens, S key tokens, D hidden_size, V vocabulary, L layers, H heads, C = D/H head_dim,
-F intermediate_size.
+Shapes: B batch, T query tokens, S key tokens, D hidden_size, V vocabulary, L layers, H heads, C = D/H
+head_dim, F intermediate_size.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ MEANINGS: dict[str, str] = {
 
 _GPT2 = dict(vocab_size=50304, used_vocab_size=50257, initial_context_length=1024)
 PRESETS: dict[str, dict[str, Any]] = {
-    # Counterparts of gptoss's presets: the same layers, width, heads, vocabulary and context, without experts.
+    # Counterparts of gptoss's presets: the same layers, width, heads, vocabulary and context.
     # intermediate_size is the multiple of 64 that brings the active parameters nearest to theirs.
     "toy": dict(num_hidden_layers=4, vocab_size=4096, hidden_size=128, intermediate_size=512,
                 num_attention_heads=4, initial_context_length=1024),
@@ -191,8 +191,8 @@ ATTENTION_BACKENDS = {"eager": eager_attention, "sdpa": sdpa_attention}
 def visible_keys(query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
     """Which keys a query may see: positions (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
-    A query sees the keys at its own position and before it. A negative position is padding, which no token sees.
-    A padded query sees itself alone, because a softmax over no key is NaN.
+    A query sees the keys at its own position and before it. A negative position is padding, which no token
+    sees. A padded query sees itself alone, because a softmax over no key is NaN.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
     return (key >= 0) & (key <= query) | (key == query)
@@ -317,8 +317,8 @@ class GPT2(nn.Module):
         """Logits if there are no targets, else the summed cross-entropy.
 
         input_ids, targets: (B, T) int64; a target of IGNORE_INDEX is not scored.
-        positions: (B, T) int64, increasing along a row, negative for left padding. None counts from 0, or from
-        the last position of each row in the cache.
+        positions: (B, T) int64, increasing along a row, negative for left padding. None counts from 0, or
+        from the last position of each row in the cache.
         return_logits: True returns logits beside a loss, False returns none.
         carry: must be None; other models carry a state from one segment to the next.
         """

@@ -1,12 +1,12 @@
-"""GPT-2 as transformers keeps it: a folder with config.json and model.safetensors, read and written.
+"""Read and write GPT-2 as a folder of transformers: config.json and model.safetensors.
 
     python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out FOLDER
 
-Reading is registry.read_weights', which comes here: the folder serves wherever a checkpoint does. Only
-tensors are read, never a pickle. transformers itself is not needed.
+registry.read_weights reads such a folder through this module, so it can be used wherever a checkpoint can. Only
+tensors are read, never a pickle. transformers need not be installed.
 
-What differs: names; the matrices of a block, (in, out) there and (out, in) here; the vocabulary, which is
-padded to a multiple of 64 here; dropout, a setting of a run here, so that what the folder says of it is left.
+Our format differs in names, in the matrices of a block ((out, in) here, (in, out) there), and in the vocabulary,
+which is padded to a multiple of 64 here. Dropout is a setting of a run here, so that of the folder is ignored.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from common.files import atomic_write, read_json_object, reading, writing
 from common.script import Parser, exit_code
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-TOKENIZER = "tiktoken.json"  # beside them where we wrote the folder; without it GPT-2's own
-GPT2_IDS = 50257  # of that
+TOKENIZER = "tiktoken.json"  # the tokenizer of a folder that this module wrote; without it, GPT-2's own
+GPT2_IDS = 50257  # number of ids of GPT-2's own tokenizer
 
-# Our name: theirs, and the value that GPT2Config has where its config.json says nothing.
+# Our name: their name, and the default of transformers' GPT2Config.
 SIZES = {
     "num_hidden_layers": ("n_layer", 12),
     "vocab_size": ("vocab_size", GPT2_IDS),
     "hidden_size": ("n_embd", 768),
-    "intermediate_size": ("n_inner", None),  # null: 4 n_embd
+    "intermediate_size": ("n_inner", None),  # None stands for 4 n_embd
     "num_attention_heads": ("n_head", 12),
     "initial_context_length": ("n_positions", 1024),
     "tie_embeddings": ("tie_word_embeddings", True),
 }
-# Settings that would make another model of the same weights: what they must be, the default first.
+# Settings under which the same weights would be another model, with the values that we implement, default first.
 FIXED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (LAYER_NORM_EPS,),
@@ -51,13 +51,13 @@ FIXED = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
-# the causal mask and the number that it puts in: buffers in files of older versions
+# Buffers in files of older versions: the causal mask, and the number that masked scores get.
 IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 
 
 # ------------------------------------------------------------------------------------------------- names
 def their_names(config: ModelConfig) -> dict[str, str]:
-    """{our name: theirs} of every tensor, without the "transformer." that some files put in front."""
+    """{our name: their name} of every tensor, without the prefix "transformer." that some files use."""
     parts = {
         "attn.norm": "ln_1",
         "attn.qkv": "attn.c_attn",
@@ -78,12 +78,12 @@ def their_names(config: ModelConfig) -> dict[str, str]:
 
 
 def _turned(theirs: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A matrix of a block between their layout and ours, either way; anything else as it is."""
+    """A matrix of a block, transposed from their layout to ours or back; other tensors unchanged."""
     return tensor.T if re.fullmatch(r"h\..+\.c_\w+\.weight", theirs) else tensor
 
 
 def to_hugging_face(weights: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Our tensors (or their gradients) under the names and in the layouts of GPT2LMHeadModel."""
+    """Our tensors, or their gradients, with the names and layouts of GPT2LMHeadModel."""
     tensors = {}
     for ours, theirs in their_names(config).items():
         tensor = weights[ours]
@@ -97,28 +97,28 @@ def to_hugging_face(weights: dict[str, torch.Tensor], config: ModelConfig) -> di
 def from_hugging_face(
     tensors: dict[str, torch.Tensor], config: ModelConfig, source: str | Path
 ) -> dict[str, torch.Tensor]:
-    """Their tensors as ours, in float32, the vocabulary padded with zeros to that of config.
+    """Their tensors with our names and layouts, in float32, the vocabulary padded with zeros.
 
-    Raises ValueError, in one sentence that names source, for tensors that are not those of this config.
+    source: the folder, for messages.  Raises ValueError for tensors that do not fit config.
     """
     found = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     found = {name: tensor for name, tensor in found.items() if not IGNORED.fullmatch(name)}
     if config.tie_embeddings and "wte.weight" in found and "lm_head.weight" in found:
         if not torch.equal(found.pop("lm_head.weight"), found["wte.weight"]):
             raise ValueError(
-                f"{source} has a head of its own (lm_head.weight is not wte.weight), and its {CONFIG} says "
-                "tie_word_embeddings true; correct that to false"
+                f"{source} has a head of its own (lm_head.weight differs from wte.weight), but its {CONFIG} "
+                "has tie_word_embeddings true; set it to false"
             )
     with torch.device("meta"):
         wanted = to_hugging_face(GPT2(config).state_dict(), config)
     shapes = {name.removeprefix("transformer."): tensor.shape for name, tensor in wanted.items()}
     for problem, odd in (
-        ("lacks tensors of a GPT-2", shapes.keys() - found.keys()),
-        ("has tensors that no GPT-2 has", found.keys() - shapes.keys()),
+        ("lacks {} tensors of GPT-2", shapes.keys() - found.keys()),
+        ("holds {} tensors that GPT-2 lacks", found.keys() - shapes.keys()),
     ):
         if odd:
             raise ValueError(
-                f"{source} {problem} ({len(odd)}, first {min(odd)}); write it with GPT2LMHeadModel's "
+                f"{source} {problem.format(len(odd))} (first: {min(odd)}); write it with GPT2LMHeadModel's "
                 "save_pretrained"
             )
     for name, tensor in found.items():
@@ -140,17 +140,17 @@ def from_hugging_face(
 
 # ----------------------------------------------------------------------------------------------- reading
 def read_config(folder: str | Path) -> ModelConfig:
-    """The shape that the config.json of a GPT-2 describes, its vocabulary padded to a multiple of 64."""
+    """The config that config.json describes, its vocabulary padded to a multiple of 64."""
     path = Path(folder) / CONFIG
     theirs = read_json_object(path)
     for name, allowed in FIXED.items():
         if theirs.get(name, allowed[0]) not in allowed:
             raise ValueError(
-                f"{name} in {path} must be {json.dumps(allowed[0])}, got {theirs[name]!r}; a GPT-2 that "
-                "was trained with another cannot be read"
+                f"{name} in {path} must be {json.dumps(allowed[0])}, got {theirs[name]!r}; this code has no "
+                "GPT-2 with another value"
             )
     values = {ours: theirs.get(name, default) for ours, (name, default) in SIZES.items()}
-    with reading(path, "the shape of a GPT-2", way_out="use another copy of it"):
+    with reading(path, "the config of a GPT-2", way_out="use another copy of it"):
         if values["intermediate_size"] is None:
             values["intermediate_size"] = 4 * values["hidden_size"]
         used = values["vocab_size"]
@@ -160,15 +160,15 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """The tensors of a folder under our names, float32."""
+    """The tensors of a folder with our names, in float32."""
     from safetensors.torch import load_file
 
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         several = (Path(folder) / f"{WEIGHTS}.index.json").is_file()
-        state = "the weights in several files" if several else f"no {WEIGHTS}"
+        state = "its weights in several files" if several else f"no {WEIGHTS}"
         raise ValueError(
-            f"{folder} has {state}; write one with GPT2LMHeadModel's "
+            f"{folder} has {state}; write one file with GPT2LMHeadModel's "
             "save_pretrained(FOLDER, max_shard_size='20GB')"
         )
     with reading(path, "weights", way_out="use another copy of it"):
@@ -177,7 +177,7 @@ def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Ten
 
 
 def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
-    """State of the tokenizer: what stands beside the weights, or else GPT-2's own."""
+    """The state of the tokenizer beside the weights, or else of GPT-2's own."""
     path = Path(folder) / TOKENIZER
     used = config.used_vocab_size or config.vocab_size
     if path.is_file():
@@ -186,19 +186,19 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     else:
         if used != GPT2_IDS:
             raise ValueError(
-                f"{folder} has {used:,} ids, and GPT-2's tokenizer {GPT2_IDS:,}; only folders of that "
-                f"tokenizer, or with the {TOKENIZER} that export writes beside the weights, can be read"
+                f"{folder} has {used:,} ids and no {TOKENIZER}, so it needs GPT-2's tokenizer, which has "
+                f"{GPT2_IDS:,}; use a folder with {GPT2_IDS:,} ids, or one that export wrote"
             )
         encoding, way_out = get_tokenizer("gpt2"), "use the weights that belong to it"
     if encoding.n_vocab != used:
         raise ValueError(
-            f"{folder} has {used:,} ids, and its tokenizer {encoding.name} {encoding.n_vocab:,}; {way_out}"
+            f"{folder} has {used:,} ids, but its tokenizer {encoding.name} has {encoding.n_vocab:,}; {way_out}"
         )
     return tokenizer_state(encoding)
 
 
 def read_folder(folder: str | Path) -> dict[str, Any]:
-    """What checkpoint.read_checkpoint returns, of a folder of transformers; step 0, and no run to continue."""
+    """The dictionary of a checkpoint, as from checkpoint.read_checkpoint, with step 0 and no training state."""
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
     return {
@@ -212,10 +212,10 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
 
 # ----------------------------------------------------------------------------------------------- writing
 def write_folder(model: GPT2, folder: str | Path) -> None:
-    """What GPT2LMHeadModel.from_pretrained reads, and read_folder; it is there whole or not at all.
+    """Write a folder that GPT2LMHeadModel.from_pretrained and read_folder read. It is written whole or not at all.
 
-    The tokenizer of the model, if it has one, goes beside the weights in our own form.
-    Raises ValueError for a folder that holds something and for one that cannot be written.
+    The tokenizer of the model, if it has one, is stored beside the weights as tokenizer_state describes it.
+    Raises ValueError for a folder that is not empty, and CannotWrite.
     """
     from safetensors.torch import save
 
@@ -223,13 +223,13 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} must be a new or an empty folder; choose another name")
     if not folder.absolute().parent.is_dir():
-        raise ValueError(f"{folder} is in a folder that does not exist; make that first")
+        raise ValueError(f"{folder} is in a folder that does not exist; create that first")
     config, tokenizer = model.config, model.tokenizer
     theirs = {name: getattr(config, ours) for ours, (name, _) in SIZES.items()}
     theirs |= {name: allowed[0] for name, allowed in FIXED.items()}
     theirs |= {name: config.dropout for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
     end_of_text = tokenizer.eot_token if tokenizer else None
-    theirs |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}  # a text begins and ends with it
+    theirs |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}  # both are the end-of-text token
     theirs |= {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32"}
     theirs["vocab_size"] = config.used_vocab_size or config.vocab_size
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
@@ -237,14 +237,14 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     if tokenizer:
         files[TOKENIZER] = _as_json(tokenizer_state(tokenizer))
     temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed export leaves it behind
     with writing(folder):
         try:
             temporary.mkdir()
             for name, content in files.items():
                 with atomic_write(temporary / name) as file:
                     file.write(content)
-            os.replace(temporary, folder)  # an empty folder gives way
+            os.replace(temporary, folder)  # replaces an empty folder
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -257,19 +257,19 @@ def _as_json(value: Any) -> bytes:
 def run(argv: list[str] | None) -> None:
     parser = Parser(prog="gpt2_hugging_face", description=__doc__.splitlines()[0], allow_abbrev=False)
     export = parser.add_subparsers(required=True, metavar="export").add_parser(
-        "export", help="a checkpoint of --model gpt2 as a folder that transformers reads"
+        "export", help="write a checkpoint of --model gpt2 as a folder that transformers reads"
     )
     export.add_argument(
         "--checkpoint", required=True, metavar="CKPT", help="checkpoint_<step>.pt, RUN or RUN/best.json"
     )
-    export.add_argument("--out", required=True, metavar="FOLDER", help="to write; new or empty")
+    export.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write; new or empty")
     args = parser.parse_args(argv)
     write_folder(GPT2.from_checkpoint(args.checkpoint), args.out)
     print(f"wrote {args.out}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0, or as common/script.py says for bad input and Ctrl-C."""
+    """Return the exit code; see common/script.py."""
     return exit_code("gpt2_hugging_face", lambda: run(argv))
 
 

@@ -105,7 +105,7 @@ def save_rank_file(encoding: tiktoken.Encoding, path: Path, provenance: dict) ->
     """Write the ranks to `path`, a base64 token and its rank per line, and the rest to a .json beside it."""
     if encoding.name in DOWNLOADS:
         raise ValueError(
-            f"a rank file must not have the name of a tokenizer of tiktoken, got {encoding.name!r}; choose another"
+            f"a rank file must not have the name of a tokenizer of tiktoken ({encoding.name}); choose another"
         )
     description = tokenizer_state(encoding)
     ranks = description.pop("ranks")
@@ -191,7 +191,7 @@ def _build(state: dict) -> tiktoken.Encoding:
 def _require_fingerprint(found: str, state: dict) -> None:
     if found != state["sha256"]:
         raise ValueError(
-            f"its sha256 is {found[:12]}, but {str(state['sha256'])[:12]} was saved, so it would give other ids"
+            f"its sha256 is {found[:12]}, but {str(state['sha256'])[:12]} was saved, so its ids differ"
         )
 
 

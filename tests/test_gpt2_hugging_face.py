@@ -145,34 +145,34 @@ def several_files(folder):
 QKV = "transformer/h/1/attn/c_attn/weight"
 WRONG = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; use a folder that is whole"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; write one with"),
-    "several files": (several_files, "has the weights in several files; write one with"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; write one file"),
+    "several files": (several_files, "has its weights in several files; write one"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json must hold a JSON object; use"),
     "other model": (lambda f: change_config(f, model_type="llama"),
                     "config.json must be one of gpt2, got 'llama'; this code reads no other"),
     "no model": (lambda f: change_config(f, model_type=KeyError), "must be one of gpt2, got None"),
     "relu": (lambda f: change_config(f, activation_function="relu"),
-             "activation_function in .*config.json must be \"gelu_new\", got 'relu'; a GPT-2 that"),
+             "activation_function in .*config.json must be \"gelu_new\", got 'relu'; this code has no"),
     "scaled": (lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True), "must be false, got True"),
-    "text for a size": (lambda f: change_config(f, n_embd="wide"), "cannot be read as the shape of a GPT-2 .hidden_size must be a whole number"),
-    "text for ids": (lambda f: change_config(f, vocab_size="260"), "cannot be read as the shape of a GPT-2 .it is damaged"),
+    "text for a size": (lambda f: change_config(f, n_embd="wide"), "cannot be read as the config of a GPT-2 .hidden_size must be a whole number"),
+    "text for ids": (lambda f: change_config(f, vocab_size="260"), "cannot be read as the config of a GPT-2 .it is damaged"),
     "heads": (lambda f: change_config(f, n_head=3), "hidden_size must be a multiple of num_attention_heads"),
     "huge": (lambda f: change_config(f, n_layer=10**400), "num_hidden_layers must be a whole number below"),
     "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
                   "model.safetensors cannot be read as weights .it is damaged.*; use another copy of it"),
     "missing": (lambda f: change_tensors(f, **{QKV: KeyError}),
-                "lacks tensors of a GPT-2 .1, first h.1.attn.c_attn.weight.; write it with"),
+                "lacks 1 tensors of GPT-2 .first: h.1.attn.c_attn.weight.; write it with"),
     "surplus": (lambda f: change_tensors(f, **{"h/0/attn/rotary": torch.zeros(2)}),
-                "has tensors that no GPT-2 has .1, first h.0.attn.rotary.; write it with"),
+                "holds 1 tensors that GPT-2 lacks .first: h.0.attn.rotary.; write it with"),
     "turned": (lambda f: change_tensors(f, **{QKV: torch.zeros(60, 20)}),
                r"h.1.attn.c_attn.weight of .* in the shape \[20, 60\], as its config.json says, got "
                r"torch.float32 in \[60, 20\]; use"),
     "integers": (lambda f: change_tensors(f, **{QKV: torch.zeros(20, 60, dtype=torch.int8)}), "got torch.int8"),
     "another head": (lambda f: change_tensors(f, **{"lm_head/weight": torch.zeros(260, 20)}),
-                     "has a head of its own .*; correct that to false"),
+                     "has a head of its own .*; set it to false"),
     "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(),
-                     "has 260 ids, and GPT-2's tokenizer 50,257; only folders of that tokenizer, or with"),
-    "other ids": (lambda f: change_config(f, vocab_size=259), "has 259 ids, and its tokenizer tiny 260; use"),
+                     "has 260 ids and no tiktoken.json, so it needs GPT-2's .* 50,257; use a folder with"),
+    "other ids": (lambda f: change_config(f, vocab_size=259), "has 259 ids, but its tokenizer tiny has 260; use"),
     "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "tiktoken.json must hold a JSON object"),
 }  # fmt: skip
 
@@ -196,7 +196,7 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     for path in (tmp_path / "mine", tmp_path / "mine/notes.txt"):
         with pytest.raises(ValueError, match=f"^{path} must be a new or an empty folder; choose"):
             write_folder(model, path)
-    with pytest.raises(ValueError, match="is in a folder that does not exist; make that first"):
+    with pytest.raises(ValueError, match="is in a folder that does not exist; create that first"):
         write_folder(model, tmp_path / "a/b")
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
     (tmp_path / "empty").mkdir()
