@@ -1,10 +1,10 @@
-"""Sample a checkpoint from the command line.
+"""Generate text with a checkpoint, from the command line.
 
     python sample.py --checkpoint model --prompt "Once upon a time"
-    python sample.py --checkpoint model/checkpoint_500.pt --prompts prompts.txt --num_samples 3 --seed 7
+    python sample.py --checkpoint model --best --prompts prompts.txt --num_samples 3 --seed 7
 
-The text goes to stdout, everything else to stderr. A single sample appears as it is written; several
-run in one batch and are printed when all have ended. torch is imported after the flags are read.
+The text goes to stdout, everything else to stderr. One sample is printed while it is generated; several are
+generated in one batch and printed at the end. torch is imported after the flags are parsed, for a quick --help.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tqdm import tqdm
 from common.files import atomic_write
 from common.script import Parser, exit_code, say
 
-MOST_SAMPLES = 1_000_000  # of a prompt
-MAX_TOKENS = 256  # unless --max_tokens says otherwise, or the context limit leaves less
+MOST_SAMPLES = 1_000_000  # per prompt
+MAX_TOKENS = 256  # the default of --max_tokens, unless the context limit leaves room for fewer
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="sample.py", description="Sample a checkpoint.", allow_abbrev=False)
+    parser = Parser(prog="sample.py", description="Generate text with a checkpoint.", allow_abbrev=False)
     add, whole, number = parser.add_argument, dict(type=int, metavar="N"), dict(type=float, metavar="X")
     told = "checkpoint_<step>.pt, or a run's folder for its newest"
     add("--checkpoint", required=True, metavar="CKPT", help=told)
@@ -59,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts that were asked for; "" starts a new text."""
+    """The prompts of the command line; "" starts a new text."""
     if args.prompts is None:
         prompts = [""] if args.prompt is None else args.prompt
         for prompt in prompts:
@@ -67,7 +67,9 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
                 raise ValueError(f"--prompt must be UTF-8 text, got {prompt!r}")
         return prompts
     try:
-        text = Path(args.prompts).read_text(encoding="utf-8-sig")  # Windows puts a mark in front
+        text = Path(args.prompts).read_text(
+            encoding="utf-8-sig"
+        )  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(
             f"--prompts {args.prompts} must be UTF-8 text, and byte {error.start} is not; "
@@ -75,12 +77,12 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         ) from None
     prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
-        raise ValueError(f"--prompts {args.prompts} has no prompt; write one per line")
+        raise ValueError(f"--prompts {args.prompts} contains no prompt; write one per line")
     return prompts
 
 
 def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
-    """The texts with all that comes to them; many are counted meanwhile."""
+    """The texts with their continuations. A progress bar counts the pieces."""
     told = list(texts)
     for row, piece in tqdm(pieces, desc="tokens", unit="", leave=False, disable=None):
         told[row] += piece
@@ -88,7 +90,7 @@ def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
 
 
 def write_texts(path: str, texts: list[str]) -> None:
-    """One whole file, or none."""
+    """Write the texts to a .jsonl or .txt file, whole or not at all."""
     if path.endswith(".jsonl"):
         lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     else:
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
         max_tokens = max(1, min(MAX_TOKENS, limit - longest))
     texts = [prompt for prompt in prompts for _ in range(args.num_samples)]
     filters = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    if longest + max_tokens <= limit:  # otherwise stream_text refuses
+    if longest + max_tokens <= limit:  # otherwise stream_text raises an error
         require_memory(model, len(texts), longest + max_tokens, machine.available_memory(device))
     pieces = stream_text(model, texts, max_tokens=max_tokens, seed=seed, **filters)
     say(f"{path}, {device}, seed {seed}")
@@ -134,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
         try:
             for _, piece in pieces:
                 print(piece, end="", flush=True)
-        finally:  # Ctrl-C, too, leaves a whole line
+        finally:  # also after Ctrl-C
             print(flush=True)
         return
     for row, text in enumerate(finish(texts, pieces)):
@@ -144,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0, or as common/script.py says for bad input and Ctrl-C."""
+    """Return the exit code; see common/script.py."""
     return exit_code("sample.py", lambda: run(parse(argv)))
 
 

@@ -2,11 +2,11 @@
 
     python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out FOLDER
 
-registry.read_weights reads such a folder through this module, so it can be used wherever a checkpoint can. Only
-tensors are read, never a pickle. transformers need not be installed.
+registry.read_weights reads such a folder through this module, so it can be used wherever a checkpoint can.
+Only tensors are read, never a pickle. transformers need not be installed.
 
-Our format differs in names, in the matrices of a block ((out, in) here, (in, out) there), and in the vocabulary,
-which is padded to a multiple of 64 here. Dropout is a setting of a run here, so that of the folder is ignored.
+Our format has other names, transposed matrices in the blocks ((out, in) here, (in, out) there), and a
+vocabulary padded to a multiple of 64. Dropout is a setting of a run here, so that of the folder is ignored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZES = {
     "initial_context_length": ("n_positions", 1024),
     "tie_embeddings": ("tie_word_embeddings", True),
 }
-# Settings under which the same weights would be another model, with the values that we implement, default first.
+# Settings that change what the same weights compute: the values that this code implements, default first.
 FIXED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (LAYER_NORM_EPS,),
@@ -192,13 +192,14 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
         encoding, way_out = get_tokenizer("gpt2"), "use the weights that belong to it"
     if encoding.n_vocab != used:
         raise ValueError(
-            f"{folder} has {used:,} ids, but its tokenizer {encoding.name} has {encoding.n_vocab:,}; {way_out}"
+            f"{folder} has {used:,} ids, but its tokenizer {encoding.name} has {encoding.n_vocab:,}; "
+            f"{way_out}"
         )
     return tokenizer_state(encoding)
 
 
 def read_folder(folder: str | Path) -> dict[str, Any]:
-    """The dictionary of a checkpoint, as from checkpoint.read_checkpoint, with step 0 and no training state."""
+    """A dictionary like that of checkpoint.read_checkpoint, with step 0 and no training state."""
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
     return {
@@ -212,7 +213,7 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
 
 # ----------------------------------------------------------------------------------------------- writing
 def write_folder(model: GPT2, folder: str | Path) -> None:
-    """Write a folder that GPT2LMHeadModel.from_pretrained and read_folder read. It is written whole or not at all.
+    """Write a folder for GPT2LMHeadModel.from_pretrained and read_folder. A failed write leaves nothing.
 
     The tokenizer of the model, if it has one, is stored beside the weights as tokenizer_state describes it.
     Raises ValueError for a folder that is not empty, and CannotWrite.

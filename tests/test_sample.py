@@ -198,7 +198,7 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
     [
         (["--prompt", "a", "--prompts", "b"], "not allowed with"),
         (["--prompts", "{folder}/none.txt"], "none.txt: No such file"),
-        (["--prompts", "{folder}/blank.txt"], "has no prompt"),
+        (["--prompts", "{folder}/blank.txt"], "contains no prompt"),
         (["--prompts", "{folder}/latin1.txt"], "must be UTF-8 text, and byte 3 is not"),
         (["--prompt", "\udcff"], "must be UTF-8"),
         (["--num_samples", str(10**9)], "num_samples must be from 1 to 1,000,000"),
