@@ -2,7 +2,7 @@
 
 from inference import generate_text, load_model
 
-model = load_model("model")  # a run's folder, RUN/best.json, a checkpoint_<step>.pt, or a folder of transformers
+model = load_model("model")  # a run's folder, RUN/best.json or a checkpoint_<step>.pt
 print(generate_text(model, "Once upon a time", max_tokens=200, temperature=0.8))
 """
 

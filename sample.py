@@ -4,7 +4,7 @@
     python sample.py --checkpoint model --best --prompts prompts.txt --num_samples 3 --seed 7
 
 The text goes to stdout, everything else to stderr. One sample is printed while it is generated; several are
-generated in one batch and printed at the end. torch is imported after the flags are parsed, for a quick --help.
+generated in one batch and printed at the end. torch is imported after the flags are parsed: --help is quick.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add, whole, number = parser.add_argument, dict(type=int, metavar="N"), dict(type=float, metavar="X")
     told = "checkpoint_<step>.pt, or a run's folder for its newest"
     add("--checkpoint", required=True, metavar="CKPT", help=told)
-    add(
-        "--best", action="store_true", help="of a run's folder the checkpoint with the lowest validation loss"
-    )
+    add("--best", action="store_true", help="with a run's folder: its checkpoint of lowest validation loss")
     prompts = parser.add_mutually_exclusive_group()
     told = "one or more texts to continue (default: start a new text)"
     prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help=told)

@@ -245,10 +245,10 @@ def load_weights(
     expected = model.state_dict()
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     for problem, names in (
-        ("holds {} tensors that this model lacks", weights.keys() - shapes.keys()),
-        ("lacks {} tensors of this model", shapes.keys() - added - weights.keys()),
+        ("holds {} tensor(s) that this model lacks", weights.keys() - shapes.keys()),
+        ("lacks {} tensor(s) of this model", shapes.keys() - added - weights.keys()),
         (
-            "holds {} tensors of another shape",
+            "holds {} tensor(s) of another shape",
             {name for name in weights if getattr(weights[name], "shape", None) != shapes.get(name)},
         ),
     ):

@@ -113,8 +113,8 @@ def from_hugging_face(
         wanted = to_hugging_face(GPT2(config).state_dict(), config)
     shapes = {name.removeprefix("transformer."): tensor.shape for name, tensor in wanted.items()}
     for problem, odd in (
-        ("lacks {} tensors of GPT-2", shapes.keys() - found.keys()),
-        ("holds {} tensors that GPT-2 lacks", found.keys() - shapes.keys()),
+        ("lacks {} tensor(s) of GPT-2", shapes.keys() - found.keys()),
+        ("holds {} tensor(s) that GPT-2 lacks", found.keys() - shapes.keys()),
     ):
         if odd:
             raise ValueError(
@@ -125,7 +125,7 @@ def from_hugging_face(
         if tensor.shape != shapes[name] or not tensor.is_floating_point():
             raise ValueError(
                 f"{name} of {source} must hold floating point numbers in the shape {list(shapes[name])}, as "
-                f"its {CONFIG} says, got {tensor.dtype} in {list(tensor.shape)}; use a folder whose two files "
+                f"its {CONFIG} says, got {tensor.dtype} in {list(tensor.shape)}; use a folder whose files "
                 "belong together"
             )
     weights = {}
@@ -182,18 +182,17 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     used = config.used_vocab_size or config.vocab_size
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
-        way_out = f"use the {TOKENIZER} that was written with these weights"
+    elif used == GPT2_IDS:
+        encoding = get_tokenizer("gpt2")
     else:
-        if used != GPT2_IDS:
-            raise ValueError(
-                f"{folder} has {used:,} ids and no {TOKENIZER}, so it needs GPT-2's tokenizer, which has "
-                f"{GPT2_IDS:,}; use a folder with {GPT2_IDS:,} ids, or one that export wrote"
-            )
-        encoding, way_out = get_tokenizer("gpt2"), "use the weights that belong to it"
+        raise ValueError(
+            f"{folder} has {used:,} ids and no {TOKENIZER}, so it needs GPT-2's tokenizer, which has "
+            f"{GPT2_IDS:,}; use a folder with {GPT2_IDS:,} ids, or one that export wrote"
+        )
     if encoding.n_vocab != used:
         raise ValueError(
             f"{folder} has {used:,} ids, but its tokenizer {encoding.name} has {encoding.n_vocab:,}; "
-            f"{way_out}"
+            f"use the {TOKENIZER} that was written with these weights"
         )
     return tokenizer_state(encoding)
 
@@ -202,13 +201,8 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
     """A dictionary like that of checkpoint.read_checkpoint, with step 0 and no training state."""
     config = read_config(folder)
     tokenizer = read_tokenizer(folder, config)
-    return {
-        "model_name": "gpt2",
-        "config": asdict(config),
-        "model": read_weights(folder, config),
-        "tokenizer": tokenizer,
-        "step": 0,
-    }
+    state = {"model_name": "gpt2", "config": asdict(config), "tokenizer": tokenizer, "step": 0}
+    return state | {"model": read_weights(folder, config)}
 
 
 # ----------------------------------------------------------------------------------------------- writing
@@ -230,7 +224,7 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     theirs |= {name: allowed[0] for name, allowed in FIXED.items()}
     theirs |= {name: config.dropout for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop")}
     end_of_text = tokenizer.eot_token if tokenizer else None
-    theirs |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}  # both are the end-of-text token
+    theirs |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     theirs |= {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32"}
     theirs["vocab_size"] = config.used_vocab_size or config.vocab_size
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
@@ -260,9 +254,8 @@ def run(argv: list[str] | None) -> None:
     export = parser.add_subparsers(required=True, metavar="export").add_parser(
         "export", help="write a checkpoint of --model gpt2 as a folder that transformers reads"
     )
-    export.add_argument(
-        "--checkpoint", required=True, metavar="CKPT", help="checkpoint_<step>.pt, RUN or RUN/best.json"
-    )
+    checkpoint = "checkpoint_<step>.pt, RUN or RUN/best.json"
+    export.add_argument("--checkpoint", required=True, metavar="CKPT", help=checkpoint)
     export.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write; new or empty")
     args = parser.parse_args(argv)
     write_folder(GPT2.from_checkpoint(args.checkpoint), args.out)

@@ -161,9 +161,9 @@ WRONG = {
     "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
                   "model.safetensors cannot be read as weights .it is damaged.*; use another copy of it"),
     "missing": (lambda f: change_tensors(f, **{QKV: KeyError}),
-                "lacks 1 tensors of GPT-2 .first: h.1.attn.c_attn.weight.; write it with"),
+                "lacks 1 tensor.s. of GPT-2 .first: h.1.attn.c_attn.weight.; write it with"),
     "surplus": (lambda f: change_tensors(f, **{"h/0/attn/rotary": torch.zeros(2)}),
-                "holds 1 tensors that GPT-2 lacks .first: h.0.attn.rotary.; write it with"),
+                "holds 1 tensor.s. that GPT-2 lacks .first: h.0.attn.rotary.; write it with"),
     "turned": (lambda f: change_tensors(f, **{QKV: torch.zeros(60, 20)}),
                r"h.1.attn.c_attn.weight of .* in the shape \[20, 60\], as its config.json says, got "
                r"torch.float32 in \[60, 20\]; use"),

@@ -409,7 +409,7 @@ def damaged(kind: str, good: Path) -> Path:
         ("code in a zip", "could run code"),
         ("code in a pickle", "cut off, damaged|could run code"),
         ("unknown name", "model must be one of .*, got 'gpt9'"),
-        ("another class", "tensors that this model lacks"),
+        ("another class", "that this model lacks"),
         ("foreign", "so another program wrote it"),
     ],
 )

@@ -97,7 +97,7 @@ class SegmentDecoder:
         return logits
 
     def _forward(self, parts: list[list[int]]) -> torch.Tensor:
-        """Feed ids that fit into the current segments. Returns (B, V) logits; rows without ids get arbitrary ones."""
+        """Feed ids that fit into the current segments. Returns (B, V) logits, arbitrary for a row without ids."""
         width, device = max(map(len, parts)), self.state.device
         ids = torch.tensor([[0] * (width - len(part)) + part for part in parts], device=device)
         positions = torch.tensor(
