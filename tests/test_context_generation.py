@@ -56,7 +56,7 @@ def test_rows_of_any_lengths_continue_as_each_alone_and_as_reading_from_the_begi
     for row, prompt in enumerate(RAGGED):
         alone = [row_generators(5, 4)[row]]
         assert generate(model, [prompt], generators=alone, **options) == [together[row]]
-    assert len({tuple(row) for row in together}) == 4  # not a model that says one thing
+    assert len({tuple(row) for row in together}) == 4  # the rows differ
 
 
 def test_the_logits_while_decoding_are_those_of_training(model):
@@ -78,7 +78,7 @@ def test_a_text_may_be_longer_than_the_context_limit(model):
     assert len(row) == 20 > model.config.context_limit
 
 
-def test_what_lies_before_the_current_segment_matters_through_the_state(model):
+def test_the_state_carries_what_lies_before_the_current_segment(model):
     begun = [[1] * LENGTH + [5], [2] * LENGTH + [5]]
     one, other = (read_from_the_beginning(model, text)[:260] for text in begun)
     assert (one - other).abs().max() > 1e-3
@@ -99,7 +99,7 @@ def test_calls_cut_anywhere_equal_one_text_read_from_the_beginning(model, checkp
     assert len(text) > 5 * LENGTH
 
 
-def test_prompts_and_what_was_generated_count_though_nobody_waited_for_the_rest(model, checkpoint):
+def test_the_text_has_every_prompt_and_token_even_if_the_caller_stops_early(model, checkpoint):
     generator = TokenGenerator(checkpoint, seed=3)
     steps = generator.generate(PROMPT, temperature=1.0)
     taken = [next(steps) for _ in range(4)]
@@ -130,7 +130,7 @@ def test_a_text_that_was_reset_does_not_go_on(checkpoint):
         next(steps)
 
 
-def test_logits_that_are_not_finite_are_told_and_not_sampled(checkpoint):
+def test_logits_that_are_not_finite_are_an_error(checkpoint):
     generator = TokenGenerator(checkpoint)
     with torch.no_grad():
         generator.model.unembedding.weight.fill_(torch.nan)
@@ -138,7 +138,7 @@ def test_logits_that_are_not_finite_are_told_and_not_sampled(checkpoint):
         next(generator.generate(PROMPT))
 
 
-def test_a_stop_token_ends_a_call_and_is_handed_out(checkpoint):
+def test_a_stop_token_ends_a_call_and_is_returned(checkpoint):
     generator = TokenGenerator(checkpoint)
     free = list(generator.generate(PROMPT, [], 0.0, 9))
     generator.reset()
@@ -155,12 +155,12 @@ def test_a_stop_token_ends_a_call_and_is_handed_out(checkpoint):
         (([1], [], 1.0, -1), "max_tokens must be at least 0, got -1"),
     ],
 )
-def test_wrong_arguments_are_told_at_the_call(checkpoint, arguments, message):
+def test_wrong_arguments_raise_at_the_call(checkpoint, arguments, message):
     with pytest.raises(ValueError, match=message):
         TokenGenerator(checkpoint).generate(*arguments)
 
 
-def test_a_trunk_is_refused_with_the_name_of_what_samples_it(tmp_path):
+def test_token_generator_refuses_a_trunk_and_names_load_model(tmp_path):
     path = save(build(Transformer, ModelConfig), tmp_path / "checkpoint_3.pt")
     told = "holds a 'gptoss' model, not 'gptoss_context'; load it with .*load_model"
     with pytest.raises(ValueError, match=told):

@@ -1,4 +1,4 @@
-"""What people know from the README of VizuaraAI's nano-gpt-oss, and what others import: it works by these names."""
+"""Commands and names from the README of VizuaraAI's nano-gpt-oss, and the names that other code imports, work."""
 
 from pathlib import Path
 

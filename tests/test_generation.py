@@ -14,11 +14,9 @@ from architecture.generation.text import TextStream, encode_prompt, generate_tex
 from architecture.gptoss import ModelConfig, Transformer
 
 # every axis differs, so that a transpose shows; 300 ids of which the last 40 are padding
-CONFIG = ModelConfig(
-    num_hidden_layers=2, num_experts=5, experts_per_token=2, vocab_size=300, used_vocab_size=260,
-    hidden_size=20, intermediate_size=9, head_dim=4, num_attention_heads=6, num_key_value_heads=3,
-    sliding_window=6, initial_context_length=40, rope_scaling_factor=1.0,
-)  # fmt: skip
+SHAPE = dict(num_hidden_layers=2, num_experts=5, experts_per_token=2, vocab_size=300, used_vocab_size=260)
+SHAPE |= dict(hidden_size=20, intermediate_size=9, head_dim=4, num_attention_heads=6, num_key_value_heads=3)
+CONFIG = ModelConfig(**SHAPE, sliding_window=6, initial_context_length=40, rope_scaling_factor=1.0)
 RAGGED = [[7, 3, 250, 9, 11, 2, 8, 100, 4, 5, 6], [42], [200, 1, 30, 31], [7, 7]]  # 11, 1, 4, 2 ids
 
 
@@ -209,7 +207,7 @@ def test_a_row_that_ends_does_not_change_the_others(model):
     own = generators(4)
     stopped = generate(model, RAGGED, max_tokens=20, stop_tokens=[stop], generators=own)
     assert stopped == expected
-    # one number per id: the generator of an ended row has not moved on
+    # One number is drawn per id, and none after the end of a row.
     again = generators(4)[1]
     torch.rand(4, generator=again, dtype=torch.float64)
     assert torch.equal(again.get_state(), own[1].get_state())
@@ -236,13 +234,13 @@ def test_generation_leaves_mode_gradients_and_global_randomness_alone():
     before = torch.get_rng_state()
     steps = generate_steps(model, [[5]], max_tokens=3, generators=generators(1))
     next(steps)
-    assert torch.is_grad_enabled()  # between two steps, in the reader's code
-    steps.close()  # a reader that stops early
+    assert torch.is_grad_enabled()  # in the caller's code, between two steps
+    steps.close()  # the caller stops early
     assert seen == [(False, False)]
     assert model.training and torch.equal(before, torch.get_rng_state())
 
 
-def test_dropout_and_capacity_do_not_touch_generation():
+def test_dropout_and_capacity_do_not_change_generation():
     prompt, options = RAGGED[:1], dict(max_tokens=10, temperature=0)
     plain = generate(build(), prompt, **options)
     assert generate(build(dropout=0.5, capacity_factor=0.1).train(), prompt, **options) == plain
@@ -327,10 +325,10 @@ def test_same_seed_same_text_and_no_seed_another_one(model):
 def test_bad_arguments_are_refused_before_anything_runs(model, change, message):
     good = dict(prompts=[[1, 2]], max_tokens=5, generators=generators(1))
     with pytest.raises(ValueError, match=message):
-        generate_steps(model, **{**good, **change})  # not one step was asked for
+        generate_steps(model, **{**good, **change})  # without a step
 
 
-def test_logits_that_are_not_finite_are_named(model):
+def test_logits_that_are_not_finite_are_an_error(model):
     broken = build()
     with torch.no_grad():
         broken.norm.scale.fill_(math.nan)

@@ -1,4 +1,4 @@
-"""GPT-2: its config, the contract of forward, and parity with transformers and with gptoss.py at its GPT-2 end."""
+"""GPT-2: its config, the contract of forward, and parity with transformers and with gptoss.py under GPT-2's settings."""
 
 import ast
 import json
@@ -123,7 +123,7 @@ def test_the_official_presets_have_the_official_sizes(preset, official):
 
 
 def test_flops_per_token_is_what_torch_counts_but_for_three_definitions():
-    """torch counts matrix products only, computes hidden pairs as well, and has no entry for addmm_, in
+    """torch counts matrix products only, computes masked pairs as well, and has no entry for addmm_, in
     which the head adds up its weight gradient: 2 of 6 FLOPs a value."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -132,13 +132,13 @@ def test_flops_per_token_is_what_torch_counts_but_for_three_definitions():
         model(*batch()).loss.backward()
     counted = counter.get_total_flops() / (B * T)
     vectors = sum(p.numel() for p in model.parameters() if p.dim() == 1)
-    hidden_pairs = 3 * 12 * 20 * (T - (T + 1) / 2)
-    expected = model.config.flops_per_token(T) - 6 * vectors + hidden_pairs - 2 * V * 20
+    masked_pairs = 3 * 12 * 20 * (T - (T + 1) / 2)
+    expected = model.config.flops_per_token(T) - 6 * vectors + masked_pairs - 2 * V * 20
     assert counted == pytest.approx(expected, rel=1e-12)
 
 
 # ------------------------------------------------------------------------------------ the contract
-def test_the_baseline_shares_the_ruler_and_no_code_with_what_it_judges():
+def test_the_baseline_imports_the_interface_and_no_code_of_gptoss():
     tree = ast.parse(Path(gpt2.__file__).read_text())
     imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     ours = {name for name in imported if name.startswith("architecture")}
@@ -186,7 +186,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits():
 def test_padded_ids_get_no_probability_in_loss_logits_and_gradients():
     model = random_model(tie_embeddings=False)
     with torch.no_grad():
-        model.unembedding.weight[USED:] = 100.0  # would win everything
+        model.unembedding.weight[USED:] = 100.0  # would have all the probability
     ids, targets = batch()
     output = model(ids, targets, return_logits=True)
     assert (output.logits[..., USED:] == -torch.inf).all()
@@ -197,7 +197,7 @@ def test_padded_ids_get_no_probability_in_loss_logits_and_gradients():
     assert model.unembedding.weight.grad[:USED].any(1).all()
 
 
-def test_a_model_looks_at_everything_to_the_left_and_nothing_to_the_right():
+def test_attention_sees_all_earlier_tokens_and_no_later_one():
     ids, _ = batch()
     model = random_model()
     changed = ids.clone()
@@ -278,7 +278,7 @@ def test_a_tied_head_is_one_parameter_with_both_gradients():
     assert len(list(tied.parameters())) == len(list(free.parameters())) - 1
     tied(*batch()).loss.backward()
     unused = sorted(set(range(USED)) - set(batch()[0].flatten().tolist()))
-    assert unused and tied.embedding.weight.grad[unused].any()  # through the head alone
+    assert unused and tied.embedding.weight.grad[unused].any()  # their gradient comes from the head alone
 
 
 # ------------------------------------------------------------------------------------ cache and padding
@@ -313,7 +313,7 @@ def test_left_padded_rows_of_different_lengths_equal_each_row_alone(attention, c
     positions = torch.arange(T)[None] - padding[:, None]
     cached = in_pieces(model, ids, chunks, positions)
     whole = model(ids, positions=positions).logits
-    other = torch.where(positions < 0, (ids + 1) % USED, ids)  # what stands there does not matter
+    other = torch.where(positions < 0, (ids + 1) % USED, ids)  # other ids in the padding
     changed = model(other, positions=positions).logits
     for row, pad in enumerate(padding.tolist()):
         alone = model(ids[row : row + 1, pad:]).logits[0]
@@ -352,12 +352,9 @@ def test_logits_and_all_gradients_agree_with_transformers(attention, tie):
     transformers = pytest.importorskip("transformers")
     ids, targets = batch()
     model = random_model(attention=attention, tie_embeddings=tie)
-    peer = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=USED, n_positions=29, n_embd=20, n_layer=3, n_head=5, n_inner=33,
-            tie_word_embeddings=tie, attn_implementation="eager", bos_token_id=0, eos_token_id=0,
-        )
-    ).double().eval()  # fmt: skip
+    sizes = dict(vocab_size=USED, n_positions=29, n_embd=20, n_layer=3, n_head=5, n_inner=33)
+    options = dict(tie_word_embeddings=tie, attn_implementation="eager", bos_token_id=0, eos_token_id=0)
+    peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **options)).double().eval()
     theirs = to_hugging_face({n: p.detach() for n, p in model.state_dict().items()}, model.config)
     lost = peer.load_state_dict(theirs, strict=False)
     assert lost.unexpected_keys == [] and lost.missing_keys == ["lm_head.weight"][: int(tie)]
@@ -365,7 +362,7 @@ def test_logits_and_all_gradients_agree_with_transformers(attention, tie):
     peer_logits = peer(ids).logits
     peer_loss = F.cross_entropy(peer_logits.flatten(0, 1), targets.flatten())
     output = model(ids, targets, return_logits=True)
-    assert peer_logits.abs().max() > 2  # the comparison is of something
+    assert peer_logits.abs().max() > 2  # not a comparison of zeros
     torch.testing.assert_close(output.logits[..., :USED], peer_logits, rtol=0, atol=1e-12)
 
     found = to_hugging_face(gradients(model, output.loss), model.config)
@@ -390,21 +387,18 @@ def test_the_map_to_transformers_and_back_is_the_same_to_the_bit():
             assert not back[name][len(kept) :].any(), name  # padding
 
 
-# --------------------------------------------------------------------------------- gptoss's GPT-2 end
+# --------------------------------------------------------------------------------- gptoss as GPT-2
 @pytest.mark.parametrize(
     "dense", [dict(num_experts=1, experts_per_token=1), dict(moe_layers=())], ids=["one expert", "no experts"]
 )
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
 @pytest.mark.parametrize("backends", [("eager", "loop"), ("sdpa", "sorted")], ids=" ".join)
-def test_gptoss_with_every_switch_at_the_gpt2_end_is_the_same_function(dense, tie, backends):
+def test_gptoss_with_the_settings_of_gpt2_is_the_same_function(dense, tie, backends):
     """The router of one expert chooses it with a softmax of 1, and so gets no gradient."""
     model = random_model(tie_embeddings=tie)
-    config = gptoss.ModelConfig(
-        num_hidden_layers=3, vocab_size=V, used_vocab_size=USED, hidden_size=20, intermediate_size=33,
-        num_attention_heads=5, num_key_value_heads=5, head_dim=4, initial_context_length=29,
-        rope_scaling_factor=1.0, layer_types=(gptoss.FULL,) * 3, attention_sinks=False, position="learned",
-        norm="layernorm", mlp="gelu", tie_embeddings=tie, **dense,
-    )  # fmt: skip
+    switches = dict(rope_scaling_factor=1.0, layer_types=(gptoss.FULL,) * 3, attention_sinks=False)
+    switches |= dict(position="learned", norm="layernorm", mlp="gelu", tie_embeddings=tie)
+    config = gptoss.ModelConfig(**SHAPE, num_key_value_heads=5, head_dim=4, **switches, **dense)
     attention, experts = backends
     trunk = gptoss.Transformer(config, attention=attention, experts=experts).double().eval()
     own = {name for name in trunk.state_dict() if "gate" in name or "selection_bias" in name}

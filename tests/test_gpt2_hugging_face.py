@@ -1,4 +1,4 @@
-"""GPT-2 folders of transformers: read, written, trained from, and every one that cannot be used."""
+"""GPT-2 folders of transformers: read, written, trained from, and refused."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
 from test_generation import tiny_tokenizer
+from test_gpt2_training import SIZES
 from toy_run import load, run_here
 
 import sample
@@ -21,10 +22,10 @@ transformers = pytest.importorskip("transformers")
 
 T = 19
 # no two axes are equal; the tiny tokenizer has 260 ids, and 320 is the next multiple of 64
-SHAPE = dict(num_hidden_layers=3, vocab_size=320, used_vocab_size=260, hidden_size=20, intermediate_size=33,
-             num_attention_heads=5, initial_context_length=29)  # fmt: skip
-THEIRS = dict(vocab_size=260, n_positions=29, n_embd=20, n_layer=3, n_head=5, n_inner=33,
-              bos_token_id=259, eos_token_id=259)  # fmt: skip
+SHAPE = dict(num_hidden_layers=3, vocab_size=320, used_vocab_size=260, hidden_size=20, intermediate_size=33)
+SHAPE |= dict(num_attention_heads=5, initial_context_length=29)
+THEIRS = dict(vocab_size=260, n_positions=29, n_embd=20, n_layer=3, n_head=5, n_inner=33)
+THEIRS |= dict(bos_token_id=259, eos_token_id=259)
 IDS = torch.randint(260, (2, T), generator=torch.Generator().manual_seed(0))
 
 
@@ -53,7 +54,7 @@ def logits_of(model) -> torch.Tensor:
 
 
 def loaded(folder: Path) -> GPT2:
-    """The model of a folder whose tokenizer nobody knows."""
+    """The model of a folder, without a tokenizer."""
     config = read_config(folder)
     model = GPT2(config)
     checkpoint.load_weights(model, read_weights(folder, config), folder)
@@ -131,7 +132,7 @@ def change_config(folder, **changes):
 
 
 def change_tensors(folder, **changes):
-    """changes: names with / for . ; KeyError: left out."""
+    """changes: names with / in place of . ; KeyError removes the tensor."""
     path = folder / "model.safetensors"
     tensors = load_file(path) | {name.replace("/", "."): value for name, value in changes.items()}
     save_file({k: v for k, v in tensors.items() if v is not KeyError}, path)
@@ -178,7 +179,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("spoil, told", WRONG.values(), ids=WRONG)
-def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path, written, capsys, spoil, told):
+def test_an_unusable_folder_is_refused_in_one_line(tmp_path, written, capsys, spoil, told):
     shutil.copytree(written, tmp_path / "given")
     spoil(tmp_path / "given")
     assert run_here(tmp_path, "--init_from", "given", "--dataset", "none.txt") == 2
@@ -204,11 +205,11 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     modes = {path.name: path.stat().st_mode for path in (tmp_path / "empty").iterdir()}
     assert modes.keys() == {"config.json", "model.safetensors", "tiktoken.json"}
     notes = (tmp_path / "mine/notes.txt").stat().st_mode
-    assert set(modes.values()) == {notes}  # readable for whom other files are
+    assert set(modes.values()) == {notes}  # the permissions of any new file
 
 
-def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obstacle(tmp_path, monkeypatch):
-    (tmp_path / ".out.tmp").mkdir()  # what a kill leaves
+def test_a_failed_export_leaves_nothing_and_the_rest_of_a_killed_one_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / ".out.tmp").mkdir()  # left by a killed export
     (tmp_path / ".out.tmp/model.safetensors").write_text("half")
     with monkeypatch.context() as patch:
 
@@ -224,17 +225,16 @@ def test_an_export_that_fails_leaves_nothing_and_one_that_was_killed_is_no_obsta
 
 
 # ------------------------------------------------------------------------------- from run to run, by command
-RUN = ["--device", "cpu", "--threads", 1, "--block_size", 16, "--batch_size", 4, "--max_iters", 3,
-       "--eval_tokens", 256, "--no-use_tensorboard"]  # fmt: skip
-SIZES = ["--num_hidden_layers", 2, "--hidden_size", 32, "--num_attention_heads", 4,
-         "--intermediate_size", 24, "--initial_context_length", 24]  # fmt: skip
+RUN = (
+    "--device cpu --threads 1 --block_size 16 --batch_size 4 --max_iters 3 --eval_tokens 256 --no-use_tensorboard"
+).split()
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, corpus) -> Path:
     """A folder with a run of gpt2 in model/ and its export in exported/."""
     folder = tmp_path_factory.mktemp("exported")
-    assert run_here(folder, "--model", "gpt2", *SIZES, *RUN, *corpus) == 0
+    assert run_here(folder, *SIZES, *RUN, *corpus) == 0
     assert main(["export", "--checkpoint", str(folder / "model"), "--out", str(folder / "exported")]) == 0
     return folder
 
@@ -246,8 +246,8 @@ def test_an_exported_run_scores_and_tells_what_its_checkpoint_does(exported, cor
         capsys.readouterr()
         assert run_here(exported, *RUN[:6], "--eval_only", given, *corpus) == 0
         scores.append(capsys.readouterr().out)
-        assert sample.main(["--checkpoint", given, "--prompt", "Tom", "--seed", "3", "--device", "cpu",
-                            "--max_tokens", "8"]) == 0  # fmt: skip
+        flags = "--prompt Tom --seed 3 --device cpu --max_tokens 8".split()
+        assert sample.main(["--checkpoint", given, *flags]) == 0
         stories.append(capsys.readouterr().out)
     assert scores[0] == scores[1] and scores[0].startswith("validation loss ")
     assert stories[0] == stories[1] and stories[0].startswith("Tom")
@@ -260,7 +260,7 @@ def test_a_run_starts_from_a_folder_and_takes_model_and_tokenizer_from_it(export
     assert saved["model_name"] == "gpt2" and saved["tokenizer"] == start["tokenizer"]
     assert saved["config"] == start["config"] | {"dropout": 0.25}
     assert saved["train_config"]["init_from"] == str(exported / "exported")
-    for name, tensor in start["model"].items():  # three steps of nothing
+    for name, tensor in start["model"].items():  # the learning rate was next to zero
         torch.testing.assert_close(saved["model"][name], tensor, rtol=1e-6, atol=1e-8)
     capsys.readouterr()
     for flag, value in (("tokenizer", "bundled1536"), ("model", "gptoss"), ("model_size", "gpt2")):

@@ -1,4 +1,4 @@
-"""train.py --model gpt2: groups, costs, a run, its resuming, its samples, and what it says of itself."""
+"""train.py --model gpt2: parameter groups, costs, a run, its resuming, and what it prints."""
 
 import contextlib
 import re
@@ -111,7 +111,10 @@ def test_activations_are_estimated_to_15_percent(rows, tokens, changes, attentio
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held: no address comes twice
+            kept[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor,
+            )  # keeping the tensor keeps its address in use
         return tensor
 
     ids = torch.randint(4096, (rows, tokens), generator=torch.Generator().manual_seed(0))
@@ -125,7 +128,7 @@ def test_activations_are_estimated_to_15_percent(rows, tokens, changes, attentio
 # ----------------------------------------------------------------------------------------------- a run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, corpus) -> Path:
-    """A folder with a run in model/ and what it said in stderr."""
+    """A folder with a run in model/ and its stderr."""
     folder = tmp_path_factory.mktemp("gpt2")
     with open(folder / "stderr", "w") as file, contextlib.redirect_stderr(file):
         assert run_here(folder, *RUN, *corpus) == 0
@@ -144,7 +147,7 @@ def test_a_run_learns_and_logs_what_a_dense_model_has(finished):
     assert final["final/active_parameters"] < final["final/parameters"]
 
 
-def test_a_run_says_what_it_trains_and_nothing_of_experts(finished):
+def test_a_run_prints_its_parameters_and_nothing_about_experts(finished):
     err = (finished / "stderr").read_text()
     # per block: norms 4 * 32, attention 4 * 32 * 33, MLP 24 * 65 + 32; then a norm, the table, positions
     active = 2 * (4 * 32 + 4 * 32 * 33 + 24 * 65 + 32) + 2 * 32 + 4096 * 32
@@ -158,14 +161,6 @@ def test_a_run_says_what_it_trains_and_nothing_of_experts(finished):
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, corpus):
     rules = "--optimizer muon --grad_accum 2 --dropout 0.2 --no-use_tensorboard".split()
     assert_kill_and_resume_join(tmp_path, [*RUN, *corpus, *rules])
-
-
-def test_the_report_of_a_dense_run_is_drawn(finished, monkeypatch):
-    from evaluation.report.__main__ import main
-
-    monkeypatch.chdir(finished)
-    assert main(["model"]) == 0
-    assert (finished / "model/report.png").exists()
 
 
 # ------------------------------------------------------------------------------------------ command line

@@ -182,7 +182,7 @@ def test_load_model_and_generate_counts_all_tokens(checkpoint):
 
 
 # --------------------------------------------------------------------------------------------------
-# bad input, and the end of patience
+# bad input, and Ctrl-C
 
 
 def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):

@@ -53,7 +53,6 @@ def test_any_text_survives_encoding():
 def test_the_shipped_tokenizer_ends_with_end_of_text_and_needs_no_padding():
     encoding = get_tokenizer("stories4k")
     assert encoding.n_vocab == padded_vocab_size(encoding.n_vocab) == 4096 and encoding.eot_token == 4095
-    # written in a story it is text
     assert encoding.eot_token not in encoding.encode_ordinary("The end.<|endoftext|>Once more.")
 
 
@@ -157,7 +156,7 @@ def test_a_trained_tokenizer_is_used_by_its_path(trained, rank_file):
 
 
 def changed(about, **values):
-    about.write_text(json.dumps(read_json(about) | values))  # by hand: without a seal
+    about.write_text(json.dumps(read_json(about) | values))  # edited by hand, so without a seal
 
 
 @pytest.mark.parametrize(
