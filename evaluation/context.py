@@ -40,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m evaluation.context", allow_abbrev=False,
                     description="Loss by segment with the state carried, zeroed and swapped.")  # fmt: skip
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="a checkpoint_<step>.pt, or a run's folder: its newest")
+    add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
     add("--dataset", help="as in training (default: what the checkpoint names)")
     add("--val_dataset", help="as in training (default: what the checkpoint names)")
     add("--text_column", default="text", help="column that holds a document's text")

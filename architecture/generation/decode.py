@@ -33,7 +33,7 @@ def generate_steps(
 ) -> Iterator[list[int | None]]:
     """Yield the next id of every row, step by step; None for a row that has ended.
 
-    prompts: ids; at least one per row, and rows may differ in length.  max_tokens: most new ids per row.
+    prompts: lists of ids, of any lengths of at least 1.  max_tokens: most new ids per row.
     temperature: 0 takes the most probable id and draws nothing.  top_k, top_p, min_p: see filter_logits.
     stop_tokens: ids that end a row; the row yields the id, then None.
     generators: one per row, see row_generators; not needed if temperature is 0.
@@ -98,7 +98,7 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose):
 
 
 class Decoder:
-    """Feed all rows together, one column per step. Shorter prompts are padded on the left.
+    """Feeds all rows together, one column per step. Shorter prompts are padded on the left.
 
     A model that cannot read a text in one piece has its own decoder, which `new_decoder` returns.
     """

@@ -67,7 +67,7 @@ class SegmentCache:
 
 
 class SegmentDecoder:
-    """Feed rows any number of tokens at a time. Each row has its own place in its segment.
+    """Feeds each row any number of tokens at a time. Each row has its own place in its segment.
 
     The state of a row is renewed after every segment_length tokens, counted from its beginning.
     """

@@ -19,7 +19,7 @@ def encode_prompt(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
 
 
 class TextStream:
-    """Decode ids one by one. The bytes of an incomplete UTF-8 character wait for the next id.
+    """Decodes ids one by one. The bytes of an incomplete UTF-8 character wait for the next id.
 
     The pieces joined are what tokenizer.decode returns for all ids.
     """
