@@ -1,68 +1,134 @@
-"""The one reader of checkpoints: a file's content, the config that it names, its weights into a model.
+"""Find a checkpoint, verify its content, build its config and load its weights into a model.
 
-It knows no model by name: a class is handed in, with its `name` and `config_class` (architecture/registry.py has
-the names).
+This module knows no model by name: the caller passes a model class with a `name` and a `config_class`.
+architecture/registry.py maps names to classes.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
 import pickle
+import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
-from common.files import reading
+from common.files import read_json, read_json_object, reading
 from common.script import did_you_mean
 from common.settings import cast, require_bounds
 
-# No model comes near these: beyond them is a slip, or a number that would only be found out of memory.
+# Upper bounds that no real model reaches: a larger number is a mistake, and would exhaust the memory later.
 LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER, MOST_PARAMETERS = 2**20, 1024, 1e12, 10**15
-FORMAT = 2  # what train.py writes; files of format 1 carry no number
+FORMAT = 2  # the format that train.py writes; files of format 1 do not name theirs
 REQUIRED_KEYS = {"model_name": str, "config": dict, "model": dict, "tokenizer": dict, "step": int}
 ANOTHER = "use another checkpoint_<step>.pt from its folder"
+BEST = "best.json"  # this file of a run's folder names the checkpoint with the lowest validation loss
+logger = logging.getLogger(__name__)
+
+
+def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) -> Path:
+    """The checkpoint that a path names: RUN stands for its newest checkpoint, RUN/best.json for its best one.
+
+    A path of a file, or of a folder that transformers wrote, is returned unchanged, whether it exists or not.
+    say: receives one line that names the checkpoint, if it is not `path` itself.
+    """
+    path = Path(path)
+    if path.name == BEST:
+        best = best_checkpoint(path.parent)
+        if best is None:
+            raise ValueError(
+                f"{path} names no checkpoint that exists; give a checkpoint_<step>.pt, or {path.parent} for "
+                "its newest checkpoint"
+            )
+        found = path.parent / best["checkpoint"]
+        say(f"{found}: the checkpoint of {path.parent} with the lowest validation loss")
+        return found
+    if not path.is_dir() or is_hugging_face(path):
+        return path
+    there, best = checkpoints(path), best_checkpoint(path)
+    if not there:
+        raise ValueError(
+            f"{path} is a folder without a checkpoint_<step>.pt; name another, or train a model into it "
+            f"with train.py --out_dir {quote(str(path))}"
+        )
+    newest = there[-1]
+    other = best["checkpoint"] if best else newest.name
+    note = f"; the lowest validation loss is {other}'s ({path / BEST})" if other != newest.name else ""
+    say(f"{newest}: the newest checkpoint of {path}{note}")
+    return newest
+
+
+def checkpoints(out_dir: str | Path) -> list[Path]:
+    """The checkpoints of a folder, oldest step first."""
+    found = {}
+    for path in Path(out_dir).glob("checkpoint_*.pt"):
+        if match := re.fullmatch(r"checkpoint_(\d+)\.pt", path.name):
+            found[int(match[1])] = path
+    return [found[step] for step in sorted(found)]
+
+
+def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
+    """The content of best.json; None if that file or the checkpoint that it names does not exist."""
+    path = Path(out_dir) / BEST
+    if not path.exists():
+        return None
+    with reading(path, "the name of the best checkpoint", way_out="delete it, no run needs it"):
+        best = read_json(path)
+        best["val_loss"] = cast("val_loss", best["val_loss"], float)
+        if not re.fullmatch(r"checkpoint_\d{1,20}\.pt", best["checkpoint"]):
+            raise ValueError("its checkpoint is not named checkpoint_<step>.pt")
+    return best if (path.parent / best["checkpoint"]).exists() else None
+
+
+def is_hugging_face(path: str | Path) -> bool:
+    """Whether path is a folder in the layout of transformers' save_pretrained."""
+    path = Path(path)
+    if not path.is_dir():
+        return False
+    if any(path.glob("model*.safetensors*")):
+        return True
+    try:
+        return "model_type" in read_json_object(path / "config.json")  # a run's config.json has none
+    except ValueError:
+        return False
 
 
 def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
-    """The dictionary a checkpoint holds, on the CPU, verified by the checksums in the file. Code inside a
-    pickle is never run (weights_only), and no tensor of it may be used in place: see owned().
+    """The dictionary of a checkpoint, with its tensors on the CPU, verified by the checksums in the file.
 
-    Raises ValueError, in one sentence that ends with way_out, for a damaged or foreign file, also for a missing
-    or a newer one, and MemoryError.
+    Code inside a pickle is never run (weights_only). Copy a tensor before you use it: see owned().
+    Raises ValueError for a file that is missing, damaged, foreign or newer than this code, and MemoryError.
+    way_out: the last words of the message for a damaged file.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(
-            f"a checkpoint must be a file, and {path} is a folder; name a checkpoint_<step>.pt in it"
-        )
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt")
     with reading(path, "a checkpoint", way_out=way_out):
         state = _verified(path)
-        missing = [key for key in REQUIRED_KEYS if not isinstance(state, dict) or key not in state]
-        if missing:
-            raise ValueError(f"it has no {', '.join(missing)}, so another program wrote it")
+        state = state if isinstance(state, dict) else {}
         if (found := state.get("format", 1)) > FORMAT:
             raise ValueError(
-                f"{path} has format {found}, written at commit {state.get('commit')}, and this code reads formats "
-                f"up to {FORMAT}; update this code, or use a checkpoint that it wrote"
+                f"{path} has format {found}, written at commit {state.get('commit')}, and this code reads "
+                f"formats up to {FORMAT}; update this code, or use a checkpoint of format {FORMAT}"
             )
-        for key, kind in REQUIRED_KEYS.items():
-            if not isinstance(state[key], kind):
-                raise TypeError(key)
+        wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(state.get(key), kind)]
+        if wrong:
+            raise ValueError(f"it has no valid {', '.join(wrong)}, so another program wrote it")
     return state
 
 
 def _verified(path: Path) -> Any:
-    """What a file holds; a thread computes its checksums meanwhile, and what they say comes first."""
+    """The content of a file. A thread verifies the checksums meanwhile, and its error takes precedence."""
     records = _records(path)
     with ThreadPoolExecutor(1) as thread:
         checked = thread.submit(verify, path, records)
@@ -73,21 +139,22 @@ def _verified(path: Path) -> Any:
 
 
 def _records(path: Path) -> list[zipfile.ZipInfo]:
-    """The records of a file; ValueError where they would take more room than it has: torch writes them
-    uncompressed, one after another.
+    """The records of a zip file; ValueError if they are larger than the file.
+
+    torch writes records uncompressed, so larger ones mean a crafted file that would fill the memory.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError):
-        raise ValueError("it is cut off, damaged, or no checkpoint") from None
+        raise ValueError("it is cut off, damaged, or not a checkpoint") from None
     if sum(r.file_size for r in records) > path.stat().st_size or any(r.compress_type for r in records):
-        raise ValueError("its records do not fit into it")
+        raise ValueError("its records are larger than the file")
     return records
 
 
 def verify(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
-    """ValueError for a file that is not as it was written, by the CRC-32 that each record carries."""
+    """ValueError if a record's bytes do not match the CRC-32 that was stored with it."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for record in records:
             if not _is_whole(data, record):
@@ -95,7 +162,10 @@ def verify(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
 
 
 def _is_whole(data: mmap.mmap, record: zipfile.ZipInfo) -> bool:
-    """Whether a record's bytes have its CRC-32; its local header is 30 bytes, a name and an extra field."""
+    """Whether a record has its name and its CRC-32.
+
+    A record follows its local header: 30 bytes, the name and an extra field.
+    """
     at = record.header_offset
     if data[at : at + 4] != b"PK\3\4":
         return False
@@ -109,13 +179,13 @@ def _is_whole(data: mmap.mmap, record: zipfile.ZipInfo) -> bool:
 def _unpickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's about old pickles: one sentence is enough
+            warnings.simplefilter("ignore")  # torch warns about old pickles, and the error below says enough
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(
-            "it holds more than tensors and plain values, which could run code, and was not loaded"
+            "it holds objects other than tensors and plain values, which could run code, so it was not loaded"
         ) from None
-    except RuntimeError as error:  # the content is as it was written
+    except RuntimeError as error:
         if "alloc" in str(error) or "memory" in str(error):
             raise MemoryError(f"there is not enough memory to read {path}; free some") from error
         raise
@@ -124,21 +194,23 @@ def _unpickled(path: Path) -> Any:
 def owned(
     value: Any, what: str, shape: Sequence[int | None], dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """A copy, in a tensor of our own, of a tensor that came from a file; ValueError unless it fits.
+    """A copy, in a new tensor, of a tensor that was read from a file; ValueError if shape or dtype is wrong.
 
-    shape: None for a size that the file decides; such a tensor may not be larger than what the file stores.
-    A tensor of a file may repeat one number in all places, or share its memory with another.
+    A tensor from a file may be an expanded view or share its memory with another one, and an in-place update
+    of such a tensor is wrong.
+    shape: None stands for a size that the file decides; the tensor must then be contiguous, so that it is not
+    larger than the file.
     """
     fits = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
     fits = fits and len(value.shape) == len(shape)
     fits = fits and all(want in (None, size) for want, size in zip(shape, value.shape))
     if not fits or dtype not in (None, value.dtype) or None in shape and not value.is_contiguous():
-        raise ValueError(f"its {what} is no tensor of the right shape and type")
+        raise ValueError(f"its {what} is not a tensor of the expected shape and type")
     return torch.empty(value.shape, dtype=value.dtype).copy_(value)
 
 
 def config_from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """A validated config of a config class; an unknown key or a value that does not fit its field is an error."""
+    """A validated config of class cls. Unknown keys and values of the wrong type raise ValueError."""
     hints = get_type_hints(cls)
     typed = {}
     for key, value in values.items():
@@ -151,7 +223,7 @@ def config_from_dict(cls: type, values: dict[str, Any]) -> Any:
             require_bounds(key, typed[key], {"at_most": largest}, "lower it")
     config = cls(**typed)
     total = config.parameter_counts()["total"]
-    if total > MOST_PARAMETERS:  # more than tensors can count, even without memory
+    if total > MOST_PARAMETERS:  # even tensors on the meta device have a largest size
         raise ValueError(
             f"a model may have {MOST_PARAMETERS:.0e} parameters, and these sizes give {total:.2e}; lower them"
         )
@@ -164,38 +236,40 @@ def load_weights(
     source: str | Path,
     added: Collection[str] = (),
 ) -> None:
-    """Give tensors to a model by name, also to one on the meta device.
+    """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
 
-    added: names that a variant has beyond the trunk whose weights these are; they stay as they are.
-    Raises ValueError for a missing, a surplus or a misshapen tensor, and for what is none.
+    added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
+    their values.
+    Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
     """
     expected = model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
     for problem, names in (
-        ("tensors that this model lacks", weights.keys() - expected.keys()),
-        ("no tensor for some of this model's", expected.keys() - added - weights.keys()),
+        ("holds {} tensor(s) that this model lacks", weights.keys() - shapes.keys()),
+        ("lacks {} tensor(s) of this model", shapes.keys() - added - weights.keys()),
         (
-            "tensors of another shape",
-            {n for n in expected if n in weights and getattr(weights[n], "shape", None) != expected[n].shape},
+            "holds {} tensor(s) of another shape",
+            {name for name in weights if getattr(weights[name], "shape", None) != shapes.get(name)},
         ),
     ):
         if names:
             raise ValueError(
-                f"{source} has {problem} ({len(names)}, first {min(map(str, names))}); "
-                "use the model and shape that it was trained with"
+                f"{source} {problem.format(len(names))} (first: {min(map(str, names))}); "
+                "use the model and the sizes that it was trained with"
             )
     with reading(source, "weights", way_out=ANOTHER):
         kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
         if len(kinds) > 1 or not all(t.is_floating_point() for t in weights.values()):
             raise ValueError(
-                f"they are of type {' and '.join(sorted(kinds))}, not of one floating point type"
+                f"they are of type {' and '.join(sorted(kinds))}, and must be of one floating point type"
             )
-        ours = {name: owned(tensor, name, expected[name].shape) for name, tensor in weights.items()}
+        ours = {name: owned(tensor, name, shapes[name]) for name, tensor in weights.items()}
     ours |= {name: expected[name] for name in added}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if not any(p.is_meta for p in parameters.values()):
         model.load_state_dict(ours)
         return
-    # nothing to copy into: the tensors become the parameters, and a tied parameter stays one object
+    # There is nothing to copy into, so the tensors become the parameters. A tied parameter stays one object.
     made: dict[int, nn.Parameter] = {}
     for name, parameter in parameters.items():
         made.setdefault(id(parameter), nn.Parameter(ours[name]))
@@ -204,7 +278,13 @@ def load_weights(
 
 
 def load(cls: type[nn.Module], path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:
-    """The model of class cls that a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`."""
+    """The model of class cls in a checkpoint, in eval mode, with its tokenizer at `.tokenizer`.
+
+    path: as for find_checkpoint.
+    """
+    path = find_checkpoint(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder of transformers; load it with architecture.registry.load_model")
     state = read_checkpoint(path)
     if state["model_name"] != cls.name:
         raise ValueError(
@@ -222,12 +302,11 @@ def model_of(
     attention: str = "auto",
     experts: str = "auto",
 ) -> nn.Module:
-    """The model of class cls, in eval mode on the CPU, of what read_checkpoint returned for path."""
-    from architecture.tokenizer import tokenizer_from_state  # tiktoken is needed only when loading
+    """The model of class cls in eval mode on the CPU. state: the result of read_checkpoint(path)."""
+    from architecture.tokenizer import tokenizer_from_state  # tiktoken is needed only here
 
     config = config_from_dict(cls.config_class, state["config"])
-    # on the meta device the checkpoint's tensors become the weights: nothing is initialised
-    with torch.device("meta"):
+    with torch.device("meta"):  # the weights are loaded, so none are initialised
         model = cls(config, attention=attention, experts=experts)
     load_weights(model, state["model"], path)
     model.tokenizer = tokenizer_from_state(state["tokenizer"])

@@ -1,20 +1,22 @@
-"""GPT-2 in one file, read from leaf to root: the dense baseline that a mixture of experts is measured against.
+"""GPT-2 in one file, from its parts to the whole: the dense baseline for mixtures of experts.
 
-Learned positions, LayerNorm before each part of a block, multi-head attention over all earlier tokens, a GELU
-MLP, biases everywhere, and a head that is the embedding (Radford et al. 2019, and OpenAI's gpt-2/src/model.py).
+GPT-2 has learned positions, LayerNorm in front of each part of a block, multi-head attention over all earlier
+tokens, a GELU MLP, biases in every layer, and a head that is the embedding (Radford et al. 2019, and OpenAI's
+gpt-2/src/model.py).
 
-It shares the ruler with gptoss.py (output, loss, cache, checkpoints) and no code: a baseline that shares code
-with what it judges hides that code's bugs. A test holds the two to each other.
+The model shares output, loss, cache and checkpoints with gptoss.py, and no code of the model itself: a
+baseline that shared code with the other model would share its bugs. A test compares the two at the settings
+where they are the same function.
 
-Shapes: B batch, T query tokens, S key tokens, D hidden_size, V vocabulary, L layers, H heads, C = D/H head_dim,
-F intermediate_size.
+Shapes: B batch, T query tokens, S key tokens, D hidden_size, V vocabulary, L layers, H heads, C = D/H
+head_dim, F intermediate_size.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ LAYER_NORM_EPS = 1e-5
 # ----------------------------------------------------------------------------------------------- config
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a model; the defaults are GPT-2 124M's, with the vocabulary padded to a multiple of 64."""
+    """Sizes of a model. The defaults are those of GPT-2 124M, its vocabulary padded to a multiple of 64."""
 
     num_hidden_layers: int = 12
     vocab_size: int = 50304
@@ -43,22 +45,28 @@ class ModelConfig:
     initial_context_length: int = 1024
     tie_embeddings: bool = True
     dropout: float = 0.0
-    used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
+    used_vocab_size: int | None = None  # ids from here on are padding; None if every id is used
 
     def __post_init__(self) -> None:
-        for name in ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size",
-                     "num_attention_heads", "initial_context_length"):  # fmt: skip
-            self._require(name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1")
+        for field in fields(self):
+            if field.type == "int":  # the sizes
+                self._require(
+                    field.name, getattr(self, field.name) >= 1, "must be at least 1", f"set {field.name}=1"
+                )
         heads, used = self.num_attention_heads, self.used_vocab_size
-        for name, holds, rule, way_out in (
-            ("hidden_size", self.hidden_size % heads == 0, f"must be a multiple of num_attention_heads ({heads})",
-             f"set hidden_size={-(-self.hidden_size // heads) * heads}"),
-            ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
-            ("used_vocab_size", used is None or 1 <= used <= self.vocab_size,
-             f"must be between 1 and vocab_size ({self.vocab_size})",
-             "set used_vocab_size=none when every id is used"),
-        ):  # fmt: skip
-            self._require(name, holds, rule, way_out)
+        self._require(
+            "hidden_size",
+            self.hidden_size % heads == 0,
+            f"must be a multiple of num_attention_heads ({heads})",
+            f"set hidden_size={-(-self.hidden_size // heads) * heads}",
+        )
+        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0")
+        self._require(
+            "used_vocab_size",
+            used is None or 1 <= used <= self.vocab_size,
+            f"must be between 1 and vocab_size ({self.vocab_size})",
+            "set used_vocab_size=none when every id is used",
+        )
 
     def _require(self, name: str, holds: bool, rule: str, way_out: str) -> None:
         if not holds:
@@ -70,22 +78,25 @@ class ModelConfig:
 
     @property
     def num_key_value_heads(self) -> int:
-        """Multi-head attention: keys and values for each query head."""
+        """As many as query heads: each has its own keys and values."""
         return self.num_attention_heads
 
     @property
     def windows(self) -> tuple[None, ...]:
-        """How many tokens each layer sees: None is all."""
+        """How many tokens each layer attends to; None stands for all."""
         return (None,) * self.num_hidden_layers
 
     @property
     def context_limit(self) -> int:
-        """Most tokens a sequence may have: there is no position after the learned ones."""
+        """The largest number of tokens in a sequence: there is no position after the learned ones."""
         return self.initial_context_length
 
     def parameter_counts(self) -> dict[str, int]:
-        """Values in the model: total; active, what one token passes through (head in, tied or not, input
-        tables out); embedding, the input tables alone."""
+        """Number of parameters by kind.
+
+        total: all.  active: those that one token passes through, with the head (tied or not) and without the
+        embedding tables.  embedding: the tables of tokens and positions.
+        """
         d, f = self.hidden_size, self.intermediate_size
         norm, attention, mlp = 2 * d, 4 * d * d + 4 * d, 2 * d * f + f + d
         shared = self.num_hidden_layers * (2 * norm + attention + mlp) + norm
@@ -100,52 +111,50 @@ class ModelConfig:
     def flops_per_token(self, block_size: int) -> float:
         """Training FLOPs (forward and backward) per token in sequences of block_size.
 
-        6 per active parameter, and 12 D per visible key in each layer, of which token i has i + 1.
+        They are 6 per active parameter, and 12 D per visible key and layer. Token i sees i + 1 keys.
         """
-        keys = self.num_hidden_layers * (block_size + 1) / 2  # mean over the sequence
+        keys = self.num_hidden_layers * (block_size + 1) / 2  # the mean over the sequence
         return 6 * self.parameter_counts()["active"] + 12 * self.hidden_size * keys
 
     def matrix_parameters(self) -> int:
-        """Values in the matrices that Muon takes: qkv, out, mlp1 and mlp2."""
+        """Number of parameters in the matrices that Muon updates: qkv, out, mlp1 and mlp2."""
         d = self.hidden_size
         return self.num_hidden_layers * (4 * d * d + 2 * d * self.intermediate_size)
 
     def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
-        """Estimate of the values of each token that autograd holds between forward and backward."""
+        """Estimate of the number of values per token that autograd keeps between forward and backward."""
         d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
-        # both norms of a layer before and after, queries, keys, values and the result; before and after GELU
+        # D: the input and output of both norms, queries, keys, values, and the result of attention
+        # F: the input and output of GELU
         layer = 8 * d + 2 * f
-        if attention == "eager":
-            layer += heads * block_size  # the weights
-        else:
-            layer += heads  # the normaliser
-        return self.num_hidden_layers * layer + 3 * d  # the last norm, and the head's gradient
+        layer += heads * (block_size if attention == "eager" else 1)  # attention weights, or their normaliser
+        return self.num_hidden_layers * layer + 3 * d  # the last norm, and the gradient of the head
 
 
-# What --help_model says of each field.
+# The descriptions that --help_model prints.
 MEANINGS: dict[str, str] = {
-    "num_hidden_layers": "transformer blocks",
-    "vocab_size": "rows of embedding and head; follows the tokenizer, padded to a multiple of 64",
+    "num_hidden_layers": "number of transformer blocks",
+    "vocab_size": "rows of embedding and head; set from the tokenizer, padded to a multiple of 64",
     "hidden_size": "width of the residual stream; a multiple of num_attention_heads",
     "intermediate_size": "width inside an MLP",
-    "num_attention_heads": "heads, each with keys and values of its own",
-    "initial_context_length": "most tokens of a sequence: learned positions",
+    "num_attention_heads": "heads; each has its own keys and values",
+    "initial_context_length": "most tokens in a sequence: the number of learned positions",
     "tie_embeddings": "one matrix for embedding and head",
-    "dropout": "on attention, MLP and embedding, in training",
-    "used_vocab_size": "ids from here on are padding; follows the tokenizer",
+    "dropout": "dropout of attention, MLP and embedding in training",
+    "used_vocab_size": "ids from here on are padding; set from the tokenizer",
 }
 
 _GPT2 = dict(vocab_size=50304, used_vocab_size=50257, initial_context_length=1024)
 PRESETS: dict[str, dict[str, Any]] = {
-    # gptoss's presets of these names without experts: the same layers, width, heads, vocabulary and context.
-    # intermediate_size alone gives way, to the multiple of 64 whose active parameters are nearest to theirs.
+    # Counterparts of gptoss's presets: the same layers, width, heads, vocabulary and context.
+    # intermediate_size is the multiple of 64 that brings the active parameters nearest to theirs.
     "toy": dict(num_hidden_layers=4, vocab_size=4096, hidden_size=128, intermediate_size=512,
                 num_attention_heads=4, initial_context_length=1024),
     "medium": dict(num_hidden_layers=8, vocab_size=4096, hidden_size=384, intermediate_size=2048,
                    num_attention_heads=6, initial_context_length=2048),
     "large": dict(num_hidden_layers=12, vocab_size=50304, hidden_size=768, intermediate_size=3136,
                   num_attention_heads=12, initial_context_length=4096),
-    # the official shapes: 124M, 355M, 774M and 1.6B parameters
+    # the official sizes: 124M, 355M, 774M and 1.6B parameters
     "gpt2": dict(_GPT2, num_hidden_layers=12, hidden_size=768, intermediate_size=3072, num_attention_heads=12),
     "gpt2-medium": dict(_GPT2, num_hidden_layers=24, hidden_size=1024, intermediate_size=4096,
                         num_attention_heads=16),
@@ -158,10 +167,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # --------------------------------------------------------------------------------------------- attention
 def eager_attention(q, k, v, mask, dropout):
-    """The specification: softmax over the visible keys.
+    """Attention as formulas: the reference for sdpa_attention.
 
-    q: (B, H, T, C).  k, v: (B, H, S, C).  mask: (B or 1, 1, T, S) bool, True where visible, or None: S = T
-    and query i sees the keys up to i.  Returns (B, H, T, C). The softmax is taken in float32 or wider.
+    q: (B, H, T, C).  k, v: (B, H, S, C).  mask: (B or 1, 1, T, S) bool, True where a key is visible; None if
+    S = T and query i sees the keys up to i.  Returns (B, H, T, C).  The softmax is in float32 or wider.
     """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, T, S)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -172,7 +181,7 @@ def eager_attention(q, k, v, mask, dropout):
 
 
 def sdpa_attention(q, k, v, mask, dropout):
-    """torch's fused kernel; without a mask it is told that attention is causal and skips the hidden half."""
+    """Attention by torch's fused kernel. Without a mask it is causal, and skips the hidden half."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
 
 
@@ -180,17 +189,17 @@ ATTENTION_BACKENDS = {"eager": eager_attention, "sdpa": sdpa_attention}
 
 
 def visible_keys(query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-    """Which keys a query may see: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
+    """Which keys a query may see: positions (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
-    Those at its own position and before. Negative positions are padding, which nobody sees but the padding
-    itself, each its own: a row without any key would be NaN.
+    A query sees the keys at its own position and before it. A negative position is padding, which no token
+    sees. A padded query sees itself alone, because a softmax over no key is NaN.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
     return (key >= 0) & (key <= query) | (key == query)
 
 
 class Attention(nn.Module):
-    """Pre-norm multi-head attention; returns what is added to the residual stream."""
+    """Pre-norm multi-head attention; returns the term to add to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int, backend: str):
         super().__init__()
@@ -198,11 +207,11 @@ class Attention(nn.Module):
         self.attend = ATTENTION_BACKENDS[backend]
         d = config.hidden_size
         self.norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS)
-        self.qkv = nn.Linear(d, 3 * d)  # all queries, then all keys, then all values
+        self.qkv = nn.Linear(d, 3 * d)  # the queries of all heads, then the keys, then the values
         self.out = nn.Linear(d, d)
 
     def forward(self, hidden, mask, cache: KVCache | None) -> torch.Tensor:
-        """hidden (B, T, D), mask (B or 1, 1, T, S) or None for causal -> (B, T, D)."""
+        """hidden: (B, T, D).  mask: as in eager_attention.  Returns (B, T, D)."""
         cfg = self.config
         qkv = self.qkv(self.norm(hidden)).unflatten(-1, (3, cfg.num_attention_heads, cfg.head_dim))
         q, k, v = qkv.unbind(2)  # (B, T, H, C) each
@@ -216,7 +225,7 @@ class Attention(nn.Module):
 
 # ------------------------------------------------------------------------------------------ MLP and block
 class MLP(nn.Module):
-    """Pre-norm MLP; returns what is added to the residual stream. (B, T, D) -> the same"""
+    """Pre-norm MLP, (B, T, D) -> (B, T, D); returns the term to add to the residual stream."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -226,13 +235,13 @@ class MLP(nn.Module):
         self.mlp2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        # GPT-2 was trained with the tanh form of GELU
+        # GPT-2 was trained with the tanh approximation of GELU.
         inner = F.gelu(self.mlp1(self.norm(hidden)), approximate="tanh")  # (B, T, F)
         return F.dropout(self.mlp2(inner), self.dropout, self.training)
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each added to the residual stream."""
+    """Attention and MLP, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int, backend: str):
         super().__init__()
@@ -246,7 +255,7 @@ class Block(nn.Module):
 
 # ----------------------------------------------------------------------------------------------- the model
 class GPT2(nn.Module):
-    """The whole model."""
+    """GPT-2: embeddings, blocks, the last norm and the head."""
 
     name, config_class, presets, meanings = "gpt2", ModelConfig, PRESETS, MEANINGS
 
@@ -258,8 +267,9 @@ class GPT2(nn.Module):
         experts: str = "auto",
         generator: torch.Generator | None = None,
     ):
-        """attention: name of a backend.  experts: there are none.  generator: where the initial weights
-        come from."""
+        """attention: auto or a key of ATTENTION_BACKENDS.  experts: auto or none, as the model is dense.
+        generator: draws the initial weights; None uses torch's global one.
+        """
         super().__init__()
         if attention not in ("auto", *ATTENTION_BACKENDS):
             raise ValueError(
@@ -272,7 +282,7 @@ class GPT2(nn.Module):
             attention = "sdpa"
             logger.info("attention backend: sdpa")
         self.config = config
-        self.tokenizer = None  # set by from_checkpoint
+        self.tokenizer = None  # from_checkpoint sets it
         self.attention_backend, self.experts_backend = attention, "none"
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.context_limit, config.hidden_size)
@@ -287,8 +297,11 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> GPT2:
-        """The model that a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`; of a folder of
-        transformers, architecture.registry.load_model."""
+        """The model of a checkpoint, in eval mode, with its tokenizer at `.tokenizer`.
+
+        path: a checkpoint_<step>.pt, a run's folder for its newest, or RUN/best.json for its best.
+        architecture.registry.load_model also reads the folders of transformers.
+        """
         return checkpoint.load(cls, path, device=device)
 
     def forward(
@@ -301,22 +314,23 @@ class GPT2(nn.Module):
         carry: Any = None,
         return_logits: bool | None = None,
     ) -> ModelOutput:
-        """Logits without targets; the summed cross-entropy with them.
+        """Logits if there are no targets, else the summed cross-entropy.
 
-        input_ids, targets: (B, T) int64; targets are IGNORE_INDEX where not scored.
-        positions: (B, T) int64, rising along a row, negative for left padding; None counts on from 0, or
-        from each row's last position in the cache. return_logits asks for logits beside a loss.
-        carry: None; this model carries nothing.
+        input_ids, targets: (B, T) int64; a target of IGNORE_INDEX is not scored.
+        positions: (B, T) int64, increasing along a row, negative for left padding. None counts from 0, or
+        from the last position of each row in the cache.
+        return_logits: True returns logits beside a loss, False returns none.
+        carry: must be None; other models carry a state from one segment to the next.
         """
         if carry is not None:
-            raise ValueError("this model carries nothing between segments; leave out carry")
+            raise ValueError("this model carries nothing from segment to segment; leave carry out")
         cfg, (B, T) = self.config, input_ids.shape
         if cache is not None:
             cache.check_room(B, T)
         if T > cfg.context_limit:
             raise ValueError(
                 f"a sequence may have {cfg.context_limit} tokens (initial_context_length), got {T}; "
-                "shorten it or raise that"
+                "shorten the sequence"
             )
         mask = None  # causal
         if positions is not None or cache is not None:
@@ -325,7 +339,7 @@ class GPT2(nn.Module):
             positions = positions.expand(B, -1)
             keys = positions if cache is None else cache.extend(None, positions)
             mask = visible_keys(positions, keys)
-            places = self.position_embedding(positions.clamp(min=0))  # padding has some place
+            places = self.position_embedding(positions.clamp(min=0))  # padding gets any row: nobody sees it
         else:
             places = self.position_embedding.weight[:T]
         hidden = F.dropout(self.embedding(input_ids) + places, cfg.dropout, self.training)
@@ -337,7 +351,7 @@ class GPT2(nn.Module):
         return self.head(self.norm(hidden), targets, wanted)._replace(cache=cache)
 
     def head(self, hidden, targets, return_logits: bool) -> ModelOutput:
-        """hidden (B, T, D) -> logits and/or loss. Padded ids get no probability in either."""
+        """hidden (B, T, D) -> logits (B, T, V), loss, or both. Padded ids have probability 0."""
         vocab_size, used = self.config.vocab_size, self.config.used_vocab_size
         weight = self.unembedding.weight[:used] if used else self.unembedding.weight
         logits = loss_sum = num_targets = token_losses = None
@@ -351,8 +365,11 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal weights of std 0.02, zero biases, unit norms, as GPT-2; the matrices that write to the
-        residual stream are divided by sqrt(2 L), so that its variance does not grow with depth."""
+        """Set the initial weights of GPT-2: normal with std 0.02, biases 0, norms 1.
+
+        The matrices that write to the residual stream are divided by sqrt(2 L), so that its variance does not
+        grow with depth.
+        """
         residual = (2 * self.config.num_hidden_layers) ** -0.5
         for name, p in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -364,7 +381,7 @@ class GPT2(nn.Module):
                 p.normal_(0.0, 0.02 * (residual if writes else 1.0), generator=generator)
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
-        """An empty cache for `batch` rows of at most max_length tokens each, padding included."""
+        """An empty cache for `batch` rows of at most max_length tokens, padding included."""
         cfg, weight = self.config, self.embedding.weight
         if max_length > cfg.context_limit:
             raise ValueError(

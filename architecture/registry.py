@@ -1,7 +1,7 @@
-"""Models and foreign formats by name, as "module:attribute", imported when they are asked for.
+"""Models and foreign checkpoint formats by name.
 
-A model class brings `name`, `config_class` (a frozen dataclass), `presets` and `meanings`; interface.py says what
-its config and its forward promise.
+Each is written as "module:attribute" and imported when it is used. A model class has `name`, `config_class`
+(a frozen dataclass), `presets` and `meanings`; interface.py describes its config and its forward.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MODELS = {
     "gptoss_context": "architecture.gptoss_context:ContextTransformer",
     "gpt2": "architecture.gpt2:GPT2",
 }
-# Who reads a folder as transformers' save_pretrained writes it, by the model_type in its config.json.
+# Readers of folders in the layout of transformers' save_pretrained, by the model_type in config.json.
 HUGGING_FACE = {"gpt2": "architecture.gpt2_hugging_face:read_folder"}
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """The class behind a model's name."""
+    """The model class of that name."""
     if name not in MODELS:
         raise ValueError(
             f"model must be one of {', '.join(MODELS)}, got {name!r}{did_you_mean(name, MODELS)}"
@@ -36,7 +36,7 @@ def model_class(name: str) -> type[nn.Module]:
 
 
 def build_config(name: str, size: str, overrides: dict[str, Any] | None = None) -> Any:
-    """The preset `size` of a model with some fields replaced."""
+    """The config of the preset `size` of a model, with some fields replaced."""
     cls = model_class(name)
     if size not in cls.presets:
         known = ", ".join(cls.presets)
@@ -46,24 +46,27 @@ def build_config(name: str, size: str, overrides: dict[str, Any] | None = None) 
 
 
 def config_from_dict(name: str, values: dict[str, Any]) -> Any:
-    """A validated config of a model; see checkpoint.config_from_dict."""
+    """The config of the model `name`, validated by checkpoint.config_from_dict."""
     return checkpoint.config_from_dict(model_class(name).config_class, values)
 
 
 def build_model(name: str, config: Any, **arguments: Any) -> nn.Module:
-    """A new model; arguments are its constructor's: attention, experts, generator."""
+    """A new model. arguments: attention, experts and generator of its constructor."""
     return model_class(name)(config, **arguments)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What checkpoint.read_checkpoint returns, also of a folder of transformers (step 0, no run to continue)."""
-    if not is_hugging_face(path):
+    """The dictionary of a checkpoint, as from checkpoint.read_checkpoint, or of a folder of transformers.
+
+    A folder of transformers has step 0 and no training state.
+    """
+    if not checkpoint.is_hugging_face(path):
         return checkpoint.read_checkpoint(path)
     found = read_json_object(Path(path) / "config.json").get("model_type")
     if not isinstance(found, str) or found not in HUGGING_FACE:
         raise ValueError(
             f"model_type in {Path(path) / 'config.json'} must be one of {', '.join(HUGGING_FACE)}, "
-            f"got {found!r}; other models cannot be read"
+            f"got {found!r}; this code reads no other models"
         )
     return _imported(HUGGING_FACE[found])(path)
 
@@ -75,28 +78,18 @@ def load_model(
     attention: str = "auto",
     experts: str = "auto",
 ) -> nn.Module:
-    """The model of a checkpoint, or of a folder of transformers, in eval mode, with its tokenizer at
-    `.tokenizer`; its class is the one that the file names.
+    """The model of a checkpoint, in eval mode, with its tokenizer at `.tokenizer`.
+
+    path: a checkpoint_<step>.pt, a run's folder for its newest, RUN/best.json for its best, or a folder that
+    transformers wrote. The checkpoint names the model's class.
     """
+    path = checkpoint.find_checkpoint(path)
     state = read_weights(path)
     cls = model_class(state["model_name"])
     return checkpoint.model_of(cls, state, path, attention=attention, experts=experts).to(device)
 
 
-def is_hugging_face(path: str | Path) -> bool:
-    """Whether this is a folder with weights as transformers' save_pretrained writes them."""
-    path = Path(path)
-    if not path.is_dir():
-        return False
-    if any(path.glob("model*.safetensors*")):
-        return True
-    try:
-        return "model_type" in read_json_object(path / "config.json")  # which no run's has
-    except ValueError:
-        return False
-
-
 def _imported(target: str) -> Any:
-    """What "module:name" says, imported now."""
+    """The attribute that "module:attribute" names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from architecture import registry
+from architecture.checkpoint import find_checkpoint
 from architecture.generation.text import generate_texts
 from benchmarks.publish import publish
 from common.script import Parser, exit_code, say
 from evaluation.ablation import statistics
 from evaluation.check import examine, summary, training_text
-from training.state.checkpoint import find_checkpoint
 
 MAX_TOKENS, TEMPERATURE = 400, 0.8
 PASSES = "consistent and finished"  # of the counts of evaluation.check

@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     title = "Loss by segment with the state carried, zeroed and swapped."
     parser = Parser(prog="python -m evaluation.context", allow_abbrev=False, description=title)
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="a checkpoint_<step>.pt, or a run's folder for its newest one")
+    add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
     add("--dataset", help="as in training (default: that of the checkpoint)")
     add("--val_dataset", help="as in training (default: that of the checkpoint)")
     add("--text_column", default="text", help="column of the text (default: text)")
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
     from common.provenance import provenance
     from data.packing import encode
     from data.sources import open_dataset
-    from training.state.checkpoint import find_checkpoint, saved_settings
+    from training.state.checkpoint import saved_settings
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    path = find_checkpoint(args.checkpoint, say)
+    path = checkpoint.find_checkpoint(args.checkpoint, say)
     saved = checkpoint.read_checkpoint(path)
     before = saved_settings(saved, path)
     dataset, val_dataset, column = args.dataset, args.val_dataset, args.text_column

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from common.script import Parser, exit_code
+from common.script import Parser, exit_code, say
 
 REPEATS = 5
 
@@ -23,11 +23,12 @@ def measure(checkpoint: Path, tokens: int, device_name: str) -> dict[str, float]
     """Bytes of the checkpoint and of its weights, peak memory in 1e9 bytes, tokens per second."""
     import torch
 
+    from architecture.checkpoint import find_checkpoint
     from architecture.generation.decode import generate_steps, length_limit
     from architecture.registry import load_model
     from common.device import autocast, choose_device, choose_dtype, peak_memory_gb
 
-    device = choose_device(device_name)
+    device, checkpoint = choose_device(device_name), find_checkpoint(checkpoint, say)
     model = load_model(checkpoint, device=device)
     half = max(1, min(tokens, length_limit(model)) // 2)
     generator = torch.Generator().manual_seed(0)

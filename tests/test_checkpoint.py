@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from architecture.checkpoint import find_checkpoint
 from common.files import atomic_write, read_json, write_json_atomic
 from training.state import checkpoint
 from training.state.checkpoint import (
     best_checkpoint,
-    find_checkpoint,
     latest_checkpoint,
     rng_state,
     save_checkpoint,
@@ -94,7 +94,7 @@ def test_all_checkpoints_stay_when_keep_is_not_given(tmp_path):
     assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
 
 
-def test_a_person_names_a_checkpoint_or_a_folder_whose_newest_is_meant_and_said(tmp_path):
+def test_a_run_s_folder_means_its_newest_checkpoint_and_best_json_its_best_one(tmp_path):
     told = []
     assert find_checkpoint(tmp_path / "no.pt", told.append) == tmp_path / "no.pt" and told == []
     with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another"):
@@ -107,7 +107,16 @@ def test_a_person_names_a_checkpoint_or_a_folder_whose_newest_is_meant_and_said(
     assert told.pop() == f"{newest}: the newest checkpoint of {tmp_path}"
     update_best(tmp_path, 90, 0.5)
     assert find_checkpoint(tmp_path, told.append) == newest
-    assert told.pop().endswith("; the lowest validation loss is checkpoint_90.pt's")
+    best = f"; the lowest validation loss is checkpoint_90.pt's ({tmp_path}/best.json)"
+    assert told.pop().endswith(best)
+    assert find_checkpoint(tmp_path / "best.json", told.append) == tmp_path / "checkpoint_90.pt"
+    assert (
+        told.pop()
+        == f"{tmp_path}/checkpoint_90.pt: the checkpoint of {tmp_path} with the lowest validation loss"
+    )
+    (tmp_path / "checkpoint_90.pt").unlink()
+    with pytest.raises(ValueError, match="best.json names no checkpoint that exists; give a"):
+        find_checkpoint(tmp_path / "best.json")
     assert find_checkpoint(newest, told.append) == newest and told == []
 
 

@@ -339,5 +339,5 @@ def test_trunk_weights_need_exactly_the_added_parameters():
     checkpoint.load_weights(model, trunk.state_dict(), "trunk.pt", added=model.added_parameters)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before.get(name, trunk.state_dict().get(name))), name
-    with pytest.raises(ValueError, match="no tensor for some of this model's .*first slot"):
+    with pytest.raises(ValueError, match="lacks .* of this model .*first: slot"):
         checkpoint.load_weights(model, trunk.state_dict(), "trunk.pt", added=model.added_parameters[1:])

@@ -1,9 +1,8 @@
-"""What people know from the README of VizuaraAI's nano-gpt-oss, and what others import: it works by these names."""
+"""Commands and names from the README of VizuaraAI's nano-gpt-oss, and the names that other code imports, work."""
 
 from pathlib import Path
 
 import pytest
-import torch
 from toy_run import run_here
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -48,7 +47,7 @@ def test_a_story_comes_from_a_loaded_model():
 def test_the_context_variant_gives_its_tokens_one_by_one():
     from architecture.gptoss_context import TokenGenerator
 
-    generator = TokenGenerator(str(CONTEXT), device="cpu")
+    generator = TokenGenerator(str(CONTEXT.parent), device="cpu")
     steps = generator.generate(prompt_tokens=[1, 2, 3], stop_tokens=[0], temperature=0.8, max_tokens=20)
     tokens = list(steps)
     assert 1 <= len(tokens) <= 20 and all(0 <= token < 1536 for token in tokens)
@@ -63,14 +62,6 @@ def test_ids_come_from_ids():
     assert len(new) == 5
 
 
-def test_a_model_is_built_by_its_name():
-    from architecture.registry import build_config, build_model
-
-    config = build_config("gptoss", "toy", {"num_experts": 4})
-    one, two = (build_model("gptoss", config, generator=torch.Generator().manual_seed(3)) for _ in "ab")
-    assert torch.equal(one.embedding.weight, two.embedding.weight) and config.num_experts == 4
-
-
 def test_a_dataset_is_opened_by_its_name(tmp_path):
     from data.sources import open_dataset
 
@@ -82,12 +73,3 @@ def test_a_dataset_is_opened_by_its_name(tmp_path):
     assert {next(texts), next(texts)} == {"one", "two"}
     with pytest.raises(ValueError, match="no such file"):
         open_dataset(str(tmp_path / "missing.txt"), split="train")
-
-
-def test_all_that_inference_names_is_there():
-    import inference
-
-    assert {"generate_text", "generate_texts", "load_model", "load_model_and_generate", "stream_text"} <= set(
-        inference.__all__
-    )
-    assert all(callable(getattr(inference, name)) for name in inference.__all__)

@@ -10,21 +10,13 @@ import torch
 from architecture.generation import sampling
 from architecture.generation.decode import generate, generate_steps
 from architecture.generation.sampling import draw, filter_logits
-from architecture.generation.text import (
-    TextStream,
-    encode_prompt,
-    generate_text,
-    generate_texts,
-    stream_text,
-)
+from architecture.generation.text import TextStream, encode_prompt, generate_text, generate_texts, stream_text
 from architecture.gptoss import ModelConfig, Transformer
 
 # every axis differs, so that a transpose shows; 300 ids of which the last 40 are padding
-CONFIG = ModelConfig(
-    num_hidden_layers=2, num_experts=5, experts_per_token=2, vocab_size=300, used_vocab_size=260,
-    hidden_size=20, intermediate_size=9, head_dim=4, num_attention_heads=6, num_key_value_heads=3,
-    sliding_window=6, initial_context_length=40, rope_scaling_factor=1.0,
-)  # fmt: skip
+SHAPE = dict(num_hidden_layers=2, num_experts=5, experts_per_token=2, vocab_size=300, used_vocab_size=260)
+SHAPE |= dict(hidden_size=20, intermediate_size=9, head_dim=4, num_attention_heads=6, num_key_value_heads=3)
+CONFIG = ModelConfig(**SHAPE, sliding_window=6, initial_context_length=40, rope_scaling_factor=1.0)
 RAGGED = [[7, 3, 250, 9, 11, 2, 8, 100, 4, 5, 6], [42], [200, 1, 30, 31], [7, 7]]  # 11, 1, 4, 2 ids
 
 
@@ -89,13 +81,10 @@ def kept_ids(logits: torch.Tensor) -> list[set[int]]:
     "options",
     [
         dict(top_k=1),
-        dict(top_k=4),
         dict(top_k=99),
         dict(top_p=0.001),
-        dict(top_p=0.63),
         dict(top_p=0.97),
         dict(min_p=0.11),
-        dict(min_p=0.9),
         dict(top_k=7, top_p=0.8),
         dict(top_p=0.9, min_p=0.2),
         dict(top_k=9, top_p=0.95, min_p=0.05),
@@ -160,9 +149,8 @@ def test_a_draw_at_either_end_is_a_possible_id():
 
 
 def test_padded_ids_are_never_sampled(model):
-    ids = generate(
-        model, [[1]] * 40, max_tokens=25, temperature=50.0, generators=generators(40)
-    )  # nearly flat
+    options = dict(max_tokens=25, temperature=50.0)  # nearly flat
+    ids = generate(model, [[1]] * 40, generators=generators(40), **options)
     assert max(map(max, ids)) < CONFIG.used_vocab_size
     assert len({token for row in ids for token in row}) > 200
 
@@ -179,42 +167,29 @@ def test_row_generators_differ_and_do_not_depend_on_the_number_of_rows():
 # the same ids whichever way they are computed
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(),
-        dict(position="learned", norm="layernorm", moe_layers=(1,)),
-        dict(layer_types=("full_attention",) * 2, attention_sinks=False, nope_stride=2),
-        dict(layer_types=("sliding_attention",) * 2, position="none", sliding_window=1),
-        dict(sliding_window=100, tie_embeddings=True),
-        dict(router="topk_sigmoid", shared_experts=3),
-    ],
-    ids=[
-        "trunk",
-        "learned positions",
-        "full, nope",
-        "window of 1",
-        "window over all",
-        "shared experts",
-    ],
-)
-def test_cached_and_uncached_generation_agree_across_the_window(changes, temperature):
+SWITCHES = {
+    "trunk": dict(),
+    "learned positions": dict(position="learned", norm="layernorm", moe_layers=(1,)),
+    "full, nope": dict(layer_types=("full_attention",) * 2, attention_sinks=False, nope_stride=2),
+    "window of 1": dict(layer_types=("sliding_attention",) * 2, position="none", sliding_window=1),
+    "window over all": dict(sliding_window=100, tie_embeddings=True),
+    "shared experts": dict(router="topk_sigmoid", shared_experts=3),
+}
+
+
+@pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES)
+def test_cached_and_uncached_generation_agree_across_the_window(changes):
     model = build(**changes)
-    options = dict(max_tokens=20, temperature=temperature)  # past three windows of 6 in every row
-    cached = generate(model, RAGGED, generators=generators(4), **options)
-    assert cached == generate(model, RAGGED, generators=generators(4), use_cache=False, **options)
-    assert [len(row) for row in cached] == [20] * 4
-    if temperature:
-        assert len(set(map(tuple, cached))) == 4  # the rows are different texts
+    cached = generate(model, RAGGED, max_tokens=15, generators=generators(4))  # past two windows of 6
+    assert cached == generate(model, RAGGED, max_tokens=15, generators=generators(4), use_cache=False)
+    assert [len(row) for row in cached] == [15] * 4
+    assert len(set(map(tuple, cached))) == 4  # the rows are different texts
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
-def test_each_prompt_of_a_ragged_batch_is_continued_as_if_alone(model, temperature):
-    options = dict(max_tokens=20, temperature=temperature)
-    together = generate(model, RAGGED, generators=generators(4), **options)
+def test_each_prompt_of_a_ragged_batch_is_continued_as_if_alone(model):
+    together = generate(model, RAGGED, max_tokens=15, generators=generators(4))
     for row, prompt in enumerate(RAGGED):
-        alone = generate(model, [prompt], generators=generators(4)[row : row + 1], **options)
+        alone = generate(model, [prompt], max_tokens=15, generators=generators(4)[row : row + 1])
         assert alone == together[row : row + 1]
 
 
@@ -232,7 +207,7 @@ def test_a_row_that_ends_does_not_change_the_others(model):
     own = generators(4)
     stopped = generate(model, RAGGED, max_tokens=20, stop_tokens=[stop], generators=own)
     assert stopped == expected
-    # one number per id: the generator of an ended row has not moved on
+    # One number is drawn per id, and none after the end of a row.
     again = generators(4)[1]
     torch.rand(4, generator=again, dtype=torch.float64)
     assert torch.equal(again.get_state(), own[1].get_state())
@@ -259,13 +234,13 @@ def test_generation_leaves_mode_gradients_and_global_randomness_alone():
     before = torch.get_rng_state()
     steps = generate_steps(model, [[5]], max_tokens=3, generators=generators(1))
     next(steps)
-    assert torch.is_grad_enabled()  # between two steps, in the reader's code
-    steps.close()  # a reader that stops early
+    assert torch.is_grad_enabled()  # in the caller's code, between two steps
+    steps.close()  # the caller stops early
     assert seen == [(False, False)]
     assert model.training and torch.equal(before, torch.get_rng_state())
 
 
-def test_dropout_and_capacity_do_not_touch_generation():
+def test_dropout_and_capacity_do_not_change_generation():
     prompt, options = RAGGED[:1], dict(max_tokens=10, temperature=0)
     plain = generate(build(), prompt, **options)
     assert generate(build(dropout=0.5, capacity_factor=0.1).train(), prompt, **options) == plain
@@ -298,13 +273,8 @@ def test_streaming_equals_not_streaming(model):
     for row, piece in stream_text(model, prompts, **options):
         streamed[row] += piece
     assert streamed == generate_texts(model, prompts, **options)
-    ids = generate(
-        model,
-        [encode_prompt(model.tokenizer, prompt) for prompt in prompts],
-        max_tokens=20,
-        generators=generators(3, seed=2),
-        stop_tokens=[259],
-    )
+    rows = [encode_prompt(model.tokenizer, prompt) for prompt in prompts]
+    ids = generate(model, rows, max_tokens=20, generators=generators(3, seed=2), stop_tokens=[259])
     decoded = [model.tokenizer.decode([i for i in row if i != 259]) for row in ids]
     assert streamed == [prompt + text for prompt, text in zip(prompts, decoded)]
 
@@ -344,13 +314,10 @@ def test_same_seed_same_text_and_no_seed_another_one(model):
         (dict(max_tokens=0), "max_tokens must be at least 1, got 0"),
         (dict(max_tokens=39), "40 tokens .* prompt of 2 and max_tokens=39"),
         (dict(temperature=-0.1), "temperature must be finite and at least 0"),
-        (dict(temperature=math.nan), "temperature must be finite"),
         (dict(temperature=math.inf), "temperature must be finite"),
         (dict(top_k=0), "top_k must be at least 1"),
         (dict(top_p=0.0), "top_p must be above 0 and at most 1"),
-        (dict(top_p=1.1), "top_p must be above 0 and at most 1"),
         (dict(min_p=-0.1), "min_p must be from 0 to 1"),
-        (dict(generators=None), "one generator per prompt .* got none"),
         (dict(generators=[]), "one generator per prompt .* got 0"),
     ],
     ids=str,
@@ -358,10 +325,10 @@ def test_same_seed_same_text_and_no_seed_another_one(model):
 def test_bad_arguments_are_refused_before_anything_runs(model, change, message):
     good = dict(prompts=[[1, 2]], max_tokens=5, generators=generators(1))
     with pytest.raises(ValueError, match=message):
-        generate_steps(model, **{**good, **change})  # not one step was asked for
+        generate_steps(model, **{**good, **change})  # without a step
 
 
-def test_logits_that_are_not_finite_are_named(model):
+def test_logits_that_are_not_finite_are_an_error(model):
     broken = build()
     with torch.no_grad():
         broken.norm.scale.fill_(math.nan)

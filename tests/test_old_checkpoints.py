@@ -1,4 +1,4 @@
-"""Checkpoints that commit 6d82eb2 wrote, one of the trunk and one of the context variant, still do all they did.
+"""Checkpoints of the trunk and of the context variant that commit 6d82eb2 wrote still work as they did.
 
 Each folder in tests/fixtures/ is a run of 12 steps that was stopped at step 6. The numbers below are what that
 commit found; a CPU of another kind may round the last digits differently.
@@ -31,21 +31,16 @@ def folder(tmp_path, name):
 
 
 @each_run
-def test_an_old_checkpoint_tells_the_same_story(name):
-    model = load_model(FIXTURES / name / "checkpoint_6.pt")
-    assert generate_text(model, "Once upon", 6, 0.0) == "Once upon" + TOLD[name]
-
-
-@each_run
-def test_an_old_checkpoint_knows_no_routing_rule_and_is_gpt_oss_s(name):
+def test_an_old_checkpoint_tells_the_same_story_by_gpt_oss_s_routing_rule(name):
     path = FIXTURES / name / "checkpoint_6.pt"
     assert not {"router", "shared_experts", "position_init"} & load(path)["config"].keys()
-    config = load_model(path).config
-    assert (config.router, config.shared_experts) == ("topk_softmax", 0)
+    model = load_model(path)
+    assert generate_text(model, "Once upon", 6, 0.0) == "Once upon" + TOLD[name]
+    assert (model.config.router, model.config.shared_experts) == ("topk_softmax", 0)
 
 
 @each_run
-def test_an_old_checkpoint_is_scored_as_then(folder, name, capsys):
+def test_an_old_checkpoint_has_the_loss_that_it_had(folder, name, capsys):
     script, loss, _ = RUNS[name]
     assert run_here(folder, "--eval_only", "old", "--eval_tokens", 256, *HERE, script=script) == 0
     assert f"validation loss {loss:.4f} " in capsys.readouterr().out

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import pickle
 import subprocess
 import sys
 from dataclasses import asdict
@@ -24,14 +22,8 @@ ROOT = Path(__file__).parent.parent
 
 def write_checkpoint(path: Path, seed: int = 0) -> Path:
     model = build(seed).float()
-    state = {
-        "model_name": "gptoss",
-        "config": asdict(model.config),
-        "model": model.state_dict(),
-        "tokenizer": tokenizer_state(tiny_tokenizer()),
-        "step": 20,
-    }
-    torch.save(state, path)
+    state = {"model_name": "gptoss", "config": asdict(model.config), "model": model.state_dict()}
+    torch.save(state | {"tokenizer": tokenizer_state(tiny_tokenizer()), "step": 20}, path)
     return path
 
 
@@ -99,17 +91,7 @@ def test_several_prompts_and_samples_have_separators(run, checkpoint, tmp_path):
 def test_texts_go_to_a_file_that_is_read_again(run, checkpoint, tmp_path):
     from data.files import open_files
 
-    flags = [
-        "--prompt",
-        "Tom",
-        "Mia said",
-        "--num_samples",
-        "2",
-        "--max_tokens",
-        "3",
-        "--seed",
-        "5",
-    ]
+    flags = ["--prompt", "Tom", "Mia said", "--num_samples", 2, "--max_tokens", 3, "--seed", 5]
     _, printed, _ = run("--checkpoint", checkpoint, *flags)
     for name in ("told.txt", "told.jsonl"):
         code, out, err = run("--checkpoint", checkpoint, *flags, "--out", tmp_path / name)
@@ -119,8 +101,6 @@ def test_texts_go_to_a_file_that_is_read_again(run, checkpoint, tmp_path):
         assert len(texts) == 4 and texts[0].startswith("Tom")
         assert texts[3].startswith("Mia said")
         assert all(text.strip() in printed for text in texts)
-    assert run("--checkpoint", checkpoint, "--out", tmp_path / "told.csv")[0] == 2
-    assert run("--checkpoint", checkpoint, "--out", tmp_path / "no" / "told.txt")[0] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["told.jsonl", "told.txt"]
 
 
@@ -151,9 +131,10 @@ def test_default_length_fits_the_context_limit_and_says_so(run, checkpoint):
     assert "at most 10 new tokens fit behind a prompt of 30 (context limit 40)" in err
 
 
-def test_a_run_folder_means_its_newest_checkpoint_and_the_best_is_named(run, tmp_path):
+def test_a_run_folder_means_its_newest_checkpoint_and_best_its_best(run, tmp_path):
     for step in (9, 10, 20):
         write_checkpoint(tmp_path / f"checkpoint_{step}.pt", seed=step)
+    assert_one_line(run("--checkpoint", tmp_path, "--best", *SHORT), "best.json names no checkpoint")
     err = run("--checkpoint", tmp_path, *SHORT)[2]
     newest = tmp_path / "checkpoint_20.pt"
     assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}\n{newest}, cpu, seed ")
@@ -161,7 +142,16 @@ def test_a_run_folder_means_its_newest_checkpoint_and_the_best_is_named(run, tmp
     (tmp_path / "best.json").write_text(json.dumps(best))
     err = run("--checkpoint", tmp_path, *SHORT)[2]
     assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}; ")
-    assert "the lowest validation loss is checkpoint_9.pt's\n" in err
+    assert f"the lowest validation loss is checkpoint_9.pt's ({tmp_path}/best.json)\n" in err
+    text = run("--checkpoint", tmp_path / "checkpoint_9.pt", "--seed", 3, *SHORT)[1]
+    for flags in (["--checkpoint", tmp_path, "--best"], ["--checkpoint", tmp_path / "best.json"]):
+        _, out, err = run(*flags, "--seed", 3, *SHORT)
+        assert out == text and f"{tmp_path}/checkpoint_9.pt, cpu, seed 3\n" in err
+    assert_one_line(run("--checkpoint", newest, "--best", *SHORT), "--best needs a run's folder")
+    told = [inference.load_model_and_generate(path, "", 9, 0.8, seed=3) for path in (tmp_path, newest)]
+    assert told[0] == told[1]
+    best, same = (Transformer.from_checkpoint(tmp_path / name) for name in ("best.json", "checkpoint_9.pt"))
+    assert torch.equal(best.embedding.weight, same.embedding.weight)
 
 
 def test_help_comes_without_torch():
@@ -173,9 +163,7 @@ def test_help_comes_without_torch():
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    for flag in ("checkpoint", "prompt", "prompts", "num_samples", "max_tokens", "temperature",
-                 "top_k", "top_p", "min_p", "seed", "device"):  # fmt: skip
-        assert f"--{flag} " in shown.stdout
+    assert "--checkpoint " in shown.stdout and "--num_samples " in shown.stdout
 
 
 # --------------------------------------------------------------------------------------------------
@@ -193,82 +181,34 @@ def test_load_model_and_generate_counts_all_tokens(checkpoint):
         inference.load_model_and_generate(checkpoint, "the cat", 41, 0.8)
 
 
-def test_a_loaded_model_has_the_weights_that_were_saved(checkpoint):
-    model, saved = Transformer.from_checkpoint(checkpoint), build().float().state_dict()
-    assert not model.training and model.tokenizer.eot_token == 259
-    assert model.state_dict().keys() == saved.keys()
-    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
-
-
 # --------------------------------------------------------------------------------------------------
-# bad input, and the end of patience
+# bad input, and Ctrl-C
 
 
-class RunsCode:
-    def __reduce__(self):
-        return os.mkdir, (str(ROOT / "it_ran"),)
-
-
-def bad_checkpoint(kind: str, folder: Path, good: Path) -> Path:
-    path = folder / "checkpoint_1.pt"
-    if kind == "truncated":
-        path.write_bytes(good.read_bytes()[:-5000])
-    elif kind == "corrupt":
-        path.write_bytes(b"not a checkpoint")
-    elif kind == "empty":
-        path.touch()
-    elif kind == "code":
-        torch.save({"model": RunsCode()}, path)
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps(RunsCode()))
-    elif kind == "foreign":
-        torch.save({"weights": torch.ones(2)}, path)
-    elif kind == "empty folder":
-        return folder
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("missing", "does not exist"),
-        ("truncated", "cut off, damaged"),
-        ("corrupt", "cut off, damaged"),
-        ("empty", "cut off, damaged"),
-        ("code", "could run code"),
-        ("pickle", "checkpoint"),
-        ("foreign", "no model_name"),
-        ("empty folder", "folder without a checkpoint_<step>.pt"),
-    ],
-)
-def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint, kind, message):
-    path = bad_checkpoint(kind, tmp_path, checkpoint)
-    assert_one_line(run("--checkpoint", path, *SHORT), message)
-    assert not (ROOT / "it_ran").exists()
+def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
+    path = tmp_path / "checkpoint_1.pt"
+    assert_one_line(run("--checkpoint", path, *SHORT), "does not exist")
+    assert_one_line(run("--checkpoint", tmp_path, *SHORT), "folder without a checkpoint_<step>.pt")
+    path.write_bytes(checkpoint.read_bytes()[:-5000])
+    assert_one_line(run("--checkpoint", path, *SHORT), "cut off, damaged")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--prompt", "a", "--prompts", "b"], "not allowed with"),
-        (["--prompts", "{folder}/none.txt"], "cannot be read: No such file"),
-        (["--prompts", "{folder}"], "cannot be read: Is a directory"),
-        (["--prompts", "{folder}/blank.txt"], "has no prompt"),
+        (["--prompts", "{folder}/none.txt"], "none.txt: No such file"),
+        (["--prompts", "{folder}/blank.txt"], "contains no prompt"),
         (["--prompts", "{folder}/latin1.txt"], "must be UTF-8 text, and byte 3 is not"),
         (["--prompt", "\udcff"], "must be UTF-8"),
-        (["--num_samples", "0"], "num_samples must be at least 1"),
-        (["--num_samples", str(10**9)], "num_samples must be at least 1 and at most 1,000,000"),
+        (["--num_samples", str(10**9)], "num_samples must be from 1 to 1,000,000"),
         (["--prompt", "x" * 5000 + "\x1b"], "40 tokens"),
-        (["--prompts", "x" * 5000], "cannot be read: File name too long"),
         (["--max_tokens", "0"], "max_tokens must be at least 1"),
-        (["--max_tokens", "ten"], "invalid int value: 'ten'"),
-        (["--max_tokens", "99"], "40 tokens"),
         (["--prompt", "q" * 50], "40 tokens"),
-        (["--temperature", "-1"], "temperature must be"),
-        (["--top_p", "2"], "top_p must be"),
         (["--device", "gpu"], "device must be"),
-        (["--device", "cuda:99"], "device"),
         (["--temp", "1"], "unrecognized arguments: --temp"),
+        (["--out", "{folder}/told.csv"], "--out must end in .jsonl or .txt"),
+        (["--out", "{folder}/no/told.txt"], "is in a folder that does not exist"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -286,13 +226,6 @@ def test_more_texts_than_memory_holds_are_refused_before_the_first(run, checkpoi
     result = run("--checkpoint", checkpoint, "--num_samples", "1000000", "--max_tokens", "5")
     assert_one_line(result, "1,000,000 texts of 6 tokens need about")
     assert "lower --num_samples or --max_tokens" in result[2]
-
-
-def test_a_top_k_beyond_the_vocabulary_keeps_all(run, checkpoint):
-    same = [
-        run("--checkpoint", checkpoint, "--seed", "1", *SHORT, *k)[1] for k in ([], ["--top_k", "9" * 30])
-    ]
-    assert same[0] == same[1] != ""
 
 
 def test_a_checkpoint_must_be_given(run):

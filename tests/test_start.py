@@ -229,14 +229,14 @@ def changed(tree, place, value):
         ("progress x", 1, "TypeError"),
         ("progress seconds", [1], "seconds must be a finite number"),
         ("progress step", 3, "its steps are 4 and 3"),
-        ("progress carry", True, "its carry is no tensor"),
-        ("progress load", torch.zeros(3), "its load is no tensor"),
-        ("progress load", torch.zeros(1, 1).expand(2, 10**9), "its load is no tensor"),
+        ("progress carry", True, "its carry is not a tensor"),
+        ("progress load", torch.zeros(3), "its load is not a tensor"),
+        ("progress load", torch.zeros(1, 1).expand(2, 10**9), "its load is not a tensor"),
         ("optimizers", [], "shorter"),
         ("optimizers 0", None, "TypeError"),
         ("optimizers 0 state 0 exp_avg", KeyError, "keeps other values for parameter 0"),
-        ("optimizers 0 state 0 exp_avg", torch.zeros(2), "its exp_avg of parameter 0 is no tensor"),
-        ("optimizers 0 state 0 step", torch.zeros(2), "its step of parameter 0 is no tensor"),
+        ("optimizers 0 state 0 exp_avg", torch.zeros(2), "its exp_avg of parameter 0 is not a tensor"),
+        ("optimizers 0 state 0 step", torch.zeros(2), "its step of parameter 0 is not a tensor"),
         ("optimizers 1 state 0 momentum_buffer", 1.0, "its momentum_buffer of parameter 0"),
         ("rng", "", "TypeError"),
         ("rng cpu", torch.zeros(3), "TypeError"),
@@ -247,7 +247,7 @@ def changed(tree, place, value):
         ("data source", 3, "TypeError"),
         ("data tokens", [], "its position in the data is empty"),
         ("data tokens", [torch.tensor([-1])], "its tokens are not ids below 4096"),
-        ("data tokens", [torch.tensor([5]).expand(10**12)], "its tokens is no tensor"),
+        ("data tokens", [torch.tensor([5]).expand(10**12)], "its tokens is not a tensor"),
         ("tensorboard_dir", "a\0b", "tensorboard_dir must be text without"),
         ("tensorboard_dir", "/a/runs/b", "its tensorboard_dir is not a folder in runs/"),
         ("tensorboard_dir", "runs/..", "its tensorboard_dir is not a folder in runs/"),
@@ -393,7 +393,7 @@ def test_settings_of_a_given_checkpoint_are_checked_before_they_are_used(given, 
     state = load(given / "model/checkpoint_4.pt")
     torch.save(changed(state, ["train_config", "block_size"], [16]), tmp_path / "a.pt")
     torch.save(changed(state, ["tokenizer", "name"], KeyError), tmp_path / "b.pt")
-    for name, told in (("a.pt", "(block_size must be"), ("b.pt", "lacks name")):
+    for name, told in (("a.pt", "(block_size must be"), ("b.pt", "'name' is missing")):
         assert run_here(tmp_path, "--eval_only", name, "--device", "cpu") == 2
         assert told in capsys.readouterr().err
 

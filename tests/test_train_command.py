@@ -363,7 +363,7 @@ def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_bring_it(refused, cor
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer, "DOWNLOAD_HOST", "http://127.0.0.1:9/")
     told = refused(*RUN, *corpus, "--tokenizer", "gpt2")
-    assert "the table of tokenizer 'gpt2' is not here" in told
+    assert "the tokenizer 'gpt2' is not on this machine" in told
     assert "TIKTOKEN_CACHE_DIR" in told and "--tokenizer stories4k" in told
 
 
@@ -411,7 +411,7 @@ def damaged(kind: str, good: Path) -> Path:
         ("code in a zip", "could run code"),
         ("code in a pickle", "cut off, damaged|could run code"),
         ("unknown name", "model must be one of .*, got 'gpt9'"),
-        ("another class", "tensors that this model lacks"),
+        ("another class", "that this model lacks"),
         ("foreign", "so another program wrote it"),
     ],
 )

@@ -15,7 +15,7 @@ import tiktoken
 import torch
 
 from architecture import registry
-from architecture.checkpoint import read_checkpoint
+from architecture.checkpoint import find_checkpoint, read_checkpoint
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
 from common.script import say
@@ -179,7 +179,7 @@ def given_weights(command: CommandLine) -> Start:
     """The model of a checkpoint, for a new run or an evaluation."""
     purpose = "eval_only" if command.config.eval_only else "init_from"
     cfg = command.config
-    path = checkpoint.find_checkpoint(getattr(cfg, purpose), say)
+    path = find_checkpoint(getattr(cfg, purpose), say)
     with checkpoint.naming_a_good_one(path):
         saved = registry.read_weights(path)
     model = saved["model_name"]

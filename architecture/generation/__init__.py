@@ -1,4 +1,4 @@
-"""One engine for sampling, chat, evaluation: ids step by step, text as it comes, the cache behind both."""
+"""Generation: token ids step by step, text as it is generated, and the key/value caches."""
 
 from architecture.generation.decode import generate, generate_steps
 

@@ -1,8 +1,8 @@
-"""Ids, step by step, for any model that keeps interface.py's contract; generation/text.py makes text of them.
+"""Generate token ids step by step, for any model that keeps the contract of interface.py.
 
-A row is one prompt and what follows it. Each row has a random generator of its own and draws one
-number per token, so what is sampled for a row depends on its logits and its generator alone: not on
-the other rows, on when they end, on the cache or on the device (beyond the rounding of the logits).
+A row is one prompt and its continuation. Each row has its own random generator and draws one number per
+token. So the sample of a row depends only on its logits and its generator, not on other rows, the cache or
+the device (apart from the rounding of the logits).
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -15,12 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from architecture.generation.sampling import (
-    check_sampling,
-    draw,
-    filter_logits,
-    require_finite,
-)
+from architecture.generation.sampling import check_sampling, draw, filter_logits, require_finite
 
 
 def generate_steps(
@@ -36,17 +31,17 @@ def generate_steps(
     generators: Sequence[torch.Generator] | None = None,
     use_cache: bool = True,
 ) -> Iterator[list[int | None]]:
-    """The next id of every row, step by step; None for a row that has ended.
+    """Yield the next id of every row, step by step; None for a row that has ended.
 
-    prompts: ids, of any lengths of at least 1.  max_tokens: most new ids per row.
-    temperature: 0 takes the most probable id and draws nothing.  top_k, top_p, min_p: filter_logits.
-    stop_tokens: ids that end a row; such an id is still handed out.
-    generators: one per row, see row_generators; needed unless temperature is 0.
-    use_cache: False runs every token again at each step: slow, the specification of the cached way.
+    prompts: lists of ids, of any lengths of at least 1.  max_tokens: most new ids per row.
+    temperature: 0 takes the most probable id and draws nothing.  top_k, top_p, min_p: see filter_logits.
+    stop_tokens: ids that end a row; the row yields the id, then None.
+    generators: one per row, see row_generators; not needed if temperature is 0.
+    use_cache: False runs the whole text at each step: slow, the reference for the cache.
 
     The model is in eval mode while this runs and in its earlier mode afterwards.
-    Raises ValueError, before anything runs, for arguments out of range and where the longest prompt
-    and max_tokens together pass the model's context limit: nothing is ever cut off silently.
+    Raises ValueError at the call for arguments out of range, and if the longest prompt and max_tokens
+    together exceed the model's context limit: a text is never cut silently.
     """
     check_prompts(prompts, model.config.vocab_size)
     check_sampling(max_tokens, temperature, top_k, top_p, min_p)
@@ -64,12 +59,12 @@ def generate_steps(
         )
 
     def choose(logits: torch.Tensor, rows: list[int]) -> list[int]:
-        """logits (B, V) -> an id for each of these rows."""
+        """logits (B, V) -> one id for each of `rows`."""
         logits = logits[rows]
         require_finite(logits)
         if temperature == 0:
             return logits.argmax(-1).tolist()
-        # on the CPU in float64: the same draw on every device, and MPS has no float64
+        # Drawing in float64 on the CPU is the same on every device; MPS has no float64.
         logits = filter_logits(logits.cpu().double(), temperature, top_k, top_p, min_p)
         uniform = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows]
         return draw(logits, torch.cat(uniform)).tolist()
@@ -79,7 +74,7 @@ def generate_steps(
 
 @torch.no_grad()
 def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose):
-    """The loop behind generate_steps, which checks the arguments."""
+    """The loop of generate_steps, apart from it so that arguments are checked at the call."""
     active = list(range(len(prompts)))
     new_decoder = getattr(model, "new_decoder", functools.partial(Decoder, model))
     was_training = model.training
@@ -96,16 +91,16 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose):
             active = [row for row in active if new[row] not in stop_tokens]
             if not active or step == max_tokens - 1:
                 return
-            # a row that has ended goes on with any id: nobody looks at it
+            # A row that has ended is fed an arbitrary id, and its logits are ignored.
             feed = [[token or 0] for token in new]
     finally:
         model.train(was_training)
 
 
 class Decoder:
-    """Rows that grow column by column, all in the same one: shorter prompts are padded on the left.
+    """Feeds all rows together, one column per step. Shorter prompts are padded on the left.
 
-    A model that does not read a text in one piece brings a decoder of its own, by `new_decoder`.
+    A model that cannot read a text in one piece has its own decoder, which `new_decoder` returns.
     """
 
     def __init__(self, model: nn.Module, rows: int, max_length: int, use_cache: bool):
@@ -115,10 +110,10 @@ class Decoder:
         self.seen = self.next_position[:, :0], self.next_position[:, :0]  # ids and their positions
 
     def feed(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The prompts, and after them one id for each row -> (B, V) logits of what comes next."""
+        """Append the prompts, or later one id per row. Returns (B, V) logits of the next ids."""
         longest, device = max(map(len, ids)), self.next_position.device
         padding = torch.tensor([longest - len(row) for row in ids], device=device)[:, None]
-        # (B, T), negative: padding
+        # (B, T), negative for padding
         positions = self.next_position + torch.arange(longest, device=device) - padding
         self.next_position = positions[:, -1:] + 1
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=device)
@@ -129,21 +124,21 @@ class Decoder:
                 torch.cat((old_positions, positions), dim=1),
             )
             return self.model(self.seen[0], positions=self.seen[1]).logits[:, -1]
-        if longest > 1:  # all but the last token: its keys and values, and no logits
+        if longest > 1:  # the prompt without its last token: only keys and values are needed, no logits
             self.model(ids[:, :-1], positions=positions[:, :-1], cache=self.cache, return_logits=False)
         output = self.model(ids[:, -1:], positions=positions[:, -1:], cache=self.cache)
         return output.logits[:, -1]
 
 
 def length_limit(model: nn.Module) -> int:
-    """Most tokens of a prompt and what follows it: the context limit, unless the model has another."""
+    """Most tokens of a prompt and its continuation: the model's length_limit, or else its context limit."""
     return getattr(model, "length_limit", model.config.context_limit)
 
 
 def generate(model: nn.Module, prompts: Sequence[Sequence[int]], **options) -> list[list[int]]:
-    """The new ids of every row, without its prompt; a stop token that ended a row is its last id.
+    """The new ids of every row, without its prompt. A row that ended early ends with its stop token.
 
-    options: those of generate_steps.
+    options: as for generate_steps.
     """
     rows: list[list[int]] = [[] for _ in prompts]
     for new in generate_steps(model, prompts, **options):
@@ -154,7 +149,7 @@ def generate(model: nn.Module, prompts: Sequence[Sequence[int]], **options) -> l
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-    """ValueError unless there are prompts, each of at least one id below vocab_size."""
+    """ValueError unless there is a prompt, and each prompt has at least one id, all below vocab_size."""
     if not prompts:
         raise ValueError("prompts must hold at least one prompt, got none; pass a list of id lists")
     for row, prompt in enumerate(prompts):

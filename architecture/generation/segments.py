@@ -1,7 +1,7 @@
-"""Generation for a model that reads a text in segments and carries a state from each to the next.
+"""Generation for a model that reads a text in segments and carries a state from each segment to the next.
 
-A segment's first position is a slot, which brings the state in; tokens follow at positions 0, 1, ...
-Positions and keys begin anew with each segment, so memory does not grow with the text.
+The first position of a segment is a slot for the state. Tokens follow at positions 0, 1, ... Positions and
+keys start again with each segment, so the memory does not grow with the text.
 
 Shapes: B rows, T new columns, G key/value heads, C head_dim, V vocabulary, D hidden_size.
 """
@@ -13,15 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-SLOT = -1  # position of the slot: right before a segment's first token
-PADDING = -2  # position of a column that is neither slot nor token
+SLOT = -1  # the position of the slot, right before the first token of a segment
+PADDING = -2  # the position of a column that holds neither slot nor token
 
 
 class SegmentCache:
-    """Keys and values of each row's current segment, by position; updated in place, for inference only.
+    """Keys and values of the current segment of each row. forward updates them in place, without gradients.
 
-    Nothing is cleared when a segment begins: what an earlier one left lies behind the newest position,
-    where no query looks, until it is written over.
+    A new segment clears nothing: old keys lie behind its newest position, where no query looks, until they
+    are overwritten.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class SegmentCache:
         shape = (layers, batch, 1 + segment_length, *head_shape)
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype).unbind() for _ in range(2))
         self.positions = torch.arange(SLOT, segment_length, device=device)[None]  # (1, 1 + length)
-        self.columns = None  # (B, T) indices of those of the current forward that are not padding
+        self.columns = None  # (row, column) indices of the current forward without its padding
 
     def check_room(self, batch: int, tokens: int) -> None:
-        """Refuse a forward that this cache is not for; how long a segment is, the model looks at."""
+        """ValueError unless a forward of this batch fits the cache. The model checks the segment's length."""
         if torch.is_grad_enabled():
             raise ValueError("a cache takes no gradient; call the model under torch.no_grad()")
         if batch != len(self.keys[0]):
@@ -49,7 +49,7 @@ class SegmentCache:
             )
 
     def extend(self, window: int | None, positions: torch.Tensor) -> torch.Tensor:
-        """Query positions (B, T) -> those of the keys that any layer shows them."""
+        """Positions of the queries (B, T) -> positions of the keys, the same in every layer."""
         self.columns = torch.where(positions != PADDING)
         self.places = positions[self.columns] - SLOT
         return self.positions
@@ -57,32 +57,32 @@ class SegmentCache:
     def extend_layer(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Key and value (B, T, G, C) of the new columns -> those of the whole segment."""
+        """Keys and values of the new columns (B, T, G, C) -> those of the whole segment."""
         for store, new in ((self.keys[layer], key), (self.values[layer], value)):
             store[self.columns[0], self.places] = new[self.columns].to(store.dtype)
         return self.keys[layer], self.values[layer]
 
     def advance(self, positions: torch.Tensor) -> None:
-        """Nothing to do: what a segment holds is told by the positions of the queries."""
+        """Do nothing: the positions of the queries tell what a segment holds."""
 
 
 class SegmentDecoder:
-    """Rows that grow by any number of tokens at a time; each has its own place in its segments.
+    """Feeds each row any number of tokens at a time. Each row has its own place in its segment.
 
-    After every segment_length tokens of a row, counted from its beginning, its state is renewed.
+    The state of a row is renewed after every segment_length tokens, counted from its beginning.
     """
 
     def __init__(self, model: nn.Module, rows: int, use_cache: bool = True):
-        """use_cache: False reads each row from its beginning at every call: the specification."""
+        """use_cache: False reads each row from its beginning at every call, the reference for the cache."""
         self.model, self.use_cache = model, use_cache
-        self.filled = [0] * rows  # tokens in the current segment
+        self.filled = [0] * rows  # tokens in the current segment of each row
         self.state = model.new_state(rows)  # (B, D)
         self.cache = model.new_cache(rows) if use_cache else None
-        self.texts: list[list[int]] = [[] for _ in range(rows)]  # without a cache
+        self.texts: list[list[int]] = [[] for _ in range(rows)]  # used without a cache
 
     @torch.no_grad()
     def feed(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Append at least one id to each row -> (B, V) logits of what comes next."""
+        """Append at least one id to each row. Returns (B, V) logits of the next ids."""
         if not self.use_cache:
             self.texts = [text + list(new) for text, new in zip(self.texts, ids)]
             return torch.stack([read_from_the_beginning(self.model, text) for text in self.texts])
@@ -97,7 +97,7 @@ class SegmentDecoder:
         return logits
 
     def _forward(self, parts: list[list[int]]) -> torch.Tensor:
-        """At most the rest of a segment of each row -> (B, V); of no use for a row without ids."""
+        """Feed ids that fit into the current segments. Returns (B, V) logits, arbitrary for a row without ids."""
         width, device = max(map(len, parts)), self.state.device
         ids = torch.tensor([[0] * (width - len(part)) + part for part in parts], device=device)
         positions = torch.tensor(
@@ -117,7 +117,7 @@ class SegmentDecoder:
 
 @torch.no_grad()
 def read_from_the_beginning(model: nn.Module, ids: Sequence[int]) -> torch.Tensor:
-    """One text, segment after segment as in training -> (V,) logits of what comes next."""
+    """Read one text segment by segment, as in training. Returns (V,) logits of the next id."""
     length, carry = model.config.segment_length, None
     for start in range(0, len(ids), length):
         segment = torch.tensor([ids[start : start + length]], device=next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Text that continues text: prompts are encoded, ids come back as pieces of UTF-8."""
+"""Generate text: encode the prompts, generate ids, and decode them piece by piece."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from architecture.generation.sampling import row_generators
 
 
 def encode_prompt(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
-    """End-of-text, then the text, as documents begin in training; "" asks for a new document."""
+    """The end-of-text id and the ids of the text, as a document begins in training; "" starts a new one."""
     return [tokenizer.eot_token, *tokenizer.encode_ordinary(text)]
 
 
 class TextStream:
-    """Ids to text as they come: what an id leaves of a UTF-8 character waits for the next one.
+    """Decodes ids one by one. The bytes of an incomplete UTF-8 character wait for the next id.
 
-    The pieces together are what tokenizer.decode gives for all ids at once.
+    The pieces joined are what tokenizer.decode returns for all ids.
     """
 
     def __init__(self, tokenizer: tiktoken.Encoding):
@@ -31,12 +31,12 @@ class TextStream:
     def push(self, token: int) -> str:
         try:
             data = self.tokenizer.decode_single_token_bytes(token)
-        except KeyError:  # o200k_harmony has ids without text, and an untrained model draws them
-            data = b"\xff"  # decodes to the replacement character
+        except KeyError:  # o200k_harmony has ids without text, which an untrained model may draw
+            data = b"\xff"  # not UTF-8, so it becomes the replacement character
         return self.decoder.decode(data)
 
     def finish(self) -> str:
-        """What is left: a replacement character for each cut character."""
+        """The rest of the text: a replacement character if the last character is incomplete."""
         return self.decoder.decode(b"", final=True)
 
 
@@ -49,10 +49,10 @@ def stream_text(
     seed: int | None = None,
     **options,
 ) -> Iterator[tuple[int, str]]:
-    """(row, piece of text) as the rows grow, without the prompts; a row ends at end-of-text.
+    """Yield (row, piece of text) as the rows grow, without the prompts. A row ends at end-of-text.
 
-    seed: of row_generators; None is another one at each call.
-    options: top_k, top_p, min_p, use_cache of generate_steps.
+    seed: for row_generators; None draws one.
+    options: top_k, top_p, min_p and use_cache, as for generate_steps. Raises ValueError at the call.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -83,7 +83,7 @@ def _pieces(steps, streams, eot_token):
 def generate_texts(
     model: nn.Module, prompts: Sequence[str], max_tokens: int, temperature: float, **options
 ) -> list[str]:
-    """Each prompt with its continuation, all in one batch; options as of stream_text."""
+    """Each prompt with its continuation, generated in one batch. options: as for stream_text."""
     texts = list(prompts)
     for row, piece in stream_text(model, prompts, max_tokens=max_tokens, temperature=temperature, **options):
         texts[row] += piece
@@ -91,8 +91,8 @@ def generate_texts(
 
 
 def generate_text(model: nn.Module, prompt: str, max_tokens: int, temperature: float, **options) -> str:
-    """The prompt and its continuation of at most max_tokens new tokens; options as of stream_text.
+    """The prompt with its continuation of at most max_tokens new tokens. options: as for stream_text.
 
-    "" starts a new text. The end-of-text token is put in front and is never part of the result.
+    "" starts a new text. The model reads an end-of-text token in front of the prompt; the result has none.
     """
     return generate_texts(model, [prompt], max_tokens, temperature, **options)[0]

@@ -10,7 +10,7 @@ import contextlib
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from shlex import quote
@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture.checkpoint import ANOTHER, FORMAT, owned, read_checkpoint
-from architecture.registry import is_hugging_face
+from architecture.checkpoint import ANOTHER, FORMAT, best_checkpoint, checkpoints, owned, read_checkpoint
 from architecture.tokenizer import tokenizer_state
-from common.files import atomic_write, read_json, reading, write_json_atomic
+from common.files import atomic_write, reading, write_json_atomic
 from common.provenance import git_commit
 from common.settings import cast
 from training.balance import BIAS_BUFFER
@@ -135,19 +134,6 @@ def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) ->
     return True
 
 
-def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
-    """What best.json says, unless there is none or its checkpoint was deleted."""
-    path = Path(out_dir) / "best.json"
-    if not path.exists():
-        return None
-    with reading(path, "the name of the best checkpoint", way_out="delete it, nothing needs it"):
-        best = read_json(path)
-        best["val_loss"] = cast("val_loss", best["val_loss"], float)
-        if not re.fullmatch(r"checkpoint_\d{1,20}\.pt", best["checkpoint"]):
-            raise ValueError("its checkpoint is not named as one")
-    return best if (path.parent / best["checkpoint"]).exists() else None
-
-
 # --------------------------------------------------------------------------------------------------
 # finding
 
@@ -156,36 +142,8 @@ def checkpoint_path(out_dir: str | Path, step: int) -> Path:
     return Path(out_dir) / f"checkpoint_{step}.pt"
 
 
-def checkpoints(out_dir: str | Path) -> list[Path]:
-    """The checkpoints of a folder, oldest step first."""
-    found = {}
-    for path in Path(out_dir).glob("checkpoint_*.pt"):
-        if match := re.fullmatch(r"checkpoint_(\d+)\.pt", path.name):
-            found[int(match[1])] = path
-    return [found[step] for step in sorted(found)]
-
-
 def latest_checkpoint(out_dir: str | Path) -> Path | None:
     return next(reversed(checkpoints(out_dir)), None)
-
-
-def find_checkpoint(path: str | Path, say: Callable[[str], None]) -> Path:
-    """The checkpoint that a person names: a file, or a folder of transformers, as it is; of a run's folder
-    the newest, and says so.
-    """
-    path = Path(path)
-    if not path.is_dir() or is_hugging_face(path):
-        return path
-    newest, best = latest_checkpoint(path), best_checkpoint(path)
-    if newest is None:
-        raise ValueError(
-            f"{path} is a folder without a checkpoint_<step>.pt; name another, or train a model into it "
-            f"with train.py --out_dir {quote(str(path))}"
-        )
-    other = best["checkpoint"] if best else newest.name
-    note = f"; the lowest validation loss is {other}'s" if other != newest.name else ""
-    say(f"{newest}: the newest checkpoint of {path}{note}")
-    return newest
 
 
 @contextlib.contextmanager
