@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from architecture.interface import (
     load_share,
     next_token_loss,
 )
+from common.settings import cast_fields, help_texts, option
 
 logger = logging.getLogger(__name__)
 
@@ -49,62 +50,58 @@ SWIGLU_ALPHA = 1.702  # gpt-oss gates with x * sigmoid(1.702 x), a close fit of 
 class ModelConfig:
     """Shape of a model: the 16 fields of the official config.json, then the switches for ablations."""
 
-    num_hidden_layers: int = 36
-    num_experts: int = 128
-    experts_per_token: int = 4
-    vocab_size: int = 201088
-    hidden_size: int = 2880
-    intermediate_size: int = 2880
-    swiglu_limit: float = 7.0
-    head_dim: int = 64
-    num_attention_heads: int = 64
-    num_key_value_heads: int = 8
-    sliding_window: int = 128
-    initial_context_length: int = 4096
-    rope_theta: float = 150000.0
-    rope_scaling_factor: float = 32.0
-    rope_ntk_alpha: float = 1.0
-    rope_ntk_beta: float = 32.0
+    num_hidden_layers: int = option(36, "transformer blocks", at_least=1)
+    num_experts: int = option(128, "experts in each MoE layer", at_least=1)
+    experts_per_token: int = option(4, "experts that the router picks for a token", at_least=1)
+    vocab_size: int = option(
+        201088, "rows of embedding and head; follows the tokenizer, padded to a multiple of 64", at_least=1
+    )
+    hidden_size: int = option(2880, "width of the residual stream", at_least=1)
+    intermediate_size: int = option(2880, "width inside one expert", at_least=1)
+    swiglu_limit: float = option(7.0, "clamp on the two halves of the gated unit", above=0)
+    head_dim: int = option(64, "width of one attention head", at_least=1)
+    num_attention_heads: int = option(64, "query heads", at_least=1)
+    num_key_value_heads: int = option(8, "key/value heads, each shared by several query heads", at_least=1)
+    sliding_window: int = option(
+        128, "tokens that a sliding layer sees, including the current one", at_least=1
+    )
+    initial_context_length: int = option(4096, "longest sequence before rope_scaling_factor", at_least=1)
+    rope_theta: float = option(150000.0, "base of RoPE's frequencies", above=1)  # YaRN divides by its log
+    rope_scaling_factor: float = option(32.0, "YaRN: factor on the context length; 1 = off", at_least=1)
+    rope_ntk_alpha: float = option(1.0, "YaRN: pairs with fewer turns per context are interpolated", above=0)
+    rope_ntk_beta: float = option(32.0, "YaRN: pairs with more turns per context are unchanged", above=0)
 
-    layer_types: tuple[str, ...] | None = None  # None: sliding, full, sliding, full, ...
-    attention_sinks: bool = True
-    nope_stride: int | None = None  # layers with (layer + 1) % nope_stride == 0 are not rotated
-    position: Literal["rope", "learned", "none"] = "rope"
-    position_init: Literal["normal", "small", "sinusoidal"] = "normal"  # how learned positions start
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    tie_embeddings: bool = False
-    attention_bias: bool = True
-    dropout: float = 0.0
-    moe_layers: tuple[int, ...] | None = None  # None: every layer; the others get one dense MLP
-    router: Literal[*ROUTERS] = "topk_softmax"  # the table of rules further down
-    shared_experts: int = 0
-    capacity_factor: float | None = None  # None: dropless
-    used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
+    layer_types: tuple[str, ...] | None = option(
+        None, "sliding_attention or full_attention per layer; none = alternating, sliding first"
+    )
+    attention_sinks: bool = option(True, "a learned logit per head that takes attention from all keys")
+    nope_stride: int | None = option(None, "every n-th layer is not rotated; none = all rotate", at_least=1)
+    position: Literal["rope", "learned", "none"] = option("rope", "how the model sees positions")
+    position_init: Literal["normal", "small", "sinusoidal"] = option(
+        "normal", "initial learned positions: std 0.02, std 0.002, or sines with RMS 0.02"
+    )
+    norm: Literal["rmsnorm", "layernorm"] = option("rmsnorm", "normalization before each part of a block")
+    mlp: Literal["swiglu", "gelu"] = option("swiglu", "activation of an expert")
+    tie_embeddings: bool = option(False, "one matrix for embedding and head")
+    attention_bias: bool = option(True, "biases on qkv and out")
+    dropout: float = option(0.0, "on attention, MLP and embedding, in training", at_least=0, below=1)
+    moe_layers: tuple[int, ...] | None = option(
+        None, "layers with experts, from 0; the others get one dense MLP; none = all"
+    )
+    router: Literal[*ROUTERS] = option(
+        "topk_softmax", "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, one sigmoid score per expert"
+    )
+    shared_experts: int = option(0, "experts in each MoE layer that process every token", at_least=0)
+    capacity_factor: float | None = option(
+        None, "tokens an expert takes at most, in even shares, in training; none = all", above=0
+    )
+    used_vocab_size: int | None = option(None, "ids from here on are padding; none = no padding", at_least=1)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(getattr(self, field.name), list):  # JSON and YAML have no tuples
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        for name in ("num_hidden_layers", "num_experts", "experts_per_token", "vocab_size", "hidden_size",
-                     "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
-                     "sliding_window", "initial_context_length"):  # fmt: skip
-            self._require(name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1")
-        for name in ("swiglu_limit", "rope_theta", "rope_ntk_alpha", "rope_ntk_beta"):
-            least = 1 if name == "rope_theta" else 0  # YaRN divides by its logarithm
-            rule, official = f"must be finite and above {least}", getattr(type(self), name)
-            holds = least < getattr(self, name) < math.inf
-            self._require(name, holds, rule, f"the official value is {official}")
-        hints = get_type_hints(type(self))
-        for name in ("position", "position_init", "norm", "mlp", "router"):
-            choices = get_args(hints[name])
-            rule = f"must be one of {', '.join(choices)}"
-            self._require(name, getattr(self, name) in choices, rule, f"set {name}={choices[0]}")
-
+        cast_fields(self)
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         layers, experts, k = self.num_hidden_layers, self.num_experts, self.experts_per_token
-        capacity, stride, used = self.capacity_factor, self.nope_stride, self.used_vocab_size
-        types, moe, shared = self.layer_types, self.moe_layers, self.shared_experts
+        types, moe = self.layer_types, self.moe_layers
         low, high = self.yarn_range
         for name, holds, rule, way_out in (
             ("num_attention_heads", heads % groups == 0, f"must be a multiple of num_key_value_heads ({groups})",
@@ -119,28 +116,19 @@ class ModelConfig:
             ("hidden_size", self.hidden_size % 2 == 0 or self.position_init != "sinusoidal",
              "must be even for position_init=sinusoidal, because its sines and cosines are pairs",
              f"set hidden_size={self.hidden_size + 1}"),
-            ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
-            ("rope_scaling_factor", 1 <= self.rope_scaling_factor < math.inf, "must be finite and at least 1",
-             "set rope_scaling_factor=1 to turn YaRN off"),
             ("initial_context_length", self.position != "rope" or self.rope_scaling_factor == 1
              or 0 < low < high < self.head_dim / 2 - 1,
              f"must exceed 2 pi rope_ntk_beta and put YaRN's ramp, here {low:.2f} to {high:.2f}, inside the "
              f"{self.head_dim // 2} rotated pairs", "set rope_scaling_factor=1 to turn YaRN off"),
-            ("capacity_factor", capacity is None or 0 < capacity < math.inf, "must be positive and finite",
-             "set capacity_factor=none for dropless routing"),
-            ("nope_stride", stride is None or stride >= 1, "must be at least 1",
-             "set nope_stride=none to rotate every layer"),
-            ("used_vocab_size", used is None or 1 <= used <= self.vocab_size,
-             f"must be between 1 and vocab_size ({self.vocab_size})",
-             "set used_vocab_size=none when every id is used"),
+            ("used_vocab_size", (self.used_vocab_size or 1) <= self.vocab_size,
+             f"must be at most vocab_size ({self.vocab_size})", "set used_vocab_size=none when every id is used"),
             ("layer_types", types is None or len(types) == layers and set(types) <= {SLIDING, FULL},
              f"must name {SLIDING} or {FULL} once per layer ({layers})", "set layer_types=none to alternate"),
             ("moe_layers", moe is None or len(set(moe)) == len(moe) and set(moe) <= set(range(layers)),
              f"must hold different layer numbers from 0 to {layers - 1}",
              "set moe_layers=none for experts in every layer"),
-            ("shared_experts", shared >= 0, "must be at least 0", "set shared_experts=0 for none"),
-            ("shared_experts", shared == 0 or moe != (), "must be 0 when no layer has experts (moe_layers=())",
-             "set shared_experts=0, or moe_layers=none"),
+            ("shared_experts", self.shared_experts == 0 or moe != (),
+             "must be 0 when no layer has experts (moe_layers=())", "set shared_experts=0, or moe_layers=none"),
         ):  # fmt: skip
             self._require(name, holds, rule, way_out)
 
@@ -241,41 +229,6 @@ class ModelConfig:
         routed = (self.experts_per_token + self.shared_experts) * row + 6 * self.num_experts
         return layers * kept + moe * routed + (layers - moe) * row + 3 * d
 
-
-# What --help_model says of each field: here and not beside the fields, which then fit on one screen.
-MEANINGS: dict[str, str] = {
-    "num_hidden_layers": "transformer blocks",
-    "num_experts": "experts in each MoE layer",
-    "experts_per_token": "experts that the router picks for a token",
-    "vocab_size": "rows of embedding and head; follows the tokenizer, padded to a multiple of 64",
-    "hidden_size": "width of the residual stream",
-    "intermediate_size": "width inside one expert",
-    "swiglu_limit": "clamp on the two halves of the gated unit",
-    "head_dim": "width of one attention head",
-    "num_attention_heads": "query heads",
-    "num_key_value_heads": "key/value heads, each shared by several query heads",
-    "sliding_window": "tokens that a sliding layer sees, the current one counted",
-    "initial_context_length": "most tokens of a sequence before rope_scaling_factor",
-    "rope_theta": "base of RoPE's frequencies",
-    "rope_scaling_factor": "YaRN: times this many tokens; 1 = off",
-    "rope_ntk_alpha": "YaRN: pairs that turn less often than this within the context are interpolated",
-    "rope_ntk_beta": "YaRN: pairs that turn more often than this stay as they are",
-    "layer_types": "sliding_attention or full_attention per layer; none = alternating, sliding first",
-    "attention_sinks": "a learned logit per head that takes attention from all keys",
-    "nope_stride": "every so many layers one without rotation; none = all rotate",
-    "position": "how positions get in",
-    "position_init": "learned positions begin with std 0.02, with std 0.002, or as sines of RMS 0.02",
-    "norm": "normalisation before each part of a block",
-    "mlp": "kind of expert",
-    "tie_embeddings": "one matrix for embedding and head",
-    "attention_bias": "biases on qkv and out",
-    "dropout": "on attention, MLP and embedding, in training",
-    "moe_layers": "layers with experts, from 0; none = all; the others get one dense MLP",
-    "router": "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, a score of its own for each expert",
-    "shared_experts": "experts in each MoE layer that every token passes through, besides those picked",
-    "capacity_factor": "tokens an expert takes at most, in even shares, in training; none = all",
-    "used_vocab_size": "ids from here on are padding; follows the tokenizer",
-}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # a laptop, minutes
@@ -576,15 +529,8 @@ class MLPBlock(nn.Module):
             self.shared_mlp2_weight = nn.Parameter(torch.zeros(s, d, f))
             self.shared_mlp2_bias = nn.Parameter(torch.zeros(s, d))
 
-    @property
-    def experts(self) -> ExpertWeights:
-        return self._expert_weights("")
-
-    @property
-    def shared_experts(self) -> ExpertWeights:
-        return self._expert_weights("shared_")
-
-    def _expert_weights(self, prefix: str) -> ExpertWeights:
+    def expert_weights(self, prefix: str = "") -> ExpertWeights:
+        """The weights of the routed experts; with prefix="shared_", those of the shared experts."""
         names = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
         limit = self.config.swiglu_limit if self.config.mlp == "swiglu" else None
         return ExpertWeights(*(getattr(self, prefix + name) for name in names), limit)
@@ -596,9 +542,10 @@ class MLPBlock(nn.Module):
             index, weight, stats = self.route(x, None if counted is None else counted.flatten())
         else:
             index, weight, stats = *all_experts(x, 1), None
-        out = self.run_experts(x, index, weight, self.experts)
+        out = self.run_experts(x, index, weight, self.expert_weights())
         if self.num_shared:
-            out = out + self.run_experts(x, *all_experts(x, self.num_shared), self.shared_experts)
+            shared = self.expert_weights("shared_")
+            out = out + self.run_experts(x, *all_experts(x, self.num_shared), shared)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
     def route(self, x, counted) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
@@ -661,7 +608,7 @@ class Transformer(nn.Module):
     """The whole model. Its four seams, in the order forward calls them after init_weights:
     embed, run_blocks, head."""
 
-    name, config_class, presets, meanings = "gptoss", ModelConfig, PRESETS, MEANINGS
+    name, config_class, presets, meanings = "gptoss", ModelConfig, PRESETS, help_texts(ModelConfig)
 
     def __init__(
         self,
@@ -761,8 +708,7 @@ class Transformer(nn.Module):
                 stats.append(layer_stats)
         if cache is not None:
             cache.advance(positions)
-        shape = tuple(hidden.shape[:2])
-        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers, shape)
+        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers, hidden.shape[:2])
 
     def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
         """hidden (B, T, D) -> logits and/or loss, and what is carried on (here nothing).
@@ -834,9 +780,7 @@ def _choose(kind: str, name: str, known: dict[str, Any], auto: str) -> str:
     return name
 
 
-def _router_stats(
-    routing: list[LayerRouting], layers: tuple[int, ...], shape: tuple[int, int]
-) -> RouterStats | None:
+def _router_stats(routing: list[LayerRouting], layers: tuple[int, ...], shape) -> RouterStats | None:
     if not routing:
         return None
     load, probability, z_loss, dropped, logits, chosen = zip(*routing)

@@ -35,8 +35,9 @@ from torch import nn
 from architecture.generation.decode import check_prompts
 from architecture.generation.sampling import check_sampling, draw, filter_logits, require_finite
 from architecture.generation.segments import PADDING, SLOT, SegmentCache, SegmentDecoder
-from architecture.gptoss import MEANINGS, PRESETS, ModelConfig, Transformer, visible_keys
+from architecture.gptoss import PRESETS, ModelConfig, Transformer, visible_keys
 from architecture.interface import IGNORE_INDEX, ModelOutput
+from common.settings import help_texts, option
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -44,16 +45,16 @@ from architecture.interface import IGNORE_INDEX, ModelOutput
 class ContextConfig(ModelConfig):
     """The trunk's config and what the state needs."""
 
-    segment_length: int = 64
-    slot_always_visible: bool = True
-    gated_update: bool = False
-    carry_state: bool = True
+    segment_length: int = option(64, "tokens of a segment; block_size of train_context.py", at_least=1)
+    slot_always_visible: bool = option(True, "sliding layers see the slot from beyond their window, too")
+    gated_update: bool = option(False, "the next state is a learned mixture of the old one and the output")
+    carry_state: bool = option(True, "false: the state is zero in every segment, for comparison")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(
             "segment_length",
-            1 <= self.segment_length <= self.context_limit,
+            self.segment_length <= self.context_limit,
             f"must be between 1 and the context limit ({self.context_limit})",
             f"set segment_length={self.context_limit} or fewer",
         )
@@ -101,12 +102,7 @@ class ContextTransformer(Transformer):
     """The trunk over one segment of each row; `carry` is the state (B, D), None at the beginning."""
 
     name, config_class, presets = "gptoss_context", ContextConfig, PRESETS
-    meanings = MEANINGS | {
-        "segment_length": "tokens of a segment; train_context.py's block_size",
-        "slot_always_visible": "sliding layers see the slot from beyond their window, too",
-        "gated_update": "the next state is a learned mixture of the old one and the new output",
-        "carry_state": "false: the state is zero in every segment, for comparison",
-    }
+    meanings = help_texts(ContextConfig)
     carries = True  # is trained on lanes, whose batches say where a document begins
     extends = "gptoss"  # whose weights it can start from; the rest are added_parameters
     length_limit = 2**31 - 1  # of a text: it is read segment by segment
@@ -255,12 +251,7 @@ class ContextTransformer(Transformer):
         cfg, weight = self.config, self.unembedding.weight
         head_shape = (cfg.num_key_value_heads, cfg.head_dim)
         return SegmentCache(
-            cfg.num_hidden_layers,
-            batch,
-            cfg.segment_length,
-            head_shape,
-            weight.device,
-            weight.dtype,
+            cfg.num_hidden_layers, batch, cfg.segment_length, head_shape, weight.device, weight.dtype
         )
 
     def new_decoder(self, rows: int, max_length: int, use_cache: bool) -> SegmentDecoder:

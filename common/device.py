@@ -12,33 +12,22 @@ from pathlib import Path
 import torch
 
 # Dense bf16 peak in FLOP/s, from NVIDIA's data sheets (without sparsity); the key is part of the name.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "4090": 165e12,
-}
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
 
 
 def choose_device(name: str) -> torch.device:
     """`auto` takes cuda, else mps, else cpu; a named device that is not there is an error."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [kind for kind, is_there in kinds.items() if is_there]
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        return torch.device(available[0])
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    there = [kind for kind, is_there in available.items() if is_there]
-    if device is None or not available.get(device.type):
+    if device is None or device.type not in available:
         raise ValueError(
-            f"device must be auto or one that this machine has ({', '.join(there)}), got {name!r}"
+            f"device must be auto or one that this machine has ({', '.join(available)}), got {name!r}"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 import re
 import sys
-from dataclasses import field
+from dataclasses import field, fields
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.script import shown
 
@@ -22,6 +22,20 @@ BOUNDS = {  # what option() takes, and how a message reads it
 def option(default: Any, help: str, **bounds: float) -> Any:
     """A config field: default, help text (with the unit) and bounds, each written once."""
     return field(default=default, metadata={"help": help, "bounds": bounds})
+
+
+def help_texts(config_class: type) -> dict[str, str]:
+    """The help text of each field."""
+    return {f.name: f.metadata["help"] for f in fields(config_class)}
+
+
+def cast_fields(config: Any) -> None:
+    """Cast each field of a new config, also a frozen one, to its type; ValueError if one is out of bounds."""
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value = cast(f.name, getattr(config, f.name), hints[f.name])
+        object.__setattr__(config, f.name, value)
+        require_bounds(f.name, value, f.metadata["bounds"], f"default: {as_text(f.default)}")
 
 
 def as_text(value: Any) -> str:

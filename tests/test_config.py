@@ -350,10 +350,7 @@ def test_another_trainer_s_name_is_answered_with_ours(yaml_file, monkeypatch, th
     for argv, told in (
         ([f"--{theirs}", "1"], f"flag '--{theirs}' is unknown; here it is called --{ours}"),
         ([f"--{theirs.replace('_', '-')}=1"], f"is unknown; here it is called --{ours}"),
-        (
-            ["--config", yaml_file(f"{theirs}: 1")],
-            f"'{theirs}' is unknown; here it is called {ours}",
-        ),
+        (["--config", yaml_file(f"{theirs}: 1")], f"'{theirs}' is unknown; here it is called {ours}"),
     ):
         with pytest.raises(ValueError) as caught:
             parse_command_line(argv, lambda model: fields)

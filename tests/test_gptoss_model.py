@@ -6,14 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from architecture.gptoss import (
-    PRESETS,
-    LayerNorm,
-    ModelConfig,
-    RMSNorm,
-    RotaryEmbedding,
-    Transformer,
-)
+from architecture.gptoss import PRESETS, LayerNorm, ModelConfig, RMSNorm, RotaryEmbedding, Transformer
 from architecture.interface import IGNORE_INDEX
 
 B, T, D, V = 2, 19, 20, 37

@@ -15,13 +15,7 @@ from pathlib import Path
 import pytest
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (
-    "common",
-    "architecture",
-    "data",
-    "training",
-    "evaluation",
-)  # each may import those before it
+FOLDERS = ("common", "architecture", "data", "training", "evaluation")  # each may import those before it
 SCRIPTS = {p.stem for p in REPO_ROOT.glob("*.py")}
 CONCRETE_MODELS = ("gptoss", "gpt2", "gpt2_hugging_face", "gptoss_context", "backends")
 

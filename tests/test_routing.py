@@ -21,13 +21,7 @@ from training.monitor.instruments import (
     sink_record,
 )
 from training.monitor.probes import sink_mass
-from training.monitor.routing import (
-    RoutingSums,
-    dead_experts,
-    flip_rate,
-    max_violation,
-    share_by_kind,
-)
+from training.monitor.routing import RoutingSums, dead_experts, flip_rate, max_violation, share_by_kind
 from training.monitor.token_kinds import KINDS
 from training.validation import evaluate
 

@@ -48,10 +48,7 @@ def grouped_experts(x, index, weight, experts):
         raise ValueError(
             "experts=grouped takes float32, bfloat16 or float16, got float64; use experts=sorted"
         )
-    for name, size in (
-        ("hidden_size", x.shape[1]),
-        ("intermediate_size", experts.mlp2_weight.shape[2]),
-    ):
+    for name, size in (("hidden_size", x.shape[1]), ("intermediate_size", experts.mlp2_weight.shape[2])):
         if size * dtype.itemsize % 16:
             raise ValueError(
                 f"experts=grouped takes rows of a multiple of 16 bytes, got {name}={size} in {dtype}; "
@@ -150,14 +147,7 @@ class _SwigluExperts(torch.autograd.Function):
         out[sum(sizes) :] = 0
         for e, part in _parts(sizes):
             some = rows[part]
-            torch.addmm(
-                b1[e, 0::2],
-                some,
-                w1[e, 0::2].mT,
-                beta=alpha,
-                alpha=alpha,
-                out=z[part],
-            )
+            torch.addmm(b1[e, 0::2], some, w1[e, 0::2].mT, beta=alpha, alpha=alpha, out=z[part])
             torch.addmm(b1[e, 1::2] + 1, some, w1[e, 1::2].mT, out=shifted[part])
             inner, _, _ = _gated(z[part], shifted[part], limit, alpha)
             torch.addmm(b2[e], inner, w2[e].mT, alpha=1 / alpha, out=out[part])
@@ -178,9 +168,8 @@ class _SwigluExperts(torch.autograd.Function):
             inner, silu, (z_part, up_part, outside) = _gated(z[part], shifted[part], ctx.limit, alpha)
             torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / alpha, out=d_w2[e])
             torch.sum(d_out, 0, out=d_b2[e])
-            d_inner = torch.addmm(
-                inner, d_out, w2[e], beta=0, alpha=1 / alpha, out=inner
-            )  # over inner, which is done with
+            # over inner, which is no longer needed
+            d_inner = torch.addmm(inner, d_out, w2[e], beta=0, alpha=1 / alpha, out=inner)
             d_up = silu.mul_(d_inner)
             d_z = torch.ops.aten.silu_backward(d_inner.mul_(up_part), z_part)
             if outside is not None:

@@ -21,14 +21,7 @@ class RMSNorm(torch.autograd.Function):
         # LayerNorm's kernel given a mean of 0 is right but for one term: the mean of grad * scale,
         # which it subtracts because its x was centred.
         d_x, d_scale, _ = torch.ops.aten.native_layer_norm_backward(
-            grad,
-            x,
-            scale.shape,
-            torch.zeros_like(inverse),
-            inverse,
-            scale,
-            None,
-            (True, True, False),
+            grad, x, scale.shape, torch.zeros_like(inverse), inverse, scale, None, (True, True, False)
         )
         mean = torch.linalg.vecdot(grad, scale)[..., None] / x.shape[-1]
         return d_x.addcmul_(inverse, mean), d_scale, None
@@ -48,11 +41,8 @@ class Rotate(torch.autograd.Function):
 
 
 def _rotated(x, cos, sin, direction):
-    (first, second), out = (
-        x.chunk(2, dim=-1),
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-    )
-    out_first, out_second = out.chunk(2, dim=-1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)
     torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=direction)
     return out
