@@ -31,7 +31,9 @@ def batch():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_rmsnorm_is_its_formula_in_values_and_in_the_gradient_of_its_input(dtype):
     draw = torch.Generator().manual_seed(0)
-    x = (3 * torch.randn(B, T, D, generator=draw, dtype=torch.float64)).to(dtype).requires_grad_()
+    x = (3 * torch.randn(B, T, D, generator=draw, dtype=torch.float64)).to(dtype)
+    x[0, 0] = 0  # eps alone
+    x.requires_grad_()
     norm = RMSNorm(D).to(dtype)
     with torch.no_grad():
         norm.scale.normal_(generator=draw)
@@ -106,25 +108,6 @@ def test_rope_tables_are_the_independent_formula(config):
         expected = torch.tensor([[scale * f(a) for a in angles] for f in (math.cos, math.sin)])
         ours = torch.stack((cos[row, column, 0], sin[row, column, 0]))
         torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)  # angles up to 1000 in float32
-
-
-def test_the_official_concentration_is_on_both_tables():
-    cos, sin = RotaryEmbedding(ModelConfig()).tables(torch.tensor([[77]]))
-    torch.testing.assert_close((cos**2 + sin**2).sqrt(), torch.full_like(cos, 1.346574))
-
-
-def test_rotation_pairs_the_halves_and_scores_depend_on_distance_only():
-    config = ModelConfig(**SHAPE)
-    x = torch.arange(1.0, 5.0).view(1, 1, 1, 4)
-    quarter = (torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2))  # cos and sin of 90 degrees
-    assert RotaryEmbedding.rotate(x, quarter).flatten().tolist() == [-3, -4, 1, 2]
-    q, k = torch.randn(2, 1, 1, 1, 4, generator=torch.Generator().manual_seed(0))
-    rope = RotaryEmbedding(config)
-    scores = [
-        (RotaryEmbedding.rotate(q, rope.tables(torch.tensor([[i]]))) * RotaryEmbedding.rotate(k, rope.tables(torch.tensor([[i - 4]])))).sum()
-        for i in (4, 9, 50)
-    ]  # fmt: skip
-    torch.testing.assert_close(scores[1:], scores[:1] * 2, rtol=1e-4, atol=1e-5)
 
 
 def test_nope_layers_are_not_rotated():
