@@ -6,14 +6,13 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from small_model import SHAPE
+from small_model import config as config_of
 
 from architecture import registry
 from architecture.gptoss import FULL, PRESETS, SLIDING, ModelConfig, Transformer
 from architecture.interface import count_parameters
 
-SMALL = dict(num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size=37, hidden_size=20,
-             intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=6,
-             initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
 OFFICIAL_JSON = """{"num_hidden_layers": 24, "num_experts": 32, "experts_per_token": 4, "vocab_size": 201088,
     "hidden_size": 2880, "intermediate_size": 2880, "swiglu_limit": 7.0, "head_dim": 64,
     "num_attention_heads": 64, "num_key_value_heads": 8, "sliding_window": 128,
@@ -38,10 +37,6 @@ SWITCHES = [
     dict(position="learned", norm="layernorm", mlp="gelu", attention_sinks=False, moe_layers=(),
          tie_embeddings=True, num_key_value_heads=15, layer_types=(FULL,) * 3),
 ]  # fmt: skip
-
-
-def small(**changes):
-    return ModelConfig(**{**SMALL, **changes})
 
 
 # ---------------------------------------------------------------------------------- reading, refusing
@@ -98,7 +93,7 @@ INVALID = [  # the field that the message begins with, what is set, rule and val
 
 @pytest.mark.parametrize("field, changes, rule, way_out", INVALID, ids=lambda x: str(x)[:40])
 def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(field, changes, rule, way_out):
-    for make in (small, lambda **values: registry.config_from_dict("gptoss", SMALL | values)):
+    for make in (config_of, lambda **values: registry.config_from_dict("gptoss", SHAPE | values)):
         with pytest.raises(ValueError, match=f"^{field} must ") as error:
             make(**changes)
         told_rule, told_way_out = str(error.value).split(rule)
@@ -106,12 +101,12 @@ def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(field, cha
 
 
 def test_a_config_is_frozen_hashable_and_replaceable_and_survives_json():
-    config = small(layer_types=[SLIDING, FULL, SLIDING], moe_layers=[0, 2])  # lists, as JSON brings
+    config = config_of(layer_types=[SLIDING, FULL, SLIDING], moe_layers=[0, 2])  # lists, as JSON brings
     assert config.layer_types == (SLIDING, FULL, SLIDING) and config.moe_layers == (0, 2)
     assert hash(config) == hash(dataclasses.replace(config))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.hidden_size = 24
-    deeper = dataclasses.replace(small(), num_hidden_layers=6)  # nothing derived was stored
+    deeper = dataclasses.replace(config_of(), num_hidden_layers=6)  # nothing derived was stored
     assert deeper.resolved_layer_types == (SLIDING, FULL) * 3
     assert deeper.resolved_moe_layers == tuple(range(6))
     assert registry.config_from_dict("gptoss", json.loads(json.dumps(asdict(config)))) == config
@@ -119,7 +114,7 @@ def test_a_config_is_frozen_hashable_and_replaceable_and_survives_json():
 
 # ------------------------------------------------------------------------------------------- counts
 @pytest.mark.parametrize(
-    "values", [*(SMALL | switches for switches in SWITCHES), *PRESETS.values()], ids=lambda v: str(v)[-60:]
+    "values", [*(SHAPE | switches for switches in SWITCHES), *PRESETS.values()], ids=lambda v: str(v)[-60:]
 )
 def test_the_counts_are_those_of_the_built_model(values):
     """Active is counted here by walking the parameters, not by a formula."""
@@ -158,7 +153,7 @@ def test_the_presets_have_the_sizes_that_were_promised(preset, total, active):
 )
 @pytest.mark.parametrize("block_size", [1, 6, 19])
 def test_flops_per_token_is_a_count_over_visible_pairs(switches, block_size):
-    config = small(**switches)
+    config = config_of(**switches)
     pairs = 0
     for kind in config.resolved_layer_types:
         for i in range(block_size):
@@ -175,7 +170,7 @@ def test_flops_per_token_is_what_torch_counts_but_for_three_definitions(shared):
     no entry for addmm_, in which the head adds up its weight gradient: 2 of 6 FLOPs a value."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = small(shared_experts=shared)
+    config = config_of(shared_experts=shared)
     model = Transformer(config, attention="eager", experts="loop")
     batch, tokens = 2, 19
     input_ids, targets = torch.randint(config.vocab_size, (2, batch, tokens))

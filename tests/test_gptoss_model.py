@@ -5,26 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from small_model import B, D, T, V, batch, model
 
 from architecture.gptoss import PRESETS, LayerNorm, ModelConfig, RMSNorm, RotaryEmbedding, Transformer
 from architecture.interface import IGNORE_INDEX
-
-B, T, D, V = 2, 19, 20, 37
-SHAPE = dict(num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size=V, hidden_size=D,
-             intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=6,
-             initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
-
-
-def model(seed=0, attention="auto", experts="auto", **changes):
-    config = ModelConfig(**{**SHAPE, **changes})
-    return Transformer(
-        config, attention=attention, experts=experts, generator=torch.Generator().manual_seed(seed)
-    )
-
-
-def batch():
-    draw = torch.Generator().manual_seed(3)
-    return tuple(torch.randint(V, (B, T), generator=draw) for _ in range(2))
 
 
 # ------------------------------------------------------------------------------------------- norms

@@ -1,14 +1,13 @@
 """The cache: a forward in pieces equals the forward of the whole, across the window's edge and with padding."""
 
 import pytest
+import small_model
 import torch
+from small_model import SHAPE, V
 
-from architecture.gptoss import FULL, SLIDING, ModelConfig, Transformer
+from architecture.gptoss import FULL, SLIDING
 
-W, V, T = 6, 37, 23  # almost four windows
-SHAPE = dict(num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size=V, hidden_size=20,
-             intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=W,
-             initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
+W, T = SHAPE["sliding_window"], 23  # almost four windows
 CHUNKS = {
     "one at a time": [1] * T,
     "up to the window's edge": [W - 1, 1, 1, W, W, T - 3 * W - 1],
@@ -26,8 +25,7 @@ def uncompiled():
 
 
 def random_model(attention="auto", **changes):
-    config = ModelConfig(**{**SHAPE, **changes})
-    model = Transformer(config, attention=attention)
+    model = small_model.model(attention=attention, **changes)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -4,21 +4,19 @@ selection bias, capacity."""
 import math
 
 import pytest
+import small_model
 import torch
+from small_model import SHAPE, B, D, T, batch
 
-from architecture.gptoss import ROUTERS, MLPBlock, ModelConfig, Transformer
+from architecture.gptoss import ROUTERS, MLPBlock, ModelConfig
 from architecture.interface import IGNORE_INDEX
 
-B, T, E, K, D, V = 2, 11, 7, 2, 20, 37
-SHAPE = dict(num_hidden_layers=2, num_experts=E, experts_per_token=K, vocab_size=V, hidden_size=D,
-             intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=6,
-             initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
-
+E, K = 7, 2
 each_rule = pytest.mark.parametrize("rule", ROUTERS)
 
 
-def model(seed=0, **changes):
-    made = Transformer(ModelConfig(**{**SHAPE, **changes}), generator=torch.Generator().manual_seed(seed))
+def model(**changes):
+    made = small_model.model(**{"num_hidden_layers": 2, **changes})
     with torch.no_grad():  # routers with opinions
         for block in made.block:
             if block.mlp.routed:
@@ -26,13 +24,8 @@ def model(seed=0, **changes):
     return made
 
 
-def batch():
-    draw = torch.Generator().manual_seed(3)
-    return tuple(torch.randint(V, (B, T), generator=draw) for _ in range(2))
-
-
 def block(training=True, **changes):
-    made = MLPBlock(ModelConfig(**{**SHAPE, **changes}), layer=0, backend="loop").train(training)
+    made = MLPBlock(ModelConfig(**SHAPE | changes), layer=0, backend="loop").train(training)
     draw = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for p in (*made.parameters(), *made.buffers()):  # the selection bias is a buffer
