@@ -339,11 +339,11 @@ def visible_keys(query_positions, key_positions, window: int | None) -> torch.Te
 
 
 # --------------------------------------------------------------------------------------------- attention
-def eager_attention(q, k, v, sinks, mask, dropout):
-    """The specification: softmax over the visible keys and the sink, whose share is then dropped.
+def attention_weights(q, k, sinks, mask) -> torch.Tensor:
+    """Softmax over the visible keys and the sink, without the sink's share.
 
-    q: (B, T, H, C).  k, v: (B, S, G, C).  sinks: (H,) or None.  mask: (B or 1, 1, T, S) bool.
-    Returns (B, T, H, C). The softmax is taken in float32 or wider.
+    q: (B, T, H, C).  k: (B, S, G, C).  sinks: (H,) or None.  mask: (B or 1, 1, T, S) bool.
+    Returns (B, G, M, T, S), float32 or wider.
     """
     (B, T, H, C), G = q.shape, k.shape[2]
     q = q.view(B, T, G, H // G, C)  # -> (B, T, G, M, C): heads of one group are adjacent
@@ -353,9 +353,16 @@ def eager_attention(q, k, v, sinks, mask, dropout):
     if sinks is not None:
         column = sinks.to(scores.dtype).view(1, G, H // G, 1, 1).expand(B, -1, -1, T, 1)
         scores = torch.cat((scores, column), dim=-1)  # (B, G, M, T, S + 1)
-    weights = scores.softmax(-1)[..., : k.shape[1]]
-    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
-    return torch.einsum("bgmts,bsgc->btgmc", weights, v).reshape(B, T, H, C)
+    return scores.softmax(-1)[..., : k.shape[1]]
+
+
+def eager_attention(q, k, v, sinks, mask, dropout):
+    """The specification of attention: the sum of the values, weighted by attention_weights.
+
+    Arguments as for attention_weights, and v: (B, S, G, C). Returns (B, T, H, C).
+    """
+    weights = F.dropout(attention_weights(q, k, sinks, mask), dropout, training=dropout > 0)
+    return torch.einsum("bgmts,bsgc->btgmc", weights.to(v.dtype), v).reshape(q.shape)
 
 
 ATTENTION_BACKENDS = {
@@ -666,6 +673,30 @@ class Transformer(nn.Module):
         hidden, router = self.run_blocks(hidden, positions, counted, cache)
         wanted = targets is None if return_logits is None else return_logits
         return self.head(hidden, targets, wanted, carry)._replace(router=router, cache=cache)
+
+    @torch.no_grad()
+    def attention_weights(self, input_ids: torch.Tensor, **inputs) -> tuple[torch.Tensor, ...]:
+        """How much of its attention each query gives to each key, for every layer.
+
+        Arguments as for forward. Returns one (B, H, T, S) float32 tensor per layer, computed by the eager
+        formula for every backend. A row sums to 1 minus the share of the head's sink.
+        """
+        if self.attention_backend == "flex":
+            raise ValueError("attention_weights needs a mask that flex does not make; use attention=sdpa")
+        found = []
+
+        def keep(attn: AttentionBlock, arguments: tuple) -> None:
+            hidden, rope, mask, _ = arguments
+            q, k, _ = attn.project(hidden, rope)
+            found.append(attention_weights(q, k, attn.sinks, mask).flatten(1, 2).float())
+
+        hooks = [block.attn.register_forward_pre_hook(keep) for block in self.block]
+        try:
+            self(input_ids, **inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(found)
 
     # ----------------------------------------------------------------------------------------- the seams
     def embed(self, input_ids, targets, positions, cache, carry):

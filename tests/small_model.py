@@ -23,3 +23,16 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     """input_ids and targets, (B, T) each."""
     draw = torch.Generator().manual_seed(3)
     return tuple(torch.randint(V, (B, T), generator=draw) for _ in range(2))
+
+
+@torch.no_grad()
+def inputs_of(made: Transformer, modules: list, input_ids: torch.Tensor) -> list[tuple]:
+    """The arguments of each module in a forward pass of the model in eval mode."""
+    found = {}
+    hooks = [
+        m.register_forward_pre_hook(lambda m, arguments: found.__setitem__(m, arguments)) for m in modules
+    ]
+    made.eval()(input_ids)
+    for hook in hooks:
+        hook.remove()
+    return [found[m] for m in modules]

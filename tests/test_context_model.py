@@ -283,6 +283,15 @@ def test_padding_on_the_left_changes_nothing_whatever_its_numbers(cached):
     torch.testing.assert_close(found[:1, 3:], alone, rtol=0, atol=1e-12)
 
 
+def test_attention_weights_have_the_slot_in_front_and_see_the_carry():
+    model, ids = build(), draw_ids(ROWS, LENGTH)
+    carry = torch.randn(ROWS, 20, dtype=torch.float64)
+    weights = model.attention_weights(ids, carry=carry)
+    assert [w.shape for w in weights] == [(ROWS, 6, 1 + LENGTH, 1 + LENGTH)] * 3
+    assert (weights[0][..., 1:, 0] > 0).all()  # every token sees the slot, from beyond the window, too
+    assert not torch.equal(weights[0], model.attention_weights(ids)[0])
+
+
 def test_routing_statistics_are_of_the_tokens_and_not_of_the_slot():
     model = build()
     router = model(draw_ids(ROWS, LENGTH)).router

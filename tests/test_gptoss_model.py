@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_model import B, D, T, V, batch, model
+from small_model import B, D, T, V, batch, inputs_of, model
 
 from architecture.gptoss import PRESETS, LayerNorm, ModelConfig, RMSNorm, RotaryEmbedding, Transformer
 from architecture.interface import IGNORE_INDEX
@@ -189,6 +189,30 @@ def test_a_sequence_over_the_context_limit_is_refused_with_the_limit():
 def test_an_unknown_backend_is_refused_with_the_known_ones(kind):
     with pytest.raises(ValueError, match=f"^{kind} must be auto or one of .*'flash'"):
         model(**{kind: "flash"})
+
+
+# ------------------------------------------------------------------------------------ a look inside
+@torch.no_grad()
+def test_attention_weights_are_the_softmax_with_its_window_and_sinks_for_every_head():
+    made, (input_ids, _) = model(attention="sdpa").double().eval(), batch()
+    draw = torch.Generator().manual_seed(1)
+    for p in made.parameters():  # weights that are far from even, sinks that differ
+        p.add_(torch.randn(p.shape, generator=draw), alpha=0.3)
+    layers = [block.attn for block in made.block]
+    ages = torch.arange(T)[:, None] - torch.arange(T)
+    found = made.attention_weights(input_ids)
+    for ours, attn, window, inputs in zip(found, layers, (6, T, 6), inputs_of(made, layers, input_ids)):
+        q, k, _ = attn.project(*inputs[:2])
+        terms = torch.einsum("bthc,bshc->bhts", q, k.repeat_interleave(5, dim=2) / math.sqrt(4)).exp()
+        terms = terms * ((ages >= 0) & (ages < window))
+        total = terms.sum(-1, keepdim=True) + attn.sinks.exp()[:, None, None]
+        torch.testing.assert_close(ours, (terms / total).float(), rtol=0, atol=1e-6)
+        mass = attn.sink_mass(*inputs[:3]).transpose(1, 2)  # of the backend, (B, H, T)
+        torch.testing.assert_close(ours.sum(-1) + mass, torch.ones(B, 15, T), rtol=0, atol=1e-5)
+    assert not any(attn._forward_pre_hooks for attn in layers)
+    assert model(attention_sinks=False).attention_weights(input_ids)[0].sum(-1).allclose(torch.ones(B, 15, T))
+    with pytest.raises(ValueError, match="use attention=sdpa"):
+        model(attention="flex").attention_weights(input_ids)
 
 
 # ------------------------------------------------------------------------------------ initialisation

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_model import inputs_of
 
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX, RouterStats
@@ -59,19 +60,6 @@ def look(made, number=3, keep_choices=True):
         made, batches(number), torch.ones(V, dtype=torch.int64), device=torch.device("cpu"),
         autocast=contextlib.nullcontext, keep_choices=keep_choices,
     ).routing  # fmt: skip
-
-
-@torch.no_grad()
-def inputs_of(made, modules, input_ids):
-    """What each module gets in a forward pass in eval mode: one tuple of arguments per module."""
-    found = {}
-    handles = [
-        m.register_forward_pre_hook(lambda m, arguments: found.__setitem__(m, arguments)) for m in modules
-    ]
-    made.eval()(input_ids)
-    for handle in handles:
-        handle.remove()
-    return [found[m] for m in modules]
 
 
 @torch.no_grad()
