@@ -91,9 +91,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):  # deleting fails on a read-only disk, too
                 temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(
-            path.parent, os.O_RDONLY
-        )  # the new name is an entry of the folder, so sync the folder
+        folder = os.open(path.parent, os.O_RDONLY)  # it holds the new name, so sync it, too
         try:
             os.fsync(folder)
         finally:

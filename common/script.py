@@ -34,9 +34,7 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
     130  after Ctrl-C; stderr gets `interrupted`, which says what was left behind
     141  after the reader of a pipe closed it, as `| head` does; without a message
     """
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # escape characters that the terminal cannot show, as stderr does
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot show, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return function() or 0

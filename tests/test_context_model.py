@@ -310,7 +310,7 @@ def with_cache_of(model: ContextTransformer, rows: int) -> None:
     [
         (lambda m: m(draw_ids(1, LENGTH + 1)), r"a segment may have at most 11 tokens .* got 12"),
         (lambda m: m(draw_ids(2, 3), carry=torch.zeros(3, 20)), r"each of 2 rows, got \(3, 20\)"),
-        (lambda m: m(draw_ids(2, 3), cache=m.new_cache(2)), "pass positions"),
+        (lambda m: m(draw_ids(2, 3), cache=m.new_cache(2)), "positions are required"),
         (lambda m: with_cache_of(m, 3), "the cache was made for 3 rows, got 2"),
         (
             lambda m: m(draw_ids(1, 3), positions=torch.arange(3)[None], cache=m.new_cache(1)),

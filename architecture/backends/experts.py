@@ -22,9 +22,7 @@ def sorted_experts(x, index, weight, experts):
     order, inverse, dtype = _sort(x, index)
     x, k, input_dtype = x.to(dtype), index.shape[1], x.dtype
     E = experts.mlp1_weight.shape[0]
-    sizes = torch.bincount(
-        index.flatten(), minlength=E + 1
-    ).tolist()  # the last group holds the dropped assignments
+    sizes = torch.bincount(index.flatten(), minlength=E + 1).tolist()  # the last group is the dropped ones
     matrices = [w.to(dtype) for w in experts[:4]]
     if experts.swiglu_limit is not None:
         rows = _SwigluExperts.apply(
