@@ -62,13 +62,9 @@ class ModelConfig:
     head_dim: int = option(64, "width of one attention head", at_least=1)
     num_attention_heads: int = option(64, "query heads", at_least=1)
     num_key_value_heads: int = option(8, "key/value heads, each shared by several query heads", at_least=1)
-    sliding_window: int = option(
-        128, "tokens that a sliding layer sees, including the current one", at_least=1
-    )
+    sliding_window: int = option(128, "tokens that a sliding layer sees, with the current one", at_least=1)
     initial_context_length: int = option(4096, "longest sequence before rope_scaling_factor", at_least=1)
-    rope_theta: float = option(
-        150000.0, "base of RoPE's frequencies", above=1
-    )  # YaRN divides by its logarithm
+    rope_theta: float = option(150000.0, "base of RoPE's frequencies", above=1)
     rope_scaling_factor: float = option(32.0, "YaRN: factor on the context length; 1 = off", at_least=1)
     rope_ntk_alpha: float = option(1.0, "YaRN: pairs with fewer turns per context are interpolated", above=0)
     rope_ntk_beta: float = option(32.0, "YaRN: pairs with more turns per context are unchanged", above=0)
@@ -161,7 +157,7 @@ class ModelConfig:
     @property
     def yarn_range(self) -> tuple[float, float]:
         """The pairs of dimensions between which YaRN changes from extrapolation to interpolation."""
-        context, base = self.initial_context_length, math.log(self.rope_theta)
+        context, base = self.initial_context_length, math.log(self.rope_theta)  # not 0: rope_theta > 1
         low, high = (
             self.head_dim / 2 * math.log(context / (beta * 2 * math.pi)) / base
             for beta in (self.rope_ntk_beta, self.rope_ntk_alpha)
@@ -581,7 +577,7 @@ class MLPBlock(nn.Module):
             rivals = assigned * counts[:, None] > 0  # positions that are not counted use no capacity
             capacity = math.ceil(self.config.capacity_factor * int(rivals.sum()) / E)
             ranked = probability.where(rivals, -1.0).argsort(dim=0, descending=True, stable=True)
-            lost = rivals & (ranked.argsort(dim=0) >= capacity)  # (N, E): the rank within the expert's column
+            lost = rivals & (ranked.argsort(dim=0) >= capacity)  # ranks in each column
             dropped = lost.sum() / rivals.sum().clamp(min=1)
             lost = lost.gather(1, index)
             index, weight = index.where(~lost, E), weight.masked_fill(lost, 0.0)
@@ -679,11 +675,11 @@ class Transformer(nn.Module):
     def attention_weights(self, input_ids: torch.Tensor, **inputs) -> tuple[torch.Tensor, ...]:
         """How much of its attention each query gives to each key, for every layer.
 
-        Arguments as for forward. Returns one (B, H, T, S) float32 tensor per layer, computed by the eager
-        formula for every backend. A row sums to 1 minus the share of the head's sink.
+        Arguments as for forward, without a cache. Returns one (B, H, T, S) float32 tensor per layer, computed
+        with the formula of eager_attention. A row sums to 1 minus the share of the head's sink.
         """
         if self.attention_backend == "flex":
-            raise ValueError("attention_weights needs a mask that flex does not make; use attention=sdpa")
+            raise ValueError("attention_weights does not support attention=flex; use attention=sdpa")
         found = []
 
         def keep(attn: AttentionBlock, arguments: tuple) -> None:

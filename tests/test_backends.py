@@ -1,6 +1,6 @@
 """Every attention and expert backend against its specification, and the specifications against plain loops.
 
-Backends are taken from the registries, so a later one is held to the same by being registered.
+Backends are taken from the registries, so that a new one is tested once it is registered.
 """
 
 import math

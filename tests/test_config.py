@@ -1,4 +1,4 @@
-"""Flags, YAML, defaults and what --resume lets through."""
+"""Flags, YAML, defaults, the rules of --resume, and how a script ends."""
 
 import io
 import os
@@ -134,7 +134,7 @@ def test_a_value_that_does_not_fit_is_refused_with_its_name(value, hint):
         cast("x", value, hint)
 
 
-def test_a_switch_is_set_by_its_name_or_its_negation_or_a_word():
+def test_a_boolean_is_set_by_its_name_its_negation_or_a_word():
     for argv in (["--use_tensorboard"], ["--use_tensorboard", "true"], ["--use_tensorboard=true"]):
         assert parse(*argv).config.use_tensorboard is True
     for argv in (["--no-use_tensorboard"], ["--use_tensorboard", "False"]):
@@ -331,7 +331,7 @@ def test_a_name_that_this_model_lacks_is_not_suggested():
     assert "here it is called" not in refused("--n_layer", "2")  # MODEL_FIELDS has no layers
 
 
-def test_every_other_name_leads_to_a_setting_and_is_none_itself():
+def test_every_name_of_another_trainer_maps_to_a_setting_and_is_not_one():
     ours = {f.name for cls in (TrainConfig, ModelConfig) for f in fields(cls)}
     assert {name for name, _ in other_names.SETTINGS.values()} <= ours
     assert other_names.SETTINGS.keys().isdisjoint(ours)
@@ -340,7 +340,7 @@ def test_every_other_name_leads_to_a_setting_and_is_none_itself():
             TrainConfig(**{setting: value})
 
 
-def test_a_value_that_others_have_is_answered_with_what_to_take():
+def test_a_value_of_another_trainer_is_refused_with_the_alternative():
     told = refused("--dtype", "float16")
     assert "one of auto, float32, bfloat16 (float16 would need loss scaling; bfloat16 does" in told
     assert told.endswith("got 'float16'")
@@ -381,7 +381,7 @@ def test_a_message_is_one_short_line_without_control_characters_whatever_it_quot
     assert len(words) < 800 and words.endswith("word ; leave them out\n")
 
 
-def test_what_the_terminal_cannot_show_is_escaped_and_does_not_end_a_script(monkeypatch):
+def test_characters_that_the_terminal_cannot_show_are_escaped(monkeypatch):
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii", write_through=True))
     assert exit_code("x.py", lambda: print("caf\u00e9 \udcff")) == 0
@@ -395,13 +395,13 @@ def test_an_error_of_the_system_is_told_without_its_number(capsys, tmp_path):
     assert told.endswith("xxx: File name too long\n") and len(told) < 300
 
 
-def test_ctrl_c_is_130_and_tells_what_it_leaves(capsys):
+def test_ctrl_c_is_130_and_says_what_is_left_behind(capsys):
     assert ending(raising(KeyboardInterrupt()), capsys) == (130, "x.py: interrupted\n")
     told = ending(raising(KeyboardInterrupt()), capsys, interrupted="interrupted; try again")
     assert told == (130, "x.py: interrupted; try again\n")
 
 
-def test_a_reader_that_has_seen_enough_ends_a_script_without_words():
+def test_a_closed_pipe_ends_a_script_without_a_message():
     script = (
         "import sys\n"
         "from common.script import exit_code\n"
@@ -443,14 +443,14 @@ def test_resume_takes_everything_that_was_not_given_from_the_saved_run():
     assert resumed() == TrainConfig(**SAVED | {"resume": True})
 
 
-def test_resume_accepts_what_equals_the_saved_run_and_what_asks_for_nothing():
+def test_resume_accepts_saved_values_and_auto():
     same = ["--lr", "1e-2", "--num_experts", "8", "--layer_types", "full,sliding"]
     open_choices = ["--device", "auto", "--attention", "auto", "--threads", "none"]
     open_choices += ["--dataset", "auto"]
     assert resumed(*same, *open_choices) == resumed()
 
 
-def test_resume_takes_what_leaves_the_sequence_alone_from_this_call():
+def test_resume_accepts_changes_that_leave_the_computation_as_it_is():
     config = resumed("--keep", "3", "--eval_every", "7", "--out_dir", "moved")
     assert config == replace(resumed(), keep=3, eval_every=7, out_dir="moved")
 
@@ -468,7 +468,7 @@ def test_resume_takes_what_leaves_the_sequence_alone_from_this_call():
         ("layer_types", "full,full"),
     ],
 )
-def test_resume_refuses_what_changes_the_sequence_and_names_what_may_change(name, value):
+def test_resume_refuses_changes_of_the_computation_and_names_what_may_change(name, value):
     with pytest.raises(ValueError) as caught:
         resumed(f"--{name}", value)
     message = str(caught.value)
@@ -481,6 +481,6 @@ def test_resume_refuses_a_saved_config_of_other_code():
         check_resume(SAVED | {"momentum": 1}, TrainConfig(), {}, {}, frozenset())
 
 
-def test_the_names_with_a_special_role_on_resume_are_fields():
+def test_the_names_in_the_rules_of_resume_are_fields():
     names = {f.name for f in fields(TrainConfig)}
     assert RESUMABLE_CHANGES <= names and RESOLVED_BY_THE_RUN <= names

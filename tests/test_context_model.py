@@ -1,4 +1,4 @@
-"""The variant's model: the trunk without its slot, a slow reference of the state, resets, padding, bounds."""
+"""The context model: equality with the trunk, a slow reference of the state, resets, padding, bounds."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def test_with_the_slot_hidden_from_every_token_logits_and_gradients_are_the_trun
         torch.testing.assert_close(ours_grad[name], grad, rtol=0, atol=1e-12)
 
 
-def test_the_trunks_weights_are_those_that_it_draws_alone():
+def test_the_weights_of_the_trunk_do_not_depend_on_the_variant():
     trunk = Transformer(ModelConfig(**SHAPE), generator=torch.Generator().manual_seed(5))
     model = ContextTransformer(CONFIG, generator=torch.Generator().manual_seed(5))
     state = model.state_dict()
@@ -74,7 +74,7 @@ def test_the_trunks_weights_are_those_that_it_draws_alone():
     assert state.keys() - trunk.state_dict().keys() == set(model.added_parameters)
 
 
-def test_at_the_start_the_variant_does_what_the_trunk_does_and_every_added_parameter_learns():
+def test_a_new_variant_is_close_to_the_trunk_and_every_added_parameter_has_a_gradient():
     config = ContextConfig(**PRESETS["toy"])
     model = ContextTransformer(config, generator=torch.Generator().manual_seed(5))
     trunk = Transformer(ModelConfig(**PRESETS["toy"]), generator=torch.Generator().manual_seed(5))
@@ -186,7 +186,7 @@ YARN = {"rope_scaling_factor": 4.0, "rope_theta": 100.0, "rope_ntk_beta": 2.0, "
 def test_lanes_give_loss_and_gradients_of_reading_each_document_alone(attention, changes):
     model = build(attention=attention, **changes)
     texts = documents(3 * LENGTH, LENGTH + 4, 2, 2 * LENGTH + 1, 1)
-    rows = [[texts[0], texts[2]], [texts[1], texts[3]], [texts[4]]]  # the third lane runs empty
+    rows = [[texts[0], texts[2]], [texts[1], texts[3]], [texts[4]]]  # the third lane ends first
     total, carry = 0.0, None
     for batch in lanes(rows, LENGTH):
         out = model(**batch, carry=carry)
@@ -228,7 +228,7 @@ def test_a_reset_row_forgets_and_the_others_do_not():
         assert not torch.allclose(getattr(new, part)[0], getattr(kept, part)[0])
 
 
-def test_the_next_state_is_that_of_the_last_real_token_and_padding_alone_keeps_it():
+def test_the_next_state_comes_from_the_last_target_and_a_row_of_padding_keeps_its_state():
     model = build()
     carry = torch.randn(2, 20, dtype=torch.float64)
     ids, targets = draw_ids(2, LENGTH), draw_ids(2, LENGTH, seed=2)
@@ -266,12 +266,12 @@ def test_without_carrying_the_state_no_segment_depends_on_another():
     ids, carry = draw_ids(ROWS, LENGTH), torch.randn(ROWS, 20, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(model(ids, carry=carry).logits, model(ids).logits)
-        again = build()(ids).logits  # the slot is there all the same
+        again = build()(ids).logits  # the slot is there without a state, too
         assert torch.equal(model(ids).logits, again)
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_padding_on_the_left_changes_nothing_whatever_its_numbers(cached):
+def test_padding_on_the_left_changes_nothing(cached):
     model, ids = build(), draw_ids(1, 4)
     carry = torch.randn(2, 20, dtype=torch.float64)
     rows = torch.cat((F.pad(ids, (3, 0)), draw_ids(1, 7, seed=4)))
@@ -318,7 +318,7 @@ def with_cache_of(model: ContextTransformer, rows: int) -> None:
         ),
     ],
 )
-def test_wrong_input_is_told_in_a_sentence(call, message):
+def test_wrong_input_is_refused_with_a_message(call, message):
     with pytest.raises(ValueError, match=message):
         call(build())
 

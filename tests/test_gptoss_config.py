@@ -1,4 +1,4 @@
-"""ModelConfig: what it refuses and how it says so, and the counts it makes without building anything."""
+"""ModelConfig: validation, and the counts of parameters and FLOPs."""
 
 import dataclasses
 import json

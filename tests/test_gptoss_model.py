@@ -16,7 +16,7 @@ from architecture.interface import IGNORE_INDEX
 def test_rmsnorm_is_its_formula_in_values_and_in_the_gradient_of_its_input(dtype):
     draw = torch.Generator().manual_seed(0)
     x = (3 * torch.randn(B, T, D, generator=draw, dtype=torch.float64)).to(dtype)
-    x[0, 0] = 0  # eps alone
+    x[0, 0] = 0  # only eps keeps the norm finite
     x.requires_grad_()
     norm = RMSNorm(D).to(dtype)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_rmsnorm_in_bfloat16_is_the_float32_norm_rounded_once_after_the_scale():
     assert torch.equal(norm(x), norm(x.float()).bfloat16())
 
 
-def test_rmsnorm_is_not_touched_by_autocast():
+def test_autocast_does_not_change_rmsnorm():
     draw = torch.Generator().manual_seed(0)
     x, direction = (torch.randn(2, 5, 12, generator=draw) for _ in range(2))
     norm, found = RMSNorm(12), []
@@ -99,7 +99,7 @@ def test_nope_layers_are_not_rotated():
     assert [block.attn.rotated for block in made.block] == [True, True, False] * 2
 
 
-def test_a_model_without_positions_does_not_feel_a_shift_and_one_with_learned_positions_does():
+def test_a_shift_of_all_positions_changes_logits_with_learned_positions_only():
     input_ids, _ = batch()
     shifted = torch.arange(5, 5 + T)[None]
     for position, feels in (("none", False), ("rope", False), ("learned", True)):
@@ -173,7 +173,7 @@ def test_logits_are_float32_under_bfloat16_autocast_and_near_those_without():
     torch.testing.assert_close(output.loss, made(input_ids, targets).loss, rtol=2e-2, atol=0)
 
 
-def test_a_carry_is_refused_by_a_model_that_carries_nothing():
+def test_a_model_without_a_state_refuses_a_carry():
     with pytest.raises(ValueError, match="carr"):
         model()(*batch(), carry=torch.zeros(1))
 
@@ -219,7 +219,7 @@ def test_attention_weights_are_the_softmax_with_its_window_and_sinks_for_every_h
 def test_two_models_of_one_seed_are_equal_to_the_bit_and_of_two_seeds_are_not():
     torch.manual_seed(1)
     first = model(seed=5).state_dict()
-    torch.manual_seed(2)  # the global generator has no say
+    torch.manual_seed(2)  # the global generator does not matter
     second, other = model(seed=5).state_dict(), model(seed=6).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
@@ -267,7 +267,7 @@ def test_learned_positions_begin_as_the_config_says_and_nothing_else_depends_on_
 
 
 @pytest.mark.parametrize("start", ["small", "sinusoidal"])
-def test_positions_are_learned_wherever_they_begin(start):
+def test_learned_positions_get_the_gradients_of_their_tokens(start):
     """The gradient of a position's row is that of its tokens' hidden states, summed over the batch."""
     made = model(position="learned", position_init=start).double()
     table = made.position_embedding.weight

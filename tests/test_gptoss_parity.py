@@ -27,7 +27,7 @@ def test_logits_and_all_gradients_agree_with_transformers(compared, case):
 
 
 @pytest.mark.parametrize("case", parity.CASES, ids=" ".join)
-def test_the_comparison_exercises_what_it_claims(compared, case):
+def test_the_comparison_covers_clamps_windows_and_clear_router_choices(compared, case):
     result = compared[case]
     assert result["router_smallest_margin"] > parity.SMALLEST_MARGIN  # no tie that rounding flips
     assert 0.05 < result["clamped_share"] < 0.5  # swiglu's limit is active

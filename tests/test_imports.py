@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("common", "architecture", "data", "training", "evaluation")  # each may import those before it
+FOLDERS = ("common", "architecture", "data", "training", "evaluation")  # a folder may import those before it
 SCRIPTS = {p.stem for p in REPO_ROOT.glob("*.py")}
 CONCRETE = {
     f"architecture.{name}" for name in ("gptoss", "gpt2", "gpt2_hugging_face", "gptoss_context", "backends")
@@ -104,8 +104,8 @@ def test_a_folder_imports_only_those_before_it(folder):
     assert crossings(modules(folder), later | SCRIPTS | {"tests", "benchmarks"}) == []
 
 
-def test_no_loop_stands_between_files_and_folders():
-    """Looked for among the rooms of each folder: a folder counts there as one room."""
+def test_imports_form_no_loop_between_files_or_folders():
+    """Checked among the files and folders of each folder, where a folder counts as one room."""
     houses = {path.parent for folder in FOLDERS for path in modules(folder)}
     loops = {str(house.relative_to(REPO_ROOT)): loop(arrows(house)) for house in houses}
     assert {house: found for house, found in loops.items() if found} == {}
@@ -125,7 +125,7 @@ def test_these_files_never_import(pattern, forbidden):
 
 
 def test_importing_loads_nothing_unneeded_and_prints_opens_and_changes_nothing():
-    """In one new process: each module in turn, and after it the modules that must not be there yet."""
+    """In one new process, import each module and then look for modules that must not be loaded yet."""
     unwanted = {
         "training.config": "torch numpy datasets",
         "training.command_line": "torch numpy datasets yaml",
@@ -145,7 +145,7 @@ sys.dont_write_bytecode = True
 def check(event, arguments):
     if watching and event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.mkdir"):
         raise RuntimeError(f"{{event}} {{arguments}} at import")
-watching = False  # what libraries do when they are imported is their business
+watching = False  # imports of libraries are not checked
 sys.addaudithook(check)
 for name, unwanted in {unwanted}.items():
     importlib.import_module(name)

@@ -96,7 +96,7 @@ def test_left_padded_rows_of_different_lengths_equal_each_row_alone(attention, c
         assert_same(cached[row, pad:], alone)
 
 
-def test_what_stands_in_the_padding_does_not_matter():
+def test_the_ids_in_the_padding_do_not_matter():
     model, batch = random_model(), tokens()
     positions = (torch.arange(T) - 5).expand(2, T)
     other = batch.clone()

@@ -1,5 +1,4 @@
-"""The rules by which a router chooses, and the router through the real model: balance, z-loss, padding,
-selection bias, capacity."""
+"""The routing rules, and the router in a model: balance, z-loss, padding, selection bias, capacity."""
 
 import math
 
@@ -17,7 +16,7 @@ each_rule = pytest.mark.parametrize("rule", ROUTERS)
 
 def model(**changes):
     made = small_model.model(**{"num_hidden_layers": 2, **changes})
-    with torch.no_grad():  # routers with opinions
+    with torch.no_grad():  # routers with clear preferences
         for block in made.block:
             if block.mlp.routed:
                 block.mlp.gate.weight.mul_(30)
@@ -71,7 +70,7 @@ def test_a_rule_is_its_formula_in_values_and_gradients(rule):
     index, weight, log_score = ROUTERS[rule](logits, bias, K)
     their_index, their_weight, their_probability = rule_by_loops(rule, logits, bias)
     assert index.tolist() == their_index and not index.requires_grad
-    assert their_index != rule_by_loops(rule, logits, 0 * bias)[0]  # the bias had a say
+    assert their_index != rule_by_loops(rule, logits, 0 * bias)[0]  # the bias changes the choice
     for ours, theirs in ((weight, their_weight), (log_score.softmax(-1), their_probability)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
         direction = torch.randn(ours.shape, generator=draw, dtype=torch.float64)
@@ -81,8 +80,8 @@ def test_a_rule_is_its_formula_in_values_and_gradients(rule):
 
 @each_rule
 @pytest.mark.parametrize("far", [-120.0, 120.0])
-def test_a_rule_stays_exact_where_float32_has_no_sigmoid_left(rule, far):
-    """sigmoid(-120) is 0 in float32, and so is a sum of such scores, by which nothing can be divided."""
+def test_a_rule_stays_exact_where_sigmoid_underflows_in_float32(rule, far):
+    """sigmoid(-120) is 0 in float32, so dividing by the sum of the scores would give NaN."""
     logits = far + torch.linspace(-2, 2, E)[None]
     logits.requires_grad_()
     index, weight, log_score = ROUTERS[rule](logits, torch.zeros(E), K)
@@ -106,14 +105,14 @@ def test_a_new_rule_is_a_function_and_an_entry_in_the_table(monkeypatch):
     made = model(router="last_k", capacity_factor=1.0).train()
     output = made(*batch())
     assert output.router.load.tolist() == [[0] * (E - K) + [B * T] * K] * 2
-    capacity = math.ceil(B * T * K / E)  # and the rest of the routing is there, too
+    capacity = math.ceil(B * T * K / E)  # capacity works with the new rule, too
     torch.testing.assert_close(output.router.dropped, torch.full((2,), 1 - capacity / (B * T)))
     (output.loss + output.router.balance_loss).backward()
     assert made.block[0].mlp.gate.weight.grad.abs().max() > 0
 
 
 # ------------------------------------------------------------------------------------------ balance
-def test_the_balance_loss_is_its_definition_on_a_router_with_opinions():
+def test_the_balance_loss_of_a_model_is_the_mean_of_its_layers():
     made = model()
     stats = made(*batch()).router
     assert stats.load.sum(-1).tolist() == [B * T * K] * 2 and len(set(stats.load[0].tolist())) > 2
@@ -155,10 +154,10 @@ def test_statistics_count_only_positions_with_a_target(rule):
     _, _, some = made.route(x, counted)
     _, _, alone = made.route(x[counted], None)
     torch.testing.assert_close(tuple(some)[:4], tuple(alone)[:4])
-    assert torch.equal(some.chosen[counted], alone.chosen)  # token by token nothing is left out
+    assert torch.equal(some.chosen[counted], alone.chosen)  # chosen has every position
 
 
-def test_a_model_counts_by_its_targets_and_everything_without_targets():
+def test_a_model_counts_positions_with_a_target_and_without_targets_all_positions():
     made = model()
     input_ids, targets = batch()
     targets[0, :5] = IGNORE_INDEX
@@ -231,9 +230,9 @@ def test_capacity_drops_the_lowest_probabilities_of_an_expert_and_reports_the_sh
             kept[token, slot] = True
     assert 0 < kept.sum() < n * K
     assert torch.equal(index, chosen.where(kept, E))
-    torch.testing.assert_close(weight, full * kept)  # what is left is not scaled up
+    torch.testing.assert_close(weight, full * kept)  # the remaining weights are not scaled up
     torch.testing.assert_close(stats.dropped, 1 - kept.double().mean())
-    assert stats.load.sum() == n * K  # what the router asked for, before any was dropped
+    assert stats.load.sum() == n * K  # load is counted before the capacity limit
 
 
 def test_capacity_acts_in_training_only_and_ample_room_drops_nothing():

@@ -1,4 +1,4 @@
-"""What an evaluation says of the routers and the sinks, against computations of its own."""
+"""The statistics of routers and sinks in an evaluation, against independent computations."""
 
 import contextlib
 import math
@@ -90,7 +90,7 @@ def test_load_entropy_margin_and_choices_are_those_of_the_router_logits():
         assert torch.equal(found.choices[row].long(), chosen.sort().values)
 
 
-def test_choices_are_kept_only_when_asked_for_and_a_dense_model_has_no_routing():
+def test_choices_are_kept_only_on_request_and_a_dense_model_has_no_routing():
     kept, left = look(model()), look(model(), keep_choices=False)
     assert left.choices is None and left.tokens is None and torch.equal(kept.load, left.load)
     assert look(model(moe_layers=())) is None
@@ -135,7 +135,7 @@ def test_the_share_of_a_kind_is_counted_token_by_token():
     assert text.count("**") == 2 * bold > 0
 
 
-def test_the_record_names_layers_and_leaves_out_what_cannot_be_known_yet():
+def test_the_record_names_layers_and_leaves_out_values_that_need_an_earlier_evaluation():
     first, later = look(model()), look(model())
     record = router_record(first, None, None)
     names = {tag.rsplit("/", 1)[0] for tag in record}
@@ -148,7 +148,7 @@ def test_the_record_names_layers_and_leaves_out_what_cannot_be_known_yet():
     assert record["moe/max_violation_since_eval/layer_02"] == 0
 
 
-def test_closing_figures_of_the_load_are_the_layers_mean_and_worst_and_all_dead_experts():
+def test_load_figures_are_mean_and_worst_violation_and_the_number_of_dead_experts():
     """A violation is the excess of the busiest expert; an expert is dead below one percent of an even share."""
     load = torch.tensor([[10.0, 10, 10, 10], [40, 0, 0, 0], [20, 19.8, 0.2, 0.05]])
     assert max_violation(load).tolist() == pytest.approx([0, 3, 4 * 20 / 40.05 - 1])
@@ -159,7 +159,7 @@ def test_closing_figures_of_the_load_are_the_layers_mean_and_worst_and_all_dead_
     assert load_figures(None) == {}  # a dense model
 
 
-def test_places_are_gathered_in_powers_of_two():
+def test_losses_by_position_are_grouped_in_powers_of_two():
     mean = torch.arange(11, dtype=torch.float64)
     record = position_record(torch.stack((3 * mean, torch.full((11,), 3)), dim=1))
     tags = [f"val/loss_by_position/from_{n:04d}" for n in (0, 1, 2, 4, 8)]
@@ -209,7 +209,7 @@ def test_the_probe_restores_the_mode_leaves_no_hook_and_is_empty_without_sinks()
 
 
 # ---------------------------------------------------------------------------------------- pictures
-def test_pictures_show_what_they_are_given():
+def test_pictures_depend_on_their_data():
     found = look(model())
     even = found._replace(load=torch.ones_like(found.load))
     pixels, white = (load_picture(x)["moe/load"] for x in (found, even))

@@ -1,4 +1,4 @@
-"""Experts that every token passes through: a whole MoE layer against plain loops, and through real runs."""
+"""Shared experts: a whole MoE layer against plain loops, and a training run."""
 
 import math
 
@@ -71,7 +71,7 @@ def layer_by_loops(hidden, weights, bias, rule, mlp):
 @pytest.mark.parametrize("backend", EXPERT_BACKENDS)
 def test_a_layer_is_the_formula_in_values_and_gradients(backend, rule, mlp):
     made, x = block(backend, router=rule, mlp=mlp), hidden()
-    dtype = torch.float32 if backend == "grouped" else torch.float64  # which it does not take
+    dtype = torch.float32 if backend == "grouped" else torch.float64  # grouped takes no float64
     made = made.to(dtype)
     weights = {n: p.detach().double().requires_grad_() for n, p in made.named_parameters()}
     ours, theirs = x.to(dtype).requires_grad_(), x.to(dtype).double().requires_grad_()
@@ -108,7 +108,7 @@ def test_a_token_that_its_experts_drop_still_passes_through_the_shared_ones(back
     dropped = (index == E).view(B, T)
     assert stats.dropped > 0 and not dropped.all()
     with torch.no_grad():
-        made.mlp2_weight.zero_(), made.mlp2_bias.zero_()  # leaves the shared experts alone
+        made.mlp2_weight.zero_(), made.mlp2_bias.zero_()  # only the shared experts are left
     shared, _ = made(x, None)
     torch.testing.assert_close(out[dropped], shared[dropped], rtol=0, atol=1e-12)
     assert (out[~dropped] - shared[~dropped]).abs().amax(-1).min() > 1e-3
