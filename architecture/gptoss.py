@@ -255,9 +255,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 class RMSNorm(nn.Module):
     """x / rms(x) * scale over the last axis, computed in float32 and then cast back. (..., D) -> (..., D)"""
 
-    def __init__(self, size: int, eps: float = 1e-5):
+    eps = 1e-5
+
+    def __init__(self, size: int):
         super().__init__()
-        self.eps = eps
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -271,8 +272,8 @@ class RMSNorm(nn.Module):
 class LayerNorm(RMSNorm):
     """Layer normalization with the parameter names of RMSNorm. (..., D) -> (..., D)"""
 
-    def __init__(self, size: int, eps: float = 1e-5):
-        super().__init__(size, eps)
+    def __init__(self, size: int):
+        super().__init__(size)
         self.bias = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

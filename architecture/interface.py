@@ -23,7 +23,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100  # marks a target that is not scored; the default of F.cross_entropy
@@ -66,11 +65,6 @@ class ModelOutput(NamedTuple):
     def loss(self) -> torch.Tensor:
         """Mean cross-entropy per target, nats, () float32."""
         return self.loss_sum / self.num_targets.clamp(min=1)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters; a tied matrix counts once."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def load_balancing_loss(mean_probability: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
