@@ -610,7 +610,7 @@ class TransformerBlock(nn.Module):
 
 # ----------------------------------------------------------------------------------------------- the model
 class Transformer(nn.Module):
-    """The whole model. forward calls embed, run_blocks and head, which a variant may override."""
+    """The whole model: forward calls embed, run_blocks and head."""
 
     name, config_class, presets, meanings = "gptoss", ModelConfig, PRESETS, help_texts(ModelConfig)
 
@@ -696,7 +696,7 @@ class Transformer(nn.Module):
                 hook.remove()
         return tuple(found)
 
-    # ----------------------------------------------------------------------------------------- the seams
+    # ----------------------------------------------------------------- methods that variants may override
     def embed(self, input_ids, targets, positions, cache, carry):
         """-> hidden (B, T, D), positions (B or 1, T) int64, counted (B, T) bool or None for all.
 

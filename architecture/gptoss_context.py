@@ -2,7 +2,7 @@
 
 A text is read in segments. One vector per row, the state, is carried from each segment to the next. It
 enters a segment through a slot in front of the tokens: a learned embedding plus a projection of the state.
-The output of the segment's last token becomes the next state. The state starts a document as zeros.
+The output of the segment's last token becomes the next state. A document starts with a state of zeros.
 
 The idea comes from the README of VizuaraAI's nano-gpt-oss, which has no code for it. Choices made here:
   - The slot has position -1, so that tokens keep the positions they have in the trunk (gptoss.py).
@@ -158,7 +158,7 @@ class ContextTransformer(Transformer):
                 state = state if reset is None else state.masked_fill(reset[:, None], 0.0)
         return super().forward(input_ids, targets, carry=state, **others)
 
-    # ----------------------------------------------------------------------------------------- the seams
+    # ------------------------------------------------------------------ methods of the trunk, overridden
     def embed(self, input_ids, targets, positions, cache, carry):
         """-> hidden (B, 1 + T, D) with the slot in front, positions and counted (B or 1, 1 + T).
 
@@ -173,9 +173,7 @@ class ContextTransformer(Transformer):
             )
         if cache is not None:
             if positions is None:
-                raise ValueError(
-                    "with a cache, positions are required; pass the positions within the segment"
-                )
+                raise ValueError("positions are required with a cache; pass those within the segment")
             cache.check_room(*input_ids.shape)
         hidden, positions, counted = super().embed(input_ids, targets, positions, None, None)
         # padding has negative positions in the trunk, but -1 is the slot here
