@@ -1,24 +1,24 @@
-"""GPT-OSS in one file, read from leaf to root.
+"""GPT-OSS in one file, from the config to the whole model.
 
-The order is that of OpenAI's reference (ModelConfig, RMSNorm, RotaryEmbedding, attention, MLPBlock,
-TransformerBlock, Transformer), and so are the parameter names and layouts, so that the two can be
-compared side by side. The switches of ModelConfig default to gpt-oss exactly.
+Order, parameter names and layouts are those of OpenAI's reference (ModelConfig, RMSNorm, RotaryEmbedding,
+attention, MLPBlock, TransformerBlock, Transformer), so that the two can be compared side by side. With the
+defaults of ModelConfig the model is gpt-oss exactly.
 
 Shapes: B batch, T query tokens, S key tokens, N = B*T, D hidden_size, V vocabulary, L layers,
 H query heads, G key/value heads, M = H/G, C head_dim, E experts, k experts_per_token, F intermediate_size.
 
-A variant overrides one of four seams of Transformer as a whole: embed, run_blocks, head, init_weights.
-Attention and experts stand here as specifications; backends/ has the fast paths, chosen by name from
-ATTENTION_BACKENDS and EXPERT_BACKENDS, and takes every constant from here, as an argument. Routing rules are chosen by name from
-ROUTERS, in the config, because another rule is another model.
+A variant overrides whole methods of Transformer: embed, run_blocks, head, init_weights. Attention and experts
+are specified here; backends/ implements them faster and receives every constant as an argument.
+ATTENTION_BACKENDS and EXPERT_BACKENDS list the implementations. ROUTERS lists the routing rules; the rule is
+a field of the config, because another rule is another model.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,74 +37,69 @@ from architecture.interface import (
     load_share,
     next_token_loss,
 )
+from common.settings import cast_fields, help_texts, option
 
 logger = logging.getLogger(__name__)
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-SWIGLU_ALPHA = 1.702  # gpt-oss gates with x * sigmoid(1.702 x), a close fit of GELU
+SWIGLU_ALPHA = 1.702  # x * sigmoid(1.702 x) approximates GELU
 
 
 # ----------------------------------------------------------------------------------------------- config
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a model: the 16 fields of the official config.json, then the switches for ablations."""
+    """The 16 fields of the official config.json, then the switches for ablations."""
 
-    num_hidden_layers: int = 36
-    num_experts: int = 128
-    experts_per_token: int = 4
-    vocab_size: int = 201088
-    hidden_size: int = 2880
-    intermediate_size: int = 2880
-    swiglu_limit: float = 7.0
-    head_dim: int = 64
-    num_attention_heads: int = 64
-    num_key_value_heads: int = 8
-    sliding_window: int = 128
-    initial_context_length: int = 4096
-    rope_theta: float = 150000.0
-    rope_scaling_factor: float = 32.0
-    rope_ntk_alpha: float = 1.0
-    rope_ntk_beta: float = 32.0
+    num_hidden_layers: int = option(36, "transformer blocks", at_least=1)
+    num_experts: int = option(128, "experts in each MoE layer", at_least=1)
+    experts_per_token: int = option(4, "experts that the router picks for a token", at_least=1)
+    vocab_size: int = option(
+        201088, "rows of embedding and head; follows the tokenizer, padded to a multiple of 64", at_least=1
+    )
+    hidden_size: int = option(2880, "width of the residual stream", at_least=1)
+    intermediate_size: int = option(2880, "width inside one expert", at_least=1)
+    swiglu_limit: float = option(7.0, "clamp on the two halves of the gated unit", above=0)
+    head_dim: int = option(64, "width of one attention head", at_least=1)
+    num_attention_heads: int = option(64, "query heads", at_least=1)
+    num_key_value_heads: int = option(8, "key/value heads, each shared by several query heads", at_least=1)
+    sliding_window: int = option(128, "tokens that a sliding layer sees, with the current one", at_least=1)
+    initial_context_length: int = option(4096, "longest sequence before rope_scaling_factor", at_least=1)
+    rope_theta: float = option(150000.0, "base of RoPE's frequencies", above=1)
+    rope_scaling_factor: float = option(32.0, "YaRN: factor on the context length; 1 = off", at_least=1)
+    rope_ntk_alpha: float = option(1.0, "YaRN: pairs with fewer turns per context are interpolated", above=0)
+    rope_ntk_beta: float = option(32.0, "YaRN: pairs with more turns per context are unchanged", above=0)
 
-    layer_types: tuple[str, ...] | None = None  # None: sliding, full, sliding, full, ...
-    attention_sinks: bool = True
-    nope_stride: int | None = None  # layers with (layer + 1) % nope_stride == 0 are not rotated
-    position: Literal["rope", "learned", "none"] = "rope"
-    position_init: Literal["normal", "small", "sinusoidal"] = "normal"  # how learned positions start
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    tie_embeddings: bool = False
-    attention_bias: bool = True
-    dropout: float = 0.0
-    moe_layers: tuple[int, ...] | None = None  # None: every layer; the others get one dense MLP
-    router: Literal[*ROUTERS] = "topk_softmax"  # the table of rules further down
-    shared_experts: int = 0
-    capacity_factor: float | None = None  # None: dropless
-    used_vocab_size: int | None = None  # ids from here on are padding; None: all are used
+    layer_types: tuple[str, ...] | None = option(
+        None, "sliding_attention or full_attention per layer; none = alternating, sliding first"
+    )
+    attention_sinks: bool = option(True, "a learned logit per head that takes attention from all keys")
+    nope_stride: int | None = option(None, "every n-th layer is not rotated; none = all rotate", at_least=1)
+    position: Literal["rope", "learned", "none"] = option("rope", "how the model sees positions")
+    position_init: Literal["normal", "small", "sinusoidal"] = option(
+        "normal", "initial learned positions: std 0.02, std 0.002, or sines with RMS 0.02"
+    )
+    norm: Literal["rmsnorm", "layernorm"] = option("rmsnorm", "normalization before each part of a block")
+    mlp: Literal["swiglu", "gelu"] = option("swiglu", "activation of an expert")
+    tie_embeddings: bool = option(False, "one matrix for embedding and head")
+    attention_bias: bool = option(True, "biases on qkv and out")
+    dropout: float = option(0.0, "on attention, MLP and embedding, in training", at_least=0, below=1)
+    moe_layers: tuple[int, ...] | None = option(
+        None, "layers with experts, from 0; the others get one dense MLP; none = all"
+    )
+    router: Literal[*ROUTERS] = option(
+        "topk_softmax", "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, one sigmoid score per expert"
+    )
+    shared_experts: int = option(0, "experts in each MoE layer that process every token", at_least=0)
+    capacity_factor: float | None = option(
+        None, "tokens an expert takes at most, in even shares, in training; none = all", above=0
+    )
+    used_vocab_size: int | None = option(None, "ids from here on are padding; none = no padding", at_least=1)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(getattr(self, field.name), list):  # JSON and YAML have no tuples
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        for name in ("num_hidden_layers", "num_experts", "experts_per_token", "vocab_size", "hidden_size",
-                     "intermediate_size", "head_dim", "num_attention_heads", "num_key_value_heads",
-                     "sliding_window", "initial_context_length"):  # fmt: skip
-            self._require(name, getattr(self, name) >= 1, "must be at least 1", f"set {name}=1")
-        for name in ("swiglu_limit", "rope_theta", "rope_ntk_alpha", "rope_ntk_beta"):
-            least = 1 if name == "rope_theta" else 0  # YaRN divides by its logarithm
-            rule, official = f"must be finite and above {least}", getattr(type(self), name)
-            holds = least < getattr(self, name) < math.inf
-            self._require(name, holds, rule, f"the official value is {official}")
-        hints = get_type_hints(type(self))
-        for name in ("position", "position_init", "norm", "mlp", "router"):
-            choices = get_args(hints[name])
-            rule = f"must be one of {', '.join(choices)}"
-            self._require(name, getattr(self, name) in choices, rule, f"set {name}={choices[0]}")
-
+        cast_fields(self)
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         layers, experts, k = self.num_hidden_layers, self.num_experts, self.experts_per_token
-        capacity, stride, used = self.capacity_factor, self.nope_stride, self.used_vocab_size
-        types, moe, shared = self.layer_types, self.moe_layers, self.shared_experts
+        types, moe = self.layer_types, self.moe_layers
         low, high = self.yarn_range
         for name, holds, rule, way_out in (
             ("num_attention_heads", heads % groups == 0, f"must be a multiple of num_key_value_heads ({groups})",
@@ -119,28 +114,19 @@ class ModelConfig:
             ("hidden_size", self.hidden_size % 2 == 0 or self.position_init != "sinusoidal",
              "must be even for position_init=sinusoidal, because its sines and cosines are pairs",
              f"set hidden_size={self.hidden_size + 1}"),
-            ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0"),
-            ("rope_scaling_factor", 1 <= self.rope_scaling_factor < math.inf, "must be finite and at least 1",
-             "set rope_scaling_factor=1 to turn YaRN off"),
             ("initial_context_length", self.position != "rope" or self.rope_scaling_factor == 1
              or 0 < low < high < self.head_dim / 2 - 1,
              f"must exceed 2 pi rope_ntk_beta and put YaRN's ramp, here {low:.2f} to {high:.2f}, inside the "
              f"{self.head_dim // 2} rotated pairs", "set rope_scaling_factor=1 to turn YaRN off"),
-            ("capacity_factor", capacity is None or 0 < capacity < math.inf, "must be positive and finite",
-             "set capacity_factor=none for dropless routing"),
-            ("nope_stride", stride is None or stride >= 1, "must be at least 1",
-             "set nope_stride=none to rotate every layer"),
-            ("used_vocab_size", used is None or 1 <= used <= self.vocab_size,
-             f"must be between 1 and vocab_size ({self.vocab_size})",
-             "set used_vocab_size=none when every id is used"),
+            ("used_vocab_size", (self.used_vocab_size or 1) <= self.vocab_size,
+             f"must be at most vocab_size ({self.vocab_size})", "set used_vocab_size=none when every id is used"),
             ("layer_types", types is None or len(types) == layers and set(types) <= {SLIDING, FULL},
              f"must name {SLIDING} or {FULL} once per layer ({layers})", "set layer_types=none to alternate"),
             ("moe_layers", moe is None or len(set(moe)) == len(moe) and set(moe) <= set(range(layers)),
              f"must hold different layer numbers from 0 to {layers - 1}",
              "set moe_layers=none for experts in every layer"),
-            ("shared_experts", shared >= 0, "must be at least 0", "set shared_experts=0 for none"),
-            ("shared_experts", shared == 0 or moe != (), "must be 0 when no layer has experts (moe_layers=())",
-             "set shared_experts=0, or moe_layers=none"),
+            ("shared_experts", self.shared_experts == 0 or moe != (),
+             "must be 0 when no layer has experts (moe_layers=())", "set shared_experts=0, or moe_layers=none"),
         ):  # fmt: skip
             self._require(name, holds, rule, way_out)
 
@@ -155,7 +141,7 @@ class ModelConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How many tokens each layer sees, the current one counted; None for all."""
+        """Number of tokens that each layer sees, including the current one; None for all."""
         window = {SLIDING: self.sliding_window, FULL: None}
         return tuple(window[kind] for kind in self.resolved_layer_types)
 
@@ -165,13 +151,13 @@ class ModelConfig:
 
     @property
     def context_limit(self) -> int:
-        """Most tokens a sequence may have."""
+        """Largest number of tokens in a sequence."""
         return int(self.initial_context_length * self.rope_scaling_factor)
 
     @property
     def yarn_range(self) -> tuple[float, float]:
-        """Between these pairs of dimensions YaRN goes from extrapolation to interpolation."""
-        context, base = self.initial_context_length, math.log(self.rope_theta)
+        """The pairs of dimensions between which YaRN changes from extrapolation to interpolation."""
+        context, base = self.initial_context_length, math.log(self.rope_theta)  # not 0: rope_theta > 1
         low, high = (
             self.head_dim / 2 * math.log(context / (beta * 2 * math.pi)) / base
             for beta in (self.rope_ntk_beta, self.rope_ntk_alpha)
@@ -179,8 +165,8 @@ class ModelConfig:
         return low, high
 
     def parameter_counts(self) -> dict[str, int]:
-        """Values in the model: total; active, what one token passes through (head in, input
-        embedding out); embedding, the input tables alone."""
+        """Number of parameters: total; active, used for one token (with the head, without the input
+        embedding); embedding, the input tables alone."""
         d, f, e = self.hidden_size, self.intermediate_size, self.num_experts
         q, kv = (n * self.head_dim for n in (self.num_attention_heads, self.num_key_value_heads))
         norm = d * (2 if self.norm == "layernorm" else 1)
@@ -205,8 +191,8 @@ class ModelConfig:
     def flops_per_token(self, block_size: int) -> float:
         """Training FLOPs (forward and backward) per token in sequences of block_size.
 
-        6 per active parameter, and 12 C H per visible key: two products of 2 C FLOPs for each head,
-        three times (forward, and two gradients). The window leaves min(i + 1, W) keys to token i.
+        Each active parameter costs 6 and each visible key 12 C H: two products of 2 C FLOPs for each head,
+        in the forward pass and in two gradients. Token i sees min(i + 1, W) keys.
         """
         keys = 0.0
         for window in self.windows:
@@ -216,7 +202,7 @@ class ModelConfig:
         return 6 * self.parameter_counts()["active"] + 12 * width * keys
 
     def matrix_parameters(self) -> int:
-        """Values in the matrices that Muon takes: qkv, out and every expert's mlp1 and mlp2."""
+        """Number of parameters in the matrices for Muon: qkv, out, and mlp1 and mlp2 of every expert."""
         d, layers, moe = self.hidden_size, self.num_hidden_layers, len(self.resolved_moe_layers)
         up = self.intermediate_size * (2 if self.mlp == "swiglu" else 1)
         experts = moe * (self.num_experts + self.shared_experts) + layers - moe
@@ -224,65 +210,28 @@ class ModelConfig:
         return layers * d * self.head_dim * heads + experts * d * (up + self.intermediate_size)
 
     def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
-        """Estimate of the values of each token that autograd holds between forward and backward; the factors
-        count the tensors below.
-        """
+        """Estimated number of values that autograd keeps for each token between forward and backward."""
         d, f, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         heads, groups = self.num_attention_heads, self.num_key_value_heads
-        # both norms of a layer before and after; queries and keys, turned; the result; the mask
+        # input and output of two norms; queries and keys after rotation, the result; the mask
         kept = 4 * d + (2 * heads + groups) * self.head_dim + block_size / batch_size
         if attention == "eager":
             kept += (heads + 2 * groups) * self.head_dim + 2 * heads * block_size  # scores and weights
         else:
-            kept += 2 * heads * self.head_dim + heads  # keys and values for each head
-        # one token in one expert: gate and up, out; or in, gelu's two sides, out
+            kept += 2 * heads * self.head_dim + heads  # keys and values repeated for each head
+        # one token in one expert: gate and up, output; for gelu: input, both sides of gelu, output
         row = 2 * f + d * (1 if self.mlp == "swiglu" else 2)
         moe = len(self.resolved_moe_layers)
         routed = (self.experts_per_token + self.shared_experts) * row + 6 * self.num_experts
         return layers * kept + moe * routed + (layers - moe) * row + 3 * d
 
 
-# What --help_model says of each field: here and not beside the fields, which then fit on one screen.
-MEANINGS: dict[str, str] = {
-    "num_hidden_layers": "transformer blocks",
-    "num_experts": "experts in each MoE layer",
-    "experts_per_token": "experts that the router picks for a token",
-    "vocab_size": "rows of embedding and head; follows the tokenizer, padded to a multiple of 64",
-    "hidden_size": "width of the residual stream",
-    "intermediate_size": "width inside one expert",
-    "swiglu_limit": "clamp on the two halves of the gated unit",
-    "head_dim": "width of one attention head",
-    "num_attention_heads": "query heads",
-    "num_key_value_heads": "key/value heads, each shared by several query heads",
-    "sliding_window": "tokens that a sliding layer sees, the current one counted",
-    "initial_context_length": "most tokens of a sequence before rope_scaling_factor",
-    "rope_theta": "base of RoPE's frequencies",
-    "rope_scaling_factor": "YaRN: times this many tokens; 1 = off",
-    "rope_ntk_alpha": "YaRN: pairs that turn less often than this within the context are interpolated",
-    "rope_ntk_beta": "YaRN: pairs that turn more often than this stay as they are",
-    "layer_types": "sliding_attention or full_attention per layer; none = alternating, sliding first",
-    "attention_sinks": "a learned logit per head that takes attention from all keys",
-    "nope_stride": "every so many layers one without rotation; none = all rotate",
-    "position": "how positions get in",
-    "position_init": "learned positions begin with std 0.02, with std 0.002, or as sines of RMS 0.02",
-    "norm": "normalisation before each part of a block",
-    "mlp": "kind of expert",
-    "tie_embeddings": "one matrix for embedding and head",
-    "attention_bias": "biases on qkv and out",
-    "dropout": "on attention, MLP and embedding, in training",
-    "moe_layers": "layers with experts, from 0; none = all; the others get one dense MLP",
-    "router": "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, a score of its own for each expert",
-    "shared_experts": "experts in each MoE layer that every token passes through, besides those picked",
-    "capacity_factor": "tokens an expert takes at most, in even shares, in training; none = all",
-    "used_vocab_size": "ids from here on are padding; follows the tokenizer",
-}
-
 PRESETS: dict[str, dict[str, Any]] = {
-    # a laptop, minutes
+    # minutes on a laptop
     "toy": dict(num_hidden_layers=4, num_experts=8, experts_per_token=2, vocab_size=4096, hidden_size=128,
                 intermediate_size=192, head_dim=32, num_attention_heads=4, num_key_value_heads=2,
                 initial_context_length=1024, rope_scaling_factor=1.0),
-    # one GPU, an hour
+    # an hour on one GPU
     "medium": dict(num_hidden_layers=8, num_experts=16, experts_per_token=4, vocab_size=4096, hidden_size=384,
                    intermediate_size=384, head_dim=64, num_attention_heads=6, num_key_value_heads=2,
                    initial_context_length=2048, rope_scaling_factor=1.0),
@@ -290,7 +239,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "large": dict(num_hidden_layers=12, num_experts=18, experts_per_token=4, vocab_size=50304, hidden_size=768,
                   intermediate_size=608, head_dim=64, num_attention_heads=12, num_key_value_heads=4,
                   initial_context_length=4096, rope_scaling_factor=1.0),
-    # the official recipe (vocabulary, YaRN, 32 experts top-4) at a width that one machine can train
+    # the official vocabulary, YaRN and 32 experts top-4, at a width that one machine can train
     "gpt-oss-small": dict(num_hidden_layers=12, num_experts=32, hidden_size=768, intermediate_size=768,
                           num_attention_heads=12, num_key_value_heads=4),
     "gpt-oss-20b": dict(num_hidden_layers=24, num_experts=32),
@@ -304,11 +253,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # ---------------------------------------------------------------------------------------- norm, positions
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, in float32, cast back after the scale. (..., D) -> (..., D)"""
+    """x / rms(x) * scale over the last axis, computed in float32 and then cast back. (..., D) -> (..., D)"""
 
-    def __init__(self, size: int, eps: float = 1e-5):
+    eps = 1e-5
+
+    def __init__(self, size: int):
         super().__init__()
-        self.eps = eps
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -320,10 +270,10 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(RMSNorm):
-    """GPT-2's norm under the trunk's parameter names. (..., D) -> (..., D)"""
+    """Layer normalization with the parameter names of RMSNorm. (..., D) -> (..., D)"""
 
-    def __init__(self, size: int, eps: float = 1e-5):
-        super().__init__(size, eps)
+    def __init__(self, size: int):
+        super().__init__(size)
         self.bias = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -334,7 +284,7 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 
 
 class RotaryEmbedding:
-    """RoPE with YaRN (arXiv:2309.00071), gpt-oss's form: half-split pairs, concentration on both tables."""
+    """RoPE with YaRN (arXiv:2309.00071) as in gpt-oss: pairs (i, i + C/2), concentration in both tables."""
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -347,7 +297,7 @@ class RotaryEmbedding:
         concentration = 1.0
         if cfg.rope_scaling_factor > 1:
             low, high = cfg.yarn_range
-            # 0: fast pairs keep their angle, 1: slow ones are interpolated
+            # 0 keeps the angle of a fast pair, 1 interpolates a slow pair
             slow = ((pair - low) / (high - low)).clamp(0, 1)
             inverse = inverse * (1 - slow) + inverse / cfg.rope_scaling_factor * slow
             concentration = 0.1 * math.log(cfg.rope_scaling_factor) + 1.0
@@ -356,13 +306,14 @@ class RotaryEmbedding:
 
     @staticmethod
     def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """(B, T, heads, C) -> the same, pair (i, i + C/2) turned by its angle."""
+        """Rotate each pair (i, i + C/2) by its angle: (B, T, heads, C) -> (B, T, heads, C)."""
         return fused.Rotate.apply(x, *(table.to(x.dtype) for table in tables))
 
 
 def sinusoidal_positions(number: int, size: int, device: torch.device) -> torch.Tensor:
-    """(number, size) float64 of root mean square 0.02: sines in even columns, cosines in odd ones.
+    """Sines in even columns and cosines in odd ones, with a root mean square of 0.02.
 
+    Returns (number, size) float64.
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, times 0.02 sqrt(2).
     """
     pair = torch.arange(size // 2, dtype=torch.float64, device=device)
@@ -373,10 +324,10 @@ def sinusoidal_positions(number: int, size: int, device: torch.device) -> torch.
 
 # ------------------------------------------------------------------------------------------------- masks
 def visible_keys(query_positions, key_positions, window: int | None) -> torch.Tensor:
-    """Which keys a query may see: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
+    """The keys that each query may see: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
-    The window counts the current token: key j is visible to query i when i - window < j <= i.
-    Negative positions are padding, invisible to all but themselves, so that no row is ever empty.
+    The window includes the current token: query i sees key j if i - window < j <= i. A negative position is
+    padding; only the token itself sees it, so that no row of the mask is empty.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
     visible = (key <= query) & (key >= 0)
@@ -386,11 +337,11 @@ def visible_keys(query_positions, key_positions, window: int | None) -> torch.Te
 
 
 # --------------------------------------------------------------------------------------------- attention
-def eager_attention(q, k, v, sinks, mask, dropout):
-    """The specification: softmax over the visible keys and the sink, whose share is then dropped.
+def attention_weights(q, k, sinks, mask) -> torch.Tensor:
+    """Softmax over the visible keys and the sink, without the sink's share.
 
-    q: (B, T, H, C).  k, v: (B, S, G, C).  sinks: (H,) or None.  mask: (B or 1, 1, T, S) bool.
-    Returns (B, T, H, C). The softmax is taken in float32 or wider.
+    q: (B, T, H, C).  k: (B, S, G, C).  sinks: (H,) or None.  mask: (B or 1, 1, T, S) bool.
+    Returns (B, G, M, T, S), float32 or wider.
     """
     (B, T, H, C), G = q.shape, k.shape[2]
     q = q.view(B, T, G, H // G, C)  # -> (B, T, G, M, C): heads of one group are adjacent
@@ -400,9 +351,16 @@ def eager_attention(q, k, v, sinks, mask, dropout):
     if sinks is not None:
         column = sinks.to(scores.dtype).view(1, G, H // G, 1, 1).expand(B, -1, -1, T, 1)
         scores = torch.cat((scores, column), dim=-1)  # (B, G, M, T, S + 1)
-    weights = scores.softmax(-1)[..., : k.shape[1]]
-    weights = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype)
-    return torch.einsum("bgmts,bsgc->btgmc", weights, v).reshape(B, T, H, C)
+    return scores.softmax(-1)[..., : k.shape[1]]
+
+
+def eager_attention(q, k, v, sinks, mask, dropout):
+    """The specification of attention: the sum of the values, weighted by attention_weights.
+
+    Arguments as for attention_weights, and v: (B, S, G, C). Returns (B, T, H, C).
+    """
+    weights = F.dropout(attention_weights(q, k, sinks, mask), dropout, training=dropout > 0)
+    return torch.einsum("bgmts,bsgc->btgmc", weights.to(v.dtype), v).reshape(q.shape)
 
 
 ATTENTION_BACKENDS = {
@@ -414,7 +372,7 @@ ATTENTION_MASKS = {"flex": attention_backends.block_mask}  # the others take vis
 
 
 class AttentionBlock(nn.Module):
-    """Pre-norm grouped-query attention with sinks; returns what is added to the residual stream."""
+    """Pre-norm grouped-query attention with sinks. The result is added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int, backend: str):
         super().__init__()
@@ -439,7 +397,7 @@ class AttentionBlock(nn.Module):
         return F.dropout(self.out(out.flatten(2)), cfg.dropout, self.training)
 
     def project(self, hidden, rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """hidden (B, T, D) -> queries (B, T, H, C), keys and values (B, T, G, C), turned by position."""
+        """hidden (B, T, D) -> rotated queries (B, T, H, C), rotated keys and values (B, T, G, C)."""
         cfg = self.config
         heads, groups = cfg.num_attention_heads, cfg.num_key_value_heads
         qkv = self.qkv(self.norm(hidden)).unflatten(-1, (heads + 2 * groups, cfg.head_dim))
@@ -449,9 +407,9 @@ class AttentionBlock(nn.Module):
         return *qk.split((heads, groups), dim=2), v
 
     def sink_mass(self, hidden, rope, mask) -> torch.Tensor:
-        """How much of each head's attention its sink takes: arguments of forward -> (B, T, H) float32.
+        """The sink's share of the attention of each head: (B, T, H) float32. Arguments as for forward.
 
-        With every value 1 a backend returns the weights' sum over the keys; the sink has the rest.
+        With all values at 1, a backend returns the sum of the weights over the keys; the sink has the rest.
         """
         q, k, v = self.project(hidden, rope)
         return 1 - self.attend(q, k, torch.ones_like(v), self.sinks, mask, 0.0)[..., 0].float()
@@ -459,31 +417,31 @@ class AttentionBlock(nn.Module):
 
 # ------------------------------------------------------------------------------------- router and experts
 class LayerRouting(NamedTuple):
-    """One router's part of RouterStats."""
+    """What RouterStats holds, for one router."""
 
     load: torch.Tensor  # (E,)
     mean_probability: torch.Tensor  # (E,)
     z_loss: torch.Tensor  # ()
     dropped: torch.Tensor  # ()
-    logits: torch.Tensor  # (N, E), the rule's log scores: their softmax is the probability
+    logits: torch.Tensor  # (N, E), log_score of the routing rule
     chosen: torch.Tensor  # (N, k)
 
 
-# A routing rule is a function here and an entry in ROUTERS. It takes logits (N, E), float32 or wider, the
-# selection_bias (E,), which takes part in the choice only, and k. It returns index (N, k), the experts chosen;
-# weight (N, k), by which their outputs are multiplied; and log_score (N, E), whose softmax is the probability
-# of each expert, for the balance loss, capacity and the statistics.
+# A routing rule is a function and an entry in ROUTERS. It takes logits (N, E) in float32 or wider,
+# selection_bias (E,), which affects the choice only, and k. It returns index (N, k), the chosen experts;
+# weight (N, k), the factors of their outputs; and log_score (N, E), whose softmax is the probability of each
+# expert in the balance loss, the capacity and the statistics.
 def topk_softmax(logits, selection_bias, k: int):
-    """gpt-oss: the k largest logits, weighed by the softmax over these k."""
+    """gpt-oss: choose the k largest logits; the weights are the softmax over these k."""
     index = (logits.detach() + selection_bias).topk(k, dim=-1).indices
     return index, logits.gather(1, index).softmax(-1), logits
 
 
 def topk_sigmoid(logits, selection_bias, k: int):
-    """DeepSeek-V3: a score of its own for each expert, sigmoid(logit); the k largest, divided by their sum.
+    """DeepSeek-V3: choose the k largest sigmoid(logit); the weights are these scores divided by their sum.
 
-    Source: arXiv:2412.19437, eq. 13, 15 and 16; the probability is eq. 19; the bias is that of
-    arXiv:2408.15664. s / sum(s) is the softmax of log(s), which needs no epsilon where every s rounds to 0.
+    Source: arXiv:2412.19437, eq. 13, 15, 16 and, for the probability, 19; arXiv:2408.15664 for the bias.
+    s / sum(s) is computed as the softmax of log(s), which needs no epsilon where every s rounds to 0.
     """
     index = (logits.detach().sigmoid() + selection_bias).topk(k, dim=-1).indices
     log_score = F.logsigmoid(logits)
@@ -494,14 +452,14 @@ ROUTERS = {"topk_softmax": topk_softmax, "topk_sigmoid": topk_sigmoid}
 
 
 def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:
-    """gpt-oss's clamped SwiGLU. (..., 2F) interleaved gate and up -> (..., F)"""
+    """The clamped SwiGLU of gpt-oss. (..., 2F), gate and up interleaved -> (..., F)"""
     gate, up = x.unflatten(-1, (-1, 2)).unbind(-1)
     gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
-    return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)  # up = 0 lets the gate pass
+    return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)  # up = 0 passes the gate
 
 
 class ExpertWeights(NamedTuple):
-    """What an expert backend works with; U = 2F interleaved (gate, up) for swiglu, F for gelu."""
+    """The experts of a layer, for a backend; U is 2F (gate and up interleaved) for swiglu and F for gelu."""
 
     mlp1_weight: torch.Tensor  # (E, U, D)
     mlp1_bias: torch.Tensor  # (E, U)
@@ -518,10 +476,10 @@ class ExpertWeights(NamedTuple):
 
 
 def loop_experts(x, index, weight, experts):
-    """The specification: expert by expert, the tokens that chose it.
+    """The specification of the experts: one expert at a time processes the tokens that chose it.
 
-    x: (N, D).  index: (N, k) int64, E where the assignment was dropped.  weight: (N, k).
-    Returns (N, D), the weighted sum over the k, taken after un-permuting, so that it is deterministic.
+    x: (N, D).  index: (N, k) int64, E for a dropped assignment.  weight: (N, k).
+    Returns (N, D), the weighted sum over the k experts of each token, in a fixed order.
     """
     chosen = x.new_zeros(*index.shape, x.shape[-1])  # (N, k, D)
     for e in range(experts.mlp1_weight.shape[0]):
@@ -540,16 +498,16 @@ EXPERT_BACKENDS = {
 
 
 def all_experts(x, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (N, D) -> index and weight (N, number) by which every token passes through all, each with weight 1."""
+    """x (N, D) -> index and weight (N, number) that send every token to all experts with weight 1."""
     index = torch.arange(number, device=x.device).expand(len(x), -1)
     return index, x.new_ones(index.shape)
 
 
 class MLPBlock(nn.Module):
-    """Pre-norm mixture of experts, or one dense expert; returns what is added to the residual stream.
+    """Pre-norm mixture of experts, or one dense expert. The result is added to the residual stream.
 
-    Shared experts are DeepSeekMoE's (arXiv:2401.06066, eq. 9): every token passes through all of them, and
-    their outputs are added with weight 1.
+    Shared experts process every token, and their outputs are added with weight 1 (DeepSeekMoE,
+    arXiv:2401.06066, eq. 9).
     """
 
     def __init__(self, config: ModelConfig, layer: int, backend: str):
@@ -564,8 +522,8 @@ class MLPBlock(nn.Module):
         u = 2 * f if config.mlp == "swiglu" else f
         self.norm = NORMS[config.norm](d)
         if self.routed:
-            self.gate = nn.Linear(d, e)  # the router, by its name in the official checkpoints
-            self.register_buffer("selection_bias", torch.zeros(e))  # moved by the bias rule only
+            self.gate = nn.Linear(d, e)  # the router; this is its name in the official checkpoints
+            self.register_buffer("selection_bias", torch.zeros(e))  # only balance=bias changes it
         self.mlp1_weight = nn.Parameter(torch.zeros(e, u, d))
         self.mlp1_bias = nn.Parameter(torch.zeros(e, u))
         self.mlp2_weight = nn.Parameter(torch.zeros(e, d, f))
@@ -576,15 +534,8 @@ class MLPBlock(nn.Module):
             self.shared_mlp2_weight = nn.Parameter(torch.zeros(s, d, f))
             self.shared_mlp2_bias = nn.Parameter(torch.zeros(s, d))
 
-    @property
-    def experts(self) -> ExpertWeights:
-        return self._expert_weights("")
-
-    @property
-    def shared_experts(self) -> ExpertWeights:
-        return self._expert_weights("shared_")
-
-    def _expert_weights(self, prefix: str) -> ExpertWeights:
+    def expert_weights(self, prefix: str = "") -> ExpertWeights:
+        """The weights of the routed experts; with prefix="shared_", those of the shared experts."""
         names = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
         limit = self.config.swiglu_limit if self.config.mlp == "swiglu" else None
         return ExpertWeights(*(getattr(self, prefix + name) for name in names), limit)
@@ -596,20 +547,21 @@ class MLPBlock(nn.Module):
             index, weight, stats = self.route(x, None if counted is None else counted.flatten())
         else:
             index, weight, stats = *all_experts(x, 1), None
-        out = self.run_experts(x, index, weight, self.experts)
+        out = self.run_experts(x, index, weight, self.expert_weights())
         if self.num_shared:
-            out = out + self.run_experts(x, *all_experts(x, self.num_shared), self.shared_experts)
+            shared = self.expert_weights("shared_")
+            out = out + self.run_experts(x, *all_experts(x, self.num_shared), shared)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
     def route(self, x, counted) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
-        """x (N, D), counted (N,) bool or None -> expert index (N, k), its weight (N, k), statistics.
+        """x (N, D), counted (N,) bool or None for all -> expert index (N, k), weight (N, k), statistics.
 
-        The config's rule of ROUTERS chooses and weighs; all the rest is the same for every rule.
-        In training an expert keeps ceil(capacity_factor * assignments / E) of its assignments, those of
-        highest probability and then of the earliest tokens; the index of a dropped one is E.
+        In training with a capacity_factor, an expert keeps ceil(capacity_factor * assignments / E) of its
+        assignments: those with the highest probability, and among equals those of the earliest tokens.
+        A dropped assignment has the index E and the weight 0.
         """
         E, k = self.config.num_experts, self.config.experts_per_token
-        with torch.autocast(x.device.type, enabled=False):  # the router is a float32 island
+        with torch.autocast(x.device.type, enabled=False):  # the router computes in float32 or wider
             wide = x.double() if x.dtype == torch.float64 else x.float()
             gate, bias = (p.to(wide.dtype) for p in (self.gate.weight, self.gate.bias))
             logits = F.linear(wide, gate, bias)  # (N, E)
@@ -623,10 +575,10 @@ class MLPBlock(nn.Module):
         assigned = (index[..., None] == torch.arange(E, device=x.device)).sum(1)  # (N, E), 0 or 1
         dropped = logits.new_zeros(())
         if self.training and self.config.capacity_factor is not None:
-            rivals = assigned * counts[:, None] > 0  # what is not counted takes nobody's place
+            rivals = assigned * counts[:, None] > 0  # positions that are not counted use no capacity
             capacity = math.ceil(self.config.capacity_factor * int(rivals.sum()) / E)
             ranked = probability.where(rivals, -1.0).argsort(dim=0, descending=True, stable=True)
-            lost = rivals & (ranked.argsort(dim=0) >= capacity)  # (N, E), lowest probability first
+            lost = rivals & (ranked.argsort(dim=0) >= capacity)  # ranks in each column
             dropped = lost.sum() / rivals.sum().clamp(min=1)
             lost = lost.gather(1, index)
             index, weight = index.where(~lost, E), weight.masked_fill(lost, 0.0)
@@ -642,7 +594,7 @@ class MLPBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then experts, each added to the residual stream."""
+    """Attention and experts, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int, attention: str, experts: str):
         super().__init__()
@@ -650,7 +602,7 @@ class TransformerBlock(nn.Module):
         self.mlp = MLPBlock(config, layer, experts)
 
     def forward(self, hidden, rope, mask, counted, cache):
-        """hidden (B, T, D) -> the same, and the router's statistics or None."""
+        """hidden (B, T, D) -> (B, T, D) and the statistics of the router, or None without one."""
         hidden = hidden + self.attn(hidden, rope, mask, cache)
         update, stats = self.mlp(hidden, counted)
         return hidden + update, stats
@@ -658,10 +610,9 @@ class TransformerBlock(nn.Module):
 
 # ----------------------------------------------------------------------------------------------- the model
 class Transformer(nn.Module):
-    """The whole model. Its four seams, in the order forward calls them after init_weights:
-    embed, run_blocks, head."""
+    """The whole model: forward calls embed, run_blocks and head."""
 
-    name, config_class, presets, meanings = "gptoss", ModelConfig, PRESETS, MEANINGS
+    name, config_class, presets, meanings = "gptoss", ModelConfig, PRESETS, help_texts(ModelConfig)
 
     def __init__(
         self,
@@ -671,7 +622,7 @@ class Transformer(nn.Module):
         experts: str = "auto",
         generator: torch.Generator | None = None,
     ):
-        """attention, experts: names of backends. generator: where the initial weights come from."""
+        """attention, experts: names of backends.  generator: draws the initial weights."""
         super().__init__()
         self.config = config
         self.tokenizer = None  # set by from_checkpoint
@@ -694,7 +645,7 @@ class Transformer(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> Transformer:
-        """The model a checkpoint holds, in eval mode, with its tokenizer at `.tokenizer`."""
+        """The model of a checkpoint in eval mode, with its tokenizer in `.tokenizer`."""
         return checkpoint.load(cls, path, device=device)
 
     def forward(
@@ -708,11 +659,12 @@ class Transformer(nn.Module):
         return_logits: bool | None = None,
         **inputs: torch.Tensor,
     ) -> ModelOutput:
-        """Logits without targets; the summed cross-entropy with them.
+        """Logits, or with targets the summed cross-entropy.
 
         input_ids, targets: (B, T) int64; targets are IGNORE_INDEX where not scored.
-        positions: (B, T) int64, rising along a row, negative for left padding; None counts on from 0, or
-        from each row's last position in the cache. return_logits asks for logits beside a loss.
+        positions: (B, T) int64, increasing along a row, negative for left padding. By default they count
+        from 0, or with a cache from the last position of each row.
+        return_logits: True also returns logits with targets.
         carry, inputs: for variants.
         """
         hidden, positions, counted = self.embed(input_ids, targets, positions, cache, carry, **inputs)
@@ -720,21 +672,45 @@ class Transformer(nn.Module):
         wanted = targets is None if return_logits is None else return_logits
         return self.head(hidden, targets, wanted, carry)._replace(router=router, cache=cache)
 
-    # ----------------------------------------------------------------------------------------- the seams
+    @torch.no_grad()
+    def attention_weights(self, input_ids: torch.Tensor, **inputs) -> tuple[torch.Tensor, ...]:
+        """How much of its attention each query gives to each key, for every layer.
+
+        Arguments as for forward, without a cache. Returns one (B, H, T, S) float32 tensor per layer, computed
+        with the formula of eager_attention. A row sums to 1 minus the share of the head's sink.
+        """
+        if self.attention_backend == "flex":
+            raise ValueError("attention_weights does not support attention=flex; use attention=sdpa")
+        found = []
+
+        def keep(attn: AttentionBlock, arguments: tuple) -> None:
+            hidden, rope, mask, _ = arguments
+            q, k, _ = attn.project(hidden, rope)
+            found.append(attention_weights(q, k, attn.sinks, mask).flatten(1, 2).float())
+
+        hooks = [block.attn.register_forward_pre_hook(keep) for block in self.block]
+        try:
+            self(input_ids, **inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(found)
+
+    # ----------------------------------------------------------------- methods that variants may override
     def embed(self, input_ids, targets, positions, cache, carry):
         """-> hidden (B, T, D), positions (B or 1, T) int64, counted (B, T) bool or None for all.
 
-        counted: the positions whose routing counts in the statistics, those that have a target.
+        The statistics of the routers include the counted positions, which are those with a target.
         """
         if carry is not None:
-            raise ValueError("this model carries nothing between segments; leave out carry")
+            raise ValueError("this model has no state to carry between segments; leave out carry")
         cfg, (B, T) = self.config, input_ids.shape
         if cache is not None:
             cache.check_room(B, T)
         if T > cfg.context_limit:
             raise ValueError(
-                f"a sequence may have {cfg.context_limit} tokens (initial_context_length * "
-                f"rope_scaling_factor), got {T}; shorten it or raise those"
+                f"a sequence may have at most {cfg.context_limit} tokens (initial_context_length * "
+                f"rope_scaling_factor), got {T}; shorten it, or build a model with a longer context"
             )
         if positions is None:
             positions = torch.arange(T, device=input_ids.device)[None]  # (1, T)
@@ -748,10 +724,10 @@ class Transformer(nn.Module):
         return hidden, positions, None if targets is None else targets != IGNORE_INDEX
 
     def run_blocks(self, hidden, positions, counted, cache):
-        """hidden (B, T, D) through every block and the last norm -> (B, T, D) and RouterStats or None."""
+        """Every block and the last norm: hidden (B, T, D) -> (B, T, D) and RouterStats or None."""
         cfg = self.config
         rope = self.rope.tables(positions) if self.rope is not None else None
-        masks, stats = {}, []  # a mask per window, once per forward
+        masks, stats = {}, []  # layers with the same window share a mask
         for window in dict.fromkeys(cfg.windows):
             keys = positions if cache is None else cache.extend(window, positions)
             masks[window] = self.mask(positions, keys, window)
@@ -761,19 +737,18 @@ class Transformer(nn.Module):
                 stats.append(layer_stats)
         if cache is not None:
             cache.advance(positions)
-        shape = tuple(hidden.shape[:2])
-        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers, shape)
+        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers, hidden.shape[:2])
 
     def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
-        """hidden (B, T, D) -> logits and/or loss, and what is carried on (here nothing).
+        """hidden (B, T, D) -> logits, loss or both, and the carry, here None.
 
-        Padded ids get no probability in either.
+        Ids from used_vocab_size on get no probability.
         """
         used = self.config.used_vocab_size or self.config.vocab_size
         logits = loss_sum = num_targets = token_losses = None
         if targets is not None:
             weight = self.unembedding.weight
-            if used < len(weight):  # a slice's gradient is copied to full size
+            if used < len(weight):  # the gradient of a slice costs a copy
                 weight = weight[:used]
             loss_sum, num_targets, token_losses = next_token_loss(hidden, weight, targets)
         if return_logits:
@@ -786,13 +761,12 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal weights, zero biases, unit norms; a variant that adds parameters extends this and calls
-        it again at the end of its own __init__.
+        """Set norms to 1 and biases to 0, and draw all other weights from a normal distribution.
 
-        Matrices: std 0.02 as gpt-oss, whatever the width; those that write to the residual stream divided
-        by sqrt(2 L) as GPT-2, so that its variance does not grow with depth. Learned positions that begin
-        small have a tenth of the tokens' std, so a hundredth of their variance: a block's norm then shows
-        it little but the tokens. GPT-2 took a half, 0.01 (gpt-2/src/model.py).
+        The std is 0.02 for every width, as in gpt-oss. For matrices that write to the residual stream it is
+        divided by sqrt(2 L), as in GPT-2, so that the variance of the stream does not grow with depth. With
+        position_init=small, positions have a tenth of the std of the tokens, so that the first block sees
+        little but the tokens. GPT-2 used a half, 0.01 (gpt-2/src/model.py).
         """
         residual = (2 * self.config.num_hidden_layers) ** -0.5
         for name, p in self.named_parameters():
@@ -803,7 +777,7 @@ class Transformer(nn.Module):
             else:
                 scale = residual if name.endswith(("attn.out.weight", "mlp2_weight")) else 1.0
                 p.normal_(0.0, 0.02 * scale, generator=generator)
-        # drawn for every position_init, so that the other weights do not depend on it
+        # The draw above is the same for every position_init, so the other weights do not depend on it.
         if self.config.position_init == "small":
             self.position_embedding.weight.mul_(0.1)
         elif self.config.position_init == "sinusoidal":
@@ -813,12 +787,12 @@ class Transformer(nn.Module):
             selection_bias.zero_()
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
-        """An empty cache for `batch` rows of at most max_length tokens each, padding included."""
+        """An empty cache for `batch` rows of at most max_length tokens each, including padding."""
         limit = self.config.context_limit
         if max_length > limit:
             raise ValueError(
-                f"max_length must be at most the context limit ({limit}), got "
-                f"{max_length}; shorten the sequences"
+                f"max_length must be at most the context limit ({limit}), got {max_length}; "
+                "shorten the sequences"
             )
         cfg, weight = self.config, self.unembedding.weight
         head_shape = (cfg.num_key_value_heads, cfg.head_dim)
@@ -834,9 +808,7 @@ def _choose(kind: str, name: str, known: dict[str, Any], auto: str) -> str:
     return name
 
 
-def _router_stats(
-    routing: list[LayerRouting], layers: tuple[int, ...], shape: tuple[int, int]
-) -> RouterStats | None:
+def _router_stats(routing: list[LayerRouting], layers: tuple[int, ...], shape) -> RouterStats | None:
     if not routing:
         return None
     load, probability, z_loss, dropped, logits, chosen = zip(*routing)

@@ -1,21 +1,21 @@
-"""GPT-OSS with a memory that lives as long as the document: what that adds to gptoss.py.
+"""GPT-OSS with a state that is carried from segment to segment: what this adds to gptoss.py.
 
 A text is read in segments. One vector per row, the state, is carried from each segment to the next. It
-comes in through a slot in front of the tokens: a learned embedding plus a projection of the state. It is
-renewed from the output of the segment's last token, and is zero at a document's beginning.
+enters a segment through a slot in front of the tokens: a learned embedding plus a projection of the state.
+The output of the segment's last token becomes the next state. A document starts with a state of zeros.
 
-The idea is that of the README of VizuaraAI's nano-gpt-oss, which came without code. Choices made here: the
-slot has position -1, so that tokens keep the positions that they have in the trunk; the output is
-RMS-normalised before it becomes the state, so that the state is at most sqrt(D) long however many segments
-it passes through; with gated_update, the next state lies between the old one and the new output.
+The idea comes from the README of VizuaraAI's nano-gpt-oss, which has no code for it. Choices made here:
+  - The slot has position -1, so that tokens keep the positions they have in the trunk (gptoss.py).
+  - The output is RMS-normalized before it becomes the state, which bounds the length of the state by sqrt(D).
+  - With gated_update, the next state lies between the old state and the new output.
 
-Three choices were measured (configs/ablations/context_choices.yaml: 500,000 tokens of TinyStories, segments of
-64, five seeds, nats per token after the first segment). None is resolved:
+Three choices were measured (configs/ablations/context_choices.yaml: 500,000 tokens of TinyStories, segments
+of 64, five seeds, nats per token after the first segment). No difference is resolved:
 
     gated_update         no: without the gate 0.004 +- 0.004 lower, and 2 D^2 + D fewer parameters
-    --tbptt              4: gradients through 4, 2 or 1 segments differ by less than 0.003 +- 0.006 and not in time;
-                         4 segments of 8 x 64 are a step of 2,048 tokens, as train.py's
-    slot_always_visible  yes: 0.003 +- 0.007 lower than hidden beyond a window of half a segment
+    --tbptt              4: gradients through 4, 2 or 1 segments differ by less than 0.003 +- 0.006 and take
+                         the same time; 4 segments of 8 x 64 are 2,048 tokens per step, as with train.py
+    slot_always_visible  yes: 0.003 +- 0.007 lower than with a slot hidden beyond a window of half a segment
 
 Shapes: B rows, T tokens of a segment, D hidden_size.
 """
@@ -35,37 +35,38 @@ from torch import nn
 from architecture.generation.decode import check_prompts
 from architecture.generation.sampling import check_sampling, draw, filter_logits, require_finite
 from architecture.generation.segments import PADDING, SLOT, SegmentCache, SegmentDecoder
-from architecture.gptoss import MEANINGS, PRESETS, ModelConfig, Transformer, visible_keys
+from architecture.gptoss import PRESETS, ModelConfig, Transformer, visible_keys
 from architecture.interface import IGNORE_INDEX, ModelOutput
+from common.settings import help_texts, option
 
 
 # ----------------------------------------------------------------------------------------------- config
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig(ModelConfig):
-    """The trunk's config and what the state needs."""
+    """The config of the trunk and the settings of the state."""
 
-    segment_length: int = 64
-    slot_always_visible: bool = True
-    gated_update: bool = False
-    carry_state: bool = True
+    segment_length: int = option(64, "tokens of a segment; block_size of train_context.py", at_least=1)
+    slot_always_visible: bool = option(True, "sliding layers see the slot from beyond their window, too")
+    gated_update: bool = option(False, "the next state is a learned mixture of the old one and the output")
+    carry_state: bool = option(True, "false: the state is zero in every segment, for comparison")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(
             "segment_length",
-            1 <= self.segment_length <= self.context_limit,
+            self.segment_length <= self.context_limit,
             f"must be between 1 and the context limit ({self.context_limit})",
             f"set segment_length={self.context_limit} or fewer",
         )
 
     def parameter_counts(self) -> dict[str, int]:
-        """As the trunk's; what only the slot and the state pass through is not active for a token."""
+        """As for the trunk; the parameters of the slot and the state are not active for a token."""
         d, counts = self.hidden_size, super().parameter_counts()
         gate = 2 * d * d + d if self.gated_update else 0
         return counts | {"total": counts["total"] + d + d * d + gate}
 
     def flops_per_token(self, block_size: int) -> float:
-        """As the trunk's, with the slot's share: it passes through every block as a token does."""
+        """As for the trunk, with the slot, which passes through every block like a token."""
         return super().flops_per_token(block_size + 1) * (block_size + 1) / block_size
 
 
@@ -73,10 +74,10 @@ class ContextConfig(ModelConfig):
 def visible_keys_and_slot(
     query_positions, key_positions, window: int | None, *, always: bool
 ) -> torch.Tensor:
-    """visible_keys of the trunk, and the slot: (B or 1, T) and (B or 1, S) -> (B or 1, 1, T, S) bool.
+    """visible_keys and the slot: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
-    always: tokens further from the slot than the window see it, too. A query in front of the slot is
-    padding; it sees everything, so that no row is empty, and nobody reads what it computes.
+    always: tokens see the slot from beyond the window, too. A query in front of the slot is padding; it sees
+    everything, so that no row is empty, and its output is not used.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
     slot = key == SLOT
@@ -86,7 +87,7 @@ def visible_keys_and_slot(
 
 
 class UpdateGate(nn.Module):
-    """How much of the next state is new, for each of its values. old, new (B, D) -> (B, D) in (0, 1)"""
+    """The share of the new output in each value of the next state. old, new (B, D) -> (B, D) in (0, 1)"""
 
     def __init__(self, size: int):
         super().__init__()
@@ -98,18 +99,13 @@ class UpdateGate(nn.Module):
 
 # ----------------------------------------------------------------------------------------------- the model
 class ContextTransformer(Transformer):
-    """The trunk over one segment of each row; `carry` is the state (B, D), None at the beginning."""
+    """The trunk over one segment of each row. `carry` is the state (B, D), or None at the beginning."""
 
     name, config_class, presets = "gptoss_context", ContextConfig, PRESETS
-    meanings = MEANINGS | {
-        "segment_length": "tokens of a segment; train_context.py's block_size",
-        "slot_always_visible": "sliding layers see the slot from beyond their window, too",
-        "gated_update": "the next state is a learned mixture of the old one and the new output",
-        "carry_state": "false: the state is zero in every segment, for comparison",
-    }
-    carries = True  # is trained on lanes, whose batches say where a document begins
-    extends = "gptoss"  # whose weights it can start from; the rest are added_parameters
-    length_limit = 2**31 - 1  # of a text: it is read segment by segment
+    meanings = help_texts(ContextConfig)
+    carries = True  # trained on lanes, whose batches mark the beginnings of documents
+    extends = "gptoss"  # can start from weights of this model, which lack added_parameters
+    length_limit = 2**31 - 1  # longest text; it is read segment by segment
     optimizer_rules = (
         (r"slot", "no_decay"),
         (r"state_projection\.weight", "decay"),
@@ -117,7 +113,7 @@ class ContextTransformer(Transformer):
     )
 
     def __init__(self, config: ContextConfig, *, generator: torch.Generator | None = None, **backends: str):
-        """generator, backends: of the trunk, whose weights it draws first and as it would alone."""
+        """Arguments as for the trunk. The weights of the trunk are drawn first, as without this variant."""
         super().__init__(config, generator=generator, **backends)
         if self.attention_backend == "flex":
             raise ValueError("attention=flex cannot mask the slot; use attention=sdpa")
@@ -130,7 +126,7 @@ class ContextTransformer(Transformer):
 
     @property
     def added_parameters(self) -> tuple[str, ...]:
-        """The parameters that the trunk does not have."""
+        """Names of the parameters that the trunk does not have."""
         gate = ("update_gate.linear.weight", "update_gate.linear.bias")
         return ("slot", "state_projection.weight", *(gate if self.update_gate is not None else ()))
 
@@ -143,44 +139,44 @@ class ContextTransformer(Transformer):
         reset: torch.Tensor | None = None,
         **others,
     ) -> ModelOutput:
-        """As the trunk's, for one segment of each row.
+        """As for the trunk, for one segment of each row.
 
-        carry: (B, D), the state after the segments before; None for zeros.  reset: (B,) bool, the rows
-        in which a document begins.  The carry that comes back is the state after this segment: of the
-        last position with a target, or of the last one when there are no targets at all; a row of
-        padding alone keeps its state.
+        carry: (B, D), the state after the previous segment; None for zeros.
+        reset: (B,) bool, the rows in which a document begins.
+        The carry of the output is the state after this segment. It comes from the last position with a
+        target, or without targets from the last position; a row without any target keeps its state.
         """
         state = self.new_state(len(input_ids))
         if carry is not None:
             if carry.shape != state.shape:
                 raise ValueError(
                     f"carry must have a state of {state.shape[1]} values for each of {len(state)} rows, got "
-                    f"{tuple(carry.shape)}; pass the carry that the segment before returned"
+                    f"{tuple(carry.shape)}; pass the carry that the previous segment returned"
                 )
             if self.config.carry_state:
                 state = carry.to(state.dtype)
                 state = state if reset is None else state.masked_fill(reset[:, None], 0.0)
         return super().forward(input_ids, targets, carry=state, **others)
 
-    # ----------------------------------------------------------------------------------------- the seams
+    # ------------------------------------------------------------------ methods of the trunk, overridden
     def embed(self, input_ids, targets, positions, cache, carry):
-        """-> hidden (B, 1 + T, D), the slot in front; positions and counted (B or 1, 1 + T) likewise.
+        """-> hidden (B, 1 + T, D) with the slot in front, positions and counted (B or 1, 1 + T).
 
-        With a cache, only rows that begin a segment (their positions have a 0) get a slot, and where
-        there are none, no column.
+        With a cache, a row gets a slot only if it begins a segment, that is, if its positions contain 0.
+        If no row begins one, the column of the slot is left out.
         """
         length = self.config.segment_length
         if input_ids.shape[1] > length:
             raise ValueError(
-                f"a segment may have {length} tokens (segment_length), got {input_ids.shape[1]}; "
+                f"a segment may have at most {length} tokens (segment_length), got {input_ids.shape[1]}; "
                 "pass the rest as the next segment, with the carry of this one"
             )
-        if cache is not None and positions is None:
-            raise ValueError("a segment's cache does not count; pass positions within the segment")
         if cache is not None:
+            if positions is None:
+                raise ValueError("positions are required with a cache; pass those within the segment")
             cache.check_room(*input_ids.shape)
         hidden, positions, counted = super().embed(input_ids, targets, positions, None, None)
-        # the trunk's numbers of padding go up to -1, which is the slot here
+        # padding has negative positions in the trunk, but -1 is the slot here
         positions = positions.masked_fill(positions < 0, PADDING)
         at = torch.full_like(positions[:, :1], SLOT)
         if cache is not None:
@@ -195,7 +191,7 @@ class ContextTransformer(Transformer):
         return hidden, torch.cat((at, positions), dim=1), F.pad(counted, (1, 0))
 
     def run_blocks(self, hidden, positions, counted, cache):
-        """As the trunk's, on what embed returned; the slot's column is left out of what comes back."""
+        """As for the trunk, on the output of embed. The results do not contain the slot."""
         tokens = hidden.shape[1]
         if cache is None or (positions[:, 0] == SLOT).any():
             tokens -= 1
@@ -208,18 +204,18 @@ class ContextTransformer(Transformer):
         return hidden[:, -tokens:], router
 
     def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
-        """hidden (B, T, D) -> the trunk's logits and loss, and the next state (B, D)."""
+        """hidden (B, T, D) -> logits and loss as for the trunk, and the next state (B, D) as carry."""
         output = super().head(hidden, targets, return_logits, None)
         return output._replace(carry=self.next_state(hidden, targets, carry))
 
     def next_state(self, hidden, targets, state) -> torch.Tensor:
-        """The state (B, D) after a segment whose outputs are hidden (B, T, D)."""
+        """The state (B, D) after a segment with the outputs hidden (B, T, D)."""
         if targets is None:
             last = hidden[:, -1]
         else:
             scored = targets != IGNORE_INDEX
             places = torch.arange(1, 1 + targets.shape[1], device=targets.device)
-            count = (scored * places).amax(1)  # (B,) up to the last position with a target
+            count = (scored * places).amax(1)  # (B,) tokens up to the last one with a target
             index = (count - 1).clamp(min=0)[:, None, None].expand(-1, -1, hidden.shape[-1])
             last = hidden.gather(1, index).squeeze(1)
         new = F.rms_norm(last.to(state.dtype), last.shape[-1:], eps=1e-5)
@@ -229,14 +225,14 @@ class ContextTransformer(Transformer):
         return new if targets is None else torch.where(count[:, None] > 0, new, state)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """The trunk's, and what is added; at the first call, of the trunk's constructor, that is not there."""
+        """As for the trunk, and the added parameters."""
         super().init_weights(generator)
-        if hasattr(self, "slot"):
+        if hasattr(self, "slot"):  # not yet when the constructor of the trunk calls this
             self._init_added(generator)
 
     @torch.no_grad()
     def _init_added(self, generator: torch.Generator | None) -> None:
-        """The slot as an embedding; a state of full length adds as much to it again. The gate is half open."""
+        """Slot and projected state start with the std of an embedding, the gate near 1/2."""
         self.slot.normal_(0.0, 0.02, generator=generator)
         std = 0.02 * self.config.hidden_size**-0.5
         self.state_projection.weight.normal_(0.0, std, generator=generator)
@@ -246,39 +242,34 @@ class ContextTransformer(Transformer):
 
     # ----------------------------------------------------------------------------------------- generation
     def new_state(self, rows: int) -> torch.Tensor:
-        """(rows, D) zeros, the state at a document's beginning; float32 or wider."""
+        """(rows, D) zeros in float32 or wider, the state at the beginning of a document."""
         dtype = torch.promote_types(self.slot.dtype, torch.float32)
         return torch.zeros(rows, self.config.hidden_size, dtype=dtype, device=self.slot.device)
 
     def new_cache(self, batch: int, max_length: int | None = None) -> SegmentCache:
-        """An empty cache for the current segment of each row, however long the texts are."""
+        """An empty cache for the current segment of each row; max_length is not used."""
         cfg, weight = self.config, self.unembedding.weight
         head_shape = (cfg.num_key_value_heads, cfg.head_dim)
         return SegmentCache(
-            cfg.num_hidden_layers,
-            batch,
-            cfg.segment_length,
-            head_shape,
-            weight.device,
-            weight.dtype,
+            cfg.num_hidden_layers, batch, cfg.segment_length, head_shape, weight.device, weight.dtype
         )
 
     def new_decoder(self, rows: int, max_length: int, use_cache: bool) -> SegmentDecoder:
-        """What generation/decode.py asks a model for that does not read a text in one piece."""
+        """The decoder that generation/decode.py uses for this model."""
         return SegmentDecoder(self, rows, use_cache)
 
 
 class TokenGenerator:
-    """One text that grows over several calls; its state and segments go on until reset().
+    """Generates one text over several calls of generate(), until reset() begins another.
 
-    The signature is that of OpenAI's reference (gpt_oss/torch/model.py), and so is max_tokens=0: no limit.
-    Documents begin with end-of-text in training, so the first prompt after a reset should.
+    The signature is that of OpenAI's reference (gpt_oss/torch/model.py), where max_tokens=0 means no limit.
+    In training, documents begin with end-of-text; the first prompt after a reset should begin with it, too.
     """
 
     def __init__(
         self, checkpoint: str | Path, device: str | torch.device = "cpu", *, seed: int | None = None
     ):
-        """checkpoint: of this variant, else ValueError.  seed: of what is sampled; None: another each time."""
+        """checkpoint: a file of this variant.  seed: for sampling; None draws a new one."""
         self.model = ContextTransformer.from_checkpoint(checkpoint, device)
         seed = secrets.randbits(31) if seed is None else seed
         self.random = torch.Generator().manual_seed(seed)
@@ -287,7 +278,7 @@ class TokenGenerator:
     def reset(self) -> None:
         """Begin a new document."""
         self._decoder = SegmentDecoder(self.model, rows=1)
-        self._waiting: list[int] = []  # of the text, and not yet read by the model
+        self._waiting: list[int] = []  # tokens that the model has not read yet
 
     def generate(
         self,
@@ -297,10 +288,11 @@ class TokenGenerator:
         max_tokens: int = 0,
         return_logprobs: bool = False,
     ) -> Iterator[int | tuple[int, float]]:
-        """Append the prompt, then generate: ids one by one, with their log probability (nats, at
-        temperature 1) if asked for. Every id that came out belongs to the text, a stop token too.
+        """Append the prompt to the text, then generate: an iterator over ids.
 
-        Raises ValueError at once for an empty prompt and for arguments out of range.
+        return_logprobs: yields (id, log probability in nats at temperature 1). Every id that was yielded
+        belongs to the text, including a stop token. Raises ValueError at once for an empty prompt and for
+        arguments out of range.
         """
         check_prompts([prompt_tokens], self.model.config.vocab_size)
         if max_tokens < 0:
@@ -315,7 +307,7 @@ class TokenGenerator:
         decoder, number = self._decoder, 0
         while max_tokens == 0 or number < max_tokens:
             if self._decoder is not decoder:
-                raise ValueError("the text of this generate() was ended by reset(); call generate() again")
+                raise ValueError("reset() ended the text of this generate(); call generate() again")
             logits = decoder.feed([self._waiting]).cpu().double()
             require_finite(logits)
             if temperature == 0:

@@ -1,1 +1,1 @@
-"""How every script begins and ends, whole files, device, provenance. Imports nothing else of this project."""
+"""Scripts, settings, files, device and provenance. Imports no other folder of this project."""

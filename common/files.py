@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written; JSON in one reader."""
+"""Atomic writing of files, errors that name the file, and JSON with a checksum."""
 
 import contextlib
 import errno
@@ -14,36 +14,36 @@ _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class CannotWrite(OSError):
-    """A file that could not be written; the message says which, why and what to do."""
+    """A file could not be written. The message names the file, the reason and what to do."""
 
     def __init__(self, path: str | Path, error: OSError, then: str = ""):
-        """then: what to do once there is room again; see and_then."""
+        """then: what to do after the cause is removed; see and_then."""
         self.path, self.error = path, error
         if error.errno in _NO_ROOM:
             do = "make room on its disk"
         elif error.errno in _NOT_ALLOWED:
-            do = "choose a folder that may be written to, or make this one so"
+            do = "allow writing to its folder, or choose another folder"
         else:
-            do = "look after its disk, or choose another folder"
+            do = "check its disk, or choose another folder"
         then = f", then {then}" if then else ""
         super().__init__(f"{path} cannot be written ({error.strerror or error}); {do}{then}")
         self.errno = error.errno
 
     def and_then(self, then: str) -> "CannotWrite":
-        """The same with what to do after that."""
+        """The same error, whose message also says what to do after the cause is removed."""
         return CannotWrite(self.path, self.error, then)
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """For a body that does nothing but write: where that fails, CannotWrite names `path`."""
+    """Wraps code that only writes: an OSError in it becomes CannotWrite, which names `path`."""
     try:
         yield
     except CannotWrite:
         raise
     except OSError as error:
         raise CannotWrite(path, error) from error
-    except RuntimeError as error:  # torch.save hides what the file said behind one of its own
+    except RuntimeError as error:  # torch.save raises this when writing to its file fails
         if isinstance(error.__context__, OSError):
             raise CannotWrite(path, error.__context__) from error
         raise
@@ -51,10 +51,11 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: str | Path, what: str, *, way_out: str = "move it away") -> Iterator[None]:
-    """For a body that reads what this project wrote: whatever goes wrong in it is one sentence.
+    """Wraps code that reads a file of this project: any error in it becomes a ValueError of one sentence.
 
-    A ValueError that begins with the path is such a sentence already. A file that is not there or may
-    not be read, and a lack of memory, are not the fault of its content: they stay what they are.
+    The sentence names the path, what was read, the reason and the way out. A ValueError that begins with the
+    path passes unchanged. FileNotFoundError, PermissionError and MemoryError also pass, because they do not
+    come from the content of the file.
     """
     try:
         yield
@@ -73,9 +74,9 @@ def reading(path: str | Path, what: str, *, way_out: str = "move it away") -> It
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` only when whole and on the disk; an error leaves no trace.
+    """A temporary file that replaces `path` once it is complete and on the disk. An error deletes it.
 
-    Raises CannotWrite where the disk is full or may not be written to.
+    Raises CannotWrite, for example if the disk is full or read-only.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -87,10 +88,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):  # a read-only disk refuses this, too
+            with contextlib.suppress(OSError):  # deleting fails on a read-only disk, too
                 temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)  # the new name is an entry of the folder: sync that too
+        folder = os.open(path.parent, os.O_RDONLY)  # it holds the new name, so sync it, too
         try:
             os.fsync(folder)
         finally:
@@ -98,14 +99,15 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def append_line(file: BinaryIO, line: str) -> None:
-    """Add a line to a file that is open for appending and unbuffered: all of it, or CannotWrite and
-    nothing.
+    """Append a line to a file that is open for appending without a buffer.
+
+    Raises CannotWrite if the line cannot be written; the file is then as before.
     """
     end, left = os.fstat(file.fileno()).st_size, (line + "\n").encode()
     with writing(file.name):
         try:
             while left:
-                left = left[file.write(left) :]  # a full disk takes a part
+                left = left[file.write(left) :]  # a write may be partial if the disk is full
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(end)
@@ -113,21 +115,21 @@ def append_line(file: BinaryIO, line: str) -> None:
 
 
 def write_json_atomic(path: str | Path, value: dict[str, Any]) -> None:
-    """A JSON object that any reader takes, sealed by a checksum of its content; NaN and infinity raise ValueError."""
+    """Write a JSON object with a checksum of its content. NaN and infinity raise ValueError."""
     text = json.dumps(sealed(value), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """What write_json_atomic wrote; ValueError, a reason in a few words, for content that is not as it was written.
+    """The object that write_json_atomic wrote. Raises ValueError, with the reason, if the file has changed.
 
-    A file without a seal, older than seals are, is read as it is.
+    A file without a seal is read without this check: it was written before seals existed.
     """
     data = Path(path).read_bytes()
     value = parse_json(data)
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     seal = value.pop("seal", None)
     if seal != _seal(value) and (seal is not None or SEAL.encode() in data):
         raise ValueError("it was changed after it was written")
@@ -138,7 +140,7 @@ SEAL = "crc32 of the rest: "
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """The value with a checksum of its content in front, as read_json looks for it."""
+    """The value with the checksum of its content as the first entry, which read_json verifies."""
     return {"seal": _seal(value), **value}
 
 
@@ -147,10 +149,7 @@ def _seal(value: dict[str, Any]) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text; bytes are UTF-8.
-
-    Raises ValueError whose message is the reason, to be put behind the name of the file.
-    """
+    """The value of a JSON text or of its UTF-8 bytes. Raises ValueError, with the reason in a few words."""
     try:
         return json.loads(text.decode() if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
@@ -159,19 +158,19 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(error.msg) from None
     except RecursionError:
         raise ValueError("brackets are nested too deeply") from None
-    except ValueError:  # Python's limit, told in words for programmers
+    except ValueError:  # the limit of Python on the digits of a number
         raise ValueError("a number has too many digits") from None
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
-    """A JSON object that somebody else may have written; ValueError, in one sentence, for anything else."""
+    """The object in a JSON file of another program. Raises ValueError if there is no such object."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path.parent} has no {path.name}; use a folder that is whole")
+        raise ValueError(f"{path.parent} has no {path.name}; use a complete folder")
     try:
         value = parse_json(path.read_bytes())
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object; use another copy of it")
+        raise ValueError(f"{path} does not contain a JSON object; use another copy of it")
     return value

@@ -1,4 +1,4 @@
-"""Where a number comes from: the commit, the versions and the command behind it."""
+"""The origin of a result: command, commit and versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def provenance() -> dict[str, Any]:
-    """What must stand beside any published figure."""
+    """What is stored with every published result."""
     import torch
 
     return {
@@ -23,9 +23,9 @@ def provenance() -> dict[str, Any]:
     }
 
 
-@functools.cache  # of the code that runs: what is edited meanwhile does not take part
+@functools.cache  # edits after the start do not affect the code that runs
 def git_commit() -> str | None:
-    """The commit of this source tree, with "+changes" if it differs; None outside a repository."""
+    """The commit of this source tree, with "+changes" if files differ from it; None outside a repository."""
     root = Path(__file__).resolve().parent.parent
     try:
         options = dict(cwd=root, capture_output=True, text=True, check=True, timeout=5)

@@ -1,17 +1,17 @@
-"""The one judge of a setting: its type, its bounds, and how a value is written and shown."""
+"""Settings of runs and models: help text, type, bounds, and conversion from and to text."""
 
 from __future__ import annotations
 
 import operator
 import re
 import sys
-from dataclasses import field
+from dataclasses import field, fields
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.script import shown
 
-BOUNDS = {  # what option() takes, and how a message reads it
+BOUNDS = {  # arguments of option(): the comparison and its words in a message
     "at_least": (operator.ge, "at least"),
     "above": (operator.gt, "above"),
     "at_most": (operator.le, "at most"),
@@ -20,22 +20,36 @@ BOUNDS = {  # what option() takes, and how a message reads it
 
 
 def option(default: Any, help: str, **bounds: float) -> Any:
-    """A config field: default, help text (with the unit) and bounds, each written once."""
+    """A field of a config: its default, its help text (with the unit) and its bounds."""
     return field(default=default, metadata={"help": help, "bounds": bounds})
 
 
+def help_texts(config_class: type) -> dict[str, str]:
+    """The help text of each field."""
+    return {f.name: f.metadata["help"] for f in fields(config_class)}
+
+
+def cast_fields(config: Any) -> None:
+    """Cast the fields of a new config to their types, and raise ValueError for a wrong value."""
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value = cast(f.name, getattr(config, f.name), hints[f.name])
+        object.__setattr__(config, f.name, value)
+        require_bounds(f.name, value, f.metadata["bounds"], f"default: {as_text(f.default)}")
+
+
 def as_text(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """The text of a value on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(as_text, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-LARGEST_INTEGER = 2**63 - 1  # what files and tensors can hold
+LARGEST_INTEGER = 2**63 - 1  # the largest int64
 
 
 def require_bounds(name: str, value: Any, bounds: dict[str, float], hint: str) -> None:
-    """ValueError for a number outside of bounds, as option() takes them; None is no number.  hint: a way out."""
+    """Raises ValueError if a number is outside the bounds; None passes.  hint: ends the message."""
     for bound, limit in bounds.items():
         holds, words = BOUNDS[bound]
         if value is not None and not holds(value, limit):
@@ -43,9 +57,10 @@ def require_bounds(name: str, value: Any, bounds: dict[str, float], hint: str) -
 
 
 def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
-    """The text of a flag, or a value of YAML or JSON, as a field's type.
+    """Convert the text of a flag, or a value of YAML or JSON, to the type of a field.
 
-    remark: what to say of a value that is not among a field's choices.  Raises ValueError unless it fits exactly.
+    remark: added to the message about a value that is not one of the choices.
+    Raises ValueError if the value does not fit the type exactly.
     """
     if NoneType in get_args(hint):  # T | None
         (hint,) = set(get_args(hint)) - {NoneType}
@@ -57,7 +72,7 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
         _require(isinstance(items, (list, tuple)), name, "values separated by commas", value)
         return tuple(cast(name, item, get_args(hint)[0]) for item in items)
     if get_origin(hint) is Literal:
-        if is_switch(hint) and isinstance(value, (bool, str)):  # YAML reads on and off as booleans
+        if is_switch(hint) and isinstance(value, (bool, str)):  # YAML parses on and off as booleans
             value = {"true": "on", "false": "off"}.get(str(value).lower(), value)
         rule = f"one of {', '.join(get_args(hint))}" + (f" ({remark})" if remark else "")
         _require(value in get_args(hint), name, rule, value)
@@ -65,7 +80,7 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
     if hint is str:
         _require(isinstance(value, str) and value, name, "text (quoted, in YAML)", value)
         _require("\0" not in value, name, "text without the character NUL", value)
-        # a byte of an argument that is not UTF-8 arrives as a lone surrogate, which nothing can record
+        # a byte that is not UTF-8 becomes a lone surrogate in an argument and cannot be written to a file
         _require(not re.search("[\ud800-\udfff]", value), name, "UTF-8 text", value)
         return value
     if hint is bool:
@@ -86,12 +101,12 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
 
 
 def is_switch(hint: Any) -> bool:
-    """Whether a field is on, off, or something between, such as auto."""
+    """Whether the choices of a field include on and off."""
     return get_origin(hint) is Literal and {"on", "off"} <= set(get_args(hint))
 
 
 def _number(kind: type, value: Any) -> Any:
-    """Text as a number; anything else, and text that is no such number, as it came."""
+    """Text as a number. Returns the value unchanged if it is not text or not a number of this kind."""
     try:
         return kind(value) if isinstance(value, str) else value
     except ValueError:

@@ -126,7 +126,7 @@ def test_a_text_that_was_reset_does_not_go_on(checkpoint):
     steps = generator.generate(PROMPT, [], 0.0, 5)
     next(steps)
     generator.reset()
-    with pytest.raises(ValueError, match=r"ended by reset\(\); call generate\(\) again"):
+    with pytest.raises(ValueError, match=r"reset\(\) ended the text .*; call generate\(\) again"):
         next(steps)
 
 

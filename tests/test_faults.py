@@ -233,7 +233,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_lost(disk, corpus, cap
     there = {path: path.stat().st_mtime_ns for path in disk.path.rglob("*")}
     disk.make_read_only()
     capsys.readouterr()
-    instead = f"({READ_ONLY}); choose a folder that may be written to, or make this one so"
+    instead = f"({READ_ONLY}); allow writing to its folder, or choose another folder"
     for given, path in (
         ([*flags, "--out_dir", "new"], "new"),
         ([*flags, "--use_tensorboard", "--out_dir", disk.path.parent / "elsewhere"], "runs/else"),

@@ -145,10 +145,10 @@ def several_files(folder):
 
 QKV = "transformer/h/1/attn/c_attn/weight"
 WRONG = {
-    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; use a folder that is whole"),
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; use a complete folder"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; write one file"),
     "several files": (several_files, "has its weights in several files; write one"),
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json must hold a JSON object; use"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json does not contain a JSON object; use"),
     "other model": (lambda f: change_config(f, model_type="llama"),
                     "config.json must be one of gpt2, got 'llama'; this code reads no other"),
     "no model": (lambda f: change_config(f, model_type=KeyError), "must be one of gpt2, got None"),
@@ -174,7 +174,7 @@ WRONG = {
     "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(),
                      "has 260 ids and no tiktoken.json, so it needs GPT-2's .* 50,257; use a folder with"),
     "other ids": (lambda f: change_config(f, vocab_size=259), "has 259 ids, but its tokenizer tiny has 260; use"),
-    "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "tiktoken.json must hold a JSON object"),
+    "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "tiktoken.json does not contain a JSON object"),
 }  # fmt: skip
 
 

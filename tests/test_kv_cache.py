@@ -1,17 +1,15 @@
 """The cache: a forward in pieces equals the forward of the whole, across the window's edge and with padding."""
 
 import pytest
+import small_model
 import torch
+from small_model import SHAPE, V
 
-from architecture.gptoss import ATTENTION_BACKENDS, FULL, SLIDING, ModelConfig, Transformer
+from architecture.gptoss import FULL, SLIDING
 
-W, V, T = 6, 37, 23  # almost four windows
-SHAPE = dict(num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size=V, hidden_size=20,
-             intermediate_size=9, head_dim=4, num_attention_heads=15, num_key_value_heads=3, sliding_window=W,
-             initial_context_length=64, rope_scaling_factor=1.0)  # fmt: skip
+W, T = SHAPE["sliding_window"], 23  # almost four windows
 CHUNKS = {
     "one at a time": [1] * T,
-    "prompt then one at a time": [9] + [1] * 14,
     "up to the window's edge": [W - 1, 1, 1, W, W, T - 3 * W - 1],
     "windows": [W, W, W, T - 3 * W],
     "more than a window at once": [2 * W + 1, 1, 2, T - 2 * W - 4],
@@ -27,8 +25,7 @@ def uncompiled():
 
 
 def random_model(attention="auto", **changes):
-    config = ModelConfig(**{**SHAPE, **changes})
-    model = Transformer(config, attention=attention)
+    model = small_model.model(attention=attention, **changes)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -58,23 +55,13 @@ def assert_same(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-FLEX_IS_SLOW = [
-    pytest.param(name, marks=[pytest.mark.slow] if name == "flex" else []) for name in ATTENTION_BACKENDS
-]
-
-
-@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-@pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("attention", ATTENTION_BACKENDS)
-@torch.no_grad()
-def test_pieces_of_any_size_equal_the_whole(attention, chunks):
-    model = random_model(attention)
-    assert_same(in_pieces(model, tokens(), chunks), model(tokens()).logits)
+PIECES = [("sdpa", chunks) for chunks in CHUNKS] + [("eager", "windows"), ("flex", "windows")]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        dict(),
         dict(position="learned"),
         dict(position="none", attention_sinks=False),
         dict(nope_stride=2, layer_types=(FULL, SLIDING, SLIDING)),
@@ -93,16 +80,15 @@ def test_pieces_equal_the_whole_for_every_switch(changes):
     assert_same(in_pieces(model, tokens(), [9, 1, 1, 7, 5]), model(tokens()).logits)
 
 
-@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("attention", FLEX_IS_SLOW)
+@pytest.mark.parametrize("attention, chunks", PIECES)
 @torch.no_grad()
 def test_left_padded_rows_of_different_lengths_equal_each_row_alone(attention, chunks):
     model = random_model(attention)
     padding = torch.tensor([0, 4, 11])  # the last row's padding is longer than a window
     positions = torch.arange(T)[None] - padding[:, None]
     batch = tokens(3)
-    cached = in_pieces(model, batch, chunks, positions)
+    cached = in_pieces(model, batch, CHUNKS[chunks], positions)
     whole = model(batch, positions=positions).logits
     for row, pad in enumerate(padding.tolist()):
         alone = model(batch[row : row + 1, pad:]).logits[0]
@@ -110,7 +96,7 @@ def test_left_padded_rows_of_different_lengths_equal_each_row_alone(attention, c
         assert_same(cached[row, pad:], alone)
 
 
-def test_what_stands_in_the_padding_does_not_matter():
+def test_the_ids_in_the_padding_do_not_matter():
     model, batch = random_model(), tokens()
     positions = (torch.arange(T) - 5).expand(2, T)
     other = batch.clone()

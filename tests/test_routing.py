@@ -1,4 +1,4 @@
-"""What an evaluation says of the routers and the sinks, against computations of its own."""
+"""The statistics of routers and sinks in an evaluation, against independent computations."""
 
 import contextlib
 import math
@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_model import inputs_of
 
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX, RouterStats
@@ -21,13 +22,7 @@ from training.monitor.instruments import (
     sink_record,
 )
 from training.monitor.probes import sink_mass
-from training.monitor.routing import (
-    RoutingSums,
-    dead_experts,
-    flip_rate,
-    max_violation,
-    share_by_kind,
-)
+from training.monitor.routing import RoutingSums, dead_experts, flip_rate, max_violation, share_by_kind
 from training.monitor.token_kinds import KINDS
 from training.validation import evaluate
 
@@ -70,24 +65,14 @@ def look(made, number=3, keep_choices=True):
 @torch.no_grad()
 def scored_logits(made):
     """Router logits of every position that has a target, (N, E) for each routed layer, and its token."""
-    seen = {layer: [] for layer in LAYERS}
-    tokens = []
+    logits, tokens = [], []
     for batch in batches():
-        taken = {}
-        handles = [
-            made.block[n].mlp.norm.register_forward_hook(
-                lambda _m, _i, out, n=n, taken=taken: taken.__setitem__(n, out)
-            )
-            for n in LAYERS
-        ]
-        made.eval()(batch["input_ids"])
-        for handle in handles:
-            handle.remove()
         counted = batch["targets"] != IGNORE_INDEX
-        for n in LAYERS:
-            seen[n].append(made.block[n].mlp.gate(taken[n])[counted])
+        layers = [made.block[n].mlp for n in LAYERS]
+        inputs = inputs_of(made, layers, batch["input_ids"])
+        logits.append([mlp.gate(mlp.norm(hidden))[counted] for mlp, (hidden, _) in zip(layers, inputs)])
         tokens.append(batch["input_ids"][counted])
-    return [torch.cat(seen[n]) for n in LAYERS], torch.cat(tokens)
+    return [torch.cat(rows) for rows in zip(*logits)], torch.cat(tokens)
 
 
 def test_load_entropy_margin_and_choices_are_those_of_the_router_logits():
@@ -105,7 +90,7 @@ def test_load_entropy_margin_and_choices_are_those_of_the_router_logits():
         assert torch.equal(found.choices[row].long(), chosen.sort().values)
 
 
-def test_choices_are_kept_only_when_asked_for_and_a_dense_model_has_no_routing():
+def test_choices_are_kept_only_on_request_and_a_dense_model_has_no_routing():
     kept, left = look(model()), look(model(), keep_choices=False)
     assert left.choices is None and left.tokens is None and torch.equal(kept.load, left.load)
     assert look(model(moe_layers=())) is None
@@ -122,21 +107,12 @@ def test_the_flip_rate_counts_tokens_whose_set_of_experts_changed_whatever_the_o
     assert flip_rate(before, now).tolist() == [0.5, 0.25]
     made = model()
     first = look(made)
-    with torch.no_grad():
-        for n in LAYERS:  # the same experts, found in the other order
-            made.block[n].mlp.selection_bias.zero_()
     assert flip_rate(first.choices, look(made).choices).tolist() == [0, 0]
     with torch.no_grad():
         made.block[2].mlp.gate.bias[3] += 100.0
     changed = flip_rate(first.choices, look(made).choices)
     had_it = (first.choices[1] == 3).any(-1).double().mean()
     assert changed[0] == 0 and changed[1] == pytest.approx(1 - float(had_it))
-
-
-def test_violation_is_the_excess_of_the_busiest_and_dead_is_below_one_percent_of_even():
-    load = torch.tensor([[10.0, 10, 10, 10], [40, 0, 0, 0], [20, 19.8, 0.2, 0.05]])
-    assert max_violation(load).tolist() == pytest.approx([0, 3, 4 * 20 / 40.05 - 1])
-    assert dead_experts(load).tolist() == [0, 3, 1]
 
 
 def test_the_share_of_a_kind_is_counted_token_by_token():
@@ -159,7 +135,7 @@ def test_the_share_of_a_kind_is_counted_token_by_token():
     assert text.count("**") == 2 * bold > 0
 
 
-def test_the_record_names_layers_and_leaves_out_what_cannot_be_known_yet():
+def test_the_record_names_layers_and_leaves_out_values_that_need_an_earlier_evaluation():
     first, later = look(model()), look(model())
     record = router_record(first, None, None)
     names = {tag.rsplit("/", 1)[0] for tag in record}
@@ -172,15 +148,18 @@ def test_the_record_names_layers_and_leaves_out_what_cannot_be_known_yet():
     assert record["moe/max_violation_since_eval/layer_02"] == 0
 
 
-def test_closing_figures_of_the_load_are_the_layers_mean_and_worst_and_all_dead_experts():
+def test_load_figures_are_mean_and_worst_violation_and_the_number_of_dead_experts():
+    """A violation is the excess of the busiest expert; an expert is dead below one percent of an even share."""
     load = torch.tensor([[10.0, 10, 10, 10], [40, 0, 0, 0], [20, 19.8, 0.2, 0.05]])
+    assert max_violation(load).tolist() == pytest.approx([0, 3, 4 * 20 / 40.05 - 1])
+    assert dead_experts(load).tolist() == [0, 3, 1]
     figures = load_figures(look(model())._replace(load=load))
     assert figures["max_violation"] == pytest.approx((0 + 3 + 4 * 20 / 40.05 - 1) / 3)
     assert figures["max_violation_worst_layer"] == 3 and figures["dead_experts"] == 4
     assert load_figures(None) == {}  # a dense model
 
 
-def test_places_are_gathered_in_powers_of_two():
+def test_losses_by_position_are_grouped_in_powers_of_two():
     mean = torch.arange(11, dtype=torch.float64)
     record = position_record(torch.stack((3 * mean, torch.full((11,), 3)), dim=1))
     tags = [f"val/loss_by_position/from_{n:04d}" for n in (0, 1, 2, 4, 8)]
@@ -193,31 +172,22 @@ def test_places_are_gathered_in_powers_of_two():
 @torch.no_grad()
 def mass_by_hand(made, batch):
     """Softmax with the sink as one more column, layer by layer, from the blocks' real inputs."""
-    inputs, handles = {}, []
-    for block in made.block:
-        handles.append(
-            block.attn.register_forward_pre_hook(lambda m, args: inputs.__setitem__(m.layer, args))
-        )
-    made.eval()(batch["input_ids"])
-    for handle in handles:
-        handle.remove()
     counted, masses = batch["targets"] != IGNORE_INDEX, {}
-    for n, block in enumerate(made.block):
-        hidden, rope, mask, _ = inputs[n]
-        q, k, _ = block.attn.project(hidden, rope)
+    layers = [block.attn for block in made.block]
+    for attn, (hidden, rope, mask, _) in zip(layers, inputs_of(made, layers, batch["input_ids"])):
+        q, k, _ = attn.project(hidden, rope)
         k = k.repeat_interleave(HEADS // 3, dim=2)
         scores = torch.einsum("bthc,bshc->bhts", q, k) / math.sqrt(4)
         scores = scores.masked_fill(~mask, -torch.inf)
-        column = block.attn.sinks.view(1, HEADS, 1, 1).expand(*scores.shape[:3], 1)
+        column = attn.sinks.view(1, HEADS, 1, 1).expand(*scores.shape[:3], 1)
         share = torch.cat((scores, column), -1).softmax(-1)[..., -1]  # (B, H, T)
-        masses[n] = share.transpose(1, 2)[counted].mean(0)
+        masses[attn.layer] = share.transpose(1, 2)[counted].mean(0)
     return masses
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_mass_on_each_sink_is_its_column_of_the_softmax(attention):
-    made = model()
-    made = Transformer(made.config, attention=attention)
+    made = Transformer(ModelConfig(**SHAPE), attention=attention)
     made.load_state_dict(model().state_dict())
     (batch,) = batches(1)
     made.train()
@@ -239,7 +209,7 @@ def test_the_probe_restores_the_mode_leaves_no_hook_and_is_empty_without_sinks()
 
 
 # ---------------------------------------------------------------------------------------- pictures
-def test_pictures_show_what_they_are_given():
+def test_pictures_depend_on_their_data():
     found = look(model())
     even = found._replace(load=torch.ones_like(found.load))
     pixels, white = (load_picture(x)["moe/load"] for x in (found, even))

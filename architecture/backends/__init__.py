@@ -1,1 +1,1 @@
-"""Fast paths for parts of gptoss.py, held to its specifications in values and gradients."""
+"""Faster implementations of parts of gptoss.py, tested against it in values and gradients."""

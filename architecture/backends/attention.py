@@ -1,6 +1,6 @@
-"""Faster paths for gptoss.eager_attention: same arguments, same values, same gradients.
+"""Faster implementations of gptoss.eager_attention, with the same arguments, values and gradients.
 
-A new path needs a function here and an entry in gptoss.ATTENTION_BACKENDS, from where the tests take it.
+A new implementation is a function here and an entry in gptoss.ATTENTION_BACKENDS, which the tests go through.
 
 Shapes: B batch, T query tokens, S key tokens, H query heads, G key/value heads, C head_dim.
 """
@@ -15,16 +15,16 @@ import torch.nn.functional as F
 
 
 def sdpa_attention(q, k, v, sinks, mask, dropout):
-    """F.scaled_dot_product_attention and the sink: same arguments as eager_attention.
+    """F.scaled_dot_product_attention with sinks. Arguments as for eager_attention.
 
-    On a CPU its fused kernel is called directly, since that also returns the log-sum-exp of the scores,
-    which is all that the sink needs. Elsewhere, and with dropout, the sink is a null key: one feature is
-    added to each head, 1 in every query, the sink's logit (times sqrt(C), which the scale takes back) in
-    the null key, 0 in the other keys. The null key's value is 0, so it only takes its share of the
-    denominator, and the sink's gradient comes through the key.
+    On a CPU without dropout, the fused kernel is called directly, because it also returns the log-sum-exp of
+    the scores, from which the sink's share follows. Otherwise the sink becomes an additional key. Each head
+    gets one more feature: 1 in every query, the sink's logit times sqrt(C) in the additional key (the scale
+    of the scores divides by sqrt(C)), and 0 in all other keys. The value of the additional key is 0, so it
+    only adds to the denominator of the softmax, and the gradient of the sink flows through the key.
     """
     B, _, H, C = q.shape
-    # an explicit copy per query head: with a mask, the fused kernels know no grouped heads
+    # keys and values are repeated, because with a mask the fused kernels have no grouped heads
     # (B, S, G, C) -> (B, S, H, C)
     k, v = (x.repeat_interleave(H // x.shape[2], dim=2) for x in (k, v))
     fused = q.device.type == "cpu" and not dropout
@@ -33,9 +33,9 @@ def sdpa_attention(q, k, v, sinks, mask, dropout):
         bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
         return _SinkAttention.apply(q, k, v, sinks, bias).transpose(1, 2)
     if sinks is not None:
-        extra = 1 if q.device.type == "cpu" else 8 - C % 8  # CUDA's kernel wants multiples of 8
+        extra = 1 if q.device.type == "cpu" else 8 - C % 8  # the CUDA kernel needs a multiple of 8
         q = F.pad(F.pad(q, (0, 1), value=1.0), (0, extra - 1))
-        logit = (sinks * math.sqrt(C)).to(q.dtype)  # rounded once
+        logit = (sinks * math.sqrt(C)).to(q.dtype)  # one rounding, after the product
         null_key = F.pad(logit[:, None], (C, extra - 1))  # (H, C + extra)
         k = torch.cat((null_key.expand(B, 1, -1, -1), F.pad(k, (0, extra))), dim=1)
         v = F.pad(v, (0, extra, 0, 0, 1, 0))  # (B, S, H, C) -> (B, 1 + S, H, C + extra)
@@ -46,12 +46,12 @@ def sdpa_attention(q, k, v, sinks, mask, dropout):
 
 
 class _SinkAttention(torch.autograd.Function):
-    """The CPU's fused attention with a sink in the denominator. q, k, v: (B, H, T or S, C); bias: (B or 1,
-    1, T, S), 0 or -inf; returns (B, H, T, C).
+    """The fused attention kernel of the CPU with a sink in the denominator.
 
-    With the sink, the softmax's normaliser is logaddexp(lse, sink) instead of lse, and nothing else is
-    different. So the kernel's own backward, given that normaliser and the output that goes with it,
-    yields the right gradients; the sink's is that of a key whose value is 0.
+    q, k, v: (B, H, T or S, C).  bias: (B or 1, 1, T, S), 0 or -inf.  Returns (B, H, T, C).
+    The sink changes the normaliser of the softmax from lse to logaddexp(lse, sink) and nothing else.
+    Therefore the backward kernel returns the correct gradients if it gets this normaliser and the
+    corresponding output. The gradient of the sink is that of a key with the value 0.
     """
 
     @staticmethod
@@ -71,25 +71,26 @@ class _SinkAttention(torch.autograd.Function):
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, normaliser, 0.0, False, **ctx.kernel
         )
-        mass = (sinks[:, None].to(normaliser.dtype) - normaliser).exp()  # what the sink took
+        mass = (sinks[:, None].to(normaliser.dtype) - normaliser).exp()  # the share of the sink
         d_sinks = -(mass * (grad * out).sum(-1, dtype=mass.dtype)).sum((0, 2))
         return dq, dk, dv, d_sinks.to(sinks.dtype), None
 
 
-# flex_attention is imported where it is used: the import takes a second.
+# flex_attention is imported in the functions that use it, because the import takes a second.
 def flex_attention(q, k, v, sinks, mask, dropout):
-    """torch's flex_attention, compiled: skips the blocks of keys that a window hides, and expands no heads.
+    """The compiled flex_attention of torch, which skips blocks of hidden keys and does not repeat heads.
 
-    Arguments of eager_attention but for the mask, which is block_mask's. The sink scales the output
-    by sigmoid(lse - sink), as in _SinkAttention. For CUDA; on a CPU torch has no backward for it.
+    Arguments as for eager_attention, but the mask comes from block_mask. The sink multiplies the output by
+    sigmoid(lse - sink). It needs CUDA for training, because torch has no backward for it on a CPU.
     """
     if dropout:
         raise ValueError(
-            f"attention=flex has no dropout, got dropout={dropout}; use attention=sdpa or dropout=0"
+            f"attention=flex does not support dropout, got dropout={dropout}; use attention=sdpa or dropout=0"
         )
     if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
         raise ValueError(
-            "attention=flex cannot train on a CPU, where torch has no backward for it; use attention=sdpa"
+            "attention=flex cannot train on a CPU, because torch has no backward for it there; "
+            "use attention=sdpa"
         )
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out, aux = _compiled_flex(q.device.type)(
@@ -102,7 +103,7 @@ def flex_attention(q, k, v, sinks, mask, dropout):
 
 
 def block_mask(query_positions, key_positions, window):
-    """gptoss.visible_keys for flex_attention: the same rule, and which blocks of it are empty."""
+    """gptoss.visible_keys as a BlockMask for flex_attention, which knows the empty blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows = max(len(query_positions), len(key_positions))
@@ -110,7 +111,7 @@ def block_mask(query_positions, key_positions, window):
     key = key_positions.expand(rows, -1)
 
     def visible(b, h, i, j):
-        row = b if rows > 1 else 0  # one row serves a batch of any size
+        row = b if rows > 1 else 0  # one row of positions is used for the whole batch
         at, to = query[row, i], key[row, j]
         seen = (to <= at) & (to >= 0)
         if window is not None:

@@ -1,6 +1,6 @@
-"""Faster paths for gptoss.loop_experts: same arguments, same values, same gradients.
+"""Faster implementations of gptoss.loop_experts, with the same arguments, values and gradients.
 
-A new path needs a function here and an entry in gptoss.EXPERT_BACKENDS, from where the tests take it.
+A new implementation is a function here and an entry in gptoss.EXPERT_BACKENDS, which the tests go through.
 
 Shapes: N tokens, k experts_per_token, R = N k assignments, E experts, D hidden_size, F intermediate_size,
 U = 2F (gate and up, interleaved) with swiglu and F with gelu.
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 
 
 def sorted_experts(x, index, weight, experts):
-    """Tokens sorted by expert, then one product per expert and matrix: arguments of loop_experts.
+    """Sort the tokens by expert, then multiply once per expert and matrix. Arguments as for loop_experts.
 
-    Asks the device once how many tokens each expert has.
+    Waits once for the device, to read the number of tokens of each expert.
     """
     order, inverse, dtype = _sort(x, index)
     x, k, input_dtype = x.to(dtype), index.shape[1], x.dtype
     E = experts.mlp1_weight.shape[0]
-    sizes = torch.bincount(index.flatten(), minlength=E + 1).tolist()  # the last group is dropped
+    sizes = torch.bincount(index.flatten(), minlength=E + 1).tolist()  # the last group is the dropped ones
     matrices = [w.to(dtype) for w in experts[:4]]
     if experts.swiglu_limit is not None:
         rows = _SwigluExperts.apply(
@@ -31,7 +31,7 @@ def sorted_experts(x, index, weight, experts):
     else:
         rows = _Distribute.apply(x, order, inverse, k)
         parts = [torch.zeros_like(rows[len(rows) - sizes[-1] :])]
-        # unbind, not indexing: the gradient of E slices is then one stack, not E full-size additions
+        # with unbind, the gradient of E slices is one stack; with indexing, it is E additions of full size
         for part, w1, b1, w2, b2 in zip(rows.split(sizes), *(w.unbind(0) for w in matrices)):
             parts.insert(-1, F.linear(experts.activation(F.linear(part, w1, b1)), w2, b2))
         rows = torch.cat(parts)
@@ -39,30 +39,27 @@ def sorted_experts(x, index, weight, experts):
 
 
 def grouped_experts(x, index, weight, experts):
-    """Tokens sorted by expert, then F.grouped_mm over all of them: arguments of loop_experts.
+    """Sort the tokens by expert, then call F.grouped_mm once per matrix. Arguments as for loop_experts.
 
-    Never waits for the device. float32, bfloat16 and float16 only, as grouped_mm.
+    Does not wait for the device. Like grouped_mm, it takes float32, bfloat16 and float16 only.
     """
     order, inverse, dtype = _sort(x, index)
     if dtype == torch.float64:
         raise ValueError(
             "experts=grouped takes float32, bfloat16 or float16, got float64; use experts=sorted"
         )
-    for name, size in (
-        ("hidden_size", x.shape[1]),
-        ("intermediate_size", experts.mlp2_weight.shape[2]),
-    ):
+    for name, size in (("hidden_size", x.shape[1]), ("intermediate_size", experts.mlp2_weight.shape[2])):
         if size * dtype.itemsize % 16:
             raise ValueError(
                 f"experts=grouped takes rows of a multiple of 16 bytes, got {name}={size} in {dtype}; "
                 f"use a multiple of {16 // dtype.itemsize}, or use experts=sorted"
             )
     E = experts.mlp1_weight.shape[0]
-    expert = index.flatten()[order]  # (R,), rising; E for a dropped assignment
+    expert = index.flatten()[order]  # (R,), increasing; E for a dropped assignment
     ends = torch.searchsorted(expert, torch.arange(E, device=x.device), right=True).int()
     kept = (expert < E)[:, None]
     w1, b1, w2, b2 = (w.to(dtype) for w in experts[:4])
-    # What is behind the last end is never computed: it is cut off on both sides, gradients included.
+    # grouped_mm leaves rows after the last end undefined, so they are masked before and after each product.
     rows = _Distribute.apply(x.to(dtype), order, inverse, index.shape[1]).where(kept, 0)
     up = _add_bias(F.grouped_mm(rows, w1.mT, offs=ends), b1, expert)
     down = _add_bias(F.grouped_mm(experts.activation(up.where(kept, 0)), w2.mT, offs=ends), b2, expert)
@@ -70,13 +67,13 @@ def grouped_experts(x, index, weight, experts):
 
 
 def _add_bias(rows, bias, expert):
-    """rows (R, U) and each row's bias (E, U); a product with 0 and 1, so that the gradient needs no atomics."""
+    """Add each row's bias, from (E, U), to rows (R, U), by a product whose gradient needs no atomics."""
     which = expert[:, None] == torch.arange(len(bias), device=rows.device)  # (R, E)
     return torch.addmm(rows, which.to(rows.dtype), bias)
 
 
 def _sort(x, index):
-    """-> order (R,): row r is assignment order[r]; inverse (R,); the dtype of the products."""
+    """-> order (R,), row r is assignment order[r]; inverse (R,); the dtype of the products."""
     assignments = torch.arange(index.numel(), device=x.device)
     order = index.flatten().argsort(stable=True)
     inverse = torch.empty_like(order).scatter_(0, order, assignments)
@@ -85,10 +82,10 @@ def _sort(x, index):
     return order, inverse, x.dtype
 
 
-# To sorted rows and back: in both directions the gradient of a gather is a gather too, exact and
-# without atomics, since order (R,) and inverse (R,) are permutations of each other.
+# _Distribute and _Combine go from tokens to sorted rows and back. order (R,) and inverse (R,) are inverse
+# permutations, so the gradient of each gather is another gather, which is deterministic and needs no atomics.
 class _Distribute(torch.autograd.Function):
-    """x (N, D) -> (R, D): row r is the token of assignment order[r]."""
+    """x (N, D) -> (R, D), where row r is the token of assignment order[r]."""
 
     @staticmethod
     def forward(ctx, x, order, inverse, k):
@@ -102,7 +99,7 @@ class _Distribute(torch.autograd.Function):
 
 
 def _sum_of_copies(rows, inverse, k):
-    """rows (R, D) -> (N, D): the sum over each token's k rows."""
+    """rows (R, D) -> (N, D), the sum over the k rows of each token."""
     first, *others = inverse.view(-1, k).unbind(1)
     out = rows.index_select(0, first)
     for other in others:
@@ -111,7 +108,7 @@ def _sum_of_copies(rows, inverse, k):
 
 
 class _Combine(torch.autograd.Function):
-    """rows (R, D), weight (N, k) -> (N, D): each token's weighted sum over its assignments."""
+    """rows (R, D), weight (N, k) -> (N, D), the weighted sum over the assignments of each token."""
 
     @staticmethod
     def forward(ctx, rows, weight, order, inverse):
@@ -130,16 +127,17 @@ class _Combine(torch.autograd.Function):
 
 
 class _SwigluExperts(torch.autograd.Function):
-    """Every expert on its own rows; the gradient is written out, since that is where the time goes.
+    """Every expert with swiglu on its own rows, with a hand-written gradient, which takes most of the time.
 
-    x: (N, D). Of its R rows sorted by expert, sizes[e] are for expert e, the rest for none: their result
-    is 0. w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D). Returns (R, D).
-    The backward pass gathers the rows again: to keep x is free, since the router keeps it, too.
+    x: (N, D). Among the R rows sorted by expert, sizes[e] belong to expert e; the rest are dropped, giving 0.
+    w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D). Returns (R, D).
+    The backward pass gathers the rows again. Saving x instead of the rows takes no memory, because the router
+    saves x, too.
 
-    One expert at a time from its rows to its result, so that a cache holds what lies between. Gate and
-    up come from two products with every other row of w1: their elementwise work runs over whole cache
-    lines. With z = alpha gate, the gated half is silu(z) / alpha, which is one kernel and
-    whose gradient is another; the factor goes into the products.
+    The experts run one after another, so that the intermediate values stay in the cache. Gate and up come
+    from two products, with the even and the odd rows of w1, so that each is contiguous. With z = alpha gate,
+    the gated half is silu(z) / alpha: silu and its gradient are one kernel each, and the products include the
+    factors.
     """
 
     @staticmethod
@@ -150,14 +148,7 @@ class _SwigluExperts(torch.autograd.Function):
         out[sum(sizes) :] = 0
         for e, part in _parts(sizes):
             some = rows[part]
-            torch.addmm(
-                b1[e, 0::2],
-                some,
-                w1[e, 0::2].mT,
-                beta=alpha,
-                alpha=alpha,
-                out=z[part],
-            )
+            torch.addmm(b1[e, 0::2], some, w1[e, 0::2].mT, beta=alpha, alpha=alpha, out=z[part])
             torch.addmm(b1[e, 1::2] + 1, some, w1[e, 1::2].mT, out=shifted[part])
             inner, _, _ = _gated(z[part], shifted[part], limit, alpha)
             torch.addmm(b2[e], inner, w2[e].mT, alpha=1 / alpha, out=out[part])
@@ -178,9 +169,8 @@ class _SwigluExperts(torch.autograd.Function):
             inner, silu, (z_part, up_part, outside) = _gated(z[part], shifted[part], ctx.limit, alpha)
             torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / alpha, out=d_w2[e])
             torch.sum(d_out, 0, out=d_b2[e])
-            d_inner = torch.addmm(
-                inner, d_out, w2[e], beta=0, alpha=1 / alpha, out=inner
-            )  # over inner, which is done with
+            # d_inner overwrites inner, which is no longer needed
+            d_inner = torch.addmm(inner, d_out, w2[e], beta=0, alpha=1 / alpha, out=inner)
             d_up = silu.mul_(d_inner)
             d_z = torch.ops.aten.silu_backward(d_inner.mul_(up_part), z_part)
             if outside is not None:
@@ -189,7 +179,7 @@ class _SwigluExperts(torch.autograd.Function):
             for half, d, scale in ((0, d_z, alpha), (1, d_up, 1.0)):
                 torch.addmm(d_w1[e, half::2], d.mT, some, beta=0, alpha=scale, out=d_w1[e, half::2])
                 torch.sum(d, 0, out=d_b1[e, half::2])
-                # the first half sets what the second adds to
+                # the first half sets d_rows, the second half adds to it
                 torch.addmm(d_rows[part], d, w1[e, half::2], beta=half, alpha=scale, out=d_rows[part])
         d_b1[:, 0::2] *= alpha
         d_x = _sum_of_copies(d_rows, inverse, ctx.k)
@@ -197,7 +187,7 @@ class _SwigluExperts(torch.autograd.Function):
 
 
 def _parts(sizes):
-    """Each expert with the slice of its rows; experts without rows are left out."""
+    """Each expert that has rows, with the slice of its rows."""
     end = 0
     for e, size in enumerate(sizes):
         start, end = end, end + size
@@ -206,10 +196,10 @@ def _parts(sizes):
 
 
 def _gated(z, shifted, limit, alpha):
-    """alpha times the swiglu of gate = z / alpha and up = shifted - 1, clamped to limit.
+    """alpha times swiglu, where gate = z / alpha and up = shifted - 1 are clamped to limit.
 
-    Returns it, silu(z), and what these came from: z and shifted after the clamps, and where the clamps
-    cut, for z and for shifted. On a CPU, which can look without waiting, that is None if they cut nothing.
+    Returns the result; silu(z); and z, shifted and a pair of masks, after clamping. The masks are True where
+    a clamp acts. On a CPU, where the check does not wait for a device, they are None if no clamp acts.
     """
     most, low, high = alpha * limit, 1 - limit, 1 + limit
     outside = None
