@@ -126,18 +126,7 @@ def test_the_bias_moves_with_the_learning_rate_once_per_step_and_never_by_evalua
         update_selection_bias(model, load, rate)
 
     monkeypatch.setattr(trainer, "update_selection_bias", watched)
-    flags = [
-        "--balance",
-        "bias",
-        "--bias_rate",
-        0.01,
-        "--grad_accum",
-        3,
-        "--max_iters",
-        5,
-        "--eval_every",
-        1,
-    ]
+    flags = ["--balance", "bias", "--bias_rate", 0.01, "--grad_accum", 3, "--max_iters", 5, "--eval_every", 1]
     assert run_here(tmp_path, *TINY, *corpus, *flags, "--save_every", 1, "--no-use_tensorboard") == 0
     assert len(loads) == 5
     cfg = TrainConfig(max_iters=5)
@@ -192,15 +181,7 @@ def test_no_setting_of_the_rules_moves_the_validation_loss(tmp_path, corpus, cap
         ["--balance", "aux_global", "--balance_coef", 7],
         ["--balance", "bias", "--bias_rate", 2],
     ):
-        score = [
-            "--eval_only",
-            "model/checkpoint_3.pt",
-            *corpus,
-            "--block_size",
-            16,
-            "--threads",
-            1,
-        ]
+        score = ["--eval_only", "model/checkpoint_3.pt", *corpus, "--block_size", 16, "--threads", 1]
         capsys.readouterr()
         assert run_here(tmp_path, *score, *settings) == 0
         scores.add(capsys.readouterr().out)

@@ -159,10 +159,7 @@ def test_the_trunk_on_the_same_lanes_sees_and_scores_the_same_tokens(tmp_path, c
     )
     for tag in ("data/tokens", "data/padding_share", "final/validation_tokens"):
         assert [r[tag] for r in ours if tag in r] == [r[tag] for r in theirs if tag in r]
-    ends = (
-        load(straight / "model_context/checkpoint_20.pt"),
-        load(tmp_path / "model/checkpoint_20.pt"),
-    )
+    ends = (load(straight / "model_context/checkpoint_20.pt"), load(tmp_path / "model/checkpoint_20.pt"))
     assert differences(ends[0]["data"], ends[1]["data"]) == []
 
 
@@ -195,16 +192,7 @@ def test_carried_zeroed_and_swapped_differ_from_the_second_segment_on(straight, 
 
 
 def test_a_trunk_is_put_into_the_same_rows(tmp_path, corpus, straight, capsys):
-    flags = [
-        *FLAGS,
-        *corpus,
-        "--packing",
-        "lanes",
-        "--max_iters",
-        2,
-        "--initial_context_length",
-        256,
-    ]
+    flags = [*FLAGS, *corpus, "--packing", "lanes", "--max_iters", 2, "--initial_context_length", 256]
     assert run_here(tmp_path, *flags, "--block_size", 256) == 0
     whole = evaluation(tmp_path, capsys, "model", "--segment_length", 6)
     ours = evaluation(straight, capsys, "model_context")
@@ -233,10 +221,7 @@ def test_a_run_starts_from_the_weights_of_a_trunk(tmp_path, corpus):
     flags = ["--init_from", "model", *corpus, "--segment_length", 5, "--batch_size", 4, "--max_iters", 1,
              "--lr", 1e-12, "--device", "cpu", "--no-use_tensorboard", "--sliding_window", 8]  # fmt: skip
     assert here(tmp_path, *flags) == 0
-    trunk, ours = (
-        load(tmp_path / "model/checkpoint_2.pt"),
-        load(tmp_path / "model_context/checkpoint_1.pt"),
-    )
+    trunk, ours = (load(tmp_path / "model/checkpoint_2.pt"), load(tmp_path / "model_context/checkpoint_1.pt"))
     assert ours["model_name"] == "gptoss_context" and ours["config"]["segment_length"] == 5
     assert ours["train_config"]["block_size"] == 5
     for name, weight in trunk["model"].items():
@@ -244,13 +229,7 @@ def test_a_run_starts_from_the_weights_of_a_trunk(tmp_path, corpus):
 
 
 def test_the_documents_may_be_of_any_lengths(tmp_path):
-    texts = [
-        "a",
-        "b c",
-        *documents(8),
-        " ".join(documents(10, seed=1)),
-        *(f"{n} z" for n in range(20)),
-    ]
+    texts = ["a", "b c", *documents(8), " ".join(documents(10, seed=1)), *(f"{n} z" for n in range(20))]
     train = write_jsonl(tmp_path / "stories.jsonl", texts)
     flags = ["--dataset", train, "--val_dataset", train, "--batch_size", 40, "--max_iters", 2]
     assert here(tmp_path, *FLAGS, *flags, "--eval_tokens", 10**6) == 0

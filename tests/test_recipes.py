@@ -15,10 +15,7 @@ from training.train_command import model_fields
 
 CONFIGS = sorted(recipes.CONFIGS.glob("*.yaml"))
 CONTEXT = sorted((recipes.CONFIGS / "context").glob("*.yaml"))
-LIGHTER = (
-    "light",
-    "quickstart",
-)  # toy with fewer of everything: chosen by --config, never by a size
+LIGHTER = ("light", "quickstart")  # toy with fewer of everything: chosen by --config, never by a size
 SIZES = [path for path in CONFIGS + CONTEXT if path.stem not in LIGHTER]
 
 

@@ -275,10 +275,7 @@ def test_a_run_with_a_damaged_part_is_refused_in_one_sentence(given, tmp_path, c
     [
         ("optimizers 0 state 0 exp_avg", lambda t: torch.full((1,) * t.ndim, 0.0).expand(t.shape)),
         ("optimizers 0 state 0 exp_avg_sq", lambda t: t.t().contiguous().t()),
-        (
-            "optimizers 1 state 0 momentum_buffer",
-            lambda t: torch.cat((t, t), -1)[..., : t.shape[-1]],
-        ),
+        ("optimizers 1 state 0 momentum_buffer", lambda t: torch.cat((t, t), -1)[..., : t.shape[-1]]),
         ("model embedding.weight", lambda t: t.t().contiguous().t()),
         ("progress expert_share", lambda t: t.t().contiguous().t()),
     ],

@@ -64,22 +64,10 @@ def refused(tmp_path, monkeypatch, capsys):
 def test_a_run_writes_its_settings_metrics_and_checkpoints(finished, corpus):
     folder, _ = finished
     names = {path.name for path in (folder / "model").iterdir()} - {".lock"}
-    assert names == {
-        "config.json",
-        "metrics.jsonl",
-        "best.json",
-        "checkpoint_3.pt",
-        "checkpoint_6.pt",
-    }
+    assert names == {"config.json", "metrics.jsonl", "best.json", "checkpoint_3.pt", "checkpoint_6.pt"}
     facts = json.loads((folder / "model/config.json").read_text())
     assert facts["train"]["dataset"] == corpus[1] and facts["train"]["max_iters"] == 6
-    resolved = {
-        "device": "cpu",
-        "dtype": "float32",
-        "attention": "sdpa",
-        "experts": "sorted",
-        "threads": 1,
-    }
+    resolved = {"device": "cpu", "dtype": "float32", "attention": "sdpa", "experts": "sorted", "threads": 1}
     assert facts["train"].items() >= resolved.items()  # no "auto" is left
     assert facts["model"]["hidden_size"] == 32 and facts["model"]["vocab_size"] == 4096
     assert facts["tokenizer"]["name"] == "stories4k" and facts["starts"][0]["torch"] == torch.__version__
@@ -186,15 +174,7 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
 def test_eval_only_scores_a_checkpoint_and_writes_nothing(finished, corpus, tmp_path, capsys):
     folder, _ = finished
     best = [r for r in read_metrics(folder / "model/metrics.jsonl") if "final/loss" in r][-1]
-    flags = [
-        "--eval_only",
-        folder / "model/checkpoint_6.pt",
-        *corpus,
-        "--block_size",
-        16,
-        "--device",
-        "cpu",
-    ]
+    flags = ["--eval_only", folder / "model/checkpoint_6.pt", *corpus, "--block_size", 16, "--device", "cpu"]
     assert run_here(tmp_path, *flags) == 0
     out = capsys.readouterr().out
     assert f"validation loss {best['final/loss']:.4f} +- " in out
@@ -222,15 +202,7 @@ def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(
 
 
 def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys):
-    flags = [
-        "--dry_run",
-        "--model_size",
-        "gpt-oss-20b",
-        "--tokenizer",
-        "stories4k",
-        "--vocab_size",
-        201088,
-    ]
+    flags = ["--dry_run", "--model_size", "gpt-oss-20b", "--tokenizer", "stories4k", "--vocab_size", 201088]
     assert run_here(tmp_path, *flags) == 0  # 21 billion parameters, none of them built
     out = capsys.readouterr().out
     assert "20,914,757,184 total" in out and "FLOPs per token" in out and "optimizer" in out

@@ -168,12 +168,7 @@ def broken(model, what: str) -> None:
     ],
 )
 def test_a_step_that_is_not_finite_names_itself_the_place_and_the_last_good_checkpoint(
-    tmp_path,
-    corpus,
-    capsys,
-    monkeypatch,
-    what,
-    place,
+    tmp_path, corpus, capsys, monkeypatch, what, place
 ):
     train_step = trainer.train_step
     kept = {}
@@ -222,17 +217,7 @@ def test_a_gradient_that_alone_is_not_finite_is_the_one_that_is_named(tmp_path, 
 
 
 def test_an_absurd_learning_rate_never_saves_weights_that_are_not_finite(tmp_path, corpus, capsys):
-    flags = [
-        "--lr",
-        "1e38",
-        "--save_every",
-        1,
-        "--warmup",
-        0,
-        "--eval_every",
-        50,
-        "--no-use_tensorboard",
-    ]
+    flags = ["--lr", "1e38", "--save_every", 1, "--warmup", 0, "--eval_every", 50, "--no-use_tensorboard"]
     assert run_here(tmp_path, *TINY, *corpus, *flags, "--optimizer", "adamw") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "is not finite, first in " in error and "try a lower --lr" in error

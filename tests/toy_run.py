@@ -65,13 +65,7 @@ class ToyRun:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *flags,
-        at_step=None,
-        action=signal.SIGKILL,
-        environment=None,
-        script="train",
+        self, folder: Path, *flags, at_step=None, action=signal.SIGKILL, environment=None, script="train"
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self._logs = [folder / "stdout", folder / "stderr"]

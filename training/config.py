@@ -24,8 +24,7 @@ class TrainConfig:
     model: str = option("gptoss", "architecture: gptoss, or gpt2 as its dense baseline")
     model_size: str = option("toy", "preset of the architecture: toy, medium, large, ...")
     recipe: Literal["size", "none"] = option(
-        "size",
-        "what lies under --config and flags: configs/<model_size>.yaml, or the defaults alone",
+        "size", "what lies under --config and flags: configs/<model_size>.yaml, or the defaults alone"
     )
 
     # data

@@ -28,11 +28,7 @@ MACHINES = (
     # 5,259 tokens/s of toy: benchmarks/results/tinystories_20_minutes.json
     Machine("two laptop cores", "float32", 0.045e12, None),
     Machine(
-        "one RTX 4090 (24 GB) at 25 % of its peak",
-        "bfloat16",
-        0.25 * PEAK_FLOPS["4090"],
-        24e9,
-        LAUNCHES,
+        "one RTX 4090 (24 GB) at 25 % of its peak", "bfloat16", 0.25 * PEAK_FLOPS["4090"], 24e9, LAUNCHES
     ),
     Machine("one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES),
 )

@@ -82,10 +82,7 @@ def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.opt
     matrix, decay, no_decay = (list(g.values()) for g in parameter_groups(model).values())
     if cfg.optimizer == "adamw":
         matrix, decay = [], matrix + decay
-    groups = [
-        {"params": decay, "weight_decay": cfg.weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decay, "weight_decay": cfg.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     # (0.9, 0.95): the betas of GPT-3 (arXiv:2005.14165, appendix B) and of nanoGPT
     adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
     return [adamw, Muon(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]

@@ -93,10 +93,7 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
 
 
 def show_evaluation(
-    run: Run,
-    progress: Progress,
-    found: Evaluation,
-    batches: list[dict[str, torch.Tensor]],
+    run: Run, progress: Progress, found: Evaluation, batches: list[dict[str, torch.Tensor]]
 ) -> None:
     """Numbers, the pictures of the experts, a story, and a line for people.
 

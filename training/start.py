@@ -190,11 +190,7 @@ def given_weights(command: CommandLine) -> Start:
     command, lines = over_recipe(command, before.get("model_size", "custom"))
     cfg = command.config
     tokenizer = tokenizer_from_state(saved["tokenizer"])
-    brought = {
-        "model": model,
-        "model_size": before.get("model_size", "custom"),
-        "tokenizer": tokenizer.name,
-    }
+    brought = {"model": model, "model_size": before.get("model_size", "custom"), "tokenizer": tokenizer.name}
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")

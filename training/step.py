@@ -61,11 +61,7 @@ def accumulate_gradients(
             weight = count / total
             terms = cfg.balance_coef * balance_term(cfg.balance, out.router, previous_share)
             objective = objective + weight * (terms + cfg.z_loss_coef * out.router.z_loss)
-            probability, z, dropped = (
-                out.router.mean_probability,
-                out.router.z_loss,
-                out.router.dropped,
-            )
+            probability, z, dropped = (out.router.mean_probability, out.router.z_loss, out.router.dropped)
             routing.append((out.router.load, *(x.detach() * weight for x in (probability, z, dropped))))
             layers = out.router.layers
         window = window + objective
@@ -80,16 +76,7 @@ def accumulate_gradients(
         load, probability, z_loss, dropped = (torch.stack(column).sum(0) for column in zip(*routing))
         balance = load_balancing_loss(probability, load_share(load))
     return StepResult(
-        torch.stack(losses).sum(),
-        total,
-        nats,
-        num_bytes,
-        load,
-        balance,
-        z_loss,
-        dropped,
-        layers,
-        carry,
+        torch.stack(losses).sum(), total, nats, num_bytes, load, balance, z_loss, dropped, layers, carry
     )
 
 

@@ -55,10 +55,7 @@ def run(command: CommandLine) -> int:
         source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
         checkpoint.load_weights(model, saved["model"], source_of_weights, added=added)
     cfg = replace(  # what "auto" became: shown, stored, and used again by --resume
-        cfg,
-        attention=model.attention_backend,
-        experts=model.experts_backend,
-        threads=torch.get_num_threads(),
+        cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
     )
     if cfg.eval_only:
         tokens = cfg.eval_tokens if "eval_tokens" in command.given else None

@@ -167,12 +167,7 @@ def require_finite_weights(run: Run, step: int) -> None:
 def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]) -> Evaluation:
     """Score the fixed validation tokens and show what was found."""
     found = evaluate(
-        run.compiled,
-        batches,
-        run.token_bytes,
-        device=run.device,
-        autocast=run.autocast,
-        keep_choices=True,
+        run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast, keep_choices=True
     )
     if not math.isfinite(found.loss):
         raise not_finite(run, progress.step, "the validation loss")
@@ -182,10 +177,7 @@ def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.T
 
 
 def close(
-    run: Run,
-    progress: Progress,
-    batches: Iterable[dict[str, torch.Tensor]],
-    found: Evaluation | None,
+    run: Run, progress: Progress, batches: Iterable[dict[str, torch.Tensor]], found: Evaluation | None
 ) -> dict[str, Any]:
     """Evaluate on the closing's tokens, show stories and the next commands; the closing summary.
 
@@ -230,11 +222,7 @@ def scored_batches(
 
 
 def evaluate_only(
-    cfg: TrainConfig,
-    model: nn.Module,
-    tokenizer: Any,
-    validation: Source,
-    max_tokens: int | None = None,
+    cfg: TrainConfig, model: nn.Module, tokenizer: Any, validation: Source, max_tokens: int | None = None
 ) -> str:
     """Score a model once, on all validation tokens or the first max_tokens; what --eval_only prints."""
     device = torch.device(cfg.device)
