@@ -464,7 +464,7 @@ def test_help_lists_every_flag_with_its_default_within_a_second_and_without_torc
     script = (
         "import sys\n"
         "from training.command_line import parse_command_line\n"
-        "try: parse_command_line(['--help'], dict, prog='train.py')\n"
+        "try: parse_command_line(['--help'], dict)\n"
         "finally: assert not {'torch', 'yaml'} & sys.modules.keys()\n"
     )
     start = time.perf_counter()

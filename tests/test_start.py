@@ -169,13 +169,13 @@ def test_a_folder_without_a_checkpoint_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--hidden_size", 64], "hidden_size of PATH is 32, got 64; leave it out or train a new model"),
+        (["--hidden_size", 64], "of PATH are of a model with hidden_size 32 (got 64); leave out what differs"),
         (["--hidden_size", 64, "--dropout", 0.1, "--num_experts", 4],
-         "num_experts of PATH is 6, got 4, and hidden_size is 32, got 64; leave them out or train"),
+         "num_experts 6 (got 4) and hidden_size 32 (got 64); leave"),
         (["--num_attention_heads", 6, "--num_key_value_heads", 3],
-         "num_attention_heads of PATH is 4, got 6, and num_key_value_heads is 2, got 3; leave"),
-        (["--tie_embeddings"], "tie_embeddings of PATH is false, got true; leave it out"),
-        (["--norm", "layernorm"], "norm of PATH is rmsnorm, got layernorm; leave it out"),
+         "num_attention_heads 4 (got 6) and num_key_value_heads 2 (got 3); leave"),
+        (["--tie_embeddings"], "with tie_embeddings false (got true); leave"),
+        (["--norm", "layernorm"], "with norm rmsnorm (got layernorm); leave"),
     ],
 )  # fmt: skip
 def test_an_override_under_which_the_weights_do_not_fit_is_named(

@@ -32,8 +32,6 @@ def parse_command_line(
     model_fields: Callable[[str], dict[str, Any]],
     *,
     config_class: type[TrainConfig] = TrainConfig,
-    prog: str | None = None,
-    description: str | None = None,
 ) -> CommandLine:
     """Resolve dataclass < YAML < flags.
 
@@ -43,7 +41,7 @@ def parse_command_line(
     """
     hints = {f.name: f.type for f in fields(config_class)}
     train_names = frozenset(hints)
-    parser = _parser(config_class, prog, description)
+    parser = _parser(config_class)
     parsed, unknown = parser.parse_known_args(argv)
     yaml_path = getattr(parsed, "config", None)
     from_yaml = read_yaml(yaml_path) if yaml_path else {}
@@ -168,11 +166,10 @@ def _one_length(level: dict[str, Any]) -> dict[str, Any]:
     return lengths | level if given else level
 
 
-def _parser(config_class: type[TrainConfig], prog: str | None, description: str | None) -> Parser:
+def _parser(config_class: type[TrainConfig]) -> Parser:
     parser = Parser(
-        prog=prog,
+        prog=config_class.program,
         usage="%(prog)s [--config FILE.yaml] [--name VALUE ...]",
-        description=description,
         epilog="--no-NAME turns a true|false setting off. Any field of the model is a flag too, "
         "for example --num_experts 16: see --help_model.",
         allow_abbrev=False,

@@ -55,9 +55,7 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
 
 def gradient_record(norms: dict[str, float]) -> dict[str, float]:
     """Norms before clipping: of the whole gradient, and of each kind of parameter."""
-    total = {"optim/grad_norm": norms["total"]}
-    kinds = {f"optim/grad_norm/{kind}": norm for kind, norm in norms.items() if kind != "total"}
-    return total | kinds
+    return {f"optim/grad_norm/{kind}".removesuffix("/total"): norm for kind, norm in norms.items()}
 
 
 def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict[str, float]:

@@ -1,8 +1,6 @@
-"""The start of a run: one function resolves every setting, then one list of gates runs.
+"""The start of a run: every setting is resolved, then memory and the output folder are checked.
 
-resolve(command)    dataclass < recipe of the size < --config < flags, then what a checkpoint brings, then
-                    what "auto" means on this machine
-GATES               each raises ValueError before anything is built, opened or written
+Nothing is built, opened for writing, or written here.
 """
 
 from __future__ import annotations
@@ -57,20 +55,15 @@ def resolve(command: CommandLine) -> Start:
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
-    return start._replace(cfg=cfg)
+    return start._replace(cfg=cfg, lines=(*start.lines, *costs.warning(cfg, start.config)))
 
 
-def require_memory(start: Start) -> None:
-    available = device.available_memory(torch.device(start.cfg.device))
-    costs.require_memory(start.cfg, start.config, available)
-
-
-def require_out_dir(start: Start) -> None:
-    if not start.cfg.eval_only:
-        check_out_dir(start.cfg.out_dir, start.cfg.resume)
-
-
-GATES = (require_memory, require_out_dir)
+def require_resources(start: Start) -> None:
+    """ValueError for a run that does not fit into memory, or whose output folder is in use."""
+    cfg = start.cfg
+    costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
+    if not cfg.eval_only:
+        check_out_dir(cfg.out_dir, cfg.resume)
 
 
 def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str, ...]]:
@@ -82,16 +75,17 @@ def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str
     command, line = recipes.under(command, size)
     if command.config.carries:
         command = with_segment_length(command)
-    full, lines = command.config, [line]
-    if recipes.recipe_path(full, size) and device.choose_device(full.device).type == "cpu":
-        command = command._replace(config=recipes.for_a_cpu(full, given))
-        cfg = command.config
-        if cfg != full:
-            lines.append(
-                f"on a CPU a step has {cfg.slots_per_step:,} tokens (without this {full.slots_per_step:,}), by "
-                f"batch_size {cfg.batch_size} and grad_accum {cfg.grad_accum}; give these for another number"
-            )
-    return command, tuple(lines)
+    full = command.config
+    if not recipes.recipe_path(full, size) or device.choose_device(full.device).type != "cpu":
+        return command, (line,)
+    cfg = recipes.for_a_cpu(full, given)
+    if cfg == full:
+        return command, (line,)
+    smaller = (
+        f"on a CPU a step has {cfg.slots_per_step:,} tokens (without this {full.slots_per_step:,}), by "
+        f"batch_size {cfg.batch_size} and grad_accum {cfg.grad_accum}; give these for another number"
+    )
+    return command._replace(config=cfg), (line, smaller)
 
 
 def with_segment_length(command: CommandLine) -> CommandLine:
@@ -195,10 +189,9 @@ def given_weights(command: CommandLine) -> Start:
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
     brought[purpose] = str(path)  # the file: a folder's newest checkpoint is another one tomorrow
-    if cfg.eval_only and "block_size" not in command.given and "block_size" in before:
-        brought["block_size"] = before["block_size"]  # the loss of a token depends on its window
-    if cfg.eval_only and "packing" not in command.given and "packing" in before:
-        brought["packing"] = before["packing"]
+    if cfg.eval_only:  # the loss of a token depends on what is in its row
+        rows = {"block_size", "packing"} - command.given
+        brought |= {name: before[name] for name in rows & before.keys()}
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # other data would give a loss that compares with nothing that the run has shown
         data = {name: before[name] for name in DATA if name not in command.given}
@@ -216,27 +209,25 @@ def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str,
     """ValueError that names the overrides under which the checkpoint's tensors do not fit."""
     if not overrides:
         return
-    held = registry.config_from_dict(saved["model_name"], saved["config"])
-    shapes = parameter_shapes(saved["model_name"], held)
-    if parameter_shapes(saved["model_name"], config) == shapes:
+    model = saved["model_name"]
+    held = registry.config_from_dict(model, saved["config"])
+    shapes = parameter_shapes(model, held)
+    if parameter_shapes(model, config) == shapes:
         return
-    guilty = []
-    for name in [name for name in asdict(held) if name in overrides]:
+
+    def fits(name: str) -> bool:
         try:
             alone = replace(held, **{name: getattr(config, name)})
-            if parameter_shapes(saved["model_name"], alone) != shapes:
-                guilty.append(name)
         except ValueError:  # possible only together with the others
-            guilty.append(name)
-    first, *rest = [
-        (name, f"{as_text(getattr(held, name))}, got {as_text(getattr(config, name))}")
-        for name in guilty or overrides
-    ]
-    others = "".join(f", and {name} is {values}" for name, values in rest)
-    raise ValueError(
-        f"{first[0]} of {path} is {first[1]}{others}; leave {'them' if rest else 'it'} out or "
-        "train a new model"
+            return False
+        return parameter_shapes(model, alone) == shapes
+
+    told = " and ".join(
+        f"{name} {as_text(getattr(held, name))} (got {as_text(getattr(config, name))})"
+        for name in asdict(held)
+        if name in overrides and not fits(name)
     )
+    raise ValueError(f"the weights of {path} are of a model with {told}; leave out what differs")
 
 
 def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:

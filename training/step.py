@@ -57,13 +57,13 @@ def accumulate_gradients(
             out = model(**batch, carry=carry)
         carry = out.carry
         objective = out.loss_sum / total
-        if out.router is not None:
+        if (router := out.router) is not None:
             weight = count / total
-            terms = cfg.balance_coef * balance_term(cfg.balance, out.router, previous_share)
-            objective = objective + weight * (terms + cfg.z_loss_coef * out.router.z_loss)
-            probability, z, dropped = (out.router.mean_probability, out.router.z_loss, out.router.dropped)
-            routing.append((out.router.load, *(x.detach() * weight for x in (probability, z, dropped))))
-            layers = out.router.layers
+            terms = cfg.balance_coef * balance_term(cfg.balance, router, previous_share)
+            objective = objective + weight * (terms + cfg.z_loss_coef * router.z_loss)
+            means = (router.mean_probability, router.z_loss, router.dropped)
+            routing.append((router.load, *(x.detach() * weight for x in means)))
+            layers = router.layers
         window = window + objective
         if number % cfg.tbptt == 0:
             window.backward()

@@ -13,10 +13,9 @@ from training.config import TrainConfig
 def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> int:
     """Returns the exit code: 0; 2 for bad input; 128 + signal after a stop."""
     argv = sys.argv[1:] if argv is None else argv
-    options = {"config_class": config_class, "prog": config_class.program}
     return exit_code(
         config_class.program,
-        lambda: run(parse_command_line(argv, model_fields, **options)),
+        lambda: run(parse_command_line(argv, model_fields, config_class=config_class)),
         # before the loop answers Ctrl-C, or the second one
         interrupted="interrupted; checkpoints that were saved are whole",
     )
@@ -36,10 +35,9 @@ def run(command: CommandLine) -> int:
     cfg, tokenizer, config, saved, lines = begun = start.resolve(command)
     if cfg.dry_run:
         room = device.available_memory(torch.device(cfg.device))
-        print("\n".join((*costs.warning(cfg, config), *lines, costs.report(cfg, config, room))))
+        print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
-    for gate in start.GATES:
-        gate(begun)
+    start.require_resources(begun)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     if not (cfg.eval_only and cfg.val_dataset):  # which leave nothing to choose
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
@@ -63,9 +61,8 @@ def run(command: CommandLine) -> int:
         return 0
     try:
         trainer.train(
-            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None,
-            lines=(*costs.warning(cfg, config), *lines),
-        )  # fmt: skip
+            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None, lines=lines
+        )
     except trainer.Stopped as stop:
         say(str(stop))
         return 128 + stop.signal

@@ -45,10 +45,6 @@ class Stopped(Exception):
         )
 
 
-class NotFinite(ValueError):
-    """A loss or gradient stopped being finite; the message says where and what to go on from."""
-
-
 def train(
     cfg: TrainConfig,
     model: nn.Module,
@@ -62,7 +58,7 @@ def train(
     """Train to the end of cfg, writing OUT_DIR and TensorBoard; returns the closing summary.
 
     cfg: resolved, no "auto" left.  model: on the CPU or on cfg.device.  resumed: the checkpoint to
-    continue.  lines: what to say first.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data,
+    continue.  lines: what to say first.  Raises Stopped after Ctrl-C or SIGTERM, ValueError for a NaN or bad data,
     CannotWrite for a full disk.
     """
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
@@ -150,25 +146,30 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
         raise ValueError(f"{error}; the run was saved as {path}, continue it with --resume") from error
 
 
-def not_finite(run: Run, step: int, where: str) -> NotFinite:
+def not_finite(run: Run, step: int, where: str) -> ValueError:
+    """A loss, gradient or weight is not finite: the message says where, and what to go on from."""
     good = checkpoint.latest_checkpoint(run.cfg.out_dir)
     last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-    return NotFinite(f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip")
+    return ValueError(f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip")
 
 
 def require_finite_weights(run: Run, step: int) -> None:
-    """NotFinite if the update of a step, whose gradients were finite, left weights that are not:
+    """ValueError if the update of a step, whose gradients were finite, left weights that are not:
     a checkpoint is something to go back to.
     """
     if where := non_finite_parameter(run.model):
         raise not_finite(run, step, where)
 
 
+def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) -> Evaluation:
+    return evaluate(
+        run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast, **options
+    )
+
+
 def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]) -> Evaluation:
     """Score the fixed validation tokens and show what was found."""
-    found = evaluate(
-        run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast, keep_choices=True
-    )
+    found = score(run, batches, keep_choices=True)
     if not math.isfinite(found.loss):
         raise not_finite(run, progress.step, "the validation loss")
     reporting.show_evaluation(run, progress, found, batches)
@@ -189,14 +190,8 @@ def close(
         many = f"{cfg.final_eval_tokens:,}" if cfg.final_eval_tokens else "all"
         run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
-            found = evaluate(
-                run.compiled,
-                reporting.narrated(batches, run.writer.say),
-                run.token_bytes,
-                device=run.device,
-                autocast=run.autocast,
-                should_stop=lambda: bool(run.stop),
-            )
+            batches = reporting.narrated(batches, run.writer.say)
+            found = score(run, batches, should_stop=lambda: bool(run.stop))
         except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
     final = reporting.final_record(run, progress, found)

@@ -130,8 +130,7 @@ def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
     names the arm.
     """
     try:
-        options = {"config_class": config_class(settings)}
-        command = parse_command_line(flags(settings), model_fields, **options)
+        command = parse_command_line(flags(settings), model_fields, config_class=config_class(settings))
         cfg = command.config
         command = with_segment_length(command) if cfg.carries else command
         cfg = command.config
