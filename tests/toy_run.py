@@ -25,6 +25,10 @@ TINY = (
     "--eval_tokens 256 --log_every 1"
 ).split()
 
+# Sizes of a model in which no two axes are equal, so that a transpose cannot hide.
+SMALL = dict(num_hidden_layers=2, hidden_size=20, num_attention_heads=6, num_key_value_heads=3, head_dim=4)
+SMALL |= dict(num_experts=5, experts_per_token=2, intermediate_size=9, rope_scaling_factor=1.0)
+
 SAMPLE_TOKENS = 24  # of a run's stories, which a model without a context limit would tell for 300
 
 _processes = multiprocessing.get_context("forkserver")
