@@ -33,15 +33,7 @@ SAMPLE_TOKENS = 24  # of a run's stories, which a model without a context limit 
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    [
-        "toy_run",
-        "train",
-        "training.trainer",
-        "torch.utils.tensorboard",
-        "torch._dynamo",
-        "pandas",
-        "pyarrow.dataset",
-    ]
+    "toy_run train training.trainer torch.utils.tensorboard torch._dynamo pandas pyarrow.dataset".split()
 )
 
 
@@ -73,19 +65,9 @@ class ToyRun:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self._logs = [folder / "stdout", folder / "stderr"]
-        arguments = (
-            [str(flag) for flag in flags],
-            folder,
-            self._logs,
-            at_step,
-            action,
-            environment or {},
-            script,
-        )
+        arguments = list(map(str, flags)), folder, self._logs, at_step, action, environment or {}, script
         self._process = _processes.Process(target=_run, args=arguments, daemon=True)
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # the server starts with the first run, and knows no sys.path
+        with pytest.MonkeyPatch.context() as patch:  # the server starts here once, and knows no sys.path
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
             patch.setenv("OMP_NUM_THREADS", "1")
             multiprocessing.forkserver.ensure_running()

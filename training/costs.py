@@ -74,27 +74,19 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     matrices = config.matrix_parameters()
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (total - matrices) + matrices if cfg.optimizer == "muon" else 2 * total
+    tokens = cfg.batch_size * cfg.block_size
+    values = tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
+    kept = int((2 if cfg.dtype == "bfloat16" else 4) * values)
+    head = 4 * config.vocab_size * config.hidden_size  # the head keeps its gradient, in float32
+    # next_token_loss holds one block of logits and its softmax at a time
+    rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
         "weights": 4 * total,
         "gradients": 4 * total,
         "optimizer": 4 * moments,
-        "activations": cfg.tbptt * activation_bytes(cfg, config),  # a window is kept until its end
-        "logits": logits_bytes(cfg, config),
+        "activations": cfg.tbptt * (kept + head),  # a window is kept until its end
+        "logits": 2 * 4 * rows * config.vocab_size,
     }
-
-
-def activation_bytes(cfg: TrainConfig, config: Any) -> int:
-    """Estimate of what the forward pass of one micro-batch keeps for its backward pass."""
-    per_token = config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
-    values = cfg.batch_size * cfg.block_size * per_token
-    head = 4 * config.vocab_size * config.hidden_size  # it keeps its gradient, in float32
-    return int((2 if cfg.dtype == "bfloat16" else 4) * values) + head
-
-
-def logits_bytes(cfg: TrainConfig, config: Any) -> int:
-    """What next_token_loss holds of the logits for a moment: a block of them and its softmax."""
-    rows = min(cfg.batch_size * cfg.block_size, logit_rows(config.vocab_size, cfg.device))
-    return 2 * 4 * rows * config.vocab_size
 
 
 def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str:

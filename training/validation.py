@@ -84,19 +84,17 @@ def evaluate(
                 routing.add(out.router, batch["input_ids"], counted)
     finally:
         model.train(was_training)
-    nats, squares, tokens, text_nats, num_bytes = (
-        torch.stack(sums).double().sum(0).tolist() if sums else [0.0] * 5
-    )
-    loss = nats / max(tokens, 1.0)
-    variance = max(squares / max(tokens, 1.0) - loss**2, 0.0)
+    nats, squares, tokens, text_nats, num_bytes = torch.stack(sums).double().sum(0).tolist()
+    loss = nats / tokens
+    variance = max(squares / tokens - loss**2, 0.0)
     return Evaluation(
         loss=loss,
-        standard_error=math.sqrt(variance / max(tokens, 1.0)),
+        standard_error=math.sqrt(variance / tokens),
         bits_per_byte=text_nats / math.log(2) / max(num_bytes, 1.0),
         tokens=int(tokens),
-        by_position=torch.stack(by_position).sum(0).T if sums else torch.zeros(0, 2).double(),
+        by_position=torch.stack(by_position).sum(0).T,
         by_segment=segments.result(),
-        routing=routing.result(max(tokens, 1.0)),
+        routing=routing.result(tokens),
     )
 
 
