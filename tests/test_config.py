@@ -236,6 +236,27 @@ def test_an_unknown_flag_is_refused_with_the_nearest_name():
     assert "--help_model" in refused("--zzzz", "4")
 
 
+def test_all_unknown_names_are_told_at_once(yaml_file):
+    assert refused("--batch_sise", "4", "--zzzz=1", "--grad_clipp", "1") == (
+        "3 flags are unknown: '--batch_sise' (did you mean '--batch_size'?), '--zzzz', "
+        "'--grad_clipp' (did you mean '--grad_clip'?); --help and --help_model list the names"
+    )
+    told = refused("--config", yaml_file("lrr: 1\nzzzz: 2"))
+    assert "run.yaml: 2 keys are unknown: 'lrr' (did you mean 'lr'?), 'zzzz'; " in told
+
+
+def test_a_file_of_settings_is_found_by_its_name_and_told_where_its_flag_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = parse("--config", "medium")
+    assert (line.config.model_size, line.config.block_size) == ("medium", 512)
+    Path("medium").write_text("block_size: 7")  # a path stands before a name
+    assert parse("--config", "medium").config.block_size == 7
+    assert "configs/ has gpt2, large, light, " in refused("--config", "lihgt")
+    assert refused("--config", "lihgt").endswith("did you mean 'light'?")
+    for word in ("configs/toy.yaml", "light"):
+        assert refused(word) == f"{word!r} is not a flag; use --config {word}"
+
+
 def test_a_prefix_of_a_flag_is_no_flag():
     assert "did you mean '--batch_size'?" in refused("--batch_siz", "4")
 
