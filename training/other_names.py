@@ -1,8 +1,9 @@
-"""What nanoGPT, Hugging Face and torchtitan call our settings, so that a message can name ours."""
+"""Names that nanoGPT, Hugging Face and torchtitan use for our settings, for messages about unknown names."""
 
 SHARE = "as a share of the run"
 
-# Their name: ours, of TrainConfig or the model's config, and a remark where the meaning differs.
+# {their name: (our name, remark)}. Our name is a field of TrainConfig or of the model's config. The remark
+# says how the meaning differs.
 SETTINGS: dict[str, tuple[str, str]] = {
     their: (ours, remark)
     for ours, remark, names in (
@@ -73,7 +74,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     for their in names.split()
 }
 
-# A value that people give to a setting of that name: what to take, and why.
+# {(setting, value that others use): what the message adds}.
 VALUES: dict[tuple[str, str], str] = {
     ("dtype", "float16"): "float16 would need loss scaling; bfloat16 does not",
     ("dtype", "fp16"): "float16 would need loss scaling; bfloat16 does not",
