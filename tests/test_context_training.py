@@ -240,7 +240,7 @@ def test_the_documents_may_be_of_any_lengths(tmp_path):
 @pytest.mark.parametrize(
     "script, flags, message",
     [
-        ("train", "--model gptoss_context", "which train.py does not; use train_context.py"),
+        ("train", "--model gptoss_context", "which train.py does not support; use train_context.py"),
         ("train", "--resume --out_dir model_context", "use train_context.py"),
         ("train", "--eval_only model_context", "use train_context.py"),
         ("train", "--init_from model_context --out_dir new", "use train_context.py"),

@@ -137,14 +137,14 @@ def test_an_evaluation_uses_the_data_and_the_newest_checkpoint_of_the_run(given,
     newest, data = err.splitlines()[:2]
     assert newest == "model/checkpoint_4.pt: the newest checkpoint of model"
     named = f"dataset {corpus[1]}, val_dataset {corpus[3]}"
-    assert data == f"the data that model/checkpoint_4.pt names: {named}"
+    assert data == f"evaluating on the data of model/checkpoint_4.pt: {named}"
 
 
 def test_an_evaluation_on_given_data_takes_nothing_from_the_run(given, offline, capsys, tmp_path):
     flags = ["--eval_only", given / "model/checkpoint_2.pt", "--device", "cpu"]
     assert run_here(tmp_path, *flags, "--dataset", "bundled") == 0
     out, err = capsys.readouterr()
-    assert "of bundled" in out and "the data that" not in err
+    assert "of bundled" in out and "evaluating on" not in err
     (tmp_path / "other.txt").write_text("<|endoftext|>".join(documents(4)))
     assert run_here(tmp_path, *flags, "--val_dataset", "other.txt") == 0
     out, err = capsys.readouterr()
@@ -157,7 +157,7 @@ def test_data_of_a_run_that_is_gone_is_an_error_after_its_name(given, capsys, tm
     torch.save(state, tmp_path / "checkpoint_2.pt")
     assert run_here(tmp_path, "--eval_only", ".", "--device", "cpu") == 2
     *_, data, error = capsys.readouterr().err.splitlines()
-    assert data.endswith("names: dataset gone.txt")
+    assert data.endswith("checkpoint_2.pt: dataset gone.txt")
     assert error.startswith("train.py: error: dataset 'gone.txt': no such file or folder")
 
 
@@ -202,7 +202,7 @@ def test_an_override_under_which_the_weights_do_not_fit_is_named(
     path = given / "model/checkpoint_4.pt"
     assert run_here(tmp_path, "--init_from", path, *corpus, "--block_size", 16, *flags.split()) == 2
     err = capsys.readouterr().err
-    assert f"the weights of {path} are of a model with " in err and f"{told}; leave out" in err
+    assert f"the weights of {path} are of a model with " in err and f"{told}; leave these" in err
     assert list(tmp_path.iterdir()) == []
 
 

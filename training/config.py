@@ -84,7 +84,7 @@ class TrainConfig:
     )
     init_from: str | None = option(
         None,
-        "start a new run from the weights of this checkpoint, folder of a run, or GPT-2 folder of transformers",
+        "start from the weights of this checkpoint, folder of a run, or GPT-2 folder of transformers",
     )
 
     # machine

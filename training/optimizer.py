@@ -63,7 +63,7 @@ PARAMETER_KINDS = (
 
 
 def parameter_kinds(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
-    """Sort the trainable parameters by PARAMETER_KINDS, in that order; kinds without parameters are left out."""
+    """Sort the trainable parameters by PARAMETER_KINDS, in that order, without empty kinds."""
     kinds = {kind: [] for _, kind in PARAMETER_KINDS} | {"other": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

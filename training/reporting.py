@@ -1,4 +1,4 @@
-"""What a run shows of itself: numbers for the writer, and the words at its beginning and end."""
+"""The records that a run logs, and the text at its start and end."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from training.step import StepResult
 from training.validation import Evaluation
 
 NARRATE_SECONDS = 15.0
-PAGE = "http://localhost:6006/#custom_scalars"  # TensorBoard's default port, and our layout
-SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # of the stories that a run shows
+PAGE = "http://localhost:6006/#custom_scalars"  # the default port of TensorBoard, and our layout
+SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # for the stories
 
 
 def step_record(run: Run, result: StepResult) -> dict[str, float]:
-    """What the loss, the routers and the data of one step say."""
+    """Loss, router statistics and data position of one step."""
     cfg = run.cfg
     record = {
         "data/epoch": run.loader.progress.epoch,
@@ -54,12 +54,12 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
 
 
 def gradient_record(norms: dict[str, float]) -> dict[str, float]:
-    """Norms before clipping: of the whole gradient, and of each kind of parameter."""
+    """Gradient norms before clipping: the total, and one for each kind of parameter."""
     return {f"optim/grad_norm/{kind}".removesuffix("/total"): norm for kind, norm in norms.items()}
 
 
 def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict[str, float]:
-    """Throughput since (tokens, seconds), utilisation where the device's peak is known, memory."""
+    """Throughput since (tokens, seconds), memory, and utilization if the peak of the device is known."""
     rate = (progress.tokens - since[0]) / max(progress.seconds - since[1], 1e-9)
     record = {
         "perf/tokens_per_second": rate,
@@ -79,7 +79,7 @@ def is_routed(run: Run) -> bool:
 
 
 def layout(run: Run) -> dict[str, dict[str, list[str]]]:
-    """The charts of this run's page, those that will have data."""
+    """The TensorBoard charts that will have data in this run."""
     config = run.model.config
     return page_layout(
         routed=is_routed(run),
@@ -93,9 +93,9 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
 def show_evaluation(
     run: Run, progress: Progress, found: Evaluation, batches: list[dict[str, torch.Tensor]]
 ) -> None:
-    """Numbers, the pictures of the experts, a story, and a line for people.
+    """Log an evaluation with its pictures and a story, and print one line about it.
 
-    batches: the validation tokens, the same ones each time; the first have the attention on the sinks.
+    batches: the fixed validation batches. The first one gives the attention on the sinks.
     """
     step, writer = progress.step, run.writer
     record = {"val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
@@ -138,13 +138,13 @@ def in_words(found: Evaluation) -> str:
 
 
 def sample_stories(run: Run, number: int) -> list[str]:
-    """Stories from end-of-text on, always from the same seed, so that they show the weights alone."""
+    """Stories that start a new text, with one seed, so that they differ by the weights alone."""
     tokens = min(SAMPLE_TOKENS, length_limit(run.model) - 1)
     return generate_texts(run.model, [""] * number, tokens, SAMPLE_TEMPERATURE, seed=SAMPLE_SEED)
 
 
 def describe(run: Run, source: Source, validation: Source) -> str:
-    """The lines a run begins with: what is trained, on what, how."""
+    """The first lines of a run: model, data, length, device and folders."""
     cfg, counts = run.cfg, run.model.config.parameter_counts()
     length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes"
     rows = cfg.batch_size * cfg.micro_batches
@@ -160,7 +160,7 @@ def describe(run: Run, source: Source, validation: Source) -> str:
 
 
 def narrated(batches: Iterable[dict], say: Callable[[str], None]) -> Iterator[dict]:
-    """The same batches; says now and then how many tokens are done, since nobody knows the total."""
+    """Yield the batches, and print the number of scored tokens now and then. The total is not known."""
     said, tokens = time.monotonic(), 0
     for batch in batches:
         yield batch
@@ -171,7 +171,7 @@ def narrated(batches: Iterable[dict], say: Callable[[str], None]) -> Iterator[di
 
 
 def final_record(run: Run, progress: Progress, found: Evaluation) -> dict[str, Any]:
-    """The figures of a finished run."""
+    """The figures of a finished run, as they are logged."""
     counts = run.model.config.parameter_counts()
     return {
         "loss": found.loss,
@@ -189,23 +189,23 @@ def final_record(run: Run, progress: Progress, found: Evaluation) -> dict[str, A
 
 
 def activation() -> str:
-    """The line that makes the commands after it run as they stand; none where they do already."""
+    """The command that activates the environment of this process, as a line; "" if it is active."""
     if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix:
         return ""
     script = Path(sys.prefix) / "bin" / "activate"
-    with contextlib.suppress(ValueError):  # of another place
+    with contextlib.suppress(ValueError):  # it is not below the current folder
         script = script.relative_to(Path.cwd())
     return f"  source {quote(str(script))}\n"
 
 
 def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
-    """What a person reads at the end."""
+    """The text at the end of a run: stories, figures and the next commands."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
     if run.tensorboard_dir:
         folder = quote(str(Path(run.tensorboard_dir).parent))
         board = f"\n  tensorboard --logdir {folder}    # then open {PAGE}"
-    data = "".join(  # the same data: a new run would otherwise go to the default
+    data = "".join(  # without these flags a new run would take the default data
         f" --{field} {quote(value)}"
         for field in ("dataset", "val_dataset", "text_column")
         if (value := getattr(cfg, field)) != getattr(type(cfg), field)

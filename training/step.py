@@ -92,7 +92,7 @@ def apply_gradients(
     """Clip the gradients, update the parameters and clear the gradients.
 
     Returns the norms before clipping: "total", and one for each kind of parameter. If the loss or the total
-    norm is not finite, returns None: nothing is updated, and the gradients are kept for a search of the cause.
+    norm is not finite, returns None: nothing is updated, and the gradients are kept to search for the cause.
 
     kinds: all trainable parameters, from optimizer.parameter_kinds.  clip: the largest norm; 0 for no limit.
     """

@@ -1,4 +1,4 @@
-"""What train.py and train_context.py do with their flags: parse -> build -> training.trainer.train."""
+"""The command behind train.py and train_context.py: read the flags, build the model, train or evaluate it."""
 
 import sys
 import typing
@@ -16,13 +16,13 @@ def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> in
     return exit_code(
         config_class.program,
         lambda: run(parse_command_line(argv, model_fields, config_class=config_class)),
-        # before the loop answers Ctrl-C, or the second one
-        interrupted="interrupted; checkpoints that were saved are whole",
+        # for Ctrl-C before the training loop handles it, and for the second one
+        interrupted="interrupted; all saved checkpoints are complete",
     )
 
 
 def run(command: CommandLine) -> int:
-    """Do what the command line asked for."""
+    """Do what the command line asks for. Returns the exit code."""
     if command.help_model:
         return print_model_fields(command.config)
     import torch
@@ -39,7 +39,7 @@ def run(command: CommandLine) -> int:
         return 0
     start.require_resources(begun)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    if not (cfg.eval_only and cfg.val_dataset):  # which leave nothing to choose
+    if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
     data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
     source = None if cfg.eval_only else open_dataset(cfg.dataset, split="train", **data)
@@ -52,7 +52,7 @@ def run(command: CommandLine) -> int:
         added = model.added_parameters if saved["model_name"] != cfg.model else ()
         source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
         checkpoint.load_weights(model, saved["model"], source_of_weights, added=added)
-    cfg = replace(  # what "auto" became: shown, stored, and used again by --resume
+    cfg = replace(  # the choices that "auto" stands for are shown, stored, and used again by --resume
         cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
     )
     if cfg.eval_only:
@@ -70,18 +70,20 @@ def run(command: CommandLine) -> int:
 
 
 def model_fields(model: str) -> dict[str, typing.Any]:
-    """{name: type} of the model's own settings; imports torch, so it is called only for these."""
+    """{name: type} of the fields of a model's config. Imports torch."""
     from architecture.registry import model_class
 
     return typing.get_type_hints(model_class(model).config_class)
 
 
 def print_model_fields(cfg: TrainConfig) -> int:
-    """--help_model: every field of the model, its type, the preset's value and its meaning."""
+    """Print each field of the model with its type, its value in the preset, and its meaning."""
     from architecture.registry import build_config, model_class
 
     preset, meanings = build_config(cfg.model, cfg.model_size), model_class(cfg.model).meanings
-    print(f"fields of --model {cfg.model}; a flag or YAML key each; values of --model_size {cfg.model_size}:")
+    print(
+        f"fields of --model {cfg.model}, each a flag and a YAML key; values of --model_size {cfg.model_size}:"
+    )
     for name, hint in model_fields(cfg.model).items():
         kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
         kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind
