@@ -115,6 +115,7 @@ def test_a_stop_saves_at_the_end_of_a_window_and_names_its_script(tmp_path, corp
     flags = [*FLAGS, *corpus, "--tbptt", 3]
     stopped = run(tmp_path, *flags, at_step=5, action=signal.SIGTERM, script="train_context")
     assert stopped.code == 128 + signal.SIGTERM
+    assert "20 steps of 72 tokens (4 rows x 3 segments x 6 tokens) on cpu" in stopped.err
     assert "python train_context.py --resume --out_dir model_context" in stopped.err
     saved = load(tmp_path / "model_context/checkpoint_6.pt")
     lanes = saved["data"]["tokens"]

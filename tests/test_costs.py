@@ -137,6 +137,28 @@ def test_memory_and_speed_of_a_row_are_of_one_precision():
         assert f"bfloat16, {half}: " in row(text, "one H100")
 
 
+@pytest.mark.parametrize(
+    "size, changes, told",
+    [
+        ("toy", {"vocab_size": 90}, "gptoss toy with 90 ids"),
+        (
+            "toy",
+            {"num_experts": 16, "norm": "layernorm"},
+            "toy with num_experts 16, norm layernorm, 4,096 ids",
+        ),
+        (
+            "toy",
+            SMALL,
+            "num_hidden_layers 2, num_experts 5, hidden_size 20, intermediate_size 9, 3 more changes, ",
+        ),
+        ("custom", SMALL, "gptoss custom with 4,096 ids"),  # the weights of another program
+    ],
+)
+def test_a_model_is_told_with_the_fields_in_which_it_differs_from_its_preset(size, changes, told):
+    text = report(TrainConfig(model_size=size), build_config("gptoss", "toy", changes))
+    assert told in text.splitlines()[0]
+
+
 def test_what_does_not_fit_is_said_of_this_device_and_of_each_machine():
     small, large = (build_config("gptoss", size) for size in ("toy", "gpt-oss-20b"))
     assert "does not fit" not in report(TrainConfig(device="cpu"), small, available=16e9)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
 
+from architecture import registry
 from architecture.interface import logit_rows
 from common.device import PEAK_FLOPS, peak_flops
+from common.settings import as_text
 from training.config import TrainConfig
 
 
@@ -101,7 +103,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     memory = memory_bytes(cfg, config)
     needed = sum(memory.values())
     lines = [
-        f"{cfg.model} {cfg.model_size} with {config.vocab_size:,} ids",
+        f"{cfg.model} {cfg.model_size} with {', '.join((*changed_fields(cfg, config), f'{config.vocab_size:,} ids'))}",
         f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
         f"{counts['embedding']:,} of the total in the input embedding",
         f"FLOPs per token  {flops:,.0f} (forward and backward)",
@@ -131,6 +133,19 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)
+
+
+def changed_fields(cfg: TrainConfig, config: Any) -> list[str]:
+    """The fields in which a model differs from the preset of its size, with their values, at most five items.
+
+    The fields that follow the tokenizer are left out.
+    """
+    if cfg.model_size not in registry.model_class(cfg.model).presets:
+        return []
+    preset = asdict(registry.build_config(cfg.model, cfg.model_size))
+    changed = {name: value for name, value in asdict(config).items() if value != preset[name]}
+    told = [f"{n} {as_text(v):.40}" for n, v in changed.items() if not n.endswith("vocab_size")]
+    return told if len(told) <= 5 else [*told[:4], f"{len(told) - 4} more changes"]
 
 
 def _room(needed: float, available: float | None) -> str:

@@ -20,6 +20,7 @@ from architecture.interface import load_share
 from common.device import peak_flops, peak_memory_gb
 from data.documents import Source
 from training.balance import BIAS_BUFFER
+from training.costs import changed_fields
 from training.monitor import instruments
 from training.monitor.page_layout import page_layout
 from training.monitor.probes import context_record, sink_mass
@@ -146,14 +147,19 @@ def sample_stories(run: Run, number: int) -> list[str]:
 def describe(run: Run, source: Source, validation: Source) -> str:
     """The first lines of a run: model, data, length, device and folders."""
     cfg, counts = run.cfg, run.model.config.parameter_counts()
-    length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes"
-    rows = cfg.batch_size * cfg.micro_batches
+    changed = ", ".join(changed_fields(cfg, run.model.config))
+    length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes in steps"
+    segments = f" x {cfg.tbptt} segments" if cfg.carries else ""
+    unit = "windows" if cfg.carries else "micro-batches"
+    parts = f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
     experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
     skipped = f" ({source.skipped:,} empty documents left out)" if source.skipped else ""
     return (
-        f"{cfg.model} {cfg.model_size}: {counts['total']:,} parameters, {counts['active']:,} active per token\n"
+        f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
+        f"{counts['total']:,} parameters, {counts['active']:,} active per token\n"
         f"data: {source.name}{skipped}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
-        f"{length} of {rows} x {cfg.block_size} = {rows * cfg.block_size:,} tokens on {cfg.device} in {cfg.dtype} "
+        f"{length} of {cfg.slots_per_step:,} tokens ({parts}{cfg.batch_size} rows{segments} x {cfg.block_size} "
+        f"tokens) on {cfg.device} in {cfg.dtype} "
         f"({cfg.threads} threads, attention {cfg.attention}{experts})\n"
         f"writing {cfg.out_dir}/" + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
     )
@@ -198,10 +204,21 @@ def activation() -> str:
     return f"  source {quote(str(script))}\n"
 
 
-def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
+def first_words(tokenizer: Any, ids: torch.Tensor) -> str:
+    """Up to four words from the start of a validation row, (T,) int64, as a prompt that fits the data."""
+    documents = tokenizer.decode(ids[:16].tolist()).split(tokenizer.decode([tokenizer.eot_token]))
+    words = next(filter(None, documents), "").split()
+    text = " ".join(words[:4] if len(words) > 4 else words[:-1])  # the last word may be cut off
+    return text if text.isprintable() and not text.startswith("-") else ""
+
+
+def summary(
+    run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path, prompt: str
+) -> str:
     """The text at the end of a run: stories, figures and the next commands."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
+    prompt = f" --prompt {quote(prompt)}" if prompt else ""
     if run.tensorboard_dir:
         folder = quote(str(Path(run.tensorboard_dir).parent))
         board = f"\n  tensorboard --logdir {folder}    # then open {PAGE}"
@@ -217,7 +234,7 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
         f"({final['tokens_per_second']:,.0f} tokens/s)\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
-        f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
+        f"  python sample.py --checkpoint {name}{prompt}{board}\n"
         f"  python -m evaluation.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

@@ -100,7 +100,8 @@ def train(
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
         same = all_scored or cfg.final_eval_tokens == cfg.eval_tokens
         found = evaluated[1] if evaluated and same else None
-        return close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found)
+        prompt = reporting.first_words(tokenizer, fixed[0]["input_ids"][0])
+        return close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found, prompt)
 
 
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
@@ -179,11 +180,15 @@ def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.T
 
 
 def close(
-    run: Run, progress: Progress, batches: Iterable[dict[str, torch.Tensor]], found: Evaluation | None
+    run: Run,
+    progress: Progress,
+    batches: Iterable[dict[str, torch.Tensor]],
+    found: Evaluation | None,
+    prompt: str,
 ) -> dict[str, Any]:
     """Do the final evaluation, and print stories, figures and the next commands. Returns what train returns.
 
-    found: the last evaluation, if it scored the same tokens.
+    found: the last evaluation, if it scored the same tokens.  prompt: for the command that samples.
     """
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
@@ -203,7 +208,7 @@ def close(
         final,
         {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
     )
-    run.writer.say(reporting.summary(run, final, found, stories, path))
+    run.writer.say(reporting.summary(run, final, found, stories, path, prompt))
     return {**final, "checkpoint": str(path), "stories": stories}
 
 
