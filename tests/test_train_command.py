@@ -127,15 +127,19 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
     assert story == [r["samples/story"] for r in records if "samples/story" in r][-1]
 
 
-@pytest.mark.parametrize("tokens, scored_again", [(128, True), (256, False)])
-def test_the_closing_evaluation_takes_as_many_tokens_as_told(corpus, tmp_path, capsys, tokens, scored_again):
+@pytest.mark.parametrize(
+    "tokens, scored_again, flag", [(128, True, "--eval_tokens"), (256, False, "--final_eval_tokens")]
+)
+def test_the_closing_evaluation_takes_as_many_tokens_as_told(
+    corpus, tmp_path, capsys, tokens, scored_again, flag
+):
     """The first ones, as --eval_only scores them; not once more where the last evaluation did (256)."""
     flags = [*RUN, *corpus, "--max_iters", 1, "--final_eval_tokens", tokens, "--no-use_tensorboard"]
     assert run_here(tmp_path, *flags) == 0
     assert ("closing evaluation on 128 validation tokens" in capsys.readouterr().err) == scored_again
     (closing,) = (r for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r)
     assert closing["final/validation_tokens"] == tokens
-    assert run_here(tmp_path, "--eval_only", "model", "--eval_tokens", tokens, "--threads", 1) == 0
+    assert run_here(tmp_path, "--eval_only", "model", flag, tokens, "--threads", 1) == 0
     told = f"{closing['final/loss']:.4f} +- {closing['final/loss_standard_error']:.4f} nats/token"
     assert told in capsys.readouterr().out
 

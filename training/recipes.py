@@ -48,9 +48,7 @@ def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:
 
 
 def for_a_cpu(cfg: TrainConfig, given: frozenset[str]) -> TrainConfig:
-    """Lower batch_size and grad_accum to a step of CPU_STEP_TOKENS, or of one row; keep those that were
-    given.
-    """
+    """Lower batch_size and grad_accum, unless given, to a step of CPU_STEP_TOKENS or of one row."""
     if cfg.slots_per_step <= CPU_STEP_TOKENS:
         return cfg
     accum = cfg.grad_accum if "grad_accum" in given else 1

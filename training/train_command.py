@@ -56,7 +56,8 @@ def run(command: CommandLine) -> int:
         cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
     )
     if cfg.eval_only:
-        tokens = cfg.eval_tokens if "eval_tokens" in command.given else None
+        bounds = ("final_eval_tokens", "eval_tokens")
+        tokens = next((getattr(cfg, name) for name in bounds if name in command.given), None)
         print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
         return 0
     try:
