@@ -61,7 +61,7 @@ def test_a_rule_without_a_loss_measures_the_balance_all_the_same(rule):
 # ------------------------------------------------------------------------------------------- real runs
 
 
-def test_aux_global_remembers_the_whole_step_before_and_nothing_at_the_first(tmp_path, corpus, monkeypatch):
+def test_aux_global_uses_the_load_of_the_whole_previous_step(tmp_path, corpus, monkeypatch):
     accumulate, seen = trainer.accumulate_gradients, []
 
     def watched(*args, previous_share, **kwargs):
@@ -80,9 +80,7 @@ def test_aux_global_remembers_the_whole_step_before_and_nothing_at_the_first(tmp
     torch.testing.assert_close(saved, loads[-1] / loads[-1].sum(-1, keepdim=True), rtol=1e-6, atol=0)
 
 
-def test_the_bias_moves_with_the_learning_rate_once_per_step_and_never_by_evaluation(
-    tmp_path, corpus, monkeypatch
-):
+def test_the_bias_moves_once_per_step_in_proportion_to_the_learning_rate(tmp_path, corpus, monkeypatch):
     loads, rates = [], []
 
     def watched(model, load, rate):
@@ -108,7 +106,7 @@ def test_the_bias_moves_with_the_learning_rate_once_per_step_and_never_by_evalua
             torch.testing.assert_close(bias, expected[layer], rtol=0, atol=1e-7)
             assert abs(float(bias.mean())) < 1e-8
     assert min(rates) < max(rates) == pytest.approx(0.01)
-    assert expected.abs().max() > 0.01  # it went on over several steps
+    assert expected.abs().max() > 0.01  # more than one step moves it
 
 
 def test_evaluation_leaves_weights_and_bias_alone():

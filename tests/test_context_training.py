@@ -81,7 +81,7 @@ def test_gradients_flow_through_the_windows_segments_and_no_further(tbptt, grad_
     for name, p in model.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(ours[name], p.grad, rtol=0, atol=1e-12)
-    # a longer window is another gradient; in a window of one the gate is never asked again
+    # the gate has a gradient only where the state passes from one segment to the next within a window
     gate = ours.get("update_gate.linear.weight")
     assert (gate is None) == (tbptt == 1)
 
@@ -125,7 +125,7 @@ def test_a_stop_saves_at_the_end_of_a_window_and_names_its_script(tmp_path, corp
 # --------------------------------------------------------------------------------------------- what it shows
 
 
-def test_metrics_tell_of_the_state_and_of_each_segment(straight):
+def test_metrics_include_the_state_and_each_segment(straight):
     records = read_metrics(straight / "model_context/metrics.jsonl")
     shown = {tag: value for record in records for tag, value in record.items()}
     assert 0 < shown["context/state_norm"] <= 32**0.5 + 1e-4
@@ -146,13 +146,13 @@ def test_runs_have_a_tensorboard_folder_of_their_own(tmp_path, corpus):
     assert (tmp_path / "runs_context").is_dir() and not (tmp_path / "runs").exists()
 
 
-def test_an_evaluation_by_itself_gives_the_closing_figures(straight, capsys):
+def test_eval_only_gives_the_closing_figures(straight, capsys):
     assert here(straight, "--eval_only", "model_context") == 0
     assert f"validation loss {closing(straight)['final/loss']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_the_trunk_on_the_same_lanes_sees_and_scores_the_same_tokens(tmp_path, corpus, straight):
+def test_the_trunk_on_the_same_lanes_scores_the_same_tokens(tmp_path, corpus, straight):
     flags = [*FLAGS, *corpus, "--packing", "lanes", "--grad_accum", 4]
     assert run_here(tmp_path, *flags) == 0
     ours, theirs = (
@@ -231,7 +231,7 @@ def test_a_run_starts_from_the_weights_of_a_trunk(tmp_path, corpus):
         torch.testing.assert_close(ours["model"][name], weight, rtol=0, atol=1e-6)
 
 
-def test_the_documents_may_be_of_any_lengths(tmp_path):
+def test_documents_may_have_any_length(tmp_path):
     texts = ["a", "b c", *documents(8), " ".join(documents(10, seed=1)), *(f"{n} z" for n in range(20))]
     train = write_jsonl(tmp_path / "stories.jsonl", texts)
     flags = ["--dataset", train, "--val_dataset", train, "--batch_size", 40, "--max_iters", 1]
@@ -262,7 +262,9 @@ def test_the_documents_may_be_of_any_lengths(tmp_path):
         ("train_context", "--resume --block_size 7", r"=7 \(saved: 6\) would change it"),
     ],
 )
-def test_what_does_not_go_together_is_one_sentence(straight, corpus, capsys, script, flags, message):
+def test_settings_that_do_not_fit_are_refused_in_one_sentence(
+    straight, corpus, capsys, script, flags, message
+):
     before = sorted(straight.rglob("*"))
     data = corpus if "--resume" not in flags and "--eval_only" not in flags else []
     assert run_here(straight, *flags.split(), *data, script=script) == 2

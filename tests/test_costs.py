@@ -119,14 +119,14 @@ def test_the_report_multiplies_tokens_and_flops():
     assert row(text, "two laptop cores").endswith("about 3,100 steps, 6,300,000 tokens")
 
 
-def test_the_row_of_two_cores_is_the_speed_that_was_measured():
+def test_the_speed_of_two_cores_is_the_measured_one():
     facts = json.loads((RESULTS / "tinystories_20_minutes.json").read_text())
     per_token = build_config("gptoss", "toy").flops_per_token(256)
     rate = next(machine.flops for machine in MACHINES if "cores" in machine.name) / per_token
     assert rate == pytest.approx(facts["final"]["final/tokens_per_second"], rel=0.03)
 
 
-def test_memory_and_speed_of_a_row_are_of_one_precision():
+def test_memory_and_speed_of_a_machine_are_of_one_dtype():
     config = build_config("gptoss", "medium")
     cfgs = [TrainConfig(dtype=dtype, batch_size=64) for dtype in ("float32", "bfloat16")]
     full, half = (gigabytes(cfg, config) for cfg in cfgs)
@@ -154,12 +154,12 @@ def test_memory_and_speed_of_a_row_are_of_one_precision():
         ("custom", SMALL, "gptoss custom with 4,096 ids"),  # the weights of another program
     ],
 )
-def test_a_model_is_told_with_the_fields_in_which_it_differs_from_its_preset(size, changes, told):
+def test_the_report_names_the_fields_that_differ_from_the_preset(size, changes, told):
     text = report(TrainConfig(model_size=size), build_config("gptoss", "toy", changes))
     assert told in text.splitlines()[0]
 
 
-def test_what_does_not_fit_is_said_of_this_device_and_of_each_machine():
+def test_a_run_that_does_not_fit_is_reported_for_this_device_and_each_machine():
     small, large = (build_config("gptoss", size) for size in ("toy", "gpt-oss-20b"))
     assert "does not fit" not in report(TrainConfig(device="cpu"), small, available=16e9)
     text = report(TrainConfig(device="cpu"), small, available=1e8)

@@ -47,12 +47,12 @@ def test_a_recipe_fits_its_model(path):
 
 
 @pytest.mark.parametrize("path", SIZES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_the_recipe_of_a_size_holds_settings_of_a_run_only_so_that_it_goes_with_any_model(path):
+def test_the_recipe_of_a_size_holds_no_field_of_a_model(path):
     cls = ContextTrainConfig if path in CONTEXT else TrainConfig
     assert read_yaml(path).keys() <= {name for name in cls.__dataclass_fields__}
 
 
-def test_the_toy_recipes_are_what_no_recipe_gives():
+def test_the_toy_recipes_equal_the_defaults():
     assert parse("--config", recipes.CONFIGS / "toy.yaml").config == TrainConfig()
     path = recipes.CONFIGS / "context/toy.yaml"
     assert parse("--config", path, config_class=ContextTrainConfig).config == ContextTrainConfig()
@@ -61,7 +61,7 @@ def test_the_toy_recipes_are_what_no_recipe_gives():
 # ------------------------------------------------------------------------------------ under the flags
 
 
-def test_a_size_brings_its_recipe_and_flags_stand_above_it():
+def test_flags_override_the_recipe_of_the_size():
     cfg, _, config, _, lines = resolve("--model_size", "medium", "--max_iters", 7, "--batch_size", 64)
     recipe = read_yaml(recipes.CONFIGS / "medium.yaml")
     assert all(getattr(cfg, name) == recipe[name] for name in ("lr", "block_size", "eval_every"))
@@ -69,7 +69,7 @@ def test_a_size_brings_its_recipe_and_flags_stand_above_it():
     assert lines == ("recipe: configs/medium.yaml, changed: max_iters 7 (recipe: 10000)",)
 
 
-def test_a_config_file_changes_what_it_names_and_no_more(tmp_path):
+def test_a_config_file_overrides_only_what_it_names(tmp_path):
     (tmp_path / "mine.yaml").write_text("model_size: medium\nlr: 1.0e-3\ngrad_accum: 2\n")
     cfg = resolve("--config", tmp_path / "mine.yaml", "--lr", "2e-3").cfg
     assert (cfg.lr, cfg.grad_accum, cfg.block_size, cfg.eval_every) == (2e-3, 2, 512, 500)
@@ -110,7 +110,7 @@ def test_without_a_recipe_a_size_takes_the_defaults_and_says_so():
     assert (asked.lr, asked.batch_size, asked.eval_every) == (8e-3, 8, 250)
 
 
-def test_the_names_of_other_files_in_configs_are_no_sizes():
+def test_other_files_in_configs_are_not_recipes_of_a_size():
     for size in ("../configs/toy", "light", "quickstart", "gpt2"):
         assert recipes.recipe_path(TrainConfig(), size) is None
     assert recipes.recipe_path(ContextTrainConfig(), "gpt2") is None
@@ -124,7 +124,7 @@ def test_the_names_of_other_files_in_configs_are_no_sizes():
     [({}, 4, 1), ({"batch_size": 6}, 6, 1), ({"grad_accum": 2}, 2, 2), ({"block_size": 2048}, 1, 1)],
     ids=str,
 )
-def test_on_a_cpu_a_recipe_keeps_the_tokens_of_a_step_unless_asked_otherwise(given, rows, accum):
+def test_on_a_cpu_a_step_has_at_most_2048_tokens_unless_flags_say_otherwise(given, rows, accum):
     flags = [word for name, value in given.items() for word in (f"--{name}", value)]
     cfg, *_, lines = resolve("--model_size", "medium", *flags)
     assert (cfg.batch_size, cfg.grad_accum) == (rows, accum)
@@ -140,7 +140,7 @@ def test_a_run_of_more_than_twelve_hours_says_what_would_make_it_shorter(no_down
 # ------------------------------------------------------------------------------------ given weights
 
 
-def test_given_weights_bring_their_size_and_with_it_the_recipe(monkeypatch):
+def test_the_size_of_given_weights_selects_the_recipe(monkeypatch):
     flags = ["--init_from", Path(__file__).parent / "fixtures/trunk/checkpoint_6.pt", "--block_size", 16]
     assert resolve(*flags).lines == ("recipe: configs/toy.yaml, changed: block_size 16 (recipe: 256)",)
     monkeypatch.setattr(start.checkpoint, "saved_settings", lambda saved, path: {"model_size": "medium"})

@@ -78,7 +78,7 @@ def recorded(folder: Path) -> set[str]:
 # ------------------------------------------------------------------------------------ --dataset auto
 
 
-def test_without_a_network_the_default_is_the_bundled_stories_said_and_recorded(
+def test_without_a_network_auto_means_the_bundled_stories_and_is_recorded_so(
     offline, tmp_path, capsys, monkeypatch
 ):
     assert run_here(tmp_path, *RUN) == 0
@@ -89,7 +89,7 @@ def test_without_a_network_the_default_is_the_bundled_stories_said_and_recorded(
     assert recorded(tmp_path) == {"bundled"}
     before = load(tmp_path / "model/checkpoint_4.pt")["model"]
 
-    # resumed where the Hub can be reached again, it stays what it was and asks nobody
+    # a resumed run keeps its dataset, and does not ask the Hub, which answers again
     (tmp_path / "model/checkpoint_4.pt").unlink()
     metrics = tmp_path / "model/metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
@@ -151,7 +151,7 @@ def test_an_evaluation_on_given_data_takes_nothing_from_the_run(given, offline, 
     assert "of other.txt" in out and "dataset auto" not in err  # nothing to choose
 
 
-def test_data_of_a_run_that_is_gone_is_an_error_after_its_name(given, capsys, tmp_path):
+def test_missing_data_of_a_run_is_an_error_that_names_it(given, capsys, tmp_path):
     state = load(given / "model/checkpoint_2.pt")
     state["train_config"] |= {"dataset": "gone.txt", "val_dataset": None}
     torch.save(state, tmp_path / "checkpoint_2.pt")
@@ -164,7 +164,7 @@ def test_data_of_a_run_that_is_gone_is_an_error_after_its_name(given, capsys, tm
 # --------------------------------------------------------------------------------------- --init_from
 
 
-def test_a_run_from_a_folder_records_the_file_that_was_meant(given, tmp_path, corpus, capsys):
+def test_init_from_a_folder_records_its_newest_checkpoint(given, tmp_path, corpus, capsys):
     flags = "--device cpu --block_size 16 --batch_size 4 --max_iters 1 --eval_tokens 16".split()
     flags += ["--final_eval_tokens", 16, "--no-use_tensorboard"]
     assert run_here(tmp_path, *flags, "--init_from", given / "model", *corpus) == 0
@@ -173,7 +173,7 @@ def test_a_run_from_a_folder_records_the_file_that_was_meant(given, tmp_path, co
     assert settings["init_from"] == str(given / "model/checkpoint_4.pt")
 
 
-def test_a_folder_without_a_checkpoint_is_one_line(tmp_path, capsys):
+def test_a_folder_without_a_checkpoint_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for flag in ("--init_from", "--eval_only"):
         assert run_here(tmp_path, flag, "empty") == 2
@@ -196,7 +196,7 @@ def test_a_folder_without_a_checkpoint_is_one_line(tmp_path, capsys):
         ("--norm layernorm", "norm rmsnorm (got layernorm)"),
     ],
 )
-def test_an_override_under_which_the_weights_do_not_fit_is_named(
+def test_overrides_that_change_the_shapes_of_the_weights_are_named(
     given, tmp_path, corpus, capsys, flags, told
 ):
     path = given / "model/checkpoint_4.pt"
@@ -277,7 +277,7 @@ ODD_STRIDES = {
 }
 
 
-def test_tensors_of_odd_strides_continue_as_their_values_say(stopped, tmp_path):
+def test_saved_tensors_with_odd_strides_continue_like_contiguous_ones(stopped, tmp_path):
     """A file once took down the process here: an optimizer wrote past the end of a storage of one number."""
     states = []
     for name in ("odd", "plain"):
@@ -298,7 +298,7 @@ def test_tensors_of_odd_strides_continue_as_their_values_say(stopped, tmp_path):
 # ------------------------------------------------------------------------------ --resume_from
 
 
-def test_a_damaged_newest_checkpoint_names_the_newest_good_one_and_that_goes_on(copied, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_names_the_newest_good_one_to_resume_from(copied, tmp_path, capsys):
     flip_a_bit(copied / "checkpoint_4.pt")
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
@@ -311,7 +311,7 @@ def test_a_damaged_newest_checkpoint_names_the_newest_good_one_and_that_goes_on(
     assert {"checkpoint_4.pt.set_aside", "checkpoint_6.pt"} <= names
 
 
-def test_a_run_that_goes_back_ends_where_it_had_ended(stopped, tmp_path):
+def test_resume_from_an_older_checkpoint_ends_with_the_same_bits(stopped, tmp_path):
     for name, flags in (("back", ["--resume_from", "model/checkpoint_2.pt"]), ("on", ["--resume"])):
         shutil.copytree(stopped, tmp_path / name)
         assert run_here(tmp_path / name, *flags, "--out_dir", "model") == 0
@@ -321,7 +321,7 @@ def test_a_run_that_goes_back_ends_where_it_had_ended(stopped, tmp_path):
     assert [place for place in found if not place.endswith(free)] == []
 
 
-def test_going_back_renames_nothing_where_another_file_is_damaged_and_forgets_a_best_that_is_gone(
+def test_resume_from_renames_nothing_if_a_file_is_damaged_and_forgets_a_best_that_is_gone(
     copied, tmp_path, capsys
 ):
     records = copied / "metrics.jsonl"
@@ -333,7 +333,7 @@ def test_going_back_renames_nothing_where_another_file_is_damaged_and_forgets_a_
     assert not (copied / "best.json").exists()
 
 
-def test_given_weights_that_are_damaged_name_the_newest_good_ones(copied, tmp_path, capsys):
+def test_damaged_weights_to_evaluate_name_the_newest_good_ones(copied, tmp_path, capsys):
     for name, told in (
         ("checkpoint_4.pt", "the newest good one is model/checkpoint_2.pt"),
         ("checkpoint_2.pt", "no older one in its folder is good either"),
@@ -343,14 +343,14 @@ def test_given_weights_that_are_damaged_name_the_newest_good_ones(copied, tmp_pa
         assert told in capsys.readouterr().err
 
 
-def test_only_a_checkpoint_of_the_run_can_be_gone_back_to(copied, tmp_path, capsys):
+def test_resume_from_accepts_only_checkpoints_of_the_run(copied, tmp_path, capsys):
     shutil.copy(copied / "checkpoint_2.pt", tmp_path / "mine.pt")
     for name in ("mine.pt", "model/checkpoint_3.pt", "model"):
         assert run_here(tmp_path, "--resume_from", name) == 2
         assert "resume_from must be a checkpoint_<step>.pt of the run in " in capsys.readouterr().err
 
 
-def test_a_renamed_checkpoint_is_told_its_own_name(copied, tmp_path, capsys):
+def test_a_renamed_checkpoint_is_refused_with_its_right_name(copied, tmp_path, capsys):
     (copied / "checkpoint_4.pt").rename(copied / "checkpoint_9.pt")
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     told = "holds step 4, which is not that of its name; rename it to checkpoint_4.pt"
@@ -358,9 +358,7 @@ def test_a_renamed_checkpoint_is_told_its_own_name(copied, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"starts": 7}'])
-def test_a_run_with_a_damaged_config_json_is_refused_before_anything_is_touched(
-    given, tmp_path, capsys, content
-):
+def test_a_run_with_a_damaged_config_json_is_refused_before_a_file_changes(given, tmp_path, capsys, content):
     shutil.copytree(given / "model", tmp_path / "model")
     (tmp_path / "model/config.json").write_text(content)
     before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -370,7 +368,7 @@ def test_a_run_with_a_damaged_config_json_is_refused_before_anything_is_touched(
     assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
-def test_settings_of_a_given_checkpoint_are_checked_before_they_are_used(given, tmp_path, capsys):
+def test_damaged_settings_in_a_given_checkpoint_are_refused(given, tmp_path, capsys):
     state = load(given / "model/checkpoint_4.pt")
     torch.save(changed(state, ["train_config", "block_size"], [16]), tmp_path / "a.pt")
     torch.save(changed(state, ["tokenizer", "name"], KeyError), tmp_path / "b.pt")

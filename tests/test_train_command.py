@@ -130,7 +130,7 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
 @pytest.mark.parametrize(
     "tokens, scored_again, flag", [(128, True, "--eval_tokens"), (256, False, "--final_eval_tokens")]
 )
-def test_the_closing_evaluation_takes_as_many_tokens_as_told(
+def test_final_eval_tokens_bounds_the_closing_evaluation(
     corpus, tmp_path, capsys, tokens, scored_again, flag
 ):
     """The first ones, as --eval_only scores them; not once more where the last evaluation did (256)."""
@@ -144,7 +144,7 @@ def test_the_closing_evaluation_takes_as_many_tokens_as_told(
     assert told in capsys.readouterr().out
 
 
-def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, monkeypatch, capsys):
+def test_the_closing_summary_has_the_figures_and_commands_that_work(finished, monkeypatch, capsys):
     folder, err = finished
     closing = {}
     for record in read_metrics(folder / "model/metrics.jsonl"):
@@ -313,7 +313,7 @@ def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus
         assert "tokens was prepared with tokenizer bundled1536" in refused(*RUN, *flags)
 
 
-def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_bring_it(refused, corpus, monkeypatch, tmp_path):
+def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_provide_it(refused, corpus, monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer, "DOWNLOAD_HOST", "http://127.0.0.1:9/")
     told = refused(*RUN, *corpus, "--tokenizer", "gpt2")
@@ -376,7 +376,7 @@ def test_weights_without_a_run_cannot_be_resumed(refused, finished):
     assert "holds a model but no run to continue" in told and "--init_from" in told
 
 
-def test_the_weights_name_model_and_tokenizer(refused, finished, corpus):
+def test_the_size_and_the_tokenizer_of_given_weights_cannot_change(refused, finished, corpus):
     held = ["--init_from", finished[0] / "model/checkpoint_6.pt", *corpus, "--block_size", 16]
     assert "tokenizer of" in refused(*held, "--tokenizer", "gpt2")
     assert "model_size of" in refused(*held, "--model_size", "medium")

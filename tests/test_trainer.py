@@ -66,7 +66,7 @@ def updated(batches, cfg, share=None):
     optimizers = build_optimizers(model, cfg)
     result = step(model, batches, cfg, share)
     norms = apply_gradients(parameter_kinds(model), optimizers, result, cfg.grad_clip)
-    assert norms["total"] > cfg.grad_clip  # clipping takes part
+    assert norms["total"] > cfg.grad_clip  # so the gradient is clipped
     if cfg.balance == "bias":
         update_selection_bias(model, result.load, cfg.bias_rate)
     return model, result
@@ -92,7 +92,7 @@ def test_four_micro_batches_are_one_batch_four_times_as_large(optimizer, balance
         torch.testing.assert_close(getattr(one, name), getattr(four, name), msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_aux_looks_at_one_micro_batch_and_so_differs_when_a_batch_is_split():
+def test_aux_depends_on_how_a_batch_is_split():
     cfg, batch = replace(CFG, balance="aux"), batch_of(8)
     whole, parts = updated([batch], cfg)[0], updated(split(batch, 4), cfg)[0]
     router = "block.0.mlp.gate.weight"
@@ -117,7 +117,7 @@ def test_bits_per_byte_of_a_step_counts_text_tokens_only():
     batch = batch_of(4)
     result = step(new_model(), split(batch, 2), CFG)
     losses = new_model()(**batch).token_losses.double()
-    text = TOKEN_BYTES[batch["targets"]] > 0  # ids 0, 5, 10, ... have no bytes: as special tokens
+    text = TOKEN_BYTES[batch["targets"]] > 0  # ids 0, 5, 10, ... have no bytes, like special tokens
     assert not text.all() and float(result.nats) == pytest.approx(float(losses[text].sum()), rel=1e-6)
     assert float(result.num_bytes) == float(TOKEN_BYTES[batch["targets"]].sum())
 
@@ -154,7 +154,7 @@ def test_clipping_scales_the_whole_gradient_to_its_limit_and_reports_the_norm_be
     "overflowing, place",
     [("block.1.attn.out.weight", "the output of block.1.attn.out"), ("unembedding.weight", "the loss")],
 )
-def test_a_step_that_is_not_finite_names_itself_the_place_and_the_last_good_checkpoint(
+def test_a_step_that_is_not_finite_is_named_with_the_place_and_the_last_good_checkpoint(
     tmp_path, corpus, capsys, monkeypatch, overflowing, place
 ):
     train_step, kept = trainer.train_step, {}
@@ -200,11 +200,11 @@ def test_a_run_limited_by_minutes_ends_by_its_own_clock(tmp_path, corpus):
     assert progress["tokens"] == progress["step"] * 64
 
 
-def test_two_runs_from_one_seed_are_equal_and_another_seed_is_not(tmp_path, corpus):
+def test_runs_with_one_seed_are_equal_and_another_seed_differs(tmp_path, corpus):
     flags = [*TINY, *corpus, "--max_iters", 3, "--dropout", 0.1, "--no-use_tensorboard"]
     ends = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        torch.rand(3)  # what a process drew before must not matter
+        torch.rand(3)  # random numbers drawn before a run must not matter
         assert run_here(tmp_path / name, *flags, "--seed", seed) == 0
         ends.append(load(tmp_path / name / "model/checkpoint_3.pt"))
     for part in ("model", "optimizers", "rng", "data"):

@@ -79,7 +79,7 @@ def by_hand(model, tokenizer):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_an_evaluation_is_a_computation_by_hand(model, tokenizer, batch_size):
+def test_an_evaluation_equals_a_computation_by_hand(model, tokenizer, batch_size):
     losses, is_text = by_hand(model, tokenizer)
     assert is_text.sum() == len(losses) - len(TEXTS)
     found = score(model, tokenizer, batch_size)

@@ -29,7 +29,7 @@ TINY = (
 SMALL = dict(num_hidden_layers=2, hidden_size=20, num_attention_heads=6, num_key_value_heads=3, head_dim=4)
 SMALL |= dict(num_experts=5, experts_per_token=2, intermediate_size=9, rope_scaling_factor=1.0)
 
-SAMPLE_TOKENS = 24  # of a run's stories, which a model without a context limit would tell for 300
+SAMPLE_TOKENS = 24  # of a sampled story, in place of 300 for a model without a context limit
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -67,7 +67,7 @@ class ToyRun:
         self._logs = [folder / "stdout", folder / "stderr"]
         arguments = list(map(str, flags)), folder, self._logs, at_step, action, environment or {}, script
         self._process = _processes.Process(target=_run, args=arguments, daemon=True)
-        with pytest.MonkeyPatch.context() as patch:  # the server starts here once, and knows no sys.path
+        with pytest.MonkeyPatch.context() as patch:  # the server starts here, without this sys.path
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
             patch.setenv("OMP_NUM_THREADS", "1")
             multiprocessing.forkserver.ensure_running()
