@@ -37,7 +37,7 @@ from training.validation import Evaluation, Interrupted, evaluate
 class Stopped(Exception):
     """The run was stopped by a signal and has saved a checkpoint; the message says how to continue."""
 
-    def __init__(self, stop: StopRequest, path: Path, program: str = TrainConfig.program):
+    def __init__(self, stop: StopRequest, path: Path, program: str):
         self.signal = stop.signal
         super().__init__(
             f"stopped by {self.signal.name} and saved {path}; "
@@ -54,11 +54,11 @@ def train(
     *,
     resumed: dict[str, Any] | None = None,
     lines: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> None:
     """Train until max_iters or max_minutes, and write cfg.out_dir and the files of TensorBoard.
 
     cfg: resolved, without "auto".  model: on the CPU or on cfg.device.  resumed: the checkpoint to continue.
-    lines: printed first.  Returns the final figures, the path of the last checkpoint, and sampled stories.
+    lines: printed first.
     Raises Stopped after Ctrl-C or SIGTERM, ValueError for a NaN or bad data, CannotWrite for a full disk.
     """
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
@@ -101,7 +101,7 @@ def train(
         same = all_scored or cfg.final_eval_tokens == cfg.eval_tokens
         found = evaluated[1] if evaluated and same else None
         prompt = reporting.first_words(tokenizer, fixed[0]["input_ids"][0])
-        return close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found, prompt)
+        close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found, prompt)
 
 
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
@@ -185,8 +185,8 @@ def close(
     batches: Iterable[dict[str, torch.Tensor]],
     found: Evaluation | None,
     prompt: str,
-) -> dict[str, Any]:
-    """Do the final evaluation, and print stories, figures and the next commands. Returns what train returns.
+) -> None:
+    """Do the final evaluation, then log and print the figures, stories and the next commands.
 
     found: the last evaluation, if it scored the same tokens.  prompt: for the command that samples.
     """
@@ -209,11 +209,10 @@ def close(
         {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
     )
     run.writer.say(reporting.summary(run, final, found, stories, path, prompt))
-    return {**final, "checkpoint": str(path), "stories": stories}
 
 
 def scored_batches(
-    cfg: TrainConfig, validation: Source, tokenizer: Any, max_tokens: int | None = None
+    cfg: TrainConfig, validation: Source, tokenizer: Any, max_tokens: int | None
 ) -> Iterator[dict[str, torch.Tensor]]:
     """All or the first max_tokens validation tokens, in batches with the packing of training."""
     size = {"batch_size": cfg.batch_size, "block_size": cfg.block_size, "max_tokens": max_tokens}
@@ -223,7 +222,7 @@ def scored_batches(
 
 
 def evaluate_only(
-    cfg: TrainConfig, model: nn.Module, tokenizer: Any, validation: Source, max_tokens: int | None = None
+    cfg: TrainConfig, model: nn.Module, tokenizer: Any, validation: Source, max_tokens: int | None
 ) -> str:
     """Score all or the first max_tokens validation tokens. Returns the line that --eval_only prints."""
     device = torch.device(cfg.device)
