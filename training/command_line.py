@@ -130,7 +130,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     if size > MOST_VALUES:
         raise ValueError(
             f"{path}: must hold at most {MOST_VALUES:,} values, aliases (*name) written out, and holds more; "
-            "leave in it only settings"
+            "remove what is not a setting"
         )
     if values is None:
         return {}

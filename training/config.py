@@ -33,7 +33,7 @@ class TrainConfig:
         "tinystories, bundled, a .txt, .jsonl or .parquet file, a folder, or a name on the Hub; "
         "auto = tinystories if the Hub or its cache has it, else bundled",
     )
-    val_dataset: str | None = option(None, "validation data; none = the own split, or 1% by hash")
+    val_dataset: str | None = option(None, "validation data; none = the dataset's split, or 1% by hash")
     text_column: str = option(TEXT_COLUMN, "column that holds a document's text")
     tokenizer: str = option(TOKENIZER, "stories4k, bundled1536, gpt2, o200k_harmony, or a rank file")
     packing: Literal["packed", "lanes"] = option("packed", "documents joined, or one along each row")
@@ -49,11 +49,13 @@ class TrainConfig:
 
     # optimization
     lr: float = option(8e-3, "peak learning rate; adamw needs about half of muon's", above=0)
-    schedule: Literal["wsd", "cosine"] = option("wsd", "constant, then linear decay; or cosine decay")
+    schedule: Literal["wsd", "cosine"] = option(
+        "wsd", "learning rate: constant, then linear decay; or cosine"
+    )
     warmup: float = option(0.02, "share of the run with linear warmup", at_least=0, below=1)
     decay: float = option(0.4, "share of the run with linear decay to 0 (wsd)", at_least=0, at_most=1)
     grad_clip: float = option(1.0, "largest norm of the whole gradient; 0 = no clipping", at_least=0)
-    optimizer: Literal["adamw", "muon"] = option("muon", "for the matrices; adamw updates the rest")
+    optimizer: Literal["adamw", "muon"] = option("muon", "optimizer of matrices; adamw updates the rest")
     weight_decay: float = option(0.1, "decoupled: a step shrinks weights by lr * weight_decay", at_least=0)
 
     # router
