@@ -95,8 +95,9 @@ def find_config(name: str, config_class: type[TrainConfig]) -> Path:
     if path.exists() and (name not in shipped or path.is_file()):
         return path
     if name not in shipped:
+        folder = "configs/context/" if config_class.carries else "configs/"
         raise ValueError(
-            f"{name}: cannot be read: there is no such file, and configs/{'context/' * config_class.carries} has "
+            f"{name}: cannot be read: there is no such file, and {folder} has "
             f"{', '.join(shipped)}{did_you_mean(name, shipped)}"
         )
     return shipped[name]

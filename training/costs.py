@@ -102,8 +102,9 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     per_step = cfg.slots_per_step
     memory = memory_bytes(cfg, config)
     needed = sum(memory.values())
+    differences = (*changed_fields(cfg, config), f"{config.vocab_size:,} ids")
     lines = [
-        f"{cfg.model} {cfg.model_size} with {', '.join((*changed_fields(cfg, config), f'{config.vocab_size:,} ids'))}",
+        f"{cfg.model} {cfg.model_size} with {', '.join(differences)}",
         f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
         f"{counts['embedding']:,} of the total in the input embedding",
         f"FLOPs per token  {flops:,.0f} (forward and backward)",
