@@ -1,4 +1,4 @@
-"""Train a model: parse -> build -> training.trainer.train. `python train.py --help` lists the flags."""
+"""Train a language model. `python train.py --help` lists the flags."""
 
 import sys
 

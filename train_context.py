@@ -1,6 +1,6 @@
-"""Train the context-vector variant: as train.py, on segments whose state lives as long as their document.
+"""Train a model that carries a state vector from each segment of a document to the next.
 
-`python train_context.py --help` lists the flags; what it adds is in training/config.py.
+`python train_context.py --help` lists the flags. They are those of train.py with other defaults, and --tbptt.
 """
 
 import sys

@@ -228,6 +228,27 @@ def test_a_bad_command_line_is_refused_in_one_line(argv, words):
     assert words in refused(*argv.split())
 
 
+def test_all_unknown_names_are_told_at_once(yaml_file):
+    assert refused("--batch_sise", "4", "--zzzz=1", "--grad_clipp", "1") == (
+        "3 flags are unknown: '--batch_sise' (did you mean '--batch_size'?), '--zzzz', "
+        "'--grad_clipp' (did you mean '--grad_clip'?); --help and --help_model list the names"
+    )
+    told = refused("--config", yaml_file("lrr: 1\nzzzz: 2"))
+    assert "run.yaml: 2 keys are unknown: 'lrr' (did you mean 'lr'?), 'zzzz'; " in told
+
+
+def test_a_file_of_settings_is_found_by_its_name_and_told_where_its_flag_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = parse("--config", "medium")
+    assert (line.config.model_size, line.config.block_size) == ("medium", 512)
+    Path("medium").write_text("block_size: 7")  # a path stands before a name
+    assert parse("--config", "medium").config.block_size == 7
+    assert "configs/ has gpt2, large, light, " in refused("--config", "lihgt")
+    assert refused("--config", "lihgt").endswith("did you mean 'light'?")
+    for word in ("configs/toy.yaml", "light"):
+        assert refused(word) == f"{word!r} is not a flag; use --config {word}"
+
+
 def test_a_wrong_type_in_yaml_names_the_field_and_the_file(yaml_file):
     assert "run.yaml: max_iters must be a whole" in refused("--config", yaml_file("max_iters: 1e3"))
     assert "run.yaml: num_experts must be" in refused("--config", yaml_file("num_experts: many"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_run import SMALL
 
 from architecture.interface import logit_rows
 from architecture.registry import build_config, build_model
@@ -15,10 +16,6 @@ from training.costs import MACHINES, memory_bytes, report
 from training.optimizer import build_optimizers
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-SMALL = dict(
-    num_hidden_layers=3, num_experts=5, experts_per_token=2, vocab_size=90, hidden_size=20, intermediate_size=9,
-    head_dim=4, num_attention_heads=6, num_key_value_heads=3, initial_context_length=16,
-)  # fmt: skip
 
 
 def num_bytes(tensors) -> int:
@@ -29,16 +26,15 @@ def num_bytes(tensors) -> int:
 @pytest.mark.parametrize(
     "switches",
     [
-        {},
-        {"tie_embeddings": True, "mlp": "gelu"},
+        {"tie_embeddings": True, "shared_experts": 3, "router": "topk_sigmoid"},
         {"moe_layers": (1,), "attention_bias": False, "norm": "layernorm"},
         {"moe_layers": (), "attention_sinks": False, "position": "learned"},
-        {"shared_experts": 3, "router": "topk_sigmoid"},
-        {"shared_experts": 2, "moe_layers": (0, 2), "mlp": "gelu"},
+        {"shared_experts": 2, "moe_layers": (0,), "mlp": "gelu"},
     ],
 )
 def test_weights_gradients_and_optimizer_are_those_of_a_built_model(optimizer, switches):
-    cfg, config = TrainConfig(optimizer=optimizer), build_config("gptoss", "toy", SMALL | switches)
+    sizes = SMALL | {"vocab_size": 90, "initial_context_length": 16}
+    cfg, config = TrainConfig(optimizer=optimizer), build_config("gptoss", "toy", sizes | switches)
     model = build_model("gptoss", config)
     ids = torch.arange(16)[None]
     model(ids, ids).loss.backward()
@@ -63,10 +59,7 @@ def kept_for_backward(model, ids) -> int:
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (
-                storage.nbytes(),
-                tensor,
-            )  # held, so that no address comes twice
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -81,9 +74,7 @@ def kept_for_backward(model, ids) -> int:
         (4, 128, {}),
         (2, 128, {"hidden_size": 256, "num_attention_heads": 2}),
         (2, 128, {"intermediate_size": 512}),
-        (2, 96, {"experts_per_token": 5, "num_hidden_layers": 2}),
-        (2, 96, {"mlp": "gelu", "moe_layers": (0, 2)}),
-        (2, 96, {"shared_experts": 3, "router": "topk_sigmoid"}),
+        (2, 96, {"experts_per_token": 5, "num_hidden_layers": 2, "router": "topk_sigmoid"}),
         (2, 96, {"shared_experts": 2, "mlp": "gelu", "moe_layers": (0, 2)}),
     ],
 )
@@ -99,21 +90,9 @@ def test_activations_are_estimated_to_15_percent(rows, tokens, overrides, attent
 
 def test_logits_never_count_for_more_than_one_block():
     config = build_config("gptoss", "toy")
-    small, large = (
-        memory_bytes(TrainConfig(batch_size=rows, block_size=64, device="cpu"), config)["logits"]
-        for rows in (2, 4096)
-    )
+    cfgs = (TrainConfig(batch_size=rows, block_size=64, device="cpu") for rows in (2, 4096))
+    small, large = (memory_bytes(cfg, config)["logits"] for cfg in cfgs)
     assert small == 2 * 4 * 2 * 64 * 4096 and large == 2 * 4 * logit_rows(4096, "cpu") * 4096
-
-
-def test_the_report_multiplies_tokens_and_flops():
-    cfg = TrainConfig(batch_size=3, block_size=100, grad_accum=2, max_iters=5000, dtype="float32")
-    config = build_config("gptoss", "toy")
-    text, flops = report(cfg, config), config.flops_per_token(100)
-    assert "step             600 tokens" in text
-    assert f"run              5,000 steps, 3,000,000 tokens, {3e6 * flops:.3g} FLOPs" in text
-    minutes = 3e6 * flops / 0.045e12 / 60
-    assert f"cores, float32, {gigabytes(cfg, config)}: about {minutes:,.1f} minutes" in text
 
 
 def gigabytes(cfg, config) -> str:
@@ -124,32 +103,63 @@ def row(text: str, machine: str) -> str:
     return next(line for line in text.splitlines() if machine in line)
 
 
-def test_the_row_of_two_cores_is_the_speed_that_was_measured():
+def test_the_report_multiplies_tokens_and_flops():
+    cfg = TrainConfig(batch_size=3, block_size=100, grad_accum=2, max_iters=5000, dtype="float32")
+    config = build_config("gptoss", "toy")
+    text, flops = report(cfg, config), config.flops_per_token(100)
+    assert "step             600 tokens" in text
+    assert f"run              5,000 steps, 3,000,000 tokens, {3e6 * flops:.3g} FLOPs" in text
+    minutes = 3e6 * flops / 0.045e12 / 60
+    assert f"cores, float32, {gigabytes(cfg, config)}: about {minutes:,.1f} minutes" in text
+    # a small model on a GPU costs its kernel launches: 90,000 x 4 layers x 2 ms
+    text = report(TrainConfig(max_iters=90_000), config)
+    assert row(text, "one H100").endswith("about 12.0 minutes")
+    text = report(TrainConfig(max_iters=None, max_minutes=20.0), config)
+    assert "run              20 minutes of training" in text
+    assert row(text, "two laptop cores").endswith("about 3,100 steps, 6,300,000 tokens")
+
+
+def test_the_speed_of_two_cores_is_the_measured_one():
     facts = json.loads((RESULTS / "tinystories_20_minutes.json").read_text())
     per_token = build_config("gptoss", "toy").flops_per_token(256)
     rate = next(machine.flops for machine in MACHINES if "cores" in machine.name) / per_token
     assert rate == pytest.approx(facts["final"]["final/tokens_per_second"], rel=0.03)
 
 
-def test_a_length_in_minutes_is_told_in_steps_and_tokens():
-    text = report(TrainConfig(max_iters=None, max_minutes=20.0), build_config("gptoss", "toy"))
-    assert "run              20 minutes of training" in text
-    assert row(text, "two laptop cores").endswith("about 3,100 steps, 6,300,000 tokens")
-
-
-def test_memory_and_speed_of_a_row_are_of_one_precision():
+def test_memory_and_speed_of_a_machine_are_of_one_dtype():
     config = build_config("gptoss", "medium")
-    by_dtype = {
-        dtype: gigabytes(TrainConfig(dtype=dtype, batch_size=64), config) for dtype in ("float32", "bfloat16")
-    }
-    assert by_dtype["float32"] != by_dtype["bfloat16"]
-    for asked in by_dtype:
-        text = report(TrainConfig(dtype=asked, batch_size=64), config)
-        assert f"float32, {by_dtype['float32']}: " in row(text, "two laptop cores")
-        assert f"bfloat16, {by_dtype['bfloat16']}: " in row(text, "one H100")
+    cfgs = [TrainConfig(dtype=dtype, batch_size=64) for dtype in ("float32", "bfloat16")]
+    full, half = (gigabytes(cfg, config) for cfg in cfgs)
+    assert full != half
+    for cfg in cfgs:
+        text = report(cfg, config)
+        assert f"float32, {full}: " in row(text, "two laptop cores")
+        assert f"bfloat16, {half}: " in row(text, "one H100")
 
 
-def test_what_does_not_fit_is_said_of_this_device_and_of_each_machine():
+@pytest.mark.parametrize(
+    "size, changes, told",
+    [
+        ("toy", {"vocab_size": 90}, "gptoss toy with 90 ids"),
+        (
+            "toy",
+            {"num_experts": 16, "norm": "layernorm"},
+            "toy with num_experts 16, norm layernorm, 4,096 ids",
+        ),
+        (
+            "toy",
+            SMALL,
+            "num_hidden_layers 2, num_experts 5, hidden_size 20, intermediate_size 9, 3 more changes, ",
+        ),
+        ("custom", SMALL, "gptoss custom with 4,096 ids"),  # the weights of another program
+    ],
+)
+def test_the_report_names_the_fields_that_differ_from_the_preset(size, changes, told):
+    text = report(TrainConfig(model_size=size), build_config("gptoss", "toy", changes))
+    assert told in text.splitlines()[0]
+
+
+def test_a_run_that_does_not_fit_is_reported_for_this_device_and_each_machine():
     small, large = (build_config("gptoss", size) for size in ("toy", "gpt-oss-20b"))
     assert "does not fit" not in report(TrainConfig(device="cpu"), small, available=16e9)
     text = report(TrainConfig(device="cpu"), small, available=1e8)
@@ -159,11 +169,6 @@ def test_what_does_not_fit_is_said_of_this_device_and_of_each_machine():
     text = report(TrainConfig(device="cuda"), large, available=500e9)
     assert re.search(r"\d{3}\.\d{3} GB in all, of 500\.0 GB available", text)
     assert row(text, "one H100").endswith(": does not fit")
-
-
-def test_a_small_model_on_a_gpu_costs_its_kernel_launches():
-    text = report(TrainConfig(max_iters=90_000), build_config("gptoss", "toy"))
-    assert row(text, "one H100").endswith("about 12.0 minutes")  # 90,000 x 4 layers x 2 ms
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -282,7 +282,7 @@ def test_a_run_killed_before_its_first_checkpoint_says_what_to_do(tmp_path, flag
 def test_the_command_to_go_on_with_survives_a_folder_with_a_space():
     stop = StopRequest()
     stop.signal = signal.SIGTERM
-    told = str(Stopped(stop, Path("my runs/first/checkpoint_6.pt")))
+    told = str(Stopped(stop, Path("my runs/first/checkpoint_6.pt"), "train.py"))
     command = shlex.split(told.partition("continue with: ")[2])
     assert command == ["python", "train.py", "--resume", "--out_dir", "my runs/first"]
 

@@ -3,18 +3,17 @@
 import functools
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from toy_corpus import documents
-from toy_run import TINY, differences, load, run, run_here
+from toy_run import TINY, differences, load, run_here
 
-from architecture.gptoss import ModelConfig, Transformer
 from common.files import read_json
-from data import hub, sources
+from data import sources
 from data.hub import HubUnreachable
+from training import trainer
 from training.state import checkpoint
 
 RUN = [*TINY, "--no-use_tensorboard", "--max_iters", 4, "--save_every", 2, "--eval_every", 4]
@@ -30,10 +29,31 @@ def given(tmp_path_factory, corpus) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, corpus) -> Path:
-    """A folder with a run of six steps in model/ that was killed in its sixth."""
-    folder = tmp_path_factory.mktemp("stopped")
-    assert run(folder, *RUN, *corpus, "--max_iters", 6, "--optimizer", "muon", at_step=5).code < 0
+    """A folder with a run of six steps in model/ that was interrupted in its sixth."""
+    folder, train_step = tmp_path_factory.mktemp("stopped"), trainer.train_step
+
+    def interrupted_train_step(run, progress):
+        if progress.step == 5:
+            raise KeyboardInterrupt
+        return train_step(run, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_step", interrupted_train_step)
+        assert run_here(folder, *RUN, *corpus, "--max_iters", 6, "--optimizer", "muon") == 130
     return folder
+
+
+@pytest.fixture
+def copied(stopped, tmp_path) -> Path:
+    """The model/ of a copy of the stopped run, to be damaged."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "model"
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 @pytest.fixture
@@ -43,7 +63,6 @@ def offline(monkeypatch):
     def unreachable(name):
         raise HubUnreachable("the Hub is away", "no network")
 
-    monkeypatch.setattr(hub, "current_revision", unreachable)
     monkeypatch.setattr(sources, "current_revision", unreachable)
     monkeypatch.setitem(sources.FIRST_AND_COUNT, "train", (0, 300))
     monkeypatch.setitem(sources.FIRST_AND_COUNT, "validation", (300, 5))
@@ -59,7 +78,7 @@ def recorded(folder: Path) -> set[str]:
 # ------------------------------------------------------------------------------------ --dataset auto
 
 
-def test_without_a_network_the_default_is_the_bundled_stories_said_and_recorded(
+def test_without_a_network_auto_means_the_bundled_stories_and_is_recorded_so(
     offline, tmp_path, capsys, monkeypatch
 ):
     assert run_here(tmp_path, *RUN) == 0
@@ -70,7 +89,7 @@ def test_without_a_network_the_default_is_the_bundled_stories_said_and_recorded(
     assert recorded(tmp_path) == {"bundled"}
     before = load(tmp_path / "model/checkpoint_4.pt")["model"]
 
-    # resumed where the Hub can be reached again, it stays what it was and asks nobody
+    # a resumed run keeps its dataset, and does not ask the Hub, which answers again
     (tmp_path / "model/checkpoint_4.pt").unlink()
     metrics = tmp_path / "model/metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
@@ -85,13 +104,9 @@ def test_without_a_network_the_default_is_the_bundled_stories_said_and_recorded(
 def test_a_named_dataset_that_cannot_be_reached_is_an_error_that_names_the_bundled_one(
     tmp_path, capsys, monkeypatch
 ):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    began = time.monotonic()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert run_here(tmp_path, *RUN, "--dataset", "tinystories") == 2
-    assert time.monotonic() - began < 3
     err = capsys.readouterr().err
     assert err.startswith("train.py: error: HF_HUB_OFFLINE is set") and err.count("\n") == 1
     assert "use --dataset bundled, which needs no network" in err
@@ -99,9 +114,8 @@ def test_a_named_dataset_that_cannot_be_reached_is_an_error_that_names_the_bundl
 
 
 def test_auto_chooses_the_training_data_beside_a_named_validation_set(offline, tmp_path, corpus, capsys):
-    assert run_here(tmp_path, *RUN, *corpus[2:]) == 0
-    err = capsys.readouterr().err
-    assert "data: bundled, validation stories_valid.jsonl" in err
+    assert run_here(tmp_path, *RUN, *corpus[2:], "--max_iters", 1) == 0
+    assert "data: bundled, validation stories_valid.jsonl" in capsys.readouterr().err
     assert recorded(tmp_path) == {"bundled"}
 
 
@@ -123,42 +137,43 @@ def test_an_evaluation_uses_the_data_and_the_newest_checkpoint_of_the_run(given,
     newest, data = err.splitlines()[:2]
     assert newest == "model/checkpoint_4.pt: the newest checkpoint of model"
     named = f"dataset {corpus[1]}, val_dataset {corpus[3]}"
-    assert data == f"the data that model/checkpoint_4.pt names: {named}"
+    assert data == f"evaluating on the data of model/checkpoint_4.pt: {named}"
 
 
 def test_an_evaluation_on_given_data_takes_nothing_from_the_run(given, offline, capsys, tmp_path):
     flags = ["--eval_only", given / "model/checkpoint_2.pt", "--device", "cpu"]
     assert run_here(tmp_path, *flags, "--dataset", "bundled") == 0
     out, err = capsys.readouterr()
-    assert "of bundled" in out and "the data that" not in err
+    assert "of bundled" in out and "evaluating on" not in err
     (tmp_path / "other.txt").write_text("<|endoftext|>".join(documents(4)))
     assert run_here(tmp_path, *flags, "--val_dataset", "other.txt") == 0
     out, err = capsys.readouterr()
     assert "of other.txt" in out and "dataset auto" not in err  # nothing to choose
 
 
-def test_data_of_a_run_that_is_gone_is_an_error_after_its_name(given, capsys, tmp_path):
+def test_missing_data_of_a_run_is_an_error_that_names_it(given, capsys, tmp_path):
     state = load(given / "model/checkpoint_2.pt")
     state["train_config"] |= {"dataset": "gone.txt", "val_dataset": None}
     torch.save(state, tmp_path / "checkpoint_2.pt")
     assert run_here(tmp_path, "--eval_only", ".", "--device", "cpu") == 2
     *_, data, error = capsys.readouterr().err.splitlines()
-    assert data.endswith("names: dataset gone.txt")
+    assert data.endswith("checkpoint_2.pt: dataset gone.txt")
     assert error.startswith("train.py: error: dataset 'gone.txt': no such file or folder")
 
 
 # --------------------------------------------------------------------------------------- --init_from
 
 
-def test_a_run_from_a_folder_records_the_file_that_was_meant(given, tmp_path, corpus, capsys):
-    assert run_here(tmp_path, *RUN[-7:], "--device", "cpu", "--block_size", 16, "--batch_size", 4,
-                    "--init_from", given / "model", *corpus) == 0  # fmt: skip
+def test_init_from_a_folder_records_its_newest_checkpoint(given, tmp_path, corpus, capsys):
+    flags = "--device cpu --block_size 16 --batch_size 4 --max_iters 1 --eval_tokens 16".split()
+    flags += ["--final_eval_tokens", 16, "--no-use_tensorboard"]
+    assert run_here(tmp_path, *flags, "--init_from", given / "model", *corpus) == 0
     assert f"checkpoint_4.pt: the newest checkpoint of {given}/model" in capsys.readouterr().err
-    settings = load(tmp_path / "model/checkpoint_4.pt")["train_config"]
+    settings = load(tmp_path / "model/checkpoint_1.pt")["train_config"]
     assert settings["init_from"] == str(given / "model/checkpoint_4.pt")
 
 
-def test_a_folder_without_a_checkpoint_is_one_line(tmp_path, capsys):
+def test_a_folder_without_a_checkpoint_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for flag in ("--init_from", "--eval_only"):
         assert run_here(tmp_path, flag, "empty") == 2
@@ -169,39 +184,33 @@ def test_a_folder_without_a_checkpoint_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--hidden_size", 64], "hidden_size of PATH is 32, got 64; leave it out or train a new model"),
-        (["--hidden_size", 64, "--dropout", 0.1, "--num_experts", 4],
-         "num_experts of PATH is 6, got 4, and hidden_size is 32, got 64; leave them out or train"),
-        (["--num_attention_heads", 6, "--num_key_value_heads", 3],
-         "num_attention_heads of PATH is 4, got 6, and num_key_value_heads is 2, got 3; leave"),
-        (["--tie_embeddings"], "tie_embeddings of PATH is false, got true; leave it out"),
-        (["--norm", "layernorm"], "norm of PATH is rmsnorm, got layernorm; leave it out"),
+        (
+            "--hidden_size 64 --dropout 0.1 --num_experts 4",
+            "num_experts 6 (got 4) and hidden_size 32 (got 64)",
+        ),
+        (
+            "--num_attention_heads 6 --num_key_value_heads 3",
+            "heads 4 (got 6) and num_key_value_heads 2 (got 3)",
+        ),
+        ("--tie_embeddings", "tie_embeddings false (got true)"),
+        ("--norm layernorm", "norm rmsnorm (got layernorm)"),
     ],
-)  # fmt: skip
-def test_an_override_under_which_the_weights_do_not_fit_is_named(
+)
+def test_overrides_that_change_the_shapes_of_the_weights_are_named(
     given, tmp_path, corpus, capsys, flags, told
 ):
     path = given / "model/checkpoint_4.pt"
-    assert run_here(tmp_path, "--init_from", path, *corpus, "--block_size", 16, *flags) == 2
-    assert told.replace("PATH", str(path)) in capsys.readouterr().err
+    assert run_here(tmp_path, "--init_from", path, *corpus, "--block_size", 16, *flags.split()) == 2
+    err = capsys.readouterr().err
+    assert f"the weights of {path} are of a model with " in err and f"{told}; leave these" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overrides_that_leave_the_shapes_alone_are_allowed(given, tmp_path, corpus, capsys):
-    free = ["--dropout", 0.1, "--capacity_factor", 1.5, "--sliding_window", 4,
-            "--experts_per_token", 3, "--initial_context_length", 32]  # fmt: skip
-    flags = ["--eval_only", given / "model", "--device", "cpu", *free]
+def test_overrides_that_leave_the_shapes_alone_are_allowed(given, tmp_path, capsys):
+    free = "--dropout 0.1 --capacity_factor 1.5 --sliding_window 4 --experts_per_token 3".split()
+    flags = ["--eval_only", given / "model", "--device", "cpu", "--initial_context_length", 32, *free]
     assert run_here(tmp_path, *flags) == 0
     assert "validation loss" in capsys.readouterr().out
-    # the same names as the fields of a model, so that none of them can be a setting of ours
-    assert {flag.removeprefix("--") for flag in free[::2]} <= ModelConfig.__annotations__.keys()
-    assert issubclass(Transformer.config_class, ModelConfig)
-
-
-def test_a_moved_run_can_still_be_evaluated(given, tmp_path, capsys):
-    shutil.copy(given / "model/checkpoint_2.pt", tmp_path / "checkpoint_2.pt")
-    assert run_here(tmp_path, "--eval_only", "checkpoint_2.pt", "--device", "cpu") == 0
-    assert "of stories_valid.jsonl" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------ damaged inside: --resume
@@ -223,33 +232,22 @@ def changed(tree, place, value):
     [
         ("train_config", None, "run's settings"),
         ("train_config lr", [1], "lr must be a finite number"),
-        ("train_config packing", torch.zeros(2), "packing must be one of"),
         ("train_config out_dir", "a\0b", "out_dir must be text without the character NUL"),
-        ("progress", [], "TypeError"),
         ("progress x", 1, "TypeError"),
         ("progress seconds", [1], "seconds must be a finite number"),
         ("progress step", 3, "its steps are 4 and 3"),
         ("progress carry", True, "its carry is not a tensor"),
-        ("progress load", torch.zeros(3), "its load is not a tensor"),
         ("progress load", torch.zeros(1, 1).expand(2, 10**9), "its load is not a tensor"),
         ("optimizers", [], "shorter"),
-        ("optimizers 0", None, "TypeError"),
         ("optimizers 0 state 0 exp_avg", KeyError, "keeps other values for parameter 0"),
         ("optimizers 0 state 0 exp_avg", torch.zeros(2), "its exp_avg of parameter 0 is not a tensor"),
         ("optimizers 0 state 0 step", torch.zeros(2), "its step of parameter 0 is not a tensor"),
-        ("optimizers 1 state 0 momentum_buffer", 1.0, "its momentum_buffer of parameter 0"),
-        ("rng", "", "TypeError"),
         ("rng cpu", torch.zeros(3), "TypeError"),
-        ("rng python", None, "TypeError"),
-        ("data", [10**30], "TypeError"),
         ("data documents", None, "documents must be a whole number"),
         ("data source", {}, "its position in the data is empty"),
-        ("data source", 3, "TypeError"),
         ("data tokens", [], "its position in the data is empty"),
         ("data tokens", [torch.tensor([-1])], "its tokens are not ids below 4096"),
-        ("data tokens", [torch.tensor([5]).expand(10**12)], "its tokens is not a tensor"),
         ("tensorboard_dir", "a\0b", "tensorboard_dir must be text without"),
-        ("tensorboard_dir", "/a/runs/b", "its tensorboard_dir is not a folder in runs/"),
         ("tensorboard_dir", "runs/..", "its tensorboard_dir is not a folder in runs/"),
         ("scored", {"val_loss": "x"}, "val_loss must be a finite number"),
         ("scored", {"step": 1}, "'val_loss' is missing"),
@@ -270,29 +268,25 @@ def test_a_run_with_a_damaged_part_is_refused_in_one_sentence(given, tmp_path, c
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "checkpoint_4.pt"]
 
 
-@pytest.mark.parametrize(
-    "place, make",
-    [
-        ("optimizers 0 state 0 exp_avg", lambda t: torch.full((1,) * t.ndim, 0.0).expand(t.shape)),
-        ("optimizers 0 state 0 exp_avg_sq", lambda t: t.t().contiguous().t()),
-        (
-            "optimizers 1 state 0 momentum_buffer",
-            lambda t: torch.cat((t, t), -1)[..., : t.shape[-1]],
-        ),
-        ("model embedding.weight", lambda t: t.t().contiguous().t()),
-        ("progress expert_share", lambda t: t.t().contiguous().t()),
-    ],
-    ids=["expanded", "transposed", "a part of a larger storage", "weights", "progress"],
-)
-def test_tensors_of_odd_strides_continue_as_their_values_say(stopped, tmp_path, place, make):
+ODD_STRIDES = {
+    "optimizers 0 state 0 exp_avg": lambda t: torch.zeros((1,) * t.ndim).expand(t.shape),
+    "optimizers 0 state 0 exp_avg_sq": lambda t: t.t().contiguous().t(),
+    "optimizers 1 state 0 momentum_buffer": lambda t: torch.cat((t, t), -1)[..., : t.shape[-1]],
+    "model embedding.weight": lambda t: t.t().contiguous().t(),
+    "progress expert_share": lambda t: t.t().contiguous().t(),
+}
+
+
+def test_saved_tensors_with_odd_strides_continue_like_contiguous_ones(stopped, tmp_path):
     """A file once took down the process here: an optimizer wrote past the end of a storage of one number."""
     states = []
     for name in ("odd", "plain"):
         state = load(stopped / "model/checkpoint_4.pt")
-        *path, last = [int(key) if key.isdigit() else key for key in place.split()]
-        inner = functools.reduce(lambda tree, key: tree[key], path, state)
-        odd = make(inner[last])
-        inner[last] = odd if name == "odd" else odd.contiguous().clone()
+        for place, make in ODD_STRIDES.items():
+            *path, last = [int(key) if key.isdigit() else key for key in place.split()]
+            inner = functools.reduce(lambda tree, key: tree[key], path, state)
+            odd = make(inner[last])
+            inner[last] = odd if name == "odd" else odd.contiguous().clone()
         (tmp_path / name / "model").mkdir(parents=True)
         torch.save(state, tmp_path / name / "model/checkpoint_4.pt")
         assert run_here(tmp_path / name, "--resume", "--out_dir", "model") == 0
@@ -304,12 +298,8 @@ def test_tensors_of_odd_strides_continue_as_their_values_say(stopped, tmp_path, 
 # ------------------------------------------------------------------------------ --resume_from
 
 
-def test_a_damaged_newest_checkpoint_names_the_newest_good_one_and_that_goes_on(stopped, tmp_path, capsys):
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    newest = tmp_path / "model/checkpoint_4.pt"
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 1
-    newest.write_bytes(data)
+def test_a_damaged_newest_checkpoint_names_the_newest_good_one_to_resume_from(copied, tmp_path, capsys):
+    flip_a_bit(copied / "checkpoint_4.pt")
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
     assert "model/checkpoint_4.pt cannot be read as a checkpoint (its record " in err
@@ -317,12 +307,11 @@ def test_a_damaged_newest_checkpoint_names_the_newest_good_one_and_that_goes_on(
     assert run_here(tmp_path, "--resume_from", "model/checkpoint_2.pt") == 0
     err = capsys.readouterr().err
     assert "set aside: model/checkpoint_4.pt is now checkpoint_4.pt.set_aside\n" in err
-    assert {"checkpoint_4.pt.set_aside", "checkpoint_6.pt"} <= {
-        p.name for p in (tmp_path / "model").iterdir()
-    }
+    names = {path.name for path in copied.iterdir()}
+    assert {"checkpoint_4.pt.set_aside", "checkpoint_6.pt"} <= names
 
 
-def test_a_run_that_goes_back_ends_where_it_had_ended(stopped, tmp_path):
+def test_resume_from_an_older_checkpoint_ends_with_the_same_bits(stopped, tmp_path):
     for name, flags in (("back", ["--resume_from", "model/checkpoint_2.pt"]), ("on", ["--resume"])):
         shutil.copytree(stopped, tmp_path / name)
         assert run_here(tmp_path / name, *flags, "--out_dir", "model") == 0
@@ -332,54 +321,44 @@ def test_a_run_that_goes_back_ends_where_it_had_ended(stopped, tmp_path):
     assert [place for place in found if not place.endswith(free)] == []
 
 
-def test_going_back_renames_nothing_where_another_file_is_damaged_and_forgets_a_best_that_is_gone(
-    stopped, tmp_path, capsys
+def test_resume_from_renames_nothing_if_a_file_is_damaged_and_forgets_a_best_that_is_gone(
+    copied, tmp_path, capsys
 ):
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    folder = tmp_path / "model"
-    good = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text("{bad\n" + good)
+    records = copied / "metrics.jsonl"
+    records.write_text("{bad\n" + records.read_text())
     assert run_here(tmp_path, "--resume_from", "model/checkpoint_2.pt") == 2
-    assert (folder / "checkpoint_4.pt").exists() and "metrics.jsonl" in capsys.readouterr().err
-    (folder / "metrics.jsonl").write_text(good)
-    assert read_json(folder / "best.json")["checkpoint"] == "checkpoint_4.pt"
-    assert checkpoint.set_aside_newer(folder / "checkpoint_2.pt") != []
-    assert not (folder / "best.json").exists()
+    assert (copied / "checkpoint_4.pt").exists() and "metrics.jsonl" in capsys.readouterr().err
+    assert read_json(copied / "best.json")["checkpoint"] == "checkpoint_4.pt"
+    assert checkpoint.set_aside_newer(copied / "checkpoint_2.pt") != []
+    assert not (copied / "best.json").exists()
 
 
-def test_given_weights_that_are_damaged_name_the_newest_good_ones(stopped, tmp_path, capsys):
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    for name in ("checkpoint_4.pt", "checkpoint_2.pt"):
-        data = bytearray((tmp_path / "model" / name).read_bytes())
-        data[len(data) // 2] ^= 1
-        (tmp_path / "model" / name).write_bytes(data)
+def test_damaged_weights_to_evaluate_name_the_newest_good_ones(copied, tmp_path, capsys):
+    for name, told in (
+        ("checkpoint_4.pt", "the newest good one is model/checkpoint_2.pt"),
+        ("checkpoint_2.pt", "no older one in its folder is good either"),
+    ):
+        flip_a_bit(copied / name)
         assert run_here(tmp_path, "--eval_only", "model", "--device", "cpu") == 2
-        told = "the newest good one is model/checkpoint_2.pt"
-        told = told if name == "checkpoint_4.pt" else "no older one in its folder is good either"
         assert told in capsys.readouterr().err
 
 
-def test_only_a_checkpoint_of_the_run_can_be_gone_back_to(stopped, tmp_path, capsys):
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    shutil.copy(tmp_path / "model/checkpoint_2.pt", tmp_path / "mine.pt")
+def test_resume_from_accepts_only_checkpoints_of_the_run(copied, tmp_path, capsys):
+    shutil.copy(copied / "checkpoint_2.pt", tmp_path / "mine.pt")
     for name in ("mine.pt", "model/checkpoint_3.pt", "model"):
         assert run_here(tmp_path, "--resume_from", name) == 2
         assert "resume_from must be a checkpoint_<step>.pt of the run in " in capsys.readouterr().err
 
 
-def test_a_renamed_checkpoint_is_told_its_own_name(stopped, tmp_path, capsys):
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "model/checkpoint_4.pt").rename(tmp_path / "model/checkpoint_9.pt")
+def test_a_renamed_checkpoint_is_refused_with_its_right_name(copied, tmp_path, capsys):
+    (copied / "checkpoint_4.pt").rename(copied / "checkpoint_9.pt")
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
-    assert (
-        "holds step 4, which is not that of its name; rename it to checkpoint_4.pt" in capsys.readouterr().err
-    )
+    told = "holds step 4, which is not that of its name; rename it to checkpoint_4.pt"
+    assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"starts": 7}', "[" * 20_000])
-def test_a_run_with_a_damaged_config_json_is_refused_before_anything_is_touched(
-    given, tmp_path, capsys, content
-):
+@pytest.mark.parametrize("content", ["", "[]", '{"starts": 7}'])
+def test_a_run_with_a_damaged_config_json_is_refused_before_a_file_changes(given, tmp_path, capsys, content):
     shutil.copytree(given / "model", tmp_path / "model")
     (tmp_path / "model/config.json").write_text(content)
     before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -389,7 +368,7 @@ def test_a_run_with_a_damaged_config_json_is_refused_before_anything_is_touched(
     assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
-def test_settings_of_a_given_checkpoint_are_checked_before_they_are_used(given, tmp_path, capsys):
+def test_damaged_settings_in_a_given_checkpoint_are_refused(given, tmp_path, capsys):
     state = load(given / "model/checkpoint_4.pt")
     torch.save(changed(state, ["train_config", "block_size"], [16]), tmp_path / "a.pt")
     torch.save(changed(state, ["tokenizer", "name"], KeyError), tmp_path / "b.pt")
@@ -404,7 +383,6 @@ def test_settings_of_a_given_checkpoint_are_checked_before_they_are_used(given, 
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--num_experts", 10**6],
         ["--hidden_size", 10**6],
         ["--batch_size", 10**9],
         ["--grad_accum", 10**12],

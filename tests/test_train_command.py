@@ -1,28 +1,30 @@
 """train.py as a person calls it: what it prints, what it writes, and one line for everything that is wrong."""
 
 import builtins
+import contextlib
+import io
 import json
 import os
 import pickle
 import re
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_corpus import documents, write_jsonl
-from toy_run import TINY, load, run, run_here
+from toy_run import TINY, load, run_here
 
 import sample
 from architecture import tokenizer
 from data.prepare import prepare
 from training.command_line import parse_command_line
 from training.monitor.metrics import read_metrics
+from training.reporting import first_words
 from training.train_command import model_fields
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,10 +35,10 @@ RUN = [*TINY, "--max_iters", "6", "--save_every", "3", "--eval_every", "3", "--o
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, corpus):
     """The folder of a whole run, and what that printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    ended = run(folder, *RUN, *corpus)
-    assert ended.code == 0, ended.err
-    return folder, ended.err
+    folder, err = tmp_path_factory.mktemp("finished"), io.StringIO()
+    with contextlib.redirect_stderr(err):
+        assert run_here(folder, *RUN, *corpus) == 0
+    return folder, err.getvalue()
 
 
 @pytest.fixture
@@ -63,30 +65,17 @@ def refused(tmp_path, monkeypatch, capsys):
 def test_a_run_writes_its_settings_metrics_and_checkpoints(finished, corpus):
     folder, _ = finished
     names = {path.name for path in (folder / "model").iterdir()} - {".lock"}
-    assert names == {
-        "config.json",
-        "metrics.jsonl",
-        "best.json",
-        "checkpoint_3.pt",
-        "checkpoint_6.pt",
-    }
+    assert names == {"config.json", "metrics.jsonl", "best.json", "checkpoint_3.pt", "checkpoint_6.pt"}
     facts = json.loads((folder / "model/config.json").read_text())
     assert facts["train"]["dataset"] == corpus[1] and facts["train"]["max_iters"] == 6
-    resolved = {
-        "device": "cpu",
-        "dtype": "float32",
-        "attention": "sdpa",
-        "experts": "sorted",
-        "threads": 1,
-    }
+    resolved = {"device": "cpu", "dtype": "float32", "attention": "sdpa", "experts": "sorted", "threads": 1}
     assert facts["train"].items() >= resolved.items()  # no "auto" is left
     assert facts["model"]["hidden_size"] == 32 and facts["model"]["vocab_size"] == 4096
     assert facts["tokenizer"]["name"] == "stories4k" and facts["starts"][0]["torch"] == torch.__version__
     assert [path.name for path in folder.glob("runs/*")] == [Path(facts["tensorboard_dir"]).name]
     best = json.loads((folder / "model/best.json").read_text())
-    validation = {
-        r["step"]: r["val/loss"] for r in read_metrics(folder / "model/metrics.jsonl") if "val/loss" in r
-    }
+    records = read_metrics(folder / "model/metrics.jsonl")
+    validation = {r["step"]: r["val/loss"] for r in records if "val/loss" in r}
     assert sorted(validation) == [3, 6]
     assert best["step"] == min(validation, key=validation.get)
     assert best["val_loss"] == validation[best["step"]]
@@ -95,11 +84,11 @@ def test_a_run_writes_its_settings_metrics_and_checkpoints(finished, corpus):
 def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
     folder, _ = finished
     records = read_metrics(folder / "model/metrics.jsonl")
-    train_tags = {
-        "train/loss", "train/bits_per_byte", "train/balance_loss", "train/z_loss", "optim/lr", "optim/grad_norm",
-        "perf/tokens_per_second", "perf/peak_memory_gb", "moe/max_violation/layer_00", "moe/max_violation/layer_01",
-        "data/epoch", "data/padding_share", "data/tokens", "perf/seconds",
-    }  # fmt: skip
+    train_tags = set(
+        "train/loss train/bits_per_byte train/balance_loss train/z_loss optim/lr optim/grad_norm "
+        "perf/tokens_per_second perf/peak_memory_gb perf/seconds data/epoch data/padding_share data/tokens "
+        "moe/max_violation/layer_00 moe/max_violation/layer_01".split()
+    )
     kinds = "attention", "sinks", "router", "experts", "embedding", "head", "norms", "biases"
     train_tags |= {f"optim/grad_norm/{kind}" for kind in kinds}
     first_tags = {"val/loss", "val/bits_per_byte"}
@@ -137,32 +126,39 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
     assert story == [r["samples/story"] for r in records if "samples/story" in r][-1]
 
 
-@pytest.mark.parametrize("tokens, scored_again", [(128, True), (256, False)])
-def test_the_closing_evaluation_takes_as_many_tokens_as_told(corpus, tmp_path, capsys, tokens, scored_again):
+@pytest.mark.parametrize(
+    "tokens, scored_again, flag", [(128, True, "--eval_tokens"), (256, False, "--final_eval_tokens")]
+)
+def test_final_eval_tokens_bounds_the_closing_evaluation(
+    corpus, tmp_path, capsys, tokens, scored_again, flag
+):
     """The first ones, as --eval_only scores them; not once more where the last evaluation did (256)."""
-    flags = [*RUN, *corpus, "--final_eval_tokens", tokens, "--no-use_tensorboard"]
+    flags = [*RUN, *corpus, "--max_iters", 1, "--final_eval_tokens", tokens, "--no-use_tensorboard"]
     assert run_here(tmp_path, *flags) == 0
     assert ("closing evaluation on 128 validation tokens" in capsys.readouterr().err) == scored_again
     (closing,) = (r for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r)
     assert closing["final/validation_tokens"] == tokens
-    assert run_here(tmp_path, "--eval_only", "model", "--eval_tokens", tokens, "--threads", 1) == 0
+    assert run_here(tmp_path, "--eval_only", "model", flag, tokens, "--threads", 1) == 0
     told = f"{closing['final/loss']:.4f} +- {closing['final/loss_standard_error']:.4f} nats/token"
     assert told in capsys.readouterr().out
 
 
-def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, monkeypatch, capsys):
+def test_the_closing_summary_has_the_figures_and_commands_that_work(finished, monkeypatch, capsys):
     folder, err = finished
     closing = {}
     for record in read_metrics(folder / "model/metrics.jsonl"):
         closing |= {k.removeprefix("final/"): v for k, v in record.items() if k.startswith("final/")}
     assert closing["steps"] == 6 and closing["tokens"] == 6 * 4 * 16
+    changes = "num_hidden_layers 2, num_experts 6, hidden_size 32, intermediate_size 24, "
+    assert (
+        f"\ngptoss toy with {changes}" in err
+        and "\n6 steps of 64 tokens (4 rows x 16 tokens) on cpu in float32 " in err
+    )
     summary = err[err.index("--- story 1") :]
     assert re.findall(r"--- story \d", summary) == ["--- story 1", "--- story 2", "--- story 3"]
     assert f"validation loss  {closing['loss']:.4f} +- " in summary
-    assert (
-        f"{closing['bits_per_byte']:.4f} bits per byte, over {closing['validation_tokens']:,} tokens"
-        in summary
-    )
+    score = f"{closing['bits_per_byte']:.4f} bits per byte, over {closing['validation_tokens']:,} tokens"
+    assert score in summary
     assert "training         6 steps, 384 tokens in " in summary and "tokens/s)" in summary
     assert f"parameters       {closing['parameters']:,}, {closing['active_parameters']:,} active" in summary
 
@@ -171,29 +167,30 @@ def test_the_closing_summary_tells_what_came_out_and_what_to_do_next(finished, m
     commands = [shlex.split(line, comments=True) for line in lines]
     if commands[0][0] == "source":  # the tests' environment may not be activated
         assert Path(commands.pop(0)[1]).is_file()
-    assert [command[:2] for command in commands] == [
-        ["python", "sample.py"], ["tensorboard", "--logdir"], ["python", "-m"], ["python", "train.py"],
-    ]  # fmt: skip
+    begins = [" ".join(command[:2]) for command in commands]
+    assert begins == ["python sample.py", "tensorboard --logdir", "python -m", "python train.py"]
     assert sample.main([*commands[0][2:], "--max_tokens", "3", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.startswith("Once upon a time")
+    assert capsys.readouterr().out.startswith("Once upon a time,")  # as the validation documents begin
     assert Path(commands[1][2]).is_dir()
     assert commands[2][2:] == ["evaluation.report", "model"]
     parsed = parse_command_line(commands[3][2:], model_fields)
     assert parsed.config.init_from == "model/checkpoint_6.pt" and parsed.config.out_dir == "model_next"
 
 
+@pytest.mark.parametrize(
+    "text, prompt",
+    [("Tom had a red ball.", "Tom had a red"), ("Two\n words ", "Two"), ("Hi.", ""), ("\x1b[31m a b", "")],
+)
+def test_the_prompt_of_the_next_command_is_a_few_words_of_a_document(text, prompt):
+    stories4k = tokenizer.get_tokenizer("stories4k")
+    end = stories4k.eot_token
+    assert first_words(stories4k, torch.tensor([end, *stories4k.encode(text), end, end])) == prompt
+
+
 def test_eval_only_scores_a_checkpoint_and_writes_nothing(finished, corpus, tmp_path, capsys):
     folder, _ = finished
     best = [r for r in read_metrics(folder / "model/metrics.jsonl") if "final/loss" in r][-1]
-    flags = [
-        "--eval_only",
-        folder / "model/checkpoint_6.pt",
-        *corpus,
-        "--block_size",
-        16,
-        "--device",
-        "cpu",
-    ]
+    flags = ["--eval_only", folder / "model/checkpoint_6.pt", *corpus, "--block_size", 16, "--device", "cpu"]
     assert run_here(tmp_path, *flags) == 0
     out = capsys.readouterr().out
     assert f"validation loss {best['final/loss']:.4f} +- " in out
@@ -221,37 +218,28 @@ def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(
 
 
 def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys):
-    flags = [
-        "--dry_run",
-        "--model_size",
-        "gpt-oss-20b",
-        "--tokenizer",
-        "stories4k",
-        "--vocab_size",
-        201088,
-    ]
+    flags = ["--dry_run", "--model_size", "gpt-oss-20b", "--tokenizer", "stories4k", "--vocab_size", 201088]
     assert run_here(tmp_path, *flags) == 0  # 21 billion parameters, none of them built
     out = capsys.readouterr().out
     assert "20,914,757,184 total" in out and "FLOPs per token" in out and "optimizer" in out
     assert list(tmp_path.iterdir()) == []
 
 
-def command(*flags, folder: Path, environment=None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **(environment or {})}
-    return subprocess.run(
-        [sys.executable, ROOT / "train.py", *flags],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-
-
-def test_help_needs_no_torch_and_less_than_a_second(tmp_path):
+@pytest.mark.parametrize(
+    "flag, code, out, err",
+    [
+        ("--help", 0, "--max_iters N", ""),
+        ("--max_iters=0", 2, "", "train.py: error: max_iters must be at least 1; got 0 (default: 3000)\n"),
+    ],
+)
+def test_the_real_command_answers_within_a_second_and_without_torch(tmp_path, flag, code, out, err):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    began = time.monotonic()
-    helped = command("--help", folder=tmp_path, environment={"PYTHONPATH": str(tmp_path)})
-    assert time.monotonic() - began < 1
-    assert helped.returncode == 0 and helped.stderr == ""
-    for name in ("--max_iters", "--balance", "--resume", "--dataset"):
-        assert name in helped.stdout
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    told = {"env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "cwd": tmp_path, "text": True}
+    ended = subprocess.run([sys.executable, ROOT / "train.py", flag], capture_output=True, timeout=60, **told)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1  # of processor time
+    assert (ended.returncode, ended.stderr) == (code, err) and out in ended.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "torch.py"]
 
 
 def test_help_model_lists_the_fields_with_the_preset_s_values(tmp_path, capsys):
@@ -265,78 +253,58 @@ def test_help_model_lists_the_fields_with_the_preset_s_values(tmp_path, capsys):
 # ------------------------------------------------------------------------------ bad input: settings
 
 
-def test_the_real_command_exits_with_2_and_one_line(tmp_path):
-    ended = command("--max_iter", "5", folder=tmp_path)
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert ended.stderr == "train.py: error: flag '--max_iter' is unknown; did you mean '--max_iters'?\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_yaml_key_is_named_with_the_nearest(refused):
-    Path("run.yaml").write_text(yaml.safe_dump({"learning_rat": 1, "max_iters": 3}))
-    assert "run.yaml: key 'learning_rat' is unknown" in refused("--config", "run.yaml")
-    Path("run.yaml").write_text("batch_sise: 3\n")
-    assert "did you mean 'batch_size'?" in refused("--config", "run.yaml")
+HEADS_RULE = "num_attention_heads must be a multiple of num_key_value_heads (4), got 6"
 
 
 @pytest.mark.parametrize(
     "flags, told",
     [
-        ("--num_attention_heads 6 --num_key_value_heads 4", "num_attention_heads must be a multiple of num_key_value_heads (4), got 6"),
+        ("--num_attention_heads 6 --num_key_value_heads 4", HEADS_RULE),
         ("--block_size 17", "block_size must be at most the model's context limit of 16 tokens"),
         ("--experts_per_token 7", "experts_per_token must be at most num_experts (6), got 7"),
-        ("--model gptos", "model must be one of gptoss"),
         ("--model_size tiny", "model_size must be one of toy, medium, large"),
         ("--tokenizer stories5k", "unknown tokenizer 'stories5k'; did you mean 'stories4k'?"),
         ("--device tpu", "device must be auto or one that this machine has"),
         ("--attention flash", "attention must be auto or one of eager, sdpa, flex, got 'flash'"),
         ("--experts triton", "experts must be auto or one of loop, sorted, grouped, got 'triton'"),
-        ("--batch_size 0", "batch_size must be at least 1; got 0"),
-        ("--lr nan", "lr must be a finite number"),
         ("--vocab_size 100", "vocab_size must hold the 4096 ids of tokenizer stories4k, got 100"),
         ("--init_from nowhere.pt", "checkpoint nowhere.pt does not exist"),
     ],
-)  # fmt: skip
+)
 def test_an_impossible_setting_is_named(refused, corpus, flags, told):
     assert told in refused(*RUN, *corpus, *shlex.split(flags))
 
 
-def test_a_file_in_the_place_of_out_dir_is_named(refused, corpus):
-    Path("model").write_text("not a folder")
-    assert "out_dir must be a folder; model is a file" in refused(*RUN, *corpus)
+@pytest.mark.parametrize("flags", [["--lr", "1e-3"], ["--out_dir", "model", "--lr", "1e-3"]])
+def test_a_taken_folder_is_refused_with_the_command_of_a_new_run(finished, monkeypatch, capsys, flags):
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    assert run_here(finished[0], *flags) == 2
+    told = capsys.readouterr().err
+    assert "model holds another run; continue that run with --resume --out_dir model, or" in told
+    command = shlex.split(told.partition("start a new one with ")[2])
+    assert command == ["python", "train.py", "--lr", "1e-3", "--out_dir", "model_2"]
 
 
 # ---------------------------------------------------------------------------------- bad input: data
 
 
-def test_unusable_data_is_named(refused, corpus):
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--dataset", "empty.txt"], "empty.txt is empty"),
+        (["--dataset", "tinystorys"], "did you mean 'tinystories'?"),
+        (["--dataset", "short.jsonl", "--batch_size", 64], "tokens in all, but one batch needs 1,025"),
+        (["--val_dataset", "empty.txt"], "empty.txt is empty"),
+        (
+            ["--val_dataset", "none"],
+            "give validation documents with --val_dataset",
+        ),  # 300 documents: 3 by hash
+    ],
+)
+def test_unusable_data_is_named_before_anything_is_written(refused, corpus, flags, told):
     Path("empty.txt").touch()
-    Path("latin1.txt").write_bytes("café ".encode("latin-1") * 500)
-    Path("blank.jsonl").write_text('{"text": " "}\n' * 5)
-    Path("column.jsonl").write_text('{"story": "Once."}\n')
-    Path("broken.jsonl").write_text('{"text": "Once."}\n{"text": \n')
     write_jsonl(Path("short.jsonl"), documents(1))
-    val = corpus[2:]
-    for name, told in (
-        ("missing.txt", "dataset 'missing.txt': no such file or folder"),
-        ("empty.txt", "empty.txt is empty"),
-        ("latin1.txt", "latin1.txt, byte 3 is not UTF-8"),
-        ("blank.jsonl", "no document with text"),
-        ("column.jsonl", "has no column 'text', only story; choose with --text_column"),
-        ("broken.jsonl", "broken.jsonl, line 2 is not JSON"),
-        ("tinystorys", "did you mean 'tinystories'?"),
-    ):
-        assert told in refused(*RUN, "--dataset", name, *val), name
-    told = refused(*RUN, "--dataset", "short.jsonl", *val, "--batch_size", 64)
-    assert re.search(r"short.jsonl has \d+ tokens in all, but one batch needs 1,025", told)
-
-
-def test_unusable_validation_data_is_named_before_anything_is_written(refused, corpus):
-    Path("empty.txt").touch()
-    assert "empty.txt is empty" in refused(*RUN, *corpus[:2], "--val_dataset", "empty.txt")
-    assert "give validation documents with --val_dataset" in refused(
-        *RUN, *corpus[:2]
-    )  # 300 documents: 3 by hash
+    assert told in refused(*RUN, *corpus, *flags)
 
 
 def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus, capsys):
@@ -346,18 +314,7 @@ def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus
         assert "tokens was prepared with tokenizer bundled1536" in refused(*RUN, *flags)
 
 
-def test_an_unreachable_hub_is_noticed_within_seconds(tmp_path):
-    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    began = time.monotonic()
-    ended = run(tmp_path / "work", *RUN, "--dataset", "tinystories", environment=environment)
-    assert time.monotonic() - began < 10  # 3 of them may go to the hub, the rest to imports
-    assert ended.code == 2 and ended.err.count("\n") == 1, ended.err
-    assert "the Hub cannot be reached (Connection refused), and roneneldan/TinyStories" in ended.err
-    assert "use --dataset bundled" in ended.err
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["stderr", "stdout"]
-
-
-def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_bring_it(refused, corpus, monkeypatch, tmp_path):
+def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_provide_it(refused, corpus, monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer, "DOWNLOAD_HOST", "http://127.0.0.1:9/")
     told = refused(*RUN, *corpus, "--tokenizer", "gpt2")
@@ -380,10 +337,6 @@ def damaged(kind: str, good: Path) -> Path:
     path.parent.mkdir()
     if kind == "truncated":
         path.write_bytes(good.read_bytes()[:-5000])
-    elif kind == "corrupt":
-        path.write_bytes(bytes(reversed(good.read_bytes())))
-    elif kind == "empty":
-        path.touch()
     elif kind == "code in a zip":
         torch.save({**state, "model": RunsCode()}, path)
     elif kind == "code in a pickle":
@@ -404,8 +357,6 @@ def damaged(kind: str, good: Path) -> Path:
     "kind, told",
     [
         ("truncated", "cut off, damaged"),
-        ("corrupt", "cut off, damaged"),
-        ("empty", "cut off, damaged"),
         ("code in a zip", "could run code"),
         ("code in a pickle", "cut off, damaged|could run code"),
         ("unknown name", "model must be one of .*, got 'gpt9'"),
@@ -426,15 +377,7 @@ def test_weights_without_a_run_cannot_be_resumed(refused, finished):
     assert "holds a model but no run to continue" in told and "--init_from" in told
 
 
-def test_the_weights_name_model_and_tokenizer(refused, finished, corpus):
-    held = [
-        "--init_from",
-        finished[0] / "model/checkpoint_6.pt",
-        *corpus,
-        "--block_size",
-        16,
-        "--max_iters",
-        1,
-    ]
+def test_the_size_and_the_tokenizer_of_given_weights_cannot_change(refused, finished, corpus):
+    held = ["--init_from", finished[0] / "model/checkpoint_6.pt", *corpus, "--block_size", 16]
     assert "tokenizer of" in refused(*held, "--tokenizer", "gpt2")
     assert "model_size of" in refused(*held, "--model_size", "medium")

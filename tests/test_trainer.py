@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_run import TINY, differences, load, run_here
+from toy_run import SMALL, TINY, differences, load, run_here
 
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX
@@ -18,25 +18,24 @@ from training.state.checkpoint import latest_checkpoint
 from training.step import accumulate_gradients, apply_gradients
 
 CONFIG = ModelConfig(
-    num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size=29, hidden_size=20, intermediate_size=9,
-    head_dim=4, num_attention_heads=6, num_key_value_heads=3, sliding_window=5, initial_context_length=16,
-    rope_scaling_factor=1.0,
-)  # fmt: skip
+    **SMALL
+    | dict(num_hidden_layers=3, num_experts=7, vocab_size=29, sliding_window=5, initial_context_length=16)
+)
 CFG = TrainConfig(dataset="none", balance_coef=0.5, z_loss_coef=0.1, lr=1e-2, grad_clip=0.3)
 TOKEN_BYTES = torch.arange(29) % 5
 
 
-def new_model(seed: int = 0, config: ModelConfig = CONFIG, dtype=torch.float64) -> Transformer:
-    generator = torch.Generator().manual_seed(seed)
-    model = Transformer(config, generator=generator).to(dtype).train()
+def new_model() -> Transformer:
+    generator = torch.Generator().manual_seed(0)
+    model = Transformer(CONFIG, generator=generator).double().train()
     with torch.no_grad():  # weights at which routers decide and every term has a gradient
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return model
 
 
-def batch_of(rows: int, seed: int = 1, padded: bool = False) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def batch_of(rows: int, padded: bool = False) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
     ids = torch.randint(29, (rows, 12), generator=generator)
     targets = ids.roll(-1, 1)
     if padded:  # row r keeps its first 11 - r targets: every micro-batch has another number
@@ -46,9 +45,14 @@ def batch_of(rows: int, seed: int = 1, padded: bool = False) -> dict[str, torch.
 
 def step(model, batches, cfg, previous_share=None):
     return accumulate_gradients(
-        model, batches, cfg, previous_share=previous_share, carry=None, token_bytes=TOKEN_BYTES,
+        model,
+        batches,
+        cfg,
+        previous_share=previous_share,
+        carry=None,
+        token_bytes=TOKEN_BYTES,
         autocast=contextlib.nullcontext,
-    )  # fmt: skip
+    )
 
 
 def split(batch, parts: int):
@@ -62,7 +66,7 @@ def updated(batches, cfg, share=None):
     optimizers = build_optimizers(model, cfg)
     result = step(model, batches, cfg, share)
     norms = apply_gradients(parameter_kinds(model), optimizers, result, cfg.grad_clip)
-    assert norms["total"] > cfg.grad_clip  # clipping takes part
+    assert norms["total"] > cfg.grad_clip  # so the gradient is clipped
     if cfg.balance == "bias":
         update_selection_bias(model, result.load, cfg.bias_rate)
     return model, result
@@ -73,23 +77,22 @@ def updated(batches, cfg, share=None):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("balance", ["none", "bias", "aux_global"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_four_micro_batches_are_one_batch_four_times_as_large(optimizer, balance, padded):
+def test_four_micro_batches_are_one_batch_four_times_as_large(optimizer, balance):
     cfg = replace(CFG, optimizer=optimizer, balance=balance)
     share = torch.rand(3, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     share = share / share.sum(-1, keepdim=True)
-    batch = batch_of(8, padded=padded)
+    batch = batch_of(8, padded=True)
     whole, one = updated([batch], cfg, share)
     parts, four = updated(split(batch, 4), cfg, share)
     for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values()):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
-    assert one.tokens == four.tokens == (8 * 12 if not padded else sum(11 - r for r in range(8)))
+    assert one.tokens == four.tokens == sum(11 - r for r in range(8))
     assert torch.equal(one.load, four.load)
     for name in ("loss", "nats", "num_bytes", "balance_loss", "z_loss", "dropped"):
         torch.testing.assert_close(getattr(one, name), getattr(four, name), msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_aux_looks_at_one_micro_batch_and_so_differs_when_a_batch_is_split():
+def test_aux_depends_on_how_a_batch_is_split():
     cfg, batch = replace(CFG, balance="aux"), batch_of(8)
     whole, parts = updated([batch], cfg)[0], updated(split(batch, 4), cfg)[0]
     router = "block.0.mlp.gate.weight"
@@ -114,7 +117,7 @@ def test_bits_per_byte_of_a_step_counts_text_tokens_only():
     batch = batch_of(4)
     result = step(new_model(), split(batch, 2), CFG)
     losses = new_model()(**batch).token_losses.double()
-    text = TOKEN_BYTES[batch["targets"]] > 0  # ids 0, 5, 10, ... have no bytes: as special tokens
+    text = TOKEN_BYTES[batch["targets"]] > 0  # ids 0, 5, 10, ... have no bytes, like special tokens
     assert not text.all() and float(result.nats) == pytest.approx(float(losses[text].sum()), rel=1e-6)
     assert float(result.num_bytes) == float(TOKEN_BYTES[batch["targets"]].sum())
 
@@ -147,41 +150,19 @@ def test_clipping_scales_the_whole_gradient_to_its_limit_and_reports_the_norm_be
 # --------------------------------------------------------------------------- numbers that are not finite
 
 
-def broken(model, what: str) -> None:
-    """Make one thing of a model overflow."""
-    block = model.block[1]
-    if what == "parameter":
-        block.mlp.mlp1_bias[3, 2] = torch.nan
-    elif what == "activation":
-        block.attn.out.weight.fill_(3e38)
-    elif what == "loss":
-        model.unembedding.weight.mul_(math.inf)
-        model.unembedding.weight.nan_to_num_(0.0, posinf=3e38, neginf=-3e38)
-
-
 @pytest.mark.parametrize(
-    "what, place",
-    [
-        ("parameter", "the parameter block.1.mlp.mlp1_bias"),
-        ("activation", "the output of block.1.attn.out"),
-        ("loss", "the loss"),
-    ],
+    "overflowing, place",
+    [("block.1.attn.out.weight", "the output of block.1.attn.out"), ("unembedding.weight", "the loss")],
 )
-def test_a_step_that_is_not_finite_names_itself_the_place_and_the_last_good_checkpoint(
-    tmp_path,
-    corpus,
-    capsys,
-    monkeypatch,
-    what,
-    place,
+def test_a_step_that_is_not_finite_is_named_with_the_place_and_the_last_good_checkpoint(
+    tmp_path, corpus, capsys, monkeypatch, overflowing, place
 ):
-    train_step = trainer.train_step
-    kept = {}
+    train_step, kept = trainer.train_step, {}
 
     def breaking_train_step(run, progress):
         if progress.step == 5:
-            with torch.no_grad():
-                broken(run.model, what)
+            weight = run.model.get_parameter(overflowing).data
+            weight.copy_(weight.sign() * 3e38)
             kept.update({n: t.clone() for n, t in run.model.state_dict().items()}, model=run.model)
         return train_step(run, progress)
 
@@ -191,49 +172,16 @@ def test_a_step_that_is_not_finite_names_itself_the_place_and_the_last_good_chec
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"train.py: error: step 6 is not finite, first in {place}; ")
     assert "the last good checkpoint is model/checkpoint_4.pt" in error
-    model = kept.pop("model")
-    assert (
-        differences(list(map(nan_bits, kept.values())), list(map(nan_bits, model.state_dict().values())))
-        == []
-    )
+    assert differences(kept.pop("model").state_dict(), kept) == []
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names == {".lock", "config.json", "metrics.jsonl", "checkpoint_4.pt"}
-    saved = Transformer.from_checkpoint(tmp_path / "model/checkpoint_4.pt")
-    assert all(torch.isfinite(p).all() for p in saved.parameters())
-
-
-def nan_bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.int32)  # NaN equals itself
-
-
-def test_a_gradient_that_alone_is_not_finite_is_the_one_that_is_named(tmp_path, corpus, capsys, monkeypatch):
-    accumulate = trainer.accumulate_gradients
-
-    def poisoned(model, *args, **kwargs):
-        result = accumulate(model, *args, **kwargs)
-        model.block[0].attn.sinks.grad[1] = torch.nan
-        return result
-
-    monkeypatch.setattr(trainer, "accumulate_gradients", poisoned)
-    assert run_here(tmp_path, *TINY, *corpus, "--no-use_tensorboard") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "step 1 is not finite, first in the gradient of block.0.attn.sinks; " in error
-    assert "there is no checkpoint yet" in error
 
 
 def test_an_absurd_learning_rate_never_saves_weights_that_are_not_finite(tmp_path, corpus, capsys):
-    flags = [
-        "--lr",
-        "1e38",
-        "--save_every",
-        1,
-        "--warmup",
-        0,
-        "--eval_every",
-        50,
-        "--no-use_tensorboard",
-    ]
-    assert run_here(tmp_path, *TINY, *corpus, *flags, "--optimizer", "adamw") == 2
+    flags = (
+        "--lr 1e38 --save_every 1 --warmup 0 --eval_every 50 --no-use_tensorboard --optimizer adamw".split()
+    )
+    assert run_here(tmp_path, *TINY, *corpus, *flags) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "is not finite, first in " in error and "try a lower --lr" in error
     for path in (tmp_path / "model").glob("checkpoint_*.pt"):
@@ -252,11 +200,11 @@ def test_a_run_limited_by_minutes_ends_by_its_own_clock(tmp_path, corpus):
     assert progress["tokens"] == progress["step"] * 64
 
 
-def test_two_runs_from_one_seed_are_equal_and_another_seed_is_not(tmp_path, corpus):
+def test_runs_with_one_seed_are_equal_and_another_seed_differs(tmp_path, corpus):
     flags = [*TINY, *corpus, "--max_iters", 3, "--dropout", 0.1, "--no-use_tensorboard"]
     ends = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        torch.rand(3)  # what a process drew before must not matter
+        torch.rand(3)  # random numbers drawn before a run must not matter
         assert run_here(tmp_path / name, *flags, "--seed", seed) == 0
         ends.append(load(tmp_path / name / "model/checkpoint_3.pt"))
     for part in ("model", "optimizers", "rng", "data"):

@@ -25,19 +25,15 @@ TINY = (
     "--eval_tokens 256 --log_every 1"
 ).split()
 
-SAMPLE_TOKENS = 24  # of a run's stories, which a model without a context limit would tell for 300
+# Sizes of a model in which no two axes are equal, so that a transpose cannot hide.
+SMALL = dict(num_hidden_layers=2, hidden_size=20, num_attention_heads=6, num_key_value_heads=3, head_dim=4)
+SMALL |= dict(num_experts=5, experts_per_token=2, intermediate_size=9, rope_scaling_factor=1.0)
+
+SAMPLE_TOKENS = 4  # of a sampled story, in place of 300: sampling took half of the time of a run
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    [
-        "toy_run",
-        "train",
-        "training.trainer",
-        "torch.utils.tensorboard",
-        "torch._dynamo",
-        "pandas",
-        "pyarrow.dataset",
-    ]
+    "toy_run train training.trainer torch.utils.tensorboard torch._dynamo pandas pyarrow.dataset".split()
 )
 
 
@@ -65,29 +61,13 @@ class ToyRun:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *flags,
-        at_step=None,
-        action=signal.SIGKILL,
-        environment=None,
-        script="train",
+        self, folder: Path, *flags, at_step=None, action=signal.SIGKILL, environment=None, script="train"
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self._logs = [folder / "stdout", folder / "stderr"]
-        arguments = (
-            [str(flag) for flag in flags],
-            folder,
-            self._logs,
-            at_step,
-            action,
-            environment or {},
-            script,
-        )
+        arguments = list(map(str, flags)), folder, self._logs, at_step, action, environment or {}, script
         self._process = _processes.Process(target=_run, args=arguments, daemon=True)
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # the server starts with the first run, and knows no sys.path
+        with pytest.MonkeyPatch.context() as patch:  # the server starts here, without this sys.path
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
             patch.setenv("OMP_NUM_THREADS", "1")
             multiprocessing.forkserver.ensure_running()

@@ -1,1 +1,1 @@
-"""How a model learns. Handed a model; never imports a concrete one."""
+"""Training. This package receives a model and never imports the file of one."""

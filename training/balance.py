@@ -1,14 +1,17 @@
-"""Keeping experts evenly loaded: what each `--balance` rule does in a step.
+"""The rules of `--balance`, which keep the experts evenly loaded.
 
-none        the balance loss is logged and not added
-aux         the balance loss, with the load of the micro-batch
-aux_global  the same, with the load of the whole previous step (arXiv:2501.11873), so that splitting a
-            batch or adding ranks does not change it
-bias        loss-free (arXiv:2408.15664): a bias on the router's choice, moved once per step. There it is added
-            to scores from 0 to 1 and moves by 0.001; here it is added to logits, whose spread is several times
-            that, in runs of hundreds of steps: its rate is higher, and falls with the learning rate. With
-            router=topk_sigmoid it is added to scores, and needs the higher rate, too: after 200 steps of toy on
-            the bundled stories max violation is 0.07 with 0.03, 0.08 with 0.01 and 1.9 with 0.001
+none        adds nothing; the balance loss is only logged
+aux         adds the balance loss, computed from the load of the micro-batch
+aux_global  adds the balance loss, computed from the load of the whole previous step (arXiv:2501.11873).
+            Splitting a batch into micro-batches does not change it.
+bias        adds no loss: it adds a bias to the router's scores before the experts are chosen, and moves that
+            bias once per step (arXiv:2408.15664).
+
+The paper adds the bias to scores between 0 and 1 and moves it by 0.001 a step, over long runs. Here it is
+added to logits, which spread several times as far, and runs have hundreds of steps. So the default
+--bias_rate is higher, and falls with the learning rate. router=topk_sigmoid has scores between 0 and 1 and
+needs the higher rate too: after 200 steps of toy on the bundled stories, max violation was 0.07 at a rate of
+0.03, 0.08 at 0.01 and 1.9 at 0.001.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ BIAS_BUFFER = "mlp.selection_bias"
 
 
 def balance_term(rule: str, stats: RouterStats, previous_share: torch.Tensor | None) -> torch.Tensor:
-    """The balance loss that the rule adds, () float32, before its coefficient; 0 where it adds none.
+    """The balance loss that a rule adds, () float32, before its coefficient; 0 for a rule that adds none.
 
-    previous_share: (L, E) float32, shares of the last optimiser step; None at the first one, where the
-    load counts as even.
+    previous_share: (L, E) float32, each expert's share of the load in the previous step; None in the first
+    step, which is treated as evenly loaded.
     """
     if rule == "aux":
         return stats.balance_loss
@@ -38,12 +41,11 @@ def balance_term(rule: str, stats: RouterStats, previous_share: torch.Tensor | N
 
 @torch.no_grad()
 def update_selection_bias(model: nn.Module, load: torch.Tensor, rate: float) -> None:
-    """Raise the bias of experts below the mean load by `rate`, lower the others, re-centre to mean zero.
+    """Raise the bias of each expert below the mean load by `rate`, lower the others, re-centre them at zero.
 
-    load: (L, E) float32, assignments of one whole optimiser step, one row per routed layer.
-    The model must be in training mode: what validation routes must not move the bias.
+    load: (L, E) float32, assignments of one whole optimizer step, one row per routed layer.
     """
-    assert model.training, "the selection bias is moved by training steps only"
+    assert model.training, "evaluation must not move the selection bias"
     biases = [buffer for name, buffer in model.named_buffers() if name.endswith(BIAS_BUFFER)]
     assert len(biases) == len(load), "one row of load per routed layer"
     for bias, counts in zip(biases, load):

@@ -1,6 +1,6 @@
-"""Command line and YAML: dataclass < YAML (--config FILE.yaml) < flags.
+"""The command line and YAML files: defaults < YAML (--config FILE.yaml) < flags.
 
-The model's own fields (--num_experts 16) share the namespace and are collected apart. Imports no
+The fields of the model (--num_experts 16) are flags too, and are collected apart. This module imports no
 torch, so that --help is immediate.
 """
 
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from common.script import Parser, did_you_mean, shown
@@ -17,14 +18,18 @@ from common.settings import as_text, cast, is_switch
 from training import other_names
 from training.config import TrainConfig
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LARGEST_YAML = 1_000_000  # bytes
+MOST_VALUES = 100_000  # in a YAML file, with each alias (*name) counted as the values that it stands for
+
 
 class CommandLine(NamedTuple):
-    """What a person asked for."""
+    """The settings that a command line gives."""
 
     config: TrainConfig
     model_overrides: dict[str, Any]  # ModelConfig fields, cast to their types
-    given: frozenset[str]  # every name that YAML or a flag set, of both configs
-    help_model: bool  # --help_model: print the model's fields and stop
+    given: frozenset[str]  # the names in both configs that YAML or a flag sets
+    help_model: bool  # whether to print the model's fields and stop
 
 
 def parse_command_line(
@@ -32,20 +37,18 @@ def parse_command_line(
     model_fields: Callable[[str], dict[str, Any]],
     *,
     config_class: type[TrainConfig] = TrainConfig,
-    prog: str | None = None,
-    description: str | None = None,
 ) -> CommandLine:
-    """Resolve dataclass < YAML < flags.
+    """Read the flags and the YAML file that they name.
 
-    model_fields: the name of a model -> {name: type} of its config; called only when a name is not a field of
-    config_class, because it imports torch.
-    Raises ValueError, one sentence, for anything wrong.  --help prints and exits.
+    model_fields: maps the name of a model to {field: type} of its config. It imports torch, so it is called
+    only if a name is not a field of config_class.
+    Raises ValueError for bad input.  --help prints and exits.
     """
     hints = {f.name: f.type for f in fields(config_class)}
     train_names = frozenset(hints)
-    parser = _parser(config_class, prog, description)
+    parser = _parser(config_class)
     parsed, unknown = parser.parse_known_args(argv)
-    yaml_path = getattr(parsed, "config", None)
+    yaml_path = find_config(parsed.config, config_class) if hasattr(parsed, "config") else None
     from_yaml = read_yaml(yaml_path) if yaml_path else {}
     model = getattr(parsed, "model", from_yaml.get("model"))
     if unknown or from_yaml.keys() - hints.keys():
@@ -54,17 +57,16 @@ def parse_command_line(
             _add_flag(parser, name, hints[name])
         parsed, unknown = parser.parse_known_args(argv)
     if unknown:
-        flag = next((word for word in unknown if word.startswith("--")), None)
-        if flag is None:
-            raise ValueError(f"{unknown[0]!r} is not a flag; a setting is written as --name VALUE")
-        raise _unknown("flag", flag.split("=")[0], ["--config", *(f"--{name}" for name in hints)])
+        named = [word.split("=")[0] for word in unknown if word.startswith("--")]
+        if not named:
+            raise _stray(unknown[0], config_class)
+        raise ValueError(_unknown("flag", named, ["--config", *(f"--{name}" for name in hints)]))
 
     flags = vars(parsed)
     help_model = flags.pop("help_model", False)
     flags.pop("config", None)
-    for name in from_yaml:
-        if name not in hints:
-            raise _unknown(f"{yaml_path}: key", str(name), list(hints))
+    if keys := [str(name) for name in from_yaml if name not in hints]:
+        raise ValueError(f"{yaml_path}: {_unknown('key', keys, list(hints))}")
 
     values: dict[str, Any] = {}
     for source, level in ((f"{yaml_path}: ", from_yaml), ("", flags)):
@@ -81,18 +83,34 @@ def parse_command_line(
     )
 
 
+def shipped_configs(config_class: type[TrainConfig]) -> dict[str, Path]:
+    """{name: path} of the YAML files in configs/, or in configs/context/, for the program of config_class."""
+    folder = CONFIGS / "context" if config_class.carries else CONFIGS
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str, config_class: type[TrainConfig]) -> Path:
+    """The file that --config names: a path, or the name of a file in configs/, such as "light"."""
+    path, shipped = Path(name), shipped_configs(config_class)
+    if path.exists() and (name not in shipped or path.is_file()):
+        return path
+    if name not in shipped:
+        folder = "configs/context/" if config_class.carries else "configs/"
+        raise ValueError(
+            f"{name}: cannot be read: there is no such file, and {folder} has "
+            f"{', '.join(shipped)}{did_you_mean(name, shipped)}"
+        )
+    return shipped[name]
+
+
 def read_settings(path: str | Path, config_class: type[TrainConfig]) -> dict[str, Any]:
-    """The settings of a run that a YAML file names, cast to their types."""
+    """The settings of a run in a YAML file, cast to their types."""
     hints = {f.name: f.type for f in fields(config_class)}
     return {name: _value(name, value, hints[name]) for name, value in read_yaml(path).items()}
 
 
-LARGEST_YAML = 1_000_000  # bytes
-MOST_VALUES = 100_000  # of a YAML file, each alias (*name) counted as all that it stands for
-
-
 def read_yaml(path: str | Path) -> dict[Any, Any]:
-    """A YAML mapping; ValueError, one sentence, for a file that is none or says a thing twice."""
+    """The mapping in a YAML file. Raises ValueError for another file, and for a key that occurs twice."""
     import yaml
 
     text = _yaml_text(Path(path))
@@ -107,33 +125,33 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     except (ValueError, LookupError, AttributeError, TypeError):
-        # what PyYAML meets where a value is not of the kind that it looks like: 2001-99-99, !!bool x
-        reason = "it has a date, a number or a !!tag that means nothing"
+        # PyYAML raises these for a value that only looks like a date, a number or a tag: 2001-99-99, !!bool x
+        reason = "it has a date, a number or a !!tag that cannot be read"
         raise ValueError(f"{path}: is not valid YAML: {reason}; quote text") from None
     if size > MOST_VALUES:
         raise ValueError(
-            f"{path}: must hold at most {MOST_VALUES:,} values, aliases (*name) counted as what they "
-            "stand for, and holds more; write settings alone"
+            f"{path}: must hold at most {MOST_VALUES:,} values, aliases (*name) written out, and holds more; "
+            "remove what is not a setting"
         )
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold lines of `name: value`; got {shown(values)}")
     for key, times in Counter(keys).items():
-        if times > 1:  # YAML would keep the last in silence
+        if times > 1:  # YAML itself takes the last one
             raise ValueError(f"{path}: {shown(key)} is set {times} times; keep one")
     return values
 
 
 def _value(name: str, value: Any, hint: Any) -> Any:
-    """cast(), which also answers values that other trainers use."""
+    """cast(), with a remark about values that other trainers use."""
     remark = other_names.VALUES.get((name, value), "") if isinstance(value, str) else ""
     return cast(name, value, hint, remark)
 
 
 def _yaml_text(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():  # a device may have no end
+        if path.exists() and not path.is_file():  # reading a device may not end
             raise ValueError(f"{path}: cannot be read: it is a folder or a device, and must be a file")
         with open(path, "rb") as file:
             content = file.read(LARGEST_YAML + 1)
@@ -147,7 +165,7 @@ def _yaml_text(path: Path) -> str:
 
 
 def _size(node: Any, sizes: dict[Any, float]) -> float:
-    """How many values a YAML node holds, with its aliases written out; infinite if it holds itself."""
+    """The number of values in a YAML node with its aliases written out; infinite if it contains itself."""
     if node not in sizes:
         sizes[node] = math.inf
         parts = () if isinstance(node.value, str) else node.value
@@ -157,7 +175,7 @@ def _size(node: Any, sizes: dict[Any, float]) -> float:
 
 
 def _one_length(level: dict[str, Any]) -> dict[str, Any]:
-    """max_iters and max_minutes replace each other: where a level sets one, it unsets the other."""
+    """The settings of one level, in which max_iters unsets max_minutes and the other way round."""
     lengths = {"max_iters": None, "max_minutes": None}
     given = [name for name in lengths if level.get(name) is not None]
     if len(given) == 2:
@@ -168,18 +186,21 @@ def _one_length(level: dict[str, Any]) -> dict[str, Any]:
     return lengths | level if given else level
 
 
-def _parser(config_class: type[TrainConfig], prog: str | None, description: str | None) -> Parser:
+def _parser(config_class: type[TrainConfig]) -> Parser:
     parser = Parser(
-        prog=prog,
+        prog=config_class.program,
         usage="%(prog)s [--config FILE.yaml] [--name VALUE ...]",
-        description=description,
-        epilog="--no-NAME turns a true|false setting off. Any field of the model is a flag too, "
-        "for example --num_experts 16: see --help_model.",
+        epilog="--no-NAME turns a true|false setting off. Each field of the model is a flag too, "
+        "for example --num_experts 16; --help_model lists them.",
         allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # the result holds only what was given
+        argument_default=argparse.SUPPRESS,  # the result then holds only the flags that were given
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings; flags override them")
-    parser.add_argument("--help_model", action="store_true", help="list the model's fields")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="a YAML file of settings, or the name of one in configs/; flags override it",
+    )
+    parser.add_argument("--help_model", action="store_true", help="list the fields of the model")
     for f in fields(config_class):
         help = f"{f.metadata['help']} (default: {as_text(f.default)})"
         _add_flag(parser, f.name, f.type, help.replace("%", "%%"))  # argparse formats with %
@@ -187,8 +208,8 @@ def _parser(config_class: type[TrainConfig], prog: str | None, description: str 
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, hint: Any, help: str = "") -> None:
-    """--name VALUE, kept as text: cast() is the one judge of values."""
-    if hint is bool or is_switch(hint):  # bare --NAME turns it on
+    """Add --name VALUE. The value stays text, because cast() checks all values."""
+    if hint is bool or is_switch(hint):  # --NAME alone turns it on
         choices = "true|false" if hint is bool else "|".join(get_args(hint))
         parser.add_argument(f"--{name}", nargs="?", const="true", metavar=choices, help=help)
         parser.add_argument(
@@ -203,12 +224,27 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, hint: Any, help: str =
     parser.add_argument(f"--{name}", metavar=metavar, help=help)
 
 
-def _unknown(what: str, name: str, known: list[str]) -> ValueError:
-    """For a flag (with its dashes) or a key that is no setting: ours, if we know what is meant."""
+def _unknown(what: str, names: list[str], known: list[str]) -> str:
+    """The message about flags (with their dashes) or keys of a YAML file that are not settings."""
+    hints, lists = {name: _hint(name, known) for name in names}, "--help and --help_model list the names"
+    if len(hints) == 1:
+        (name, hint), *_ = hints.items()
+        return f"{what} {name!r} is unknown; {hint or lists}"
+    told = ", ".join(f"{name!r} ({hint})" if hint else repr(name) for name, hint in hints.items())
+    return f"{len(hints)} {what}s are unknown: {told}; {lists}"
+
+
+def _hint(name: str, known: list[str]) -> str:
+    """The setting that an unknown name probably means, in words; "" if there is none."""
     dashes = "--" if name.startswith("--") else ""
     ours, remark = other_names.SETTINGS.get(name.removeprefix("--").replace("-", "_"), ("", ""))
     if dashes + ours in known:
-        hint = f"; here it is called {dashes}{ours}" + (f", {remark}" if remark else "")
-    else:
-        hint = did_you_mean(name, known) or "; --help and --help_model list the names"
-    return ValueError(f"{what} {name!r} is unknown{hint}")
+        return f"here it is called {dashes}{ours}" + (f", {remark}" if remark else "")
+    return did_you_mean(name, known).removeprefix("; ")
+
+
+def _stray(word: str, config_class: type[TrainConfig]) -> ValueError:
+    """The error for a word that belongs to no flag."""
+    if word.endswith((".yaml", ".yml")) or word in shipped_configs(config_class):
+        return ValueError(f"{word!r} is not a flag; use --config {quote(word)}")
+    return ValueError(f"{word!r} is not a flag; a setting is written as --name VALUE")

@@ -1,6 +1,6 @@
-"""Run settings: one flat dataclass that flags, YAML keys and help are generated from.
+"""The settings of a run: one flat dataclass, from which flags, YAML keys and --help are generated.
 
-Imports no torch, so that --help is immediate.
+This module imports no torch, so that --help is immediate.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -12,91 +12,92 @@ from data.defaults import TEXT_COLUMN, TOKENIZER
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything a training run is told, except the model's own fields."""
+    """All settings of a training run, except the fields of the model."""
 
-    # no settings: what training/config.py has otherwise
+    # constants of the program, which no flag changes; the subclass below has other values
     program = "train.py"
     tensorboard_root = "runs"
     carries = False  # whether the model keeps a state from each batch to the next
-    tbptt = 1  # micro-batches through which gradients flow
+    tbptt = 1  # micro-batches through which gradients flow back
 
     # model
     model: str = option("gptoss", "architecture: gptoss, or gpt2 as its dense baseline")
     model_size: str = option("toy", "preset of the architecture: toy, medium, large, ...")
     recipe: Literal["size", "none"] = option(
-        "size",
-        "what lies under --config and flags: configs/<model_size>.yaml, or the defaults alone",
+        "size", "settings below --config and flags: size = configs/<model_size>.yaml, none = the defaults"
     )
 
     # data
     dataset: str = option(
         "auto",
-        "tinystories, bundled, a .txt, .jsonl or .parquet, a folder, a Hub name; "
+        "tinystories, bundled, a .txt, .jsonl or .parquet file, a folder, or a name on the Hub; "
         "auto = tinystories if the Hub or its cache has it, else bundled",
     )
-    val_dataset: str | None = option(None, "validation data; none = own split, or 1% of it by hash")
+    val_dataset: str | None = option(None, "validation data; none = the dataset's split, or 1% by hash")
     text_column: str = option(TEXT_COLUMN, "column that holds a document's text")
-    tokenizer: str = option(TOKENIZER, "stories4k, bundled1536, gpt2, o200k_harmony, a rank file")
-    packing: Literal["packed", "lanes"] = option("packed", "joined, or one document along each row")
+    tokenizer: str = option(TOKENIZER, "stories4k, bundled1536, gpt2, o200k_harmony, or a rank file")
+    packing: Literal["packed", "lanes"] = option("packed", "documents joined, or one along each row")
 
     # size of a step and length of the run
-    batch_size: int = option(8, "rows per micro-batch, per process", at_least=1)
+    batch_size: int = option(8, "rows per micro-batch", at_least=1)
     block_size: int = option(256, "tokens per row", at_least=1)
     grad_accum: int = option(1, "micro-batches per optimizer step", at_least=1)
-    max_iters: int | None = option(3000, "length of the run, optimizer steps", at_least=1)
+    max_iters: int | None = option(3000, "length of the run in optimizer steps", at_least=1)
     max_minutes: float | None = option(
-        None, "in place of max_iters, minutes of training; the clock does not repeat", above=0
+        None, "length of the run in minutes, in place of max_iters; not reproducible", above=0
     )
 
     # optimization
-    lr: float = option(8e-3, "peak learning rate; adamw wants about half of muon's", above=0)
-    schedule: Literal["wsd", "cosine"] = option("wsd", "after warmup: constant then linear, or cosine")
-    warmup: float = option(0.02, "linear warmup, share of the run", at_least=0, below=1)
-    decay: float = option(0.4, "wsd: linear decay to 0, share of the run", at_least=0, at_most=1)
-    grad_clip: float = option(1.0, "largest norm of the whole gradient; 0 = off", at_least=0)
-    optimizer: Literal["adamw", "muon"] = option("muon", "of the blocks' matrices; adamw has the rest")
-    weight_decay: float = option(0.1, "decoupled, per step and unit of lr", at_least=0)
+    lr: float = option(8e-3, "peak learning rate; adamw needs about half of muon's", above=0)
+    schedule: Literal["wsd", "cosine"] = option(
+        "wsd", "learning rate: constant, then linear decay; or cosine"
+    )
+    warmup: float = option(0.02, "share of the run with linear warmup", at_least=0, below=1)
+    decay: float = option(0.4, "share of the run with linear decay to 0 (wsd)", at_least=0, at_most=1)
+    grad_clip: float = option(1.0, "largest norm of the whole gradient; 0 = no clipping", at_least=0)
+    optimizer: Literal["adamw", "muon"] = option("muon", "optimizer of matrices; adamw updates the rest")
+    weight_decay: float = option(0.1, "decoupled: a step shrinks weights by lr * weight_decay", at_least=0)
 
     # router
-    balance: Literal["none", "aux", "aux_global", "bias"] = option("aux", "keeps expert load even")
+    balance: Literal["none", "aux", "aux_global", "bias"] = option("aux", "rule that balances experts")
     balance_coef: float = option(0.01, "weight of the balance loss (aux, aux_global)", at_least=0)
     bias_rate: float = option(
-        0.03, "selection bias, change per step at the full learning rate (bias)", at_least=0
+        0.03, "change of the selection bias in a step at the peak learning rate (bias)", at_least=0
     )
-    z_loss_coef: float = option(0.0, "weight of the router's mean squared logsumexp", at_least=0)
+    z_loss_coef: float = option(0.0, "weight of the mean squared logsumexp of router logits", at_least=0)
 
     # evaluation, checkpoints, logs
     eval_every: int = option(250, "steps between evaluations", at_least=1)
     eval_tokens: int = option(65_536, "tokens per evaluation", at_least=1)
-    final_eval_tokens: int | None = option(None, "tokens of the closing evaluation; none = all", at_least=1)
+    final_eval_tokens: int | None = option(None, "tokens of the last evaluation; none = all", at_least=1)
     eval_only: str | None = option(
         None,
-        "checkpoint, or folder of a run, to evaluate in place of training; "
-        "on the data that it names, unless dataset or val_dataset is given",
+        "evaluate this checkpoint, or folder of a run, and do not train; "
+        "on the validation data of its run, unless dataset or val_dataset is given",
     )
     save_every: int = option(500, "steps between checkpoints", at_least=1)
-    keep: int | None = option(None, "newest checkpoints kept beside the best; none = all", at_least=1)
+    keep: int | None = option(None, "newest checkpoints to keep besides the best; none = all", at_least=1)
     log_every: int = option(10, "steps between log records", at_least=1)
     use_tensorboard: bool = option(True, "write TensorBoard files under runs/")
     out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
     resume: bool = option(False, "continue from the newest checkpoint in out_dir")
     resume_from: str | None = option(
-        None, "continue from this checkpoint of out_dir; newer ones are renamed .set_aside"
+        None, "continue from this checkpoint in out_dir, and rename newer ones to .set_aside"
     )
     init_from: str | None = option(
         None,
-        "checkpoint, folder of a run, or GPT-2 folder of transformers, whose weights a new run starts from",
+        "start from the weights of this checkpoint, folder of a run, or GPT-2 folder of transformers",
     )
 
     # machine
-    seed: int = option(1337, "of weights, data order and dropout", at_least=0, at_most=2**31 - 1)
+    seed: int = option(1337, "seed of weights, data order and dropout", at_least=0, at_most=2**31 - 1)
     device: str = option("auto", "auto, cpu, mps, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto = bfloat16 on cuda only")
-    attention: str = option("auto", "attention backend: auto, eager, sdpa")
-    experts: str = option("auto", "expert backend: auto, loop, sorted")
-    threads: int | None = option(None, "CPU threads; none = torch's choice", at_least=1, at_most=1024)
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto = bfloat16 on cuda, else float32")
+    attention: str = option("auto", "attention backend: auto, eager, sdpa, flex")
+    experts: str = option("auto", "expert backend: auto, loop, sorted, grouped")
+    threads: int | None = option(None, "CPU threads; none = the choice of torch", at_least=1, at_most=1024)
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
-    dry_run: bool = option(False, "print sizes and costs, and stop before building anything")
+    dry_run: bool = option(False, "print sizes and costs, and build nothing")
 
     def __post_init__(self):
         for f in fields(self):
@@ -106,40 +107,40 @@ class TrainConfig:
             require_bounds(f.name, value, f.metadata["bounds"], default)
         if (self.max_iters is None) == (self.max_minutes is None):
             raise ValueError(
-                "either max_iters or max_minutes sets the length of a run; "
-                f"got {self.max_iters} and {self.max_minutes}; set one, and the other to none"
+                "either max_iters or max_minutes must set the length of the run; "
+                f"got {self.max_iters} and {self.max_minutes}; set one of them, and the other to none"
             )
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ValueError(
-                "warmup + decay must be at most 1, as both are shares of the run; "
+                "warmup + decay must be at most 1, because both are shares of the run; "
                 f"got {self.warmup} + {self.decay}; lower one of them"
             )
 
     @property
     def micro_batches(self) -> int:
-        """Batches of a step."""
+        """Micro-batches in a step."""
         return self.grad_accum * self.tbptt
 
     @property
     def slots_per_step(self) -> int:
-        """Places of a step's rows, padding or not."""
+        """Tokens in a step, padding included."""
         return self.batch_size * self.block_size * self.micro_batches
 
 
 # --------------------------------------------------------------------------------------------------
 # resume
 
-# None of these touches the sequence of updates. max_iters and max_minutes would: warmup and decay
-# are shares of the run, so another length is another learning rate from the first step on; and with
-# other eval_tokens best.json would compare losses of different tokens.
+# Settings that --resume may change, because the updates do not depend on them. max_iters and max_minutes are
+# not among them: warmup and decay are shares of the run, so that another length changes the learning rate of
+# every step. Nor is eval_tokens: best.json would then compare losses of different tokens.
 RESUMABLE_CHANGES = frozenset(
     {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
 )
 
-# About this call and not about the run: always taken from the command line.
+# Settings of one call, not of the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
-# The default leaves the choice to the run; the saved config holds what was chosen, for use again.
+# Settings whose default leaves the choice to the run. The saved config holds what was chosen.
 RESOLVED_BY_THE_RUN = frozenset({"dataset", "device", "dtype", "attention", "experts", "threads", "compile"})
 
 
@@ -150,16 +151,17 @@ def check_resume(
     model_overrides: dict[str, Any],
     given: frozenset[str],
 ) -> TrainConfig:
-    """The config that continues a saved run: the saved one, with the changes that it allows.
+    """The config that continues a saved run: the saved one, with the changes that are allowed.
 
-    saved, saved_model: the checkpoint's TrainConfig and ModelConfig as dicts.
+    saved, saved_model: the checkpoint's TrainConfig and model config as dicts.
     now, model_overrides, given: from CommandLine.
-    Raises ValueError for a setting that was given, differs and would change the sequence.
+    Raises ValueError if a given setting differs from the saved one and is not in RESUMABLE_CHANGES.
     """
     defaults = {f.name: f.default for f in fields(now)}
     if unknown := sorted(saved.keys() - defaults.keys()):
         raise ValueError(
-            f"the saved config has an unknown setting, {unknown[0]!r}; resume it with the code that saved it"
+            f"the saved config has an unknown setting, {unknown[0]!r}; "
+            "resume the run with the version of the code that saved it"
         )
     asked = {name: getattr(now, name) for name in sorted(given & defaults.keys())}
     for name in RESOLVED_BY_THE_RUN & asked.keys():
@@ -172,7 +174,7 @@ def check_resume(
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
         if name not in RESUMABLE_CHANGES | OF_THIS_CALL and value != was:
             raise ValueError(
-                f"--resume continues the saved sequence, and {name}={as_text(value)} "
+                f"--resume continues the run as it was saved, and {name}={as_text(value)} "
                 f"(saved: {as_text(was)}) would change it; leave it out, or start a new run from "
                 "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
                 f"{', '.join(sorted(RESUMABLE_CHANGES))}"
@@ -184,15 +186,15 @@ def check_resume(
 
 @dataclass(frozen=True, kw_only=True)
 class ContextTrainConfig(TrainConfig):
-    """A run whose model carries a state from each segment of a document to the next."""
+    """The settings of a run whose model carries a state from each segment of a document to the next."""
 
     program = "train_context.py"
     tensorboard_root = "runs_context"
     carries = True
 
-    model: str = option("gptoss_context", "architecture, one that carries a state")
+    model: str = option("gptoss_context", "architecture that carries a state")
     packing: Literal["lanes"] = option("lanes", "one document along each row")
-    block_size: int = option(64, "tokens of a segment; --segment_length is another name", at_least=1)
-    tbptt: int = option(4, "segments of a window, through which gradients flow back in time", at_least=1)
+    block_size: int = option(64, "tokens per segment; --segment_length is another name for it", at_least=1)
+    tbptt: int = option(4, "segments in a window, through which gradients flow back", at_least=1)
     grad_accum: int = option(1, "windows per optimizer step", at_least=1)
     out_dir: str = option("model_context", "folder of config.json, metrics.jsonl and checkpoints")

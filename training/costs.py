@@ -1,48 +1,46 @@
-"""What a run would cost, from its settings alone: nothing is built. Printed by --dry_run."""
+"""Estimates of the memory and time of a run from its settings. --dry_run prints them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
 
+from architecture import registry
 from architecture.interface import logit_rows
 from common.device import PEAK_FLOPS, peak_flops
+from common.settings import as_text
 from training.config import TrainConfig
 
 
 class Machine(NamedTuple):
-    """What a run is priced on."""
+    """A machine whose training time is estimated."""
 
     name: str
-    dtype: str  # what it computes in: its memory and its speed belong together
-    flops: float  # FLOP/s that training of this kind keeps up; orders of magnitude, not promises
-    memory: float | None  # bytes; None: whatever this one has
-    layer_seconds: float = 0.0  # at least, for each layer of a micro-batch
+    dtype: str  # memory and speed are both of this dtype
+    flops: float  # FLOP/s that training reaches, roughly
+    memory: float | None  # bytes; None: no limit is assumed
+    layer_seconds: float = 0.0  # shortest time for one layer of a micro-batch
 
 
-LAUNCHES = 2e-3  # seconds: some 200 kernels, forward and backward, of 10 us each; unmeasured
+LAUNCHES = 2e-3  # seconds, unmeasured: about 200 kernels, forward and backward, of 10 us each
 MACHINES = (
     # 5,259 tokens/s of toy: benchmarks/results/tinystories_20_minutes.json
     Machine("two laptop cores", "float32", 0.045e12, None),
     Machine(
-        "one RTX 4090 (24 GB) at 25 % of its peak",
-        "bfloat16",
-        0.25 * PEAK_FLOPS["4090"],
-        24e9,
-        LAUNCHES,
+        "one RTX 4090 (24 GB) at 25 % of its peak", "bfloat16", 0.25 * PEAK_FLOPS["4090"], 24e9, LAUNCHES
     ),
     Machine("one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES),
 )
 
 
-LONG_HOURS = 12  # a run that takes longer says so before it begins
+LONG_HOURS = 12  # a longer run prints a warning when it starts
 
 
 def this_machine(device: str) -> Machine | None:
-    """What a run on this device is priced on; None where we know no speed."""
+    """The machine for a device; None if its speed is not known."""
     if device == "cpu":
         return MACHINES[0]
     known = device.startswith("cuda") and torch.cuda.is_available()
@@ -57,7 +55,7 @@ def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
 
 
 def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
-    """A line for a run of fixed steps that would take more than LONG_HOURS here; () for others."""
+    """A line for a run of max_iters that would take more than LONG_HOURS here; () for other runs."""
     machine = this_machine(cfg.device)
     if machine is None or cfg.max_iters is None:
         return ()
@@ -65,53 +63,48 @@ def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
     if seconds <= 3600 * LONG_HOURS:
         return ()
     return (
-        f"this run would take {_duration(seconds)} on this machine; --max_minutes 60 ends after an hour with its "
-        "learning rate fallen, a smaller --model_size or a GPU makes each step cheaper, --dry_run shows the costs",
+        f"this run would take {_duration(seconds)} on this machine; --max_minutes 60 plans it for an hour, a "
+        "smaller --model_size or a GPU makes each step faster, --dry_run shows the costs",
     )
 
 
 def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
-    """Bytes of training on one device. Weights, gradients and optimizer state are exact; what the
-    forward pass keeps for the backward is an estimate from the shapes (tested to 15 % in float32).
+    """Bytes that training needs on one device.
+
+    Weights, gradients and optimizer state are exact. Activations, the tensors that the forward pass keeps for
+    the backward pass, are estimated from their shapes (tested to 15 % in float32).
     """
     total = config.parameter_counts()["total"]
     matrices = config.matrix_parameters()
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (total - matrices) + matrices if cfg.optimizer == "muon" else 2 * total
+    tokens = cfg.batch_size * cfg.block_size
+    values = tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
+    kept = int((2 if cfg.dtype == "bfloat16" else 4) * values)
+    head = 4 * config.vocab_size * config.hidden_size  # the head keeps its gradient, in float32
+    # next_token_loss holds one block of logits and its softmax at a time
+    rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
         "weights": 4 * total,
         "gradients": 4 * total,
         "optimizer": 4 * moments,
-        "activations": cfg.tbptt * activation_bytes(cfg, config),  # a window is kept until its end
-        "logits": logits_bytes(cfg, config),
+        "activations": cfg.tbptt * (kept + head),  # kept until the end of a window
+        "logits": 2 * 4 * rows * config.vocab_size,
     }
 
 
-def activation_bytes(cfg: TrainConfig, config: Any) -> int:
-    """Estimate of what the forward pass of one micro-batch keeps for its backward pass."""
-    per_token = config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
-    values = cfg.batch_size * cfg.block_size * per_token
-    head = 4 * config.vocab_size * config.hidden_size  # it keeps its gradient, in float32
-    return int((2 if cfg.dtype == "bfloat16" else 4) * values) + head
-
-
-def logits_bytes(cfg: TrainConfig, config: Any) -> int:
-    """What next_token_loss holds of the logits for a moment: a block of them and its softmax."""
-    rows = min(cfg.batch_size * cfg.block_size, logit_rows(config.vocab_size, cfg.device))
-    return 2 * 4 * rows * config.vocab_size
-
-
 def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str:
-    """Parameters, FLOPs per token, memory on this device, and what it takes on a few machines, as text.
+    """The text of --dry_run: parameters, FLOPs per token, memory on this device, time on a few machines.
 
-    available: bytes on cfg.device, where that is known.
+    available: bytes on cfg.device, if known.
     """
     counts, flops = config.parameter_counts(), config.flops_per_token(cfg.block_size)
     per_step = cfg.slots_per_step
     memory = memory_bytes(cfg, config)
     needed = sum(memory.values())
+    differences = (*changed_fields(cfg, config), f"{config.vocab_size:,} ids")
     lines = [
-        f"{cfg.model} {cfg.model_size} with {config.vocab_size:,} ids",
+        f"{cfg.model} {cfg.model_size} with {', '.join(differences)}",
         f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
         f"{counts['embedding']:,} of the total in the input embedding",
         f"FLOPs per token  {flops:,.0f} (forward and backward)",
@@ -143,6 +136,19 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     return "\n".join(lines)
 
 
+def changed_fields(cfg: TrainConfig, config: Any) -> list[str]:
+    """The fields in which a model differs from the preset of its size, with their values, at most five items.
+
+    The fields that follow the tokenizer are left out.
+    """
+    if cfg.model_size not in registry.model_class(cfg.model).presets:
+        return []
+    preset = asdict(registry.build_config(cfg.model, cfg.model_size))
+    changed = {name: value for name, value in asdict(config).items() if value != preset[name]}
+    told = [f"{n} {as_text(v):.40}" for n, v in changed.items() if not n.endswith("vocab_size")]
+    return told if len(told) <= 5 else [*told[:4], f"{len(told) - 4} more changes"]
+
+
 def _room(needed: float, available: float | None) -> str:
     if available is None:
         return ""
@@ -155,7 +161,7 @@ def _room(needed: float, available: float | None) -> str:
 
 
 def _rounded(number: float) -> str:
-    """To two digits: nothing here is known better."""
+    """A number to two digits, the precision of the estimates."""
     return f"{float(f'{number:.2g}'):,.0f}"
 
 
@@ -166,19 +172,18 @@ def _duration(seconds: float) -> str:
     return "under two minutes"
 
 
-ESTIMATE = 0.85  # activations are estimated to 15 %: only what certainly does not fit is refused
-
-
-TOKEN_BYTES = 16  # of a token in a batch: input and target, int64
+ESTIMATE = 0.85  # activations are estimated to 15 %, and a run that may fit is not refused
+TOKEN_BYTES = 16  # input and target of a token, int64
 
 
 def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
-    """ValueError for a run that cannot fit into `available` bytes, before anything is built: the system
-    would end it later without a word.
+    """Raise ValueError if a run cannot fit into `available` bytes.
+
+    Without this check the system would kill the run later, without a message.
     """
     memory = memory_bytes(cfg, config)
     tokens = cfg.batch_size * cfg.block_size
-    if cfg.eval_only:  # no gradients, and a layer's activations at a time
+    if cfg.eval_only:  # without gradients only the activations of one layer exist at a time
         needed = memory["weights"] + ESTIMATE * memory["activations"] / (cfg.tbptt * config.num_hidden_layers)
         way_out = "lower batch_size or block_size"
     else:
@@ -188,5 +193,5 @@ def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
     if needed > available:
         raise ValueError(
             f"this run needs about {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are "
-            f"available on {cfg.device}; {way_out}; --dry_run shows what takes it"
+            f"available on {cfg.device}; {way_out}; --dry_run shows what needs it"
         )

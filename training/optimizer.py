@@ -1,4 +1,4 @@
-"""Which parameter gets which optimizer, and the learning rate as a pure function of progress."""
+"""The optimizer of each parameter, and the learning rate as a pure function of progress."""
 
 import math
 import re
@@ -8,13 +8,15 @@ import torch
 from training.config import TrainConfig
 from training.muon import Muon
 
-# By name and never by shape: the expert biases are 2-D and must not look like matrices.
-# The first pattern that matches the whole name decides.
+# (pattern, group). The first pattern that matches the whole name decides. Shapes cannot decide: the biases of
+# experts are 2-D and are not matrices.
 PARAMETER_RULES = (
     (r"block\.\d+\.attn\.(qkv|out)\.weight", "matrix"),
-    # (E, rows, columns): each expert is a matrix
-    (r"block\.\d+\.mlp\.(shared_)?mlp[12]_weight", "matrix"),
-    (r"block\.\d+\.mlp\.mlp[12]\.weight", "matrix"),  # of a model without experts
+    (
+        r"block\.\d+\.mlp\.(shared_)?mlp[12]_weight",
+        "matrix",
+    ),  # (E, rows, columns): one matrix for each expert
+    (r"block\.\d+\.mlp\.mlp[12]\.weight", "matrix"),  # a model without experts
     (r"block\.\d+\.mlp\.gate\.weight", "decay"),  # the router
     (r"(un)?embedding\.weight", "decay"),
     (r"(.+[._])?bias", "no_decay"),
@@ -25,11 +27,11 @@ PARAMETER_RULES = (
 
 
 def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Parameter]]:
-    """The trainable parameters by group: {"matrix" | "decay" | "no_decay": {name: parameter}}.
+    """Sort the trainable parameters into groups: {"matrix" | "decay" | "no_decay": {name: parameter}}.
 
-    A model with parameters of its own sets `optimizer_rules`, (pattern, group) pairs that are asked
-    before PARAMETER_RULES.  Raises ValueError for a name that no rule matches.  Hand it the raw
-    module: wrappers (torch.compile, DDP) change the names.
+    model: the raw module; wrappers (torch.compile, DDP) change the names. It may have `optimizer_rules`,
+    (pattern, group) pairs that are tried before PARAMETER_RULES.
+    Raises ValueError for a name that no rule matches.
     """
     rules = (*getattr(model, "optimizer_rules", ()), *PARAMETER_RULES)
     groups = {"matrix": {}, "decay": {}, "no_decay": {}}
@@ -39,14 +41,14 @@ def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Par
         group = next((group for pattern, group in rules if re.fullmatch(pattern, name)), None)
         if group is None:
             raise ValueError(
-                f"parameter {name!r} must match a rule of an optimizer group; "
+                f"parameter {name!r} matches no rule that assigns it to an optimizer group; "
                 f"add (pattern, group) to {type(model).__name__}.optimizer_rules"
             )
         groups[group][name] = parameter
     return groups
 
 
-# For people who read the gradient's norm by kind of parameter; a name of no other kind is "other".
+# (pattern, kind): the logs show the norm of the gradient for each kind. Other names are of the kind "other".
 PARAMETER_KINDS = (
     (r".+\.attn\.(qkv|out)\.weight", "attention"),
     (r".+\.sinks", "sinks"),
@@ -61,7 +63,7 @@ PARAMETER_KINDS = (
 
 
 def parameter_kinds(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
-    """The trainable parameters by PARAMETER_KINDS, in that order, a kind that is not there left out."""
+    """Sort the trainable parameters by PARAMETER_KINDS, in that order, without empty kinds."""
     kinds = {kind: [] for _, kind in PARAMETER_KINDS} | {"other": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -70,7 +72,7 @@ def parameter_kinds(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter
     return {kind: parameters for kind, parameters in kinds.items() if parameters}
 
 
-# What each optimizer keeps for a parameter, and whether it has the parameter's shape; in float32.
+# The float32 tensors that each optimizer keeps for a parameter: {name: whether it has the parameter's shape}.
 STATE = {
     torch.optim.AdamW: {"step": False, "exp_avg": True, "exp_avg_sq": True},
     Muon: {"momentum_buffer": True},
@@ -78,24 +80,21 @@ STATE = {
 
 
 def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all but the matrices, and Muon, or the same AdamW, for these."""
+    """AdamW, and for cfg.optimizer "muon" also Muon, which then updates the matrices."""
     matrix, decay, no_decay = (list(g.values()) for g in parameter_groups(model).values())
     if cfg.optimizer == "adamw":
         matrix, decay = [], matrix + decay
-    groups = [
-        {"params": decay, "weight_decay": cfg.weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decay, "weight_decay": cfg.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     # (0.9, 0.95): the betas of GPT-3 (arXiv:2005.14165, appendix B) and of nanoGPT
     adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
     return [adamw, Muon(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]
 
 
 def learning_rate(progress: float, cfg: TrainConfig) -> float:
-    """Learning rate at a share of the run; no state, so resuming needs none.
+    """The learning rate at a share of the run.
 
-    progress: from 0 (nothing done) to 1 (finished): steps / max_iters, or seconds / max_minutes.
-    Both schedules end at 0, so that they differ in shape only.  wsd: arXiv:2405.18392.
+    progress: from 0 (start) to 1 (end): steps / max_iters, or seconds / max_minutes.
+    Both schedules end at 0.  Source of "wsd": arXiv:2405.18392.
     """
     if progress < cfg.warmup:
         return cfg.lr * progress / cfg.warmup
@@ -107,7 +106,7 @@ def learning_rate(progress: float, cfg: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
-    """One rate for all: Muon scales its updates to the size of AdamW's."""
+    """Set one learning rate for all optimizers. Muon scales its updates to the order of AdamW's."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

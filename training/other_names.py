@@ -1,22 +1,28 @@
-"""What nanoGPT, Hugging Face and torchtitan call our settings, so that a message can name ours."""
+"""Names that nanoGPT, Hugging Face and torchtitan use for our settings, for messages about unknown names."""
 
-# Their name: ours, of TrainConfig or the model's config, and a remark where the meaning differs.
+SHARE = "as a share of the run"
+
+# {their name: (our name, remark)}. Our name is a field of TrainConfig or of the model's config. The remark
+# says how the meaning differs.
 SETTINGS: dict[str, tuple[str, str]] = {
     their: (ours, remark)
     for ours, remark, names in (
         # length and size of a step
-        ("max_iters", "", "max_steps num_steps train_steps training_steps num_iterations iterations steps iters"),
-        ("max_iters", "passes over the data are not counted in advance", "epochs num_epochs num_train_epochs"),
-        ("batch_size", "", "micro_batch_size per_device_train_batch_size device_batch_size local_batch_size"),
-        ("batch_size", "times block_size and grad_accum makes the tokens of a step",
-         "global_batch_size total_batch_size"),
-        ("block_size", "", "seq_len seq_length sequence_length max_seq_len max_seq_length context_length"),
+        ("max_iters", "", "max_steps num_steps train_steps training_steps num_iterations"),
+        ("max_iters", "", "iterations steps iters"),
+        ("max_iters", "in steps, not in passes over the data", "epochs num_epochs num_train_epochs"),
+        ("batch_size", "", "micro_batch_size per_device_train_batch_size"),
+        ("batch_size", "", "device_batch_size local_batch_size"),
+        ("batch_size", "which counts the rows of a micro-batch", "global_batch_size total_batch_size"),
+        ("block_size", "", "seq_len seq_length sequence_length max_seq_len max_seq_length"),
+        ("block_size", "", "context_length"),
         ("grad_accum", "", "gradient_accumulation_steps grad_accum_steps accumulate_grad_batches"),
         # optimization
         ("lr", "", "learning_rate max_lr peak_lr"),
-        ("warmup", "as a share of the run", "warmup_iters warmup_steps warmup_ratio lr_warmup_steps"),
-        ("decay", "as a share of the run", "lr_decay_iters decay_steps decay_ratio cooldown_steps warmdown_iters"),
-        ("schedule", "which always ends at 0", "lr_scheduler lr_scheduler_type decay_lr min_lr min_lr_factor"),
+        ("warmup", SHARE, "warmup_iters warmup_steps warmup_ratio lr_warmup_steps"),
+        ("decay", SHARE, "lr_decay_iters decay_steps decay_ratio cooldown_steps warmdown_iters"),
+        ("schedule", "which always ends at 0", "lr_scheduler lr_scheduler_type"),
+        ("schedule", "which always ends at 0", "decay_lr min_lr min_lr_factor"),
         ("grad_clip", "", "max_norm max_grad_norm gradient_clip_val clip_grad_norm"),
         ("weight_decay", "", "wd"),
         ("optimizer", "", "optim optimizer_type"),
@@ -31,7 +37,8 @@ SETTINGS: dict[str, tuple[str, str]] = {
         ("save_every", "whether or not the loss fell", "always_save_checkpoint"),
         ("keep", "", "save_total_limit keep_latest_k"),
         ("log_every", "", "log_interval logging_steps log_freq"),
-        ("use_tensorboard", "", "tensorboard enable_tensorboard report_to wandb wandb_log wandb_project wandb_run_name"),
+        ("use_tensorboard", "", "tensorboard enable_tensorboard report_to"),
+        ("use_tensorboard", "", "wandb wandb_log wandb_project wandb_run_name"),
         ("out_dir", "", "output_dir save_dir dump_folder checkpoint_dir"),
         ("resume_from", "", "resume_from_checkpoint"),
         # data, machine
@@ -45,9 +52,11 @@ SETTINGS: dict[str, tuple[str, str]] = {
         ("num_attention_heads", "", "n_head n_heads num_heads"),
         ("num_key_value_heads", "", "n_kv_head n_kv_heads num_kv_heads n_query_groups"),
         ("hidden_size", "", "n_embd d_model dim embed_dim model_dim"),
-        ("intermediate_size", "of one expert", "d_ff ffn_dim ffn_hidden_size n_inner hidden_dim moe_intermediate_size"),
+        ("intermediate_size", "of one expert", "d_ff ffn_dim ffn_hidden_size n_inner hidden_dim"),
+        ("intermediate_size", "of one expert", "moe_intermediate_size"),
         ("num_experts", "", "n_experts n_expert num_local_experts n_routed_experts"),
-        ("experts_per_token", "", "top_k topk moe_top_k router_top_k num_experts_per_tok num_experts_per_token"),
+        ("experts_per_token", "", "top_k topk moe_top_k router_top_k"),
+        ("experts_per_token", "", "num_experts_per_tok num_experts_per_token"),
         ("shared_experts", "", "n_shared_experts num_shared_experts"),
         ("router", "", "scoring_func router_type"),
         ("capacity_factor", "", "moe_capacity_factor expert_capacity"),
@@ -59,12 +68,13 @@ SETTINGS: dict[str, tuple[str, str]] = {
         ("norm", "", "norm_type"),
         ("mlp", "", "activation hidden_act activation_function"),
         ("attention", "", "attn_implementation attn_backend flash_attention flash_attn"),
-        ("dropout", "", "resid_pdrop attn_pdrop embd_pdrop attention_dropout hidden_dropout_prob"),
+        ("dropout", "", "resid_pdrop attn_pdrop embd_pdrop attention_dropout"),
+        ("dropout", "", "hidden_dropout_prob"),
     )
     for their in names.split()
-}  # fmt: skip
+}
 
-# A value that people give to a setting of that name: what to take, and why.
+# {(setting, value that others use): what the message adds}.
 VALUES: dict[tuple[str, str], str] = {
     ("dtype", "float16"): "float16 would need loss scaling; bfloat16 does not",
     ("dtype", "fp16"): "float16 would need loss scaling; bfloat16 does not",

@@ -1,4 +1,4 @@
-"""What a run shows of itself: numbers for the writer, and the words at its beginning and end."""
+"""The records that a run logs, and the text at its start and end."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from architecture.interface import load_share
 from common.device import peak_flops, peak_memory_gb
 from data.documents import Source
 from training.balance import BIAS_BUFFER
+from training.costs import changed_fields
 from training.monitor import instruments
 from training.monitor.page_layout import page_layout
 from training.monitor.probes import context_record, sink_mass
@@ -30,12 +31,12 @@ from training.step import StepResult
 from training.validation import Evaluation
 
 NARRATE_SECONDS = 15.0
-PAGE = "http://localhost:6006/#custom_scalars"  # TensorBoard's default port, and our layout
-SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # of the stories that a run shows
+PAGE = "http://localhost:6006/#custom_scalars"  # the default port of TensorBoard, and our layout
+SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # for the stories
 
 
 def step_record(run: Run, result: StepResult) -> dict[str, float]:
-    """What the loss, the routers and the data of one step say."""
+    """Loss, router statistics and data position of one step."""
     cfg = run.cfg
     record = {
         "data/epoch": run.loader.progress.epoch,
@@ -54,14 +55,12 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
 
 
 def gradient_record(norms: dict[str, float]) -> dict[str, float]:
-    """Norms before clipping: of the whole gradient, and of each kind of parameter."""
-    total = {"optim/grad_norm": norms["total"]}
-    kinds = {f"optim/grad_norm/{kind}": norm for kind, norm in norms.items() if kind != "total"}
-    return total | kinds
+    """Gradient norms before clipping: the total, and one for each kind of parameter."""
+    return {f"optim/grad_norm/{kind}".removesuffix("/total"): norm for kind, norm in norms.items()}
 
 
 def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict[str, float]:
-    """Throughput since (tokens, seconds), utilisation where the device's peak is known, memory."""
+    """Throughput since (tokens, seconds), memory, and utilization if the peak of the device is known."""
     rate = (progress.tokens - since[0]) / max(progress.seconds - since[1], 1e-9)
     record = {
         "perf/tokens_per_second": rate,
@@ -81,7 +80,7 @@ def is_routed(run: Run) -> bool:
 
 
 def layout(run: Run) -> dict[str, dict[str, list[str]]]:
-    """The charts of this run's page, those that will have data."""
+    """The TensorBoard charts that will have data in this run."""
     config = run.model.config
     return page_layout(
         routed=is_routed(run),
@@ -93,14 +92,11 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
 
 
 def show_evaluation(
-    run: Run,
-    progress: Progress,
-    found: Evaluation,
-    batches: list[dict[str, torch.Tensor]],
+    run: Run, progress: Progress, found: Evaluation, batches: list[dict[str, torch.Tensor]]
 ) -> None:
-    """Numbers, the pictures of the experts, a story, and a line for people.
+    """Log an evaluation with its pictures and a story, and print one line about it.
 
-    batches: the validation tokens, the same ones each time; the first have the attention on the sinks.
+    batches: the fixed validation batches. The first one gives the attention on the sinks.
     """
     step, writer = progress.step, run.writer
     record = {"val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
@@ -143,29 +139,34 @@ def in_words(found: Evaluation) -> str:
 
 
 def sample_stories(run: Run, number: int) -> list[str]:
-    """Stories from end-of-text on, always from the same seed, so that they show the weights alone."""
+    """Stories that start a new text, with one seed, so that they differ by the weights alone."""
     tokens = min(SAMPLE_TOKENS, length_limit(run.model) - 1)
     return generate_texts(run.model, [""] * number, tokens, SAMPLE_TEMPERATURE, seed=SAMPLE_SEED)
 
 
 def describe(run: Run, source: Source, validation: Source) -> str:
-    """The lines a run begins with: what is trained, on what, how."""
+    """The first lines of a run: model, data, length, device and folders."""
     cfg, counts = run.cfg, run.model.config.parameter_counts()
-    length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes"
-    rows = cfg.batch_size * cfg.micro_batches
+    changed = ", ".join(changed_fields(cfg, run.model.config))
+    length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes in steps"
+    segments = f" x {cfg.tbptt} segments" if cfg.carries else ""
+    unit = "windows" if cfg.carries else "micro-batches"
+    parts = f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
     experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
     skipped = f" ({source.skipped:,} empty documents left out)" if source.skipped else ""
     return (
-        f"{cfg.model} {cfg.model_size}: {counts['total']:,} parameters, {counts['active']:,} active per token\n"
+        f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
+        f"{counts['total']:,} parameters, {counts['active']:,} active per token\n"
         f"data: {source.name}{skipped}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
-        f"{length} of {rows} x {cfg.block_size} = {rows * cfg.block_size:,} tokens on {cfg.device} in {cfg.dtype} "
+        f"{length} of {cfg.slots_per_step:,} tokens ({parts}{cfg.batch_size} rows{segments} x {cfg.block_size} "
+        f"tokens) on {cfg.device} in {cfg.dtype} "
         f"({cfg.threads} threads, attention {cfg.attention}{experts})\n"
         f"writing {cfg.out_dir}/" + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
     )
 
 
 def narrated(batches: Iterable[dict], say: Callable[[str], None]) -> Iterator[dict]:
-    """The same batches; says now and then how many tokens are done, since nobody knows the total."""
+    """Yield the batches, and print the number of scored tokens now and then. The total is not known."""
     said, tokens = time.monotonic(), 0
     for batch in batches:
         yield batch
@@ -176,7 +177,7 @@ def narrated(batches: Iterable[dict], say: Callable[[str], None]) -> Iterator[di
 
 
 def final_record(run: Run, progress: Progress, found: Evaluation) -> dict[str, Any]:
-    """The figures of a finished run."""
+    """The figures of a finished run, as they are logged."""
     counts = run.model.config.parameter_counts()
     return {
         "loss": found.loss,
@@ -194,23 +195,34 @@ def final_record(run: Run, progress: Progress, found: Evaluation) -> dict[str, A
 
 
 def activation() -> str:
-    """The line that makes the commands after it run as they stand; none where they do already."""
+    """The command that activates the environment of this process, as a line; "" if it is active."""
     if sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix:
         return ""
     script = Path(sys.prefix) / "bin" / "activate"
-    with contextlib.suppress(ValueError):  # of another place
+    with contextlib.suppress(ValueError):  # it is not below the current folder
         script = script.relative_to(Path.cwd())
     return f"  source {quote(str(script))}\n"
 
 
-def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
-    """What a person reads at the end."""
+def first_words(tokenizer: Any, ids: torch.Tensor) -> str:
+    """Up to four words from the start of a validation row, (T,) int64, as a prompt that fits the data."""
+    documents = tokenizer.decode(ids[:16].tolist()).split(tokenizer.decode([tokenizer.eot_token]))
+    words = next(filter(None, documents), "").split()
+    text = " ".join(words[:4] if len(words) > 4 else words[:-1])  # the last word may be cut off
+    return text if text.isprintable() and not text.startswith("-") else ""
+
+
+def summary(
+    run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path, prompt: str
+) -> str:
+    """The text at the end of a run: stories, figures and the next commands."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
+    prompt = f" --prompt {quote(prompt)}" if prompt else ""
     if run.tensorboard_dir:
         folder = quote(str(Path(run.tensorboard_dir).parent))
         board = f"\n  tensorboard --logdir {folder}    # then open {PAGE}"
-    data = "".join(  # the same data: a new run would otherwise go to the default
+    data = "".join(  # without these flags a new run would take the default data
         f" --{field} {quote(value)}"
         for field in ("dataset", "val_dataset", "text_column")
         if (value := getattr(cfg, field)) != getattr(type(cfg), field)
@@ -222,7 +234,7 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
         f"({final['tokens_per_second']:,.0f} tokens/s)\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
-        f"  python sample.py --checkpoint {name} --prompt 'Once upon a time'{board}\n"
+        f"  python sample.py --checkpoint {name}{prompt}{board}\n"
         f"  python -m evaluation.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

@@ -1,8 +1,6 @@
-"""The start of a run: one function resolves every setting, then one list of gates runs.
+"""The start of a run: resolve every setting, then check memory and the output folder.
 
-resolve(command)    dataclass < recipe of the size < --config < flags, then what a checkpoint brings, then
-                    what "auto" means on this machine
-GATES               each raises ValueError before anything is built, opened or written
+This module builds no model that takes memory, and writes no file.
 """
 
 from __future__ import annotations
@@ -30,51 +28,47 @@ DATA = ("dataset", "val_dataset", "text_column")
 
 
 class Start(NamedTuple):
-    """What a run starts from; nothing is left to choose but the backends and where the data is."""
+    """A resolved start. Only the backends and the dataset may still be "auto"."""
 
     cfg: TrainConfig
     tokenizer: tiktoken.Encoding
-    config: Any  # the model's
+    config: Any  # the config of the model
     saved: dict[str, Any] | None = None  # the checkpoint that the weights come from
-    lines: tuple[str, ...] = ()  # what the first lines of a run say of its settings
+    lines: tuple[str, ...] = ()  # remarks on the settings, printed first
 
 
 def resolve(command: CommandLine) -> Start:
-    """Settings, tokenizer, model config, and the checkpoint that the weights come from, if any.
+    """Resolve every setting: defaults < recipe < --config < flags, then the checkpoint, then "auto".
 
-    Raises ValueError for settings that contradict each other, the tokenizer, the checkpoint or the machine.
+    Raises ValueError for settings that do not fit each other, the tokenizer, the checkpoint or the machine.
     """
     command = with_resumed_folder(command)
     asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
     if len(asked) > 1:
         named = ["resume_from" if name == "resume" and command.config.resume_from else name for name in asked]
-        raise ValueError(
-            f"{' and '.join(named)} each say where the weights come from, and only one can; leave one out"
-        )
+        raise ValueError(f"{' and '.join(named)} each name the weights to start from; keep one of them")
     where = {"resume": continued_run, "eval_only": given_weights, "init_from": given_weights}
     start = where[asked[0]](command) if asked else new_model(command)
     cfg, on = start.cfg, device.choose_device(start.cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
-    return start._replace(cfg=cfg)
+    return start._replace(cfg=cfg, lines=(*start.lines, *costs.warning(cfg, start.config)))
 
 
-def require_memory(start: Start) -> None:
-    available = device.available_memory(torch.device(start.cfg.device))
-    costs.require_memory(start.cfg, start.config, available)
-
-
-def require_out_dir(start: Start) -> None:
-    if not start.cfg.eval_only:
-        check_out_dir(start.cfg.out_dir, start.cfg.resume)
-
-
-GATES = (require_memory, require_out_dir)
+def require_resources(start: Start) -> None:
+    """Raise ValueError if a run does not fit into memory, or if its output folder is taken."""
+    cfg = start.cfg
+    costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
+    if not cfg.eval_only:
+        check_out_dir(cfg.out_dir, cfg.resume)
 
 
 def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str, ...]]:
-    """The command with the recipe of a size under what was given, and the lines that say so."""
+    """The command with the values of a recipe where none was given, and remarks about them.
+
+    On a CPU the step of a recipe is made smaller.
+    """
     if command.config.carries and "segment_length" in command.model_overrides:
         command = with_segment_length(command)
         command = command._replace(given=command.given | {"block_size"})
@@ -82,27 +76,30 @@ def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str
     command, line = recipes.under(command, size)
     if command.config.carries:
         command = with_segment_length(command)
-    full, lines = command.config, [line]
-    if recipes.recipe_path(full, size) and device.choose_device(full.device).type == "cpu":
-        command = command._replace(config=recipes.for_a_cpu(full, given))
-        cfg = command.config
-        if cfg != full:
-            lines.append(
-                f"on a CPU a step has {cfg.slots_per_step:,} tokens (without this {full.slots_per_step:,}), by "
-                f"batch_size {cfg.batch_size} and grad_accum {cfg.grad_accum}; give these for another number"
-            )
-    return command, tuple(lines)
+    full = command.config
+    if not recipes.recipe_path(full, size) or device.choose_device(full.device).type != "cpu":
+        return command, (line,)
+    cfg = recipes.for_a_cpu(full, given)
+    if cfg == full:
+        return command, (line,)
+    smaller = (
+        f"on a CPU a step has {cfg.slots_per_step:,} tokens in place of {full.slots_per_step:,}: "
+        f"batch_size {cfg.batch_size}, grad_accum {cfg.grad_accum}; set these two to change it"
+    )
+    return command._replace(config=cfg), (line, smaller)
 
 
 def with_segment_length(command: CommandLine) -> CommandLine:
-    """block_size and segment_length as the one setting that they are for a model that reads in segments;
-    where neither is given, a checkpoint may bring it.
+    """Give block_size and segment_length one value, for a model that reads in segments.
+
+    If neither is given, the value of a checkpoint is kept.
     """
     cfg, overrides = command.config, dict(command.model_overrides)
     asked = overrides.get("segment_length", cfg.block_size)
     if "block_size" in command.given and asked != cfg.block_size:
         raise ValueError(
-            f"block_size and segment_length are one setting here, got {cfg.block_size} and {asked}; give one"
+            f"block_size and segment_length are one setting here, got {cfg.block_size} and {asked}; "
+            "give only one of them"
         )
     if "block_size" in command.given or not (cfg.resume or cfg.eval_only or cfg.init_from):
         overrides["segment_length"] = asked
@@ -110,28 +107,28 @@ def with_segment_length(command: CommandLine) -> CommandLine:
 
 
 def settings_class(model: str) -> type[TrainConfig]:
-    """The settings of the script that trains a model."""
+    """The class of settings of the script that trains a model."""
     carries = getattr(registry.model_class(model), "carries", False)
     return ContextTrainConfig if carries else TrainConfig
 
 
 def require_program(cfg: TrainConfig, model: str) -> None:
-    """ValueError for a model that the other script trains."""
+    """Raise ValueError if the other script trains this model."""
     carries = settings_class(model).carries
     if carries and not cfg.carries:
         raise ValueError(
-            f"model {model} carries a state from segment to segment, which {cfg.program} does not; "
+            f"model {model} carries a state from segment to segment, which {cfg.program} does not support; "
             "use train_context.py"
         )
     if cfg.carries and not carries:
         raise ValueError(
-            f"model {model} carries no state from segment to segment, got it for {cfg.program}; "
+            f"model {model} carries no state from segment to segment, as {cfg.program} needs; "
             "use train.py, with --packing lanes for the same segments"
         )
 
 
 def new_model(command: CommandLine) -> Start:
-    """A preset, changed by overrides, with the vocabulary of the tokenizer."""
+    """The start of a new model: a preset with overrides, and the vocabulary of the tokenizer."""
     require_program(command.config, command.config.model)
     command, lines = over_recipe(command, command.config.model_size)
     cfg = command.config
@@ -141,18 +138,18 @@ def new_model(command: CommandLine) -> Start:
 
 
 def with_segments_of(cfg: TrainConfig, config: Any) -> TrainConfig:
-    """A model that reads in segments says how long the rows of its batches are."""
+    """The settings with block_size from the model, if the model reads in segments."""
     return replace(cfg, block_size=config.segment_length) if cfg.carries else cfg
 
 
 def new_config(command: CommandLine, n_vocab: int) -> Any:
-    """The config of a new model for a tokenizer of n_vocab ids."""
+    """The config of a new model for a tokenizer with n_vocab ids."""
     cfg, overrides = command.config, command.model_overrides
     vocab_size = overrides.get("vocab_size", padded_vocab_size(n_vocab))
     if vocab_size < n_vocab:
         raise ValueError(
             f"vocab_size must hold the {n_vocab} ids of tokenizer {cfg.tokenizer}, got "
-            f"{vocab_size}; leave it out to have it follow the tokenizer"
+            f"{vocab_size}; leave it out to take the number of the tokenizer"
         )
     used = n_vocab if n_vocab < vocab_size else None
     if overrides.get("used_vocab_size", used) != used:
@@ -165,18 +162,18 @@ def new_config(command: CommandLine, n_vocab: int) -> Any:
 
 
 def require_context(cfg: TrainConfig, config: Any) -> None:
-    """ValueError for rows that are longer than the model's context."""
+    """Raise ValueError if rows are longer than the model's context."""
     if cfg.block_size > config.context_limit:
         names = ("initial_context_length", "rope_scaling_factor")
         product = " * ".join(name for name in names if hasattr(config, name))
         raise ValueError(
             f"block_size must be at most the model's context limit of {config.context_limit} tokens "
-            f"({product}), got {cfg.block_size}; lower it or raise that"
+            f"({product}), got {cfg.block_size}; lower block_size or raise the limit"
         )
 
 
 def given_weights(command: CommandLine) -> Start:
-    """The model of a checkpoint, for a new run or an evaluation."""
+    """The start from the weights of a checkpoint, for a new run or an evaluation."""
     purpose = "eval_only" if command.config.eval_only else "init_from"
     cfg = command.config
     path = find_checkpoint(getattr(cfg, purpose), say)
@@ -184,31 +181,26 @@ def given_weights(command: CommandLine) -> Start:
         saved = registry.read_weights(path)
     model = saved["model_name"]
     if cfg.init_from and getattr(registry.model_class(cfg.model), "extends", None) == model:
-        model = cfg.model  # a variant on the weights of its trunk
+        model = cfg.model  # a variant that starts from the weights of its trunk
     require_program(cfg, model)
-    before = checkpoint.saved_settings(saved, path)  # one that was not trained here has none
+    before = checkpoint.saved_settings(saved, path)  # empty if the checkpoint was not trained here
     command, lines = over_recipe(command, before.get("model_size", "custom"))
     cfg = command.config
     tokenizer = tokenizer_from_state(saved["tokenizer"])
-    brought = {
-        "model": model,
-        "model_size": before.get("model_size", "custom"),
-        "tokenizer": tokenizer.name,
-    }
+    brought = {"model": model, "model_size": before.get("model_size", "custom"), "tokenizer": tokenizer.name}
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
-    brought[purpose] = str(path)  # the file: a folder's newest checkpoint is another one tomorrow
-    if cfg.eval_only and "block_size" not in command.given and "block_size" in before:
-        brought["block_size"] = before["block_size"]  # the loss of a token depends on its window
-    if cfg.eval_only and "packing" not in command.given and "packing" in before:
-        brought["packing"] = before["packing"]
+    brought[purpose] = str(path)  # the file, because the newest checkpoint of a folder changes
+    if cfg.eval_only:  # the loss of a token depends on the rest of its row
+        rows = {"block_size", "packing"} - command.given
+        brought |= {name: before[name] for name in rows & before.keys()}
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
-        # other data would give a loss that compares with nothing that the run has shown
+        # the loss on other data could not be compared with those that the run logged
         data = {name: before[name] for name in DATA if name not in command.given}
         brought |= data
         told = ", ".join(f"{name} {held}" for name, held in data.items() if held != getattr(type(cfg), name))
-        say(f"the data that {path} names: {told}")
+        say(f"evaluating on the data of {path}: {told}")
     overrides = command.model_overrides
     config = registry.config_from_dict(model, saved["config"] | overrides)
     require_same_shapes(saved, config, overrides, path)
@@ -217,41 +209,39 @@ def given_weights(command: CommandLine) -> Start:
 
 
 def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str, Any], path: Any) -> None:
-    """ValueError that names the overrides under which the checkpoint's tensors do not fit."""
+    """Raise ValueError if the checkpoint's tensors do not fit, and name the overrides that cause it."""
     if not overrides:
         return
-    held = registry.config_from_dict(saved["model_name"], saved["config"])
-    shapes = parameter_shapes(saved["model_name"], held)
-    if parameter_shapes(saved["model_name"], config) == shapes:
+    model = saved["model_name"]
+    held = registry.config_from_dict(model, saved["config"])
+    shapes = parameter_shapes(model, held)
+    if parameter_shapes(model, config) == shapes:
         return
-    guilty = []
-    for name in [name for name in asdict(held) if name in overrides]:
+
+    def fits(name: str) -> bool:
         try:
             alone = replace(held, **{name: getattr(config, name)})
-            if parameter_shapes(saved["model_name"], alone) != shapes:
-                guilty.append(name)
-        except ValueError:  # possible only together with the others
-            guilty.append(name)
-    first, *rest = [
-        (name, f"{as_text(getattr(held, name))}, got {as_text(getattr(config, name))}")
-        for name in guilty or overrides
-    ]
-    others = "".join(f", and {name} is {values}" for name, values in rest)
-    raise ValueError(
-        f"{first[0]} of {path} is {first[1]}{others}; leave {'them' if rest else 'it'} out or "
-        "train a new model"
+        except ValueError:  # valid only together with the other overrides
+            return False
+        return parameter_shapes(model, alone) == shapes
+
+    told = " and ".join(
+        f"{name} {as_text(getattr(held, name))} (got {as_text(getattr(config, name))})"
+        for name in asdict(held)
+        if name in overrides and not fits(name)
     )
+    raise ValueError(f"the weights of {path} are of a model with {told}; leave these settings out")
 
 
 def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
-    """Shapes by name, of a model that takes no memory; tied parameters count once."""
+    """{name: shape} of the parameters, from a model on the meta device; tied parameters occur once."""
     with torch.device("meta"):
         built = registry.build_model(model, config)
     return {n: p.shape for n, p in built.named_parameters()}
 
 
 def continued_run(command: CommandLine) -> Start:
-    """The run in out_dir, under its own settings."""
+    """The continuation of the run in out_dir, with its saved settings."""
     asked = command.config
     path = Path(asked.resume_from) if asked.resume_from else require_latest(asked.out_dir)
     if asked.carries:
@@ -267,13 +257,13 @@ def continued_run(command: CommandLine) -> Start:
         command.model_overrides,
         command.given,
     )
-    earlier_starts(cfg.out_dir)  # raises before anything is touched
+    earlier_starts(cfg.out_dir)  # raises for a damaged config.json before a file changes
     config = registry.config_from_dict(saved["model_name"], saved["config"])
     return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved)
 
 
 def with_resumed_folder(command: CommandLine) -> CommandLine:
-    """--resume_from FILE is --resume of the file's folder."""
+    """Replace --resume_from FILE by --resume with the folder of the file."""
     cfg = command.config
     if cfg.resume_from is None:
         return command
@@ -282,7 +272,7 @@ def with_resumed_folder(command: CommandLine) -> CommandLine:
     if path.resolve() not in {other.resolve() for other in checkpoint.checkpoints(out_dir)}:
         raise ValueError(
             f"resume_from must be a checkpoint_<step>.pt of the run in {out_dir}, got {cfg.resume_from}; "
-            "name one that is there"
+            "name a checkpoint in that folder"
         )
     cfg = replace(cfg, resume=True, out_dir=str(out_dir), resume_from=str(out_dir / path.name))
     return command._replace(config=cfg)

@@ -1,4 +1,4 @@
-"""One optimiser step: gradients over the micro-batches, weighted by their tokens, then the update."""
+"""One optimizer step: gradients of all micro-batches, weighted by their tokens, then the update."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from training.validation import text_nats_and_bytes
 
 
 class StepResult(NamedTuple):
-    """What a step measured; sums and means are over all of its target tokens."""
+    """The measurements of a step. Sums and means are over all of its target tokens."""
 
     loss: torch.Tensor  # () float32, cross-entropy, nats per token
     tokens: int
-    nats: torch.Tensor  # () float64, of the text tokens alone, for bits per byte
-    num_bytes: torch.Tensor  # () float64, UTF-8 bytes of those tokens
-    load: torch.Tensor | None  # (L, E) float32, assignments; None for a dense model
-    balance_loss: torch.Tensor | None  # () float32, of the whole step: 1 is even
+    nats: torch.Tensor  # () float64, cross-entropy of the text tokens alone, for bits per byte
+    num_bytes: torch.Tensor  # () float64, UTF-8 bytes of the text tokens
+    load: torch.Tensor | None  # (L, E) float32, assignments to each expert; None for a dense model
+    balance_loss: torch.Tensor | None  # () float32, computed from the load of the whole step; 1 is even
     z_loss: torch.Tensor | None  # () float32
-    dropped: torch.Tensor | None  # (L,) float32, share of the assignments
-    layers: tuple[int, ...]  # the model's layer behind each row of load
-    carry: Any  # for the next step
+    dropped: torch.Tensor | None  # (L,) float32, share of the assignments over capacity
+    layers: tuple[int, ...]  # the index in the model of each of the L layers
+    carry: Any  # state for the next step
 
 
 def accumulate_gradients(
@@ -40,34 +40,33 @@ def accumulate_gradients(
     token_bytes: torch.Tensor,
     autocast: Callable[[], Any],
 ) -> StepResult:
-    """Add the gradient of the step's loss to the parameters: mean cross-entropy over all target
-    tokens of all micro-batches, plus the auxiliary terms under their coefficients.
+    """Add the gradient of the step's loss to the parameters.
 
-    A micro-batch counts by its share of the tokens, so that splitting a batch changes nothing, except
-    under balance="aux", which looks at one micro-batch at a time by definition.
-    Gradients flow through the carry of cfg.tbptt micro-batches, a window, and no further back.
+    The loss is the mean cross-entropy over the target tokens of all micro-batches, plus the auxiliary terms
+    times their coefficients. A micro-batch is weighted by its share of the tokens, so that splitting a batch
+    changes nothing. The exception is balance="aux", which is defined on one micro-batch.
+
+    Gradients flow back through the carry of cfg.tbptt micro-batches, which form a window.
+
+    previous_share: see balance_term.  token_bytes: see text_nats_and_bytes.
     """
     counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches]
     total = sum(counts)
     losses, text, routing, layers = [], [], [], ()
-    window = 0.0  # objective of the micro-batches whose gradients are still to be taken
+    window = 0.0  # sum of the objectives since the last backward pass
     for number, (batch, count) in enumerate(zip(batches, counts), start=1):
         batch = {name: tensor.to(token_bytes.device) for name, tensor in batch.items()}
         with autocast():
             out = model(**batch, carry=carry)
         carry = out.carry
         objective = out.loss_sum / total
-        if out.router is not None:
+        if (router := out.router) is not None:
             weight = count / total
-            terms = cfg.balance_coef * balance_term(cfg.balance, out.router, previous_share)
-            objective = objective + weight * (terms + cfg.z_loss_coef * out.router.z_loss)
-            probability, z, dropped = (
-                out.router.mean_probability,
-                out.router.z_loss,
-                out.router.dropped,
-            )
-            routing.append((out.router.load, *(x.detach() * weight for x in (probability, z, dropped))))
-            layers = out.router.layers
+            terms = cfg.balance_coef * balance_term(cfg.balance, router, previous_share)
+            objective = objective + weight * (terms + cfg.z_loss_coef * router.z_loss)
+            means = (router.mean_probability, router.z_loss, router.dropped)
+            routing.append((router.load, *(x.detach() * weight for x in means)))
+            layers = router.layers
         window = window + objective
         if number % cfg.tbptt == 0:
             window.backward()
@@ -80,16 +79,7 @@ def accumulate_gradients(
         load, probability, z_loss, dropped = (torch.stack(column).sum(0) for column in zip(*routing))
         balance = load_balancing_loss(probability, load_share(load))
     return StepResult(
-        torch.stack(losses).sum(),
-        total,
-        nats,
-        num_bytes,
-        load,
-        balance,
-        z_loss,
-        dropped,
-        layers,
-        carry,
+        torch.stack(losses).sum(), total, nats, num_bytes, load, balance, z_loss, dropped, layers, carry
     )
 
 
@@ -99,11 +89,12 @@ def apply_gradients(
     result: StepResult,
     clip: float,
 ) -> dict[str, float] | None:
-    """Clip, update and clear the gradients. Returns their norms before clipping, the "total" and that
-    of each kind of parameter; None, with nothing updated and the gradients kept for a look, where the
-    loss or the norm is not finite.
+    """Clip the gradients, update the parameters and clear the gradients.
 
-    kinds: every trainable parameter, from optimizer.parameter_kinds.
+    Returns the norms before clipping: "total", and one for each kind of parameter. If the loss or the total
+    norm is not finite, returns None: nothing is updated, and the gradients are kept to search for the cause.
+
+    kinds: all trainable parameters, from optimizer.parameter_kinds.  clip: the largest norm; 0 for no limit.
     """
     norms = {}
     for kind, parameters in kinds.items():
@@ -113,8 +104,8 @@ def apply_gradients(
     parts = torch.stack(list(norms.values()))
     total = torch.linalg.vector_norm(parts)
     *values, found, loss = torch.cat((parts, torch.stack((total, result.loss.to(total.dtype))))).tolist()
-    if not math.isfinite(found + loss):  # the step's one wait for the device was the line above
-        return None  # before clipping, which would spread one NaN to every gradient
+    if not math.isfinite(found + loss):  # tolist() above is the one synchronization of a step
+        return None  # clipping would spread one NaN to every gradient
     if clip:
         parameters = [p for kind in kinds.values() for p in kind if p.grad is not None]
         nn.utils.clip_grads_with_norm_(parameters, clip, total)

@@ -1,4 +1,4 @@
-"""What train.py and train_context.py do with their flags: parse -> build -> training.trainer.train."""
+"""The command behind train.py and train_context.py: read the flags, build the model, train or evaluate it."""
 
 import sys
 import typing
@@ -13,17 +13,16 @@ from training.config import TrainConfig
 def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> int:
     """Returns the exit code: 0; 2 for bad input; 128 + signal after a stop."""
     argv = sys.argv[1:] if argv is None else argv
-    options = {"config_class": config_class, "prog": config_class.program}
     return exit_code(
         config_class.program,
-        lambda: run(parse_command_line(argv, model_fields, **options)),
-        # before the loop answers Ctrl-C, or the second one
-        interrupted="interrupted; checkpoints that were saved are whole",
+        lambda: run(parse_command_line(argv, model_fields, config_class=config_class)),
+        # for Ctrl-C before the training loop handles it, and for the second one
+        interrupted="interrupted; all saved checkpoints are complete",
     )
 
 
 def run(command: CommandLine) -> int:
-    """Do what the command line asked for."""
+    """Do what the command line asks for. Returns the exit code."""
     if command.help_model:
         return print_model_fields(command.config)
     import torch
@@ -36,12 +35,11 @@ def run(command: CommandLine) -> int:
     cfg, tokenizer, config, saved, lines = begun = start.resolve(command)
     if cfg.dry_run:
         room = device.available_memory(torch.device(cfg.device))
-        print("\n".join((*costs.warning(cfg, config), *lines, costs.report(cfg, config, room))))
+        print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
-    for gate in start.GATES:
-        gate(begun)
+    start.require_resources(begun)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    if not (cfg.eval_only and cfg.val_dataset):  # which leave nothing to choose
+    if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
     data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
     source = None if cfg.eval_only else open_dataset(cfg.dataset, split="train", **data)
@@ -54,21 +52,18 @@ def run(command: CommandLine) -> int:
         added = model.added_parameters if saved["model_name"] != cfg.model else ()
         source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
         checkpoint.load_weights(model, saved["model"], source_of_weights, added=added)
-    cfg = replace(  # what "auto" became: shown, stored, and used again by --resume
-        cfg,
-        attention=model.attention_backend,
-        experts=model.experts_backend,
-        threads=torch.get_num_threads(),
+    cfg = replace(  # the choices that "auto" stands for are shown, stored, and used again by --resume
+        cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
     )
     if cfg.eval_only:
-        tokens = cfg.eval_tokens if "eval_tokens" in command.given else None
+        bounds = ("final_eval_tokens", "eval_tokens")
+        tokens = next((getattr(cfg, name) for name in bounds if name in command.given), None)
         print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
         return 0
     try:
         trainer.train(
-            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None,
-            lines=(*costs.warning(cfg, config), *lines),
-        )  # fmt: skip
+            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None, lines=lines
+        )
     except trainer.Stopped as stop:
         say(str(stop))
         return 128 + stop.signal
@@ -76,18 +71,20 @@ def run(command: CommandLine) -> int:
 
 
 def model_fields(model: str) -> dict[str, typing.Any]:
-    """{name: type} of the model's own settings; imports torch, so it is called only for these."""
+    """{name: type} of the fields of a model's config. Imports torch."""
     from architecture.registry import model_class
 
     return typing.get_type_hints(model_class(model).config_class)
 
 
 def print_model_fields(cfg: TrainConfig) -> int:
-    """--help_model: every field of the model, its type, the preset's value and its meaning."""
+    """Print each field of the model with its type, its value in the preset, and its meaning."""
     from architecture.registry import build_config, model_class
 
     preset, meanings = build_config(cfg.model, cfg.model_size), model_class(cfg.model).meanings
-    print(f"fields of --model {cfg.model}; a flag or YAML key each; values of --model_size {cfg.model_size}:")
+    print(
+        f"fields of --model {cfg.model}, each a flag and a YAML key; values of --model_size {cfg.model_size}:"
+    )
     for name, hint in model_fields(cfg.model).items():
         kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
         kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind

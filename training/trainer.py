@@ -1,4 +1,4 @@
-"""The training loop: one function a person can read. It owns OUT_DIR from the first write to the last."""
+"""The training loop, and what surrounds it: evaluations, checkpoints, the end of a run."""
 
 from __future__ import annotations
 
@@ -35,18 +35,14 @@ from training.validation import Evaluation, Interrupted, evaluate
 
 
 class Stopped(Exception):
-    """The run was told to stop, has saved, and can go on; the message says how."""
+    """The run was stopped by a signal and has saved a checkpoint; the message says how to continue."""
 
-    def __init__(self, stop: StopRequest, path: Path, program: str = TrainConfig.program):
+    def __init__(self, stop: StopRequest, path: Path, program: str):
         self.signal = stop.signal
         super().__init__(
             f"stopped by {self.signal.name} and saved {path}; "
             f"continue with: python {program} --resume --out_dir {quote(str(path.parent))}"
         )
-
-
-class NotFinite(ValueError):
-    """A loss or gradient stopped being finite; the message says where and what to go on from."""
 
 
 def train(
@@ -58,19 +54,19 @@ def train(
     *,
     resumed: dict[str, Any] | None = None,
     lines: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Train to the end of cfg, writing OUT_DIR and TensorBoard; returns the closing summary.
+) -> None:
+    """Train until max_iters or max_minutes, and write cfg.out_dir and the files of TensorBoard.
 
-    cfg: resolved, no "auto" left.  model: on the CPU or on cfg.device.  resumed: the checkpoint to
-    continue.  lines: what to say first.  Raises Stopped after Ctrl-C or SIGTERM, NotFinite for a NaN, ValueError for bad data,
-    CannotWrite for a full disk.
+    cfg: resolved, without "auto".  model: on the CPU or on cfg.device.  resumed: the checkpoint to continue.
+    lines: printed first.
+    Raises Stopped after Ctrl-C or SIGTERM, ValueError for a NaN or bad data, CannotWrite for a full disk.
     """
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
-    # the same tokens at every evaluation; read first, so that bad data is told before a file is written
+    # All evaluations score these tokens. Reading them first finds bad data before a file is written.
     fixed = list(batches(max_tokens=cfg.eval_tokens))
     newest = checkpoint.latest_checkpoint(cfg.out_dir)
     if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
-        refuse_if_finished(cfg.out_dir)  # before anything is touched; again when it is ours
+        refuse_if_finished(cfg.out_dir)  # before a file changes; open_run repeats it under the lock
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         if not resumed:
@@ -97,18 +93,19 @@ def train(
                 require_finite_weights(run, step)
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
-            if saving:  # after all records of this step: resuming drops what lies past a checkpoint
+            if saving:  # after all records of this step, because resuming drops records after a checkpoint
                 path = save(run, progress, evaluated)
             if stopping:
                 raise Stopped(run.stop, path, cfg.program)
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
         same = all_scored or cfg.final_eval_tokens == cfg.eval_tokens
         found = evaluated[1] if evaluated and same else None
-        return close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found)
+        prompt = reporting.first_words(tokenizer, fixed[0]["input_ids"][0])
+        close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found, prompt)
 
 
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
-    """The next batches of the loader through the model and into the weights: result, gradient norms."""
+    """One step: take batches, compute gradients, update the weights. Returns the result and gradient norms."""
     cfg, model = run.cfg, run.model
     batches = take_batches(run, progress)
     result = accumulate_gradients(
@@ -128,7 +125,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         progress.expert_share = load_share(result.load)
         progress.load = result.load if progress.load is None else progress.load + result.load
         if cfg.balance == "bias":
-            # as the weights do it moves less near the end, so that it settles with them
+            # The bias follows the learning rate, so that it settles together with the weights.
             share = run.optimizers[0].param_groups[0]["lr"] / cfg.lr
             update_selection_bias(model, result.load, cfg.bias_rate * share)
     progress.carry = result.carry
@@ -138,8 +135,8 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
 
 
 def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
-    """A step's batches; where the data fails or is too slow for someone who wants to stop, saves first."""
-    position = run.loader.state_dict()  # of the weights as they are
+    """The batches of a step. Saves the run if the data fails, or if it is stopped while it waits for data."""
+    position = run.loader.state_dict()  # the position that belongs to the current weights
     try:
         return [next(run.loader) for _ in range(run.cfg.micro_batches)]
     except StoppedWaiting:
@@ -147,33 +144,34 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
         raise Stopped(run.stop, path, run.cfg.program) from None
     except ValueError as error:
         path = save(run, progress, None, position)
-        raise ValueError(f"{error}; the run was saved as {path}, continue it with --resume") from error
+        raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
 
 
-def not_finite(run: Run, step: int, where: str) -> NotFinite:
+def not_finite(run: Run, step: int, where: str) -> ValueError:
+    """The error for a loss, gradient or weight that is not finite."""
     good = checkpoint.latest_checkpoint(run.cfg.out_dir)
     last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-    return NotFinite(f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip")
+    return ValueError(f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip")
 
 
 def require_finite_weights(run: Run, step: int) -> None:
-    """NotFinite if the update of a step, whose gradients were finite, left weights that are not:
-    a checkpoint is something to go back to.
+    """Raise ValueError if a weight is not finite, so that no checkpoint holds such weights.
+
+    An update can overflow although its gradients were finite.
     """
     if where := non_finite_parameter(run.model):
         raise not_finite(run, step, where)
 
 
-def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]) -> Evaluation:
-    """Score the fixed validation tokens and show what was found."""
-    found = evaluate(
-        run.compiled,
-        batches,
-        run.token_bytes,
-        device=run.device,
-        autocast=run.autocast,
-        keep_choices=True,
+def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) -> Evaluation:
+    return evaluate(
+        run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast, **options
     )
+
+
+def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]) -> Evaluation:
+    """Score the fixed validation batches, and log and print the result."""
+    found = score(run, batches, keep_choices=True)
     if not math.isfinite(found.loss):
         raise not_finite(run, progress.step, "the validation loss")
     reporting.show_evaluation(run, progress, found, batches)
@@ -186,10 +184,11 @@ def close(
     progress: Progress,
     batches: Iterable[dict[str, torch.Tensor]],
     found: Evaluation | None,
-) -> dict[str, Any]:
-    """Evaluate on the closing's tokens, show stories and the next commands; the closing summary.
+    prompt: str,
+) -> None:
+    """Do the final evaluation, then log and print the figures, stories and the next commands.
 
-    found: the last evaluation, if that was of the same tokens already.
+    found: the last evaluation, if it scored the same tokens.  prompt: for the command that samples.
     """
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
@@ -197,14 +196,8 @@ def close(
         many = f"{cfg.final_eval_tokens:,}" if cfg.final_eval_tokens else "all"
         run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
-            found = evaluate(
-                run.compiled,
-                reporting.narrated(batches, run.writer.say),
-                run.token_bytes,
-                device=run.device,
-                autocast=run.autocast,
-                should_stop=lambda: bool(run.stop),
-            )
+            batches = reporting.narrated(batches, run.writer.say)
+            found = score(run, batches, should_stop=lambda: bool(run.stop))
         except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
     final = reporting.final_record(run, progress, found)
@@ -215,14 +208,13 @@ def close(
         final,
         {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
     )
-    run.writer.say(reporting.summary(run, final, found, stories, path))
-    return {**final, "checkpoint": str(path), "stories": stories}
+    run.writer.say(reporting.summary(run, final, found, stories, path, prompt))
 
 
 def scored_batches(
-    cfg: TrainConfig, validation: Source, tokenizer: Any, max_tokens: int | None = None
+    cfg: TrainConfig, validation: Source, tokenizer: Any, max_tokens: int | None
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """The validation tokens, all or the first max_tokens, in batches packed as those of training."""
+    """All or the first max_tokens validation tokens, in batches with the packing of training."""
     size = {"batch_size": cfg.batch_size, "block_size": cfg.block_size, "max_tokens": max_tokens}
     if cfg.packing == "lanes":
         return validation_lanes(validation, tokenizer, resets=cfg.carries, **size)
@@ -230,13 +222,9 @@ def scored_batches(
 
 
 def evaluate_only(
-    cfg: TrainConfig,
-    model: nn.Module,
-    tokenizer: Any,
-    validation: Source,
-    max_tokens: int | None = None,
+    cfg: TrainConfig, model: nn.Module, tokenizer: Any, validation: Source, max_tokens: int | None
 ) -> str:
-    """Score a model once, on all validation tokens or the first max_tokens; what --eval_only prints."""
+    """Score all or the first max_tokens validation tokens. Returns the line that --eval_only prints."""
     device = torch.device(cfg.device)
     batches = scored_batches(cfg, validation, tokenizer, max_tokens)
     found = evaluate(

@@ -1,4 +1,4 @@
-"""Validation: cross-entropy alone, on the same tokens every time."""
+"""Validation: cross-entropy without auxiliary terms, over fixed batches."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from training.monitor.routing import Routing, RoutingSums
 
 
 class Evaluation(NamedTuple):
-    """What one pass over the validation tokens found."""
+    """The result of one pass over validation tokens."""
 
     loss: float  # nats per target token, end-of-text targets included
     standard_error: float  # of loss, over tokens
     bits_per_byte: float  # nats of the text tokens / ln 2 / UTF-8 bytes of those tokens
     tokens: int
-    # float64, nats and how many targets: (T, 2) by place in the row, (S, 2) by a segment's number in its
-    # document; None without resets
-    by_position: torch.Tensor
-    by_segment: torch.Tensor | None
+    by_position: torch.Tensor  # (T, 2) float64: nats and number of targets at each position of a row
+    by_segment: torch.Tensor | None  # (S, 2) float64: the same by the segment's number; None without resets
     routing: Routing | None  # None for a dense model
 
 
 class Interrupted(Exception):
-    """Someone asked to stop while an evaluation ran; its partial result is not a result."""
+    """An evaluation was asked to stop and has no result."""
 
 
 def text_nats_and_bytes(
     token_losses: torch.Tensor, targets: torch.Tensor, token_bytes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nats and UTF-8 bytes of the text tokens among the targets, two () float64 tensors.
+    """Nats and UTF-8 bytes of the text tokens among the targets: two () float64 tensors.
+
+    Bits per byte are nats / ln 2 / bytes.
 
     token_losses: (B, T) float32, nats.  targets: (B, T) int64.  token_bytes: (V,) int64, 0 for special
-    tokens, which therefore count in neither sum. Bits per byte = nats / ln 2 / bytes.
+    tokens, which are in neither sum.
     """
     sizes = token_bytes[targets.clamp(min=0)] * (targets != IGNORE_INDEX)
-    wide = torch.float32 if token_losses.device.type == "mps" else torch.float64  # mps has no float64
+    wide = torch.float32 if token_losses.device.type == "mps" else torch.float64  # MPS has no float64
     return (token_losses.to(wide) * (sizes > 0)).sum(), sizes.sum().to(wide)
 
 
@@ -55,11 +55,12 @@ def evaluate(
     keep_choices: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Score every target of `batches` once, in eval mode. Raises Interrupted when told to stop.
+    """Score every target of `batches` once, in eval mode, and restore the model's mode.
 
-    What a model carries goes from each batch to the next.
+    The model's carry goes from each batch to the next.
 
     keep_choices: also keep the experts that each token chose.
+    Raises Interrupted if should_stop() returns true.
     """
     was_training = model.training
     model.eval()
@@ -76,7 +77,7 @@ def evaluate(
             losses, counted = out.token_losses, batch["targets"] != IGNORE_INDEX
             nats, num_bytes = text_nats_and_bytes(losses, batch["targets"], token_bytes)
             whole = (out.loss_sum, losses.square().sum(), out.num_targets, nats, num_bytes)
-            sums.append(torch.stack([x.to(nats.dtype) for x in whole]).cpu())  # one wait for the device
+            sums.append(torch.stack([x.to(nats.dtype) for x in whole]).cpu())  # the one synchronization
             by_position.append(torch.stack((losses.sum(0), counted.sum(0))).cpu().double())
             if "reset" in batch:
                 segments.add(batch["reset"], losses, counted)
@@ -84,41 +85,39 @@ def evaluate(
                 routing.add(out.router, batch["input_ids"], counted)
     finally:
         model.train(was_training)
-    nats, squares, tokens, text_nats, num_bytes = (
-        torch.stack(sums).double().sum(0).tolist() if sums else [0.0] * 5
-    )
-    loss = nats / max(tokens, 1.0)
-    variance = max(squares / max(tokens, 1.0) - loss**2, 0.0)
+    nats, squares, tokens, text_nats, num_bytes = torch.stack(sums).double().sum(0).tolist()
+    loss = nats / tokens
+    variance = max(squares / tokens - loss**2, 0.0)
     return Evaluation(
         loss=loss,
-        standard_error=math.sqrt(variance / max(tokens, 1.0)),
+        standard_error=math.sqrt(variance / tokens),
         bits_per_byte=text_nats / math.log(2) / max(num_bytes, 1.0),
         tokens=int(tokens),
-        by_position=torch.stack(by_position).sum(0).T if sums else torch.zeros(0, 2).double(),
+        by_position=torch.stack(by_position).sum(0).T,
         by_segment=segments.result(),
-        routing=routing.result(max(tokens, 1.0)),
+        routing=routing.result(tokens),
     )
 
 
 class SegmentSums:
-    """Gathers losses by the number of a segment in its document, from batches that have resets."""
+    """Sums losses by the number of the segment in its document, for batches with resets."""
 
     def __init__(self):
-        self.number = None  # (B,) of the segment that each lane is in
-        self.sums: list[torch.Tensor] = []  # of (B, 3): number, nats, targets
+        self.number = None  # (B,) int64, the segment number of each row
+        self.sums: list[torch.Tensor] = []  # each (B, 3) float64: segment number, nats, number of targets
 
     def add(self, reset: torch.Tensor, losses: torch.Tensor, counted: torch.Tensor) -> None:
-        """reset (B,) bool; losses (B, T), 0 where not counted; counted (B, T) bool."""
+        """reset: (B,) bool.  losses: (B, T), 0 where there is no target.  counted: (B, T) bool."""
         before = self.number if self.number is not None else reset.new_zeros(reset.shape).long()
         self.number = (before + 1).masked_fill(reset, 0)
         parts = (self.number, losses.sum(1), counted.sum(1))
         self.sums.append(torch.stack([x.cpu().double() for x in parts], dim=1))
 
     def result(self) -> torch.Tensor | None:
-        """(S, 2) float64, nats and targets of each segment number; None without any batch."""
+        """(S, 2) float64: nats and number of targets of each segment number; None if no batch was added."""
         if not self.sums:
             return None
         number, nats, count = torch.cat(self.sums).unbind(1)
-        number = number[count > 0].long()  # a lane of padding is in no segment
+        number = number[count > 0].long()  # a row of padding is in no segment
         nats, count = nats[count > 0], count[count > 0]
         return torch.stack((number.bincount(nats), number.bincount(count)), dim=1)
