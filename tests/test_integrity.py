@@ -1,14 +1,12 @@
 """A few damaged and crafted files, and the campaign itself: python -m tests.stress.integrity tries thousands."""
 
 import gc
-import random
 import re
 import shutil
 import signal
 from collections import Counter
 
 import pytest
-import torch
 
 from tests.stress import integrity
 from tests.stress.fuzzing.cases import Case
@@ -20,7 +18,6 @@ from tests.stress.fuzzing.materials import NEWEST
 def samples(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr("training.reporting.SAMPLE_TOKENS", 8)
         made = integrity.make_samples(tmp_path_factory.mktemp("integrity") / "samples")
         gc.freeze()  # each case ends with a collection
         yield made
@@ -104,21 +101,3 @@ def test_every_strategy_makes_a_file_that_differs(samples, tmp_path):
 
     same = [name for name in STRATEGIES if all(makes(name, seed) == whole for seed in range(4))]
     assert same == []
-
-
-def test_damage_is_one_flipped_bit_or_a_zeroed_sector():
-    draw, whole = random.Random(0), bytes([255]) * 10_000
-    changes = Counter()
-    for _ in range(100):
-        damaged, _ = integrity.damage(whole, draw)
-        differ = [a ^ b for a, b in zip(whole, damaged, strict=True) if a != b]
-        changes[len(differ)] += 1
-        assert len(differ) > 1 or differ[0].bit_count() == 1
-    assert changes.keys() == {1, 4096, 10_000 - 8192}
-
-
-def test_contents_compare_to_the_last_bit():
-    value = {"a": torch.tensor([0.0]), "b": [1, "x"]}
-    assert integrity.plain(value) == integrity.plain({"a": torch.tensor([0.0]), "b": [1, "x"]})
-    for other in (torch.tensor([-0.0]), torch.tensor([0]), torch.tensor(0.0)):
-        assert integrity.plain(value) != integrity.plain(value | {"a": other})

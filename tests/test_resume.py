@@ -92,7 +92,7 @@ def hub(tmp_path_factory):
 @pytest.fixture(scope="module")
 def flags(corpus) -> list[str]:
     """The flags of `straight` and `killed`; dropout makes the random state matter."""
-    rules = "--optimizer adamw --balance aux_global --dropout 0.2 --grad_accum 2".split()
+    rules = "--optimizer adamw --balance aux_global --dropout 0.2 --grad_accum 2 --batch_size 2".split()
     return [*TINY, *corpus, *rules, "--out_dir", MODEL]
 
 
@@ -245,7 +245,7 @@ def test_resume_refuses_what_changes_the_sequence(straight, capsys):
     before = listing(straight)
     for flag, value, saved in (
         ("lr", "0.01", TrainConfig.lr),
-        ("batch_size", "8", 4),
+        ("batch_size", "8", 2),
         ("max_iters", "40", 20),
         ("num_experts", "4", 6),
         ("balance", "bias", "aux_global"),

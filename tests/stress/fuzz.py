@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         print(f"the case under way stands in {folder / 'case.txt'}", flush=True)
-        materials = make_materials(folder / "materials", seeds=3)
+        materials = make_materials(folder / "materials")
         with tqdm(total=args.cases + args.commands, unit=" cases") as bar:
             for real, total in ((False, args.cases), (True, args.commands)):
                 parts = [
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
                 ]
                 for place, (kind, origin, strategy) in enumerate(parts):
                     share = SHARE if origin == "mutations" else 1 - SHARE
-                    cases = round_up(total * share / len(kinds), place)
+                    cases = math.ceil(total * share / len(kinds))
 
                     def run(case: Case, real=real) -> Finding | None:
                         (folder / "case.txt").write_text(described(case), errors="backslashreplace")
@@ -175,11 +175,6 @@ def main(argv: list[str] | None = None) -> int:
     if not args.kind:
         RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
     return 1 if found else 0
-
-
-def round_up(number: float, place: int) -> int:
-    """Whole cases of a part: never fewer than asked for in all."""
-    return max(1, -int(-number // 1))
 
 
 def report(one: Found) -> str:

@@ -30,29 +30,28 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.provenance import provenance
 from common.script import one_line
+from tests.stress.exact import exact
 from tests.stress.fuzzing import judge
-from tests.stress.fuzzing.cases import SAMPLE, Case
+from tests.stress.fuzzing.cases import SAMPLE, Case, from_weights
 from tests.stress.fuzzing.crafting import BOMBS, STRATEGIES, Crafted, craft
-from tests.stress.fuzzing.materials import DATA, NEWEST, RUN, flags
+from tests.stress.fuzzing.materials import MACHINE, NEWEST, RUN, flags
 from tests.stress.fuzzing.samples import CONTEXT_NEWEST, CONTEXT_RUN, Kind, kinds, make_samples
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "integrity.json"
 SECTOR, SHARE_OF_SECTORS = 4096, 0.2
 MOST_MEMORY = 1.5  # GB that a process may hold; it begins with 0.3
-SHORT, NO_BOARD = flags({"device": "cpu", "threads": "1"}), ("--no-use_tensorboard",)
-IMPORTED = ("torch.utils.tensorboard", "torch._dynamo", "pandas", "matplotlib.backends.backend_agg",
-            "sample", "ablate", "train_context")  # before the forks, that each need not do it  # fmt: skip
+NO_BOARD = "--no-use_tensorboard"
+IMPORTED = (  # before the forks, so that no child has to do it
+    "torch.utils.tensorboard torch._dynamo pandas matplotlib.backends.backend_agg sample ablate train_context"
+).split()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -71,27 +70,12 @@ def damage(content: bytes, draw: random.Random) -> tuple[bytes, str]:
     return content[:place] + flipped + content[place + 1 :], f"bit {bit} of byte {place} flipped"
 
 
-def plain(value: Any) -> Any:
-    """What a reader gave, as values that compare to the last bit."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), *plain(value.contiguous().view(-1).view(torch.uint8).numpy()), value.shape
-    if isinstance(value, np.ndarray):
-        return str(value.dtype), value.shape, value.tobytes()
-    if is_dataclass(value):
-        return plain(vars(value))
-    if isinstance(value, dict):
-        return [(key, plain(entry)) for key, entry in value.items()]
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return repr(value)
-
-
 def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
     """refused, same, WRONG or CRASH, and more about the last."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = plain(kind.read(path))
+            found = exact(kind.read(path))
     except ValueError as error:
         unclear = judge.unclear([f"integrity: error: {one_line(error)}"])
         return ("CRASH", unclear) if unclear else ("refused", "")
@@ -105,7 +89,7 @@ def flip(samples: Path, flips: int, seed: int) -> tuple[dict[str, Counter], list
     counts: dict[str, Counter] = defaultdict(Counter)
     findings, found, draw = [], kinds(samples), random.Random(seed)
     whole = {name: (samples / kind.file).read_bytes() for name, kind in found.items()}
-    expected = {name: plain(kind.read(samples / kind.file)) for name, kind in found.items()}
+    expected = {name: exact(kind.read(samples / kind.file)) for name, kind in found.items()}
     for number in tqdm(range(flips), desc="flips"):
         name = list(found)[number % len(found)]
         path = samples / found[name].file
@@ -158,13 +142,10 @@ def uses(context: bool) -> list[Case]:
     program, run, newest = (
         ("train_context", CONTEXT_RUN, CONTEXT_NEWEST) if context else ("train", RUN, NEWEST)
     )
-    data = {name: value for name, value in DATA.items() if name != "tokenizer"}
-    new = data | {"out_dir": "model_new", "max_iters": "1", "batch_size": "2"}
-    new |= {"block_size": "6" if context else "16"}
     return [
-        Case("eval_only", program, ("--eval_only", run, *SHORT)),
+        Case("eval_only", program, ("--eval_only", run, *flags(MACHINE))),
         Case("sample", "sample", ("--checkpoint", run, *SAMPLE)),
-        Case("init_from", program, ("--init_from", newest, *flags(new), *SHORT, *NO_BOARD)),
+        Case("init_from", program, (*from_weights(newest, "6" if context else "16"), NO_BOARD)),
         Case("resume", program, ("--out_dir", run, "--resume")),
     ]
 
@@ -173,8 +154,7 @@ def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
     """How it ended, the GB it took, and what is wrong with that, "" for nothing. Its place is a subfolder of folder."""
     work = folder / "work"
     before, around = judge.contents(work), judge.contents(folder)
-    with mock.patch("training.reporting.SAMPLE_TOKENS", 8):  # of a story that nobody reads
-        ending, memory = run(case, work)
+    ending, memory = run(case, work)
     finding = judge.judge(case, ending, work, before)
     own = tuple(f"work/{name}/" for name in (RUN, CONTEXT_RUN, "model_new", "runs", "runs_context"))
     after = judge.contents(folder)

@@ -45,6 +45,7 @@ from tqdm import tqdm
 
 from architecture.checkpoint import read_checkpoint
 from common.provenance import provenance
+from tests.stress.exact import exact
 from tests.toy_corpus import documents, write_jsonl
 from training.monitor.metrics import read_metrics
 from training.state.checkpoint import checkpoint_path, checkpoints, require_run
@@ -59,9 +60,9 @@ TINY = (
     f"--eval_tokens 128 --log_every 1 --dropout 0.1 --out_dir model --max_iters {STEPS}"
 ).split()
 IMPORTED = (  # once, before the forks: also what train.py itself imports late
-    "train", "architecture.gptoss", "training.costs", "data.sources", "training.start",
-    "training.trainer", "torch.utils.tensorboard", "torch._dynamo", "pandas", "matplotlib.backends.backend_agg",
-)  # fmt: skip
+    "train architecture.gptoss training.costs data.sources training.start training.trainer "
+    "torch.utils.tensorboard torch._dynamo pandas matplotlib.backends.backend_agg"
+).split()
 RECIPES, WAYS, MOST_KILLS, PATIENCE = 12, ("moment", "write", "operation"), 3, 900.0
 # of the clock or of the call, and so not of what a run computes
 FREE = {"seconds", "resume", "commit", "tensorboard_dir", "keep", "use_tensorboard"}
@@ -107,18 +108,20 @@ class Count:
 def recipes(seed: int) -> list[list[str]]:
     """Flags, so that every packing goes with every optimizer, and the rest is drawn."""
     draw, found = random.Random(seed), []
+    balances = ("aux", "bias", "aux_global", "none")
     for number in range(RECIPES):
-        found.append([
-            "--packing", ("packed", "lanes")[number % 2],
-            "--optimizer", ("adamw", "muon")[number // 2 % 2],
-            "--balance", ("aux", "bias", "aux_global", "none")[number % 4 if number < 4 else draw.randrange(4)],
-            "--grad_accum", str(draw.choice((1, 2))),
-            "--keep", ("none", "1", "2")[number % 3],
-            "--save_every", str(draw.choice((2, 3, 5))),
-            "--eval_every", str(draw.choice((2, 3, 4))),
-            "--seed", str(draw.randrange(1000)),
-            "--use_tensorboard" if number % 6 == 5 else "--no-use_tensorboard",
-        ])  # fmt: skip
+        settings = {
+            "packing": ("packed", "lanes")[number % 2],
+            "optimizer": ("adamw", "muon")[number // 2 % 2],
+            "balance": balances[number % 4 if number < 4 else draw.randrange(4)],
+            "grad_accum": draw.choice((1, 2)),
+            "keep": ("none", "1", "2")[number % 3],
+            "save_every": draw.choice((2, 3, 5)),
+            "eval_every": draw.choice((2, 3, 4)),
+            "seed": draw.randrange(1000),
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        found.append([*words, "--use_tensorboard" if number % 6 == 5 else "--no-use_tensorboard"])
     return found
 
 
@@ -229,13 +232,12 @@ def killed(folder: Path, flags: list[str], way: str, draw: random.Random, straig
         return wait(pid, folder, lambda: time.monotonic() >= end)
 
     appearances, seconds = draw.randint(1, 8), 10 ** draw.uniform(-6, -2)
-    seen: list[set[str]] = [set()]
+    seen: set[str] = set()
 
     def written() -> bool:
-        nonlocal appearances
+        nonlocal appearances, seen
         now = temporary_files(folder / "model")
-        appearances -= len(now - seen[0])
-        seen[0] = now
+        appearances, seen = appearances - len(now - seen), now
         if appearances > 0:
             return False
         until = time.perf_counter() + seconds
@@ -258,26 +260,7 @@ def temporary_files(out_dir: Path) -> set[str]:
 
 def fingerprint(value: Any) -> str:
     """A hash of a checkpoint or a part of it, to the last bit, without what is FREE."""
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in value:
-                if key not in FREE:
-                    digest.update(f"<{key}>".encode())
-                    add(value[key])
-        elif isinstance(value, list | tuple):
-            digest.update(f"[{len(value)}]".encode())
-            for item in value:
-                add(item)
-        else:
-            digest.update(repr(value).encode())
-
-    add(value)
-    return digest.hexdigest()
+    return hashlib.sha256(repr(exact(value, without=FREE)).encode()).hexdigest()
 
 
 def history(out_dir: Path) -> list[dict[str, Any]]:
@@ -368,12 +351,11 @@ def straight_run(folder: Path, recipe: list[str]) -> Straight:
     """A recipe without a kill, with every checkpoint kept."""
     folder.mkdir()
     flags, tell = [*TINY, *recipe, "--keep", "none"], folder / "operations"
+    began = time.monotonic()
     ended = wait(start(folder, flags, watch_operations(None, tell)), folder)
+    seconds = time.monotonic() - began
     if ended.code:
         raise Broken(f"the run that nothing kills ended with {ended.code}: {ended.line}")
-    shutil.rmtree(folder / "model")
-    began = time.monotonic()
-    wait(start(folder, flags), folder)
     out_dir = folder / "model"
     states = {path: read_checkpoint(path) for path in checkpoints(out_dir)}
     return Straight(
@@ -381,7 +363,7 @@ def straight_run(folder: Path, recipe: list[str]) -> Straight:
         weights=fingerprint(states[checkpoint_path(out_dir, STEPS)]["model"]),
         history=history(out_dir),
         best=json.loads((out_dir / "best.json").read_text()),
-        seconds=time.monotonic() - began,
+        seconds=seconds,
         operations=int(tell.read_text()),
     )
 

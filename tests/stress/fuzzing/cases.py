@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from tests.stress.fuzzing.materials import DATA, FINISHED, NEWEST, RUN, TINY, flags
+from tests.stress.fuzzing.materials import DATA, FINISHED, MACHINE, NEWEST, RUN, TINY, flags
 from tests.stress.fuzzing.mutations import NUMBERS, WORDS, Made, Mutant, Raw, mutants, odd_values
 
 Strategy = st.SearchStrategy
@@ -46,9 +46,12 @@ ON_RUN = ("--out_dir", RUN, "--resume", "--log_every", "1")
 SAMPLE = ("--max_tokens", "3", "--seed", "1", "--device", "cpu")
 NEW_RANKS = ("--vocab_size", "270", "--out", "new.tiktoken")
 PREPARED = ("--tokenizer", "small.tiktoken", "--out_dir", "prepared")
-FROM = ("--init_from", NEWEST, *flags(DATA | {"out_dir": "model_new", "max_iters": "1", "batch_size": "2"}),
-        "--block_size", "16", "--device", "cpu", "--threads", "1")  # fmt: skip
-FROM = tuple(word for word in FROM if word not in ("--tokenizer", DATA["tokenizer"]))
+
+
+def from_weights(file: str, block_size: str) -> tuple[str, ...]:
+    """A new run of one step from the weights of a checkpoint."""
+    new = {"out_dir": "model_new", "max_iters": "1", "batch_size": "2", "block_size": block_size}
+    return ("--init_from", file, *flags(MACHINE | DATA | new))
 
 
 def data_uses(file: str) -> list[Use]:
@@ -94,8 +97,8 @@ USES: dict[str, list[Use]] = {
         Use("sample", ("--checkpoint", RUN, *SAMPLE), NEWEST),
         Use("train", ON_RUN, NEWEST),
         Use("train", (*ON_RUN, "--dry_run"), NEWEST),
-        Use("train", FROM, NEWEST),
-        Use("train", ("--eval_only", RUN, "--device", "cpu", "--threads", "1"), NEWEST),
+        Use("train", from_weights(NEWEST, "16"), NEWEST),
+        Use("train", ("--eval_only", RUN, *flags(MACHINE)), NEWEST),
     ],
     "best.json": [
         Use("sample", ("--checkpoint", RUN, *SAMPLE), f"{RUN}/best.json"),
@@ -156,8 +159,10 @@ def arbitrary_files(kind: str, materials: Path) -> Strategy[Case]:
 
 
 def _arbitrary_values(*, tensors: bool) -> Strategy:
-    known = ("step", "train", "model", "config", "starts", "text", "checkpoint", "val_loss", "tags", "runs",
-             "settings", "lr", "num_experts", "train/loss", "moe/load", "model_name", "tokenizer")  # fmt: skip
+    known = (
+        "step train model config starts text checkpoint val_loss tags runs settings lr num_experts".split()
+    )
+    known += "train/loss moe/load model_name tokenizer".split()
     value = odd_values(tensors=tensors)
     record = st.dictionaries(st.sampled_from(known), value, max_size=5)
     return st.one_of(value, record, st.lists(record, max_size=3))
@@ -265,8 +270,8 @@ def mutated_tools(kind: str, materials: Path) -> Strategy[Case]:
 
 def arbitrary_words(*programs: str) -> Callable[[str, Path], Strategy[Case]]:
     """Any words, some of them names of flags."""
-    names = [f"--{name}" for name in (*TINY, *DATA, *MORE_TRAIN, "config", "resume", "init_from", "eval_only",
-             "max_minutes", "dry_run", "help_model", "no-use_tensorboard")]  # fmt: skip
+    more = "config resume init_from eval_only max_minutes dry_run help_model no-use_tensorboard".split()
+    names = [f"--{name}" for name in (*TINY, *DATA, *MORE_TRAIN, *more)]
     tools = sorted({word for commands in VALID.values() for argv in commands for word in argv})
 
     def strategy(kind: str, materials: Path) -> Strategy[Case]:

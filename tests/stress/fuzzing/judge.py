@@ -144,11 +144,10 @@ def command(case: Case, work: Path) -> Ending:
     dry = ("--dry_run",) if case.program == "train" else ()
     # a lone surrogate stands for a byte, as in sys.argv
     line = [os.fsencode(word) for word in (sys.executable, *words, *case.argv, *dry)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    options = {"cwd": work, "env": environment, "timeout": SECONDS, "capture_output": True}
     try:
-        done = subprocess.run(
-            line, cwd=work, input=case.stdin, capture_output=True, timeout=SECONDS,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        done = subprocess.run(line, input=case.stdin, **options)
     except subprocess.TimeoutExpired:
         return Ending(None, "", "", f"TooLong: {SECONDS} s")
     texts = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
@@ -159,7 +158,7 @@ def command(case: Case, work: Path) -> Ending:
 def _bounded():
     """A limit on time, memory and steps; memory that the programs see is within that limit."""
     from common import device
-    from training import trainer
+    from training import reporting, trainer
 
     ticks = itertools.count(1)
 
@@ -193,6 +192,7 @@ def _bounded():
         with (
             mock.patch.object(device, "available_memory", lambda _: MEMORY),
             mock.patch.object(trainer, "train_step", counted),
+            mock.patch.object(reporting, "SAMPLE_TOKENS", 8),  # of a story that nobody reads
         ):
             yield
     finally:
