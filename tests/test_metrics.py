@@ -19,9 +19,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def writer(out_dir, **arguments):
-    arguments = {"tensorboard_dir": None, "stream": io.StringIO()} | arguments
-    return MetricsWriter(out_dir, **arguments)
+def writer(out_dir, tensorboard_dir=None, **arguments):
+    return MetricsWriter(out_dir, tensorboard_dir=tensorboard_dir, **arguments)
 
 
 def tensorboard(folder):
@@ -83,7 +82,7 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     pictures = {"moe/load": np.zeros((5, 7, 3), dtype=np.uint8)}
     w.show(20, "moe/load", [[0.0, 1.0], [4.0, 1.0]], pictures=lambda: pictures, markdown=lambda: "| a |")
     figures = dict.fromkeys(COMPARED, 2.0) | {"steps": 20}
-    w.final(20, {"lr": 0.5, "keep": None, "optimizer": "muon"}, figures)
+    w.final(20, {"lr": 0.5, "keep": None, "optimizer": "muon"}, figures, {})
     w.close()
     events = tensorboard(tmp_path / "run")
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 2.5), (20, 2.25)]
@@ -106,10 +105,10 @@ def test_the_closing_line_comes_last_so_that_who_finds_it_finds_everything(tmp_p
     monkeypatch.setattr(w.tensorboard, "flush", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     figures = dict.fromkeys(COMPARED, 2.0)
     with pytest.raises(KeyboardInterrupt):  # as a kill would, at the last moment
-        w.final(20, {}, figures)
+        w.final(20, {}, figures, {})
     assert not read_metrics(tmp_path / "metrics.jsonl")
     monkeypatch.undo()
-    w.final(20, {}, figures)
+    w.final(20, {}, figures, {})
     w.close()
     assert "final/loss" in read_metrics(tmp_path / "metrics.jsonl")[-1]
 
@@ -166,26 +165,26 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, m
 # the progress line
 
 
-def test_without_a_terminal_progress_is_one_clean_line_per_record(tmp_path, monkeypatch):
+def test_without_a_terminal_progress_is_one_clean_line_per_record(tmp_path, monkeypatch, capsys):
     clock = iter([100.0, 130.0])
     monkeypatch.setattr("training.monitor.metrics.time.monotonic", lambda: next(clock))
-    stream = io.StringIO()
-    w = writer(tmp_path, stream=stream)
+    w = writer(tmp_path)
     w.log(5, {"val/bits_per_byte": 1.5, "val/loss": 3.0})  # no progress, no line
     w.log(10, {"train/loss": 2.5, "perf/tokens_per_second": 12345.6}, progress=0.1)
     w.log(20, {"train/loss": 2.25}, progress=0.2)
     w.say("Once upon a time")
     w.close()
-    assert stream.getvalue().splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "step 10   10%  loss 2.5000  val 1.500 bits/byte  12,346 tokens/s",
         "step 20   20%  loss 2.2500  val 1.500 bits/byte  12,346 tokens/s  04:00 left",
         "Once upon a time",
     ]
 
 
-def test_on_a_terminal_progress_is_one_bar(tmp_path):
+def test_on_a_terminal_progress_is_one_bar(tmp_path, monkeypatch):
     stream = Terminal()
-    w = writer(tmp_path, stream=stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    w = writer(tmp_path)
     w.log(10, {"train/loss": 2.5}, progress=0.25)
     w.log(20, {"train/loss": 2.25}, progress=0.5)
     w.close()

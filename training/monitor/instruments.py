@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from architecture.interface import load_share
-from training.monitor import instruments
 from training.monitor.routing import Routing, dead_experts, flip_rate, max_violation, share_by_kind
 from training.monitor.token_kinds import KINDS
 
@@ -81,7 +80,7 @@ def sink_record(mass: dict[int, torch.Tensor]) -> dict[str, float]:
 def load_picture(routing: Routing) -> dict[str, np.ndarray]:
     """The share of each expert in its layer's assignments, as a multiple of an even share."""
     share = load_share(routing.load)
-    picture = instruments.heat_map(
+    picture = heat_map(
         (share * share.shape[-1]).numpy(),
         rows=[f"layer {layer}" for layer in routing.layers],
         columns=[f"{e}" for e in range(share.shape[-1])],
@@ -95,7 +94,7 @@ def load_picture(routing: Routing) -> dict[str, np.ndarray]:
 def sink_picture(mass: dict[int, torch.Tensor]) -> dict[str, np.ndarray]:
     """Attention on the sink of each head."""
     values = torch.stack(list(mass.values())).numpy()
-    picture = instruments.heat_map(
+    picture = heat_map(
         100 * values,
         rows=[f"layer {layer}" for layer in mass],
         columns=[f"head {head}" for head in range(values.shape[1])],
@@ -136,7 +135,7 @@ def kinds_pictures(table: dict[str, Any]) -> dict[str, np.ndarray]:
     """The same as a picture per layer, as a multiple of an even share."""
     experts = table["experts"]
     return {
-        f"moe/token_kinds/layer_{layer:02d}": instruments.heat_map(
+        f"moe/token_kinds/layer_{layer:02d}": heat_map(
             np.array(share) * experts,
             rows=table["kinds"],
             columns=[f"{e}" for e in range(experts)],

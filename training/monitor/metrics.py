@@ -1,6 +1,7 @@
 """The one writer: a record goes to metrics.jsonl, to TensorBoard and to the progress line."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ class MetricsWriter:
 
     resume_step: continue after that step; what the files hold past it is dropped.  A checkpoint is
     therefore to be saved after the records of its own step.
-    stream: where the progress line goes: a bar on a terminal, a line per record elsewhere.
+    The progress line goes to stderr: a bar on a terminal, a line per record elsewhere.
     """
 
     def __init__(
@@ -39,9 +40,8 @@ class MetricsWriter:
         *,
         tensorboard_dir: str | Path | None,
         resume_step: int | None = None,
-        stream: TextIO | None = None,
     ):
-        self.stream = stream or sys.stderr
+        self.stream = sys.stderr
         self.tensorboard, self.tensorboard_dir = None, tensorboard_dir
         path = Path(out_dir) / "metrics.jsonl"
         with contextlib.ExitStack() as stack:
@@ -54,10 +54,8 @@ class MetricsWriter:
             with writing(path):
                 self.file = stack.enter_context(open(path, "ab", buffering=0))
             self._open = stack.pop_all()
-        self.bar = None
-        if self.stream.isatty():
-            form = "{percentage:3.0f}%|{bar:20}| {desc}"
-            self.bar = tqdm(total=1.0, bar_format=form, file=self.stream)
+        form = "{percentage:3.0f}%|{bar:20}| {desc}"
+        self.bar = tqdm(total=1.0, bar_format=form, file=self.stream) if self.stream.isatty() else None
         self.latest: dict[str, float] = {}  # of the tags in SHOWN
         self.began: tuple[float, float] | None = None  # progress and clock at the first record
 
@@ -104,18 +102,14 @@ class MetricsWriter:
         """TensorBoard's own page for the run: {group: {title of a chart: patterns of its tags}}."""
         if self.tensorboard:
             page = {
-                group: {title: ["Multiline", tags] for title, tags in group_charts.items()}
-                for group, group_charts in charts.items()
+                group: {title: ["Multiline", tags] for title, tags in within.items()}
+                for group, within in charts.items()
             }
             with writing(self.tensorboard_dir):
                 self.tensorboard.add_custom_scalars(page)
 
     def final(
-        self,
-        step: int,
-        config: dict[str, Any],
-        figures: dict[str, float],
-        texts: dict[str, str] | None = None,
+        self, step: int, config: dict[str, Any], figures: dict[str, float], texts: dict[str, str]
     ) -> None:
         """The closing figures: under final/ in metrics.jsonl; on TensorBoard the main ones beside the
         configuration, on the page that compares runs (a curve of one point would say nothing).
@@ -123,7 +117,6 @@ class MetricsWriter:
         texts: closing texts by tag.  All is one line of metrics.jsonl, and the last that a run writes:
         who finds it may take the run as finished, TensorBoard's files included.
         """
-        texts = texts or {}
         if self.tensorboard:
             plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()}
             results = {f"hparam/{name}": float(figures[name]) for name in COMPARED}
@@ -169,19 +162,18 @@ class MetricsWriter:
             self.say(f"step {step}  {progress:4.0%}  " + "  ".join(parts))
 
 
-def new_run_dir(out_dir: str | Path, root: str | Path = "runs") -> Path:
+def new_run_dir(out_dir: str | Path, root: str | Path) -> Path:
     """Make and return the TensorBoard folder of a new run, runs/<name of out_dir>-<time>."""
     name = f"{Path(out_dir).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = Path(root) / name, 1
-    while True:
+    for number in itertools.count(1):
+        path = Path(root) / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
-            return path
         except FileExistsError:  # another run began in the same second
-            number += 1
-            path = path.with_name(f"{name}-{number}")
+            continue
         except OSError as error:
             raise CannotWrite(path, error) from error
+        return path
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

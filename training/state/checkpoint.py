@@ -120,7 +120,7 @@ def finish_saving(out_dir: str | Path, step: int, scored: dict[str, float] | Non
                 old.unlink()
 
 
-def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) -> bool:
+def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) -> None:
     """Point best.json at the saved checkpoint of `step` if no other has a lower val_loss.
 
     val_loss: nats per token.  more: further entries, such as val_bits_per_byte.
@@ -128,11 +128,9 @@ def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) ->
     path = checkpoint_path(out_dir, step)
     assert path.exists(), f"{path} must be saved before it can be the best"
     best = best_checkpoint(out_dir)
-    if not math.isfinite(val_loss) or (best is not None and val_loss >= best["val_loss"]):
-        return False
-    entry = {"step": step, "checkpoint": path.name, "val_loss": val_loss, **more}
-    write_json_atomic(Path(out_dir) / "best.json", entry)
-    return True
+    if math.isfinite(val_loss) and (best is None or val_loss < best["val_loss"]):
+        entry = {"step": step, "checkpoint": path.name, "val_loss": val_loss, **more}
+        write_json_atomic(Path(out_dir) / "best.json", entry)
 
 
 def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:

@@ -76,10 +76,16 @@ def open_run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(saying_how_to_go_on(cfg.out_dir, cfg.program))
         loader = TrainLoader(
-            source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
-            resets=cfg.carries, seed=cfg.seed, state=rest.get("data"),
+            source,
+            tokenizer,
+            batch_size=cfg.batch_size,
+            block_size=cfg.block_size,
+            packing=cfg.packing,
+            resets=cfg.carries,
+            seed=cfg.seed,
+            state=rest.get("data"),
             should_stop=lambda: bool(stop),
-        )  # fmt: skip
+        )
         stack.callback(loader.close)
         if cfg.use_tensorboard:
             metrics.require_tensorboard()  # before anything is written
@@ -90,7 +96,9 @@ def open_run(
             for line in checkpoint.set_aside_newer(path):
                 say(line)
         if resumed:
-            refuse_if_changed(cfg.out_dir, progress.step, finished=not cfg.resume_from)
+            refuse_if_changed(cfg.out_dir, progress.step)
+            if not cfg.resume_from:
+                refuse_if_finished(cfg.out_dir)
             checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
         tensorboard_dir = rest.get("tensorboard_dir")
         if cfg.use_tensorboard and tensorboard_dir is None:
@@ -136,17 +144,15 @@ def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
         raise
 
 
-def refuse_if_changed(out_dir: str | Path, step: int, finished: bool) -> None:
+def refuse_if_changed(out_dir: str | Path, step: int) -> None:
     """ValueError if another process wrote to the folder between the reading of its newest checkpoint,
-    that of `step`, and the moment from which it is ours; also, where asked, if it finished the run.
+    that of `step`, and the moment from which it is ours.
     """
     if checkpoint.latest_checkpoint(out_dir) != checkpoint.checkpoint_path(out_dir, step):
         raise ValueError(
             f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process was writing "
             "there while this one started; run the same command again"
         )
-    if finished:
-        refuse_if_finished(out_dir)
 
 
 def refuse_if_finished(out_dir: str | Path) -> None:
@@ -189,8 +195,14 @@ def save(
         found = evaluated[1]
         scored = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
     state = checkpoint.contents(
-        run.cfg, run.model, run.tokenizer, progress, run.optimizers,
-        data=position or run.loader.state_dict(), tensorboard_dir=run.tensorboard_dir, scored=scored,
-    )  # fmt: skip
+        run.cfg,
+        run.model,
+        run.tokenizer,
+        progress,
+        run.optimizers,
+        data=position or run.loader.state_dict(),
+        tensorboard_dir=run.tensorboard_dir,
+        scored=scored,
+    )
     run.writer.sync()  # a power cut may not leave a checkpoint without the records before it
     return checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)
