@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
                         found.append(one)
                         bar.write(report(one))
     figures = summary(counts, found, time.monotonic() - began)
-    print("\n".join(table(counts, figures)))
+    print(json.dumps(figures, indent=1))
     if not args.kind:
         RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
     return 1 if found else 0
@@ -182,29 +182,16 @@ def report(one: Found) -> str:
 
 
 def summary(counts: dict[str, Counter[str]], found: list[Found], seconds: float) -> dict:
-    mutations, arbitrary, commands = (
-        sum(count[name] for count in counts.values()) for name in ("mutations", "arbitrary", "commands")
-    )
+    total = sum(counts.values(), Counter())
+    cases = total["mutations"] + total["arbitrary"]
     return {
-        "cases": mutations + arbitrary,
-        "of_them_as_commands": commands,
-        "share_of_mutations": mutations / max(1, mutations + arbitrary),
+        "cases": cases,
+        "of_them_as_commands": total["commands"],
+        "share_of_mutations": total["mutations"] / max(1, cases),
         "by_kind": {kind: dict(count) for kind, count in counts.items()},
         "findings": [{"signature": one.finding.signature, "case": described(one.case)} for one in found],
         "seconds": round(seconds),
     }
-
-
-def table(counts: dict[str, Counter[str]], figures: dict) -> list[str]:
-    lines = [f"{'kind':<16}{'mutations':>10}{'arbitrary':>10}{'commands':>10}"]
-    for kind, count in counts.items():
-        lines.append(f"{kind:<16}{count['mutations']:>10}{count['arbitrary']:>10}{count['commands']:>10}")
-    lines.append(
-        f"{figures['cases']:,} cases, {figures['share_of_mutations']:.0%} mutations of valid input, "
-        f"{figures['of_them_as_commands']} as commands, {figures['seconds']} s: "
-        f"{len(figures['findings'])} findings"
-    )
-    return lines
 
 
 if __name__ == "__main__":

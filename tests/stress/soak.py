@@ -31,28 +31,19 @@ from common.provenance import provenance
 from training.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "soak.json"
+RESULT = ROOT / "benchmarks/results/soak.json"
 KEEP, EVERY_S, WARM_UP, PARTS = 3, 5.0, 0.2, 10
 RISE_LIMIT, LOG_LIMIT_MB, DRIFT_LIMIT = 0.02, 1.0, 0.1
 PULSE = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process and its children, MB (Linux)."""
-    pages = 0
-    for found in (pid, *children(pid)):
-        try:
-            pages += int(Path(f"/proc/{found}/statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            pass
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def children(pid: int) -> list[int]:
+    """Resident memory of a process, MB (Linux); 0 when it has just ended."""
     try:
-        return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def sizes(folder: Path) -> tuple[int, float]:
