@@ -64,7 +64,7 @@ def test_keep_removes_the_oldest_but_never_the_best(tmp_path, keep, left):
 def test_a_person_names_a_checkpoint_or_a_folder_whose_newest_is_meant_and_said(tmp_path):
     told = []
     assert find_checkpoint(tmp_path / "no.pt", told.append) == tmp_path / "no.pt" and told == []
-    with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another"):
+    with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another folder"):
         find_checkpoint(tmp_path, told.append)
     for step in (90, 500):
         save_checkpoint(tmp_path, step, {})
@@ -74,7 +74,7 @@ def test_a_person_names_a_checkpoint_or_a_folder_whose_newest_is_meant_and_said(
     assert told.pop() == f"{newest}: the newest checkpoint of {tmp_path}"
     update_best(tmp_path, 90, 0.5)
     assert find_checkpoint(tmp_path, told.append) == newest
-    assert told.pop().endswith("; the lowest validation loss is checkpoint_90.pt's")
+    assert told.pop().endswith("; checkpoint_90.pt has the lowest validation loss")
     assert find_checkpoint(newest, told.append) == newest and told == []
 
 

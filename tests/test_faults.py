@@ -358,7 +358,7 @@ def test_a_checkpoint_that_another_process_saved_meanwhile_is_not_run_over(
     capsys.readouterr()
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     assert told(capsys) == (
-        "checkpoint_4.pt is no longer the newest of model: another process was writing there while "
+        "checkpoint_4.pt is no longer the newest of model: another process wrote there while "
         "this one started; run the same command again"
     )
     assert (tmp_path / "model/metrics.jsonl").read_bytes() == before

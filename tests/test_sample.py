@@ -161,7 +161,7 @@ def test_a_run_folder_means_its_newest_checkpoint_and_the_best_is_named(run, tmp
     (tmp_path / "best.json").write_text(json.dumps(best))
     err = run("--checkpoint", tmp_path, *SHORT)[2]
     assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}; ")
-    assert "the lowest validation loss is checkpoint_9.pt's\n" in err
+    assert "checkpoint_9.pt has the lowest validation loss\n" in err
 
 
 def test_help_comes_without_torch():

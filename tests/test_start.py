@@ -228,13 +228,17 @@ def changed(tree, place, value):
         ("progress", [], "TypeError"),
         ("progress x", 1, "TypeError"),
         ("progress seconds", [1], "seconds must be a finite number"),
-        ("progress step", 3, "its steps are 4 and 3"),
+        ("progress step", 3, "it says both step 4 and step 3"),
         ("progress carry", True, "its carry is no tensor"),
         ("progress load", torch.zeros(3), "its load is no tensor"),
         ("progress load", torch.zeros(1, 1).expand(2, 10**9), "its load is no tensor"),
         ("optimizers", [], "shorter"),
         ("optimizers 0", None, "TypeError"),
-        ("optimizers 0 state 0 exp_avg", KeyError, "keeps other values for parameter 0"),
+        (
+            "optimizers 0 state 0 exp_avg",
+            KeyError,
+            "its optimizer state of parameter 0 has other entries than",
+        ),
         ("optimizers 0 state 0 exp_avg", torch.zeros(2), "its exp_avg of parameter 0 is no tensor"),
         ("optimizers 0 state 0 step", torch.zeros(2), "its step of parameter 0 is no tensor"),
         ("optimizers 1 state 0 momentum_buffer", 1.0, "its momentum_buffer of parameter 0"),
@@ -246,7 +250,7 @@ def changed(tree, place, value):
         ("data source", {}, "its position in the data is empty"),
         ("data source", 3, "TypeError"),
         ("data tokens", [], "its position in the data is empty"),
-        ("data tokens", [torch.tensor([-1])], "its tokens are not ids below 4096"),
+        ("data tokens", [torch.tensor([-1])], "its tokens are not all ids from 0 to 4095"),
         ("data tokens", [torch.tensor([5]).expand(10**12)], "its tokens is no tensor"),
         ("tensorboard_dir", "a\0b", "tensorboard_dir must be text without"),
         ("tensorboard_dir", "/a/runs/b", "its tensorboard_dir is not a folder in runs/"),
@@ -266,7 +270,7 @@ def test_a_run_with_a_damaged_part_is_refused_in_one_sentence(given, tmp_path, c
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
     assert "model/checkpoint_4.pt cannot be read as a run" in err and err.count("\n") == 1
-    assert told in err and "; go on from an older one with --resume_from CHECKPOINT" in err
+    assert told in err and "; continue from an older one with --resume_from CHECKPOINT" in err
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "checkpoint_4.pt"]
 
 
@@ -313,7 +317,7 @@ def test_a_damaged_newest_checkpoint_names_the_newest_good_one_and_that_goes_on(
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
     assert "model/checkpoint_4.pt cannot be read as a checkpoint (its record " in err
-    assert "go on from the newest good one with --resume_from model/checkpoint_2.pt" in err
+    assert "continue from the newest one that can be read with --resume_from model/checkpoint_2.pt" in err
     assert run_here(tmp_path, "--resume_from", "model/checkpoint_2.pt") == 0
     err = capsys.readouterr().err
     assert "set aside: model/checkpoint_4.pt is now checkpoint_4.pt.set_aside\n" in err
@@ -354,8 +358,8 @@ def test_given_weights_that_are_damaged_name_the_newest_good_ones(stopped, tmp_p
         data[len(data) // 2] ^= 1
         (tmp_path / "model" / name).write_bytes(data)
         assert run_here(tmp_path, "--eval_only", "model", "--device", "cpu") == 2
-        told = "the newest good one is model/checkpoint_2.pt"
-        told = told if name == "checkpoint_4.pt" else "no older one in its folder is good either"
+        told = "the newest one that can be read is model/checkpoint_2.pt"
+        told = told if name == "checkpoint_4.pt" else "its folder has no older checkpoint that can be read"
         assert told in capsys.readouterr().err
 
 
@@ -372,7 +376,8 @@ def test_a_renamed_checkpoint_is_told_its_own_name(stopped, tmp_path, capsys):
     (tmp_path / "model/checkpoint_4.pt").rename(tmp_path / "model/checkpoint_9.pt")
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     assert (
-        "holds step 4, which is not that of its name; rename it to checkpoint_4.pt" in capsys.readouterr().err
+        "holds step 4, but its name says another step; rename it to checkpoint_4.pt"
+        in capsys.readouterr().err
     )
 
 

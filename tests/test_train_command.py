@@ -305,7 +305,7 @@ def test_an_impossible_setting_is_named(refused, corpus, flags, told):
 
 def test_a_file_in_the_place_of_out_dir_is_named(refused, corpus):
     Path("model").write_text("not a folder")
-    assert "out_dir must be a folder; model is a file" in refused(*RUN, *corpus)
+    assert "out_dir must be a folder, and model is a file" in refused(*RUN, *corpus)
 
 
 # ---------------------------------------------------------------------------------- bad input: data

@@ -1,4 +1,4 @@
-"""A run: what it holds open, how far it is, and the checkpoint that holds all of it."""
+"""Open a run, with everything that it keeps from step to step, and save its checkpoints."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from training.validation import Evaluation
 
 @dataclass
 class Run:
-    """What stays the same from step to step."""
+    """What a run keeps from step to step."""
 
     cfg: TrainConfig
-    model: nn.Module  # the raw one: what is saved, sampled and looked into
-    compiled: nn.Module  # what computes
+    model: nn.Module  # the raw module, which is saved, sampled and inspected
+    compiled: nn.Module  # the same module or its compiled form, which trains
     optimizers: list[torch.optim.Optimizer]
     parameter_kinds: dict[str, list[nn.Parameter]]
     tokenizer: Any
@@ -60,10 +60,13 @@ def open_run(
     source: Source,
     resumed: dict[str, Any] | None,
 ) -> Iterator[tuple[Run, Progress]]:
-    """Everything a run holds open, restored from a checkpoint where one is continued."""
+    """Open everything that a run needs and close it at the end.
+
+    resumed: the checkpoint to continue, None for a new run.
+    """
     device = torch.device(cfg.device)
     model = model.to(device).train()
-    model.tokenizer = tokenizer  # as a model that was loaded has it: stories are text
+    model.tokenizer = tokenizer  # a loaded model has it, too; it turns samples into text
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
     if resumed:
@@ -88,7 +91,7 @@ def open_run(
         )
         stack.callback(loader.close)
         if cfg.use_tensorboard:
-            metrics.require_tensorboard()  # before anything is written
+            metrics.require_tensorboard()  # raises before anything is written
         stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
         if cfg.resume_from:
             if (records := Path(cfg.out_dir) / "metrics.jsonl").exists():
@@ -132,7 +135,7 @@ def open_run(
 
 @contextlib.contextmanager
 def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
-    """Where the body cannot write, the message also says what to do after that."""
+    """Have a CannotWrite also say how to continue the run once there is room."""
     try:
         yield
     except CannotWrite as error:
@@ -145,18 +148,19 @@ def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
 
 
 def refuse_if_changed(out_dir: str | Path, step: int) -> None:
-    """ValueError if another process wrote to the folder between the reading of its newest checkpoint,
-    that of `step`, and the moment from which it is ours.
+    """Raise ValueError if the newest checkpoint of a folder is no longer that of `step`.
+
+    Another process may have saved one after we read ours and before we locked the folder.
     """
     if checkpoint.latest_checkpoint(out_dir) != checkpoint.checkpoint_path(out_dir, step):
         raise ValueError(
-            f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process was writing "
-            "there while this one started; run the same command again"
+            f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process wrote there while "
+            "this one started; run the same command again"
         )
 
 
 def refuse_if_finished(out_dir: str | Path) -> None:
-    """ValueError for a run whose closing figures are written: there is nothing to continue."""
+    """Raise ValueError if the closing figures of a run are written, so that there is nothing to continue."""
     path = Path(out_dir) / "metrics.jsonl"
     if path.exists() and any("final/loss" in record for record in metrics.read_metrics(path)):
         raise ValueError(
@@ -166,8 +170,9 @@ def refuse_if_finished(out_dir: str | Path) -> None:
 
 
 def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
-    """What config.json records: every setting as it was resolved, and each start of the run with its
-    step, first batch, command, commit and versions.
+    """Return the content of config.json.
+
+    It holds every resolved setting, and the step, first batch, command, commit and versions of each start.
     """
     start = {"step": progress.step, "first_batch_sha256": run.loader.first_batch_sha256}
     return {
@@ -186,9 +191,10 @@ def save(
     evaluated: tuple[int, Evaluation] | None,
     position: dict[str, Any] | None = None,
 ) -> Path:
-    """A checkpoint of this moment: the model, and all that continuing to the last bit needs.
+    """Save a checkpoint of this moment and return its path.
 
-    evaluated: the last step that was scored, and its score.  position: of the data; None: the loader's.
+    evaluated: the last evaluated step and its result.
+    position: where to continue in the data, by default where the loader is now.
     """
     scored = None
     if evaluated is not None and evaluated[0] == progress.step:
@@ -204,5 +210,5 @@ def save(
         tensorboard_dir=run.tensorboard_dir,
         scored=scored,
     )
-    run.writer.sync()  # a power cut may not leave a checkpoint without the records before it
+    run.writer.sync()  # after a power cut no checkpoint may lack the records before it
     return checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)
