@@ -1,4 +1,4 @@
-"""Naming the place where a number stopped being finite. Runs only after it has happened."""
+"""Find the place where a number stopped being finite. This runs only after a step has failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def non_finite_parameter(model: nn.Module) -> str | None:
-    """The first parameter that holds NaN or infinity, as a phrase; one wait for the device."""
+    """Name the first parameter that holds NaN or infinity. It waits for the device once."""
     parameters = dict(model.named_parameters())
     finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
     return next((f"the parameter {name}" for name, ok in zip(parameters, finite) if not ok), None)
@@ -22,9 +22,9 @@ def first_non_finite(
     autocast: Callable[[], object],
     carry: Any = None,
 ) -> str:
-    """Where NaN or infinity first shows: in a parameter, a module's output, or only a gradient.
+    """Name the first place with NaN or infinity: a parameter, the output of a module, or a gradient.
 
-    model: the raw module with the gradients of the failed step.  batches, carry: those of that step.
+    model: the raw module with the gradients of the failed step.  batches, carry: the inputs of that step.
     Returns a phrase such as "the output of block.2.attn".
     """
     if where := non_finite_parameter(model):
