@@ -61,7 +61,7 @@ def test_keep_removes_the_oldest_but_never_the_best(tmp_path, keep, left):
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [f"checkpoint_{n}.pt" for n in left]
 
 
-def test_a_person_names_a_checkpoint_or_a_folder_whose_newest_is_meant_and_said(tmp_path):
+def test_a_folder_stands_for_its_newest_checkpoint_and_a_message_names_it(tmp_path):
     told = []
     assert find_checkpoint(tmp_path / "no.pt", told.append) == tmp_path / "no.pt" and told == []
     with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another folder"):
@@ -175,7 +175,7 @@ def test_a_folder_with_other_output_is_refused_and_left_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("left", [["metrics.jsonl"], ["config.json", "metrics.jsonl", ".a.tmp"]])
-def test_a_run_that_saved_nothing_is_told_alike_to_a_new_run_and_to_resume(tmp_path, left):
+def test_a_run_without_a_checkpoint_gives_a_new_run_and_resume_the_same_message(tmp_path, left):
     folder = tmp_path / "my model"
     folder.mkdir()
     for name in [*left, ".lock"]:
@@ -191,7 +191,7 @@ def test_a_run_that_saved_nothing_is_told_alike_to_a_new_run_and_to_resume(tmp_p
     assert names(folder) == sorted([*left, ".lock"])
 
 
-def test_a_folder_has_one_living_writer_and_is_never_offered_for_removal_before_it_ends(tmp_path):
+def test_a_folder_has_one_writer_and_is_not_offered_for_removal_while_it_lives(tmp_path):
     script = (
         "import sys, time\n"
         "from training.state.out_dir import claim_out_dir\n"

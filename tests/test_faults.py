@@ -1,7 +1,7 @@
-"""What goes wrong around a run: full and read-only disks, a Hub that fails half-way, numbers that are not
-finite, kills between two files, two trainers for one folder.
+"""Faults around a run: full and read-only disks, a Hub that fails half-way, numbers that are not finite,
+kills between two files, two trainers for one folder.
 
-Kills at random moments are tests/stress/kill_resume.py's; broken input is in the tests of what reads it.
+tests/stress/kill_resume.py kills at random moments. Broken input is in the tests of its readers.
 """
 
 import builtins
@@ -49,7 +49,7 @@ def names(folder: Path) -> set[str]:
 
 
 def told(capsys) -> str:
-    """The one sentence that a command ended with; nothing beside the lines of its progress."""
+    """Return the sentence of the error that a command ended with."""
     err = capsys.readouterr().err
     assert "Traceback" not in err and "Exception" not in err, err
     program, kind, sentence = err.splitlines()[-1].split(": ", 2)
@@ -73,7 +73,7 @@ class SmallDisk:
             pytest.skip("this machine lets nobody mount a disk")
 
     def fill(self, left: int) -> None:
-        """Leave about so many bytes, to a page."""
+        """Leave about that many bytes, rounded to a page."""
         state = os.statvfs(self.path)
         with open(self._filler, "wb") as file:
             file.truncate(0)
@@ -164,7 +164,7 @@ FULL, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
 GO_ON = "continue from model/checkpoint_4.pt with: python train.py --resume --out_dir model"
 
 
-def test_a_disk_that_is_full_for_a_checkpoint_leaves_the_last_one_and_the_run_goes_on_from_it(
+def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_one_and_the_run_resumes_from_it(
     disk, corpus, capsys, monkeypatch
 ):
     with monkeypatch.context() as patch:
@@ -242,7 +242,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_lost(disk, corpus, cap
     assert {path: path.stat().st_mtime_ns for path in disk.path.rglob("*")} == there
 
 
-def test_a_file_or_a_line_that_does_not_fit_is_not_there_at_all(disk):
+def test_a_file_or_a_line_that_does_not_fit_leaves_nothing_behind(disk):
     path = disk.path / "file"
     with atomic_write(path) as file:
         file.write(b"old")
@@ -297,12 +297,12 @@ def scored_twice(tmp_path_factory, corpus):
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_a_kill_between_a_checkpoint_and_best_json_is_made_up_for_at_resume(
+def test_resume_completes_best_json_after_a_kill_between_a_checkpoint_and_best_json(
     tmp_path, scored_twice, monkeypatch, step
 ):
     flags, straight = scored_twice
     best = json.loads((straight / "best.json").read_text())
-    assert best["step"] == 8  # so that each of the two kills comes before a better model is named
+    assert best["step"] == 8  # so that each kill comes before a better model is named
     update_best = checkpoint.update_best
 
     def update_or_die(out_dir, now, *args, **more):
@@ -318,7 +318,7 @@ def test_a_kill_between_a_checkpoint_and_best_json_is_made_up_for_at_resume(
     assert names(tmp_path / "model") == names(straight)  # what --keep removes is removed
 
 
-def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_part(scored_twice):
+def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_split(scored_twice):
     *_, last = read_metrics(scored_twice[1] / "metrics.jsonl")
     assert {"final/loss", "samples/final_1", "samples/final_3"} <= last.keys()
 
@@ -326,7 +326,7 @@ def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_part(sc
 # --------------------------------------------------------------------------------- one trainer per folder
 
 
-def test_a_trainer_that_another_one_precedes_by_a_moment_is_refused_and_leaves_nothing(
+def test_a_trainer_is_refused_and_leaves_nothing_when_another_one_claims_the_folder_first(
     tmp_path, corpus, capsys, monkeypatch
 ):
     with contextlib.ExitStack() as other:
@@ -341,7 +341,7 @@ def test_a_trainer_that_another_one_precedes_by_a_moment_is_refused_and_leaves_n
     assert names(tmp_path) == {"model"} and names(tmp_path / "model") == {".lock"}  # no TensorBoard folder
 
 
-def test_a_checkpoint_that_another_process_saved_meanwhile_is_not_run_over(
+def test_resume_is_refused_when_another_process_saved_a_checkpoint_meanwhile(
     tmp_path, corpus, capsys, monkeypatch
 ):
     flags = [*QUIET, *corpus, "--save_every", 2, "--max_iters", 6, "--out_dir", "model"]
@@ -387,7 +387,7 @@ def test_a_parameter_that_is_not_finite_is_named(broken_model):
     model, found = broken_model
     for name, parameter in model.named_parameters():
         kept = parameter.detach().clone()
-        parameter.data.view(-1)[-1] = torch.nan  # most are of experts and words that the batch does not use
+        parameter.data.view(-1)[-1] = torch.nan  # the batch does not use the last experts and words
         assert found() == f"the parameter {name}"
         parameter.data.copy_(kept)
 
@@ -488,7 +488,7 @@ def test_whatever_fails_in_a_library_below_is_one_sentence_that_says_what_to_do(
             assert str(caught.value).startswith(told.format(said)) and caught.value.__cause__ is error
 
 
-def test_a_file_that_breaks_behind_its_first_rows_ends_the_stream_with_the_same_sentence(monkeypatch):
+def test_a_file_that_breaks_after_its_first_rows_ends_the_stream_with_the_same_sentence(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
     def rows():
@@ -566,7 +566,7 @@ def train_on_a_hub_that_fails(folder: Path, fault: str) -> None:
 
     with server:
         found = {"straight": train(*flags, "--out_dir", "straight")}
-        # the last requests of a whole run each begin an epoch, one or two of them for what is read ahead
+        # each of the last requests starts an epoch, and one or two of these epochs are only read ahead
         server.good, server.failures = server.asked - 3, 9
         code, _ = train(*flags, "--out_dir", "passes")
         found["passes"] = [code, server.failures, same("passes")]
@@ -581,7 +581,7 @@ def train_on_a_hub_that_fails(folder: Path, fault: str) -> None:
     (folder / "found.json").write_text(json.dumps(found))
 
 
-@pytest.mark.slow  # what is tried again, and how often, is in the tests above
+@pytest.mark.slow  # slow because of its many retries
 @pytest.mark.parametrize("fault", ["reset", "half", "stall"])
 def test_a_hub_that_fails_is_waited_for_and_then_the_position_is_saved(tmp_path, fault):
     spawn = multiprocessing.get_context("spawn")

@@ -46,7 +46,7 @@ def test_a_crafted_checkpoint_ends_with_0_or_with_2_and_one_clear_sentence(sampl
 # ----------------------------------------------------------------------- the campaign itself
 
 
-def test_without_its_checksums_damage_is_read_as_good_and_counted(samples, tmp_path, monkeypatch):
+def test_without_checksums_the_campaign_counts_damage_as_wrong(samples, tmp_path, monkeypatch):
     monkeypatch.setattr("architecture.checkpoint.verify", lambda *_: None)
     monkeypatch.setattr("common.files._seal", lambda value: "constant")
     shutil.copytree(samples, tmp_path / "samples")
@@ -72,7 +72,7 @@ def test_without_its_checksums_damage_is_read_as_good_and_counted(samples, tmp_p
         (Ending(1, "", "Traceback"), 0.5, "run/new", "exit code N"),
     ],
 )
-def test_what_a_crafted_file_does_is_seen(tmp_path, ending, gb, wrote, told):
+def test_each_effect_of_a_crafted_file_is_noticed(tmp_path, ending, gb, wrote, told):
     (tmp_path / "work/run").mkdir(parents=True)
 
     def run(case, work):
@@ -83,7 +83,7 @@ def test_what_a_crafted_file_does_is_seen(tmp_path, ending, gb, wrote, told):
     assert told in wrong and bool(told) == bool(wrong)
 
 
-def test_a_process_that_a_signal_ends_is_told_as_such(tmp_path, monkeypatch):
+def test_a_process_that_a_signal_ends_is_reported_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.stress.fuzzing.judge.call", lambda *_: signal.raise_signal(signal.SIGTERM))
     ending, _ = integrity.in_a_child(Case("kind", "train", ()), tmp_path)
     assert ending.error == "ended by -15"

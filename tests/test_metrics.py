@@ -32,7 +32,7 @@ def tensorboard(folder):
 # metrics.jsonl
 
 
-def test_a_record_is_one_line_with_its_step_and_on_the_disk_at_once(tmp_path):
+def test_a_record_is_one_line_with_its_step_and_is_written_at_once(tmp_path):
     w = writer(tmp_path)
     w.log(10, {"train/loss": torch.tensor(2.5), "optim/lr": 1e-3, "data/epoch": 2})
     w.log(20, {"train/loss": 2.25})
@@ -100,7 +100,7 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     assert heat == {"step": 20, "moe/load": [[0.0, 1.0], [4.0, 1.0]]}
 
 
-def test_the_closing_line_comes_last_so_that_who_finds_it_finds_everything(tmp_path, monkeypatch):
+def test_the_closing_line_is_written_after_everything_else(tmp_path, monkeypatch):
     w = writer(tmp_path, tensorboard_dir=str(tmp_path / "tb"))
     monkeypatch.setattr(w.tensorboard, "flush", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     figures = dict.fromkeys(COMPARED, 2.0)

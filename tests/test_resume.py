@@ -1,4 +1,4 @@
-"""A run that was killed or stopped goes on as if nothing had happened: the same bits, the same records."""
+"""A run that was killed or stopped resumes as if nothing had happened: the same bits, the same records."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def assert_same_end(resumed: Path, straight: Path) -> None:
 
 
 def run_and_kill(folder: Path, flags: list, environment: dict | None = None) -> None:
-    """8 saved steps and 3 more, which have to be done again."""
+    """Kill a run in step 12, after a checkpoint of step 8."""
     killed = run(folder, *flags, environment=environment, at_step=11)
     assert killed.code == -signal.SIGKILL, killed.err
     assert [path.name for path in (folder / MODEL).glob("checkpoint_*")] == ["checkpoint_8.pt"]
@@ -113,7 +113,7 @@ def killed_once(tmp_path_factory, flags) -> Path:
 
 @pytest.fixture
 def killed(tmp_path, killed_once) -> Path:
-    """A copy of what a run left that a kill -9 ended in step 12."""
+    """A copy of the folder of a run that kill -9 ended in step 12."""
     return shutil.copytree(killed_once, tmp_path / "killed")
 
 
@@ -159,7 +159,9 @@ def test_every_combination(tmp_path, corpus, prepared, hub, optimizer, balance, 
 # -------------------------------------------------------------------------------- Ctrl-C and SIGTERM
 
 
-def test_a_stop_saves_says_how_to_go_on_and_the_rest_joins(tmp_path, flags, straight, monkeypatch, capfd):
+def test_ctrl_c_saves_and_the_printed_command_continues_to_the_same_bits(
+    tmp_path, flags, straight, monkeypatch, capfd
+):
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert run_here(tmp_path, *flags) == 128 + signal.SIGINT
@@ -187,7 +189,7 @@ def test_the_first_ctrl_c_is_answered_and_the_second_stops_at_once(capfd):
         assert capfd.readouterr().err == ""
 
 
-def test_an_answer_that_nobody_can_read_stops_nothing(monkeypatch):
+def test_a_closed_stderr_does_not_break_a_stop_request(monkeypatch):
     monkeypatch.setattr(interrupt, "STDERR", os.open(os.devnull, os.O_RDONLY))
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -195,7 +197,7 @@ def test_an_answer_that_nobody_can_read_stops_nothing(monkeypatch):
     os.close(interrupt.STDERR)
 
 
-def test_a_stop_is_answered_while_the_data_is_slow(tmp_path, corpus, monkeypatch, capsys):
+def test_a_stop_request_saves_while_the_run_waits_for_data(tmp_path, corpus, monkeypatch, capsys):
     original = trainer.train_step
 
     def stopping(run, progress):
@@ -209,7 +211,9 @@ def test_a_stop_is_answered_while_the_data_is_slow(tmp_path, corpus, monkeypatch
     assert f"saved {MODEL}/checkpoint_3.pt" in capsys.readouterr().err
 
 
-def test_data_that_fails_in_mid_run_is_saved_up_to_there(tmp_path, flags, straight, monkeypatch, capsys):
+def test_a_failure_of_the_data_saves_the_run_and_resume_ends_with_the_same_bits(
+    tmp_path, flags, straight, monkeypatch, capsys
+):
     taken, original = [], TrainLoader.__next__
 
     def failing(loader):

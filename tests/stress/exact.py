@@ -11,9 +11,9 @@ import torch
 
 
 def exact(value: Any, without: Collection[str] = ()) -> Any:
-    """Equal for two values if and only if all in them is: types, shapes, the sign of a zero, the bits of a NaN.
+    """Convert a value so that == compares types, shapes and every bit, including signs of zero and NaNs.
 
-    without: keys of dictionaries, at any depth, that do not count.
+    without: keys of dictionaries, at any depth, that are left out.
     """
     if isinstance(value, torch.Tensor):
         bits = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -1,16 +1,17 @@
-"""Damage every kind of file that we read back, and craft checkpoints that lie: nothing wrong is read as good.
+"""Damage every kind of file that we read back, and craft false checkpoints: none may be read as good.
 
     python -m tests.stress.integrity [--flips 1000] [--crafted 200] [--seed 0]
         writes benchmarks/results/integrity.json     (minutes on one core)
 
-flips     a bit flipped, or a sector of 4,096 bytes zeroed, in one file; its reader must refuse it in one
-          sentence, or give what it gave before. WRONG: other content as if it were good. CRASH: another exception
-crafted   a checkpoint with right checksums and one part replaced (tests/stress/fuzzing/crafting.py), used by
-          eval_only, sample, init_from and resume: exit code 0, or 2 with one sentence, no signal, no file outside
-          the run's folder, bounded memory
-bombs     small files that would unpack to gigabytes
+flips     One bit is flipped, or a sector of 4,096 bytes zeroed, in one file. Its reader must refuse it in one
+          sentence or return the same as before. WRONG: it returned other content. CRASH: another exception.
+crafted   A checkpoint has right checksums and one part replaced (tests/stress/fuzzing/crafting.py).
+          eval_only, sample, init_from and resume must end with exit code 0, or 2 and one sentence, without a
+          signal, without a file outside the folder of the run, and in bounded memory.
+bombs     Small files would unpack to gigabytes.
 
-Crafted files and bombs are read in processes of their own. Any finding is printed, and is exit code 1.
+Crafted files and bombs are read in processes of their own. Each finding is printed, and any finding is exit
+code 1.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from tests.stress.fuzzing.samples import CONTEXT_NEWEST, CONTEXT_RUN, Kind, kind
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "integrity.json"
 SECTOR, SHARE_OF_SECTORS = 4096, 0.2
-MOST_MEMORY = 1.5  # GB that a process may hold; it begins with 0.3
+MOST_MEMORY = 1.5  # GB that a process may take; it starts with 0.3
 NO_BOARD = "--no-use_tensorboard"
 IMPORTED = (  # before the forks, so that no child has to do it
     "torch.utils.tensorboard torch._dynamo pandas matplotlib.backends.backend_agg sample ablate train_context"
@@ -59,7 +60,7 @@ IMPORTED = (  # before the forks, so that no child has to do it
 
 
 def damage(content: bytes, draw: random.Random) -> tuple[bytes, str]:
-    """The content with one fault, and the fault in words."""
+    """Return the content with one fault, and the fault in words."""
     place = draw.randrange(len(content))
     if draw.random() < SHARE_OF_SECTORS:
         start = place - place % SECTOR
@@ -71,7 +72,7 @@ def damage(content: bytes, draw: random.Random) -> tuple[bytes, str]:
 
 
 def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
-    """refused, same, WRONG or CRASH, and more about the last."""
+    """Return refused, same, WRONG or CRASH, and details of a CRASH."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,7 +86,7 @@ def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
 
 
 def flip(samples: Path, flips: int, seed: int) -> tuple[dict[str, Counter], list[str]]:
-    """So many faults, all kinds in turn: outcomes by kind, and findings."""
+    """Try a number of faults on all kinds of files in turn; return outcomes by kind, and findings."""
     counts: dict[str, Counter] = defaultdict(Counter)
     findings, found, draw = [], kinds(samples), random.Random(seed)
     whole = {name: (samples / kind.file).read_bytes() for name, kind in found.items()}
@@ -110,12 +111,12 @@ Run = Callable[[Case, Path], tuple[judge.Ending, float]]
 
 
 def here(case: Case, work: Path) -> tuple[judge.Ending, float]:
-    """In this process, where nothing can end it; its memory is not measured."""
+    """Run a case in this process. A signal would end it, and its memory is not measured."""
     return judge.call(case, work), 0.0
 
 
 def in_a_child(case: Case, work: Path) -> tuple[judge.Ending, float]:
-    """In a forked process, and the most GB that it held."""
+    """Run a case in a forked process; also return the most GB that it took."""
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
 
@@ -138,7 +139,7 @@ def in_a_child(case: Case, work: Path) -> tuple[judge.Ending, float]:
 
 
 def uses(context: bool) -> list[Case]:
-    """What a person does with a checkpoint; the last one changes its run."""
+    """Return the uses of a checkpoint. The last one changes its run."""
     program, run, newest = (
         ("train_context", CONTEXT_RUN, CONTEXT_NEWEST) if context else ("train", RUN, NEWEST)
     )
@@ -151,7 +152,7 @@ def uses(context: bool) -> list[Case]:
 
 
 def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
-    """How it ended, the GB it took, and what is wrong with that, "" for nothing. Its place is a subfolder of folder."""
+    """Run a case in FOLDER/work; return how it ended, the GB it took, and what is wrong with that, or ""."""
     work = folder / "work"
     before, around = judge.contents(work), judge.contents(folder)
     ending, memory = run(case, work)
@@ -168,7 +169,7 @@ def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
 def try_crafted(
     samples: Path, folder: Path, count: int, seed: int, run: Run = in_a_child, *, once: bool = False
 ) -> tuple[dict[str, Counter], float, list[str]]:
-    """So many crafted checkpoints, each used in all ways, or once: endings by use, most GB, findings."""
+    """Use crafted checkpoints in all ways, or each `once`; return endings by use, the most GB, findings."""
     counts: dict[str, Counter] = defaultdict(Counter)
     findings, most = [], 0.0
     names = random.Random(seed).sample(list(STRATEGIES), len(STRATEGIES))
@@ -191,7 +192,7 @@ def try_crafted(
 
 
 def try_bombs(samples: Path, folder: Path) -> tuple[dict[str, dict], list[str]]:
-    """Each bomb in a child: its size, the GB that its reader took; findings."""
+    """Read each bomb in a child; return its size and the GB of its reader, and findings."""
     measured, findings = {}, []
     for name, bomb in BOMBS.items():
         shutil.copytree(samples, folder / "work")
@@ -212,14 +213,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    tqdm.monitor_interval = 0  # it would be a second thread, and we fork
+    tqdm.monitor_interval = 0  # its thread would be copied by our forks
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="integrity-") as name:
         samples = make_samples(Path(name, "samples"))
         for module in IMPORTED:
             importlib.import_module(module)
-        gc.freeze()  # or each child would look through all that this process holds
+        gc.freeze()  # otherwise each child would collect over all objects of this process
         flipped, findings = flip(samples, args.flips, args.seed)
         used, most, more = try_crafted(samples, Path(name, "case"), args.crafted, args.seed)
         bombs, last = try_bombs(samples, Path(name, "case"))

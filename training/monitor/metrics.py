@@ -116,7 +116,7 @@ class MetricsWriter:
         """Record the closing figures, under final/, and texts as the last line of metrics.jsonl.
 
         A run that has this line is finished, including its TensorBoard files. TensorBoard shows the main
-        figures beside the configuration, on its page that compares runs; a curve of one point would show nothing.
+        figures beside the configuration, on its page that compares runs, and not as curves of one point.
         """
         if self.tensorboard:
             plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()}

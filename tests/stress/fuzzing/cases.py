@@ -1,7 +1,6 @@
-"""Cases: a program, its words and its files; a strategy for each kind of input and both origins.
+"""Cases for the fuzzer: a program, its arguments and its files.
 
-KINDS[kind] gives (mutations, arbitrary): strategies that begin with something valid, and ones that
-begin with nothing.
+KINDS[kind] is a pair of strategies: mutations of valid input, and arbitrary input.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ Strategy = st.SearchStrategy
 
 
 class Case(NamedTuple):
-    """One call of a program in a folder of its own that holds the materials and these files."""
+    """One call of a program, in a new folder that holds the materials and these files."""
 
     kind: str
-    program: str  # of verdict.PROGRAMS
+    program: str  # a key of judge.PROGRAMS
     argv: tuple[str, ...]
     files: tuple[Mutant | Raw | Made, ...] = ()
     stdin: bytes = b""
@@ -55,7 +54,7 @@ def from_weights(file: str, block_size: str) -> tuple[str, ...]:
 
 
 def data_uses(file: str) -> list[Use]:
-    """The commands that read documents from a file."""
+    """Return the commands that read documents from a file."""
     found = [
         Use("train", _train(dataset=file), file),
         Use("train_tokenizer", ("--dataset", file, *NEW_RANKS), file),
@@ -175,21 +174,25 @@ def _encoded(text: str) -> bytes:
 # --------------------------------------------------------------------------------------------------
 # flags
 
-# As a shell passes them: no NUL, and bytes that are not UTF-8 as lone surrogates.
-ARGUMENTS = (*(word for word in WORDS if "\0" not in word), *map(str, NUMBERS), "1_000", "0x10", "\uff11\uff12",
-             "true", "True", "None", "--", "--help", "@file", "\udcff", "%(prog)s", "~", "cpu:1", "small.tiktoken",
-             NEWEST, FINISHED, "tokens", ".", "stories.txt", "prompts.txt", "band.json", "page.png", "new.jsonl")  # fmt: skip
-MORE_TRAIN = {  # further settings, each with a valid value
-    "lr": "1e-3", "schedule": "cosine", "warmup": "0.1", "decay": "0.5", "grad_clip": "0", "optimizer": "adamw",
-    "weight_decay": "0", "balance": "bias", "balance_coef": "0.1", "bias_rate": "0.01", "z_loss_coef": "0.001",
-    "packing": "lanes", "grad_accum": "2", "keep": "1", "eval_every": "1", "use_tensorboard": "false",
-    "seed": "7", "dtype": "bfloat16", "attention": "eager", "experts": "loop", "text_column": "text",
-    "position": "learned", "norm": "layernorm", "mlp": "gelu", "tie_embeddings": "true", "attention_bias": "false",
-    "attention_sinks": "false", "dropout": "0.1", "moe_layers": "1", "capacity_factor": "1.5", "nope_stride": "2",
-    "layer_types": "full_attention,sliding_attention", "rope_theta": "10000", "swiglu_limit": "3",
-    "rope_ntk_alpha": "1", "rope_ntk_beta": "32", "model_size": "toy", "model": "gptoss", "used_vocab_size": "300",
-    "vocab_size": "320", "router": "topk_sigmoid", "shared_experts": "1",
-}  # fmt: skip
+# A shell passes no NUL, and Python reads bytes that are not UTF-8 as lone surrogates.
+ARGUMENTS = (
+    *(word for word in WORDS if "\0" not in word),
+    *map(str, NUMBERS),
+    *"1_000 0x10 \uff11\uff12 true True None -- --help @file \udcff %(prog)s ~ cpu:1 small.tiktoken".split(),
+    *"tokens . stories.txt prompts.txt band.json page.png new.jsonl".split(),
+    *(NEWEST, FINISHED),
+)
+MORE_TRAIN = dict(  # further settings, each with a valid value
+    pair.split("=")
+    for pair in """lr=1e-3 schedule=cosine warmup=0.1 decay=0.5 grad_clip=0 optimizer=adamw
+    weight_decay=0 balance=bias balance_coef=0.1 bias_rate=0.01 z_loss_coef=0.001 packing=lanes
+    grad_accum=2 keep=1 eval_every=1 use_tensorboard=false seed=7 dtype=bfloat16 attention=eager
+    experts=loop text_column=text position=learned norm=layernorm mlp=gelu tie_embeddings=true
+    attention_bias=false attention_sinks=false dropout=0.1 moe_layers=1 capacity_factor=1.5
+    nope_stride=2 layer_types=full_attention,sliding_attention rope_theta=10000 swiglu_limit=3
+    rope_ntk_alpha=1 rope_ntk_beta=32 model_size=toy model=gptoss used_vocab_size=300 vocab_size=320
+    router=topk_sigmoid shared_experts=1""".split()
+)
 VALID: dict[str, list[tuple[str, ...]]] = {  # whole commands to begin with
     "sample": [
         ("--checkpoint", RUN, "--prompt", "Once upon", "--temperature", "0.8", "--top_k", "5", *SAMPLE),
@@ -215,7 +218,7 @@ VALID: dict[str, list[tuple[str, ...]]] = {  # whole commands to begin with
 
 @st.composite
 def mutated_words(draw, argv: tuple[str, ...]) -> tuple[str, ...]:
-    """A command line with one to three words changed, left out, repeated, swapped or put in."""
+    """Change, drop, repeat, swap or insert one to three words of a command line."""
     words = list(argv)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(words) - 1))
@@ -250,7 +253,7 @@ def arguments() -> Strategy[str]:
 
 @st.composite
 def train_words(draw) -> tuple[str, ...]:
-    """A valid command line of train.py; most only count, as a run takes longer."""
+    """Draw a valid command line of train.py. Most have --dry_run, because a run takes longer."""
     more = draw(st.lists(st.sampled_from(sorted(MORE_TRAIN)), max_size=4, unique=True))
     argv = flags(TINY | DATA | {"out_dir": "model_new"} | {name: MORE_TRAIN[name] for name in more})
     return (*argv, "--dry_run") if draw(st.integers(0, 3)) else tuple(argv)
@@ -269,7 +272,7 @@ def mutated_tools(kind: str, materials: Path) -> Strategy[Case]:
 
 
 def arbitrary_words(*programs: str) -> Callable[[str, Path], Strategy[Case]]:
-    """Any words, some of them names of flags."""
+    """Return a strategy of arbitrary words, some of them names of flags."""
     more = "config resume init_from eval_only max_minutes dry_run help_model no-use_tensorboard".split()
     names = [f"--{name}" for name in (*TINY, *DATA, *MORE_TRAIN, *more)]
     tools = sorted({word for commands in VALID.values() for argv in commands for word in argv})
@@ -292,7 +295,7 @@ KINDS: dict[str, tuple[Callable[[str, Path], Strategy[Case]], Callable[[str, Pat
 
 
 def described(case: Case) -> str:
-    """A case as text that tells all of it."""
+    """Describe all of a case as text."""
     lines = [
         f"kind     {case.kind}",
         f"program  {case.program}",

@@ -1,6 +1,6 @@
-"""Checkpoints with right checksums that lie about one part, and small files that unpack to gigabytes.
+"""Checkpoints with right checksums and one false part, and small files that unpack to gigabytes.
 
-STRATEGIES[name] changes a state, or writes a file of its own; a Crafted builds the same file again.
+STRATEGIES[name] changes a state or writes a file. A Crafted always builds the same file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HUGE = 2**40
 
 
 class Crafted(NamedTuple):
-    """A checkpoint of the samples, what is done to it, and the seed of where."""
+    """A checkpoint of the samples, the strategy that changes it, and the seed of the place."""
 
     file: str
     strategy: str
@@ -33,7 +33,7 @@ class Crafted(NamedTuple):
 
 
 def craft(made: Crafted, samples: Path, folder: Path) -> str:
-    """Write it into folder, a copy of the samples; says which place it changed."""
+    """Write the file into folder, a copy of the samples; return the place that was changed."""
     draw, path = random.Random(made.seed), folder / made.file
     state = torch.load(samples / made.file, weights_only=True)
     where, change = STRATEGIES[made.strategy]
@@ -43,7 +43,7 @@ def craft(made: Crafted, samples: Path, folder: Path) -> str:
     place = a_place(state, draw, tensors=where == "tensor")
     old = at(state, place)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that quantized tensors will go
+        warnings.simplefilter("ignore")  # quantized tensors are deprecated
         value = change(old, state["model"]) if where == "tensor" else change(draw)
     if where == "board":
         place = ("tensorboard_dir",)
@@ -53,7 +53,7 @@ def craft(made: Crafted, samples: Path, folder: Path) -> str:
 
 
 def a_place(state: dict, draw: random.Random, *, tensors: bool) -> tuple:
-    """A place of a tensor or of a plain value, section by section: else tensors of the model have it."""
+    """Draw the place of a tensor or of a plain value. Each section of the state is equally likely."""
     found: dict[Any, list[tuple]] = {}
     for place, value in leaves(state):
         if isinstance(value, torch.Tensor) == tensors:
@@ -62,7 +62,7 @@ def a_place(state: dict, draw: random.Random, *, tensors: bool) -> tuple:
 
 
 def leaves(tree: Any, front: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Every value that is no container, and its place."""
+    """Yield the place and the value of everything that is not a container."""
     if not isinstance(tree, dict | list | tuple):
         yield front, tree
     for key, value in entries(tree):
@@ -70,7 +70,7 @@ def leaves(tree: Any, front: tuple = ()) -> Iterator[tuple[tuple, Any]]:
 
 
 # --------------------------------------------------------------------------------------------------
-# tensors, in the place of tensor t; m: the model's tensors
+# tensors that replace tensor t; m: the tensors of the model
 
 
 def one(t: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ def with_reversed_strides(t: torch.Tensor) -> torch.Tensor:
 
 
 def sharing(t: torch.Tensor, m: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A view of another tensor's memory, or of other places of its own."""
+    """Return a view of the memory of another tensor, or of a longer copy of t."""
     other = max(m.values(), key=torch.Tensor.numel).view(-1)
     if other.dtype != t.dtype or other.numel() <= t.numel():
         other = torch.cat([t.flatten(), t.flatten()])
@@ -129,7 +129,7 @@ TENSORS: dict[str, Callable[[torch.Tensor, dict], Any]] = {
 
 
 def deep(draw: random.Random) -> Any:
-    """Lists in lists, as deep as can be written."""
+    """Nest lists as deep as they can be written."""
     value: list = []
     for _ in range(200):
         value = [value]
@@ -146,7 +146,7 @@ VALUES = (None, True, [], {}, (), [0] * 3, b"x", torch.zeros(3))
 
 
 class Code:
-    """What a pickle may do: write a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __reduce__(self):
         return exec, ("open('marker', 'w').close()",)
@@ -165,25 +165,25 @@ def write_bare_code(state: dict, path: Path) -> None:
 
 
 def write_itself(state: dict, path: Path) -> None:
-    """A state that holds itself."""
+    """Write a state that contains itself."""
     state["progress"]["carry"] = state["data"]["source"] = state["train_config"]["lr"] = state
     torch.save(state, path)
 
 
 def another_record(name: str) -> Callable[[dict, Path], None]:
-    """One record more, named so within the archive."""
+    """Return a writer of a file with one more record of that name."""
 
     def write(state: dict, path: Path) -> None:
         torch.save(state, path)
         with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a name that is there already
+            warnings.simplefilter("ignore")  # the name may exist already
             archive.writestr(name.format(root=path.stem), b"marker")
 
     return write
 
 
 def write_deflated(state: dict, path: Path, megabytes: int = 64) -> None:
-    """All records deflated, and a tensor of zeros among them that takes so much room."""
+    """Write all records deflated, with another tensor of zeros of that size."""
     whole = path.with_suffix(".whole")
     state["model"]["zeros"] = torch.zeros(megabytes * 250_000)
     torch.save(state, whole)
@@ -198,7 +198,7 @@ def write_deflated(state: dict, path: Path, megabytes: int = 64) -> None:
 
 
 def claim(size: int) -> Callable[[dict, Path], None]:
-    """A record of tensors that the directory says to be so large."""
+    """Return a writer of a file whose directory gives a wrong size for one tensor."""
 
     def write(state: dict, path: Path) -> None:
         torch.save(state, path)
@@ -211,12 +211,12 @@ def claim(size: int) -> Callable[[dict, Path], None]:
 
 
 def write_other_pickle(state: dict, path: Path) -> None:
-    """A pickle that asks for a storage larger than its record, with the checksum of what it is."""
+    """Write a pickle, with a right checksum, that asks for a storage larger than its record."""
     torch.save(state, path)
     with zipfile.ZipFile(path) as old:
         records = {name: old.read(name) for name in old.namelist()}
     sizes = {len(content) // 4 for name, content in records.items() if "/data/" in name}
-    size = max(sizes)  # of the largest storage, as its pickle counts it
+    size = max(sizes)  # the largest storage, in numbers of 4 bytes as the pickle has it
     name = next(name for name in records if name.endswith("data.pkl"))
     for code in (b"J" + struct.pack("<i", size), b"M" + struct.pack("<H", size % 2**16)):
         larger = b"J" + struct.pack("<i", 2**30)
@@ -255,7 +255,7 @@ STRATEGIES: dict[str, tuple[str, Callable]] = {
 
 
 class Bomb(NamedTuple):
-    """A file that would unpack to gigabytes, and the command that reads it."""
+    """A small file that would unpack to gigabytes, and the command that reads it."""
 
     file: str
     make: Callable[[Path], None]
@@ -264,12 +264,12 @@ class Bomb(NamedTuple):
 
 
 def checkpoint_bomb(path: Path) -> None:
-    """13 MB with a tensor of 3 GB."""
+    """Write 13 MB that hold a tensor of 3 GB."""
     write_deflated(torch.load(path, weights_only=True), path, 3000)
 
 
 def alias_bomb(path: Path) -> None:
-    """9**9 words, if they were written out."""
+    """Write a YAML file that stands for 9**9 words."""
     parts = ["&a [x, x, x, x, x, x, x, x, x]"]
     for name, before in zip("bcdefghi", "abcdefgh"):
         parts.append(f"&{name} [{', '.join([f'*{before}'] * 9)}]")

@@ -1,4 +1,4 @@
-"""Valid inputs of every kind, made once by the project itself: what mutations begin with."""
+"""Valid inputs of every kind, made by the project itself, which mutations start from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from common.files import read_json, sealed, write_json_atomic
 
 MACHINE = {"device": "cpu", "threads": "1"}
-TINY = MACHINE | {  # a model and a run of a few milliseconds a step, as flags
+TINY = MACHINE | {  # flags of a model and a run with steps of a few milliseconds
     "tokenizer": "small.tiktoken",
     "num_hidden_layers": "2",
     "hidden_size": "16",
@@ -37,7 +37,7 @@ TINY = MACHINE | {  # a model and a run of a few milliseconds a step, as flags
     "max_iters": "2",
 }
 DATA = {"dataset": "stories.jsonl", "val_dataset": "valid.jsonl"}
-RUN, FINISHED = "run", "finished"  # a run to continue, after two of three steps; a whole one
+RUN, FINISHED = "run", "finished"  # a run that can continue after step 2 of 3; a finished run
 NEWEST = f"{RUN}/checkpoint_2.pt"
 
 
@@ -46,7 +46,7 @@ def flags(settings: dict[str, str]) -> list[str]:
 
 
 def make_materials(folder: Path, more: dict[str, str] | None = None) -> Path:
-    """Fill a new folder: data in three formats, a tokenizer, a run to continue, a finished run, a band, texts.
+    """Fill a new folder with data in three formats, a tokenizer, an unfinished and a finished run, a band.
 
     more: further settings of the runs.
     """
@@ -95,7 +95,7 @@ def _succeed(program: ModuleType, argv: list[str]) -> None:
 
 
 def read_tree(path: Path) -> Any:
-    """What a file of the materials holds, as nested containers."""
+    """Read a file of the materials as nested containers."""
     if path.suffix == ".pt":
         return torch.load(path, weights_only=True)
     text = path.read_text(encoding="utf-8")
@@ -105,12 +105,12 @@ def read_tree(path: Path) -> Any:
 
 
 def write_tree(suffix: str, value: Any) -> bytes:
-    """The bytes of a file that holds `value`, the inverse of read_tree."""
+    """Return the bytes of a file that holds `value`. It is the inverse of read_tree."""
     if suffix == ".pt":
         file = io.BytesIO()
         torch.save(value, file)
         return file.getvalue()
-    if isinstance(value, dict) and "seal" in value:  # or nothing behind the seal would be reached
+    if isinstance(value, dict) and "seal" in value:  # a wrong seal would hide all other faults
         value = sealed({key: entry for key, entry in value.items() if key != "seal"})
     if suffix == ".jsonl":
         lines = value if isinstance(value, list) else [value]
@@ -121,7 +121,7 @@ def write_tree(suffix: str, value: Any) -> bytes:
 
 
 def write_table(path: Path, steps: tuple[tuple, ...]) -> bytes:
-    """The parquet file of the materials with its text column or its storage changed."""
+    """Return the parquet file of the materials with its text column or its storage changed."""
     import pyarrow as pa
     import pyarrow.parquet
 

@@ -16,14 +16,14 @@ CONTEXT_NEWEST = f"{CONTEXT_RUN}/checkpoint_2.pt"
 
 
 class Kind(NamedTuple):
-    """A file of the samples and what the product reads in it."""
+    """A file of the samples and the function of the product that reads it."""
 
     file: str
     read: Callable[[Path], Any]
 
 
 def make_samples(folder: Path) -> Path:
-    """The materials of the fuzzer with Muon's state, a run of the context variant and a plan."""
+    """Fill a folder with the materials of the fuzzer, with Muon, a run of the context variant and a plan."""
     from evaluation.ablation import matching
     from evaluation.ablation.spec import read_spec
     from training.monitor.metrics import drop_records_after
@@ -54,7 +54,7 @@ def make_samples(folder: Path) -> Path:
 
 
 def kinds(samples: Path) -> dict[str, Kind]:
-    """Every kind of file that we read back."""
+    """Return every kind of file that we read back."""
     from architecture.checkpoint import read_checkpoint
     from architecture.tokenizer import load_rank_file, tokenizer_state
     from data.sources import open_dataset
