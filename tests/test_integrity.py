@@ -1,4 +1,4 @@
-"""A few damaged and crafted files, and the campaign itself: python -m tests.stress.integrity tries thousands."""
+"""A few damaged and crafted files, and the campaign itself; python -m tests.stress.integrity tries thousands."""
 
 import gc
 import re

@@ -35,19 +35,18 @@ class MetricsWriter:
     """
 
     def __init__(
-        self,
-        out_dir: str | Path,
-        *,
-        tensorboard_dir: str | Path | None,
-        resume_step: int | None = None,
+        self, out_dir: str | Path, *, tensorboard_dir: str | Path | None, resume_step: int | None = None
     ):
         self.stream = sys.stderr
         self.tensorboard, self.tensorboard_dir = None, tensorboard_dir
         path = Path(out_dir) / "metrics.jsonl"
         with contextlib.ExitStack() as stack:
             if tensorboard_dir is not None:
+                summary_writer = require_tensorboard()
                 stack.enter_context(event_thread_errors_told_once())
-                self.tensorboard = _summary_writer(tensorboard_dir, resume_step)
+                purge_step = None if resume_step is None else resume_step + 1
+                with writing(tensorboard_dir):
+                    self.tensorboard = summary_writer(tensorboard_dir, purge_step=purge_step)
                 stack.callback(self._close_tensorboard)
             if resume_step is not None:
                 drop_records_after(path, resume_step)
@@ -73,10 +72,7 @@ class MetricsWriter:
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Record a text."""
-        self._append(step, {tag: markdown})
-        if self.tensorboard:
-            with writing(self.tensorboard_dir):
-                self.tensorboard.add_text(tag, markdown, step)
+        self.show(step, tag, markdown, markdown=lambda: markdown)
 
     def show(
         self,
@@ -84,7 +80,7 @@ class MetricsWriter:
         tag: str,
         value: Any,
         *,
-        pictures: Callable[[], dict[str, Any]],
+        pictures: Callable[[], dict[str, Any]] = dict,
         markdown: Callable[[], str] | None = None,
     ) -> None:
         """Record any JSON value.
@@ -221,12 +217,6 @@ def require_tensorboard():
             "run pip install tensorboard, or pass --no-use_tensorboard"
         ) from None
     return SummaryWriter
-
-
-def _summary_writer(folder: str | Path, resume_step: int | None):
-    summary_writer = require_tensorboard()
-    with writing(folder):
-        return summary_writer(folder, purge_step=None if resume_step is None else resume_step + 1)
 
 
 @contextlib.contextmanager

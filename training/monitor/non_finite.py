@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -43,19 +44,18 @@ def first_non_finite(
 
         return check
 
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                batch = {name: tensor.to(device) for name, tensor in batch.items()}
-                with autocast():
-                    out = model(**batch, carry=carry)
-                carry = out.carry
-                if not found and not torch.isfinite(out.loss_sum):
-                    found.append("the loss")
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name:
+                stack.enter_context(module.register_forward_hook(watch(name)))
+        stack.enter_context(torch.no_grad())
+        for batch in batches:
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with autocast():
+                out = model(**batch, carry=carry)
+            carry = out.carry
+            if not found and not torch.isfinite(out.loss_sum):
+                found.append("the loss")
     if found:
         return found[0]
     for name, parameter in reversed(list(model.named_parameters())):  # gradients flow from the end

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 LEARNING = {
     "validation bits per byte (compares across tokenizers)": [r"val/bits_per_byte$"],
-    "loss, nats per token (val: cross-entropy, the same tokens each time)": [
-        r"train/loss$",
-        r"val/loss$",
-    ],
+    "loss, nats per token (val: cross-entropy, the same tokens each time)": [r"train/loss$", r"val/loss$"],
     "validation loss by place in the window (from 0, 1, 2, 4, ...)": [r"val/loss_by_position/"],
     "learning rate": [r"optim/lr$"],
     "gradient norm before clipping": [r"optim/grad_norm$"],

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from architecture.interface import IGNORE_INDEX
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set the evaluation mode for the body."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -28,20 +40,16 @@ def sink_mass(
     def keep(block: nn.Module, args: tuple) -> None:
         inputs[block.layer] = args[:3]  # hidden, rope tables, mask
 
-    was_training = model.training
-    model.eval()
-    handles = [block.register_forward_pre_hook(keep) for block in blocks.values()]
     counted = (batch["targets"] != IGNORE_INDEX)[..., None]  # (B, T, 1)
     tokens = counted.shape[1]  # a variant may put further positions in front of them
-    try:
-        with autocast():
-            model(**batch)
-            mass = [block.sink_mass(*inputs[layer]) for layer, block in blocks.items()]  # (B, T, H)
-        means = torch.stack([(m[:, -tokens:] * counted).sum((0, 1)) / counted.sum() for m in mass]).cpu()
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        for block in blocks.values():
+            stack.enter_context(block.register_forward_pre_hook(keep))
+        stack.enter_context(autocast())
+        model(**batch)
+        mass = [block.sink_mass(*inputs[layer]) for layer, block in blocks.items()]  # (B, T, H)
+    means = torch.stack([(m[:, -tokens:] * counted).sum((0, 1)) / counted.sum() for m in mass]).cpu()
     return dict(zip(blocks, means))
 
 
@@ -62,10 +70,10 @@ def context_record(
     """
     norms, shares, carry = [], [], None
     gate = getattr(model, "update_gate", None)
-    handle = gate and gate.register_forward_hook(lambda _, inputs, share: shares.append(share))
-    was_training = model.training
-    model.eval()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        if gate is not None:
+            stack.enter_context(gate.register_forward_hook(lambda _, inputs, share: shares.append(share)))
         for batch in batches[:SEGMENTS]:
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with autocast():
@@ -74,9 +82,5 @@ def context_record(
             norms.append(carry[filled].norm(dim=-1))
             if shares:
                 shares[-1] = shares[-1][filled].float()
-    finally:
-        if handle:
-            handle.remove()
-        model.train(was_training)
     record = {"context/state_norm": float(torch.cat(norms).mean())}
     return record | ({"context/gate": float(torch.cat(shares).mean())} if shares else {})

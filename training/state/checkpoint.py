@@ -65,15 +65,12 @@ def contents(
     tokenizer: Any,
     progress: Progress,
     optimizers: list[torch.optim.Optimizer],
-    *,
-    data: dict[str, Any],
-    tensorboard_dir: str | None,
-    scored: dict[str, float] | None,
+    rest: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the dictionary of a checkpoint: the model, and everything that a bit-exact resume needs.
 
-    data: the loader's position.
-    scored: val_loss and val_bits_per_byte if the model of this step was evaluated, else None.
+    rest: data, the position of the loader; tensorboard_dir; scored, which is val_loss and val_bits_per_byte
+    if the model of this step was evaluated, else None.
     """
     return {
         "format": FORMAT,
@@ -87,9 +84,7 @@ def contents(
         "progress": vars(progress).copy(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "rng": rng_state(torch.device(cfg.device)),
-        "data": data,
-        "tensorboard_dir": tensorboard_dir,
-        "scored": scored,
+        **rest,
     }
 
 
@@ -276,7 +271,7 @@ def restore(
 ) -> tuple[Progress, dict[str, Any]]:
     """Restore the optimizers and the random state in place, and return what else the checkpoint holds.
 
-    Returns the progress and a dictionary of data, tensorboard_dir and scored.  Raises ValueError if a part
+    Returns the progress and the rest, as in `contents`.  Raises ValueError if a part
     does not fit the run. Nothing is written.
     """
     device = torch.device(cfg.device)

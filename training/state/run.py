@@ -54,11 +54,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(
-    cfg: TrainConfig,
-    model: nn.Module,
-    tokenizer: Any,
-    source: Source,
-    resumed: dict[str, Any] | None,
+    cfg: TrainConfig, model: nn.Module, tokenizer: Any, source: Source, resumed: dict[str, Any] | None
 ) -> Iterator[tuple[Run, Progress]]:
     """Open everything that a run needs and close it at the end.
 
@@ -196,19 +192,14 @@ def save(
     evaluated: the last evaluated step and its result.
     position: where to continue in the data, by default where the loader is now.
     """
-    scored = None
+    rest = {
+        "data": position or run.loader.state_dict(),
+        "tensorboard_dir": run.tensorboard_dir,
+        "scored": None,
+    }
     if evaluated is not None and evaluated[0] == progress.step:
         found = evaluated[1]
-        scored = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
-    state = checkpoint.contents(
-        run.cfg,
-        run.model,
-        run.tokenizer,
-        progress,
-        run.optimizers,
-        data=position or run.loader.state_dict(),
-        tensorboard_dir=run.tensorboard_dir,
-        scored=scored,
-    )
+        rest["scored"] = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
+    state = checkpoint.contents(run.cfg, run.model, run.tokenizer, progress, run.optimizers, rest)
     run.writer.sync()  # after a power cut no checkpoint may lack the records before it
     return checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)

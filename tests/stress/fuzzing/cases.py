@@ -113,9 +113,7 @@ USES: dict[str, list[Use]] = {
         Use("prepare", ("--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", *PREPARED), file)
         for file in ("small.tiktoken", "small.json")
     ],
-    "band": [
-        Use("report", (RUN, "--reference", "band.json", "--out", "page.png"), "band.json"),
-    ],
+    "band": [Use("report", (RUN, "--reference", "band.json", "--out", "page.png"), "band.json")],
 }
 HOWS = {
     ".yaml": ("bytes", "lines", "tree", "tree"),
@@ -296,10 +294,6 @@ KINDS: dict[str, tuple[Callable[[str, Path], Strategy[Case]], Callable[[str, Pat
 
 def described(case: Case) -> str:
     """Describe all of a case as text."""
-    lines = [
-        f"kind     {case.kind}",
-        f"program  {case.program}",
-        f"argv     {json.dumps(case.argv)}",
-    ]
+    lines = [f"kind     {case.kind}", f"program  {case.program}", f"argv     {json.dumps(case.argv)}"]
     lines += [f"file     {file!r}" for file in case.files]
     return "\n".join([*lines, *([f"stdin    {case.stdin!r}"] if case.stdin else [])])
