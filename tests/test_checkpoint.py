@@ -210,7 +210,7 @@ def test_a_folder_has_one_writer_and_is_not_offered_for_removal_while_it_lives(t
         with pytest.raises(ValueError, match=f"process {first.pid} is writing"):
             claim_out_dir(tmp_path, resume=True)
         first.kill()
-    (tmp_path / ".checkpoint_2.pt.tmp").write_bytes(b"half")  # of a write that the kill cut short
+    (tmp_path / ".checkpoint_2.pt.tmp").write_bytes(b"half")  # a kill cut this write short
     with claim_out_dir(tmp_path, resume=True):  # a lock dies with its process
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
         assert names(tmp_path) == [".lock", "checkpoint_1.pt", "metrics.jsonl"]
@@ -218,9 +218,3 @@ def test_a_folder_has_one_writer_and_is_not_offered_for_removal_while_it_lives(t
             claim_out_dir(tmp_path, resume=True)
     (tmp_path / ".lock").write_text(f"{os.getppid()}\n")  # alive, but it does not hold the lock
     claim_out_dir(tmp_path, resume=True).close()
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
-    (tmp_path / "model").touch()
-    with pytest.raises(ValueError, match="is a file"):
-        claim_out_dir(tmp_path / "model", resume=False)

@@ -315,7 +315,7 @@ def test_resume_completes_best_json_after_a_kill_between_a_checkpoint_and_best_j
     assert (named and named["step"]) == (None if step == 4 else 4)
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 0
     assert json.loads((tmp_path / "model/best.json").read_text()) == best
-    assert names(tmp_path / "model") == names(straight)  # what --keep removes is removed
+    assert names(tmp_path / "model") == names(straight)  # and --keep has removed the older one
 
 
 def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_split(scored_twice):
@@ -462,7 +462,7 @@ def data_errors() -> list[Exception]:
         OSError(errno.ENOSPC, "No space left on device"),
         FileNotFoundError(errno.ENOENT, "gone"),
         RuntimeError("Dataset scripts are no longer supported, but found stories.py"),
-        TypeError("'NoneType' object is not iterable"),  # of an answer of another shape
+        TypeError("'NoneType' object is not iterable"),  # the answer has another shape
         StopIteration(),
     ]
 

@@ -123,8 +123,8 @@ def hunt_once(
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=2000, help="in this process (default: 2000)")
-    parser.add_argument("--commands", type=int, default=50, help="as commands (default: 50)")
+    parser.add_argument("--cases", type=int, default=2000, help="cases in this process (default: 2000)")
+    parser.add_argument("--commands", type=int, default=50, help="cases as commands (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; repeatable")
     return parser.parse_args(argv)

@@ -172,7 +172,10 @@ def try_crafted(
     """Use crafted checkpoints in all ways, or each `once`; return endings by use, the most GB, findings."""
     counts: dict[str, Counter] = defaultdict(Counter)
     findings, most = [], 0.0
-    names = random.Random(seed).sample(list(STRATEGIES), len(STRATEGIES))
+    times = [
+        6 if where == "plain" else 1 for where, _ in STRATEGIES.values()
+    ]  # a plain value has many places
+    names = random.Random(seed).sample(list(STRATEGIES), sum(times), counts=times)
     for number in tqdm(range(count), desc="crafted"):
         context = number % 2 == 1
         made = Crafted(CONTEXT_NEWEST if context else NEWEST, names[number // 2 % len(names)], seed + number)
@@ -213,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    tqdm.monitor_interval = 0  # its thread would be copied by our forks
+    tqdm.monitor_interval = 0  # it starts a thread, and we fork
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="integrity-") as name:

@@ -132,7 +132,7 @@ def rise(x: np.ndarray, y: np.ndarray) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60, help="of training (default: 60)")
+    parser.add_argument("--minutes", type=float, default=60, help="minutes of training (default: 60)")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
     args, flags = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as name:

@@ -40,9 +40,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0  # training only, without evaluations and saves
     tokens: int = 0
-    expert_share: torch.Tensor | None = (
-        None  # (L, E), share of each expert in the previous step, for "aux_global"
-    )
+    expert_share: torch.Tensor | None = None  # (L, E), load shares of the previous step, for "aux_global"
     carry: Any = None  # what a variant passes from one segment to the next
     load: torch.Tensor | None = None  # (L, E), training assignments since the last evaluation
     choices: torch.Tensor | None = None  # (L, N, k), experts of the validation tokens at that evaluation

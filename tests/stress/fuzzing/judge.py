@@ -64,7 +64,7 @@ class Enough(BaseException):
 class Ending(NamedTuple):
     """How a case ended."""
 
-    code: int | None  # None: neither by return nor by exit
+    code: int | None  # None: an exception or the time limit ended it
     out: str
     err: str
     error: str = ""  # the kind of an uncaught exception and its place in our code
