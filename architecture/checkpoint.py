@@ -63,7 +63,7 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
         )
     newest = there[-1]
     other = best["checkpoint"] if best else newest.name
-    note = f"; the lowest validation loss is {other}'s ({path / BEST})" if other != newest.name else ""
+    note = f"; {other} has the lowest validation loss ({path / BEST})" if other != newest.name else ""
     say(f"{newest}: the newest checkpoint of {path}{note}")
     return newest
 

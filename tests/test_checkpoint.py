@@ -3,7 +3,6 @@
 import math
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,19 +31,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def steps_in(folder):
-    return [int(path.stem.split("_")[1]) for path in checkpoint.checkpoints(folder)]
-
-
 # checkpoints
-
-
-def test_a_checkpoint_is_read_back_without_running_code(tmp_path):
-    state = {"step": 7, "weights": torch.arange(6.0).view(2, 3), "rng": rng_state(CPU)}
-    path = save_checkpoint(tmp_path, 7, state)
-    assert path == tmp_path / "checkpoint_7.pt" and names(tmp_path) == [path.name]
-    loaded = torch.load(path, weights_only=True)
-    assert loaded["step"] == 7 and torch.equal(loaded["weights"], state["weights"])
 
 
 def test_the_latest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
@@ -54,20 +41,6 @@ def test_the_latest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
     (tmp_path / "checkpoint_final.pt").touch()
     (tmp_path / ".checkpoint_2000.pt.tmp").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint_1000.pt"
-
-
-def test_a_save_that_fails_leaves_the_old_file_and_no_remains(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, 1, {"value": 1})
-
-    def full_disk(state, file):
-        file.write(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, 1, {"value": 2})
-    assert names(tmp_path) == ["checkpoint_1.pt"]
-    assert torch.load(tmp_path / "checkpoint_1.pt", weights_only=True) == {"value": 1}
 
 
 def test_a_file_has_its_name_only_after_it_is_on_the_disk(tmp_path, monkeypatch):
@@ -81,23 +54,17 @@ def test_a_file_has_its_name_only_after_it_is_on_the_disk(tmp_path, monkeypatch)
     assert path.read_bytes() == b"whole"
 
 
-def test_keep_removes_the_oldest_but_never_the_best(tmp_path):
+@pytest.mark.parametrize("keep, left", [(2, [2, 4, 5]), (None, [1, 2, 3, 4, 5])])
+def test_keep_removes_the_oldest_but_never_the_best(tmp_path, keep, left):
     for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 2.6)]:
-        save_checkpoint(tmp_path, step, {}, keep=2)
-        update_best(tmp_path, step, loss)
-    assert steps_in(tmp_path) == [2, 4, 5]
-
-
-def test_all_checkpoints_stay_when_keep_is_not_given(tmp_path):
-    for step in range(5):
-        save_checkpoint(tmp_path, step, {})
-    assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
+        save_checkpoint(tmp_path, step, {"scored": {"val_loss": loss}}, keep=keep)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [f"checkpoint_{n}.pt" for n in left]
 
 
 def test_a_run_s_folder_means_its_newest_checkpoint_and_best_json_its_best_one(tmp_path):
     told = []
     assert find_checkpoint(tmp_path / "no.pt", told.append) == tmp_path / "no.pt" and told == []
-    with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another"):
+    with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another folder"):
         find_checkpoint(tmp_path, told.append)
     for step in (90, 500):
         save_checkpoint(tmp_path, step, {})
@@ -107,7 +74,7 @@ def test_a_run_s_folder_means_its_newest_checkpoint_and_best_json_its_best_one(t
     assert told.pop() == f"{newest}: the newest checkpoint of {tmp_path}"
     update_best(tmp_path, 90, 0.5)
     assert find_checkpoint(tmp_path, told.append) == newest
-    best = f"; the lowest validation loss is checkpoint_90.pt's ({tmp_path}/best.json)"
+    best = f"; checkpoint_90.pt has the lowest validation loss ({tmp_path}/best.json)"
     assert told.pop().endswith(best)
     assert find_checkpoint(tmp_path / "best.json", told.append) == tmp_path / "checkpoint_90.pt"
     assert (
@@ -126,7 +93,7 @@ def test_a_run_s_folder_means_its_newest_checkpoint_and_best_json_its_best_one(t
 def test_best_json_points_at_the_lowest_loss(tmp_path):
     for step, loss in [(10, 2.0), (20, 1.5), (30, 1.5), (40, math.nan), (50, 1.75)]:
         save_checkpoint(tmp_path, step, {})
-        assert update_best(tmp_path, step, loss, val_bits_per_byte=loss / 2) is (step <= 20)
+        update_best(tmp_path, step, loss, val_bits_per_byte=loss / 2)
     assert read_json(tmp_path / "best.json") == {
         "step": 20,
         "checkpoint": "checkpoint_20.pt",
@@ -141,7 +108,7 @@ def test_a_deleted_checkpoint_is_not_the_best_any_more(tmp_path):
     (tmp_path / "checkpoint_10.pt").unlink()
     assert best_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, 20, {})
-    assert update_best(tmp_path, 20, 2.0)
+    update_best(tmp_path, 20, 2.0)
     assert best_checkpoint(tmp_path)["step"] == 20
 
 
@@ -217,7 +184,7 @@ def test_a_folder_with_other_output_is_refused_and_left_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("left", [["metrics.jsonl"], ["config.json", "metrics.jsonl", ".a.tmp"]])
-def test_a_run_that_saved_nothing_is_told_alike_to_a_new_run_and_to_resume(tmp_path, left):
+def test_a_run_without_a_checkpoint_gives_a_new_run_and_resume_the_same_message(tmp_path, left):
     folder = tmp_path / "my model"
     folder.mkdir()
     for name in [*left, ".lock"]:
@@ -233,7 +200,7 @@ def test_a_run_that_saved_nothing_is_told_alike_to_a_new_run_and_to_resume(tmp_p
     assert names(folder) == sorted([*left, ".lock"])
 
 
-def test_a_live_run_that_saved_nothing_yet_is_never_offered_for_removal(tmp_path):
+def test_a_folder_has_one_writer_and_is_not_offered_for_removal_while_it_lives(tmp_path):
     script = (
         "import sys, time\n"
         "from training.state.out_dir import claim_out_dir\n"
@@ -248,54 +215,15 @@ def test_a_live_run_that_saved_nothing_yet_is_never_offered_for_removal(tmp_path
         for resume in (False, True):
             with pytest.raises(ValueError, match=f"process {first.pid} is writing"):
                 claim_out_dir(tmp_path, resume=resume)
+        save_checkpoint(tmp_path, 1, {})
+        with pytest.raises(ValueError, match=f"process {first.pid} is writing"):
+            claim_out_dir(tmp_path, resume=True)
         first.kill()
-    with pytest.raises(ValueError, match="rm -r"):
-        claim_out_dir(tmp_path, resume=False)
-
-
-def test_resume_needs_a_checkpoint_and_makes_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="needs a checkpoint_<step>.pt"):
-        claim_out_dir(tmp_path / "model", resume=True)
-    assert names(tmp_path) == []
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
-    (tmp_path / "model").touch()
-    with pytest.raises(ValueError, match="is a file"):
-        claim_out_dir(tmp_path / "model", resume=False)
-
-
-def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
-    save_checkpoint(tmp_path, 1, {})
-    with claim_out_dir(tmp_path, resume=True):
+    (tmp_path / ".checkpoint_2.pt.tmp").write_bytes(b"half")  # a kill cut this write short
+    with claim_out_dir(tmp_path, resume=True):  # a lock dies with its process
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+        assert names(tmp_path) == [".lock", "checkpoint_1.pt", "metrics.jsonl"]
         with pytest.raises(ValueError, match=f"process {os.getpid()} is writing"):
             claim_out_dir(tmp_path, resume=True)
+    (tmp_path / ".lock").write_text(f"{os.getppid()}\n")  # alive, but it does not hold the lock
     claim_out_dir(tmp_path, resume=True).close()
-
-
-def test_the_lock_of_a_killed_process_is_not_in_the_way(tmp_path):
-    save_checkpoint(tmp_path, 1, {})
-    script = (
-        "import sys, time\n"
-        "from training.state.out_dir import claim_out_dir\n"
-        "lock = claim_out_dir(sys.argv[1], resume=True)\n"
-        "print('locked', flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert first.stdout.readline() == "locked\n"
-    with pytest.raises(ValueError, match=f"process {first.pid} is writing"):
-        claim_out_dir(tmp_path, resume=True)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    with claim_out_dir(tmp_path, resume=True):
-        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
-
-
-def test_what_a_killed_write_left_behind_is_removed(tmp_path):
-    save_checkpoint(tmp_path, 1, {})
-    (tmp_path / ".checkpoint_2.pt.tmp").write_bytes(b"half")
-    with claim_out_dir(tmp_path, resume=True):
-        assert names(tmp_path) == [".lock", "checkpoint_1.pt"]

@@ -1,35 +1,42 @@
-"""What goes wrong around a run: full and read-only disks, a Hub that fails half-way, numbers that are not
-finite, kills between two files, two trainers for one folder.
+"""Faults around a run: full and read-only disks, a Hub that fails half-way, numbers that are not finite,
+kills between two files, two trainers for one folder.
 
-Kills at random moments are tests/stress/kill_resume.py's; broken input is in the tests of what reads it.
+tests/stress/kill_resume.py kills at random moments. Broken input is in the tests of its readers.
 """
 
 import builtins
+import contextlib
 import errno
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import hub_server
 import pytest
 import torch
 from hub_server import COMMIT
-from toy_run import TINY, ToyRun, differences, load, run_here
+from toy_corpus import documents
+from toy_run import TINY, at_step, differences, load, run_here
 
+from architecture.gptoss import ModelConfig, Transformer
 from architecture.tokenizer import get_tokenizer
 from common.files import CannotWrite, append_line, atomic_write
 from data import hub
 from data.hub import HubUnreachable
 from data.prepare import main as prepare_main
 from data.tokens import TokenFolderWriter
-from training import trainer
 from training.monitor.metrics import read_metrics
+from training.monitor.non_finite import first_non_finite
 from training.state import checkpoint
 from training.state.out_dir import claim_out_dir
 
@@ -41,20 +48,8 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def at_step(monkeypatch, step: int, action) -> None:
-    """Have `action()` done once, when the loop has done that many steps."""
-    train_step, done = trainer.train_step, []
-
-    def acting(run, progress):
-        if progress.step == step and not done:
-            done.append(action())
-        return train_step(run, progress)
-
-    monkeypatch.setattr(trainer, "train_step", acting)
-
-
 def told(capsys) -> str:
-    """The one sentence that a command ended with; nothing beside the lines of its progress."""
+    """Return the sentence of the error that a command ended with."""
     err = capsys.readouterr().err
     assert "Traceback" not in err and "Exception" not in err, err
     program, kind, sentence = err.splitlines()[-1].split(": ", 2)
@@ -78,7 +73,7 @@ class SmallDisk:
             pytest.skip("this machine lets nobody mount a disk")
 
     def fill(self, left: int) -> None:
-        """Leave about so many bytes, to a page."""
+        """Leave about that many bytes, rounded to a page."""
         state = os.statvfs(self.path)
         with open(self._filler, "wb") as file:
             file.truncate(0)
@@ -157,7 +152,7 @@ class LimitedFile(io.FileIO):
         return super().write(data[:taken])
 
 
-@pytest.fixture(params=["a real disk", "a pretended disk"])
+@pytest.fixture(params=["a pretended disk", pytest.param("a real disk", marks=pytest.mark.slow)])
 def disk(request, tmp_path, monkeypatch):
     path = tmp_path / "disk"
     made = SmallDisk(path) if "real" in request.param else PretendedDisk(path, monkeypatch)
@@ -169,14 +164,12 @@ FULL, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
 GO_ON = "continue from model/checkpoint_4.pt with: python train.py --resume --out_dir model"
 
 
-def test_a_disk_that_is_full_for_a_checkpoint_leaves_the_last_one_and_the_run_goes_on_from_it(
-    disk, tmp_path, corpus, capsys, monkeypatch
+def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_last_one_and_the_run_resumes_from_it(
+    disk, corpus, capsys, monkeypatch
 ):
-    flags = [*QUIET, *corpus, "--max_iters", 10, "--out_dir", "model"]
-    assert run_here(tmp_path / "straight", *flags) == 0
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: disk.fill(left=200_000))
-        assert run_here(disk.path, *flags) == 2
+        assert run_here(disk.path, *QUIET, *corpus, "--max_iters", 10, "--out_dir", "model") == 2
     assert told(capsys) == (
         f"model/checkpoint_8.pt cannot be written ({FULL}); make room on its disk, then {GO_ON}"
     )
@@ -184,9 +177,9 @@ def test_a_disk_that_is_full_for_a_checkpoint_leaves_the_last_one_and_the_run_go
     assert names(disk.path / "model") == there
     disk.make_room()
     assert run_here(disk.path, "--resume", "--out_dir", "model") == 0
-    ends = [load(folder / "model/checkpoint_10.pt") for folder in (tmp_path / "straight", disk.path)]
-    for part in ("model", "optimizers", "rng", "data"):
-        assert differences(ends[0][part], ends[1][part], part) == []
+    steps = [record["step"] for record in read_metrics(disk.path / "model/metrics.jsonl")]
+    assert sorted(set(steps)) == list(range(1, 11))
+    assert load(disk.path / "model/checkpoint_10.pt")["progress"]["step"] == 10
 
 
 def test_a_disk_that_is_full_for_the_records_leaves_whole_lines(disk, corpus, capsys, monkeypatch):
@@ -249,7 +242,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_lost(disk, corpus, cap
     assert {path: path.stat().st_mtime_ns for path in disk.path.rglob("*")} == there
 
 
-def test_a_file_or_a_line_that_does_not_fit_is_not_there_at_all(disk):
+def test_a_file_or_a_line_that_does_not_fit_leaves_nothing_behind(disk):
     path = disk.path / "file"
     with atomic_write(path) as file:
         file.write(b"old")
@@ -294,32 +287,22 @@ def killed_at(place: str):
     return kill
 
 
-@pytest.fixture
-def scored_twice(tmp_path, corpus):
-    """Flags of a run that evaluates and saves at steps 4 and 8, and that run, straight."""
-    flags = [
-        *QUIET,
-        *corpus,
-        "--eval_every",
-        4,
-        "--max_iters",
-        8,
-        "--keep",
-        1,
-        "--out_dir",
-        "model",
-    ]
-    assert run_here(tmp_path / "straight", *flags) == 0
-    return flags, tmp_path / "straight/model"
+@pytest.fixture(scope="module")
+def scored_twice(tmp_path_factory, corpus):
+    """Flags of a run that evaluates and saves at steps 4 and 8, and the folder of that run, uninterrupted."""
+    flags = [*QUIET, *corpus, *"--eval_every 4 --max_iters 8 --keep 1 --out_dir model".split()]
+    folder = tmp_path_factory.mktemp("straight")
+    assert run_here(folder, *flags) == 0
+    return flags, folder / "model"
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_a_kill_between_a_checkpoint_and_best_json_is_made_up_for_at_resume(
+def test_resume_completes_best_json_after_a_kill_between_a_checkpoint_and_best_json(
     tmp_path, scored_twice, monkeypatch, step
 ):
     flags, straight = scored_twice
     best = json.loads((straight / "best.json").read_text())
-    assert best["step"] == 8  # so that each of the two kills comes before a better model is named
+    assert best["step"] == 8  # so that each kill comes before a better model is named
     update_best = checkpoint.update_best
 
     def update_or_die(out_dir, now, *args, **more):
@@ -332,10 +315,10 @@ def test_a_kill_between_a_checkpoint_and_best_json_is_made_up_for_at_resume(
     assert (named and named["step"]) == (None if step == 4 else 4)
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 0
     assert json.loads((tmp_path / "model/best.json").read_text()) == best
-    assert names(tmp_path / "model") == names(straight)  # what --keep removes is removed
+    assert names(tmp_path / "model") == names(straight)  # and --keep has removed the older one
 
 
-def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_part(scored_twice):
+def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_split(scored_twice):
     *_, last = read_metrics(scored_twice[1] / "metrics.jsonl")
     assert {"final/loss", "samples/final_1", "samples/final_3"} <= last.keys()
 
@@ -343,42 +326,28 @@ def test_the_closing_figures_and_stories_are_one_line_that_a_kill_cannot_part(sc
 # --------------------------------------------------------------------------------- one trainer per folder
 
 
-def test_of_two_trainers_that_start_together_one_is_refused_and_leaves_nothing(tmp_path, corpus):
-    flags = [*TINY, *corpus, "--out_dir", tmp_path / "model"]
-    both = [ToyRun(tmp_path / name, *flags, at_step=1, action=signal.SIGSTOP) for name in ("a", "b")]
-    try:
-        limit = time.monotonic() + 120
-        while (refused := next((run for run in both if not alive(run)), None)) is None:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-        (first,) = (run for run in both if run is not refused)
-        ended = refused.wait()
-        assert ended.code == 2 and ended.err.count("\n") == 1
-        assert f"process {first.pid} is writing to {tmp_path / 'model'}" in ended.err
-        folder = tmp_path / ("a" if both[0] is refused else "b")
-        assert names(folder) == {"stdout", "stderr"}  # no TensorBoard folder of a run that was none
-    finally:
-        for run in both:
-            run.kill()
+def test_a_trainer_is_refused_and_leaves_nothing_when_another_one_claims_the_folder_first(
+    tmp_path, corpus, capsys, monkeypatch
+):
+    with contextlib.ExitStack() as other:
+
+        def claimed_late(out_dir, resume):  # the other one claims the folder between our check and our claim
+            other.enter_context(claim_out_dir(out_dir, resume))
+            return claim_out_dir(out_dir, resume)
+
+        monkeypatch.setattr("training.state.run.claim_out_dir", claimed_late)
+        assert run_here(tmp_path, *TINY, *corpus, "--out_dir", "model") == 2
+    assert f"process {os.getpid()} is writing to model" in told(capsys)
+    assert names(tmp_path) == {"model"} and names(tmp_path / "model") == {".lock"}  # no TensorBoard folder
 
 
-def alive(run: ToyRun) -> bool:
-    return run._process.exitcode is None
-
-
-def test_a_lock_file_with_the_number_of_another_process_is_not_in_the_way(tmp_path):
-    (tmp_path / ".lock").write_text(f"{os.getppid()}\n")  # alive, but it does not hold the lock
-    with claim_out_dir(tmp_path, resume=False):
-        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
-
-
-def test_a_checkpoint_that_another_process_saved_meanwhile_is_not_run_over(
+def test_resume_is_refused_when_another_process_saved_a_checkpoint_meanwhile(
     tmp_path, corpus, capsys, monkeypatch
 ):
     flags = [*QUIET, *corpus, "--save_every", 2, "--max_iters", 6, "--out_dir", "model"]
-    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert run_here(tmp_path, *flags) == 128 + signal.SIGTERM
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run_here(tmp_path, *flags) == 128 + signal.SIGTERM
 
     def claimed_late(out_dir, resume):  # the other one saves between our reading and our claim
         checkpoint.save_checkpoint(out_dir, 5, {})
@@ -389,7 +358,7 @@ def test_a_checkpoint_that_another_process_saved_meanwhile_is_not_run_over(
     capsys.readouterr()
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     assert told(capsys) == (
-        "checkpoint_4.pt is no longer the newest of model: another process was writing there while "
+        "checkpoint_4.pt is no longer the newest of model: another process wrote there while "
         "this one started; run the same command again"
     )
     assert (tmp_path / "model/metrics.jsonl").read_bytes() == before
@@ -397,81 +366,52 @@ def test_a_checkpoint_that_another_process_saved_meanwhile_is_not_run_over(
 
 # ---------------------------------------------------------------------------------- numbers not finite
 
-KINDS = {
-    "embedding": "embedding.weight",
-    "norm before attention": "block.1.attn.norm.scale",
-    "qkv": "block.1.attn.qkv.weight",
-    "sinks": "block.1.attn.sinks",
-    "out": "block.1.attn.out.bias",
-    "norm before experts": "block.1.mlp.norm.scale",
-    "router": "block.1.mlp.gate.weight",
-    "mlp1": "block.1.mlp.mlp1_weight",
-    "mlp2": "block.1.mlp.mlp2_bias",
-    "last norm": "norm.scale",
-    "unembedding": "unembedding.weight",
-}
+# The steps of a run that meet such numbers are in test_trainer.py.
 
 
-@pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
-def test_a_weight_of_any_kind_that_is_not_finite_is_named(tmp_path, corpus, capsys, monkeypatch, name):
-    step = trainer.train_step
-
-    def breaking(run, progress):
-        if progress.step == 2:  # all of it: none may hide where no token goes
-            dict(run.model.named_parameters())[name].data.fill_(torch.nan)
-        return step(run, progress)
-
-    monkeypatch.setattr(trainer, "train_step", breaking)
-    flags = ["--max_iters", 4, "--save_every", 1, "--out_dir", "model"]
-    assert run_here(tmp_path, *QUIET, *corpus, *flags) == 2
-    assert told(capsys) == (
-        f"step 3 is not finite, first in the parameter {name}; the weights were left as they were; "
-        "the last good checkpoint is model/checkpoint_2.pt; try a lower --lr or --grad_clip"
+@pytest.fixture
+def broken_model():
+    """A tiny model after a step, and what first_non_finite says of it."""
+    shape = dict(
+        hidden_size=16, head_dim=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=12
     )
+    shape |= dict(num_hidden_layers=2, num_experts=5, vocab_size=37, initial_context_length=16)
+    model = Transformer(ModelConfig(**shape, rope_scaling_factor=1.0))
+    ids = torch.arange(18).view(2, 9)
+    batch = {"input_ids": ids, "targets": ids + 1}
+    model(**batch).loss_sum.backward()
+    return model, lambda: first_non_finite(model, [batch], contextlib.nullcontext)
 
 
-@pytest.mark.parametrize("name", KINDS.values(), ids=KINDS)
-def test_a_gradient_of_any_kind_that_is_not_finite_is_named(tmp_path, corpus, capsys, monkeypatch, name):
-    accumulate = trainer.accumulate_gradients
-
-    def poisoned(model, *args, **kwargs):
-        result = accumulate(model, *args, **kwargs)
-        dict(model.named_parameters())[name].grad.view(-1)[0] = torch.nan
-        return result
-
-    monkeypatch.setattr(trainer, "accumulate_gradients", poisoned)
-    assert run_here(tmp_path, *QUIET, *corpus, "--out_dir", "model") == 2
-    assert f"step 1 is not finite, first in the gradient of {name}; " in told(capsys)
+def test_a_parameter_that_is_not_finite_is_named(broken_model):
+    model, found = broken_model
+    for name, parameter in model.named_parameters():
+        kept = parameter.detach().clone()
+        parameter.data.view(-1)[-1] = torch.nan  # the batch does not use the last experts and words
+        assert found() == f"the parameter {name}"
+        parameter.data.copy_(kept)
 
 
-LAYERS = (  # modules whose output finite weights could overflow in
-    "embedding",
-    "block.1.attn.norm",
-    "block.1.attn.qkv",
-    "block.1.attn.out",
-    "block.1.mlp.norm",
-    "block.1.mlp",  # with the router and the experts, which are no modules of their own
-    "norm",
-)
+def test_a_gradient_that_is_not_finite_is_named(broken_model):
+    model, found = broken_model
+    for name in ("embedding.weight", "block.1.attn.sinks", "block.1.mlp.mlp1_weight"):
+        gradient = model.get_parameter(name).grad
+        gradient.view(-1)[-1] = torch.nan
+        assert found() == f"the gradient of {name}"
+        gradient.zero_()
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_whose_output_is_not_finite_is_named(tmp_path, corpus, capsys, monkeypatch, layer):
+def test_a_layer_whose_output_is_not_finite_is_named(broken_model):
+    model, found = broken_model
+
     def overflowed(module, inputs, output):
         first, *rest = output if isinstance(output, tuple) else (output,)
-        first = first.masked_fill(torch.ones_like(first, dtype=torch.bool), torch.inf)
-        return (first, *rest) if rest else first
+        return (first * torch.inf, *rest) if rest else first * torch.inf
 
-    step, hooked = trainer.train_step, []
-
-    def breaking(run, progress):
-        if progress.step == 2 and not hooked:
-            hooked.append(run.model.get_submodule(layer).register_forward_hook(overflowed))
-        return step(run, progress)
-
-    monkeypatch.setattr(trainer, "train_step", breaking)
-    assert run_here(tmp_path, *QUIET, *corpus, "--out_dir", "model") == 2
-    assert f"step 3 is not finite, first in the output of {layer}; " in told(capsys)
+    block = ("attn.norm", "attn.qkv", "attn.out", "attn", "mlp.norm", "mlp")
+    for name in ("embedding", *(f"block.1.{part}" for part in block), "norm"):
+        with model.get_submodule(name).register_forward_hook(overflowed):
+            assert found() == f"the output of {name}"
 
 
 # ------------------------------------------------------------------------------------------- the Hub
@@ -522,7 +462,7 @@ def data_errors() -> list[Exception]:
         OSError(errno.ENOSPC, "No space left on device"),
         FileNotFoundError(errno.ENOENT, "gone"),
         RuntimeError("Dataset scripts are no longer supported, but found stories.py"),
-        TypeError("'NoneType' object is not iterable"),  # of an answer of another shape
+        TypeError("'NoneType' object is not iterable"),  # the answer has another shape
         StopIteration(),
     ]
 
@@ -531,16 +471,8 @@ def test_whatever_fails_in_a_library_below_is_one_sentence_that_says_what_to_do(
     monkeypatch.setattr(hub, "current_revision", lambda name: COMMIT)
     refusals = [answered_with(status) for status in (401, 403, 404, 416)]
     for errors, kind, told in (
-        (
-            network_errors(),
-            HubUnreachable,
-            "opening org/name on the Hub failed ({}); check the net",
-        ),
-        (
-            data_errors(),
-            ValueError,
-            "datasets cannot read org/name ({}); try again in case",
-        ),
+        (network_errors(), HubUnreachable, "opening org/name on the Hub failed ({}); check the net"),
+        (data_errors(), ValueError, "datasets cannot read org/name ({}); try again in case"),
         (refusals, ValueError, "the Hub refuses to send org/name ({}); log in with hf auth login"),
     ):
         for error in errors:
@@ -556,9 +488,7 @@ def test_whatever_fails_in_a_library_below_is_one_sentence_that_says_what_to_do(
             assert str(caught.value).startswith(told.format(said)) and caught.value.__cause__ is error
 
 
-def test_a_file_that_breaks_behind_its_first_rows_ends_the_stream_with_the_same_sentence(
-    monkeypatch,
-):
+def test_a_file_that_breaks_after_its_first_rows_ends_the_stream_with_the_same_sentence(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
     def rows():
@@ -574,101 +504,92 @@ def test_a_file_that_breaks_behind_its_first_rows_ends_the_stream_with_the_same_
         next(documents)
 
 
-FAILING_HUB = """
-    import json, socket, struct, sys, threading, time
-    from pathlib import Path
+class FailingHandler(hub_server._Handler):
+    """Sends half of a file of training data once `good` of them were sent, `failures` times."""
 
-    sys.path.insert(0, sys.argv[1] + "/tests")
-    import hub_server
-    from toy_corpus import documents
+    def _send(self, status, body, kind, headers):
+        server = self.server
+        wanted = self.command == "GET" and "train" in self.path and "octet-stream" in kind
+        server.asked += wanted
+        if not wanted or server.asked <= server.good or server.failures == 0:
+            return super()._send(status, body, kind, headers)
+        server.failures -= 1
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2])
+        self.wfile.flush()
+        if server.fault == "reset":  # an abrupt end of the connection
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if server.fault == "stall":
+            server.over.wait(60)
+        self.close_connection = True
 
-    class Failing(hub_server._Handler):
-        def _send(self, status, body, kind, headers):
-            hub, file = self.server, self.command == "GET" and "train" in self.path
-            file = file and "octet-stream" in kind
-            hub.asked += file
-            if not file or hub.asked <= hub.good or hub.failures == 0:
-                return super()._send(status, body, kind, headers)
-            hub.failures -= 1
-            self.send_response(status)
-            for name, value in {"Content-Length": len(body), **headers}.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(body[: len(body) // 2])
-            self.wfile.flush()
-            if hub.fault == "reset":  # and not a polite end
-                now = struct.pack("ii", 1, 0)
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
-            if hub.fault == "stall":
-                hub.over.wait(60)
-            self.close_connection = True
 
-    texts = documents(18)
-    jsonl = lambda part: "".join(json.dumps({"text": t}) + "\\n" for t in part).encode()
-    hub = hub_server.HubServer({"data/train.jsonl": jsonl(texts[8:]), "data/validation.jsonl": jsonl(texts[:8])})
-    hub.RequestHandlerClass, hub.over = Failing, threading.Event()
-    hub.asked, hub.good, hub.failures, hub.fault = 0, 10**9, 0, None
+def train_on_a_hub_that_fails(folder: Path, fault: str) -> None:
+    """Write to found.json what runs came to.
 
-    import os
-    os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": os.getcwd() + "/hf", "HF_HUB_OFFLINE": "0"}
+    It needs a process of its own, as the Hub's address is read when its library is imported.
+    """
+    os.chdir(folder)
+    texts = [json.dumps({"text": text}) + "\n" for text in documents(18)]
+    files = {
+        "data/train.jsonl": "".join(texts[8:]).encode(),
+        "data/validation.jsonl": "".join(texts[:8]).encode(),
+    }
+    server = hub_server.HubServer(files)
+    server.RequestHandlerClass, server.over, server.fault = FailingHandler, threading.Event(), fault
+    server.asked, server.good, server.failures = 0, 10**9, 0
+    os.environ |= {"HF_ENDPOINT": server.url, "HF_HOME": f"{folder}/hf", "HF_HUB_OFFLINE": "0"}
     from huggingface_hub import constants
-    import toy_run, train
 
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.2 if "stall" in sys.argv else 5.0  # of seconds: 10
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.2 if fault == "stall" else 5.0  # in place of 10 seconds
     waited, sleep = [], time.sleep
+
     def short(seconds):
         waited.append(seconds)
         sleep(min(seconds, 0.01))
+
     time.sleep = short
+    flags = [*TINY, "--no-use_tensorboard", "--dataset", "tinystories", "--eval_every", "50"]
 
-    flags = [*toy_run.TINY, "--no-use_tensorboard", "--dataset", "tinystories", "--eval_every", "50"]
-    def end(out_dir):
-        return toy_run.load(f"{out_dir}/checkpoint_20.pt")
-    def run(*flags):
-        hub.asked = 0
-        with open("stderr", "w") as sys.stderr:
-            code = train.main(list(flags))
-        sys.stderr = sys.__stderr__
-        return code, Path("stderr").read_text().splitlines()[-1]
+    def train(*flags):
+        server.asked = 0
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            code = run_here(folder, *flags)
+        return code, err.getvalue().splitlines()[-1]
+
     def same(out_dir):
-        ours, theirs = end(out_dir), end("straight")
-        return not any(toy_run.differences(ours[k], theirs[k]) for k in ("model", "optimizers", "rng", "data"))
+        ours, theirs = (load(folder / name / "checkpoint_20.pt") for name in (out_dir, "straight"))
+        return not any(differences(ours[k], theirs[k]) for k in ("model", "optimizers", "rng", "data"))
 
-    found = {}
-    with hub:
-        assert run(*flags, "--out_dir", "straight")[0] == 0
-        asked = hub.asked
-        for fault in sys.argv[2:]:
-            # the last requests of a whole run each begin an epoch, one or two of them for what is read ahead
-            hub.fault, hub.good, hub.failures = fault, asked - 3, 9
-            code, _ = run(*flags, "--out_dir", fault + "_passes")
-            found[fault] = {"passes": [code, hub.failures, same(fault + "_passes")]}
-            hub.failures = -1
-            waited.clear()
-            found[fault]["stays"] = run(*flags, "--out_dir", fault)
-            found[fault]["waited"] = sum(waited)
-            found[fault]["asked"] = hub.asked - hub.good
-            hub.failures = 0
-            code, _ = run("--resume", "--out_dir", fault)
-            found[fault]["resumed"] = [code, same(fault)]
-        hub.over.set()
-    print(json.dumps(found))
-"""
+    with server:
+        found = {"straight": train(*flags, "--out_dir", "straight")}
+        # each of the last requests starts an epoch, and one or two of these epochs are only read ahead
+        server.good, server.failures = server.asked - 3, 9
+        code, _ = train(*flags, "--out_dir", "passes")
+        found["passes"] = [code, server.failures, same("passes")]
+        server.failures = -1
+        waited.clear()
+        found["stays"] = train(*flags, "--out_dir", "stays")
+        found |= {"waited": sum(waited), "asked": server.asked - server.good}
+        server.failures = 0
+        code, _ = train("--resume", "--out_dir", "stays")
+        found["resumed"] = [code, same("stays")]
+        server.over.set()
+    (folder / "found.json").write_text(json.dumps(found))
 
 
-def hub_that(folder: Path, *faults: str) -> dict:
-    """What runs on a Hub with these faults came to: a process of its own, as the Hub's address is read
-    when its library is imported.
-    """
-    program = "\n".join(line.removeprefix("    ") for line in FAILING_HUB.splitlines())
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, str(ROOT), *faults]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
-
-
-def check_waited_and_saved(found: dict) -> None:
+@pytest.mark.slow  # slow because of its many retries
+@pytest.mark.parametrize("fault", ["reset", "half", "stall"])
+def test_a_hub_that_fails_is_waited_for_and_then_the_position_is_saved(tmp_path, fault):
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=train_on_a_hub_that_fails, args=(tmp_path, fault))
+    process.start()
+    process.join()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["straight"][0] == 0
     assert found["passes"] == [0, 0, True]  # nine failures, and the bits of a run without one
     code, sentence = found["stays"]
     assert code == 2
@@ -677,12 +598,6 @@ def check_waited_and_saved(found: dict) -> None:
     assert sentence.endswith(".pt, continue it with --resume")
     assert 20 < found["waited"] < 180 and found["asked"] <= 30  # seconds, requests
     assert found["resumed"] == [0, True]
-
-
-@pytest.mark.slow  # what is tried again, and how often, is in the tests above
-@pytest.mark.parametrize("fault", ["reset", "half", "stall"])
-def test_a_hub_that_fails_is_waited_for_and_then_the_position_is_saved(tmp_path, fault):
-    check_waited_and_saved(hub_that(tmp_path, fault)[fault])
 
 
 def test_a_hub_that_never_lists_the_files_of_a_dataset_is_given_up(monkeypatch):

@@ -16,7 +16,7 @@ CASES = 1  # of each kind and origin; python -m tests.stress.fuzz runs thousands
 def materials(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        yield make_materials(tmp_path_factory.mktemp("fuzz") / "materials", seeds=3)
+        yield make_materials(tmp_path_factory.mktemp("fuzz") / "materials")
 
 
 @pytest.mark.parametrize("origin", ["mutations", pytest.param("arbitrary", marks=pytest.mark.slow)])

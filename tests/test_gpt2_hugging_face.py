@@ -267,7 +267,7 @@ def test_a_run_starts_from_a_folder_and_takes_model_and_tokenizer_from_it(export
         assert run_here(tmp_path, *flags, f"--{flag}", value, "--out_dir", "new") == 2
         assert f"{flag} of {exported}/exported is " in capsys.readouterr().err
     assert run_here(tmp_path, *flags, "--hidden_size", 40, "--out_dir", "new") == 2
-    assert "hidden_size of " in capsys.readouterr().err
+    assert "a model with hidden_size 32 (got 40)" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

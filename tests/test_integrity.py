@@ -1,14 +1,12 @@
-"""A few damaged and crafted files, and the campaign itself: python -m tests.stress.integrity tries thousands."""
+"""A few damaged and crafted files, and the campaign itself; python -m tests.stress.integrity tries thousands."""
 
 import gc
-import random
 import re
 import shutil
 import signal
 from collections import Counter
 
 import pytest
-import torch
 
 from tests.stress import integrity
 from tests.stress.fuzzing.cases import Case
@@ -20,23 +18,16 @@ from tests.stress.fuzzing.materials import NEWEST
 def samples(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr("training.reporting.SAMPLE_TOKENS", 8)
         made = integrity.make_samples(tmp_path_factory.mktemp("integrity") / "samples")
         gc.freeze()  # each case ends with a collection
         yield made
         gc.unfreeze()
 
 
-def outcomes(samples, flips: int) -> Counter:
-    counts, findings = integrity.flip(samples, flips, seed=0)
-    total = sum(counts.values(), Counter())
-    assert len(findings) == total["WRONG"] + total["CRASH"]
-    return total
-
-
 def test_a_damaged_file_is_refused_or_read_as_it_was_written(samples):
-    found = outcomes(samples, 60)
-    assert found.keys() == {"refused", "same"} and found["refused"] > 40
+    counts, findings = integrity.flip(samples, 60, seed=0)
+    found = sum(counts.values(), Counter())
+    assert findings == [] and found.keys() == {"refused", "same"} and found["refused"] > 40
 
 
 def test_a_crafted_checkpoint_ends_with_0_or_with_2_and_one_clear_sentence(samples, tmp_path):
@@ -49,7 +40,7 @@ def test_a_crafted_checkpoint_ends_with_0_or_with_2_and_one_clear_sentence(sampl
 # ----------------------------------------------------------------------- the campaign itself
 
 
-def test_without_its_checksums_damage_is_read_as_good_and_counted(samples, tmp_path, monkeypatch):
+def test_without_checksums_the_campaign_counts_damage_as_wrong(samples, tmp_path, monkeypatch):
     monkeypatch.setattr("architecture.checkpoint.verify", lambda *_: None)
     monkeypatch.setattr("common.files._seal", lambda value: "constant")
     shutil.copytree(samples, tmp_path / "samples")
@@ -75,7 +66,7 @@ def test_without_its_checksums_damage_is_read_as_good_and_counted(samples, tmp_p
         (Ending(1, "", "Traceback"), 0.5, "run/new", "exit code N"),
     ],
 )
-def test_what_a_crafted_file_does_is_seen(tmp_path, ending, gb, wrote, told):
+def test_each_effect_of_a_crafted_file_is_noticed(tmp_path, ending, gb, wrote, told):
     (tmp_path / "work/run").mkdir(parents=True)
 
     def run(case, work):
@@ -86,7 +77,7 @@ def test_what_a_crafted_file_does_is_seen(tmp_path, ending, gb, wrote, told):
     assert told in wrong and bool(told) == bool(wrong)
 
 
-def test_a_process_that_a_signal_ends_is_told_as_such(tmp_path, monkeypatch):
+def test_a_process_that_a_signal_ends_is_reported_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.stress.fuzzing.judge.call", lambda *_: signal.raise_signal(signal.SIGTERM))
     ending, _ = integrity.in_a_child(Case("kind", "train", ()), tmp_path)
     assert ending.error == "ended by -15"
@@ -104,21 +95,3 @@ def test_every_strategy_makes_a_file_that_differs(samples, tmp_path):
 
     same = [name for name in STRATEGIES if all(makes(name, seed) == whole for seed in range(4))]
     assert same == []
-
-
-def test_damage_is_one_flipped_bit_or_a_zeroed_sector():
-    draw, whole = random.Random(0), bytes([255]) * 10_000
-    changes = Counter()
-    for _ in range(100):
-        damaged, _ = integrity.damage(whole, draw)
-        differ = [a ^ b for a, b in zip(whole, damaged, strict=True) if a != b]
-        changes[len(differ)] += 1
-        assert len(differ) > 1 or differ[0].bit_count() == 1
-    assert changes.keys() == {1, 4096, 10_000 - 8192}
-
-
-def test_contents_compare_to_the_last_bit():
-    value = {"a": torch.tensor([0.0]), "b": [1, "x"]}
-    assert integrity.plain(value) == integrity.plain({"a": torch.tensor([0.0]), "b": [1, "x"]})
-    for other in (torch.tensor([-0.0]), torch.tensor([0]), torch.tensor(0.0)):
-        assert integrity.plain(value) != integrity.plain(value | {"a": other})

@@ -19,9 +19,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def writer(out_dir, **arguments):
-    arguments = {"tensorboard_dir": None, "stream": io.StringIO()} | arguments
-    return MetricsWriter(out_dir, **arguments)
+def writer(out_dir, tensorboard_dir=None, **arguments):
+    return MetricsWriter(out_dir, tensorboard_dir=tensorboard_dir, **arguments)
 
 
 def tensorboard(folder):
@@ -33,7 +32,7 @@ def tensorboard(folder):
 # metrics.jsonl
 
 
-def test_a_record_is_one_line_with_its_step_and_on_the_disk_at_once(tmp_path):
+def test_a_record_is_one_line_with_its_step_and_is_written_at_once(tmp_path):
     w = writer(tmp_path)
     w.log(10, {"train/loss": torch.tensor(2.5), "optim/lr": 1e-3, "data/epoch": 2})
     w.log(20, {"train/loss": 2.25})
@@ -55,26 +54,14 @@ def test_a_number_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_p
     assert math.isnan(record["train/loss"]) and record["step"] == 1
 
 
-def test_resume_drops_the_records_past_its_step_and_goes_on(tmp_path):
-    w = writer(tmp_path)
-    for step in (1, 2, 3, 4):
-        w.log(step, {"train/loss": step / 10})
-    w.close()
+def test_resume_drops_the_records_past_its_step_and_a_line_that_a_kill_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "train/loss": 0.5}\n{"step": 2}\n{"step": 3}\n{"step": 4, "train/lo')
+    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
     w = writer(tmp_path, resume_step=2)
     w.log(3, {"train/loss": 9.0})
     w.close()
-    records = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(r["step"], r["train/loss"]) for r in records] == [(1, 0.1), (2, 0.2), (3, 9.0)]
-
-
-def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/lo')
-    assert read_metrics(path) == [{"step": 1, "train/loss": 0.5}]
-    w = writer(tmp_path, resume_step=2)
-    w.log(3, {"train/loss": 0.25})
-    w.close()
-    assert [r["step"] for r in read_metrics(path)] == [1, 3]
+    assert read_metrics(path) == [{"step": 1, "train/loss": 0.5}, {"step": 2}, {"step": 3, "train/loss": 9.0}]
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
@@ -92,21 +79,10 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     w.log(10, {"train/loss": 2.5, "optim/lr": 0.5})
     w.log(20, {"train/loss": 2.25})
     w.text(20, "samples", "Once upon a **time**")
-    w.show(
-        20,
-        "moe/load",
-        [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]],
-        pictures=lambda: {"moe/load": np.zeros((5, 7, 3), dtype=np.uint8)},
-        markdown=lambda: "| a table |",
-    )
-    figures = {
-        "loss": 2.0,
-        "bits_per_byte": 0.8,
-        "tokens": 7,
-        "tokens_per_second": 3.5,
-        "steps": 20,
-    }
-    w.final(20, {"lr": 0.5, "keep": None, "optimizer": "muon"}, figures)
+    pictures = {"moe/load": np.zeros((5, 7, 3), dtype=np.uint8)}
+    w.show(20, "moe/load", [[0.0, 1.0], [4.0, 1.0]], pictures=lambda: pictures, markdown=lambda: "| a |")
+    figures = dict.fromkeys(COMPARED, 2.0) | {"steps": 20}
+    w.final(20, {"lr": 0.5, "keep": None, "optimizer": "muon"}, figures, {})
     w.close()
     events = tensorboard(tmp_path / "run")
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 2.5), (20, 2.25)]
@@ -121,19 +97,18 @@ def test_tensorboard_holds_the_numbers_of_the_file(tmp_path):
     text, heat, final = read_metrics(tmp_path / "metrics.jsonl")[2:]
     assert final == {"step": 20} | {f"final/{name}": number for name, number in figures.items()}
     assert text == {"step": 20, "samples": "Once upon a **time**"}
-    assert heat == {"step": 20, "moe/load": [[0.0, 1.0, 2.0], [4.0, 1.0, 1.0]]}
+    assert heat == {"step": 20, "moe/load": [[0.0, 1.0], [4.0, 1.0]]}
 
 
-def test_the_closing_line_comes_last_so_that_who_finds_it_finds_everything(tmp_path, monkeypatch):
+def test_the_closing_line_is_written_after_everything_else(tmp_path, monkeypatch):
     w = writer(tmp_path, tensorboard_dir=str(tmp_path / "tb"))
     monkeypatch.setattr(w.tensorboard, "flush", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
-    figures = {"loss": 2.0, "bits_per_byte": 1.0}
-    figures |= {name: 0.0 for name in COMPARED if name not in figures}
+    figures = dict.fromkeys(COMPARED, 2.0)
     with pytest.raises(KeyboardInterrupt):  # as a kill would, at the last moment
-        w.final(20, {}, figures)
+        w.final(20, {}, figures, {})
     assert not read_metrics(tmp_path / "metrics.jsonl")
     monkeypatch.undo()
-    w.final(20, {}, figures)
+    w.final(20, {}, figures, {})
     w.close()
     assert "final/loss" in read_metrics(tmp_path / "metrics.jsonl")[-1]
 
@@ -183,37 +158,33 @@ def test_a_missing_tensorboard_is_named_with_the_way_out(tmp_path, monkeypatch):
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr("training.monitor.metrics.time.strftime", lambda form: "20250102-030405")
     made = [new_run_dir("some/where/model", root=tmp_path) for _ in range(3)]
-    assert [path.name for path in made] == [
-        "model-20250102-030405",
-        "model-20250102-030405-2",
-        "model-20250102-030405-3",
-    ]
+    assert [path.name for path in made] == [f"model-20250102-030405{end}" for end in ("", "-2", "-3")]
     assert all(path.is_dir() for path in made)
 
 
 # the progress line
 
 
-def test_without_a_terminal_progress_is_one_clean_line_per_record(tmp_path, monkeypatch):
+def test_without_a_terminal_progress_is_one_clean_line_per_record(tmp_path, monkeypatch, capsys):
     clock = iter([100.0, 130.0])
     monkeypatch.setattr("training.monitor.metrics.time.monotonic", lambda: next(clock))
-    stream = io.StringIO()
-    w = writer(tmp_path, stream=stream)
+    w = writer(tmp_path)
     w.log(5, {"val/bits_per_byte": 1.5, "val/loss": 3.0})  # no progress, no line
     w.log(10, {"train/loss": 2.5, "perf/tokens_per_second": 12345.6}, progress=0.1)
     w.log(20, {"train/loss": 2.25}, progress=0.2)
     w.say("Once upon a time")
     w.close()
-    assert stream.getvalue().splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "step 10   10%  loss 2.5000  val 1.500 bits/byte  12,346 tokens/s",
         "step 20   20%  loss 2.2500  val 1.500 bits/byte  12,346 tokens/s  04:00 left",
         "Once upon a time",
     ]
 
 
-def test_on_a_terminal_progress_is_one_bar(tmp_path):
+def test_on_a_terminal_progress_is_one_bar(tmp_path, monkeypatch):
     stream = Terminal()
-    w = writer(tmp_path, stream=stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    w = writer(tmp_path)
     w.log(10, {"train/loss": 2.5}, progress=0.25)
     w.log(20, {"train/loss": 2.25}, progress=0.5)
     w.close()

@@ -1,19 +1,18 @@
-"""A run that was killed or stopped goes on as if nothing had happened: the same bits, the same records."""
+"""A run that was killed or stopped resumes as if nothing had happened: the same bits, the same records."""
 
 import json
 import os
 import queue
-import random
 import shlex
+import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_corpus import documents, write_jsonl
-from toy_run import TINY, ToyRun, differences, load, run, run_here
+from toy_run import TINY, at_step, differences, load, run, run_here
 
 from architecture.tokenizer import get_tokenizer
 from data.loader import TrainLoader
@@ -23,21 +22,28 @@ from training.config import TrainConfig
 from training.monitor.metrics import read_metrics
 from training.state import interrupt
 from training.state.interrupt import StopRequest
-from training.trainer import Stopped
+from training.state.out_dir import claim_out_dir
 
-QUIET = [*TINY, "--no-use_tensorboard", "--out_dir", "model"]
-# of the clock and of this machine, or of the call: not of the sequence
-FREE = (".progress.seconds", ".train_config.resume", ".tensorboard_dir", ".commit")
+MODEL = "my model"  # a name that a shell must have quoted
+RESUME = ["--resume", "--out_dir", MODEL]
+QUIET = [*TINY, "--no-use_tensorboard", "--out_dir", MODEL]
+# These differ with the clock, the machine or the command, and not with the sequence.
+FREE = (".progress.seconds", ".train_config.resume", ".commit")
+FREE += (".tensorboard_dir", ".train_config.use_tensorboard")
 
 
 def last_state(folder: Path) -> dict:
-    return load(folder / "model/checkpoint_20.pt")
+    return load(folder / MODEL / "checkpoint_20.pt")
 
 
 def untimed_metrics(folder: Path) -> list[dict]:
     timing = ("perf/", "final/seconds", "final/tokens_per_second")
-    records = read_metrics(folder / "model/metrics.jsonl")
+    records = read_metrics(folder / MODEL / "metrics.jsonl")
     return [{k: v for k, v in r.items() if not k.startswith(timing)} for r in records]
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
 def assert_same_end(resumed: Path, straight: Path) -> None:
@@ -46,21 +52,25 @@ def assert_same_end(resumed: Path, straight: Path) -> None:
     assert untimed_metrics(resumed) == untimed_metrics(straight)
 
 
-def assert_kill_and_resume_join(
-    folder: Path, flags: list, environment: dict | None = None, straight: Path | None = None
-) -> None:
-    """20 steps straight, and 8 steps that a kill -9 in step 12 leaves, continued to 20."""
-    if straight is None:
-        straight = folder / "straight"
-        assert run(straight, *flags, environment=environment).code == 0
-    killed = run(folder / "killed", *flags, environment=environment, at_step=11)
+def run_and_kill(folder: Path, flags: list, environment: dict | None = None) -> None:
+    """Kill a run in step 12, after a checkpoint of step 8."""
+    killed = run(folder, *flags, environment=environment, at_step=11)
     assert killed.code == -signal.SIGKILL, killed.err
-    saved = [path.name for path in (folder / "killed/model").glob("checkpoint_*")]
-    assert saved == ["checkpoint_8.pt"]
-    assert untimed_metrics(folder / "killed")[-1]["step"] == 11  # three steps to be done again
-    resumed = run(folder / "killed", "--resume", "--out_dir", "model", environment=environment)
+    assert [path.name for path in (folder / MODEL).glob("checkpoint_*")] == ["checkpoint_8.pt"]
+    assert untimed_metrics(folder)[-1]["step"] == 11
+
+
+def assert_resume_joins(killed: Path, straight: Path, environment: dict | None = None) -> None:
+    resumed = run(killed, *RESUME, environment=environment)
     assert resumed.code == 0, resumed.err
-    assert_same_end(folder / "killed", straight)
+    assert_same_end(killed, straight)
+
+
+def assert_kill_and_resume_join(folder: Path, flags: list, environment: dict | None = None) -> None:
+    flags = [*flags, "--out_dir", MODEL]
+    assert run(folder / "straight", *flags, environment=environment).code == 0
+    run_and_kill(folder / "killed", flags, environment)
+    assert_resume_joins(folder / "killed", folder / "straight", environment)
 
 
 @pytest.fixture(scope="module")
@@ -83,47 +93,57 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flags(corpus) -> list[str]:
-    """Those of `straight`; dropout makes the random state matter."""
-    rules = "--optimizer adamw --balance aux_global --dropout 0.2".split()
-    return [*TINY, *corpus, *rules, "--out_dir", "model"]
+    """The flags of `straight` and `killed`; dropout makes the random state matter."""
+    rules = "--optimizer adamw --balance aux_global --dropout 0.2 --grad_accum 2 --batch_size 2".split()
+    return [*QUIET, *corpus, *rules]
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, flags) -> Path:
-    """One run that nothing interrupts, for several tests."""
+    """One run that nothing interrupts; tests only read it."""
     folder = tmp_path_factory.mktemp("straight")
-    assert run(folder, *flags).code == 0
+    assert run_here(folder, *flags) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory, flags) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    run_and_kill(folder, [*flags, "--use_tensorboard"])
+    return folder
+
+
+@pytest.fixture
+def killed(tmp_path, killed_once) -> Path:
+    """A copy of the folder of a run that kill -9 ended in step 12."""
+    return shutil.copytree(killed_once, tmp_path / "killed")
 
 
 # ----------------------------------------------------------------------------------------- kill -9
 
 
-def test_adamw_with_global_balance_and_dropout_on_text_files(tmp_path, flags, straight):
-    assert_kill_and_resume_join(tmp_path, flags, straight=straight)
-    assert last_state(tmp_path / "killed")["progress"]["expert_share"].shape == (2, 6)
+def test_adamw_with_global_balance_and_dropout_on_text_files(killed, straight):
+    assert_resume_joins(killed, straight)
+    assert last_state(killed)["progress"]["expert_share"].shape == (2, 6)
 
-    # TensorBoard, too, holds each step once
-    records = read_metrics(tmp_path / "killed/model/metrics.jsonl")
-    (board,) = (tmp_path / "killed/runs").iterdir()
-    events = EventAccumulator(str(board))
-    events.Reload()
+    # TensorBoard holds each step once, too
+    records = read_metrics(killed / MODEL / "metrics.jsonl")
+    (board,) = (killed / "runs").iterdir()
+    events = EventAccumulator(str(board)).Reload()
     for tag in ("train/loss", "val/loss"):
         drawn = [(event.step, event.value) for event in events.Scalars(tag)]
         told = [(r["step"], r[tag]) for r in records if tag in r]
         assert drawn == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in told]
 
+    starts = json.loads((killed / MODEL / "config.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 8]
+    assert all({"command", "commit", "torch"} <= start.keys() for start in starts)
+
 
 def test_muon_with_selection_bias_in_lanes_of_prepared_tokens(tmp_path, prepared):
-    flags = ["--optimizer", "muon", "--balance", "bias", "--packing", "lanes", "--grad_accum", 2]
+    flags = ["--optimizer", "muon", "--balance", "bias", "--packing", "lanes"]
     assert_kill_and_resume_join(tmp_path, [*QUIET, *prepared, *flags])
     assert last_state(tmp_path / "killed")["model"]["block.1.mlp.selection_bias"].abs().max() > 0
-
-
-@pytest.mark.slow
-def test_tinystories_streamed_from_the_hub(tmp_path, hub):
-    flags = ["--optimizer", "muon", "--balance", "aux_global", "--dataset", "tinystories"]
-    assert_kill_and_resume_join(tmp_path, [*QUIET, *flags], hub)
 
 
 @pytest.mark.slow
@@ -138,42 +158,24 @@ def test_every_combination(tmp_path, corpus, prepared, hub, optimizer, balance, 
     assert_kill_and_resume_join(tmp_path, [*QUIET, *named, *flags], environment)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attempt", range(5))
-def test_kills_at_random_moments_lose_nothing_but_steps_since_the_last_save(
-    tmp_path, flags, straight, attempt
-):
-    draw = random.Random(attempt)
-    for _ in range(8):
-        process = ToyRun(tmp_path, *flags)
-        time.sleep(draw.uniform(0.1, 1.5))
-        process.kill()
-        if any((tmp_path / "model").glob("checkpoint_*.pt")):
-            flags = ["--resume", "--out_dir", "model"]
-        else:  # killed before the first save: nothing to go on from
-            for path in (tmp_path / "model").glob("*"):
-                path.unlink()
-    finished = run(tmp_path, *flags)  # unless it had ended before the last kill
-    assert finished.code == 0 or "the run in model is finished" in finished.err, finished.err
-    found = differences(last_state(tmp_path), last_state(straight))
-    assert [place for place in found if place not in FREE] == []
-
-
 # -------------------------------------------------------------------------------- Ctrl-C and SIGTERM
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_saves_says_how_to_go_on_and_the_rest_joins(tmp_path, flags, straight, sent):
-    stopped = run(tmp_path, *flags, at_step=5, action=sent)
-    assert stopped.code == 128 + sent
-    told = stopped.err.splitlines()[-1]
-    answer = "stopping after this step, then saving (Ctrl-C again gives up what is not saved)\n"
-    assert stopped.err.count(answer) == 1
-    assert stopped.err.index("step 5 ") < stopped.err.index(answer) < stopped.err.index("step 6 ")
-    assert told.startswith(f"stopped by {sent.name} and saved model/checkpoint_6.pt; ")
+def test_ctrl_c_saves_and_the_printed_command_continues_to_the_same_bits(
+    tmp_path, flags, straight, monkeypatch, capfd
+):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert run_here(tmp_path, *flags) == 128 + signal.SIGINT
+    error = capfd.readouterr().err
+    answer = interrupt.ANSWER.decode()
+    assert error.count(answer) == 1
+    assert error.index("step 5 ") < error.index(answer) < error.index("step 6 ")
+    told = error.splitlines()[-1]
+    assert told.startswith(f"stopped by SIGINT and saved {MODEL}/checkpoint_6.pt; ")
     program, script, *rest = shlex.split(told.partition("continue with: ")[2])
     assert (program, script) == ("python", "train.py")
-    assert run(tmp_path, *rest).code == 0
+    assert run_here(tmp_path, *rest) == 0
     assert_same_end(tmp_path, straight)
 
 
@@ -189,7 +191,7 @@ def test_the_first_ctrl_c_is_answered_and_the_second_stops_at_once(capfd):
         assert capfd.readouterr().err == ""
 
 
-def test_an_answer_that_nobody_can_read_stops_nothing(monkeypatch):
+def test_a_closed_stderr_does_not_break_a_stop_request(monkeypatch):
     monkeypatch.setattr(interrupt, "STDERR", os.open(os.devnull, os.O_RDONLY))
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -197,67 +199,74 @@ def test_an_answer_that_nobody_can_read_stops_nothing(monkeypatch):
     os.close(interrupt.STDERR)
 
 
-# --------------------------------------------------------------------------------- one run per folder
+def test_a_stop_request_saves_while_the_run_waits_for_data(tmp_path, corpus, monkeypatch, capsys):
+    original = trainer.train_step
+
+    def stopping(run, progress):
+        if progress.step == 3:
+            run.loader._queue = queue.Queue()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, progress)
+
+    monkeypatch.setattr(trainer, "train_step", stopping)
+    assert run_here(tmp_path, *QUIET, *corpus) == 128 + signal.SIGTERM
+    assert f"saved {MODEL}/checkpoint_3.pt" in capsys.readouterr().err
 
 
-def listing(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+def test_a_failure_of_the_data_saves_the_run_and_resume_ends_with_the_same_bits(
+    tmp_path, flags, straight, monkeypatch, capsys
+):
+    taken, original = [], TrainLoader.__next__
 
+    def failing(loader):
+        taken.append(1)
+        if len(taken) == 12:  # the second micro-batch of step 6: the loader is past the weights
+            raise ValueError("the network is gone")
+        return original(loader)
 
-def test_a_folder_has_one_writer_and_an_ended_run_is_not_written_over(tmp_path, corpus, capsys):
-    flags = [*QUIET, *corpus, "--save_every", 2]
-    first = ToyRun(tmp_path, *flags, at_step=3, action=signal.SIGSTOP)
-    metrics = tmp_path / "model/metrics.jsonl"
-    limit = time.monotonic() + 30
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    try:
-        before = None
-        while before != listing(tmp_path):  # until it stands still
-            before = listing(tmp_path)
-            time.sleep(0.3)
-        assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
-        assert f"process {first.pid} is writing to model" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "__next__", failing)
         assert run_here(tmp_path, *flags) == 2
-        capsys.readouterr()
-        assert listing(tmp_path) == before
-    finally:
-        first.kill()
-    assert run_here(tmp_path, *flags) == 2
+    told = f"the network is gone; the run was saved as {MODEL}/checkpoint_5.pt"
+    assert told in capsys.readouterr().err
+    assert run_here(tmp_path, *RESUME) == 0
+    assert_same_end(tmp_path, straight)
+
+
+# ----------------------------------------------------------------------- what resume takes and refuses
+
+
+def test_a_folder_has_one_writer_and_an_ended_run_is_not_written_over(killed, flags, capsys):
+    with claim_out_dir(killed / MODEL, resume=True):
+        before = listing(killed)
+        assert run_here(killed, *RESUME) == 2
+        assert f"process {os.getpid()} is writing to {MODEL}" in capsys.readouterr().err
+    assert run_here(killed, *flags) == 2
     error = capsys.readouterr().err
-    assert "model holds another run" in error and "--resume" in error and error.count("\n") == 1
-    assert listing(tmp_path) == before
+    assert f"{MODEL} holds another run" in error and "--resume" in error and error.count("\n") == 1
+    assert listing(killed) == before
 
 
-# ------------------------------------------------------------------------------------- what may change
-
-
-@pytest.mark.parametrize(
-    "flag, value, told",
-    [
-        ("lr", "0.01", f"lr=0.01 (saved: {TrainConfig.lr})"),
-        ("batch_size", "8", "batch_size=8 (saved: 4)"),
-        ("seed", "7", "seed=7 (saved: 1337)"),
-        ("max_iters", "40", "max_iters=40 (saved: 20)"),
-        ("num_experts", "4", "num_experts=4 (saved: 6)"),
-        ("balance", "bias", "balance=bias (saved: aux_global)"),
-    ],
-)
-def test_resume_refuses_what_changes_the_sequence(straight, capsys, flag, value, told):
+def test_resume_refuses_what_changes_the_sequence(straight, capsys):
     before = listing(straight)
-    assert run_here(straight, "--resume", "--out_dir", "model", f"--{flag}", value) == 2
-    error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    for flag, value, saved in (
+        ("lr", "0.01", TrainConfig.lr),
+        ("batch_size", "8", 2),
+        ("max_iters", "40", 20),
+        ("num_experts", "4", 6),
+        ("balance", "bias", "aux_global"),
+    ):
+        assert run_here(straight, *RESUME, f"--{flag}", value) == 2
+        error = capsys.readouterr().err
+        assert f"{flag}={value} (saved: {saved})" in error and error.count("\n") == 1
     assert "these may change: eval_every, final_eval_tokens, keep, log_every, save_every" in error
     assert listing(straight) == before
 
 
-def test_what_may_change_at_resume_leaves_the_sequence_alone(tmp_path, flags, straight):
-    assert run(tmp_path, *flags, at_step=9).code == -signal.SIGKILL
-    free = ["--eval_every", 3, "--log_every", 5, "--save_every", 7, "--keep", 1]
-    assert run(tmp_path, "--resume", "--out_dir", "model", *free).code == 0
-    ours, theirs = last_state(tmp_path), last_state(straight)
+def test_what_may_change_at_resume_leaves_the_sequence_alone(killed, straight):
+    free = "--eval_every 3 --log_every 5 --save_every 7 --keep 1 --no-use_tensorboard".split()
+    assert run_here(killed, *RESUME, *free) == 0
+    ours, theirs = last_state(killed), last_state(straight)
     for part in ("model", "optimizers", "rng", "data"):
         assert differences(ours[part], theirs[part], part) == []
 
@@ -269,87 +278,21 @@ def test_resume_without_a_checkpoint_is_refused_and_writes_nothing(tmp_path, cap
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_killed_before_its_first_checkpoint_says_what_to_do(tmp_path, flags, capsys):
-    assert run(tmp_path, *flags, at_step=3).code == -signal.SIGKILL
-    assert run_here(tmp_path, *flags) == 2
-    told = capsys.readouterr().err
-    assert "model holds a run that ended before its first checkpoint" in told
-    assert "remove it with rm -r model, or choose another --out_dir" in told
-    assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
-    assert capsys.readouterr().err == told
+def test_a_finished_run_has_nothing_to_resume(straight, capsys):
+    before = listing(straight)
+    assert run_here(straight, *RESUME) == 2
+    error = capsys.readouterr().err
+    assert "is finished" in error and "--init_from" in error and error.count("\n") == 1
+    assert listing(straight) == before
 
 
-def test_the_command_to_go_on_with_survives_a_folder_with_a_space():
-    stop = StopRequest()
-    stop.signal = signal.SIGTERM
-    told = str(Stopped(stop, Path("my runs/first/checkpoint_6.pt"), "train.py"))
-    command = shlex.split(told.partition("continue with: ")[2])
-    assert command == ["python", "train.py", "--resume", "--out_dir", "my runs/first"]
-
-
-def test_a_run_from_given_weights_resumes_like_any_other(tmp_path, corpus):
-    flags = [*TINY, *corpus, "--no-use_tensorboard"]
-    assert run_here(tmp_path, *flags, "--max_iters", 4, "--save_every", 4, "--out_dir", "first") == 0
-    given = ["--init_from", "first/checkpoint_4.pt", *corpus, *TINY[-10:], "--block_size", 16,
-             "--batch_size", 4, "--max_iters", 6, "--save_every", 2, "--no-use_tensorboard"]  # fmt: skip
+def test_a_run_from_given_weights_resumes_like_any_other(tmp_path, straight, corpus, monkeypatch):
+    given = "--device cpu --threads 1 --block_size 16 --batch_size 4 --max_iters 6 --save_every 2".split()
+    given += ["--init_from", straight / MODEL / "checkpoint_8.pt", *corpus, "--no-use_tensorboard"]
     assert run_here(tmp_path, *given, "--out_dir", "straight") == 0
-    stopped = run(tmp_path, *given, "--out_dir", "stopped", at_step=3, action=signal.SIGTERM)
-    assert stopped.code == 128 + signal.SIGTERM
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run_here(tmp_path, *given, "--out_dir", "stopped") == 128 + signal.SIGTERM
     assert run_here(tmp_path, "--resume", "--out_dir", "stopped") == 0
     ends = [load(tmp_path / name / "checkpoint_6.pt") for name in ("straight", "stopped")]
     assert differences(ends[0]["model"], ends[1]["model"]) == []
-
-
-def test_data_that_fails_in_mid_run_is_saved_up_to_there(tmp_path, corpus, monkeypatch, capsys):
-    taken, original = [], TrainLoader.__next__
-
-    def failing(loader):
-        taken.append(1)
-        if len(taken) == 12:  # the second micro-batch of step 6: the loader is past the weights
-            raise ValueError("the network is gone")
-        return original(loader)
-
-    flags = [*TINY, *corpus, "--grad_accum", 2, "--max_iters", 8, "--no-use_tensorboard"]
-    assert run_here(tmp_path, *flags, "--out_dir", "straight") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainLoader, "__next__", failing)
-        assert run_here(tmp_path, *flags, "--out_dir", "broken") == 2
-    error = capsys.readouterr().err
-    assert "the network is gone; the run was saved as broken/checkpoint_5.pt" in error
-    assert run_here(tmp_path, "--resume", "--out_dir", "broken") == 0
-    ends = [load(tmp_path / name / "checkpoint_8.pt") for name in ("straight", "broken")]
-    for part in ("model", "optimizers", "data"):
-        assert differences(ends[0][part], ends[1][part]) == []
-
-
-def test_a_stop_is_answered_while_the_data_is_slow(tmp_path, corpus, monkeypatch, capsys):
-    original = trainer.train_step
-
-    def stopping(run, progress):
-        if progress.step == 3:
-            run.loader._queue = queue.Queue()
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, progress)
-
-    monkeypatch.setattr(trainer, "train_step", stopping)
-    assert run_here(tmp_path, *TINY, *corpus, "--no-use_tensorboard") == 128 + signal.SIGTERM
-    assert "saved model/checkpoint_3.pt" in capsys.readouterr().err
-
-
-def test_a_finished_run_has_nothing_to_resume(tmp_path, corpus, capsys):
-    assert run_here(tmp_path, *TINY, *corpus, "--max_iters", 2, "--no-use_tensorboard") == 0
-    before = listing(tmp_path / "model")
-    capsys.readouterr()
-    assert run_here(tmp_path, "--resume") == 2
-    error = capsys.readouterr().err
-    assert "is finished" in error and "--init_from" in error and error.count("\n") == 1
-    assert listing(tmp_path / "model") == before
-
-
-def test_each_start_of_a_run_stands_in_its_config_file(tmp_path, corpus):
-    flags = [*TINY, *corpus, "--max_iters", 4, "--no-use_tensorboard"]
-    run(tmp_path, *flags, at_step=2, action=signal.SIGTERM)
-    assert run_here(tmp_path, "--resume") == 0
-    starts = json.loads((tmp_path / "model/config.json").read_text())["starts"]
-    assert [start["step"] for start in starts] == [0, starts[1]["step"]] and starts[1]["step"] >= 2
-    assert all({"command", "commit", "torch"} <= start.keys() for start in starts)

@@ -142,7 +142,7 @@ def test_a_run_folder_means_its_newest_checkpoint_and_best_its_best(run, tmp_pat
     (tmp_path / "best.json").write_text(json.dumps(best))
     err = run("--checkpoint", tmp_path, *SHORT)[2]
     assert err.startswith(f"{newest}: the newest checkpoint of {tmp_path}; ")
-    assert f"the lowest validation loss is checkpoint_9.pt's ({tmp_path}/best.json)\n" in err
+    assert f"checkpoint_9.pt has the lowest validation loss ({tmp_path}/best.json)\n" in err
     text = run("--checkpoint", tmp_path / "checkpoint_9.pt", "--seed", 3, *SHORT)[1]
     for flags in (["--checkpoint", tmp_path, "--best"], ["--checkpoint", tmp_path / "best.json"]):
         _, out, err = run(*flags, "--seed", 3, *SHORT)

@@ -235,18 +235,22 @@ def changed(tree, place, value):
         ("train_config out_dir", "a\0b", "out_dir must be text without the character NUL"),
         ("progress x", 1, "TypeError"),
         ("progress seconds", [1], "seconds must be a finite number"),
-        ("progress step", 3, "its steps are 4 and 3"),
+        ("progress step", 3, "it says both step 4 and step 3"),
         ("progress carry", True, "its carry is not a tensor"),
         ("progress load", torch.zeros(1, 1).expand(2, 10**9), "its load is not a tensor"),
         ("optimizers", [], "shorter"),
-        ("optimizers 0 state 0 exp_avg", KeyError, "keeps other values for parameter 0"),
+        (
+            "optimizers 0 state 0 exp_avg",
+            KeyError,
+            "its optimizer state of parameter 0 has other entries than",
+        ),
         ("optimizers 0 state 0 exp_avg", torch.zeros(2), "its exp_avg of parameter 0 is not a tensor"),
         ("optimizers 0 state 0 step", torch.zeros(2), "its step of parameter 0 is not a tensor"),
         ("rng cpu", torch.zeros(3), "TypeError"),
         ("data documents", None, "documents must be a whole number"),
         ("data source", {}, "its position in the data is empty"),
         ("data tokens", [], "its position in the data is empty"),
-        ("data tokens", [torch.tensor([-1])], "its tokens are not ids below 4096"),
+        ("data tokens", [torch.tensor([-1])], "its tokens are not all ids from 0 to 4095"),
         ("tensorboard_dir", "a\0b", "tensorboard_dir must be text without"),
         ("tensorboard_dir", "runs/..", "its tensorboard_dir is not a folder in runs/"),
         ("scored", {"val_loss": "x"}, "val_loss must be a finite number"),
@@ -264,7 +268,7 @@ def test_a_run_with_a_damaged_part_is_refused_in_one_sentence(given, tmp_path, c
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
     assert "model/checkpoint_4.pt cannot be read as a run" in err and err.count("\n") == 1
-    assert told in err and "; go on from an older one with --resume_from CHECKPOINT" in err
+    assert told in err and "; continue from an older one with --resume_from CHECKPOINT" in err
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "checkpoint_4.pt"]
 
 
@@ -303,7 +307,7 @@ def test_a_damaged_newest_checkpoint_names_the_newest_good_one_to_resume_from(co
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
     err = capsys.readouterr().err
     assert "model/checkpoint_4.pt cannot be read as a checkpoint (its record " in err
-    assert "go on from the newest good one with --resume_from model/checkpoint_2.pt" in err
+    assert "continue from the newest one that can be read with --resume_from model/checkpoint_2.pt" in err
     assert run_here(tmp_path, "--resume_from", "model/checkpoint_2.pt") == 0
     err = capsys.readouterr().err
     assert "set aside: model/checkpoint_4.pt is now checkpoint_4.pt.set_aside\n" in err
@@ -335,8 +339,8 @@ def test_resume_from_renames_nothing_if_a_file_is_damaged_and_forgets_a_best_tha
 
 def test_damaged_weights_to_evaluate_name_the_newest_good_ones(copied, tmp_path, capsys):
     for name, told in (
-        ("checkpoint_4.pt", "the newest good one is model/checkpoint_2.pt"),
-        ("checkpoint_2.pt", "no older one in its folder is good either"),
+        ("checkpoint_4.pt", "the newest one that can be read is model/checkpoint_2.pt"),
+        ("checkpoint_2.pt", "its folder has no older checkpoint that can be read"),
     ):
         flip_a_bit(copied / name)
         assert run_here(tmp_path, "--eval_only", "model", "--device", "cpu") == 2
@@ -353,8 +357,10 @@ def test_resume_from_accepts_only_checkpoints_of_the_run(copied, tmp_path, capsy
 def test_a_renamed_checkpoint_is_refused_with_its_right_name(copied, tmp_path, capsys):
     (copied / "checkpoint_4.pt").rename(copied / "checkpoint_9.pt")
     assert run_here(tmp_path, "--resume", "--out_dir", "model") == 2
-    told = "holds step 4, which is not that of its name; rename it to checkpoint_4.pt"
-    assert told in capsys.readouterr().err
+    assert (
+        "holds step 4, but its name says another step; rename it to checkpoint_4.pt"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"starts": 7}'])

@@ -285,6 +285,11 @@ def test_a_taken_folder_is_refused_with_the_command_of_a_new_run(finished, monke
     assert command == ["python", "train.py", "--lr", "1e-3", "--out_dir", "model_2"]
 
 
+def test_a_file_in_the_place_of_out_dir_is_named(refused, corpus):
+    Path("model").write_text("not a folder")
+    assert "out_dir must be a folder, and model is a file" in refused(*RUN, *corpus)
+
+
 # ---------------------------------------------------------------------------------- bad input: data
 
 

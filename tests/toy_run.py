@@ -11,6 +11,7 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +121,20 @@ def run_here(folder: Path, *flags, script: str = "train") -> int:
             return importlib.import_module(script).main([str(flag) for flag in flags])
         finally:
             torch.set_num_threads(threads)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any]) -> None:
+    """Call `action` once, when a run of this process has done that many steps."""
+    from training import trainer
+
+    train_step, done = trainer.train_step, []
+
+    def acting(run, progress):
+        if progress.step == step and not done:
+            done.append(action())
+        return train_step(run, progress)
+
+    monkeypatch.setattr(trainer, "train_step", acting)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""Fuzz what a person hands to the programs: no traceback, no half file, one clear sentence, exit code 0 or 2.
+"""Fuzz the inputs of the programs: each must end with exit code 0 or 2, one clear sentence and no half file.
 
     python -m tests.stress.fuzz [--cases 2000] [--commands 50] [--seed 0]
         writes benchmarks/results/fuzz.json     (about fifteen minutes on one core)
 
-The cases are drawn by hypothesis, kind by kind (tests/stress/fuzzing/cases.py): flags, YAML, text, jsonl,
-parquet, config.json, metrics.jsonl, checkpoints, best.json, rank files, reference bands. SHARE of them are
-mutations of valid input, the rest arbitrary. Most run through main(argv) in this process, and some
-as real commands; tests/stress/fuzzing/judge.py says what passes. Each finding is shrunk and printed once;
-any finding is exit code 1. Should a case kill this process, it stands in the file named at the start.
+hypothesis draws the cases of each kind (tests/stress/fuzzing/cases.py): flags, YAML, text, jsonl, parquet,
+config.json, metrics.jsonl, checkpoints, best.json, token folders, rank files, reference bands. SHARE of them
+are mutations of valid input, the others are arbitrary. Most cases call main(argv) in this process, some run
+as commands. tests/stress/fuzzing/judge.py decides what passes. Each finding is shrunk and printed once, and
+any finding is exit code 1. If a case kills this process, the file that is named at the start holds it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from tests.stress.fuzzing.judge import SECONDS, Finding, run_case
 from tests.stress.fuzzing.materials import make_materials
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "fuzz.json"
-SHARE = 0.7  # of the cases are mutations of valid input
-SHRINK_SECONDS = 60.0  # for each finding
+SHARE = 0.7  # share of cases that are mutations of valid input
+SHRINK_SECONDS = 60.0  # spent on each finding
 
 
 class Found(NamedTuple):
-    """A finding and the smallest case that was seen to show it."""
+    """A finding and the smallest case that shows it."""
 
     case: Case
     finding: Finding
 
 
 class Fault(Exception):
-    """A case that did not pass; hypothesis makes the case smaller."""
+    """A case that did not pass. hypothesis makes the case smaller."""
 
 
 def hunt(
@@ -57,9 +57,9 @@ def hunt(
     seed: int | None,
     count: Callable[[Case], None] = lambda case: None,
 ) -> list[Found]:
-    """Run so many cases; each fault once, with its smallest case.
+    """Run a number of cases; return each fault once, with its smallest case.
 
-    run: the verdict on a case.  count: told of each case before anything is made smaller.
+    run: returns the verdict on a case.  count: called for each drawn case, not for those of shrinking.
     seed: None draws the same cases every time.
     """
     found: dict[str, Found] = {}
@@ -81,7 +81,7 @@ def hunt_once(
     count: Callable[[Case], None],
     known: set[str],
 ) -> tuple[int, Found | None]:
-    """Cases up to the first fault that is not known: how many, and that fault made small."""
+    """Run cases up to the first unknown fault; return their number and that fault with its smallest case."""
     done, deadline = 0, math.inf
     failing: dict[Case, Finding] = {}
 
@@ -90,7 +90,7 @@ def hunt_once(
         if not failing:
             done += 1
             count(case)
-        # when the time is over, nothing but what has failed before fails: hypothesis then comes to an end
+        # After the deadline only cases that failed before fail, so hypothesis stops shrinking.
         late = time.monotonic() > deadline
         finding = failing.get(case) if late else run(case)
         if finding is None or finding.signature in known:
@@ -116,15 +116,15 @@ def hunt_once(
     try:
         test()
     except (Fault, hypothesis.errors.FlakyFailure):
-        case, finding = list(failing.items())[-1]  # the last one that failed is the smallest
+        case, finding = list(failing.items())[-1]  # the last failure is the smallest
         return done, Found(case, finding)
     return done, None
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=2000, help="in this process (default: 2000)")
-    parser.add_argument("--commands", type=int, default=50, help="as commands (default: 50)")
+    parser.add_argument("--cases", type=int, default=2000, help="cases in this process (default: 2000)")
+    parser.add_argument("--commands", type=int, default=50, help="cases as commands (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; repeatable")
     return parser.parse_args(argv)
@@ -140,8 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     faulthandler.enable()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
-        print(f"the case under way stands in {folder / 'case.txt'}", flush=True)
-        materials = make_materials(folder / "materials", seeds=3)
+        print(f"the current case is in {folder / 'case.txt'}", flush=True)
+        materials = make_materials(folder / "materials")
         with tqdm(total=args.cases + args.commands, unit=" cases") as bar:
             for real, total in ((False, args.cases), (True, args.commands)):
                 parts = [
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
                 ]
                 for place, (kind, origin, strategy) in enumerate(parts):
                     share = SHARE if origin == "mutations" else 1 - SHARE
-                    cases = round_up(total * share / len(kinds), place)
+                    cases = math.ceil(total * share / len(kinds))
 
                     def run(case: Case, real=real) -> Finding | None:
                         (folder / "case.txt").write_text(described(case), errors="backslashreplace")
@@ -171,15 +171,10 @@ def main(argv: list[str] | None = None) -> int:
                         found.append(one)
                         bar.write(report(one))
     figures = summary(counts, found, time.monotonic() - began)
-    print("\n".join(table(counts, figures)))
+    print(json.dumps(figures, indent=1))
     if not args.kind:
         RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
     return 1 if found else 0
-
-
-def round_up(number: float, place: int) -> int:
-    """Whole cases of a part: never fewer than asked for in all."""
-    return max(1, -int(-number // 1))
 
 
 def report(one: Found) -> str:
@@ -187,29 +182,16 @@ def report(one: Found) -> str:
 
 
 def summary(counts: dict[str, Counter[str]], found: list[Found], seconds: float) -> dict:
-    mutations, arbitrary, commands = (
-        sum(count[name] for count in counts.values()) for name in ("mutations", "arbitrary", "commands")
-    )
+    total = sum(counts.values(), Counter())
+    cases = total["mutations"] + total["arbitrary"]
     return {
-        "cases": mutations + arbitrary,
-        "of_them_as_commands": commands,
-        "share_of_mutations": mutations / max(1, mutations + arbitrary),
+        "cases": cases,
+        "of_them_as_commands": total["commands"],
+        "share_of_mutations": total["mutations"] / max(1, cases),
         "by_kind": {kind: dict(count) for kind, count in counts.items()},
         "findings": [{"signature": one.finding.signature, "case": described(one.case)} for one in found],
         "seconds": round(seconds),
     }
-
-
-def table(counts: dict[str, Counter[str]], figures: dict) -> list[str]:
-    lines = [f"{'kind':<16}{'mutations':>10}{'arbitrary':>10}{'commands':>10}"]
-    for kind, count in counts.items():
-        lines.append(f"{kind:<16}{count['mutations']:>10}{count['arbitrary']:>10}{count['commands']:>10}")
-    lines.append(
-        f"{figures['cases']:,} cases, {figures['share_of_mutations']:.0%} mutations of valid input, "
-        f"{figures['of_them_as_commands']} as commands, {figures['seconds']} s: "
-        f"{len(figures['findings'])} findings"
-    )
-    return lines
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Damage every kind of file that we read back, and craft checkpoints that lie: nothing wrong is read as good.
+"""Damage every kind of file that we read back, and craft false checkpoints: none may be read as good.
 
     python -m tests.stress.integrity [--flips 1000] [--crafted 200] [--seed 0]
         writes benchmarks/results/integrity.json     (minutes on one core)
 
-flips     a bit flipped, or a sector of 4,096 bytes zeroed, in one file; its reader must refuse it in one
-          sentence, or give what it gave before. WRONG: other content as if it were good. CRASH: another exception
-crafted   a checkpoint with right checksums and one part replaced (tests/stress/fuzzing/crafting.py), used by
-          eval_only, sample, init_from and resume: exit code 0, or 2 with one sentence, no signal, no file outside
-          the run's folder, bounded memory
-bombs     small files that would unpack to gigabytes
+flips     One bit is flipped, or a sector of 4,096 bytes zeroed, in one file. Its reader must refuse it in one
+          sentence or return the same as before. WRONG: it returned other content. CRASH: another exception.
+crafted   A checkpoint has right checksums and one part replaced (tests/stress/fuzzing/crafting.py).
+          eval_only, sample, init_from and resume must end with exit code 0, or 2 and one sentence, without a
+          signal, without a file outside the folder of the run, and in bounded memory.
+bombs     Small files would unpack to gigabytes.
 
-Crafted files and bombs are read in processes of their own. Any finding is printed, and is exit code 1.
+Crafted files and bombs are read in processes of their own. Each finding is printed, and any finding is exit
+code 1.
 """
 
 from __future__ import annotations
@@ -30,29 +31,28 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.provenance import provenance
 from common.script import one_line
+from tests.stress.exact import exact
 from tests.stress.fuzzing import judge
-from tests.stress.fuzzing.cases import SAMPLE, Case
+from tests.stress.fuzzing.cases import SAMPLE, Case, from_weights
 from tests.stress.fuzzing.crafting import BOMBS, STRATEGIES, Crafted, craft
-from tests.stress.fuzzing.materials import DATA, NEWEST, RUN, flags
+from tests.stress.fuzzing.materials import MACHINE, NEWEST, RUN, flags
 from tests.stress.fuzzing.samples import CONTEXT_NEWEST, CONTEXT_RUN, Kind, kinds, make_samples
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "integrity.json"
 SECTOR, SHARE_OF_SECTORS = 4096, 0.2
-MOST_MEMORY = 1.5  # GB that a process may hold; it begins with 0.3
-SHORT, NO_BOARD = flags({"device": "cpu", "threads": "1"}), ("--no-use_tensorboard",)
-IMPORTED = ("torch.utils.tensorboard", "torch._dynamo", "pandas", "matplotlib.backends.backend_agg",
-            "sample", "ablate", "train_context")  # before the forks, that each need not do it  # fmt: skip
+MOST_MEMORY = 1.5  # GB that a process may take; it starts with 0.3
+NO_BOARD = "--no-use_tensorboard"
+IMPORTED = (  # before the forks, so that no child has to do it
+    "torch.utils.tensorboard torch._dynamo pandas matplotlib.backends.backend_agg sample ablate train_context"
+).split()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ IMPORTED = ("torch.utils.tensorboard", "torch._dynamo", "pandas", "matplotlib.ba
 
 
 def damage(content: bytes, draw: random.Random) -> tuple[bytes, str]:
-    """The content with one fault, and the fault in words."""
+    """Return the content with one fault, and the fault in words."""
     place = draw.randrange(len(content))
     if draw.random() < SHARE_OF_SECTORS:
         start = place - place % SECTOR
@@ -71,27 +71,12 @@ def damage(content: bytes, draw: random.Random) -> tuple[bytes, str]:
     return content[:place] + flipped + content[place + 1 :], f"bit {bit} of byte {place} flipped"
 
 
-def plain(value: Any) -> Any:
-    """What a reader gave, as values that compare to the last bit."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), *plain(value.contiguous().view(-1).view(torch.uint8).numpy()), value.shape
-    if isinstance(value, np.ndarray):
-        return str(value.dtype), value.shape, value.tobytes()
-    if is_dataclass(value):
-        return plain(vars(value))
-    if isinstance(value, dict):
-        return [(key, plain(entry)) for key, entry in value.items()]
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return repr(value)
-
-
 def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
-    """refused, same, WRONG or CRASH, and more about the last."""
+    """Return refused, same, WRONG or CRASH, and details of a CRASH."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = plain(kind.read(path))
+            found = exact(kind.read(path))
     except ValueError as error:
         unclear = judge.unclear([f"integrity: error: {one_line(error)}"])
         return ("CRASH", unclear) if unclear else ("refused", "")
@@ -101,11 +86,11 @@ def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
 
 
 def flip(samples: Path, flips: int, seed: int) -> tuple[dict[str, Counter], list[str]]:
-    """So many faults, all kinds in turn: outcomes by kind, and findings."""
+    """Try a number of faults on all kinds of files in turn; return outcomes by kind, and findings."""
     counts: dict[str, Counter] = defaultdict(Counter)
     findings, found, draw = [], kinds(samples), random.Random(seed)
     whole = {name: (samples / kind.file).read_bytes() for name, kind in found.items()}
-    expected = {name: plain(kind.read(samples / kind.file)) for name, kind in found.items()}
+    expected = {name: exact(kind.read(samples / kind.file)) for name, kind in found.items()}
     for number in tqdm(range(flips), desc="flips"):
         name = list(found)[number % len(found)]
         path = samples / found[name].file
@@ -126,12 +111,12 @@ Run = Callable[[Case, Path], tuple[judge.Ending, float]]
 
 
 def here(case: Case, work: Path) -> tuple[judge.Ending, float]:
-    """In this process, where nothing can end it; its memory is not measured."""
+    """Run a case in this process. A signal would end it, and its memory is not measured."""
     return judge.call(case, work), 0.0
 
 
 def in_a_child(case: Case, work: Path) -> tuple[judge.Ending, float]:
-    """In a forked process, and the most GB that it held."""
+    """Run a case in a forked process; also return the most GB that it took."""
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
 
@@ -154,27 +139,23 @@ def in_a_child(case: Case, work: Path) -> tuple[judge.Ending, float]:
 
 
 def uses(context: bool) -> list[Case]:
-    """What a person does with a checkpoint; the last one changes its run."""
+    """Return the uses of a checkpoint. The last one changes its run."""
     program, run, newest = (
         ("train_context", CONTEXT_RUN, CONTEXT_NEWEST) if context else ("train", RUN, NEWEST)
     )
-    data = {name: value for name, value in DATA.items() if name != "tokenizer"}
-    new = data | {"out_dir": "model_new", "max_iters": "1", "batch_size": "2"}
-    new |= {"block_size": "6" if context else "16"}
     return [
-        Case("eval_only", program, ("--eval_only", run, *SHORT)),
+        Case("eval_only", program, ("--eval_only", run, *flags(MACHINE))),
         Case("sample", "sample", ("--checkpoint", run, *SAMPLE)),
-        Case("init_from", program, ("--init_from", newest, *flags(new), *SHORT, *NO_BOARD)),
+        Case("init_from", program, (*from_weights(newest, "6" if context else "16"), NO_BOARD)),
         Case("resume", program, ("--out_dir", run, "--resume")),
     ]
 
 
 def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
-    """How it ended, the GB it took, and what is wrong with that, "" for nothing. Its place is a subfolder of folder."""
+    """Run a case in FOLDER/work; return how it ended, the GB it took, and what is wrong with that, or ""."""
     work = folder / "work"
     before, around = judge.contents(work), judge.contents(folder)
-    with mock.patch("training.reporting.SAMPLE_TOKENS", 8):  # of a story that nobody reads
-        ending, memory = run(case, work)
+    ending, memory = run(case, work)
     finding = judge.judge(case, ending, work, before)
     own = tuple(f"work/{name}/" for name in (RUN, CONTEXT_RUN, "model_new", "runs", "runs_context"))
     after = judge.contents(folder)
@@ -188,10 +169,13 @@ def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
 def try_crafted(
     samples: Path, folder: Path, count: int, seed: int, run: Run = in_a_child, *, once: bool = False
 ) -> tuple[dict[str, Counter], float, list[str]]:
-    """So many crafted checkpoints, each used in all ways, or once: endings by use, most GB, findings."""
+    """Use crafted checkpoints in all ways, or each `once`; return endings by use, the most GB, findings."""
     counts: dict[str, Counter] = defaultdict(Counter)
     findings, most = [], 0.0
-    names = random.Random(seed).sample(list(STRATEGIES), len(STRATEGIES))
+    times = [
+        6 if where == "plain" else 1 for where, _ in STRATEGIES.values()
+    ]  # a plain value has many places
+    names = random.Random(seed).sample(list(STRATEGIES), sum(times), counts=times)
     for number in tqdm(range(count), desc="crafted"):
         context = number % 2 == 1
         made = Crafted(CONTEXT_NEWEST if context else NEWEST, names[number // 2 % len(names)], seed + number)
@@ -211,7 +195,7 @@ def try_crafted(
 
 
 def try_bombs(samples: Path, folder: Path) -> tuple[dict[str, dict], list[str]]:
-    """Each bomb in a child: its size, the GB that its reader took; findings."""
+    """Read each bomb in a child; return its size and the GB of its reader, and findings."""
     measured, findings = {}, []
     for name, bomb in BOMBS.items():
         shutil.copytree(samples, folder / "work")
@@ -232,14 +216,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    tqdm.monitor_interval = 0  # it would be a second thread, and we fork
+    tqdm.monitor_interval = 0  # it starts a thread, and we fork
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="integrity-") as name:
         samples = make_samples(Path(name, "samples"))
         for module in IMPORTED:
             importlib.import_module(module)
-        gc.freeze()  # or each child would look through all that this process holds
+        gc.freeze()  # otherwise each child would collect over all objects of this process
         flipped, findings = flip(samples, args.flips, args.seed)
         used, most, more = try_crafted(samples, Path(name, "case"), args.crafted, args.seed)
         bombs, last = try_bombs(samples, Path(name, "case"))

@@ -1,15 +1,17 @@
-"""A long run watched from outside: is memory flat, are its files bounded, is its speed steady?
+"""Watch a long run from outside: is its memory flat, are its files bounded, is its speed steady?
 
     python -m tests.stress.soak [--minutes 60] [any flag of train.py]     writes benchmarks/results/soak.json
 
-Starts `python train.py --max_minutes M --keep 3` with the flags after it ('$TINYSTORIES' in one is replaced
-here, so that the published command has no path of this machine), in a folder that is removed at the
-end, and looks every few seconds at the process's resident memory and at what it has written, and times a
-small computation of its own, the pulse, since the machine's speed may differ from minute to minute. The first fifth
-of the run is its warm-up. After it: memory is flat if the line through the samples rises by less than 2 % of
-their mean, files are bounded if checkpoints stay at three and the logs grow by less than 1 MB a minute, speed
-is steady if the line through tokens/s over the pulse's rate, in ten parts, falls or rises by less than 10 %.
-Exits with 1 if one is not.
+The campaign starts `python train.py --max_minutes M --keep 3` with the given flags in a temporary folder.
+Environment variables in the flags, such as '$TINYSTORIES', are replaced here, so that the published command
+has no path of this machine. Every few seconds it measures the resident memory of the process and the size of
+its files. It also times a small computation of its own, the pulse, because the speed of the machine may
+change.
+
+The first fifth of the run is warm-up. After it, memory is flat if the line through the samples rises by less
+than 2 % of their mean; files are bounded if three checkpoints stay and the logs grow by less than 1 MB a
+minute; speed is steady if the line through tokens/s divided by the rate of the pulse, in ten parts, changes
+by less than 10 %. If one of these fails, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -31,32 +33,23 @@ from common.provenance import provenance
 from training.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "soak.json"
+RESULT = ROOT / "benchmarks/results/soak.json"
 KEEP, EVERY_S, WARM_UP, PARTS = 3, 5.0, 0.2, 10
 RISE_LIMIT, LOG_LIMIT_MB, DRIFT_LIMIT = 0.02, 1.0, 0.1
 PULSE = np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process and its children, MB (Linux)."""
-    pages = 0
-    for found in (pid, *children(pid)):
-        try:
-            pages += int(Path(f"/proc/{found}/statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            pass
+    """Resident memory of a process, MB (Linux); 0 when it has just ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def children(pid: int) -> list[int]:
-    try:
-        return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
 def sizes(folder: Path) -> tuple[int, float]:
-    """How many checkpoints there are, and MB of everything else."""
+    """Return the number of checkpoints, and the MB of all other files."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     checkpoints = [path for path in files if path.suffix == ".pt"]
     rest = sum(path.stat().st_size for path in files if path.suffix != ".pt")
@@ -64,7 +57,7 @@ def sizes(folder: Path) -> tuple[int, float]:
 
 
 def pulse_rate() -> float:
-    """Times a second for a fixed product and the elementwise work on it, best of three."""
+    """Measure how often a second a fixed computation runs, best of three."""
     taken = []
     for _ in range(3):
         began = time.perf_counter()
@@ -75,7 +68,7 @@ def pulse_rate() -> float:
 
 
 def tokens_so_far(metrics: Path) -> int:
-    """What the newest complete record that says so has seen; 0 before there is one."""
+    """Read the newest data/tokens among the complete records of a metrics.jsonl; 0 if there is none."""
     if not metrics.exists():
         return 0
     with open(metrics, "rb") as file:
@@ -86,7 +79,7 @@ def tokens_so_far(metrics: Path) -> int:
 
 
 def watch(command: list[str], folder: Path, minutes: float) -> list[tuple[float, ...]]:
-    """(seconds, MB of memory, checkpoints, MB of logs, tokens, pulse) every few seconds until the run ends."""
+    """Sample (seconds, MB of memory, checkpoints, MB of logs, tokens, pulse) until the run ends."""
     began, samples = time.monotonic(), []
     with subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}) as run:
         with tqdm(total=round(60 * minutes), desc="soak", unit="s", disable=None) as bar:
@@ -97,7 +90,7 @@ def watch(command: list[str], folder: Path, minutes: float) -> list[tuple[float,
                 try:
                     seen = tokens_so_far(folder / "model" / "metrics.jsonl")
                     samples.append((passed, resident_mb(run.pid), *sizes(folder), seen, pulse_rate()))
-                except FileNotFoundError:  # a file renamed or removed in between
+                except FileNotFoundError:  # a file was renamed or removed in between
                     continue
     if run.returncode:
         raise SystemExit(f"the run ended with {run.returncode}")
@@ -105,8 +98,8 @@ def watch(command: list[str], folder: Path, minutes: float) -> list[tuple[float,
 
 
 def judge(samples: list[tuple[float, ...]]) -> dict[str, float]:
-    """The figures that the docstring names, from the samples after the warm-up."""
-    end = 1 + [sample[4] for sample in samples].index(samples[-1][4])  # what follows is the closing
+    """Compute the figures of the module docstring from the samples after the warm-up."""
+    end = 1 + [sample[4] for sample in samples].index(samples[-1][4])  # after it comes the closing evaluation
     kept = np.array(samples[int(WARM_UP * end) : end])
     if len(kept) <= PARTS:
         raise SystemExit(f"{len(kept)} samples are too few to judge; --minutes must be higher")
@@ -133,13 +126,13 @@ def judge(samples: list[tuple[float, ...]]) -> dict[str, float]:
 
 
 def rise(x: np.ndarray, y: np.ndarray) -> float:
-    """How much the line through the points rises from the first to the last, as a share of their mean."""
+    """Return the rise of the line through the points from first to last, as a share of their mean."""
     return float(np.polyfit(x, y, 1)[0] * (x[-1] - x[0]) / y.mean())
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=60, help="of training (default: 60)")
+    parser.add_argument("--minutes", type=float, default=60, help="minutes of training (default: 60)")
     parser.add_argument("--out", type=Path, default=RESULT, help="JSON file to write")
     args, flags = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as name:
@@ -151,8 +144,8 @@ def main(argv: list[str] | None = None) -> int:
     figures = judge(samples)
     final = {tag: x for r in records for tag, x in r.items() if tag.startswith("final/")}
     wanted = {
-        "memory flat": figures["memory_rise"] < RISE_LIMIT,  # falling is no fault
-        # one more for the moment in which the new one is there and the oldest not yet removed
+        "memory flat": figures["memory_rise"] < RISE_LIMIT,  # it may fall
+        # For a moment there is one more: the new one is saved and the oldest not yet deleted.
         "files bounded": figures["most_checkpoints"] <= KEEP + 1
         and figures["log_mb_per_minute"] < LOG_LIMIT_MB,
         "speed steady": abs(figures["pace_drift"]) < DRIFT_LIMIT,

@@ -1,1 +1,1 @@
-"""What a run watches, and the one writer of its records."""
+"""What a run measures about itself, and the writer of its records."""

@@ -1,7 +1,7 @@
-"""What an evaluation says of the routers and the attention: numbers, pictures and a table.
+"""Numbers, pictures and a table about the routers and the attention, from one evaluation.
 
-Everything here looks at the fixed validation tokens, except the load since the last evaluation, which
-is that of training.
+All of it describes the fixed validation tokens, except the load since the last evaluation, which counts
+training tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from architecture.interface import load_share
-from training.monitor import instruments
 from training.monitor.routing import Routing, dead_experts, flip_rate, max_violation, share_by_kind
 from training.monitor.token_kinds import KINDS
 
@@ -27,10 +26,10 @@ def by_layer(tag: str, layers: tuple[int, ...], values: torch.Tensor) -> dict[st
 def router_record(
     routing: Routing, before: torch.Tensor | None, trained_load: torch.Tensor | None
 ) -> dict[str, float]:
-    """The routers' state in numbers, layer by layer.
+    """Return the state of the routers, layer by layer.
 
-    before: (L, N, k) the choices of the last evaluation; None at the first.
-    trained_load: (L, E) assignments in training since then; None where nothing was trained.
+    before: (L, N, k) the choices of the previous evaluation; None at the first one.
+    trained_load: (L, E) training assignments since then; None if there was no training.
     """
     record, layers = {}, routing.layers
     if trained_load is not None:
@@ -44,8 +43,10 @@ def router_record(
 
 
 def load_figures(routing: Routing | None) -> dict[str, float]:
-    """How evenly the experts shared all tokens of an evaluation: max violation, mean over the layers (MaxVio of
-    arXiv:2408.15664, there taken over the whole validation set) and of the worst; dead experts of all layers.
+    """Measure how evenly the experts share all tokens of an evaluation; {} for a model without routers.
+
+    Max violation is MaxVio of arXiv:2408.15664, where it is also measured over the whole validation set.
+    dead_experts counts those of all layers.
     """
     if routing is None:
         return {}
@@ -58,8 +59,9 @@ def load_figures(routing: Routing | None) -> dict[str, float]:
 
 
 def position_record(sums: torch.Tensor, tag: str = "val/loss_by_position") -> dict[str, float]:
-    """Mean validation loss from number 0, 1, 2, 4, 8, ... up to the next of these; sums (N, 2): nats and
-    tokens of each number. Where nothing was scored there is no mean.
+    """Return the mean loss of the positions (or segments) 0, 1, 2-3, 4-7, ... that have scored tokens.
+
+    sums: (N, 2), nats and tokens of each position.
     """
     length, record = len(sums), {}
     for start in [0, *(2**n for n in range(length.bit_length()) if 2**n < length)]:
@@ -70,7 +72,7 @@ def position_record(sums: torch.Tensor, tag: str = "val/loss_by_position") -> di
 
 
 def sink_record(mass: dict[int, torch.Tensor]) -> dict[str, float]:
-    """{layer: (H,)} -> a number per head."""
+    """Return a number for each head; mass: {layer: (H,)}."""
     return {
         f"attention/sink_mass/layer_{layer:02d}/head_{head:02d}": value
         for layer, heads in mass.items()
@@ -79,9 +81,9 @@ def sink_record(mass: dict[int, torch.Tensor]) -> dict[str, float]:
 
 
 def load_picture(routing: Routing) -> dict[str, np.ndarray]:
-    """The share of each expert in its layer's assignments, as a multiple of an even share."""
+    """Draw the share of each expert in the assignments of its layer, as a multiple of an even share."""
     share = load_share(routing.load)
-    picture = instruments.heat_map(
+    picture = heat_map(
         (share * share.shape[-1]).numpy(),
         rows=[f"layer {layer}" for layer in routing.layers],
         columns=[f"{e}" for e in range(share.shape[-1])],
@@ -93,9 +95,9 @@ def load_picture(routing: Routing) -> dict[str, np.ndarray]:
 
 
 def sink_picture(mass: dict[int, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Attention on the sink of each head."""
+    """Draw the attention of each head on its sink; mass: {layer: (H,)}."""
     values = torch.stack(list(mass.values())).numpy()
-    picture = instruments.heat_map(
+    picture = heat_map(
         100 * values,
         rows=[f"layer {layer}" for layer in mass],
         columns=[f"head {head}" for head in range(values.shape[1])],
@@ -106,7 +108,7 @@ def sink_picture(mass: dict[int, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def kinds_table(routing: Routing, kind_of_token: torch.Tensor) -> dict[str, Any]:
-    """Which experts take which kinds of token, as JSON; a kind that did not occur is left out."""
+    """Return the share of each expert in each kind of token, as JSON without the kinds that did not occur."""
     share, counts = share_by_kind(routing, kind_of_token, len(KINDS))
     seen = [kind for kind, count in enumerate(counts.tolist()) if count]
     return {
@@ -119,7 +121,7 @@ def kinds_table(routing: Routing, kind_of_token: torch.Tensor) -> dict[str, Any]
 
 
 def kinds_markdown(table: dict[str, Any]) -> str:
-    """The table for people: percent of a kind's assignments to each expert, bold from twice even on."""
+    """Format the table: percent of the assignments of a kind, bold from twice an even share."""
     experts, parts = table["experts"], []
     for layer, shares in zip(table["layers"], table["share"]):
         head = f"| layer {layer} | tokens | " + " | ".join(f"expert {e}" for e in range(experts)) + " |"
@@ -133,10 +135,10 @@ def kinds_markdown(table: dict[str, Any]) -> str:
 
 
 def kinds_pictures(table: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The same as a picture per layer, as a multiple of an even share."""
+    """Draw the table, one picture for each layer, as multiples of an even share."""
     experts = table["experts"]
     return {
-        f"moe/token_kinds/layer_{layer:02d}": instruments.heat_map(
+        f"moe/token_kinds/layer_{layer:02d}": heat_map(
             np.array(share) * experts,
             rows=table["kinds"],
             columns=[f"{e}" for e in range(experts)],
@@ -157,16 +159,16 @@ def heat_map(
     form: str,
     even: float | None = None,
 ) -> np.ndarray:
-    """values (R, C), each cell with its number in `form` -> (height, width, 3) uint8.
+    """Draw values (R, C) as an image, (height, width, 3) uint8, with the number of each cell in `form`.
 
-    even: the value drawn white; what is below is blue, above red, and twice as much is full red.
-    None: white is 0 and the largest value is full red.
+    even: the value that is white; lower ones are blue, higher ones red, and twice as much is full red.
+    If None, white is 0 and the largest value is full red.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: nothing global
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot would keep global state
     from matplotlib.figure import Figure
 
     height, width = values.shape
-    # All in inches and placed by hand: a layout engine takes longer than all the drawing.
+    # The sizes are in inches and set by hand, because a layout engine takes longer than the drawing itself.
     cell = 0.55 if width <= 16 else 8.8 / width
     left, right, above, below = 0.07 * max(map(len, rows)) + 0.15, 0.95, 0.32, 0.3
     wide = max(cell * width + left + right, 0.085 * len(title))
@@ -179,11 +181,11 @@ def heat_map(
     top = 2 * even if even is not None else max(float(values.max()), 1e-9)
     colors = "RdBu_r" if even is not None else "Reds"
     picture = axes.imshow(values, cmap=colors, vmin=0, vmax=top, aspect="auto")
-    step = math.ceil(width / 32)  # more labels would touch each other
+    step = math.ceil(width / 32)  # with more labels they would touch each other
     axes.set_xticks(range(0, width, step), columns[::step], fontsize=8)
     axes.set_yticks(range(height), rows, fontsize=8)
     figure.text(0.5, 1 - 0.5 * above / high, title, fontsize=9, ha="center", va="center")
-    if width <= 16:  # beyond that numbers do not fit a cell
+    if width <= 16:  # in more columns a number does not fit its cell
         for (row, column), value in np.ndenumerate(values):
             dark = value > 0.8 * top if even is None else not 0.2 * top < value < 0.8 * top
             color = "white" if dark else "black"

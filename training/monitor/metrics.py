@@ -1,6 +1,7 @@
-"""The one writer: a record goes to metrics.jsonl, to TensorBoard and to the progress line."""
+"""Write each record to metrics.jsonl, to TensorBoard and to the progress line; read metrics.jsonl."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -9,60 +10,56 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from common.files import CannotWrite, append_line, atomic_write, parse_json, writing
 
-SHOWN = {  # what the progress line shows of the records, in this order
+SHOWN = {  # tags that the progress line shows, in this order
     "train/loss": "loss {:.4f}",
     "train/bits_per_byte": "{:.3f} bits/byte",
     "val/bits_per_byte": "val {:.3f} bits/byte",
     "perf/tokens_per_second": "{:,.0f} tokens/s",
 }
 
-COMPARED = ("loss", "bits_per_byte", "tokens", "tokens_per_second")  # of the final figures
+COMPARED = ("loss", "bits_per_byte", "tokens", "tokens_per_second")  # final figures on TensorBoard
 
 
 class MetricsWriter:
     """Writes OUT_DIR/metrics.jsonl, a TensorBoard folder (if one is given) and a progress line.
 
-    resume_step: continue after that step; what the files hold past it is dropped.  A checkpoint is
-    therefore to be saved after the records of its own step.
-    stream: where the progress line goes: a bar on a terminal, a line per record elsewhere.
+    resume_step: continue after that step and drop the later records. A checkpoint must therefore be saved
+    after the records of its own step.
+    The progress line goes to stderr: a bar on a terminal, otherwise a line for each record.
     """
 
     def __init__(
-        self,
-        out_dir: str | Path,
-        *,
-        tensorboard_dir: str | Path | None,
-        resume_step: int | None = None,
-        stream: TextIO | None = None,
+        self, out_dir: str | Path, *, tensorboard_dir: str | Path | None, resume_step: int | None = None
     ):
-        self.stream = stream or sys.stderr
+        self.stream = sys.stderr
         self.tensorboard, self.tensorboard_dir = None, tensorboard_dir
         path = Path(out_dir) / "metrics.jsonl"
         with contextlib.ExitStack() as stack:
             if tensorboard_dir is not None:
+                summary_writer = require_tensorboard()
                 stack.enter_context(event_thread_errors_told_once())
-                self.tensorboard = _summary_writer(tensorboard_dir, resume_step)
+                purge_step = None if resume_step is None else resume_step + 1
+                with writing(tensorboard_dir):
+                    self.tensorboard = summary_writer(tensorboard_dir, purge_step=purge_step)
                 stack.callback(self._close_tensorboard)
             if resume_step is not None:
                 drop_records_after(path, resume_step)
             with writing(path):
                 self.file = stack.enter_context(open(path, "ab", buffering=0))
             self._open = stack.pop_all()
-        self.bar = None
-        if self.stream.isatty():
-            form = "{percentage:3.0f}%|{bar:20}| {desc}"
-            self.bar = tqdm(total=1.0, bar_format=form, file=self.stream)
-        self.latest: dict[str, float] = {}  # of the tags in SHOWN
+        form = "{percentage:3.0f}%|{bar:20}| {desc}"
+        self.bar = tqdm(total=1.0, bar_format=form, file=self.stream) if self.stream.isatty() else None
+        self.latest: dict[str, float] = {}  # newest value of each tag in SHOWN
         self.began: tuple[float, float] | None = None  # progress and clock at the first record
 
     def log(self, step: int, record: dict[str, Any], *, progress: float | None = None) -> None:
-        """Record {tag: number or () tensor}.  progress in [0, 1]: also renew the progress line."""
+        """Record {tag: number or () tensor}; with progress, in [0, 1], also update the progress line."""
         numbers = {tag: v if isinstance(v, int) else float(v) for tag, v in record.items()}
         self._append(step, {tag: v if math.isfinite(v) else None for tag, v in numbers.items()})
         if self.tensorboard:
@@ -74,10 +71,8 @@ class MetricsWriter:
             self._show(step, progress)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        self._append(step, {tag: markdown})
-        if self.tensorboard:
-            with writing(self.tensorboard_dir):
-                self.tensorboard.add_text(tag, markdown, step)
+        """Record a text."""
+        self.show(step, tag, markdown, markdown=lambda: markdown)
 
     def show(
         self,
@@ -85,11 +80,12 @@ class MetricsWriter:
         tag: str,
         value: Any,
         *,
-        pictures: Callable[[], dict[str, Any]],
+        pictures: Callable[[], dict[str, Any]] = dict,
         markdown: Callable[[], str] | None = None,
     ) -> None:
-        """Record any JSON value. pictures, {tag: (height, width, 3) uint8}, and markdown are for
-        TensorBoard and only made where it is on.
+        """Record any JSON value.
+
+        pictures, which returns {tag: (height, width, 3) uint8}, and markdown are called only for TensorBoard.
         """
         self._append(step, {tag: value})
         if self.tensorboard:
@@ -101,29 +97,23 @@ class MetricsWriter:
                     self.tensorboard.add_text(tag, table, step)
 
     def layout(self, charts: dict[str, dict[str, list[str]]]) -> None:
-        """TensorBoard's own page for the run: {group: {title of a chart: patterns of its tags}}."""
+        """Set the page of custom charts in TensorBoard: {group: {title of a chart: patterns of its tags}}."""
         if self.tensorboard:
             page = {
-                group: {title: ["Multiline", tags] for title, tags in group_charts.items()}
-                for group, group_charts in charts.items()
+                group: {title: ["Multiline", tags] for title, tags in within.items()}
+                for group, within in charts.items()
             }
             with writing(self.tensorboard_dir):
                 self.tensorboard.add_custom_scalars(page)
 
     def final(
-        self,
-        step: int,
-        config: dict[str, Any],
-        figures: dict[str, float],
-        texts: dict[str, str] | None = None,
+        self, step: int, config: dict[str, Any], figures: dict[str, float], texts: dict[str, str]
     ) -> None:
-        """The closing figures: under final/ in metrics.jsonl; on TensorBoard the main ones beside the
-        configuration, on the page that compares runs (a curve of one point would say nothing).
+        """Record the closing figures, under final/, and texts as the last line of metrics.jsonl.
 
-        texts: closing texts by tag.  All is one line of metrics.jsonl, and the last that a run writes:
-        who finds it may take the run as finished, TensorBoard's files included.
+        A run that has this line is finished, including its TensorBoard files. TensorBoard shows the main
+        figures beside the configuration, on its page that compares runs, and not as curves of one point.
         """
-        texts = texts or {}
         if self.tensorboard:
             plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items()}
             results = {f"hparam/{name}": float(figures[name]) for name in COMPARED}
@@ -135,12 +125,12 @@ class MetricsWriter:
         self._append(step, texts | {f"final/{name}": value for name, value in figures.items()})
 
     def sync(self) -> None:
-        """Have what metrics.jsonl holds on the disk, where a power cut cannot take it."""
+        """Force metrics.jsonl to the disk, so that it survives a power cut."""
         with writing(self.file.name):
             os.fsync(self.file.fileno())
 
     def say(self, line: str) -> None:
-        """Print a line for people, above the bar where there is one."""
+        """Print a line of text, above the progress bar if there is one."""
         tqdm.write(line, file=self.stream)
 
     def close(self) -> None:
@@ -169,23 +159,22 @@ class MetricsWriter:
             self.say(f"step {step}  {progress:4.0%}  " + "  ".join(parts))
 
 
-def new_run_dir(out_dir: str | Path, root: str | Path = "runs") -> Path:
-    """Make and return the TensorBoard folder of a new run, runs/<name of out_dir>-<time>."""
+def new_run_dir(out_dir: str | Path, root: str | Path) -> Path:
+    """Create and return the TensorBoard folder of a new run, ROOT/<name of out_dir>-<time>."""
     name = f"{Path(out_dir).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = Path(root) / name, 1
-    while True:
+    for number in itertools.count(1):
+        path = Path(root) / (name if number == 1 else f"{name}-{number}")
         try:
             path.mkdir(parents=True)
-            return path
         except FileExistsError:  # another run began in the same second
-            number += 1
-            path = path.with_name(f"{name}-{number}")
+            continue
         except OSError as error:
             raise CannotWrite(path, error) from error
+        return path
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl in order, a number that was not finite as NaN."""
+    """Read the records of a metrics.jsonl in order. A number that was not finite becomes NaN."""
     return [
         {tag: math.nan if value is None else value for tag, value in record.items()}
         for _, record in _whole_lines(Path(path))
@@ -193,7 +182,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def drop_records_after(path: str | Path, step: int) -> None:
-    """Rewrite a metrics.jsonl, if there is one, without the records past `step`."""
+    """Rewrite a metrics.jsonl, if it exists, without the records after `step`."""
     path = Path(path)
     if path.exists():
         kept = [line for line, record in _whole_lines(path) if record["step"] <= step]
@@ -210,36 +199,31 @@ def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise ValueError("not a record")
         except ValueError:
             if number == len(lines):
-                return  # nothing, or the half of a line that a kill left behind
+                return  # the end of the file, or a line that a kill cut short
             raise ValueError(
-                f"{path}: each line must be a JSON object with a step; line {number} is {line[:40]!r}; "
+                f"{path}: each line must be a JSON object with a step, and line {number} is {line[:40]!r}; "
                 "delete that line"
             ) from None
         yield line, record
 
 
 def require_tensorboard():
-    """torch's SummaryWriter; ValueError where the package behind it is missing."""
+    """Return the SummaryWriter class of torch; ValueError if the package tensorboard is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ValueError(
             "use_tensorboard needs the package tensorboard, which is not installed; "
-            "pip install tensorboard, or pass --no-use_tensorboard"
+            "run pip install tensorboard, or pass --no-use_tensorboard"
         ) from None
     return SummaryWriter
 
 
-def _summary_writer(folder: str | Path, resume_step: int | None):
-    summary_writer = require_tensorboard()
-    with writing(folder):
-        return summary_writer(folder, purge_step=None if resume_step is None else resume_step + 1)
-
-
 @contextlib.contextmanager
 def event_thread_errors_told_once() -> Iterator[None]:
-    """TensorBoard writes in a thread, which keeps an OSError for the next call to raise and also has it
-    printed with a traceback; within this it is not printed.
+    """Keep the thread of TensorBoard from printing the traceback of an OSError.
+
+    The thread also keeps the error, and the next call of the writer raises it.
     """
     before = threading.excepthook
 

@@ -1,7 +1,8 @@
-"""Naming the place where a number stopped being finite. Runs only after it has happened."""
+"""Find the place where a number stopped being finite. This runs only after a step has failed."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 
 def non_finite_parameter(model: nn.Module) -> str | None:
-    """The first parameter that holds NaN or infinity, as a phrase; one wait for the device."""
+    """Name the first parameter that holds NaN or infinity. It waits for the device once."""
     parameters = dict(model.named_parameters())
     finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
     return next((f"the parameter {name}" for name, ok in zip(parameters, finite) if not ok), None)
@@ -22,9 +23,9 @@ def first_non_finite(
     autocast: Callable[[], object],
     carry: Any = None,
 ) -> str:
-    """Where NaN or infinity first shows: in a parameter, a module's output, or only a gradient.
+    """Name the first place with NaN or infinity: a parameter, the output of a module, or a gradient.
 
-    model: the raw module with the gradients of the failed step.  batches, carry: those of that step.
+    model: the raw module with the gradients of the failed step.  batches, carry: the inputs of that step.
     Returns a phrase such as "the output of block.2.attn".
     """
     if where := non_finite_parameter(model):
@@ -43,19 +44,18 @@ def first_non_finite(
 
         return check
 
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                batch = {name: tensor.to(device) for name, tensor in batch.items()}
-                with autocast():
-                    out = model(**batch, carry=carry)
-                carry = out.carry
-                if not found and not torch.isfinite(out.loss_sum):
-                    found.append("the loss")
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name:
+                stack.enter_context(module.register_forward_hook(watch(name)))
+        stack.enter_context(torch.no_grad())
+        for batch in batches:
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with autocast():
+                out = model(**batch, carry=carry)
+            carry = out.carry
+            if not found and not torch.isfinite(out.loss_sum):
+                found.append("the loss")
     if found:
         return found[0]
     for name, parameter in reversed(list(model.named_parameters())):  # gradients flow from the end

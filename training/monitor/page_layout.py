@@ -1,17 +1,13 @@
-"""The page of a run in TensorBoard (its custom scalars): which charts, in which order.
+"""The charts of a run on the custom scalars page of TensorBoard.
 
-In the order in which a person asks: is it learning, are the experts in use, do the routers decide, is
-the machine busy. A chart without data is left out.
+Their groups answer questions in the order in which people ask them. A chart without data is left out.
 """
 
 from __future__ import annotations
 
 LEARNING = {
     "validation bits per byte (compares across tokenizers)": [r"val/bits_per_byte$"],
-    "loss, nats per token (val: cross-entropy, the same tokens each time)": [
-        r"train/loss$",
-        r"val/loss$",
-    ],
+    "loss, nats per token (val: cross-entropy, the same tokens each time)": [r"train/loss$", r"val/loss$"],
     "validation loss by place in the window (from 0, 1, 2, 4, ...)": [r"val/loss_by_position/"],
     "learning rate": [r"optim/lr$"],
     "gradient norm before clipping": [r"optim/grad_norm$"],
@@ -47,10 +43,10 @@ MACHINE = {
 def page_layout(
     *, routed: bool, capacity: bool, sinks: bool, utilisation: bool, carries: bool = False
 ) -> dict[str, dict[str, list[str]]]:
-    """{group: {chart: patterns of tags}} for a run.
+    """Return the page of a run: {group: {title of a chart: patterns of its tags}}.
 
     routed: the model has routers.  capacity: they drop assignments.  sinks: its attention has sinks.
-    utilisation: the device's peak is known.  carries: a state goes from segment to segment.
+    utilisation: the peak FLOPs of the device are known.  carries: a state is passed from segment to segment.
     """
     dropped = {"assignments dropped over capacity, share": [r"moe/dropped/"]} if capacity else {}
     mass = {"attention on the sinks, share per head": [r"attention/sink_mass/"]} if sinks else {}

@@ -1,7 +1,7 @@
-"""The kind of each token of a vocabulary, by its text alone, to see which experts take which kinds.
+"""The kind of each token of a vocabulary, from its text alone, to see which experts take which kinds.
 
-No tagger: lists of the commonest English words and the shape of the token. A word that is not in a
-list counts by its capital letter as a name, else as another word (nouns and adjectives, mostly).
+Lists of the commonest English words and the shape of a token decide; there is no tagger. A word that is in no
+list is a name if it begins with a capital letter, otherwise another word, mostly a noun or an adjective.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FUNCTION_WORDS = frozenset(
     liked likes didn don couldn wasn wouldn isn doesn hadn weren""".split()
 )
 
-VERB_STEMS = (  # regular verbs: the endings are added below
+VERB_STEMS = (  # regular verbs; _regular_forms adds the endings
     """add agree answer ask bake bark believe borrow bounce bow brush call care carry change chase check
     cheer clap clean climb close color collect cook count cover crash crawl cry dance decide decorate
     disappear discover dress drop dry earn enjoy enter explain explore fetch fill finish fix float
@@ -75,7 +75,7 @@ IRREGULAR_VERBS = frozenset(
 
 
 def _regular_forms(stem: str) -> set[str]:
-    """walk -> walk walks walked walking; bake -> baked baking; cry -> cries cried; hop -> hopped."""
+    """Inflect a verb: walk -> walks walked walking; bake -> baked; cry -> cries cried; hop -> hopped."""
     forms = {stem, stem + "s", stem + "ed", stem + "ing", stem + "es"}
     if stem.endswith("e"):
         forms |= {stem + "d", stem[:-1] + "ing"}
@@ -90,7 +90,7 @@ VERBS = frozenset().union(*map(_regular_forms, VERB_STEMS)) | IRREGULAR_VERBS
 
 
 def token_kinds(tokenizer: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
-    """(vocab_size,) int64: for each id its index in KINDS; padded ids count as word pieces."""
+    """Return (vocab_size,) int64, the index in KINDS of each id. Padded ids count as word pieces."""
     kinds = torch.full((vocab_size,), KINDS.index("word piece"))
     special = {tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
     for token in range(tokenizer.n_vocab):
@@ -99,14 +99,14 @@ def token_kinds(tokenizer: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
         else:
             try:
                 kind = kind_of(tokenizer.decode_single_token_bytes(token))
-            except KeyError:  # a gap in the ids, as o200k_harmony has
+            except KeyError:  # o200k_harmony has gaps in its ids
                 continue
         kinds[token] = KINDS.index(kind)
     return kinds
 
 
 def kind_of(token: bytes) -> str:
-    """The kind of a token that is not special; a word is known by the space before it."""
+    """Return the kind of a token that is not special. A word begins with a space."""
     text = token.decode("utf-8", errors="replace")
     word = text.strip()
     if not word:
@@ -118,7 +118,7 @@ def kind_of(token: bytes) -> str:
     lower = word.lower()
     capital = word[0].isupper()
     if not text[0].isspace() and not capital:
-        return "word piece"  # "ing", but also a word right after a quotation mark
+        return "word piece"  # such as "ing", but also a word after a quotation mark
     if lower in FUNCTION_WORDS:
         return "function word"
     if lower in VERBS:

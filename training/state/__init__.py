@@ -1,1 +1,1 @@
-"""A run's state: its folder, its checkpoints, what it holds open, and how it is asked to stop."""
+"""The state of a run: its folder, its checkpoints, its open files, and requests to stop it."""

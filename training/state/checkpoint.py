@@ -1,7 +1,7 @@
-"""All that a checkpoint holds beyond the model: written, found, read and restored here. And best.json.
+"""Save, find and restore the checkpoints of a run, and keep best.json.
 
-architecture/checkpoint.py reads and verifies the file. What comes from it goes into tensors and objects that the run
-made itself, so that a crafted file can only bring wrong numbers.
+architecture/checkpoint.py reads and verifies a file. This module copies its values into tensors and objects
+that the run created itself, so a crafted file can bring wrong numbers but nothing worse.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from training.config import TrainConfig
 from training.optimizer import STATE
 
 TRAINING_STATE = ("train_config", "progress", "optimizers", "rng", "data", "tensorboard_dir")
-OLDER = "go on from an older one with --resume_from CHECKPOINT"
+OLDER = "continue from an older one with --resume_from CHECKPOINT"
 
 
 @dataclass
 class Progress:
-    """How far a run is; a checkpoint holds all of it."""
+    """How far a run is. A checkpoint holds all of it."""
 
     step: int = 0
-    seconds: float = 0.0  # of training alone: evaluating and saving do not count
+    seconds: float = 0.0  # training only, without evaluations and saves
     tokens: int = 0
-    expert_share: torch.Tensor | None = None  # (L, E), of the previous step, for "aux_global"
-    carry: Any = None  # what a variant keeps from one segment to the next
-    load: torch.Tensor | None = None  # (L, E), assignments of training since the last evaluation
-    choices: torch.Tensor | None = None  # (L, N, k), of the validation tokens at that evaluation
+    expert_share: torch.Tensor | None = None  # (L, E), load shares of the previous step, for "aux_global"
+    carry: Any = None  # what a variant passes from one segment to the next
+    load: torch.Tensor | None = None  # (L, E), training assignments since the last evaluation
+    choices: torch.Tensor | None = None  # (L, N, k), experts of the validation tokens at that evaluation
 
     def share_done(self, cfg: TrainConfig, margin: float = 0.0) -> float:
-        """Progress in [0, 1] over max_iters or max_minutes; margin in steps."""
+        """Progress in [0, 1] toward max_iters or max_minutes, `margin` steps from now."""
         if cfg.max_iters is not None:
             return min(1.0, (self.step + margin) / cfg.max_iters)
         per_step = self.seconds / max(1, self.step)
@@ -62,14 +62,12 @@ def contents(
     tokenizer: Any,
     progress: Progress,
     optimizers: list[torch.optim.Optimizer],
-    *,
-    data: dict[str, Any],
-    tensorboard_dir: str | None,
-    scored: dict[str, float] | None,
+    rest: dict[str, Any],
 ) -> dict[str, Any]:
-    """The dictionary of a checkpoint: the model, and all that continuing to the last bit needs.
+    """Return the dictionary of a checkpoint: the model, and everything that a bit-exact resume needs.
 
-    data: the loader's position.  scored: val_loss and val_bits_per_byte, if the model of this step was evaluated.
+    rest: data, the position of the loader; tensorboard_dir; scored, which is val_loss and val_bits_per_byte
+    if the model of this step was evaluated, else None.
     """
     return {
         "format": FORMAT,
@@ -83,19 +81,16 @@ def contents(
         "progress": vars(progress).copy(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "rng": rng_state(torch.device(cfg.device)),
-        "data": data,
-        "tensorboard_dir": tensorboard_dir,
-        "scored": scored,
+        **rest,
     }
 
 
 def save_checkpoint(
     out_dir: str | Path, step: int, state: dict[str, Any], *, keep: int | None = None
 ) -> Path:
-    """Write OUT_DIR/checkpoint_<step>.pt, then do what finish_saving says.
+    """Write OUT_DIR/checkpoint_<step>.pt, then call finish_saving with state["scored"].
 
-    state: tensors, numbers, strings and containers of these, so that weights_only=True reads it;
-    "scored", if it is there, goes to finish_saving.
+    state: tensors, numbers, strings and containers of these, which torch.load reads with weights_only=True.
     """
     path = checkpoint_path(out_dir, step)
     with atomic_write(path) as file:
@@ -105,10 +100,10 @@ def save_checkpoint(
 
 
 def finish_saving(out_dir: str | Path, step: int, scored: dict[str, float] | None, keep: int | None) -> None:
-    """What follows a new checkpoint: best.json, then all but the newest `keep` and the best go.
+    """Update best.json after a new checkpoint, then delete all but the newest `keep` and the best.
 
-    A resumed run does it once more for the checkpoint that it starts from: a kill may have come
-    before it.  scored: "val_loss" and further entries, if the model of that step was evaluated.
+    A resumed run repeats this for the checkpoint that it starts from, because a kill may have prevented it.
+    scored: the arguments of update_best, or None if the model of that step was not evaluated.
     """
     if scored:
         update_best(out_dir, step, **scored)
@@ -119,19 +114,17 @@ def finish_saving(out_dir: str | Path, step: int, scored: dict[str, float] | Non
                 old.unlink()
 
 
-def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) -> bool:
-    """Point best.json at the saved checkpoint of `step` if no other has a lower val_loss.
+def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) -> None:
+    """Point best.json at the saved checkpoint of `step` if its val_loss is finite and the lowest so far.
 
     val_loss: nats per token.  more: further entries, such as val_bits_per_byte.
     """
     path = checkpoint_path(out_dir, step)
     assert path.exists(), f"{path} must be saved before it can be the best"
     best = best_checkpoint(out_dir)
-    if not math.isfinite(val_loss) or (best is not None and val_loss >= best["val_loss"]):
-        return False
-    entry = {"step": step, "checkpoint": path.name, "val_loss": val_loss, **more}
-    write_json_atomic(Path(out_dir) / "best.json", entry)
-    return True
+    if math.isfinite(val_loss) and (best is None or val_loss < best["val_loss"]):
+        entry = {"step": step, "checkpoint": path.name, "val_loss": val_loss, **more}
+        write_json_atomic(Path(out_dir) / "best.json", entry)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -148,7 +141,7 @@ def latest_checkpoint(out_dir: str | Path) -> Path | None:
 
 @contextlib.contextmanager
 def naming_a_good_one(path: Path) -> Iterator[None]:
-    """For a body that reads a checkpoint: where it is damaged, ValueError names the newest good one before it."""
+    """Have a ValueError about a damaged checkpoint also name the newest older one that can be read."""
     try:
         yield
     except ValueError as error:
@@ -159,11 +152,11 @@ def naming_a_good_one(path: Path) -> Iterator[None]:
         older = there[: there.index(path)] if path in there else []
         good = next(filter(_reads, reversed(older)), None)
         if good is None:
-            way_out = "no older one in its folder is good either"
+            way_out = "its folder has no older checkpoint that can be read"
         elif found[0] == OLDER:
-            way_out = f"go on from the newest good one with --resume_from {quote(str(good))}"
+            way_out = f"continue from the newest one that can be read with --resume_from {quote(str(good))}"
         else:
-            way_out = f"the newest good one is {good}"
+            way_out = f"the newest one that can be read is {good}"
         raise ValueError(str(error).replace(found[0], way_out)) from None
 
 
@@ -176,9 +169,9 @@ def _reads(path: Path) -> bool:
 
 
 def set_aside_newer(path: Path) -> list[str]:
-    """Rename the checkpoints of a folder that are newer than `path`, so that it is the newest; what was done.
+    """Rename the checkpoints that are newer than `path`, which becomes the newest of its folder.
 
-    Without the best of them best.json has no meaning, and goes.
+    best.json is deleted if the checkpoint that it names is renamed.  Returns a line of text for each file.
     """
     there, best, told = checkpoints(path.parent), best_checkpoint(path.parent), []
     for newer in there[there.index(path) + 1 :]:
@@ -198,7 +191,7 @@ def set_aside_newer(path: Path) -> list[str]:
 def saved_settings(
     saved: dict[str, Any], path: Any, config_class: type[TrainConfig] = TrainConfig
 ) -> dict[str, Any]:
-    """The train_config of a checkpoint with values of their fields' types; {} where it has none.
+    """Return the train_config of a checkpoint, cast to the types of config_class; {} if there is none.
 
     Settings that config_class does not know stay as they are.
     """
@@ -209,16 +202,16 @@ def saved_settings(
 
 
 def require_run(saved: dict[str, Any], path: Path) -> None:
-    """ValueError unless a checkpoint holds a run to continue, of the step that its name says."""
+    """Raise ValueError unless a checkpoint holds a run to continue and its name says its step."""
     missing = [key for key in TRAINING_STATE if key not in saved]
     if missing:
         raise ValueError(
-            f"{path} holds a model but no run to continue, it has no {', '.join(missing)}; "
+            f"{path} holds a model but no run to continue: it has no {', '.join(missing)}; "
             "start a new run from its weights with --init_from"
         )
     if path.name != f"checkpoint_{saved['step']}.pt":
         raise ValueError(
-            f"{path} holds step {saved['step']}, which is not that of its name; "
+            f"{path} holds step {saved['step']}, but its name says another step; "
             f"rename it to checkpoint_{saved['step']}.pt"
         )
 
@@ -230,10 +223,10 @@ def restore(
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
 ) -> tuple[Progress, dict[str, Any]]:
-    """Bring a run to where its checkpoint was saved: optimizers and random state in place.
+    """Restore the optimizers and the random state in place, and return what else the checkpoint holds.
 
-    Returns its progress, and the rest by name: data, tensorboard_dir, scored.
-    Raises ValueError, in one sentence, for a part that does not fit; nothing is written.
+    Returns the progress and the rest, as in `contents`.  Raises ValueError if a part
+    does not fit the run. Nothing is written.
     """
     device = torch.device(cfg.device)
     with reading(path, "a run to continue", way_out=OLDER):
@@ -241,7 +234,7 @@ def restore(
             restore_optimizer(optimizer, state["state"])
         progress = restored_progress(saved["progress"], cfg, model)
         if progress.step != saved["step"]:
-            raise ValueError(f"its steps are {saved['step']} and {progress.step}")
+            raise ValueError(f"it says both step {saved['step']} and step {progress.step}")
         rest = {
             "data": restored_position(saved["data"], cfg, model),
             "tensorboard_dir": restored_board(saved["tensorboard_dir"], cfg),
@@ -252,13 +245,18 @@ def restore(
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
-    """Copies of the saved averages, each of its parameter's shape; what the groups say is the settings' already."""
+    """Copy the saved averages, each with the shape of its parameter.
+
+    The saved parameter groups are not used, because the settings of the run already decide them.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     by_number = dict(enumerate(parameters))
     for number, entry in saved.items():
         parameter, names = by_number[number], STATE[type(optimizer)]
         if entry.keys() != names.keys():
-            raise ValueError(f"its optimizer keeps other values for parameter {number}")
+            raise ValueError(
+                f"its optimizer state of parameter {number} has other entries than {', '.join(names)}"
+            )
         for name, like_parameter in names.items():
             shape = parameter.shape if like_parameter else ()
             tensor = owned(entry[name], f"{name} of parameter {number}", shape, torch.float32)
@@ -285,11 +283,11 @@ def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module)
 
 
 def restored_position(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> dict[str, Any]:
-    """The loader's position; its source checks its own part."""
+    """Return the position of the loader. The source of the data checks its own part later."""
     tokens = [owned(rest, "tokens", (None,), torch.int64) for rest in saved["tokens"][: cfg.batch_size]]
     for rest in tokens:
         if not (0 <= int(rest.min()) and int(rest.max()) < model.config.vocab_size):
-            raise ValueError(f"its tokens are not ids below {model.config.vocab_size}")
+            raise ValueError(f"its tokens are not all ids from 0 to {model.config.vocab_size - 1}")
     documents = cast("documents", saved["documents"], int)
     position = {"packing": saved["packing"], "seed": saved["seed"], "source": dict(saved["source"])}
     if not position["source"] or not tokens:
@@ -298,7 +296,7 @@ def restored_position(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module)
 
 
 def restored_board(saved: Any, cfg: TrainConfig) -> str | None:
-    """The folder of TensorBoard's files: a bare name under the root that this program writes to."""
+    """Return the folder of the TensorBoard files, which must lie directly in cfg.tensorboard_root."""
     if saved is None:
         return None
     folder = Path(cast("tensorboard_dir", saved, str))
@@ -312,7 +310,7 @@ def restored_scores(saved: Any) -> dict[str, float] | None:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The global generators, safe for weights_only=True; all other code is handed its generator."""
+    """Return the state of the global generators, which torch.load reads with weights_only=True."""
     state = {"python": random.getstate(), "cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -323,7 +321,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
-    torch.set_rng_state(state["cpu"].cpu())  # .cpu(): generator states live there, wherever loaded
+    torch.set_rng_state(state["cpu"].cpu())  # a generator state must be on the CPU
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     if device.type == "mps":

@@ -12,8 +12,10 @@ STDERR = 2
 
 
 class StopRequest:
-    """While entered, the first Ctrl-C or SIGTERM sets `signal` and is answered on stderr; a second
-    Ctrl-C stops at once.
+    """A context manager for Ctrl-C and SIGTERM.
+
+    The first of these signals sets `signal` and prints ANSWER to stderr. A second Ctrl-C raises
+    KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -24,7 +26,7 @@ class StopRequest:
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
         return self
@@ -39,7 +41,7 @@ class StopRequest:
         first = self.signal is None
         self.signal = signal.Signals(number)
         if first:
-            # not print: its buffer may be in use at this very moment; on a terminal below the bar
-            below = b"\n" if os.isatty(STDERR) else b""
-            with contextlib.suppress(OSError):  # nobody there to read it
+            # print is unsafe here: the signal may have come while its buffer was in use.
+            below = b"\n" if os.isatty(STDERR) else b""  # below the progress bar
+            with contextlib.suppress(OSError):  # stderr may be closed
                 os.write(STDERR, below + ANSWER)

@@ -1,4 +1,4 @@
-"""OUT_DIR: what may be in it when a run starts, and that one process writes to it."""
+"""OUT_DIR: check what it holds when a run starts, and let only one process write to it."""
 
 import contextlib
 import fcntl
@@ -18,12 +18,13 @@ LOCK = ".lock"
 
 
 def check_out_dir(out_dir: str | Path, resume: bool) -> None:
-    """ValueError, with nothing written, for a folder that this run may not write to: one that holds
-    other output (unless resume), or none to continue (if resume).
+    """Raise ValueError if this run may not write to a folder. Nothing is written.
+
+    A new run needs a new or empty folder, a resumed run needs a checkpoint there.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
-        raise ValueError(f"out_dir must be a folder; {out_dir} is a file; choose another --out_dir")
+        raise ValueError(f"out_dir must be a folder, and {out_dir} is a file; choose another --out_dir")
     if resume:
         require_latest(out_dir)
     elif latest_checkpoint(out_dir) is not None:
@@ -50,13 +51,13 @@ def command_with_a_free_folder(out_dir: Path) -> str:
 
 
 def contents(out_dir: str | Path) -> set[Path]:
-    """What is in a folder, apart from what a run leaves that ended before it wrote anything."""
+    """List a folder without the lock, which is all that a run leaves if it ends before it writes anything."""
     there = set(Path(out_dir).iterdir()) if Path(out_dir).is_dir() else set()
     return {path for path in there if path.name != LOCK}
 
 
 def is_without_checkpoint(out_dir: str | Path) -> bool:
-    """Whether a folder holds a run that has saved nothing, and nothing else."""
+    """Whether a folder holds a run without a checkpoint, and nothing else."""
     names = {path.name for path in contents(out_dir)}
     ours = re.compile(r"config\.json|metrics\.jsonl|\..+\.tmp")
     started = not names.isdisjoint({"config.json", "metrics.jsonl"})
@@ -73,25 +74,24 @@ def nothing_to_continue(out_dir: str | Path) -> ValueError:
 
 
 def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
-    """Make OUT_DIR this process's own for as long as the returned lock file stays open.
+    """Create OUT_DIR if needed, and lock it for as long as the returned file stays open.
 
-    The lock dies with the process, so a crash leaves none behind.  Raises ValueError, before
-    anything is written, for what check_out_dir refuses and for a folder that a live run writes to,
-    and CannotWrite.
+    The operating system releases the lock when the process ends, so a crash leaves no lock behind.  Raises
+    CannotWrite, and ValueError if check_out_dir refuses the folder or another process holds the lock.
     """
     out_dir = Path(out_dir)
     check_out_dir(out_dir, resume)
     with writing(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         lock = _locked(out_dir / LOCK)
-    check_out_dir(out_dir, resume)  # again: another run may have come and gone before the lock
-    for remains in out_dir.glob(".*.tmp"):  # of a write that a kill cut short
-        remains.unlink()
+    check_out_dir(out_dir, resume)  # again: another run may have started and ended before we held the lock
+    for unfinished in out_dir.glob(".*.tmp"):  # a kill interrupted their writes
+        unfinished.unlink()
     return lock
 
 
 def live_writer(out_dir: str | Path) -> str | None:
-    """The process that writes to a folder, unless it is this one."""
+    """Return the number of the process that writes to a folder; None if there is none or it is this one."""
     with contextlib.suppress(OSError), open(Path(out_dir) / LOCK) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -118,29 +118,29 @@ def _locked(path: Path) -> TextIO:
 
 def _has_a_writer(out_dir: str | Path, owner: str) -> ValueError:
     return ValueError(
-        f"out_dir must have one writer, and process {owner} is writing to {out_dir}; "
-        "wait for it or choose another --out_dir"
+        f"process {owner} is writing to {out_dir}, and only one process may; "
+        "wait until it ends, or choose another --out_dir"
     )
 
 
 def earlier_starts(out_dir: str | Path) -> list[Any]:
-    """What config.json records of the starts of a run so far; ValueError for a damaged one."""
+    """Return what config.json records of the earlier starts of a run; ValueError if it is damaged."""
     path = Path(out_dir) / "config.json"
     if not path.exists():
         return []
-    way_out = "move it away, the run can be continued without it"
+    way_out = "move it away; the run can be continued without it"
     with reading(path, "the settings and starts of a run", way_out=way_out):
         return list(read_json(path)["starts"])
 
 
 def require_latest(out_dir: str | Path) -> Path:
-    """The newest checkpoint; ValueError if there is none to resume from."""
+    """Return the newest checkpoint; ValueError if there is none."""
     path = latest_checkpoint(out_dir)
     if path is None and is_without_checkpoint(out_dir):
         raise nothing_to_continue(out_dir)
     if path is None:
         raise ValueError(
-            f"--resume needs a checkpoint_<step>.pt in {out_dir} and there is none; "
-            "start without --resume, or name the run's --out_dir"
+            f"--resume needs a checkpoint_<step>.pt in {out_dir}, and there is none; "
+            "start without --resume, or give the --out_dir of the run to continue"
         )
     return path

@@ -1,4 +1,4 @@
-"""A run: what it holds open, how far it is, and the checkpoint that holds all of it."""
+"""Open a run, with everything that it keeps from step to step, and save its checkpoints."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from training.validation import Evaluation
 
 @dataclass
 class Run:
-    """What stays the same from step to step."""
+    """What a run keeps from step to step."""
 
     cfg: TrainConfig
-    model: nn.Module  # the raw one: what is saved, sampled and looked into
-    compiled: nn.Module  # what computes
+    model: nn.Module  # the raw module, which is saved, sampled and inspected
+    compiled: nn.Module  # the same module or its compiled form, which trains
     optimizers: list[torch.optim.Optimizer]
     parameter_kinds: dict[str, list[nn.Parameter]]
     tokenizer: Any
@@ -54,16 +54,15 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(
-    cfg: TrainConfig,
-    model: nn.Module,
-    tokenizer: Any,
-    source: Source,
-    resumed: dict[str, Any] | None,
+    cfg: TrainConfig, model: nn.Module, tokenizer: Any, source: Source, resumed: dict[str, Any] | None
 ) -> Iterator[tuple[Run, Progress]]:
-    """Everything a run holds open, restored from a checkpoint where one is continued."""
+    """Open everything that a run needs and close it at the end.
+
+    resumed: the checkpoint to continue, None for a new run.
+    """
     device = torch.device(cfg.device)
     model = model.to(device).train()
-    model.tokenizer = tokenizer  # as a model that was loaded has it: stories are text
+    model.tokenizer = tokenizer  # a loaded model has it, too; it turns samples into text
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
     if resumed:
@@ -76,13 +75,19 @@ def open_run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(saying_how_to_go_on(cfg.out_dir, cfg.program))
         loader = TrainLoader(
-            source, tokenizer, batch_size=cfg.batch_size, block_size=cfg.block_size, packing=cfg.packing,
-            resets=cfg.carries, seed=cfg.seed, state=rest.get("data"),
+            source,
+            tokenizer,
+            batch_size=cfg.batch_size,
+            block_size=cfg.block_size,
+            packing=cfg.packing,
+            resets=cfg.carries,
+            seed=cfg.seed,
+            state=rest.get("data"),
             should_stop=lambda: bool(stop),
-        )  # fmt: skip
+        )
         stack.callback(loader.close)
         if cfg.use_tensorboard:
-            metrics.require_tensorboard()  # before anything is written
+            metrics.require_tensorboard()  # raises before anything is written
         stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
         if cfg.resume_from:
             if (records := Path(cfg.out_dir) / "metrics.jsonl").exists():
@@ -90,7 +95,9 @@ def open_run(
             for line in checkpoint.set_aside_newer(path):
                 say(line)
         if resumed:
-            refuse_if_changed(cfg.out_dir, progress.step, finished=not cfg.resume_from)
+            refuse_if_changed(cfg.out_dir, progress.step)
+            if not cfg.resume_from:
+                refuse_if_finished(cfg.out_dir)
             checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
         tensorboard_dir = rest.get("tensorboard_dir")
         if cfg.use_tensorboard and tensorboard_dir is None:
@@ -124,7 +131,7 @@ def open_run(
 
 @contextlib.contextmanager
 def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
-    """Where the body cannot write, the message also says what to do after that."""
+    """Have a CannotWrite also say how to continue the run once there is room."""
     try:
         yield
     except CannotWrite as error:
@@ -136,21 +143,20 @@ def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
         raise
 
 
-def refuse_if_changed(out_dir: str | Path, step: int, finished: bool) -> None:
-    """ValueError if another process wrote to the folder between the reading of its newest checkpoint,
-    that of `step`, and the moment from which it is ours; also, where asked, if it finished the run.
+def refuse_if_changed(out_dir: str | Path, step: int) -> None:
+    """Raise ValueError if the newest checkpoint of a folder is no longer that of `step`.
+
+    Another process may have saved one after we read ours and before we locked the folder.
     """
     if checkpoint.latest_checkpoint(out_dir) != checkpoint.checkpoint_path(out_dir, step):
         raise ValueError(
-            f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process was writing "
-            "there while this one started; run the same command again"
+            f"checkpoint_{step}.pt is no longer the newest of {out_dir}: another process wrote there while "
+            "this one started; run the same command again"
         )
-    if finished:
-        refuse_if_finished(out_dir)
 
 
 def refuse_if_finished(out_dir: str | Path) -> None:
-    """ValueError for a run whose closing figures are written: there is nothing to continue."""
+    """Raise ValueError if the closing figures of a run are written, so that there is nothing to continue."""
     path = Path(out_dir) / "metrics.jsonl"
     if path.exists() and any("final/loss" in record for record in metrics.read_metrics(path)):
         raise ValueError(
@@ -160,8 +166,9 @@ def refuse_if_finished(out_dir: str | Path) -> None:
 
 
 def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
-    """What config.json records: every setting as it was resolved, and each start of the run with its
-    step, first batch, command, commit and versions.
+    """Return the content of config.json.
+
+    It holds every resolved setting, and the step, first batch, command, commit and versions of each start.
     """
     start = {"step": progress.step, "first_batch_sha256": run.loader.first_batch_sha256}
     return {
@@ -180,17 +187,19 @@ def save(
     evaluated: tuple[int, Evaluation] | None,
     position: dict[str, Any] | None = None,
 ) -> Path:
-    """A checkpoint of this moment: the model, and all that continuing to the last bit needs.
+    """Save a checkpoint of this moment and return its path.
 
-    evaluated: the last step that was scored, and its score.  position: of the data; None: the loader's.
+    evaluated: the last evaluated step and its result.
+    position: where to continue in the data, by default where the loader is now.
     """
-    scored = None
+    rest = {
+        "data": position or run.loader.state_dict(),
+        "tensorboard_dir": run.tensorboard_dir,
+        "scored": None,
+    }
     if evaluated is not None and evaluated[0] == progress.step:
         found = evaluated[1]
-        scored = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
-    state = checkpoint.contents(
-        run.cfg, run.model, run.tokenizer, progress, run.optimizers,
-        data=position or run.loader.state_dict(), tensorboard_dir=run.tensorboard_dir, scored=scored,
-    )  # fmt: skip
-    run.writer.sync()  # a power cut may not leave a checkpoint without the records before it
+        rest["scored"] = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
+    state = checkpoint.contents(run.cfg, run.model, run.tokenizer, progress, run.optimizers, rest)
+    run.writer.sync()  # after a power cut no checkpoint may lack the records before it
     return checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)

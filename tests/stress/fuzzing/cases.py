@@ -1,7 +1,6 @@
-"""Cases: a program, its words and its files; a strategy for each kind of input and both origins.
+"""Cases for the fuzzer: a program, its arguments and its files.
 
-KINDS[kind] gives (mutations, arbitrary): strategies that begin with something valid, and ones that
-begin with nothing.
+KINDS[kind] is a pair of strategies: mutations of valid input, and arbitrary input.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from tests.stress.fuzzing.materials import DATA, FINISHED, NEWEST, RUN, TINY, flags
+from tests.stress.fuzzing.materials import DATA, FINISHED, MACHINE, NEWEST, RUN, TINY, flags
 from tests.stress.fuzzing.mutations import NUMBERS, WORDS, Made, Mutant, Raw, mutants, odd_values
 
 Strategy = st.SearchStrategy
 
 
 class Case(NamedTuple):
-    """One call of a program in a folder of its own that holds the materials and these files."""
+    """One call of a program, in a new folder that holds the materials and these files."""
 
     kind: str
-    program: str  # of verdict.PROGRAMS
+    program: str  # a key of judge.PROGRAMS
     argv: tuple[str, ...]
     files: tuple[Mutant | Raw | Made, ...] = ()
     stdin: bytes = b""
@@ -46,13 +45,16 @@ ON_RUN = ("--out_dir", RUN, "--resume", "--log_every", "1")
 SAMPLE = ("--max_tokens", "3", "--seed", "1", "--device", "cpu")
 NEW_RANKS = ("--vocab_size", "270", "--out", "new.tiktoken")
 PREPARED = ("--tokenizer", "small.tiktoken", "--out_dir", "prepared")
-FROM = ("--init_from", NEWEST, *flags(DATA | {"out_dir": "model_new", "max_iters": "1", "batch_size": "2"}),
-        "--block_size", "16", "--device", "cpu", "--threads", "1")  # fmt: skip
-FROM = tuple(word for word in FROM if word not in ("--tokenizer", DATA["tokenizer"]))
+
+
+def from_weights(file: str, block_size: str) -> tuple[str, ...]:
+    """A new run of one step from the weights of a checkpoint."""
+    new = {"out_dir": "model_new", "max_iters": "1", "batch_size": "2", "block_size": block_size}
+    return ("--init_from", file, *flags(MACHINE | DATA | new))
 
 
 def data_uses(file: str) -> list[Use]:
-    """The commands that read documents from a file."""
+    """Return the commands that read documents from a file."""
     found = [
         Use("train", _train(dataset=file), file),
         Use("train_tokenizer", ("--dataset", file, *NEW_RANKS), file),
@@ -94,8 +96,8 @@ USES: dict[str, list[Use]] = {
         Use("sample", ("--checkpoint", RUN, *SAMPLE), NEWEST),
         Use("train", ON_RUN, NEWEST),
         Use("train", (*ON_RUN, "--dry_run"), NEWEST),
-        Use("train", FROM, NEWEST),
-        Use("train", ("--eval_only", RUN, "--device", "cpu", "--threads", "1"), NEWEST),
+        Use("train", from_weights(NEWEST, "16"), NEWEST),
+        Use("train", ("--eval_only", RUN, *flags(MACHINE)), NEWEST),
     ],
     "best.json": [
         Use("sample", ("--checkpoint", RUN, *SAMPLE), f"{RUN}/best.json"),
@@ -111,9 +113,7 @@ USES: dict[str, list[Use]] = {
         Use("prepare", ("--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", *PREPARED), file)
         for file in ("small.tiktoken", "small.json")
     ],
-    "band": [
-        Use("report", (RUN, "--reference", "band.json", "--out", "page.png"), "band.json"),
-    ],
+    "band": [Use("report", (RUN, "--reference", "band.json", "--out", "page.png"), "band.json")],
 }
 HOWS = {
     ".yaml": ("bytes", "lines", "tree", "tree"),
@@ -156,8 +156,10 @@ def arbitrary_files(kind: str, materials: Path) -> Strategy[Case]:
 
 
 def _arbitrary_values(*, tensors: bool) -> Strategy:
-    known = ("step", "train", "model", "config", "starts", "text", "checkpoint", "val_loss", "tags", "runs",
-             "settings", "lr", "num_experts", "train/loss", "moe/load", "model_name", "tokenizer")  # fmt: skip
+    known = (
+        "step train model config starts text checkpoint val_loss tags runs settings lr num_experts".split()
+    )
+    known += "train/loss moe/load model_name tokenizer".split()
     value = odd_values(tensors=tensors)
     record = st.dictionaries(st.sampled_from(known), value, max_size=5)
     return st.one_of(value, record, st.lists(record, max_size=3))
@@ -170,21 +172,25 @@ def _encoded(text: str) -> bytes:
 # --------------------------------------------------------------------------------------------------
 # flags
 
-# As a shell passes them: no NUL, and bytes that are not UTF-8 as lone surrogates.
-ARGUMENTS = (*(word for word in WORDS if "\0" not in word), *map(str, NUMBERS), "1_000", "0x10", "\uff11\uff12",
-             "true", "True", "None", "--", "--help", "@file", "\udcff", "%(prog)s", "~", "cpu:1", "small.tiktoken",
-             NEWEST, FINISHED, "tokens", ".", "stories.txt", "prompts.txt", "band.json", "page.png", "new.jsonl")  # fmt: skip
-MORE_TRAIN = {  # further settings, each with a valid value
-    "lr": "1e-3", "schedule": "cosine", "warmup": "0.1", "decay": "0.5", "grad_clip": "0", "optimizer": "adamw",
-    "weight_decay": "0", "balance": "bias", "balance_coef": "0.1", "bias_rate": "0.01", "z_loss_coef": "0.001",
-    "packing": "lanes", "grad_accum": "2", "keep": "1", "eval_every": "1", "use_tensorboard": "false",
-    "seed": "7", "dtype": "bfloat16", "attention": "eager", "experts": "loop", "text_column": "text",
-    "position": "learned", "norm": "layernorm", "mlp": "gelu", "tie_embeddings": "true", "attention_bias": "false",
-    "attention_sinks": "false", "dropout": "0.1", "moe_layers": "1", "capacity_factor": "1.5", "nope_stride": "2",
-    "layer_types": "full_attention,sliding_attention", "rope_theta": "10000", "swiglu_limit": "3",
-    "rope_ntk_alpha": "1", "rope_ntk_beta": "32", "model_size": "toy", "model": "gptoss", "used_vocab_size": "300",
-    "vocab_size": "320", "router": "topk_sigmoid", "shared_experts": "1",
-}  # fmt: skip
+# A shell passes no NUL, and Python reads bytes that are not UTF-8 as lone surrogates.
+ARGUMENTS = (
+    *(word for word in WORDS if "\0" not in word),
+    *map(str, NUMBERS),
+    *"1_000 0x10 \uff11\uff12 true True None -- --help @file \udcff %(prog)s ~ cpu:1 small.tiktoken".split(),
+    *"tokens . stories.txt prompts.txt band.json page.png new.jsonl".split(),
+    *(NEWEST, FINISHED),
+)
+MORE_TRAIN = dict(  # further settings, each with a valid value
+    pair.split("=")
+    for pair in """lr=1e-3 schedule=cosine warmup=0.1 decay=0.5 grad_clip=0 optimizer=adamw
+    weight_decay=0 balance=bias balance_coef=0.1 bias_rate=0.01 z_loss_coef=0.001 packing=lanes
+    grad_accum=2 keep=1 eval_every=1 use_tensorboard=false seed=7 dtype=bfloat16 attention=eager
+    experts=loop text_column=text position=learned norm=layernorm mlp=gelu tie_embeddings=true
+    attention_bias=false attention_sinks=false dropout=0.1 moe_layers=1 capacity_factor=1.5
+    nope_stride=2 layer_types=full_attention,sliding_attention rope_theta=10000 swiglu_limit=3
+    rope_ntk_alpha=1 rope_ntk_beta=32 model_size=toy model=gptoss used_vocab_size=300 vocab_size=320
+    router=topk_sigmoid shared_experts=1""".split()
+)
 VALID: dict[str, list[tuple[str, ...]]] = {  # whole commands to begin with
     "sample": [
         ("--checkpoint", RUN, "--prompt", "Once upon", "--temperature", "0.8", "--top_k", "5", *SAMPLE),
@@ -210,7 +216,7 @@ VALID: dict[str, list[tuple[str, ...]]] = {  # whole commands to begin with
 
 @st.composite
 def mutated_words(draw, argv: tuple[str, ...]) -> tuple[str, ...]:
-    """A command line with one to three words changed, left out, repeated, swapped or put in."""
+    """Change, drop, repeat, swap or insert one to three words of a command line."""
     words = list(argv)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(words) - 1))
@@ -245,7 +251,7 @@ def arguments() -> Strategy[str]:
 
 @st.composite
 def train_words(draw) -> tuple[str, ...]:
-    """A valid command line of train.py; most only count, as a run takes longer."""
+    """Draw a valid command line of train.py. Most have --dry_run, because a run takes longer."""
     more = draw(st.lists(st.sampled_from(sorted(MORE_TRAIN)), max_size=4, unique=True))
     argv = flags(TINY | DATA | {"out_dir": "model_new"} | {name: MORE_TRAIN[name] for name in more})
     return (*argv, "--dry_run") if draw(st.integers(0, 3)) else tuple(argv)
@@ -264,9 +270,9 @@ def mutated_tools(kind: str, materials: Path) -> Strategy[Case]:
 
 
 def arbitrary_words(*programs: str) -> Callable[[str, Path], Strategy[Case]]:
-    """Any words, some of them names of flags."""
-    names = [f"--{name}" for name in (*TINY, *DATA, *MORE_TRAIN, "config", "resume", "init_from", "eval_only",
-             "max_minutes", "dry_run", "help_model", "no-use_tensorboard")]  # fmt: skip
+    """Return a strategy of arbitrary words, some of them names of flags."""
+    more = "config resume init_from eval_only max_minutes dry_run help_model no-use_tensorboard".split()
+    names = [f"--{name}" for name in (*TINY, *DATA, *MORE_TRAIN, *more)]
     tools = sorted({word for commands in VALID.values() for argv in commands for word in argv})
 
     def strategy(kind: str, materials: Path) -> Strategy[Case]:
@@ -287,11 +293,7 @@ KINDS: dict[str, tuple[Callable[[str, Path], Strategy[Case]], Callable[[str, Pat
 
 
 def described(case: Case) -> str:
-    """A case as text that tells all of it."""
-    lines = [
-        f"kind     {case.kind}",
-        f"program  {case.program}",
-        f"argv     {json.dumps(case.argv)}",
-    ]
+    """Describe all of a case as text."""
+    lines = [f"kind     {case.kind}", f"program  {case.program}", f"argv     {json.dumps(case.argv)}"]
     lines += [f"file     {file!r}" for file in case.files]
     return "\n".join([*lines, *([f"stdin    {case.stdin!r}"] if case.stdin else [])])

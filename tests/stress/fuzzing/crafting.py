@@ -1,6 +1,6 @@
-"""Checkpoints with right checksums that lie about one part, and small files that unpack to gigabytes.
+"""Checkpoints with right checksums and one false part, and small files that unpack to gigabytes.
 
-STRATEGIES[name] changes a state, or writes a file of its own; a Crafted builds the same file again.
+STRATEGIES[name] changes a state or writes a file. A Crafted always builds the same file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 
 from tests.stress.fuzzing.cases import SAMPLE
 from tests.stress.fuzzing.materials import NEWEST, RUN
-from tests.stress.fuzzing.mutations import NUMBERS, WORDS, at, replaced
+from tests.stress.fuzzing.mutations import NUMBERS, WORDS, at, entries, replaced
 
 HUGE = 2**40
 
 
 class Crafted(NamedTuple):
-    """A checkpoint of the samples, what is done to it, and the seed of where."""
+    """A checkpoint of the samples, the strategy that changes it, and the seed of the place."""
 
     file: str
     strategy: str
@@ -33,7 +33,7 @@ class Crafted(NamedTuple):
 
 
 def craft(made: Crafted, samples: Path, folder: Path) -> str:
-    """Write it into folder, a copy of the samples; says which place it changed."""
+    """Write the file into folder, a copy of the samples; return the place that was changed."""
     draw, path = random.Random(made.seed), folder / made.file
     state = torch.load(samples / made.file, weights_only=True)
     where, change = STRATEGIES[made.strategy]
@@ -43,7 +43,7 @@ def craft(made: Crafted, samples: Path, folder: Path) -> str:
     place = a_place(state, draw, tensors=where == "tensor")
     old = at(state, place)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, that quantized tensors will go
+        warnings.simplefilter("ignore")  # quantized tensors are deprecated
         value = change(old, state["model"]) if where == "tensor" else change(draw)
     if where == "board":
         place = ("tensorboard_dir",)
@@ -53,7 +53,7 @@ def craft(made: Crafted, samples: Path, folder: Path) -> str:
 
 
 def a_place(state: dict, draw: random.Random, *, tensors: bool) -> tuple:
-    """A place of a tensor or of a plain value, section by section: else tensors of the model have it."""
+    """Draw the place of a tensor or of a plain value. Each section of the state is equally likely."""
     found: dict[Any, list[tuple]] = {}
     for place, value in leaves(state):
         if isinstance(value, torch.Tensor) == tensors:
@@ -62,21 +62,23 @@ def a_place(state: dict, draw: random.Random, *, tensors: bool) -> tuple:
 
 
 def leaves(tree: Any, front: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Every value that holds no others, and its place."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else None  # fmt: skip
-    if items is None:
+    """Yield the place and the value of everything that is not a container."""
+    if not isinstance(tree, dict | list | tuple):
         yield front, tree
-        return
-    for key, value in items:
+    for key, value in entries(tree):
         yield from leaves(value, (*front, key))
 
 
 # --------------------------------------------------------------------------------------------------
-# tensors, in the place of tensor t; m: the model's tensors
+# tensors that replace tensor t; m: the tensors of the model
 
 
 def one(t: torch.Tensor) -> torch.Tensor:
     return torch.zeros((), dtype=t.dtype)
+
+
+def limits(t: torch.Tensor) -> torch.finfo | torch.iinfo:
+    return torch.finfo(t.dtype) if t.is_floating_point() else torch.iinfo(t.dtype)
 
 
 def with_reversed_strides(t: torch.Tensor) -> torch.Tensor:
@@ -85,7 +87,7 @@ def with_reversed_strides(t: torch.Tensor) -> torch.Tensor:
 
 
 def sharing(t: torch.Tensor, m: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A view of another tensor's memory, or of other places of its own."""
+    """Return a view of the memory of another tensor, or of a longer copy of t."""
     other = max(m.values(), key=torch.Tensor.numel).view(-1)
     if other.dtype != t.dtype or other.numel() <= t.numel():
         other = torch.cat([t.flatten(), t.flatten()])
@@ -108,8 +110,8 @@ TENSORS: dict[str, Callable[[torch.Tensor, dict], Any]] = {
     "quantized": lambda t, m: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
     "requires_grad": lambda t, m: t.float().clone().requires_grad_(),
     "parameter": lambda t, m: torch.nn.Parameter(t.float()),
-    "all of its largest": lambda t, m: torch.full_like(t, torch.finfo(t.dtype).max if t.is_floating_point() else torch.iinfo(t.dtype).max),
-    "all of its least": lambda t, m: torch.full_like(t, torch.finfo(t.dtype).min if t.is_floating_point() else torch.iinfo(t.dtype).min),
+    "all of its largest": lambda t, m: torch.full_like(t, limits(t).max),
+    "all of its least": lambda t, m: torch.full_like(t, limits(t).min),
     "not a number": lambda t, m: torch.full(t.shape, torch.nan),
     "nested list": lambda t, m: t.tolist(),
     "None": lambda t, m: None,
@@ -119,7 +121,7 @@ TENSORS: dict[str, Callable[[torch.Tensor, dict], Any]] = {
         dtype: lambda t, m, dtype=dtype: t.to(getattr(torch, dtype))
         for dtype in ("int64", "bool", "complex64", "float16", "float64", "bfloat16", "uint8")
     },
-}  # fmt: skip
+}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -127,16 +129,16 @@ TENSORS: dict[str, Callable[[torch.Tensor, dict], Any]] = {
 
 
 def deep(draw: random.Random) -> Any:
-    """Lists in lists, as deep as can be written."""
+    """Nest lists as deep as they can be written."""
     value: list = []
     for _ in range(200):
         value = [value]
     return value
 
 
-def board(draw: random.Random) -> str:
-    return draw.choice(("../escaped", "runs/../../escaped", "runs/..", "runs/.", "/nowhere/runs",
-                        "run/escaped", "runs/a/b", "runs\0", "runs/" + "x" * 300))  # fmt: skip
+BOARDS = "../escaped runs/../../escaped runs/.. runs/. /nowhere/runs run/escaped runs/a/b runs\0".split(" ")
+BOARDS += ["runs/" + "x" * 300]
+VALUES = (None, True, [], {}, (), [0] * 3, b"x", torch.zeros(3))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def board(draw: random.Random) -> str:
 
 
 class Code:
-    """What a pickle may do: write a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __reduce__(self):
         return exec, ("open('marker', 'w').close()",)
@@ -163,25 +165,25 @@ def write_bare_code(state: dict, path: Path) -> None:
 
 
 def write_itself(state: dict, path: Path) -> None:
-    """A state that holds itself."""
+    """Write a state that contains itself."""
     state["progress"]["carry"] = state["data"]["source"] = state["train_config"]["lr"] = state
     torch.save(state, path)
 
 
 def another_record(name: str) -> Callable[[dict, Path], None]:
-    """One record more, named so within the archive."""
+    """Return a writer of a file with one more record of that name."""
 
     def write(state: dict, path: Path) -> None:
         torch.save(state, path)
         with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a name that is there already
+            warnings.simplefilter("ignore")  # the name may exist already
             archive.writestr(name.format(root=path.stem), b"marker")
 
     return write
 
 
 def write_deflated(state: dict, path: Path, megabytes: int = 64) -> None:
-    """All records deflated, and a tensor of zeros among them that takes so much room."""
+    """Write all records deflated, with another tensor of zeros of that size."""
     whole = path.with_suffix(".whole")
     state["model"]["zeros"] = torch.zeros(megabytes * 250_000)
     torch.save(state, whole)
@@ -196,7 +198,7 @@ def write_deflated(state: dict, path: Path, megabytes: int = 64) -> None:
 
 
 def claim(size: int) -> Callable[[dict, Path], None]:
-    """A record of tensors that the directory says to be so large."""
+    """Return a writer of a file whose directory gives a wrong size for one tensor."""
 
     def write(state: dict, path: Path) -> None:
         torch.save(state, path)
@@ -209,12 +211,12 @@ def claim(size: int) -> Callable[[dict, Path], None]:
 
 
 def write_other_pickle(state: dict, path: Path) -> None:
-    """A pickle that asks for a storage larger than its record, with the checksum of what it is."""
+    """Write a pickle, with a right checksum, that asks for a storage larger than its record."""
     torch.save(state, path)
     with zipfile.ZipFile(path) as old:
         records = {name: old.read(name) for name in old.namelist()}
     sizes = {len(content) // 4 for name, content in records.items() if "/data/" in name}
-    size = max(sizes)  # of the largest storage, as its pickle counts it
+    size = max(sizes)  # the largest storage, in numbers of 4 bytes as the pickle has it
     name = next(name for name in records if name.endswith("data.pkl"))
     for code in (b"J" + struct.pack("<i", size), b"M" + struct.pack("<H", size % 2**16)):
         larger = b"J" + struct.pack("<i", 2**30)
@@ -239,15 +241,11 @@ FILES: dict[str, Callable[[dict, Path], None]] = {
 }
 STRATEGIES: dict[str, tuple[str, Callable]] = {
     **{name: ("tensor", change) for name, change in TENSORS.items()},
-    **{f"a number {n}": ("plain", lambda draw: draw.choice(NUMBERS)) for n in range(8)},
-    **{f"a word {n}": ("plain", lambda draw: draw.choice(WORDS)) for n in range(6)},
-    **{
-        f"a value {n}": ("plain", lambda draw: draw.choice((None, True, [], {}, (), [0] * 3, b"x")))
-        for n in range(6)
-    },
-    "a tensor": ("plain", lambda draw: torch.zeros(3)),
+    "a number": ("plain", lambda draw: draw.choice(NUMBERS)),
+    "a word": ("plain", lambda draw: draw.choice(WORDS)),
+    "a value": ("plain", lambda draw: draw.choice(VALUES)),
     "deep lists": ("plain", deep),
-    **{f"tensorboard_dir {n}": ("board", board) for n in range(3)},
+    "tensorboard_dir": ("board", lambda draw: draw.choice(BOARDS)),
     **{name: ("file", change) for name, change in FILES.items()},
 }
 
@@ -257,7 +255,7 @@ STRATEGIES: dict[str, tuple[str, Callable]] = {
 
 
 class Bomb(NamedTuple):
-    """A file that would unpack to gigabytes, and the command that reads it."""
+    """A small file that would unpack to gigabytes, and the command that reads it."""
 
     file: str
     make: Callable[[Path], None]
@@ -266,12 +264,12 @@ class Bomb(NamedTuple):
 
 
 def checkpoint_bomb(path: Path) -> None:
-    """13 MB with a tensor of 3 GB."""
+    """Write 13 MB that hold a tensor of 3 GB."""
     write_deflated(torch.load(path, weights_only=True), path, 3000)
 
 
 def alias_bomb(path: Path) -> None:
-    """9**9 words, if they were written out."""
+    """Write a YAML file that stands for 9**9 words."""
     parts = ["&a [x, x, x, x, x, x, x, x, x]"]
     for name, before in zip("bcdefghi", "abcdefgh"):
         parts.append(f"&{name} [{', '.join([f'*{before}'] * 9)}]")

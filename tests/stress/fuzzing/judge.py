@@ -1,8 +1,8 @@
-"""One case in a folder of its own: run it in this process or as a command, and judge how it ended.
+"""Run one case in a folder of its own, in this process or as a command, and judge how it ended.
 
-A case passes if the exit code is 0 or 2; there is no traceback and no warning; on 2 the last line of
-stderr, and only that, is an error in words; a program that failed before it began to work wrote
-nothing; every file that is there is whole; and all of it took bounded time and memory.
+A case passes if its exit code is 0 or 2, without a traceback or a warning. With 2, the last line of stderr,
+and only that line, is an error in words. A program that fails before it starts to work writes nothing. Every
+file is whole, and time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unittest import mock
 from tests.stress.fuzzing.cases import Case
 
 ROOT = Path(__file__).resolve().parents[3]
-PROGRAMS = {  # module with main(argv), and the words of a real command
+PROGRAMS = {  # module with main(argv), and the words of the command
     "train": ("train", ("train.py",)),
     "train_context": ("train_context", ("train_context.py",)),
     "ablate": ("ablate", ("ablate.py",)),
@@ -40,11 +40,11 @@ PROGRAMS = {  # module with main(argv), and the words of a real command
     "train_tokenizer": ("data.train_tokenizer", ("-m", "data.train_tokenizer")),
     "prepare": ("data.prepare", ("-m", "data.prepare")),
 }
-CPU_SECONDS, SECONDS = 20, 120  # of a case: what it may compute, and with all waiting
-MEMORY = 2 * 10**9  # bytes that a case may take, and that the programs believe to be free
-STEPS = 3  # of a training run; more of the same would show nothing new
+CPU_SECONDS, SECONDS = 20, 120  # limits of a case: computing, and in all
+MEMORY = 2 * 10**9  # bytes that a case may take, and that the programs see as free
+STEPS = 3  # steps of a training run; more would show nothing new
 LONGEST_MESSAGE = 1000
-# Python's own words where a sentence was due: they say nothing about the input.
+# These words of Python do not explain to a user what is wrong with an input.
 JARGON = re.compile(
     r"error: (\[Errno|embedded null|Expecting|Extra data|'\S+' codec|invalid literal|<|\(|\w+Error)|"
     r"has no attribute|not subscriptable|not callable|not iterable|not supported between|unhashable|"
@@ -54,7 +54,7 @@ JARGON = re.compile(
 
 
 class TooLong(BaseException):
-    """The time of a case is over. No program may swallow it, hence no Exception."""
+    """The time of a case is over. It is a BaseException so that no program catches it."""
 
 
 class Enough(BaseException):
@@ -64,23 +64,23 @@ class Enough(BaseException):
 class Ending(NamedTuple):
     """How a case ended."""
 
-    code: int | None  # None: neither by return nor by exit
+    code: int | None  # None: an exception or the time limit ended it
     out: str
     err: str
-    error: str = ""  # of an exception that came out: its kind and the place in our code
-    finished: bool = True  # False: stopped by us after STEPS
+    error: str = ""  # the kind of an uncaught exception and its place in our code
+    finished: bool = True  # False: the judge stopped it after STEPS
 
 
 class Finding(NamedTuple):
-    """What is wrong with how a case ended; equal signatures are one fault."""
+    """What is wrong with how a case ended. Equal signatures mean the same fault."""
 
     signature: str
     details: str
 
 
 def run_case(case: Case, materials: Path, folder: Path, *, real: bool = False) -> Finding | None:
-    """Set the case up in `folder`, which must not exist, run it, judge it, remove the folder."""
-    work = folder / "work"  # what a case may write to beside its own files is this far away
+    """Set up a case in `folder`, which must not exist, run and judge it, and remove the folder."""
+    work = folder / "work"  # a file that a case writes to ".." is removed, too
     shutil.copytree(materials, work)
     try:
         for file in case.files:
@@ -93,7 +93,7 @@ def run_case(case: Case, materials: Path, folder: Path, *, real: bool = False) -
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """{path: digest} of the files; locks do not count."""
+    """Return {path: digest} of all files except locks."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -106,7 +106,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def call(case: Case, work: Path) -> Ending:
-    """main(argv) in this process."""
+    """Call main(argv) in this process."""
     module = importlib.import_module(PROGRAMS[case.program][0])
     out, err = io.BytesIO(), io.BytesIO()
     streams = (
@@ -138,17 +138,16 @@ def call(case: Case, work: Path) -> Ending:
 
 
 def command(case: Case, work: Path) -> Ending:
-    """The command in a process of its own; a training run only counts, so that it ends."""
+    """Run the command in a process of its own. Training gets --dry_run, so that it ends."""
     words = PROGRAMS[case.program][1]
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
     dry = ("--dry_run",) if case.program == "train" else ()
     # a lone surrogate stands for a byte, as in sys.argv
     line = [os.fsencode(word) for word in (sys.executable, *words, *case.argv, *dry)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    options = {"cwd": work, "env": environment, "timeout": SECONDS, "capture_output": True}
     try:
-        done = subprocess.run(
-            line, cwd=work, input=case.stdin, capture_output=True, timeout=SECONDS,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        done = subprocess.run(line, input=case.stdin, **options)
     except subprocess.TimeoutExpired:
         return Ending(None, "", "", f"TooLong: {SECONDS} s")
     texts = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
@@ -157,9 +156,9 @@ def command(case: Case, work: Path) -> Ending:
 
 @contextlib.contextmanager
 def _bounded():
-    """A limit on time, memory and steps; memory that the programs see is within that limit."""
+    """Limit time, memory and steps of the body. The programs see less free memory than the limit."""
     from common import device
-    from training import trainer
+    from training import reporting, trainer
 
     ticks = itertools.count(1)
 
@@ -167,7 +166,7 @@ def _bounded():
         raise TooLong
 
     def tick(*_):
-        if next(ticks) == SECONDS:  # counted: a fuzzer that is stopped for a while must not be late
+        if next(ticks) == SECONDS:  # ticks and not a clock, so that a fuzzer may be paused
             raise TooLong
 
     train_step = trainer.train_step
@@ -193,6 +192,7 @@ def _bounded():
         with (
             mock.patch.object(device, "available_memory", lambda _: MEMORY),
             mock.patch.object(trainer, "train_step", counted),
+            mock.patch.object(reporting, "SAMPLE_TOKENS", 8),  # shorter stories take less time
         ):
             yield
     finally:
@@ -203,7 +203,7 @@ def _bounded():
 
 
 def _where(raised: BaseException) -> str:
-    """The kind of an exception and the last line of ours that it passed."""
+    """Return the kind of an exception and the last line of our code in its traceback."""
     frames = [f for f in traceback.extract_tb(raised.__traceback__) if f.filename.startswith(str(ROOT))]
     ours = [f for f in frames if "/fuzzing/" not in f.filename and "/.venv/" not in f.filename]
     place = f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else "?"
@@ -215,12 +215,12 @@ def _where(raised: BaseException) -> str:
 
 
 def judge(case: Case, ending: Ending, work: Path, before: dict[str, str]) -> Finding | None:
-    """What is wrong, or None."""
+    """Return what is wrong with how a case ended, or None."""
     said = ending.err.strip("\n").splitlines()
     told = f"exit code {ending.code}, stderr:\n{ending.err[-3000:]}"
 
     def finding(what: str) -> Finding:
-        same = re.sub(r"'[^']*'?|\"[^\"]*\"?|\d+", "N", what)[:90]  # of the input: no other fault
+        same = re.sub(r"'[^']*'?|\"[^\"]*\"?|\d+", "N", what)[:90]  # parts of the input make no other fault
         return Finding(f"{case.program}: {same}", told)
 
     if ending.error:
@@ -245,7 +245,7 @@ def judge(case: Case, ending: Ending, work: Path, before: dict[str, str]) -> Fin
 
 
 def unclear(said: list[str]) -> str:
-    """Why the lines of stderr are not one clear sentence; "" where they are."""
+    """Say why the lines of stderr are not one clear sentence; "" if they are."""
     errors = [line for line in said if ": error: " in line]
     if len(errors) != 1 or not said or said[-1] != errors[0]:
         return f"{len(errors)} error lines, the last line is {(said or ['nothing'])[-1][:80]!r}"
@@ -263,7 +263,7 @@ def unclear(said: list[str]) -> str:
 
 
 def partial(path: Path) -> str:
-    """Why a file under a final name is not whole; "" where it is."""
+    """Say why a file is not whole; "" if it is."""
     from architecture.checkpoint import read_checkpoint
     from architecture.tokenizer import load_rank_file
 
@@ -287,5 +287,5 @@ def partial(path: Path) -> str:
 
 
 def _kind_of(name: str) -> str:
-    """A file's name without what differs from case to case."""
+    """Return the name of a file with its numbers replaced, which differ from case to case."""
     return re.sub(r"\d+", "N", Path(name).name)[:40]

@@ -1,4 +1,4 @@
-"""Valid inputs of every kind, made once by the project itself: what mutations begin with."""
+"""Valid inputs of every kind, made by the project itself, which mutations start from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ import yaml
 
 from common.files import read_json, sealed, write_json_atomic
 
-TINY = {  # a model and a run of a few milliseconds a step, as flags
-    "device": "cpu",
-    "threads": "1",
+MACHINE = {"device": "cpu", "threads": "1"}
+TINY = MACHINE | {  # flags of a model and a run with steps of a few milliseconds
+    "tokenizer": "small.tiktoken",
     "num_hidden_layers": "2",
     "hidden_size": "16",
     "head_dim": "4",
@@ -35,23 +36,23 @@ TINY = {  # a model and a run of a few milliseconds a step, as flags
     "save_every": "1",
     "max_iters": "2",
 }
-DATA = {"dataset": "stories.jsonl", "val_dataset": "valid.jsonl", "tokenizer": "small.tiktoken"}
-RUN, FINISHED = "run", "finished"  # a run to continue, after two of three steps; a whole one
+DATA = {"dataset": "stories.jsonl", "val_dataset": "valid.jsonl"}
+RUN, FINISHED = "run", "finished"  # a run that can continue after step 2 of 3; a finished run
 NEWEST = f"{RUN}/checkpoint_2.pt"
-SMALL_VOCABULARY = 300
 
 
 def flags(settings: dict[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
-def make_materials(folder: Path, *, seeds: int = 1, more: dict[str, str] | None = None) -> Path:
-    """Fill a new folder: data in three formats, a tokenizer, a run to continue, a finished run, texts.
+def make_materials(folder: Path, more: dict[str, str] | None = None) -> Path:
+    """Fill a new folder with data in three formats, a tokenizer, an unfinished and a finished run, a band.
 
-    seeds: from three on there is a band of that many finished runs, too.  more: settings of the runs.
+    more: further settings of the runs.
     """
     import train
     from data import prepare, train_tokenizer
+    from evaluation.report.bands import FOLDER
     from tests.toy_corpus import documents, write_jsonl
     from training.monitor.metrics import drop_records_after
 
@@ -63,48 +64,38 @@ def make_materials(folder: Path, *, seeds: int = 1, more: dict[str, str] | None 
     (folder / "prompts.txt").write_text("Once upon\nA caf\u00e9 \u2603\n", encoding="utf-8")
     _write_parquet(folder / "stories.parquet", texts[8:])
     settings = TINY | DATA | {"out_dir": "model_new"}
-    (folder / "recipe.yaml").write_text(
-        yaml.safe_dump({name: yaml.safe_load(value) for name, value in settings.items()}),
-        encoding="utf-8",
-    )
-    quiet = io.StringIO()
-    with (
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(quiet),
-        contextlib.redirect_stderr(quiet),
-    ):
-        _succeed(train_tokenizer.main(
-            ["--dataset", "stories.jsonl", "--vocab_size", str(SMALL_VOCABULARY), "--out", "small.tiktoken"]
-        ), quiet)  # fmt: skip
-        _succeed(prepare.main(
-            ["--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", "--tokenizer", "small.tiktoken",
-             "--out_dir", "tokens"]
-        ), quiet)  # fmt: skip
-        longer = flags(TINY | DATA | {"max_iters": "3", "eval_every": "1"} | (more or {}))
-        for seed in range(seeds):
-            out_dir = FINISHED if seed == 0 else f"{FINISHED}_{seed}"
-            argv = [*longer, "--out_dir", out_dir, "--seed", str(seed), "--no-use_tensorboard"]
-            _succeed(train.main(argv), quiet)
-        if seeds >= 3:
-            _write_band(folder, seeds)
+    recipe = {name: yaml.safe_load(value) for name, value in settings.items()}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    shutil.copy(FOLDER / "quickstart_bundled.json", folder / "band.json")
+    new = "--tokenizer small.tiktoken --out_dir tokens"
+    run = flags(settings | {"out_dir": FINISHED, "max_iters": "3", "eval_every": "1"} | (more or {}))
+    with contextlib.chdir(folder):
+        _succeed(train_tokenizer, "--dataset stories.jsonl --vocab_size 300 --out small.tiktoken".split())
+        _succeed(prepare, f"--dataset stories.jsonl --val_dataset valid.jsonl {new}".split())
+        _succeed(train, [*run, "--no-use_tensorboard"])
         shutil.copytree(FINISHED, RUN)
-        Path(RUN, "checkpoint_3.pt").unlink()
-        Path(RUN, "checkpoint_1.pt").unlink()
+        for spare in ("checkpoint_1.pt", "checkpoint_3.pt"):
+            Path(RUN, spare).unlink()
+        for spare in ("checkpoint_1.pt", "checkpoint_2.pt"):
+            Path(FINISHED, spare).unlink()
         drop_records_after(Path(RUN, "metrics.jsonl"), 2)
         best = read_json(Path(RUN, "best.json")) | {"step": 2, "checkpoint": "checkpoint_2.pt"}
         write_json_atomic(Path(RUN, "best.json"), best)
         state = torch.load(NEWEST, weights_only=True)
         state["train_config"] |= {"out_dir": RUN}
         torch.save(state, NEWEST)
-        for spare in (f"{FINISHED}/checkpoint_1.pt", f"{FINISHED}/checkpoint_2.pt"):
-            Path(spare).unlink()
-        for seed in range(1, seeds):
-            shutil.rmtree(f"{FINISHED}_{seed}")
     return folder
 
 
+def _succeed(program: ModuleType, argv: list[str]) -> None:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        code = program.main(argv)
+    assert code == 0, f"the materials could not be made: {output.getvalue()}"
+
+
 def read_tree(path: Path) -> Any:
-    """What a file of the materials holds, as nested containers."""
+    """Read a file of the materials as nested containers."""
     if path.suffix == ".pt":
         return torch.load(path, weights_only=True)
     text = path.read_text(encoding="utf-8")
@@ -114,12 +105,12 @@ def read_tree(path: Path) -> Any:
 
 
 def write_tree(suffix: str, value: Any) -> bytes:
-    """The bytes of a file that holds `value`, the inverse of read_tree."""
+    """Return the bytes of a file that holds `value`. It is the inverse of read_tree."""
     if suffix == ".pt":
         file = io.BytesIO()
         torch.save(value, file)
         return file.getvalue()
-    if isinstance(value, dict) and "seal" in value:  # or nothing behind the seal would be reached
+    if isinstance(value, dict) and "seal" in value:  # a wrong seal would hide all other faults
         value = sealed({key: entry for key, entry in value.items() if key != "seal"})
     if suffix == ".jsonl":
         lines = value if isinstance(value, list) else [value]
@@ -130,7 +121,7 @@ def write_tree(suffix: str, value: Any) -> bytes:
 
 
 def write_table(path: Path, steps: tuple[tuple, ...]) -> bytes:
-    """The parquet file of the materials with its text column or its storage changed."""
+    """Return the parquet file of the materials with its text column or its storage changed."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -162,22 +153,20 @@ def write_table(path: Path, steps: tuple[tuple, ...]) -> bytes:
 def _typed(kind: str, count: int, texts: list[str]):
     import pyarrow as pa
 
-    values = {
-        "int64": list(range(count)),
-        "float64": [0.5] * count,
-        "bool": [True] * count,
-        "binary": [text.encode() for text in texts[:count]],
-        "large_string": texts[:count],
-        "dictionary": texts[:count],
-        "list": [[text] for text in texts[:count]],
-        "struct": [{"text": text} for text in texts[:count]],
-        "null": [None] * count,
-        "timestamp": [0] * count,
-        "broken_utf8": [b"caf\xe9"] * count,
+    values, of_type = {
+        "int64": (range(count), None),
+        "float64": ([0.5] * count, None),
+        "bool": ([True] * count, None),
+        "binary": ([text.encode() for text in texts[:count]], pa.binary()),
+        "large_string": (texts[:count], pa.large_string()),
+        "dictionary": (texts[:count], None),
+        "list": ([[text] for text in texts[:count]], None),
+        "struct": ([{"text": text} for text in texts[:count]], None),
+        "null": ([None] * count, pa.null()),
+        "timestamp": ([0] * count, pa.timestamp("s")),
+        "broken_utf8": ([b"caf\xe9"] * count, pa.binary()),
     }[kind]
-    types = {"binary": pa.binary(), "large_string": pa.large_string(), "null": pa.null(),
-             "timestamp": pa.timestamp("s"), "broken_utf8": pa.binary()}  # fmt: skip
-    column = pa.array(values, types.get(kind))
+    column = pa.array(values, of_type)
     if kind == "dictionary":
         return column.dictionary_encode()
     return column.view(pa.string()) if kind == "broken_utf8" else column
@@ -189,17 +178,3 @@ def _write_parquet(path: Path, texts: list[str]) -> None:
 
     table = pyarrow.table({"id": list(range(len(texts))), "text": texts})
     pyarrow.parquet.write_table(table, path, row_group_size=16)
-
-
-def _write_band(folder: Path, seeds: int) -> None:
-    from evaluation.report.bands import make_band
-    from evaluation.report.read import read_runs
-
-    names = [FINISHED, *(f"{FINISHED}_{seed}" for seed in range(1, seeds))]
-    band = make_band(read_runs([folder / name for name in names]), "recipe.yaml", str)
-    write_json_atomic(folder / "band.json", band)
-
-
-def _succeed(code: int, output: io.StringIO) -> None:
-    if code:
-        raise AssertionError(f"the materials could not be made: {output.getvalue()}")

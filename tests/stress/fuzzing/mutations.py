@@ -1,9 +1,9 @@
-"""Mutations of a valid file as data: they print short, shrink well, and build the same bytes again.
+"""Mutations of a valid file as data, which print short, shrink well and always build the same bytes.
 
-bytes   bits flipped, a stretch cut, put in, said again, the end cut off
-lines   a line of text said again, left out, swapped with another: duplicated keys, lost records
-tree    a value of a JSON, YAML or checkpoint file set, left out, renamed, swapped with another
-column  of a parquet file: another type, another name, none, nulls in it
+bytes   flip a bit; cut, insert or repeat a range; cut off the end
+lines   repeat, drop or swap lines of text, which gives duplicate keys and lost records
+tree    set, drop, rename or swap values of a JSON, YAML or checkpoint file
+column  change the type, name, number, nulls or storage of the text column of a parquet file
 """
 
 from __future__ import annotations
@@ -21,24 +21,18 @@ MOST_STEPS = 3
 
 
 class Tensor(NamedTuple):
-    """A tensor as a value that prints.
-
-    layout: plain, expanded (one number stands for all), transposed (strides in reverse order).
-    """
+    """A tensor as a value that prints. Odd strides and storages are in crafting.py."""
 
     shape: tuple[int, ...]
     dtype: str
     fill: float
-    layout: str = "plain"
 
     def build(self) -> torch.Tensor:
-        shape = {"plain": self.shape, "expanded": (), "transposed": self.shape[::-1]}[self.layout]
-        tensor = torch.full(shape, self.fill, dtype=torch.float64).to(getattr(torch, self.dtype))
-        return tensor.permute(*range(tensor.dim())[::-1]).expand(self.shape)
+        return torch.full(self.shape, self.fill, dtype=torch.float64).to(getattr(torch, self.dtype))
 
 
 class Mutant(NamedTuple):
-    """A file of the materials after some steps; `file` is also where the case finds it."""
+    """A file of the materials after some steps. The case finds it under the same name."""
 
     file: str
     how: str  # bytes, lines, tree, column
@@ -63,7 +57,7 @@ class Mutant(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """A file with arbitrary content."""
+    """A file with arbitrary bytes."""
 
     file: str
     content: bytes
@@ -73,7 +67,7 @@ class Raw(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A file of the right format that holds anything."""
+    """A file of the right format with an arbitrary value."""
 
     file: str
     value: Any
@@ -85,24 +79,25 @@ class Made(NamedTuple):
 # --------------------------------------------------------------------------------------------------
 # odd values
 
-# on both sides of what 32 bits, 64 bits and a float can hold
+# These lie on both sides of the limits of 32 bits, 64 bits and a float.
 NUMBERS = (0, 1, -1, 2, 3, 7, 1000, 65_536, 10**6, 2**31 - 1, 2**31, 10**9, 10**12, 2**63 - 1, 2**63,
            10**30, 10**400, 0.5, -0.5, 1e-320, 1e15, 1e308, math.nan, math.inf, -math.inf)  # fmt: skip
 WORDS = ("", " ", "none", "null", "true", "auto", "a,b", "0,1", ",", "\u00e9", "\u202e", "\U0001f600",
          "a\nb", "a\0b", "\x1b[31m", "%s", "{}", "-", "..", "x" * 300, "x" * 5000, "model.pt",
          "stories.jsonl", "run", "missing.jsonl", "1e3", "<|endoftext|>", "/dev/null")  # fmt: skip
+INSERTED = (b"\0", b"\xff", b"\n", b"{", b"}", b"[" * 20_000, b"9" * 5000, b"-", b'"', b"1e999", b"NaN",
+            b"null", b"\xef\xbb\xbf", b"\xed\xa0\x80")  # fmt: skip
 
 
 def odd_values(*, tensors: bool = False) -> st.SearchStrategy[Any]:
-    """A value that a file might hold where another is expected."""
-    leaves = [st.sampled_from(NUMBERS), st.sampled_from(WORDS), st.none(), st.booleans(),
-              st.integers(-100, 100), st.text(max_size=6)]  # fmt: skip
+    """Draw a value to put where another is expected."""
+    leaves = [st.sampled_from(NUMBERS), st.sampled_from(WORDS), st.none(), st.booleans()]
+    leaves += [st.integers(-100, 100), st.text(max_size=6)]
     if tensors:
         shapes = st.sampled_from(((), (0,), (1,), (3,), (2, 3), (16, 16)))
         dtypes = st.sampled_from(("float32", "float64", "int64", "bool", "uint8", "bfloat16"))
         fills = st.sampled_from((0, 1, -1, 2**40, math.nan, math.inf))
-        layouts = st.sampled_from(("plain", "expanded", "transposed"))
-        leaves.append(st.builds(Tensor, shapes, dtypes, fills, layouts))
+        leaves.append(st.builds(Tensor, shapes, dtypes, fills))
     leaf = st.one_of(leaves)
     return st.one_of(leaf, st.lists(leaf, max_size=2), st.dictionaries(st.text(max_size=3), leaf, max_size=2))
 
@@ -113,7 +108,7 @@ def odd_values(*, tensors: bool = False) -> st.SearchStrategy[Any]:
 
 @st.composite
 def mutants(draw, materials: Path, file: str, hows: tuple[str, ...]) -> Mutant:
-    """A mutation of one file by one of `hows`."""
+    """Draw a mutation of one file in one of the ways `hows`."""
     how = draw(st.sampled_from(hows))
     kinds = {"bytes": byte_steps, "lines": line_steps, "tree": tree_steps, "column": column_steps}
     step = kinds[how](materials / file)
@@ -122,15 +117,14 @@ def mutants(draw, materials: Path, file: str, hows: tuple[str, ...]) -> Mutant:
 
 def byte_steps(path: Path) -> st.SearchStrategy[tuple]:
     size = path.stat().st_size
-    edge = min(size, 300)  # where formats keep what they are
+    edge = min(size, 300)  # headers and footers lie there
     places = st.one_of(st.integers(0, size - 1), st.integers(0, edge - 1), st.integers(size - edge, size - 1))
     lengths = st.one_of(st.integers(1, 8), st.integers(1, max(1, size // 2)))
     inserted = st.one_of(
         st.binary(min_size=1, max_size=8),
         st.text(min_size=1, max_size=4).map(lambda text: text.encode(errors="surrogatepass")),
-        st.sampled_from((b"\0", b"\xff", b"\n", b"{", b"}", b"[" * 20_000, b"9" * 5000, b"-", b'"',
-                         b"1e999", b"NaN", b"null", b"\xef\xbb\xbf", b"\xed\xa0\x80")),
-    )  # fmt: skip
+        st.sampled_from(INSERTED),
+    )
     return st.one_of(
         st.tuples(st.just("flip"), places, st.integers(0, 7)),
         st.tuples(st.just("cut"), places, lengths),
@@ -151,7 +145,7 @@ def line_steps(path: Path) -> st.SearchStrategy[tuple]:
 
 def tree_steps(path: Path) -> st.SearchStrategy[tuple]:
     found = _paths(read_tree(path))
-    groups: dict[Any, list[tuple]] = {}  # a place is drawn section by section: else tensors have it
+    groups: dict[Any, list[tuple]] = {}  # so that each section is equally likely
     for place in found:
         groups.setdefault(place[0], []).append(place)
     places = st.one_of([st.sampled_from(group) for group in groups.values()])
@@ -164,8 +158,7 @@ def tree_steps(path: Path) -> st.SearchStrategy[tuple]:
 
 
 def column_steps(path: Path) -> st.SearchStrategy[tuple]:
-    types = ("int64", "float64", "bool", "binary", "large_string", "dictionary", "list", "struct", "null",
-             "timestamp", "broken_utf8")  # fmt: skip
+    types = "int64 float64 bool binary large_string dictionary list struct null timestamp broken_utf8".split()
     return st.one_of(
         st.tuples(st.just("type"), st.sampled_from(types)),
         st.tuples(st.just("name"), st.sampled_from(("Text", "", "id", "text\n", "\u00e9"))),
@@ -177,13 +170,17 @@ def column_steps(path: Path) -> st.SearchStrategy[tuple]:
 
 
 def _paths(tree: Any, front: tuple = ()) -> list[tuple]:
-    items = (
-        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
-    )
     found = []
-    for key, value in list(items)[:40]:
+    for key, value in entries(tree)[:40]:
         found += [(*front, key), *_paths(value, (*front, key))]
     return found
+
+
+def entries(tree: Any) -> list[tuple[Any, Any]]:
+    """Return the keys and values of a container, [] for anything else."""
+    if isinstance(tree, dict):
+        return list(tree.items())
+    return list(enumerate(tree)) if isinstance(tree, list | tuple) else []
 
 
 # --------------------------------------------------------------------------------------------------
@@ -222,7 +219,7 @@ def _line_step(lines: list[bytes], step: tuple) -> list[bytes]:
 
 
 def _tree_step(tree: Any, step: tuple) -> Any:
-    """A step whose place an earlier one has removed changes nothing."""
+    """Apply a step. It changes nothing if an earlier step has removed its place."""
     name, place, *more = step
     try:
         old = at(tree, place)
@@ -232,10 +229,10 @@ def _tree_step(tree: Any, step: tuple) -> Any:
             return replaced(tree, place, more[0])
         holder = at(tree, place[:-1])
         if isinstance(holder, dict):
-            key = more[0] if name == "rename" else None
-            items = ((key if k == place[-1] else k, v) for k, v in holder.items()
-                     if name == "rename" or k != place[-1])  # fmt: skip
-            return replaced(tree, place[:-1], dict(items))
+            if name == "rename":
+                renamed = {more[0] if key == place[-1] else key: value for key, value in holder.items()}
+                return replaced(tree, place[:-1], renamed)
+            return replaced(tree, place[:-1], {k: v for k, v in holder.items() if k != place[-1]})
         kept = [value for number, value in enumerate(holder) if number != place[-1]]
         return replaced(tree, place[:-1], type(holder)(kept))
     except (KeyError, IndexError, TypeError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,22 +16,20 @@ CONTEXT_NEWEST = f"{CONTEXT_RUN}/checkpoint_2.pt"
 
 
 class Kind(NamedTuple):
-    """A file of the samples and what the product reads in it."""
+    """A file of the samples and the function of the product that reads it."""
 
     file: str
     read: Callable[[Path], Any]
 
 
 def make_samples(folder: Path) -> Path:
-    """The materials of the fuzzer with Muon's state, a run of the context variant, a plan and a band."""
+    """Fill a folder with the materials of the fuzzer, with Muon, a run of the context variant and a plan."""
     from evaluation.ablation import matching
     from evaluation.ablation.spec import read_spec
-    from evaluation.report.bands import FOLDER
     from training.monitor.metrics import drop_records_after
     from training.state.checkpoint import update_best
 
-    make_materials(folder, more={"optimizer": "muon", "balance": "aux_global"})
-    shutil.copy(FOLDER / "quickstart_bundled.json", folder / "band.json")
+    make_materials(folder, {"optimizer": "muon", "balance": "aux_global"})
     settings = TINY | DATA | {"max_iters": "3", "block_size": "6", "out_dir": CONTEXT_RUN}
     argv = (*flags(settings), "--no-use_tensorboard")
     ending = judge.call(Case("materials", "train_context", argv), folder)
@@ -42,19 +39,22 @@ def make_samples(folder: Path) -> Path:
         (run / name).unlink(missing_ok=True)
     drop_records_after(run / "metrics.jsonl", 2)
     update_best(run, 2, 5.0)
-    arms = {"a": {}, "dense": {"model": "gpt2"}}
-    (folder / "spec.yaml").write_text(
-        json.dumps({"base": {"dataset": "bundled", "tokenizer": "bundled1536", "hidden_size": 96,
-                             "num_attention_heads": 6, "num_hidden_layers": 3, "block_size": 32},
-                    "arms": arms, "seeds": [1, 2], "budget": {"tokens": 10_000}, "learning_rates": [1e-3, 2e-3, 4e-3]})
-    )  # fmt: skip
+    small = {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3, "block_size": 32}
+    asked = {
+        "base": {"dataset": "bundled", "tokenizer": "bundled1536"} | small,
+        "arms": {"a": {}, "dense": {"model": "gpt2"}},
+        "seeds": [1, 2],
+        "budget": {"tokens": 10_000},
+        "learning_rates": [1e-3, 2e-3, 4e-3],
+    }
+    (folder / "spec.yaml").write_text(json.dumps(asked))
     spec = read_spec(folder / "spec.yaml")
     matching.write(folder / "plan.json", spec, matching.plan(spec), 1)
     return folder
 
 
 def kinds(samples: Path) -> dict[str, Kind]:
-    """Every kind of file that we read back."""
+    """Return every kind of file that we read back."""
     from architecture.checkpoint import read_checkpoint
     from architecture.tokenizer import load_rank_file, tokenizer_state
     from data.sources import open_dataset
@@ -71,7 +71,8 @@ def kinds(samples: Path) -> dict[str, Kind]:
         splits = ("train", "validation")
         return [list(open_dataset(str(path.parent), split=s).documents()) for s in splits]
 
-    found = {
+    files = sorted(path for path in (samples / "tokens").iterdir() if path.suffix in (".json", ".npy"))
+    return {
         "checkpoint": Kind(NEWEST, read_checkpoint),
         "context checkpoint": Kind(CONTEXT_NEWEST, read_checkpoint),
         "config.json": Kind(
@@ -82,8 +83,5 @@ def kinds(samples: Path) -> dict[str, Kind]:
         "band": Kind("band.json", read_band),
         "ranks": Kind("small.tiktoken", ranks),
         "ranks' .json": Kind("small.json", ranks),
+        **{f"tokens: {path.name}": Kind(f"tokens/{path.name}", documents) for path in files},
     }
-    for path in sorted((samples / "tokens").iterdir()):
-        if path.suffix in (".json", ".npy"):
-            found[f"tokens: {path.name}"] = Kind(f"tokens/{path.name}", documents)
-    return found
