@@ -64,7 +64,7 @@ def test_keep_removes_the_oldest_but_never_the_best(tmp_path, keep, left):
 def test_a_run_s_folder_means_its_newest_checkpoint_and_best_json_its_best_one(tmp_path):
     told = []
     assert find_checkpoint(tmp_path / "no.pt", told.append) == tmp_path / "no.pt" and told == []
-    with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another folder"):
+    with pytest.raises(ValueError, match="is a folder without a checkpoint_<step>.pt; name another"):
         find_checkpoint(tmp_path, told.append)
     for step in (90, 500):
         save_checkpoint(tmp_path, step, {})
