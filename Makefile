@@ -10,7 +10,7 @@ QUICKSTART := model_quickstart
 
 quickstart: .venv/.runtime  ## a small model in minutes on two cores; once installed, no network
 	@echo "quickstart: trains a small mixture of experts on stories that this project writes, then tells three."
-	@echo "About eight minutes on two cores. Ctrl-C saves; make quickstart goes on from there."
+	@echo "About six minutes on two cores. Ctrl-C saves; make quickstart goes on from there."
 	@$(BIN)/python train.py --out_dir $(QUICKSTART) \
 		$(if $(wildcard $(QUICKSTART)/checkpoint_*.pt),--resume,--config configs/quickstart.yaml)
 

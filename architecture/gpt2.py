@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch import nn
 from architecture import checkpoint
 from architecture.generation.cache import KVCache
 from architecture.interface import ModelOutput, next_token_loss
+from common.settings import cast_fields, option
 
 logger = logging.getLogger(__name__)
 
@@ -37,22 +38,26 @@ LAYER_NORM_EPS = 1e-5
 class ModelConfig:
     """Sizes of a model. The defaults are those of GPT-2 124M, its vocabulary padded to a multiple of 64."""
 
-    num_hidden_layers: int = 12
-    vocab_size: int = 50304
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_attention_heads: int = 12
-    initial_context_length: int = 1024
-    tie_embeddings: bool = True
-    dropout: float = 0.0
-    used_vocab_size: int | None = None  # ids from here on are padding; None if every id is used
+    num_hidden_layers: int = option(12, "number of transformer blocks", at_least=1)
+    vocab_size: int = option(
+        50304, "rows of embedding and head; set from the tokenizer, padded to a multiple of 64", at_least=1
+    )
+    hidden_size: int = option(
+        768, "width of the residual stream; a multiple of num_attention_heads", at_least=1
+    )
+    intermediate_size: int = option(3072, "width inside an MLP", at_least=1)
+    num_attention_heads: int = option(12, "heads; each has its own keys and values", at_least=1)
+    initial_context_length: int = option(
+        1024, "most tokens in a sequence: the number of learned positions", at_least=1
+    )
+    tie_embeddings: bool = option(True, "one matrix for embedding and head")
+    dropout: float = option(0.0, "on attention, MLP and embedding, in training", at_least=0, below=1)
+    used_vocab_size: int | None = option(
+        None, "ids from here on are padding; set from the tokenizer; none = no padding", at_least=1
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.type == "int":  # the sizes
-                self._require(
-                    field.name, getattr(self, field.name) >= 1, "must be at least 1", f"set {field.name}=1"
-                )
+        cast_fields(self)
         heads, used = self.num_attention_heads, self.used_vocab_size
         self._require(
             "hidden_size",
@@ -60,11 +65,10 @@ class ModelConfig:
             f"must be a multiple of num_attention_heads ({heads})",
             f"set hidden_size={-(-self.hidden_size // heads) * heads}",
         )
-        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)", "set dropout=0")
         self._require(
             "used_vocab_size",
-            used is None or 1 <= used <= self.vocab_size,
-            f"must be between 1 and vocab_size ({self.vocab_size})",
+            used is None or used <= self.vocab_size,
+            f"must be at most vocab_size ({self.vocab_size})",
             "set used_vocab_size=none when every id is used",
         )
 
@@ -130,19 +134,6 @@ class ModelConfig:
         layer += heads * (block_size if attention == "eager" else 1)  # attention weights, or their normaliser
         return self.num_hidden_layers * layer + 3 * d  # the last norm, and the gradient of the head
 
-
-# The descriptions that --help_model prints.
-MEANINGS: dict[str, str] = {
-    "num_hidden_layers": "number of transformer blocks",
-    "vocab_size": "rows of embedding and head; set from the tokenizer, padded to a multiple of 64",
-    "hidden_size": "width of the residual stream; a multiple of num_attention_heads",
-    "intermediate_size": "width inside an MLP",
-    "num_attention_heads": "heads; each has its own keys and values",
-    "initial_context_length": "most tokens in a sequence: the number of learned positions",
-    "tie_embeddings": "one matrix for embedding and head",
-    "dropout": "dropout of attention, MLP and embedding in training",
-    "used_vocab_size": "ids from here on are padding; set from the tokenizer",
-}
 
 _GPT2 = dict(vocab_size=50304, used_vocab_size=50257, initial_context_length=1024)
 PRESETS: dict[str, dict[str, Any]] = {
@@ -257,7 +248,7 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """GPT-2: embeddings, blocks, the last norm and the head."""
 
-    name, config_class, presets, meanings = "gpt2", ModelConfig, PRESETS, MEANINGS
+    name, config_class, presets = "gpt2", ModelConfig, PRESETS
 
     def __init__(
         self,

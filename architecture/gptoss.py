@@ -37,7 +37,7 @@ from architecture.interface import (
     load_share,
     next_token_loss,
 )
-from common.settings import cast_fields, help_texts, option
+from common.settings import cast_fields, option
 
 logger = logging.getLogger(__name__)
 
@@ -612,7 +612,7 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """The whole model: forward calls embed, run_blocks and head."""
 
-    name, config_class, presets, meanings = "gptoss", ModelConfig, PRESETS, help_texts(ModelConfig)
+    name, config_class, presets = "gptoss", ModelConfig, PRESETS
 
     def __init__(
         self,

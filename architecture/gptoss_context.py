@@ -37,7 +37,7 @@ from architecture.generation.sampling import check_sampling, draw, filter_logits
 from architecture.generation.segments import PADDING, SLOT, SegmentCache, SegmentDecoder
 from architecture.gptoss import PRESETS, ModelConfig, Transformer, visible_keys
 from architecture.interface import IGNORE_INDEX, ModelOutput
-from common.settings import help_texts, option
+from common.settings import option
 
 
 # ----------------------------------------------------------------------------------------------- config
@@ -102,7 +102,6 @@ class ContextTransformer(Transformer):
     """The trunk over one segment of each row. `carry` is the state (B, D), or None at the beginning."""
 
     name, config_class, presets = "gptoss_context", ContextConfig, PRESETS
-    meanings = help_texts(ContextConfig)
     carries = True  # trained on lanes, whose batches mark the beginnings of documents
     extends = "gptoss"  # can start from weights of this model, which lack added_parameters
     length_limit = 2**31 - 1  # longest text; it is read segment by segment

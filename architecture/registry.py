@@ -1,7 +1,7 @@
 """Models and foreign checkpoint formats by name.
 
 Each is written as "module:attribute" and imported when it is used. A model class has `name`, `config_class`
-(a frozen dataclass), `presets` and `meanings`; interface.py describes its config and its forward.
+(a frozen dataclass) and `presets`; interface.py describes its config and its forward.
 """
 
 from __future__ import annotations

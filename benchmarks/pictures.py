@@ -66,7 +66,7 @@ def ladder(ax) -> None:
 
 def load(ax) -> None:
     """Load of every expert on the validation tokens at the end of the quickstart."""
-    table = np.array(record("quickstart")["load"])
+    table = np.array(record("quickstart")["load"][0])
     table = table / table.mean(1, keepdims=True)
     image = ax.imshow(table, cmap="RdBu_r", vmin=0, vmax=2, aspect="auto")
     for (layer, expert), value in np.ndenumerate(table):

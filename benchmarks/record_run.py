@@ -32,7 +32,8 @@ def figures(out_dir: Path) -> dict[str, Any]:
         tag: [[r["step"], round(r[tag], 5)] for r in records if tag in r]  # [step, value]
         for tag in CURVE
     }
-    return {**facts, "final": final, "curve": curve, "stories": stories}
+    load = [r["moe/load"] for r in records if "moe/load" in r][-1:]  # (layers, experts); dense: none
+    return {**facts, "final": final, "curve": curve, "load": load, "stories": stories}
 
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,11 +24,6 @@ def option(default: Any, help: str, **bounds: float) -> Any:
     return field(default=default, metadata={"help": help, "bounds": bounds})
 
 
-def help_texts(config_class: type) -> dict[str, str]:
-    """The help text of each field."""
-    return {f.name: f.metadata["help"] for f in fields(config_class)}
-
-
 def cast_fields(config: Any) -> None:
     """Cast the fields of a new config to their types, and raise ValueError for a wrong value."""
     hints = get_type_hints(type(config))

@@ -57,13 +57,13 @@ def gradients(model, loss):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        (dict(num_hidden_layers=0), "num_hidden_layers must be at least 1, got 0; set num_hidden_layers=1"),
+        (dict(num_hidden_layers=0), "num_hidden_layers must be at least 1; got 0 (default: 12)"),
         (
             dict(hidden_size=21),
             "hidden_size must be a multiple of num_attention_heads (5), got 21; set hidden_size=25",
         ),
-        (dict(dropout=1.0), "dropout must be in [0, 1), got 1.0; set dropout=0"),
-        (dict(used_vocab_size=38), "used_vocab_size must be between 1 and vocab_size (37), got 38; set"),
+        (dict(dropout=1.0), "dropout must be below 1; got 1.0 (default: 0.0)"),
+        (dict(used_vocab_size=38), "used_vocab_size must be at most vocab_size (37), got 38; set"),
     ],
 )
 def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(changes, told):

@@ -6,7 +6,7 @@ This module imports no torch, so that --help is immediate.
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from common.settings import as_text, cast, option, require_bounds
+from common.settings import as_text, cast_fields, option
 from data.defaults import TEXT_COLUMN, TOKENIZER
 
 
@@ -100,11 +100,7 @@ class TrainConfig:
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
 
     def __post_init__(self):
-        for f in fields(self):
-            value = cast(f.name, getattr(self, f.name), f.type)
-            object.__setattr__(self, f.name, value)  # compile=True is "on"
-            default = f"default: {as_text(f.default)}"
-            require_bounds(f.name, value, f.metadata["bounds"], default)
+        cast_fields(self)
         if (self.max_iters is None) == (self.max_minutes is None):
             raise ValueError(
                 "either max_iters or max_minutes must set the length of the run; "

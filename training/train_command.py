@@ -2,7 +2,7 @@
 
 import sys
 import typing
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from common.script import exit_code, say
 from common.settings import as_text
@@ -81,7 +81,8 @@ def print_model_fields(cfg: TrainConfig) -> int:
     """Print each field of the model with its type, its value in the preset, and its meaning."""
     from architecture.registry import build_config, model_class
 
-    preset, meanings = build_config(cfg.model, cfg.model_size), model_class(cfg.model).meanings
+    preset = build_config(cfg.model, cfg.model_size)
+    meanings = {f.name: f.metadata["help"] for f in fields(preset)}
     print(
         f"fields of --model {cfg.model}, each a flag and a YAML key; values of --model_size {cfg.model_size}:"
     )
