@@ -5,11 +5,13 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from architecture.registry import build_config
 from benchmarks import make_bands
 from evaluation.report import __main__ as report
 from evaluation.report import bands as report_bands
@@ -17,6 +19,8 @@ from evaluation.report import read as report_runs
 from evaluation.report import table as report_table
 from evaluation.report.look import Look
 from evaluation.report.page import draw_page, in_rows, page_png, panels
+from training.command_line import parse_command_line
+from training.train_command import model_fields
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 TRAIN = {
@@ -259,6 +263,23 @@ def test_the_band_is_as_wide_as_the_seeds_and_never_under_two_percent():
     tokens, low, mean, high = report_bands.edges("val/loss", columns)
     np.testing.assert_allclose(low, [1.7, 1.96])
     np.testing.assert_allclose(high, [2.3, 2.04])
+
+
+@pytest.mark.parametrize(
+    "recipe, band", [("light", "light_tinystories"), ("quickstart", "quickstart_bundled")]
+)
+def test_a_run_of_a_shipped_recipe_finds_its_band(recipe, band, tmp_path):
+    """Settings that came after the band was made count as their defaults."""
+    command = parse_command_line(["--config", f"configs/{recipe}.yaml"], model_fields)
+    shipped = report_bands.read_band(report_bands.FOLDER / f"{band}.json")
+    data = {name: shipped.settings["train"][name] for name in report_bands.DATA}
+    vocabulary = {"vocab_size": shipped.settings["model"]["vocab_size"]}
+    model = asdict(build_config("gptoss", "toy", command.model_overrides | vocabulary))
+    layers = model["layer_types"] and list(model["layer_types"])  # as JSON keeps them
+    config = {"train": asdict(command.config) | data, "model": model | {"layer_types": layers}}
+    config["tokenizer"] = {"sha256": shipped.settings["tokenizer"]}
+    mine = report_bands.settings(replace(report_runs.read_run(write_run(tmp_path)), config=config))
+    assert report_bands.differences(mine, shipped.settings) == []
 
 
 def test_a_run_finds_the_band_of_its_settings_wherever_its_data_lies(made, tmp_path):

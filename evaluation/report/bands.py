@@ -186,16 +186,22 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     A setting that one side does not have is newer than that side, and counts as its default or as off. A
     setting that neither side uses does not differ.
     """
-    defaults = {f.name: f.default for f in fields(TrainConfig)}
     found = []
     for group in ("train", "model"):
         a, b = mine[group], reference[group]
+        defaults = {f.name: f.default for f in fields(TrainConfig)} if group == "train" else {}
+        if group == "model" and a.keys() != b.keys():
+            from architecture.registry import MODELS, model_class  # imports torch
+
+            name = mine["train"].get("model")
+            defaults = (
+                {f.name: f.default for f in fields(model_class(name).config_class)} if name in MODELS else {}
+            )
         for name in a | b:
             ruler, value = READ_ONLY_WITH.get(name, (None, None))
             if ruler and value not in (a.get(ruler), b.get(ruler)):
                 continue
-            default = defaults.get(name) if group == "train" else None
-            x, y = a.get(name, default), b.get(name, default)
+            x, y = (side.get(name, defaults.get(name)) for side in (a, b))
             if x != y and (x or y):  # off: false, 0 or none
                 found.append(f"{name} {as_text(x)} (not {as_text(y)})")
     named = any(line.startswith("tokenizer ") for line in found)
