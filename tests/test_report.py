@@ -17,6 +17,9 @@ from evaluation.report import read as report_runs
 from evaluation.report import table as report_table
 from evaluation.report.look import Look
 from evaluation.report.page import draw_page, in_rows, page_png, panels
+from training import start
+from training.command_line import parse_command_line
+from training.train_command import model_fields
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 TRAIN = {
@@ -292,6 +295,10 @@ def test_a_setting_that_is_newer_than_the_band_agrees_at_its_default():
     assert report_bands.differences(new, old) == report_bands.differences(old, new) == []
     new = {"train": {"lr": 0.1, "decay": 0.5}, "model": {"gate": True}, "tokenizer": "a"}
     assert report_bands.differences(new, old) == ["decay 0.5 (not 0.4)", "gate true (not none)"]
+    new = {"train": {"lr": 0.1}, "model": {"router": "topk_softmax"}, "tokenizer": "a"}
+    assert report_bands.differences(new, old) == report_bands.differences(old, new) == []
+    new["model"]["router"] = "topk_sigmoid"
+    assert report_bands.differences(new, old) == ["router topk_sigmoid (not topk_softmax)"]
 
 
 def test_a_usual_run_is_called_normal_and_a_worse_one_above_its_band(made, tmp_path):
@@ -318,6 +325,20 @@ def test_the_shipped_bands_are_of_shipped_recipes():
         assert (REPO_ROOT / "configs" / f"{recipe}.yaml").exists(), band.name
         assert band.seeds >= report_bands.FEWEST_SEEDS
         assert "val/bits_per_byte" in band.curves
+
+
+@pytest.mark.parametrize("path", sorted(report_bands.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_run_of_the_recipe_today_has_the_settings_of_its_band(path):
+    band, recipe = report_bands.read_band(path), json.loads(path.read_text())["recipe"]
+    words = ["--device", "cpu", "--config", str(REPO_ROOT / "configs" / f"{recipe}.yaml")]
+    begun = start.resolve(parse_command_line(words, model_fields))
+    train = vars(begun.cfg) | {name: band.settings["train"][name] for name in report_bands.DATA}
+    now = {
+        "train": {k: v for k, v in train.items() if k not in report_bands.FREE},
+        "model": vars(begun.config),
+    }
+    now = json.loads(json.dumps(now | {"tokenizer": band.settings["tokenizer"]}))  # tuples become lists
+    assert report_bands.differences(now, band.settings) == []
 
 
 # the page

@@ -7,12 +7,13 @@ and the settings that a run must share to be compared with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from architecture import registry
 from common.files import read_json, reading
 from common.settings import as_text
 from evaluation.report.read import LoggedRun, Series, as_numbers, data_name, figure, short, smooth, status
@@ -186,7 +187,9 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     A setting that one side does not have is newer than that side, and counts as its default or as off. A
     setting that neither side uses does not differ.
     """
-    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    model = mine["train"].get("model", TrainConfig.model)
+    known = fields(registry.model_class(model).config_class) if model in list(registry.MODELS) else ()
+    defaults = {"train": _defaults(fields(TrainConfig)), "model": _defaults(known)}
     found = []
     for group in ("train", "model"):
         a, b = mine[group], reference[group]
@@ -194,7 +197,7 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
             ruler, value = READ_ONLY_WITH.get(name, (None, None))
             if ruler and value not in (a.get(ruler), b.get(ruler)):
                 continue
-            default = defaults.get(name) if group == "train" else None
+            default = defaults[group].get(name)
             x, y = a.get(name, default), b.get(name, default)
             if x != y and (x or y):  # off: false, 0 or none
                 found.append(f"{name} {as_text(x)} (not {as_text(y)})")
@@ -202,6 +205,10 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
     if mine["tokenizer"] != reference["tokenizer"] and not named:
         found.append("tokenizer (another one under the same name)")
     return found
+
+
+def _defaults(of: tuple[Field, ...]) -> dict[str, Any]:
+    return {f.name: f.default for f in of if f.default is not MISSING}
 
 
 def known_bands(reference: str | None) -> list[Band]:
