@@ -79,6 +79,8 @@ def test_minutes_replace_the_steps_of_a_recipe():
     cfg, *_, (line, _) = resolve("--model_size", "medium", "--max_minutes", 5)
     assert (cfg.max_iters, cfg.max_minutes) == (None, 5.0)
     assert line == "recipe: configs/medium.yaml, changed: max_minutes 5.0 (recipe: 10000 steps)"
+    line = resolve("--max_minutes", 5).lines[0]  # a recipe that leaves the length to the default
+    assert line == "recipe: configs/toy.yaml, changed: max_minutes 5.0 (recipe: 3000 steps)"
 
 
 def test_gpt2_takes_the_recipe_of_its_size_and_its_own_sizes_share_one(no_download):

@@ -313,6 +313,10 @@ def test_a_setting_that_is_newer_than_the_band_agrees_at_its_default():
     assert report_bands.differences(new, old) == report_bands.differences(old, new) == []
     new = {"train": {"lr": 0.1, "decay": 0.5}, "model": {"gate": True}, "tokenizer": "a"}
     assert report_bands.differences(new, old) == ["decay 0.5 (not 0.4)", "gate true (not none)"]
+    new = {"train": {"lr": 0.1, "model": "gptoss"}, "model": {"router": "topk_softmax"}, "tokenizer": "a"}
+    assert report_bands.differences(new, old) == report_bands.differences(old, new) == []
+    new["model"]["router"] = "topk_sigmoid"
+    assert report_bands.differences(new, old) == ["router topk_sigmoid (not topk_softmax)"]
 
 
 def test_a_usual_run_is_called_normal_and_a_worse_one_above_its_band(made, tmp_path):

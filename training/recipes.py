@@ -37,7 +37,7 @@ def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:
     given |= LENGTHS if given & LENGTHS else set()
     kept = {name: getattr(cfg, name) for name in given}
     if kept.get("max_minutes") is not None:  # shown as a change of the recipe's length
-        recipe["max_minutes"] = f"{recipe.pop('max_iters', cfg.max_iters)} steps"
+        recipe["max_minutes"] = f"{recipe.pop('max_iters', type(cfg).max_iters)} steps"
     changed = ", ".join(
         f"{name} {as_text(kept[name])} (recipe: {as_text(recipe[name])})"
         for name in sorted(kept.keys() & recipe.keys())

@@ -193,7 +193,7 @@ def differences(mine: dict[str, Any], reference: dict[str, Any]) -> list[str]:
         if group == "model" and a.keys() != b.keys():
             from architecture.registry import MODELS, model_class  # imports torch
 
-            name = mine["train"].get("model")
+            name = (reference["train"] | mine["train"]).get("model", TrainConfig.model)
             defaults = (
                 {f.name: f.default for f in fields(model_class(name).config_class)} if name in MODELS else {}
             )
