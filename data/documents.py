@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from common.files import plain_text
+
 Document = str | np.ndarray  # text, or token ids where the source is already tokenized
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # names of splits, or words in file names
@@ -194,8 +196,8 @@ def is_validation_document(text: str) -> bool:
 
 
 def text_of(value, where: str, text_column: str) -> str:
-    """Return a value of the text column as text that UTF-8 can hold: None is "", and lone surrogates, which
-    JSON escapes can make, are replaced. Raises ValueError for any other type.
+    """Return a value of the text column as text that UTF-8 can hold, after plain_text: None is "", and lone
+    surrogates, which JSON escapes can make, are replaced. Raises ValueError for any other type.
     """
     if value is None:
         return ""
@@ -203,9 +205,9 @@ def text_of(value, where: str, text_column: str) -> str:
         raise ValueError(f"{where}: column {text_column!r} must hold text, got {type(value).__name__}")
     try:
         value.encode()
-        return value
     except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return plain_text(value)
 
 
 def too_few_validation_documents(name: str, count: int, among: str) -> ValueError:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.files import parse_json
+from common.files import decode_text, parse_json
 from common.script import first_line
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
@@ -24,7 +24,7 @@ from data.documents import (
 )
 
 SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BLANK = b" \t\r\n\xef\xbb\xbf"  # of a line of .jsonl; the last three bytes are a byte order mark
 TRAIN_WORDS = {"train", "training"}
 VALIDATION_WORDS = set(VALIDATION_NAMES)
 OTHER_WORDS = {"test"}
@@ -91,18 +91,13 @@ class TextFile(DataFile):
 
     def scan(self):
         for start, data in self._pieces(SEPARATOR):
-            if start == 0 and data.startswith(BYTE_ORDER_MARK):
-                start, data = len(BYTE_ORDER_MARK), data[len(BYTE_ORDER_MARK) :]
             yield start, len(data), self._text(data, start)
 
     def read(self, start: int, length: int) -> str:
         return self._text(self._bytes(start, length), start)
 
     def _text(self, data, start):
-        try:
-            text = data.decode().strip()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(f"{self.path}, byte {start + error.start}", error) from None
+        text = decode_text(data, lambda at: f"{self.path}, byte {start + at}").strip()
         return _text_value(text, f"{self.path}, byte {start}", self.text_column)
 
 
@@ -111,17 +106,14 @@ class JsonLinesFile(DataFile):
 
     def scan(self):
         for number, (start, line) in enumerate(self._pieces(b"\n"), start=1):
-            if line.strip():
+            if line.strip(BLANK):
                 yield start, len(line), self._text(line, f"{self.path}, line {number}")
 
     def read(self, start, length):
         return self._text(self._bytes(start, length), f"{self.path}, byte {start}")
 
     def _text(self, line, where):
-        try:
-            text = line.removeprefix(BYTE_ORDER_MARK).decode()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(where, error) from None
+        text = decode_text(line, lambda at: where)
         try:
             record = parse_json(text)
         except ValueError as reason:
@@ -190,7 +182,7 @@ class ParquetFile(DataFile):
         try:
             return _text_value(column[row].as_py(), where, self.text_column)
         except UnicodeDecodeError as error:
-            raise _not_utf8(where, error) from None
+            return decode_text(error.object, lambda at: where)  # raises, with the reason
 
     @cached_property
     def _file(self):
@@ -357,8 +349,3 @@ def _too_large(where):
         f"{where}: a document has more than {LARGEST_DOCUMENT / 2**20:.0f} MB, the limit; cut it into "
         f"several (in a .txt file, {SEPARATOR.decode()} separates documents)"
     )
-
-
-def _not_utf8(where, error):
-    byte = error.object[error.start]
-    return ValueError(f"{where} is not UTF-8 ({error.reason}, {byte:#04x}); convert the file to UTF-8")

@@ -219,11 +219,36 @@ def test_text_that_has_no_utf8_form_is_repaired(tmp_path):
     assert list(source.documents()) == ["a \ufffd b"] and source.skipped == 1
 
 
-def test_a_byte_order_mark_is_not_text(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone<|endoftext|>two")
-    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}')
-    for name in ("a.txt", "b.jsonl"):
-        assert list(whole(tmp_path / name).documents()) == ["one", "two"]
+MARK = b"\xef\xbb\xbf"
+MARKED = ["\ufeffone\r\ntwo", "three", "\ufefffour\r\n\ufefffive", "six\rseven \u0000"]
+PLAIN = ["one\ntwo", "three", "four\nfive", "six\rseven \u0000"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_source_drops_byte_order_marks_and_turns_crlf_into_a_newline(tmp_path, kind):
+    texts = MARKED if kind != "txt" else MARKED[:3]  # a zero byte in a .txt is refused
+    path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
+    if kind != "parquet":  # files that were joined on Windows
+        content = path.read_bytes().replace(b"\n", b"\r\n")
+        between = b"\r\n<|endoftext|>\r\n" if kind == "txt" else MARK + b"\r\n"
+        path.write_bytes(MARK + content + between + MARK + content)
+        texts = texts * 2
+    plain = PLAIN[: len(texts)] if kind == "parquet" else PLAIN[: len(texts) // 2] * 2
+    source = whole(path)
+    assert list(source.documents()) == plain
+    assert sorted(take(source.shuffled(seed=1), len(plain))) == sorted(plain)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le"])
+def test_utf16_with_and_without_a_mark_is_refused(tmp_path, kind, encoding):
+    path = WRITERS[kind](tmp_path / f"a.{kind}", ["Once upon a time", "The end"])
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    where = "byte [0-9]" if kind == "txt" else "line 1"
+    with pytest.raises(
+        ValueError, match=f"a.{kind}, {where} is not UTF-8 .a zero byte, as UTF-16 has.; conv"
+    ):
+        whole(path)
 
 
 @pytest.mark.parametrize("change", [{"index": None}, {"index": 41}, {"epoch": -1}, {"epoch": 2**63}])
