@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from common.files import plain_text
+from common.script import shown
 
 Document = str | np.ndarray  # text, or token ids where the source is already tokenized
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # names of splits, or words in file names
+# Names of splits, or words in file names.
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout")
 VALIDATION_PER_THOUSAND = 10
 MIN_VALIDATION_DOCUMENTS = 100
 # A stream is shuffled within a window of this many characters and at most this many documents. Changing
@@ -23,10 +25,20 @@ class Source:
     """The documents of one split.
 
     name: the name in messages.  skipped: the number of empty documents left out so far.
+    not_read: the names of files, folders or splits of the dataset that no run with this dataset reads.
     """
 
     name: str
     skipped: int = 0
+    not_read: tuple[str, ...] = ()
+
+    def left_out(self) -> str:
+        """What the source leaves out, in brackets for the line that names it; "" if it leaves out nothing."""
+        empty = [f"{self.skipped:,} empty documents left out"] if self.skipped else []
+        names = ", ".join(shown(name) for name in self.not_read[:4])
+        others = f" and {len(self.not_read) - 4:,} others" if len(self.not_read) > 4 else ""
+        told = "; ".join(empty + ([f"not read: {names}{others}"] if names else []))
+        return f" ({told})" if told else ""
 
     def documents(self) -> Iterator[Document]:
         """Yield every document once, in the fixed order of the source."""

@@ -138,6 +138,8 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
             f"{name} must have a split 'train', got {', '.join(splits)}; use other data with --dataset"
         )
     source = HubSource(name, chosen, revision=revision, text_column=text_column, side=side)
+    used = {"train", own_validation} if not whole else {chosen}
+    source.not_read = tuple(f"split {name}" for name in splits if name not in used)
     return _gather_validation(source) if side == "validation" else source
 
 

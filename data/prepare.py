@@ -17,7 +17,7 @@ from architecture.tokenizer import get_tokenizer
 from common.script import Parser, exit_code, say
 from data.defaults import TEXT_COLUMN, TOKENIZER
 from data.packing import encode
-from data.sources import choose_dataset, open_dataset
+from data.sources import choose_dataset, open_dataset, say_left_out
 from data.tokens import TokenFolderWriter
 
 
@@ -27,6 +27,7 @@ def prepare(
     """Write both splits as ids of `tokenizer`. Returns {split: {"documents": ..., "tokens": ..., ...}}."""
     options = {"val_dataset": val_dataset, "text_column": text_column}
     sources = {split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")}
+    say_left_out(say, *sources.values())
     for source in sources.values():
         source.check_tokenizer(tokenizer)
     writer = TokenFolderWriter(out_dir, tokenizer)

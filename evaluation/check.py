@@ -33,16 +33,16 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
     if file == "-":
         text = decode_text(sys.stdin.buffer.read(), "standard input, byte {}".format)
         stories = [piece.strip() for piece in text.split(SEPARATOR)]
-    elif path.suffix not in FORMATS:
+    elif path.suffix.lower() not in FORMATS:
         raise ValueError(f"{file} must be a .txt, .jsonl or .parquet file, or - for standard input")
     elif not path.is_file():
         raise ValueError(
             f"{file}: no such file; give a .txt, .jsonl or .parquet file, or - for standard input"
         )
     else:
-        documents = FORMATS[path.suffix](path, text_column, version(path.stat()))
+        documents = FORMATS[path.suffix.lower()](path, text_column, version(path.stat()))
         stories = [text for _, _, text in documents.scan()]
-    if path.suffix in ("", ".txt") and stories and not stories[-1]:
+    if path.suffix.lower() in ("", ".txt") and stories and not stories[-1]:
         stories.pop()
     return stories
 
