@@ -37,6 +37,7 @@ NETWORK_PACKAGES = {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", 
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
 COMMIT = re.compile("[0-9a-f]{40}")
+SCRIPT_ADVICE = "its script was not run; download the data yourself and convert it to .jsonl or .parquet"
 
 
 class HubUnreachable(ValueError):
@@ -269,7 +270,9 @@ def _in_one_sentence(name, doing):
         if _status(error):
             told = f"the Hub refuses to send {name} ({reason}); log in with hf auth login"
         else:
-            told = f"datasets cannot read {name} ({reason}); try again in case the download was damaged"
+            script = "scripts are no longer supported" in reason
+            do = SCRIPT_ADVICE if script else "try again in case the download was damaged"
+            told = f"datasets cannot read {name} ({reason}); {do}"
         raise ValueError(f"{told}, or use other data with --dataset") from error
 
 

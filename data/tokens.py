@@ -85,6 +85,7 @@ class TokenSource(IndexedSource):
 
     def __init__(self, folder: Path, meta: dict, split: str):
         self.name, self._folder, self._tokenizer = folder.name, folder, meta["tokenizer"]
+        self._n_vocab = meta["n_vocab"]
         self._tokens, self._ends = [], []
         for number, shard in enumerate(meta["splits"][split]["shards"]):
             name, digests, documents = _shard_name(split, number), shard["sha256"], shard["documents"]
@@ -103,7 +104,10 @@ class TokenSource(IndexedSource):
         position, ends = index - self._starts[shard], self._ends[shard]
         start, end = int(ends[position - 1]) if position else 0, int(ends[position])
         with _reading(self._folder):
-            return self._tokens[shard][start:end]
+            ids = self._tokens[shard][start:end]
+            if len(ids) and ids.max() >= self._n_vocab:
+                raise ValueError(f"document {index:,} has id {ids.max()}, but n_vocab is {self._n_vocab}")
+            return ids
 
     def check_tokenizer(self, tokenizer):
         state, saved = tokenizer_state(tokenizer), self._tokenizer
@@ -112,6 +116,11 @@ class TokenSource(IndexedSource):
                 f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), "
                 f"but this run uses {state['name']} ({state['sha256'][:12]}); use the first with "
                 "--tokenizer, or prepare again"
+            )
+        if self._n_vocab != tokenizer.n_vocab:
+            raise ValueError(
+                f"{self._folder / META} gives n_vocab {self._n_vocab!r:.40}, but tokenizer {saved['name']} has "
+                f"{tokenizer.n_vocab} ids; {PREPARE_AGAIN}"
             )
 
 

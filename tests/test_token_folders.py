@@ -223,6 +223,13 @@ def npz_for_npy(folder):
 DAMAGES = {
     "tokens.json that ends": lambda folder: (folder / "tokens.json").write_text("{"),
     "tokens.json empty": lambda folder: (folder / "tokens.json").write_text("{}"),
+    "tokens.json deep": lambda folder: (folder / "tokens.json").write_text("[" * 200_000),
+    "tokens.json a list": lambda folder: (folder / "tokens.json").write_text("[5]"),
+    "n_vocab a text": resealed(lambda meta: meta.update(n_vocab="4096")),
+    "n_vocab missing": resealed(lambda meta: meta.pop("n_vocab")),
+    "n_vocab beyond 16 bits": resealed(lambda meta: meta.update(n_vocab=70_000)),
+    "n_vocab below 0": resealed(lambda meta: meta.update(n_vocab=-1)),
+    "ids below 0": changed("tokens", lambda ids: ids.astype(np.int16) - 9000),
     "an older format": resealed(lambda meta: meta.update(format="nano-gpt-oss tokens 1")),
     "a file is missing": lambda folder: (folder / "train_00000.tokens.npy").unlink(),
     "a file is a pipe": pipe_for_a_file,
@@ -254,6 +261,25 @@ def test_a_token_folder_of_another_tokenizer_is_refused(folder):
         match="prepared with tokenizer stories4k .* use the first with --tokenizer, or prepare again",
     ):
         source.check_tokenizer(get_tokenizer("bundled1536"))
+
+
+@pytest.mark.parametrize("n_vocab", [4095, 10, 4096.5, 65536])
+def test_another_n_vocab_than_that_of_the_tokenizer_is_refused(folder, n_vocab):
+    resealed(lambda meta: meta.update(n_vocab=n_vocab))(folder)
+    with pytest.raises(
+        ValueError, match=f"tokens.json gives n_vocab {n_vocab}, but .* has 4096 ids; prepare"
+    ):
+        open_dataset(str(folder), split="train").check_tokenizer(get_tokenizer("stories4k"))
+
+
+def test_an_id_outside_the_vocabulary_is_refused_and_never_reaches_the_model(tmp_path):
+    folder = write(tmp_path / "tokens", [[1, 4095], [], [4096], [65535]])  # 65535 is -1 in 16 bits
+    source = open_dataset(str(folder), split="train")
+    assert source[0].tolist() == [1, 4095] and source[1].tolist() == []
+    for index, number in ((2, 4096), (3, 65535)):
+        told = f"document {index} has id {number}, but n_vocab is 4096.; prepare it again"
+        with pytest.raises(ValueError, match=told):
+            source[index]
 
 
 # ------------------------------------------------------------------------------- replaced while it is read
