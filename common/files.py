@@ -114,7 +114,9 @@ def decode_text(data: bytes, where: Callable[[int], str]) -> str:
 
 def plain_text(text: str) -> str:
     """The text without byte order marks, which joined files have inside, and with "\n" for "\r\n"."""
-    return text.replace("\ufeff", "").replace("\r\n", "\n")
+    if "\ufeff" in text or "\r" in text:  # a search for one character takes a tenth of the time of replace
+        text = text.replace("\ufeff", "").replace("\r\n", "\n")
+    return text
 
 
 def append_line(file: BinaryIO, line: str) -> None:

@@ -305,7 +305,7 @@ def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> File
     if split == "train" and whole:  # the validation documents come from another dataset
         not_read += [file.name for file in files["validation"]]
     by_hash = not files["validation"] and not whole
-    source = FileSource(path.name, files[own], text_column, split if by_hash else None)
+    source = FileSource(path.name or str(path), files[own], text_column, split if by_hash else None)
     source.not_read = tuple(not_read)
     return source
 

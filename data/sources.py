@@ -74,7 +74,12 @@ def open_dataset(
     if name in ON_THE_HUB:
         return open_hub(ON_THE_HUB[name], **options)
     if path.is_dir() and is_token_folder(path):
-        return open_token_folder(path, split)
+        source = open_token_folder(path, split)
+        others = (
+            file.name for file in path.iterdir() if not re.fullmatch(r"\..*|.*\.npy|tokens\.json", file.name)
+        )
+        source.not_read = tuple(sorted(others))
+        return source
     if path.exists():
         return open_files(path, **options)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix.lower() not in FORMATS:

@@ -272,6 +272,11 @@ def test_another_n_vocab_than_that_of_the_tokenizer_is_refused(folder, n_vocab):
         open_dataset(str(folder), split="train").check_tokenizer(get_tokenizer("stories4k"))
 
 
+def test_other_files_in_a_token_folder_are_named_as_not_read(folder):
+    write_jsonl(folder / "stories.jsonl", STORIES)
+    assert open_dataset(str(folder), split="train").left_out() == " (not read: 'stories.jsonl')"
+
+
 def test_an_id_outside_the_vocabulary_is_refused_and_never_reaches_the_model(tmp_path):
     folder = write(tmp_path / "tokens", [[1, 4095], [], [4096], [65535]])  # 65535 is -1 in 16 bits
     source = open_dataset(str(folder), split="train")
