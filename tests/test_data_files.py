@@ -113,10 +113,11 @@ def test_a_folder_is_split_by_the_names_of_its_files(tmp_path):
     write_jsonl(tmp_path / "Stories-valid.jsonl", STORIES[20:30])
     write_jsonl(tmp_path / "Stories-test.jsonl", STORIES[30:])
     (tmp_path / "README.md").write_text("about")
+    (tmp_path / "README.txt").write_text("about")
     assert list(open_dataset(str(tmp_path), split="train").documents()) == STORIES[:20]
     validation = open_dataset(str(tmp_path), split="validation")
     assert list(validation.documents()) == STORIES[20:30]
-    assert validation.left_out() == " (not read: 'README.md', 'Stories-test.jsonl')"
+    assert validation.left_out() == " (not read: 'README.md', 'README.txt', 'Stories-test.jsonl')"
 
 
 @pytest.mark.parametrize(

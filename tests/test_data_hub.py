@@ -253,6 +253,12 @@ def test_a_description_of_another_shape_counts_as_unreachable(hub_at):
                 source_of()
 
 
+def test_text_of_the_hub_follows_the_rule_for_files(local_hub):
+    local_hub(train=["\ufeffone\r\ntwo\r", "\ufeff\r\n", "three\ufeff"])
+    source = source_of(whole=True)
+    assert list(source.documents()) == ["one\ntwo\r", "three"] and source.skipped == 1
+
+
 def test_splits_that_no_run_reads_are_named(local_hub):
     local_hub(train=STORIES[:300], eval=STORIES[300:350], test=STORIES[350:], extra=STORIES[350:])
     source = source_of()
