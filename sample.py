@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.files import atomic_write
+from common.files import atomic_write, decode_text
 from common.script import Parser, exit_code, say
 
 MOST_SAMPLES = 1_000_000  # per prompt
@@ -64,15 +64,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
             if any("\ud800" <= character <= "\udfff" for character in prompt):
                 raise ValueError(f"--prompt must be UTF-8 text, got {prompt!r}")
         return prompts
-    try:
-        text = Path(args.prompts).read_text(
-            encoding="utf-8-sig"
-        )  # editors on Windows write a byte order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--prompts {args.prompts} must be UTF-8 text, and byte {error.start} is not; "
-            "save the file as UTF-8"
-        ) from None
+    text = decode_text(Path(args.prompts).read_bytes(), lambda at: f"--prompts {args.prompts}, byte {at}")
     prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ValueError(f"--prompts {args.prompts} contains no prompt; write one per line")

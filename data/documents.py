@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from common.files import plain_text
+from common.script import shown
+
 Document = str | np.ndarray  # text, or token ids where the source is already tokenized
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")  # names of splits, or words in file names
+# Names of splits, or words in file names.
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout")
 VALIDATION_PER_THOUSAND = 10
 MIN_VALIDATION_DOCUMENTS = 100
 # A stream is shuffled within a window of this many characters and at most this many documents. Changing
@@ -21,10 +25,20 @@ class Source:
     """The documents of one split.
 
     name: the name in messages.  skipped: the number of empty documents left out so far.
+    not_read: the names of files, folders or splits of the dataset that no run with this dataset reads.
     """
 
     name: str
     skipped: int = 0
+    not_read: tuple[str, ...] = ()
+
+    def left_out(self) -> str:
+        """What the source leaves out, in brackets for the line that names it; "" if it leaves out nothing."""
+        empty = [f"{self.skipped:,} empty documents left out"] if self.skipped else []
+        names = ", ".join(shown(name) for name in self.not_read[:4])
+        others = f" and {len(self.not_read) - 4:,} others" if len(self.not_read) > 4 else ""
+        told = "; ".join(empty + ([f"not read: {names}{others}"] if names else []))
+        return f" ({told})" if told else ""
 
     def documents(self) -> Iterator[Document]:
         """Yield every document once, in the fixed order of the source."""
@@ -194,8 +208,8 @@ def is_validation_document(text: str) -> bool:
 
 
 def text_of(value, where: str, text_column: str) -> str:
-    """Return a value of the text column as text that UTF-8 can hold: None is "", and lone surrogates, which
-    JSON escapes can make, are replaced. Raises ValueError for any other type.
+    """Return a value of the text column as text that UTF-8 can hold, after plain_text: None is "", and lone
+    surrogates, which JSON escapes can make, are replaced. Raises ValueError for any other type.
     """
     if value is None:
         return ""
@@ -203,9 +217,9 @@ def text_of(value, where: str, text_column: str) -> str:
         raise ValueError(f"{where}: column {text_column!r} must hold text, got {type(value).__name__}")
     try:
         value.encode()
-        return value
     except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return plain_text(value)
 
 
 def too_few_validation_documents(name: str, count: int, among: str) -> ValueError:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.files import parse_json
-from common.script import first_line
+from common.files import decode_text, parse_json
+from common.script import first_line, shown
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
     VALIDATION_NAMES,
@@ -24,10 +24,16 @@ from data.documents import (
 )
 
 SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-TRAIN_WORDS = {"train", "training"}
-VALIDATION_WORDS = set(VALIDATION_NAMES)
-OTHER_WORDS = {"test"}
+BLANK = b" \t\r\n\xef\xbb\xbf"  # of a line of .jsonl; the last three bytes are a byte order mark
+# The words in a file name that put it into a split. No run reads a test file of a folder: it is for the
+# user's own last measurement, and is read where --dataset or --val_dataset names it.
+SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "validation": set(VALIDATION_NAMES),
+    "test": {"test", "tests", "testing"},
+}
+ABOUT_THE_DATA = {"readme", "license", "licence", "copying", "notice", "changelog", "citation"}  # .txt files
+UNPACK = {".gz": "gunzip", ".zst": "unzstd", ".bz2": "bunzip2", ".xz": "unxz", ".zip": "unzip"}
 # The row groups of a parquet file are shuffled first, then the documents of as many groups as fit into this
 # window. Reading documents in a fully random order would decode a whole group for each.
 WINDOW_BYTES = 64 * 2**20
@@ -91,18 +97,13 @@ class TextFile(DataFile):
 
     def scan(self):
         for start, data in self._pieces(SEPARATOR):
-            if start == 0 and data.startswith(BYTE_ORDER_MARK):
-                start, data = len(BYTE_ORDER_MARK), data[len(BYTE_ORDER_MARK) :]
             yield start, len(data), self._text(data, start)
 
     def read(self, start: int, length: int) -> str:
         return self._text(self._bytes(start, length), start)
 
     def _text(self, data, start):
-        try:
-            text = data.decode().strip()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(f"{self.path}, byte {start + error.start}", error) from None
+        text = decode_text(data, lambda at: f"{self.path}, byte {start + at}").strip()
         return _text_value(text, f"{self.path}, byte {start}", self.text_column)
 
 
@@ -111,17 +112,14 @@ class JsonLinesFile(DataFile):
 
     def scan(self):
         for number, (start, line) in enumerate(self._pieces(b"\n"), start=1):
-            if line.strip():
+            if line.strip(BLANK):
                 yield start, len(line), self._text(line, f"{self.path}, line {number}")
 
     def read(self, start, length):
         return self._text(self._bytes(start, length), f"{self.path}, byte {start}")
 
     def _text(self, line, where):
-        try:
-            text = line.removeprefix(BYTE_ORDER_MARK).decode()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(where, error) from None
+        text = decode_text(line, lambda at: where)
         try:
             record = parse_json(text)
         except ValueError as reason:
@@ -190,7 +188,7 @@ class ParquetFile(DataFile):
         try:
             return _text_value(column[row].as_py(), where, self.text_column)
         except UnicodeDecodeError as error:
-            raise _not_utf8(where, error) from None
+            return decode_text(error.object, lambda at: where)  # raises, with the reason
 
     @cached_property
     def _file(self):
@@ -282,47 +280,88 @@ class FileSource(IndexedSource):
 def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> FileSource:
     """Open one split of a file or of a folder of files.
 
-    A folder whose file names say train and validation (or valid, val, dev) has these splits. In any other
-    case the split has every document if `whole`, else those that the hash rule puts there.
+    A folder whose file names have the words of SPLIT_WORDS has these splits. In any other case the split has
+    every document if `whole`, else those that the hash rule puts there.
     """
+    not_read = []
     if path.is_file():
+        _require_unpacked(path)
         files = {"train": [path], "validation": []}
-        if path.suffix not in FORMATS:
+        if _kind(path) not in FORMATS:
             raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, or a folder of them")
     elif not path.is_dir():
         raise ValueError(f"{path} must be a file or a folder; give a .txt, .jsonl or .parquet file")
     else:
-        files = _files_by_split(path)
+        files, not_read = _files_by_split(path)
     for file in files["train"] + files["validation"]:
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty; give a file with documents, or remove it from the folder")
-    if split == "validation" and files["validation"]:
-        return FileSource(path.name, files["validation"], text_column)
+    own = split if files[split] else "train"
+    if not files[own]:
+        raise ValueError(
+            f"{path} has no training files, only files named for validation or test, such as "
+            f"{files['validation'][0].name}; to train on a file, name it with --dataset FILE"
+        )
+    if split == "train" and whole:  # the validation documents come from another dataset
+        not_read += [file.name for file in files["validation"]]
     by_hash = not files["validation"] and not whole
-    return FileSource(path.name, files["train"], text_column, split if by_hash else None)
+    source = FileSource(path.name or str(path), files[own], text_column, split if by_hash else None)
+    source.not_read = tuple(not_read)
+    return source
 
 
 def _files_by_split(folder):
-    found = sorted(path for path in folder.iterdir() if path.suffix in FORMATS and path.is_file())
-    formats = sorted({path.suffix for path in found})
+    """Return the files of each split, and the names of all else in the folder. Raises ValueError if it is not
+    clear which files are data, or of which split.
+    """
+    files, not_read = {"train": [], "validation": [], "test": [], "": []}, []
+    for path in sorted(folder.iterdir()):
+        words = set(re.split("[^a-z]+", re.sub("h[eo]ld[^a-z]out", "heldout", path.stem.lower())))
+        splits = [split for split, names in SPLIT_WORDS.items() if words & names] or [""]
+        about = _kind(path) == ".txt" and words & ABOUT_THE_DATA
+        hidden = path.name.startswith(".")  # ._NAME, with the attributes of NAME, comes from a Mac
+        if _kind(path) in FORMATS and path.is_file() and not hidden and not about:
+            if len(splits) > 1:
+                raise ValueError(
+                    f"{path} names two splits, {' and '.join(splits)}; give it a name with one of these words"
+                )
+            files[splits[0]].append(path)
+        elif not hidden or _kind(path) in FORMATS:
+            _require_unpacked(path)
+            not_read.append(path.name + "/" * path.is_dir())
+    train, validation, test, rest = files.values()
+    found = train + validation + test + rest
+    formats = sorted({_kind(path) for path in found})
     if not found:
-        raise ValueError(f"{folder} has no .txt, .jsonl or .parquet file and no token files")
+        there = f", only {', '.join(shown(name) for name in not_read[:4])}" if not_read else ""
+        raise ValueError(f"{folder} has no .txt, .jsonl or .parquet file and no token files{there}")
     if len(formats) > 1:
         raise ValueError(f"{folder} has {' and '.join(formats)} files; keep files of one format in a folder")
-    words = {path: set(re.split("[^a-z]+", path.stem.lower())) for path in found}
-    train = [path for path in found if words[path] & TRAIN_WORDS]
-    validation = [path for path in found if words[path] & VALIDATION_WORDS]
-    rest = [path for path in found if not words[path] & (TRAIN_WORDS | VALIDATION_WORDS | OTHER_WORDS)]
     if train and rest:
         raise ValueError(
             f"{folder} has files named for training, such as {train[0].name}, but {rest[0].name} names no "
             "split; put train, validation or test into its name, or move it away"
         )
-    return {"train": train or rest or found, "validation": validation if train or rest else []}
+    if train or rest or validation:
+        return {"train": train or rest, "validation": validation}, not_read + [path.name for path in test]
+    return {"train": [], "validation": test}, not_read
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _require_unpacked(path: Path) -> None:
+    unpacked = path.with_suffix("")
+    if _kind(path) in UNPACK and _kind(unpacked) in FORMATS and not unpacked.exists():
+        raise ValueError(
+            f"{path} is compressed, and only plain files are read; unpack it, for example with "
+            f"{UNPACK[_kind(path)]}, or move it away"
+        )
 
 
 def _data_files(found, text_column) -> list[DataFile]:
-    return [FORMATS[path.suffix](path, text_column, seen) for path, seen in found]
+    return [FORMATS[_kind(path)](path, text_column, seen) for path, seen in found]
 
 
 @lru_cache(maxsize=2)  # the train and the validation split share one scan
@@ -357,8 +396,3 @@ def _too_large(where):
         f"{where}: a document has more than {LARGEST_DOCUMENT / 2**20:.0f} MB, the limit; cut it into "
         f"several (in a .txt file, {SEPARATOR.decode()} separates documents)"
     )
-
-
-def _not_utf8(where, error):
-    byte = error.object[error.start]
-    return ValueError(f"{where} is not UTF-8 ({error.reason}, {byte:#04x}); convert the file to UTF-8")

@@ -37,6 +37,7 @@ NETWORK_PACKAGES = {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", 
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
 COMMIT = re.compile("[0-9a-f]{40}")
+SCRIPT_ADVICE = "its script was not run; download the data yourself and convert it to .jsonl or .parquet"
 
 
 class HubUnreachable(ValueError):
@@ -138,6 +139,8 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
             f"{name} must have a split 'train', got {', '.join(splits)}; use other data with --dataset"
         )
     source = HubSource(name, chosen, revision=revision, text_column=text_column, side=side)
+    used = {"train", own_validation} if not whole else {chosen}
+    source.not_read = tuple(f"split {name}" for name in splits if name not in used)
     return _gather_validation(source) if side == "validation" else source
 
 
@@ -267,7 +270,9 @@ def _in_one_sentence(name, doing):
         if _status(error):
             told = f"the Hub refuses to send {name} ({reason}); log in with hf auth login"
         else:
-            told = f"datasets cannot read {name} ({reason}); try again in case the download was damaged"
+            script = "scripts are no longer supported" in reason
+            do = SCRIPT_ADVICE if script else "try again in case the download was damaged"
+            told = f"datasets cannot read {name} ({reason}); {do}"
         raise ValueError(f"{told}, or use other data with --dataset") from error
 
 

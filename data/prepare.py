@@ -17,7 +17,7 @@ from architecture.tokenizer import get_tokenizer
 from common.script import Parser, exit_code, say
 from data.defaults import TEXT_COLUMN, TOKENIZER
 from data.packing import encode
-from data.sources import choose_dataset, open_dataset
+from data.sources import choose_dataset, open_dataset, say_left_out
 from data.tokens import TokenFolderWriter
 
 
@@ -26,16 +26,17 @@ def prepare(
 ) -> dict[str, dict]:
     """Write both splits as ids of `tokenizer`. Returns {split: {"documents": ..., "tokens": ..., ...}}."""
     options = {"val_dataset": val_dataset, "text_column": text_column}
-    sources = {split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")}
-    for source in sources.values():
-        source.check_tokenizer(tokenizer)
-    writer = TokenFolderWriter(out_dir, tokenizer)
-    totals = {}
-    for split, source in sources.items():
-        total = len(source) if hasattr(source, "__len__") else None
-        texts = tqdm(source.documents(), desc=split, total=total, unit=" documents")
-        totals[split] = writer.write_split(split, (encode(tokenizer, text) for text in texts))
-    writer.finish()
+    totals, writer = {}, TokenFolderWriter(out_dir, tokenizer)  # its lock refuses a second process at once
+    with writer.removed_if_it_fails():
+        sources = {split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")}
+        say_left_out(say, *sources.values())
+        for source in sources.values():
+            source.check_tokenizer(tokenizer)
+        for split, source in sources.items():
+            total = len(source) if hasattr(source, "__len__") else None
+            texts = tqdm(source.documents(), desc=split, total=total, unit=" documents")
+            totals[split] = writer.write_split(split, (encode(tokenizer, text) for text in texts))
+        writer.finish()
     return totals
 
 

@@ -4,8 +4,9 @@
     bundled             stories that data/stories writes, without a network
     ORG/NAME            any dataset on the Hub, streamed
     FILE                .txt (documents separated by <|endoftext|>), .jsonl or .parquet
-    FOLDER              a folder of such files; file names with the word train or valid (val,
-                        validation, dev) make its splits
+    FOLDER              a folder of such files; names with the word train, validation (valid, val,
+                        dev, eval, heldout, holdout) or test make its splits; subfolders, test and hidden
+                        files are not read
     FOLDER              a folder of token files that data/prepare.py wrote
 
 choose_dataset replaces the name `auto` by tinystories or bundled.
@@ -73,16 +74,27 @@ def open_dataset(
     if name in ON_THE_HUB:
         return open_hub(ON_THE_HUB[name], **options)
     if path.is_dir() and is_token_folder(path):
-        return open_token_folder(path, split)
+        source = open_token_folder(path, split)
+        others = (
+            file.name for file in path.iterdir() if not re.fullmatch(r"\..*|.*\.npy|tokens\.json", file.name)
+        )
+        source.not_read = tuple(sorted(others))
+        return source
     if path.exists():
         return open_files(path, **options)
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix not in FORMATS:
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix.lower() not in FORMATS:
         return open_hub(name, **options)
     if name == AUTO:
         raise ValueError("--val_dataset cannot be auto; name a dataset, or leave --val_dataset out")
     names = [*ON_THE_HUB, BUNDLED]
     hint = did_you_mean(name, names) or f"; use {', '.join(names)}, ORG/NAME on the Hub, or a path"
     raise ValueError(f"dataset {name!r}: no such file or folder{hint}")
+
+
+def say_left_out(say: Callable[[str], None], *sources: Source) -> None:
+    """Say what sources leave out, for a command without a start line."""
+    for line in dict.fromkeys(f"data: {s.name}{s.left_out()}" for s in sources if s.left_out()):
+        say(line)
 
 
 # The number of the first story of each split, and how many it has.

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import mmap
 import os
-import shutil
 from pathlib import Path
 from typing import TextIO
 
@@ -86,6 +85,7 @@ class TokenSource(IndexedSource):
 
     def __init__(self, folder: Path, meta: dict, split: str):
         self.name, self._folder, self._tokenizer = folder.name, folder, meta["tokenizer"]
+        self._n_vocab = meta["n_vocab"]
         self._tokens, self._ends = [], []
         for number, shard in enumerate(meta["splits"][split]["shards"]):
             name, digests, documents = _shard_name(split, number), shard["sha256"], shard["documents"]
@@ -104,7 +104,10 @@ class TokenSource(IndexedSource):
         position, ends = index - self._starts[shard], self._ends[shard]
         start, end = int(ends[position - 1]) if position else 0, int(ends[position])
         with _reading(self._folder):
-            return self._tokens[shard][start:end]
+            ids = self._tokens[shard][start:end]
+            if len(ids) and ids.max() >= self._n_vocab:
+                raise ValueError(f"document {index:,} has id {ids.max()}, but n_vocab is {self._n_vocab}")
+            return ids
 
     def check_tokenizer(self, tokenizer):
         state, saved = tokenizer_state(tokenizer), self._tokenizer
@@ -113,6 +116,11 @@ class TokenSource(IndexedSource):
                 f"{self.name} was prepared with tokenizer {saved['name']} (sha256 {saved['sha256'][:12]}), "
                 f"but this run uses {state['name']} ({state['sha256'][:12]}); use the first with "
                 "--tokenizer, or prepare again"
+            )
+        if self._n_vocab != tokenizer.n_vocab:
+            raise ValueError(
+                f"{self._folder / META} gives n_vocab {self._n_vocab!r:.40}, but tokenizer {saved['name']} has "
+                f"{tokenizer.n_vocab} ids; {PREPARE_AGAIN}"
             )
 
 
@@ -125,6 +133,7 @@ class TokenFolderWriter:
     """
 
     def __init__(self, folder: Path, tokenizer, *, shard_tokens: int = SHARD_TOKENS):
+        _require_new(folder)
         state = tokenizer_state(tokenizer)
         self._folder, self._shard_tokens = folder, shard_tokens
         self._partial = folder.with_name(folder.name + ".tokens-partial")
@@ -135,18 +144,14 @@ class TokenFolderWriter:
             "n_vocab": tokenizer.n_vocab,
             "splits": {},
         }
-        _require_new(folder)
         with writing(self._partial):
-            self._partial.mkdir(parents=True, exist_ok=True)
             self._lock = _only_writer(self._partial / LOCK, folder)
-        with self._removed_if_it_fails(), writing(self._partial):
+        with self.removed_if_it_fails(), writing(self._partial):
             _require_new(folder)  # again, since another writer may have finished before we got the lock
             self._lock.truncate(0)
             self._lock.write(f"{os.getpid()}\n")
             self._lock.flush()
-            for remains in self._partial.iterdir():
-                if remains.name != LOCK:
-                    remains.unlink()
+            self._remove_shards()
 
     def write_split(self, split: str, documents) -> dict:
         """Write all documents of a split, each a sequence of ids, and return the totals of the split.
@@ -155,7 +160,7 @@ class TokenFolderWriter:
         """
         totals = self._meta["splits"][split] = {"documents": 0, "tokens": 0, "shards": []}
         shard, size = [], 0
-        with self._removed_if_it_fails():
+        with self.removed_if_it_fails():
             for document in documents:
                 shard.append(np.asarray(document, dtype=self._dtype))
                 size += len(document)
@@ -167,20 +172,30 @@ class TokenFolderWriter:
         return totals
 
     def finish(self) -> None:
-        with self._removed_if_it_fails(), writing(self._folder):
+        with self.removed_if_it_fails(), writing(self._folder):
             write_json_atomic(self._partial / META, self._meta)
             self._partial.rename(self._folder)
             (self._folder / LOCK).unlink()
         self._lock.close()
 
     @contextlib.contextmanager
-    def _removed_if_it_fails(self):
+    def removed_if_it_fails(self):
+        """Wraps all work from the lock to `finish`: an error in it removes the partial folder."""
         try:
             yield
         except BaseException:  # nothing reads the partial folder again, and it may fill the disk
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._lock.close()
+            if not self._lock.closed:  # else the folder may be that of the next writer
+                with contextlib.suppress(OSError):
+                    self._remove_shards()
+                    (self._partial / LOCK).unlink()  # last: from here on the next writer may begin
+                    self._partial.rmdir()
+                self._lock.close()
             raise
+
+    def _remove_shards(self):
+        for path in self._partial.iterdir():
+            if path.name != LOCK:
+                path.unlink()
 
     def _write_shard(self, split, documents):
         totals = self._meta["splits"][split]
@@ -225,19 +240,26 @@ def _require_new(folder: Path) -> None:
 
 
 def _only_writer(path: Path, folder: Path) -> TextIO:
-    """Lock the file at `path` until it is closed. Raises ValueError while another process holds the lock."""
-    lock = open(path, "a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip()
-        lock.close()
-        raise ValueError(
-            f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another "
-            "--out_dir"
-        ) from None
-    return lock
+    """Make the file at `path` and lock it until it is closed. Raises ValueError while another process holds
+    the lock.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The folder may be removed by a writer that ends just now, and its lock is then of no use: try again.
+        with contextlib.suppress(FileNotFoundError):
+            lock = open(path, "a+")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                owner = lock.read().strip()
+                lock.close()
+                raise ValueError(
+                    f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another "
+                    "--out_dir"
+                ) from None
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
 
 
 def _shard_name(split: str, number: int) -> str:

@@ -19,7 +19,7 @@ import tiktoken
 from architecture.tokenizer import END_OF_TEXT, save_rank_file
 from common.script import Parser, exit_code, say
 from data.defaults import TEXT_COLUMN
-from data.sources import choose_dataset, open_dataset
+from data.sources import choose_dataset, open_dataset, say_left_out
 
 MOST_IDS = 2**20  # five times the largest vocabulary in use, so a larger number is a typing error
 # GPT-4's split pattern, but with numbers of at most two digits instead of three, since a thousand numbers
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--max_documents must be at least 1, got {args.max_documents}")
     dataset = choose_dataset(args.dataset, say)
     source = open_dataset(dataset, split="train", text_column=args.text_column)
+    say_left_out(say, source)
     seen = {"documents": 0, "bytes": 0}
 
     def texts():

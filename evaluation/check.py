@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.files import decode_text
 from common.script import Parser, exit_code
 from data.files import FORMATS, version
 from data.stories import TRAIN_STORIES, story
@@ -30,21 +31,18 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
     """The stories of a file in order, with empty ones, except after the last separator of a .txt."""
     path = Path(file)
     if file == "-":
-        try:
-            stories = [text.strip() for text in sys.stdin.read().split(SEPARATOR)]
-        except UnicodeDecodeError as error:
-            message = f"standard input is not UTF-8 (at byte {error.start}); convert it to UTF-8"
-            raise ValueError(message) from None
-    elif path.suffix not in FORMATS:
+        text = decode_text(sys.stdin.buffer.read(), "standard input, byte {}".format)
+        stories = [piece.strip() for piece in text.split(SEPARATOR)]
+    elif path.suffix.lower() not in FORMATS:
         raise ValueError(f"{file} must be a .txt, .jsonl or .parquet file, or - for standard input")
     elif not path.is_file():
         raise ValueError(
             f"{file}: no such file; give a .txt, .jsonl or .parquet file, or - for standard input"
         )
     else:
-        documents = FORMATS[path.suffix](path, text_column, version(path.stat()))
+        documents = FORMATS[path.suffix.lower()](path, text_column, version(path.stat()))
         stories = [text for _, _, text in documents.scan()]
-    if path.suffix in ("", ".txt") and stories and not stories[-1]:
+    if path.suffix.lower() in ("", ".txt") and stories and not stories[-1]:
         stories.pop()
     return stories
 

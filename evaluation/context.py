@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from common.files import write_json_atomic
     from common.provenance import provenance
     from data.packing import encode
-    from data.sources import open_dataset
+    from data.sources import open_dataset, say_left_out
     from training.state.checkpoint import saved_settings
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
     source = open_dataset(
         dataset or "bundled", split="validation", val_dataset=val_dataset, text_column=column
     )
+    say_left_out(say, source)
     source.check_tokenizer(model.tokenizer)
     eot = model.tokenizer.eot_token
     documents = [

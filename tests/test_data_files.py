@@ -113,8 +113,77 @@ def test_a_folder_is_split_by_the_names_of_its_files(tmp_path):
     write_jsonl(tmp_path / "Stories-valid.jsonl", STORIES[20:30])
     write_jsonl(tmp_path / "Stories-test.jsonl", STORIES[30:])
     (tmp_path / "README.md").write_text("about")
+    (tmp_path / "README.txt").write_text("about")
     assert list(open_dataset(str(tmp_path), split="train").documents()) == STORIES[:20]
-    assert list(open_dataset(str(tmp_path), split="validation").documents()) == STORIES[20:30]
+    validation = open_dataset(str(tmp_path), split="validation")
+    assert list(validation.documents()) == STORIES[20:30]
+    assert validation.left_out() == " (not read: 'README.md', 'README.txt', 'Stories-test.jsonl')"
+
+
+@pytest.mark.parametrize(
+    "word", ["eval", "Evaluation", "heldout", "held-out", "hold_out", "dev", "val", "valid", "validation"]
+)
+def test_each_word_for_validation_keeps_its_file_out_of_training(tmp_path, word):
+    write_jsonl(tmp_path / "stories.jsonl", STORIES[:30])
+    write_jsonl(tmp_path / f"{word}-0.JSONL", STORIES[30:])
+    assert list(open_dataset(str(tmp_path), split="train").documents()) == STORIES[:30]
+    assert list(open_dataset(str(tmp_path), split="validation").documents()) == STORIES[30:]
+    source = whole(tmp_path)
+    assert list(source.documents()) == STORIES[:30]
+    assert source.left_out() == f" (not read: '{word}-0.JSONL')"
+
+
+def test_what_a_folder_has_beside_its_documents_is_not_read_and_is_named(tmp_path):
+    write_txt(tmp_path / "stories.txt", ["", *STORIES])
+    for name in ("README.txt", "LICENSE-data.txt", "._stories.txt", ".draft.txt", ".DS_Store", "notes.csv"):
+        (tmp_path / name).write_bytes(b"\xff\0 about")
+    write_txt(tmp_path / "test.txt", ["the last measurement"])
+    write_txt(tmp_path / "old.tar.zst", ["packed"])
+    (tmp_path / "train.txt").symlink_to(tmp_path / "nowhere")
+    write_jsonl(tmp_path / "more" / "train-2.jsonl", STORIES)
+    source = whole(tmp_path)
+    assert list(source.documents()) == STORIES
+    assert source.left_out() == (
+        " (1 empty documents left out; not read: '._stories.txt', '.draft.txt', 'LICENSE-data.txt', "
+        "'README.txt' and 5 others)"
+    )
+    assert set(source.not_read[4:]) == {"more/", "notes.csv", "old.tar.zst", "test.txt", "train.txt"}
+    for number in range(30):
+        (tmp_path / ("x" * 200 + str(number))).write_bytes(b"")
+    assert len(whole(tmp_path).left_out()) < 500
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        (["train-0.jsonl", "train-1.jsonl.gz"], "train-1.jsonl.gz is compressed, .* with gunzip, or move it"),
+        (["stories.txt.zst"], "stories.txt.zst is compressed, .* with unzstd"),
+        (
+            ["eval.jsonl", "test.jsonl"],
+            "no training files, .* such as eval.jsonl; to train on a file, name it",
+        ),
+        (["test.jsonl"], "no training files, only files named for validation or test, such as test.jsonl"),
+        (["train_eval.jsonl", "train.jsonl"], "train_eval.jsonl names two splits, train and validation"),
+        (
+            ["README.txt", ".hidden.jsonl"],
+            "no .txt, .jsonl .* token files, only '.hidden.jsonl', 'README.txt'",
+        ),
+        (["train/a.jsonl", "valid/a.jsonl"], "has no .txt, .* files, only 'train/', 'valid/'"),
+    ],
+)
+def test_a_folder_that_may_lose_or_mix_its_files_is_refused(tmp_path, names, told):
+    for name in names:
+        write_jsonl(tmp_path / name, STORIES)
+    with pytest.raises(ValueError, match=told):
+        open_dataset(str(tmp_path), split="train")
+    with pytest.raises(ValueError, match="is compressed"):
+        write_jsonl(tmp_path / "a.jsonl.gz", STORIES)
+        open_dataset(str(tmp_path / "a.jsonl.gz"), split="train")
+
+
+def test_a_folder_of_test_files_is_read_where_it_is_named_as_validation(tmp_path):
+    write_jsonl(tmp_path / "test-0.jsonl", STORIES)
+    assert list(whole(tmp_path, split="validation").documents()) == STORIES
 
 
 def test_a_val_dataset_is_the_validation_and_the_dataset_trains_whole(tmp_path):
@@ -219,11 +288,36 @@ def test_text_that_has_no_utf8_form_is_repaired(tmp_path):
     assert list(source.documents()) == ["a \ufffd b"] and source.skipped == 1
 
 
-def test_a_byte_order_mark_is_not_text(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone<|endoftext|>two")
-    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}')
-    for name in ("a.txt", "b.jsonl"):
-        assert list(whole(tmp_path / name).documents()) == ["one", "two"]
+MARK = b"\xef\xbb\xbf"
+MARKED = ["\ufeffone\r\ntwo", "three", "\ufefffour\r\n\ufefffive", "six\rseven \u0000"]
+PLAIN = ["one\ntwo", "three", "four\nfive", "six\rseven \u0000"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_source_drops_byte_order_marks_and_turns_crlf_into_a_newline(tmp_path, kind):
+    texts = MARKED if kind != "txt" else MARKED[:3]  # a zero byte in a .txt is refused
+    path = WRITERS[kind](tmp_path / f"a.{kind}", texts)
+    if kind != "parquet":  # files that were joined on Windows
+        content = path.read_bytes().replace(b"\n", b"\r\n")
+        between = b"\r\n<|endoftext|>\r\n" if kind == "txt" else MARK + b"\r\n"
+        path.write_bytes(MARK + content + between + MARK + content)
+        texts = texts * 2
+    plain = PLAIN[: len(texts)] if kind == "parquet" else PLAIN[: len(texts) // 2] * 2
+    source = whole(path)
+    assert list(source.documents()) == plain
+    assert sorted(take(source.shuffled(seed=1), len(plain))) == sorted(plain)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le"])
+def test_utf16_with_and_without_a_mark_is_refused(tmp_path, kind, encoding):
+    path = WRITERS[kind](tmp_path / f"a.{kind}", ["Once upon a time", "The end"])
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    where = "byte [0-9]" if kind == "txt" else "line 1"
+    with pytest.raises(
+        ValueError, match=f"a.{kind}, {where} is not UTF-8 .a zero byte, as UTF-16 has.; conv"
+    ):
+        whole(path)
 
 
 @pytest.mark.parametrize("change", [{"index": None}, {"index": 41}, {"epoch": -1}, {"epoch": 2**63}])
@@ -408,6 +502,17 @@ def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(tmp_path, monke
     capsys.readouterr()
     assert train_tokenizer_main(argv) == 2
     assert told in capsys.readouterr().err and not list(tmp_path.glob("*new*"))
+
+
+def test_the_commands_on_data_say_what_they_leave_out(tmp_path, capsys):
+    folder = write_jsonl(tmp_path / "in" / "stories.jsonl", STORIES).parent
+    write_jsonl(folder / "more" / "stories.jsonl", STORIES)
+    write_jsonl(folder / "eval.jsonl", ["once", "twice"])
+    assert prepare_main(["--dataset", str(folder), "--out_dir", str(tmp_path / "tokens")]) == 0
+    assert capsys.readouterr().err.count("data: in (not read: 'more/')\n") == 1
+    flags = ["--dataset", str(folder), "--vocab_size", "270", "--out", str(tmp_path / "a.tiktoken")]
+    assert train_tokenizer_main(flags) == 0
+    assert capsys.readouterr().err == "data: in (not read: 'more/')\n"
 
 
 def test_prepare_takes_a_file_the_bundled_stories_and_auto(tmp_path, monkeypatch, capsys):

@@ -253,6 +253,20 @@ def test_a_description_of_another_shape_counts_as_unreachable(hub_at):
                 source_of()
 
 
+def test_text_of_the_hub_follows_the_rule_for_files(local_hub):
+    local_hub(train=["\ufeffone\r\ntwo\r", "\ufeff\r\n", "three\ufeff"])
+    source = source_of(whole=True)
+    assert list(source.documents()) == ["one\ntwo\r", "three"] and source.skipped == 1
+
+
+def test_splits_that_no_run_reads_are_named(local_hub):
+    local_hub(train=STORIES[:300], eval=STORIES[300:350], test=STORIES[350:], extra=STORIES[350:])
+    source = source_of()
+    assert len(list(source.documents())) == 300
+    assert source.left_out() == " (not read: 'split test', 'split extra')"
+    assert len(list(source_of(split="validation").documents())) == 50
+
+
 def hostile_answers(outside):
     """{case: (files of the Hub, what it sends in place of the right answers)}"""
     lines = b"".join(b'{"text": "Tom went home %d times."}\n' % n for n in range(9))
@@ -295,6 +309,7 @@ def test_a_hostile_hub_gives_data_or_one_sentence_and_runs_nothing(hub_at, tmp_p
     assert told.pop("fine").startswith("Tom went home")
     assert [path.name for path in outside.iterdir()] == ["train.jsonl"]  # nothing ran, nothing was written
     assert "RuntimeError: Dataset scripts are no longer supported" in told["script"]
+    assert told["script"].endswith(f"; {data_hub.SCRIPT_ADVICE}, or use other data with --dataset")
     assert told.pop("card image") == "org/name: column 'text' must hold text, got dict"
     for case, sentence in told.items():
         assert "org/name" in sentence and "\n" not in sentence and "SECRET" not in sentence, case

@@ -461,7 +461,6 @@ def data_errors() -> list[Exception]:
         EOFError("Compressed file ended before the end-of-stream marker"),
         OSError(errno.ENOSPC, "No space left on device"),
         FileNotFoundError(errno.ENOENT, "gone"),
-        RuntimeError("Dataset scripts are no longer supported, but found stories.py"),
         TypeError("'NoneType' object is not iterable"),  # the answer has another shape
         StopIteration(),
     ]
@@ -469,10 +468,12 @@ def data_errors() -> list[Exception]:
 
 def test_whatever_fails_in_a_library_below_is_one_sentence_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(hub, "current_revision", lambda name: COMMIT)
+    script = [RuntimeError("Dataset scripts are no longer supported, but found stories.py")]
     refusals = [answered_with(status) for status in (401, 403, 404, 416)]
     for errors, kind, told in (
         (network_errors(), HubUnreachable, "opening org/name on the Hub failed ({}); check the net"),
         (data_errors(), ValueError, "datasets cannot read org/name ({}); try again in case"),
+        (script, ValueError, "datasets cannot read org/name ({}); its script was not run; download"),
         (refusals, ValueError, "the Hub refuses to send org/name ({}); log in with hf auth login"),
     ):
         for error in errors:

@@ -74,7 +74,7 @@ def test_a_single_sample_is_streamed_piece_by_piece(checkpoint, monkeypatch):
 
 def test_several_prompts_and_samples_have_separators(run, checkpoint, tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\ufeffthe cat\r\n\n  \ncaf\u00e9\n", encoding="utf-8", newline="")
+    prompts.write_text("\ufeffthe cat\r\n\n  \n\ufeffcaf\u00e9\r\n", encoding="utf-8", newline="")
     flags = ("--checkpoint", checkpoint, "--num_samples", 2, "--seed", 1, *SHORT)
     code, out, _ = run(*flags, "--prompts", prompts)
     assert code == 0
@@ -199,7 +199,7 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
         (["--prompt", "a", "--prompts", "b"], "not allowed with"),
         (["--prompts", "{folder}/none.txt"], "none.txt: No such file"),
         (["--prompts", "{folder}/blank.txt"], "contains no prompt"),
-        (["--prompts", "{folder}/latin1.txt"], "must be UTF-8 text, and byte 3 is not"),
+        (["--prompts", "{folder}/latin1.txt"], "latin1.txt, byte 3 is not UTF-8"),
         (["--prompt", "\udcff"], "must be UTF-8"),
         (["--num_samples", str(10**9)], "num_samples must be from 1 to 1,000,000"),
         (["--prompt", "x" * 5000 + "\x1b"], "40 tokens"),

@@ -119,6 +119,19 @@ def test_auto_chooses_the_training_data_beside_a_named_validation_set(offline, t
     assert recorded(tmp_path) == {"bundled"}
 
 
+def test_the_start_line_names_what_a_folder_has_and_no_run_reads(tmp_path, corpus, capsys):
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    shutil.copy(corpus[1], folder / "stories.jsonl")
+    shutil.copy(corpus[3], folder / "eval.jsonl")
+    shutil.copy(corpus[3], folder / "test.jsonl")
+    assert run_here(tmp_path, *RUN, "--dataset", "in", "--max_iters", 1) == 0
+    told = "data: in (not read: 'more/', 'test.jsonl'), validation in, tokenizer"
+    assert told in capsys.readouterr().err
+    assert run_here(tmp_path, "--eval_only", "model", "--val_dataset", "in", "--eval_tokens", 256) == 0
+    assert "of in (not read: 'more/', 'test.jsonl')" in capsys.readouterr().out
+
+
 def test_a_dry_run_and_a_folder_in_use_do_not_wait_for_the_hub(given, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "current_revision", lambda name: pytest.fail("asked"))
     assert run_here(tmp_path, "--dry_run") == 0

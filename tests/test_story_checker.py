@@ -140,7 +140,7 @@ def test_the_command_reads_jsonl_and_standard_input(files, tmp_path, capsys, mon
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"story": SOUND}) for _ in range(2)))
     main([str(tmp_path / "a.jsonl"), "--text_column", "story", "--against", "none"])
     assert "2 of 2" in capsys.readouterr().out
-    monkeypatch.setattr("sys.stdin", io.StringIO(SOUND))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SOUND.encode()), encoding="utf-8"))
     main(["-", "--against", "none"])
     assert "1 of 1" in capsys.readouterr().out
 
@@ -151,7 +151,7 @@ def test_the_command_reads_jsonl_and_standard_input(files, tmp_path, capsys, mon
         ("a.csv", b"x", "must be a .txt, .jsonl or .parquet file"),
         ("a.txt", b"", "is empty; give a file with at least one story"),
         ("a.txt", b"\xff", "not UTF-8"),
-        ("-", b"caf\xe9", "standard input is not UTF-8 (at byte 3)"),
+        ("-", b"caf\xe9", "standard input, byte 3 is not UTF-8"),
         ("a.jsonl", b"{", "line 1 is not JSON"),
         ("a.jsonl", b'{"story": "x"}', "--text_column"),
         ("none.txt", None, "no such file"),

@@ -1,5 +1,6 @@
 """Token folders: reading gives what was written or one sentence, and a folder has one writer."""
 
+import contextlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data.prepare as prepare_module
 import data.tokens as tokens
 from architecture.tokenizer import SHIPPED_FOLDER, get_tokenizer, load_rank_file, tokenizer_state
 from common.files import write_json_atomic
@@ -221,6 +223,13 @@ def npz_for_npy(folder):
 DAMAGES = {
     "tokens.json that ends": lambda folder: (folder / "tokens.json").write_text("{"),
     "tokens.json empty": lambda folder: (folder / "tokens.json").write_text("{}"),
+    "tokens.json deep": lambda folder: (folder / "tokens.json").write_text("[" * 200_000),
+    "tokens.json a list": lambda folder: (folder / "tokens.json").write_text("[5]"),
+    "n_vocab a text": resealed(lambda meta: meta.update(n_vocab="4096")),
+    "n_vocab missing": resealed(lambda meta: meta.pop("n_vocab")),
+    "n_vocab beyond 16 bits": resealed(lambda meta: meta.update(n_vocab=70_000)),
+    "n_vocab below 0": resealed(lambda meta: meta.update(n_vocab=-1)),
+    "ids below 0": changed("tokens", lambda ids: ids.astype(np.int16) - 9000),
     "an older format": resealed(lambda meta: meta.update(format="nano-gpt-oss tokens 1")),
     "a file is missing": lambda folder: (folder / "train_00000.tokens.npy").unlink(),
     "a file is a pipe": pipe_for_a_file,
@@ -252,6 +261,30 @@ def test_a_token_folder_of_another_tokenizer_is_refused(folder):
         match="prepared with tokenizer stories4k .* use the first with --tokenizer, or prepare again",
     ):
         source.check_tokenizer(get_tokenizer("bundled1536"))
+
+
+@pytest.mark.parametrize("n_vocab", [4095, 10, 4096.5, 65536])
+def test_another_n_vocab_than_that_of_the_tokenizer_is_refused(folder, n_vocab):
+    resealed(lambda meta: meta.update(n_vocab=n_vocab))(folder)
+    with pytest.raises(
+        ValueError, match=f"tokens.json gives n_vocab {n_vocab}, but .* has 4096 ids; prepare"
+    ):
+        open_dataset(str(folder), split="train").check_tokenizer(get_tokenizer("stories4k"))
+
+
+def test_other_files_in_a_token_folder_are_named_as_not_read(folder):
+    write_jsonl(folder / "stories.jsonl", STORIES)
+    assert open_dataset(str(folder), split="train").left_out() == " (not read: 'stories.jsonl')"
+
+
+def test_an_id_outside_the_vocabulary_is_refused_and_never_reaches_the_model(tmp_path):
+    folder = write(tmp_path / "tokens", [[1, 4095], [], [4096], [65535]])  # 65535 is -1 in 16 bits
+    source = open_dataset(str(folder), split="train")
+    assert source[0].tolist() == [1, 4095] and source[1].tolist() == []
+    for index, number in ((2, 4096), (3, 65535)):
+        told = f"document {index} has id {number}, but n_vocab is 4096.; prepare it again"
+        with pytest.raises(ValueError, match=told):
+            source[index]
 
 
 # ------------------------------------------------------------------------------- replaced while it is read
@@ -342,12 +375,78 @@ def test_a_writer_that_waited_for_another_to_finish_does_not_write_over_it(tmp_p
 
     def late(path, folder):
         monkeypatch.undo()  # the other one begins and ends between our two looks at the folder
-        shutil.rmtree(path.parent)
         write(folder, [[1]])
-        path.parent.mkdir()
         return only_writer(path, folder)
 
     monkeypatch.setattr(tokens, "_only_writer", late)
     with pytest.raises(ValueError, match="exists already"):
         TokenFolderWriter(folder, encoding)
     assert read(folder) == [[[1]], [[1]]] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_second_of_two_preparations_is_refused_before_it_reads_its_data(tmp_path, capsys, monkeypatch):
+    path, folder = write_jsonl(tmp_path / "a.jsonl", STORIES), tmp_path / "tokens"
+    flags = [str(x) for x in ("--dataset", path, "--val_dataset", path, "--out_dir", folder)]
+    codes, opened = [], prepare_module.open_dataset
+
+    def while_the_first_scans(*args, **options):
+        monkeypatch.setattr(prepare_module, "open_dataset", opened)
+        codes.append(prepare_main([*flags[:1], "missing.txt", *flags[2:]]))
+        return opened(*args, **options)
+
+    monkeypatch.setattr(prepare_module, "open_dataset", while_the_first_scans)
+    assert prepare_main(flags) == 0 and codes == [2]
+    assert "is already writing" in capsys.readouterr().err
+    assert prepare_main(flags) == 2 and "tokens exists already" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == [path, folder]
+
+
+@pytest.mark.parametrize("first_ends", ["well", "badly"])
+@pytest.mark.parametrize("when", ["before the lock is opened", "before it is locked", "before the third"])
+def test_a_writer_that_comes_while_another_ends_has_the_folder_alone_or_is_refused(
+    tmp_path, monkeypatch, first_ends, when
+):
+    """The first writer ends between two steps of the second, and a third then comes."""
+    encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
+    first, others = TokenFolderWriter(folder, encoding), []
+    first.write_split("train", [[1, 2, 3]])
+    flock, mkdir = tokens.fcntl.flock, Path.mkdir
+
+    def end():
+        monkeypatch.setattr(tokens.fcntl, "flock", flock)
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        if first_ends == "well":
+            first.write_split("validation", [[1]])
+            first.finish()
+        else:
+            with pytest.raises(KeyboardInterrupt), first.removed_if_it_fails():
+                raise KeyboardInterrupt
+        if when == "before the third":
+            with contextlib.suppress(ValueError):
+                others.append(TokenFolderWriter(folder, encoding))
+
+    def late_flock(*args):
+        end()
+        return flock(*args)
+
+    def late_mkdir(path, **options):
+        mkdir(path, **options)
+        end()
+
+    if when == "before the lock is opened":
+        monkeypatch.setattr(Path, "mkdir", late_mkdir)
+    else:
+        monkeypatch.setattr(tokens.fcntl, "flock", late_flock)
+    refused = "exists already" if first_ends == "well" else "is already writing"
+    if first_ends == "well" or when == "before the third":
+        with pytest.raises(ValueError, match=refused):
+            TokenFolderWriter(folder, encoding)
+    else:
+        others.append(TokenFolderWriter(folder, encoding))
+    for writer in others:
+        for split in SPLITS:
+            writer.write_split(split, [[7, 8]])
+        writer.finish()
+    assert read(folder) == ([[[7, 8]]] * 2 if others else [[[1, 2, 3]], [[1]]])
+    assert list(tmp_path.iterdir()) == [folder]
+    assert ".lock" not in os.listdir(folder)

@@ -153,11 +153,11 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     unit = "windows" if cfg.carries else "micro-batches"
     parts = f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
     experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
-    skipped = f" ({source.skipped:,} empty documents left out)" if source.skipped else ""
+    other = validation.left_out() if validation.not_read != source.not_read else ""  # not the same twice
     return (
         f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
         f"{counts['total']:,} parameters, {counts['active']:,} active per token\n"
-        f"data: {source.name}{skipped}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
+        f"data: {source.name}{source.left_out()}, validation {validation.name}{other}, tokenizer {run.tokenizer.name}\n"
         f"{length} of {cfg.slots_per_step:,} tokens ({parts}{cfg.batch_size} rows{segments} x {cfg.block_size} "
         f"tokens) on {cfg.device} in {cfg.dtype} "
         f"({cfg.threads} threads, attention {cfg.attention}{experts})\n"

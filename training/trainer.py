@@ -234,4 +234,4 @@ def evaluate_only(
         device=device,
         autocast=functools.partial(autocast, device, cfg.dtype),
     )
-    return f"validation loss {reporting.in_words(found)} of {validation.name}"
+    return f"validation loss {reporting.in_words(found)} of {validation.name}{validation.left_out()}"
