@@ -27,8 +27,9 @@ class Parser(argparse.ArgumentParser):
 
 def say(text: str) -> None:
     """Print a line about progress to stderr; stdout is for results. A line that nobody can read is lost."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # print would take stdout
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def exit_code(program: str, function: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
@@ -68,9 +69,10 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: Python, the system, torch and a loader say it differently."""
-    said = re.search(r"out of memory|allocate memory|alloc_failed|new thread|map segment", str(error).lower())
+    told = r"out of memory|allocate memory|alloc_failed|new thread|map segment|without (exception|setting an exc)"
     known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    return known or isinstance(error, (RuntimeError, ImportError)) and said is not None
+    kinds = (RuntimeError, ImportError, SystemError)
+    return known or isinstance(error, kinds) and re.search(told, str(error).lower()) is not None
 
 
 def one_line(error: Exception) -> str:
