@@ -9,19 +9,16 @@
 Importing this module does something only if a script imports it.
 """
 
-import contextlib
+import _signal as signal  # these four take no time, and signal, typing and contextlib do
 import io
 import os
-import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 
 class Unfailing(io.FileIO):
     """A file that loses what cannot be written: a closed pipe, a full disk, a terminal that is gone."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         try:
             return super().write(data) or len(data)  # None: a full pipe that does not wait
         except OSError:
@@ -50,22 +47,23 @@ def open_streams() -> None:
     make_unfailing("stderr")
 
 
-def work(function: Callable[[], Any]) -> Any:
+def work(function):
     """Call a function. Within it Ctrl-C raises KeyboardInterrupt."""
     return function()
 
 
-def _interrupt(_number: int, frame: Any) -> None:
+def _interrupt(_number: int, frame) -> None:
     while frame is not None and not _imports(frame):
         if frame.f_code is work.__code__:
             raise KeyboardInterrupt
         frame = frame.f_back
-    with contextlib.suppress(OSError):
+    try:
         os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode())
-    os._exit(128 + signal.SIGINT)
+    finally:
+        os._exit(128 + signal.SIGINT)
 
 
-def _imports(frame: Any) -> bool:
+def _imports(frame) -> bool:
     return frame.f_code.co_filename.startswith("<frozen importlib")
 
 
