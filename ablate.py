@@ -5,10 +5,13 @@ specification.
 
 from __future__ import annotations
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import argparse
 import sys
 from pathlib import Path
 
+from common.begin import make_unfailing
 from common.script import Parser, exit_code
 from evaluation.ablation import spec
 
@@ -62,6 +65,7 @@ def main(argv: list[str] | None = None, **tools) -> int:
 
         experiment.run(**vars(args), **tools)
 
+    make_unfailing("stdout")  # a lost reader does not end the runs; the report is in files, too
     return exit_code("ablate.py", run)
 
 

@@ -9,6 +9,8 @@ generated in one batch and printed at the end. torch is imported after the flags
 
 from __future__ import annotations
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import argparse
 import json
 import secrets

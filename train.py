@@ -1,5 +1,7 @@
 """Train a language model. `python train.py --help` lists the flags."""
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import sys
 
 from training.config import TrainConfig

@@ -3,6 +3,8 @@
 `python train_context.py --help` lists the flags. They are those of train.py with other defaults, and --tbptt.
 """
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import sys
 
 from training.config import ContextTrainConfig

@@ -185,10 +185,6 @@ def _unpickled(path: Path) -> Any:
         raise ValueError(
             "it holds objects other than tensors and plain values, which could run code, so it was not loaded"
         ) from None
-    except RuntimeError as error:
-        if "alloc" in str(error) or "memory" in str(error):
-            raise MemoryError(f"there is not enough memory to read {path}; free some") from error
-        raise
 
 
 def owned(

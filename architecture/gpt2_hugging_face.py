@@ -11,6 +11,8 @@ vocabulary padded to a multiple of 64. Dropout is a setting of a run here, so th
 
 from __future__ import annotations
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import json
 import os
 import re

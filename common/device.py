@@ -7,9 +7,12 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 # Dense bf16 peak in FLOP/s, without sparsity, from NVIDIA's data sheets; each key is part of a device name.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
@@ -71,16 +74,36 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def available_memory(device: torch.device) -> int:
-    """Free bytes of a CUDA device, or elsewhere of the RAM, at most the limit of the container."""
+    """Free bytes of a CUDA device, or elsewhere of the RAM, within the limits of the process and its cgroups."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError):  # Linux: free memory and caches that can be dropped
-        free = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        free = re.search(r"MemAvailable: +(\d+) kB", (PROC / "meminfo").read_text())
         limits += [1024 * int(free[1])] if free else []
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2 and 1
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
-            limits.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
-    return min(limits)
+    if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:  # ulimit -v
+        with contextlib.suppress(OSError):
+            most -= os.sysconf("SC_PAGE_SIZE") * int((PROC / "self/statm").read_text().split()[0])
+        limits.append(most)
+    return max(0, min(limits + list(_rooms_of_cgroups())))
+
+
+def _rooms_of_cgroups() -> Iterator[int]:
+    """For each memory limit on the way from the root to this process: what is left of it.
+
+    Files in memory count as free, because the system drops them first.
+    """
+    with contextlib.suppress(OSError):
+        for line in (PROC / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, limit = (CGROUPS / "memory", "limit_in_bytes") if controllers else (CGROUPS, "max")
+            inside = root / path.lstrip("/")
+            for folder in (inside, *inside.parents):
+                with contextlib.suppress(OSError, ValueError):  # ValueError: "max", which is no limit
+                    most = int((folder / f"memory.{limit}").read_text())
+                    used = re.search(r"^(?:anon|total_rss) (\d+)", (folder / "memory.stat").read_text(), re.M)
+                    yield most - int(used[1] if used else 0)

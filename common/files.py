@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from common.script import is_out_of_memory
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -54,14 +56,16 @@ def reading(path: str | Path, what: str, *, way_out: str = "move it away") -> It
     """Wraps code that reads a file of this project: any error in it becomes a ValueError of one sentence.
 
     The sentence names the path, what was read, the reason and the way out. A ValueError that begins with the
-    path passes unchanged. FileNotFoundError, PermissionError and MemoryError also pass, because they do not
-    come from the content of the file.
+    path passes unchanged. FileNotFoundError and PermissionError also pass, because they do not come from the
+    content of the file; nor does a lack of memory, which becomes a MemoryError that names the path.
     """
     try:
         yield
-    except (FileNotFoundError, PermissionError, MemoryError):
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"there is not enough memory to read {path}") from error
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         reason = f"it is damaged: {type(error).__name__}"

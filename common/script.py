@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import io
 import os
 import re
@@ -13,6 +14,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from common.begin import open_streams, work
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,32 +26,53 @@ class Parser(argparse.ArgumentParser):
 
 
 def say(text: str) -> None:
-    """Print a line about progress to stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line about progress to stderr; stdout is for results. A line that nobody can read is lost."""
+    if sys.stderr is not None:  # print would take stdout
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def exit_code(program: str, function: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
     """Run the work of a script and return its exit code, which is that of function, or 0 for None, or
 
-    2    after ValueError, OSError, ImportError or MemoryError, which a user can fix; stderr gets one line
+    2    after ValueError, OSError or ImportError, which a user can fix, or if memory ran out; stderr gets one line
     130  after Ctrl-C; stderr gets `interrupted`, which says what was left behind
     141  after the reader of a pipe closed it, as `| head` does; without a message
     """
+    open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot show, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return function() or 0
+        code = work(function) or 0
+        sys.stdout.flush()  # here, because Python tells of a failure at its end in words of its own
+        return code
     except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):  # without this, Python fails again when it closes the stream
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 128 + signal.SIGPIPE
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        say(f"{program}: error: {one_line(error)}")
-        return 2
     except KeyboardInterrupt:
         say(f"{program}: {interrupted}")
         return 128 + signal.SIGINT
+    except Exception as error:
+        told = one_line(error)
+        if is_out_of_memory(error):
+            told = f"out of memory ({told}); free memory, or lower the batch, the lengths or the model"
+        elif not isinstance(error, (ValueError, OSError, ImportError)):
+            raise
+        say(f"{program}: error: {told}")
+        return 2
+    finally:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):  # without this, Python fails again when it closes the stream
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python, the system, torch and a loader say it differently."""
+    told = r"out of memory|allocate memory|alloc_failed|new thread|map segment|without (exception|setting an exc)"
+    known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    kinds = (RuntimeError, ImportError, SystemError)
+    return known or isinstance(error, kinds) and re.search(told, str(error).lower()) is not None
 
 
 def one_line(error: Exception) -> str:

@@ -7,6 +7,8 @@ Memory use is one shard, whatever the size of the dataset. The folder is written
 renamed when it is complete. After an interruption, run the same command again.
 """
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import argparse
 import sys
 from pathlib import Path

@@ -8,6 +8,8 @@ tokens, sha256, provenance). Use it with `--tokenizer PATH`. vocab_size includes
 The 256 bytes are always tokens, so every text can be encoded without loss.
 """
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import argparse
 import itertools
 import sys

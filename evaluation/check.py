@@ -9,6 +9,8 @@ a .txt. The rules are those of data/stories/checker.py. A story is copied if 20 
 occur in the training text, by default the bundled training stories.
 """
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import argparse
 import json
 import sys

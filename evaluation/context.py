@@ -17,6 +17,8 @@ The JSON goes to stdout or, with --out, to a file. The table goes to stderr.
 
 from __future__ import annotations
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import argparse
 import functools
 import itertools

@@ -9,6 +9,8 @@ process of its own, so that the peak memory is that of the model.
 
 from __future__ import annotations
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import statistics
 import sys
 import time

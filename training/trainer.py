@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from architecture.interface import IGNORE_INDEX, load_share
 from architecture.tokenizer import token_byte_lengths
 from common.device import autocast
+from common.script import first_line, is_out_of_memory, say
 from data.documents import Source
 from data.loader import StoppedWaiting
 from data.packing import validation_batches, validation_lanes
@@ -59,7 +61,8 @@ def train(
 
     cfg: resolved, without "auto".  model: on the CPU or on cfg.device.  resumed: the checkpoint to continue.
     lines: printed first.
-    Raises Stopped after Ctrl-C or SIGTERM, ValueError for a NaN or bad data, CannotWrite for a full disk.
+    Raises Stopped after Ctrl-C, SIGTERM or SIGHUP, ValueError for a NaN, bad data or too little memory, and
+    CannotWrite for a full disk.
     """
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
     # All evaluations score these tokens. Reading them first finds bad data before a file is written.
@@ -67,7 +70,10 @@ def train(
     newest = checkpoint.latest_checkpoint(cfg.out_dir)
     if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
         refuse_if_finished(cfg.out_dir)  # before a file changes; open_run repeats it under the lock
-    with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
+    with (
+        open_run(cfg, model, tokenizer, source, resumed) as (run, progress),
+        saving_if_memory_runs_out(run, progress),
+    ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         if not resumed:
             run.writer.layout(reporting.layout(run))
@@ -117,6 +123,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         token_bytes=run.token_bytes,
         autocast=run.autocast,
     )
+    run.consistent = None
     norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip)
     if norms is None:
         where = first_non_finite(model, batches, run.autocast, progress.carry)
@@ -131,7 +138,39 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     progress.carry = result.carry
     progress.step += 1
     progress.tokens += result.tokens
+    run.consistent = run.loader.state_dict(), checkpoint.rng_state(run.device)
     return result, norms
+
+
+@contextlib.contextmanager
+def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
+    """If memory runs out, save the state after the last step, and raise a ValueError that says what to do.
+
+    Nothing can be saved if memory ran out during an update of the weights.
+    """
+    try:
+        yield
+        return
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        told = f"out of memory after step {progress.step} ({first_line(error)})"
+        traceback.clear_frames(error.__traceback__)  # they hold activations, and saving needs memory, too
+    for optimizer in run.optimizers:
+        optimizer.zero_grad()
+    cfg, path = run.cfg, checkpoint.checkpoint_path(run.cfg.out_dir, progress.step)
+    if run.consistent and not path.exists():
+        position, rng = run.consistent
+        checkpoint.set_rng_state(rng, run.device)  # a step with dropout may have begun
+        with contextlib.suppress(MemoryError, RuntimeError):
+            save(run, progress, None, position)
+    if not (path := checkpoint.latest_checkpoint(cfg.out_dir)):
+        folder = quote(cfg.out_dir)
+        raise ValueError(f"{told}; rm -r {folder}, and lower batch_size, block_size or the model")
+    raise ValueError(
+        f"{told}; the newest checkpoint is {path}; free memory and continue with: python {cfg.program} --resume "
+        f"--out_dir {quote(cfg.out_dir)}, or use its weights for a run with a lower batch_size: --init_from {path}"
+    )
 
 
 def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
@@ -229,7 +268,7 @@ def evaluate_only(
     batches = scored_batches(cfg, validation, tokenizer, max_tokens)
     found = evaluate(
         model.to(device),
-        reporting.narrated(batches, functools.partial(print, file=sys.stderr)),
+        reporting.narrated(batches, say),
         token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
         device=device,
         autocast=functools.partial(autocast, device, cfg.dtype),

@@ -25,7 +25,8 @@ from training.state.out_dir import live_writer
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
 STOP_SECONDS = 60.0  # time for a run to save before it is killed
-ASKED_TO_STOP = {128 + s for s in (signal.SIGINT, signal.SIGTERM)} | {-signal.SIGINT, -signal.SIGTERM}
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ASKED_TO_STOP = {128 + s for s in STOPPING} | {-s for s in STOPPING}
 
 
 Launch = Callable[[Sequence[str], Path, dict[str, str]], subprocess.Popen]
@@ -128,9 +129,12 @@ def stop(processes: list[subprocess.Popen]) -> None:
 
 @contextlib.contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Within this context SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt, as Ctrl-C does."""
+    """Within this context Ctrl-C, SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt.
+
+    Ctrl-C does so even during an import, because the running processes must be stopped.
+    """
     before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP; leave it so
             before[number] = signal.signal(number, signal.default_int_handler)
     try:

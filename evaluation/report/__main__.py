@@ -8,6 +8,8 @@ RUN is the --out_dir of a training run, finished or not, or a metrics.jsonl.
 
 from __future__ import annotations
 
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
 import argparse
 import functools
 import shutil

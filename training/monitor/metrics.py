@@ -37,7 +37,7 @@ class MetricsWriter:
     def __init__(
         self, out_dir: str | Path, *, tensorboard_dir: str | Path | None, resume_step: int | None = None
     ):
-        self.stream = sys.stderr
+        self.stream = sys.stderr or open(os.devnull, "w")  # None: Python without a stderr
         self.tensorboard, self.tensorboard_dir = None, tensorboard_dir
         path = Path(out_dir) / "metrics.jsonl"
         with contextlib.ExitStack() as stack:
@@ -68,7 +68,8 @@ class MetricsWriter:
                     self.tensorboard.add_scalar(tag, number, step)
         self.latest |= {tag: number for tag, number in numbers.items() if tag in SHOWN}
         if progress is not None:
-            self._show(step, progress)
+            with contextlib.suppress(OSError):  # nobody reads the progress line
+                self._show(step, progress)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Record a text."""
@@ -130,8 +131,9 @@ class MetricsWriter:
             os.fsync(self.file.fileno())
 
     def say(self, line: str) -> None:
-        """Print a line of text, above the progress bar if there is one."""
-        tqdm.write(line, file=self.stream)
+        """Print a line of text, above the progress bar if there is one. A line that nobody can read is lost."""
+        with contextlib.suppress(OSError):
+            tqdm.write(line, file=self.stream)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Ctrl-C, SIGTERM and SIGHUP as a request that the training loop answers between two steps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ STDERR = 2
 
 
 class StopRequest:
-    """A context manager for Ctrl-C and SIGTERM.
+    """A context manager for Ctrl-C, SIGTERM and SIGHUP, which a closed terminal sends.
 
-    The first of these signals sets `signal` and prints ANSWER to stderr. A second Ctrl-C raises
+    SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal` and prints ANSWER to stderr. A second Ctrl-C raises
     KeyboardInterrupt.
     """
 
@@ -27,7 +27,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
-            for number in (signal.SIGINT, signal.SIGTERM):
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            for number in (signal.SIGINT, signal.SIGTERM, *[signal.SIGHUP] * (not ignored)):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -50,6 +50,8 @@ class Run:
     device: torch.device
     autocast: Any
     stop: StopRequest
+    # the position in the data and the random state that fit the weights; None while they are updated
+    consistent: tuple[dict[str, Any], dict[str, Any]] | None = None
 
 
 @contextlib.contextmanager
