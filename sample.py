@@ -44,7 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min_p", **number, help="only tokens at least X times as probable as the best one (default: all)")
     add("--seed", **whole, help="same seed, same text (default: drawn and printed)")
     add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    add("--out", metavar="FILE", help="write .jsonl, or .txt with <|endoftext|> after each (default: print)")
+    told = f"write .jsonl, or .txt with {SEPARATOR} after each text and in none (default: print)"
+    add("--out", metavar="FILE", help=told)
     args = parser.parse_args(argv)
     if args.best and not Path(args.checkpoint).is_dir():
         raise ValueError(f"--best needs a run's folder as --checkpoint, got {args.checkpoint}")

@@ -69,8 +69,7 @@ def train(
         refuse_if_finished(cfg.out_dir)  # before a file changes; open_run repeats it under the lock
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
-        if not resumed:
-            run.writer.layout(reporting.layout(run))
+        run.writer.layout(reporting.layout(run))
         evaluated = None
         logged = (progress.tokens, progress.seconds)
         while progress.share_done(cfg) < 1:
