@@ -23,6 +23,7 @@ from tqdm import tqdm
 from common.files import atomic_write, decode_text
 from common.script import Parser, exit_code, say
 
+SEPARATOR = "<|endoftext|>"  # between the texts of a .txt file, as data/files.py reads it
 MOST_SAMPLES = 1_000_000  # per prompt
 MAX_TOKENS = 256  # the default of --max_tokens, unless the context limit leaves room for fewer
 
@@ -45,7 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--min_p", **number, help="only tokens at least X times as probable as the best one (default: all)")
     add("--seed", **whole, help="same seed, same text (default: drawn and printed)")
     add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    add("--out", metavar="FILE", help="write .jsonl, or .txt with <|endoftext|> after each (default: print)")
+    told = f"write .jsonl, or .txt with {SEPARATOR} after each text and in none (default: print)"
+    add("--out", metavar="FILE", help=told)
     args = parser.parse_args(argv)
     if args.best and not Path(args.checkpoint).is_dir():
         raise ValueError(f"--best needs a run's folder as --checkpoint, got {args.checkpoint}")
@@ -81,12 +83,23 @@ def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
     return told
 
 
+def require_separable(out: str | None, texts: list[str], seed: int | None) -> None:
+    """Raise ValueError if --out is a .txt file and a text holds the separator of its texts."""
+    for number, text in enumerate(texts, start=1):
+        if out is not None and out.endswith(".txt") and SEPARATOR in text:
+            again = "" if seed is None else f" and --seed {seed}, which gives the same texts"
+            raise ValueError(
+                f"--out {out} cannot hold text {number}, because {SEPARATOR} in it would end it in a .txt file; "
+                f"nothing was written; use --out {out.removesuffix('.txt')}.jsonl{again}"
+            )
+
+
 def write_texts(path: str, texts: list[str]) -> None:
     """Write the texts to a .jsonl or .txt file, whole or not at all."""
     if path.endswith(".jsonl"):
         lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     else:
-        lines = [f"{text}\n<|endoftext|>" for text in texts]
+        lines = [f"{text}\n{SEPARATOR}" for text in texts]
     with atomic_write(path) as file:
         file.write("".join(line + "\n" for line in lines).encode())
     say(f"wrote {len(texts):,} texts to {path}")
@@ -94,6 +107,7 @@ def write_texts(path: str, texts: list[str]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args)
+    require_separable(args.out, prompts, None)
     from architecture.checkpoint import BEST, find_checkpoint
     from architecture.generation.cache import require_memory
     from architecture.generation.decode import length_limit
@@ -121,7 +135,9 @@ def run(args: argparse.Namespace) -> None:
     if args.max_tokens is None and max_tokens < MAX_TOKENS:
         say(f"at most {max_tokens} new tokens fit behind a prompt of {longest} (context limit {limit})")
     if args.out is not None:
-        write_texts(args.out, finish(texts, pieces))
+        texts = finish(texts, pieces)
+        require_separable(args.out, texts, seed)
+        write_texts(args.out, texts)
         return
     if len(texts) == 1:
         print(texts[0], end="", flush=True)

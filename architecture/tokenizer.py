@@ -6,11 +6,11 @@
     o200k_harmony   201,088 ids, the tokenizer of gpt-oss; tiktoken downloads it
     PATH            a .tiktoken rank file with its .json beside it, written by data/train_tokenizer.py
 
-Text is always encoded with `encode_ordinary`, which reads "<|endoftext|>" as text, never as the special
-token.
+Text is always encoded with `encode_text`, which reads "<|endoftext|>" as text, never as the special token.
 """
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +18,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 import torch
 
@@ -35,6 +36,16 @@ DOWNLOADS = {
 DOWNLOAD_HOST = "https://openaipublic.blob.core.windows.net/"
 PROBE_SECONDS = 3.0  # how long to wait for an answer of the download host
 END_OF_TEXT = "<|endoftext|>"
+# tiktoken's regular expressions keep one state for each character of a run of white space, at most a million.
+# Texts from this length on are read with an expression that keeps one for each thousand and matches the same.
+LONG_TEXT = 500_000  # characters
+WHITE_SPACE = r"\s+(?!\S)"
+LONG_WHITE_SPACE = rf"(?:(?:\s{{1000}}(?=\s))++\s*(?!\S)|{WHITE_SPACE})"
+# A pattern must keep all of it: letters with and without case, marks, digits, line ends, blanks, controls.
+PROBE_TEXT = (
+    " The dog's 2 bones\tcost $12,345.67!\r\n\n  DON'T_stop: (a+b)/c = <|endoftext|>\0\x7f\x85\xa0\u2028\u200b"
+    "\u00c9t\u00e9 e\u0301 \u0434\u043e\u043c \u4e2d\u6587 \u0639\u0631 \u0967\u00bd \U0001f468\u200d\U0001f466 \ufeff\ufffd\U000e0041 \n"
+)
 
 
 def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
@@ -58,6 +69,39 @@ def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
     )
 
 
+def encode_text(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
+    """The ids of a text of any length, (n,) uint32. No part of it becomes a special token.
+
+    Lone surrogates are replaced. Raises ValueError if the pattern of the encoding leaves a part of the text
+    out, or cannot match it.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        size = len(text.encode())
+    able = _for_long_texts(encoding) if len(text) >= LONG_TEXT else encoding
+    try:  # to an array, because a list of ints takes ten times the memory of the text
+        ids = able.encode_to_numpy(text, disallowed_special=())
+    except ValueError as error:
+        raise ValueError(
+            f"tokenizer {encoding.name} cannot encode a text of {len(text):,} characters that begins "
+            f"{text[:20]!r} ({error}); take the text out, or use another tokenizer"
+        ) from None
+    if (kept := int(_byte_lengths(encoding)[ids].sum())) != size:
+        first = len(os.path.commonprefix([text, encoding.decode(ids)]))
+        raise ValueError(
+            f"tokenizer {encoding.name} loses text: its pattern must match every character, but its ids hold "
+            f"{kept:,} of {size:,} bytes and lack {text[first : first + 20]!r}; use another tokenizer"
+        )
+    return ids
+
+
+def for_long_texts(pattern: str) -> str:
+    """A pattern with the same matches that can match a run of up to a thousand million blanks."""
+    return pattern.replace(WHITE_SPACE, LONG_WHITE_SPACE)
+
+
 def padded_vocab_size(n_vocab: int) -> int:
     """The vocabulary size of a model for n_vocab ids: the next multiple of 64, an efficient matrix size."""
     return -(-n_vocab // 64) * 64
@@ -65,9 +109,8 @@ def padded_vocab_size(n_vocab: int) -> int:
 
 def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
     """Number of UTF-8 bytes of each id, (vocab_size,) int64; 0 for special, unused and padded ids."""
-    lengths = torch.zeros(vocab_size, dtype=torch.int64)
-    ranks = encoding._mergeable_ranks
-    lengths[torch.tensor(list(ranks.values()))] = torch.tensor([len(token) for token in ranks])
+    lengths, known = torch.zeros(vocab_size, dtype=torch.int64), torch.from_numpy(_byte_lengths(encoding))
+    lengths[: len(known)] = known
     return lengths
 
 
@@ -126,7 +169,9 @@ def load_rank_file(path: Path) -> tiktoken.Encoding:
                 "both written by data/train_tokenizer.py"
             )
     with reading(path, "a tokenizer", way_out="write it again with data/train_tokenizer.py"):
-        return _build(read_json(description_path) | {"ranks": path.read_text(encoding="ascii")})
+        encoding = _build(read_json(description_path) | {"ranks": path.read_text(encoding="ascii")})
+        encode_text(encoding, PROBE_TEXT)
+        return encoding
 
 
 def call_within(seconds: float, function, *args, **kwargs):
@@ -179,6 +224,15 @@ def _build(state: dict) -> tiktoken.Encoding:
     _require_fingerprint(_fingerprint(state), state)
     lines = (line.split() for line in state["ranks"].splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    ids = sorted([*ranks.values(), *state["special_tokens"].values()])
+    if ids != list(range(len(ids))):
+        wrong = next(found for number, found in enumerate(ids) if found != number)
+        raise ValueError(
+            f"its {len(ids)} tokens and special tokens must have the ids 0 to {len(ids) - 1}, each once; see "
+            f"id {wrong}"
+        )
+    if END_OF_TEXT not in state["special_tokens"] or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise ValueError(f"each of the 256 bytes must be a token, and {END_OF_TEXT} a special token")
     return tiktoken.Encoding(
         cast("name", state["name"], str),
         pat_str=state["pattern"],
@@ -186,6 +240,25 @@ def _build(state: dict) -> tiktoken.Encoding:
         special_tokens=state["special_tokens"],
         explicit_n_vocab=len(ranks) + len(state["special_tokens"]),
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _for_long_texts(encoding):
+    return tiktoken.Encoding(
+        encoding.name,
+        pat_str=for_long_texts(encoding._pat_str),
+        mergeable_ranks=encoding._mergeable_ranks,
+        special_tokens=encoding._special_tokens,
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _byte_lengths(encoding):
+    """(max id + 1,) int64 of the ids without special tokens; see token_byte_lengths."""
+    ranks = encoding._mergeable_ranks
+    lengths = np.zeros(max(ranks.values()) + 1, np.int64)
+    lengths[list(ranks.values())] = [len(token) for token in ranks]
+    return lengths
 
 
 def _require_fingerprint(found: str, state: dict) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from architecture.interface import IGNORE_INDEX
+from architecture.tokenizer import encode_text
 from data.documents import Source
 
 
@@ -184,8 +185,8 @@ def require_tokens(source: Source, tokenizer, needed: int) -> None:
 
 def encode(tokenizer, document) -> np.ndarray:
     """Return the ids of a document, (n,) int64. No text becomes a special token."""
-    if isinstance(document, str):  # encoded to an array: a list of ints takes ten times the text's memory
-        document = tokenizer.encode_to_numpy(document, disallowed_special=())
+    if isinstance(document, str):
+        document = encode_text(tokenizer, document)
     return np.array(document, dtype=np.int64)
 
 

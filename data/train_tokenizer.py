@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tiktoken
 
-from architecture.tokenizer import END_OF_TEXT, save_rank_file
+from architecture.tokenizer import END_OF_TEXT, for_long_texts, save_rank_file
 from common.script import Parser, exit_code, say
 from data.defaults import TEXT_COLUMN
 from data.sources import choose_dataset, open_dataset, say_left_out
@@ -43,7 +43,7 @@ def train_tokenizer(texts, vocab_size: int, name: str, pattern: str = PATTERN) -
             f"vocab_size ({vocab_size}) must be from 257 (256 bytes and {END_OF_TEXT}) to {MOST_IDS:,}"
         )
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=pattern)
+    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=for_long_texts(pattern))
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         raise ValueError(

@@ -16,7 +16,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import torch
 
-from inference import generate_text, load_model
+from inference import encode_prompt, generate_text, load_model
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument(
@@ -33,7 +33,7 @@ except ValueError as error:
     sys.exit(f"look_inside.py: error: {error}")
 tokenizer = model.tokenizer
 story = generate_text(model, args.prompt, args.max_tokens, temperature=0.8, seed=1)
-ids = torch.tensor([[tokenizer.eot_token, *tokenizer.encode(story)][: args.max_tokens]])  # (1, T)
+ids = torch.tensor([encode_prompt(tokenizer, story)[: args.max_tokens]])  # (1, T)
 words = [tokenizer.decode([token]).replace("\n", "\\n") for token in ids[0].tolist()]
 print(story)
 

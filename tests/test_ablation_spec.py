@@ -38,6 +38,15 @@ def planned(tmp_path, **changes):
     return matching.plan(spec_of(tmp_path, **changes))
 
 
+def test_a_number_that_yaml_reads_otherwise_is_refused_wherever_it_is(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("batch_size: 010\n")
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(VALID | {"config": "recipe.yaml"}))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(VALID).replace("block_size: 32", "block_size: 0x20"))
+    for name, told in (("a", "recipe.yaml: line 1: .* got '010'"), ("b", "b.yaml: line .* got '0x20'")):
+        with pytest.raises(ValueError, match=told):
+            read_spec(tmp_path / f"{name}.yaml")
+
+
 # ------------------------------------------------------------------------------------ the shipped ones
 
 

@@ -60,6 +60,14 @@ def test_without_flags_and_with_an_empty_yaml_file_every_field_has_its_default(y
     assert (line.model_overrides, line.given, line.help_model) == ({}, frozenset(), False)
 
 
+def test_numbers_of_yaml_are_those_of_flags(yaml_file):
+    content = "max_iters: 1_000\nlr: 1e-2\nweight_decay: .5\nseed: +5\nbatch_size: '08'\ndecay: 0.25\n"
+    content += "grad_clip: 1.5e+0\nwarmup: 0\nout_dir: '010'\n"
+    settings = dict(line.split(": ") for line in content.replace("'", "").splitlines())
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    assert parse("--config", yaml_file(content)).config == parse(*flags).config
+
+
 def test_a_flag_beats_yaml_and_yaml_beats_the_default(yaml_file):
     path = yaml_file("# YAML takes 1e-2 for text\nlr: 1e-2\nbatch_size: 4\nnum_experts: 16\n")
     line = parse("--config", path, "--batch_size", "8", "--num_experts=32")
@@ -265,6 +273,21 @@ def test_a_wrong_type_in_yaml_names_the_field_and_the_file(yaml_file):
         (b"dataset: caf\xe9", "is not UTF-8"),
         ("lr: " + "9" * 5000, "is not valid YAML"),
         ("seed: 2001-99-99", "is not valid YAML"),
+        ("seed: 1\nbatch_size: 010", "line 2: a number must be in plain digits"),
+        ("batch_size: 010", "got '010', which counts as 8; write 8 or the number that you mean"),
+        ("seed: 0123", "got '0123', which counts as 83"),
+        ("seed: -010", "got '-010', which counts as -8"),
+        ("batch_size: 08", "got '08', which counts as 8"),
+        ("max_minutes: 1:30", "got '1:30', which counts as 90"),
+        ("max_iters: 1:00:00", "got '1:00:00', which counts as 3600"),
+        ("lr: 0:0.5", "got '0:0.5', which counts as 0.5"),
+        ("batch_size: 0x10", "got '0x10', which counts as 16"),
+        ("batch_size: 0b11", "got '0b11', which counts as 3"),
+        ("batch_size: 1__0", "got '1__0', which counts as 10"),
+        ("batch_size: !!int '010'", "got '010', which counts as 8"),
+        ("layer_types: [x, 010]", "got '010', which counts as 8"),
+        ("010: x", "got '010', which counts as 8"),
+        ("max_iters: " + "1:" * 20_000 + "1", "a number with too many digits"),
         ("compile: !!bool x", "is not valid YAML"),
         ("seed: !!int ''", "is not valid YAML"),
         ("lr: !!timestamp x", "is not valid YAML"),
@@ -307,7 +330,10 @@ def test_aliases_of_a_few_values_are_what_they_stand_for(yaml_file):
 def test_a_value_of_any_size_is_quoted_in_few_words(yaml_file):
     for value in ("0x" + "f" * 5000, "x" * 5000, str([[["x"] * 30] * 30] * 9), "1:" * 20_000 + "1"):
         told = refused("--config", yaml_file(f"seed: {value}"))
-        assert "seed must be a whole number" in told and len(told) < 1000
+        rule = (
+            "a number must be in plain digits" if value[:2] in ("0x", "1:") else "seed must be a whole number"
+        )
+        assert rule in told and len(told) < 1000
 
 
 def test_a_yaml_file_without_an_end_is_not_read(yaml_file, tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -147,6 +148,46 @@ def test_a_resumed_run_replaces_what_tensorboard_holds_past_its_step(tmp_path):
     w.close()
     scalars = tensorboard(tmp_path / "run").Scalars("train/loss")
     assert [(e.step, e.value) for e in scalars] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def drawn(folder, tag="train/loss"):
+    return [(event.step, event.value) for event in tensorboard(folder).Scalars(tag)]
+
+
+def test_a_resumed_run_writes_to_tensorboard_what_its_folder_lacks(tmp_path, capsys, monkeypatch):
+    from tensorboard.summary.writer import event_file_writer as events
+
+    # The files of one second are read in the order of the text of this number, in which 10 is before 9.
+    monkeypatch.setattr(events, "_global_uid", events.AtomicCounter(0))
+    board = tmp_path / "run"
+    charts = page_layout(routed=False, capacity=False, sinks=False, utilisation=False)
+
+    def part(steps, use=True, **arguments):
+        w = writer(tmp_path, tensorboard_dir=board if use else None, **arguments)
+        w.layout(charts)
+        for step in steps:
+            w.log(step, {"train/loss": step, "train/grad": math.nan})
+            w.text(step, "samples/story", f"story {step}")
+        w.close()
+
+    part((1, 2), use=False)
+    part((3, 4), resume_step=2)  # switched on
+    assert f"wrote to {board}/ what it lacked: the records of steps 1 to 2" in capsys.readouterr().err
+    part((5, 6, 7), use=False, resume_step=4)
+    part((7, 8), resume_step=6)  # off in between
+    assert "the records of steps 5 to 6 from metrics.jsonl, without pictures" in capsys.readouterr().err
+    part((9,), resume_step=8)
+    assert "lacked" not in capsys.readouterr().err
+    for damaged in (False, True):
+        assert drawn(board) == [(step, float(step)) for step in range(1, 10)]
+        assert len(tensorboard(board).Tensors("samples/story/text_summary")) == 9
+        assert len(tensorboard(board).Tensors("custom_scalars__config__")) == 1
+        if not damaged:  # moved without its folder, and killed before the folder had all again
+            shutil.rmtree(board)
+            part((), resume_step=9)
+            (file,) = board.iterdir()
+            file.write_bytes(file.read_bytes()[:-400])
+            part((), resume_step=9)
 
 
 def test_a_missing_tensorboard_is_named_with_the_way_out(tmp_path, monkeypatch):

@@ -122,6 +122,16 @@ def killed(tmp_path, killed_once) -> Path:
 # ----------------------------------------------------------------------------------------- kill -9
 
 
+def test_a_run_that_moved_without_its_tensorboard_files_writes_them_again(killed, capfd):
+    shutil.rmtree(killed / "runs")
+    assert run_here(killed, *RESUME) == 0
+    assert "what it lacked: the records of steps 1 to 8 from metrics.jsonl" in capfd.readouterr().err
+    (board,) = (killed / "runs").iterdir()
+    events = EventAccumulator(str(board)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 21))
+    assert len(events.Tensors("custom_scalars__config__")) == 1
+
+
 def test_adamw_with_global_balance_and_dropout_on_text_files(killed, straight):
     assert_resume_joins(killed, straight)
     assert last_state(killed)["progress"]["expert_share"].shape == (2, 6)

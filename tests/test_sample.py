@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -208,6 +209,8 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
         (["--device", "gpu"], "device must be"),
         (["--temp", "1"], "unrecognized arguments: --temp"),
         (["--out", "{folder}/told.csv"], "--out must end in .jsonl or .txt"),
+        (["--prompt", "a", "x<|endoftext|>y", "--out", "{folder}/told.txt"], "cannot hold text 2, because"),
+        (["--prompts", "{folder}/ends.txt", "--out", "{folder}/told.txt"], "use --out {folder}/told.jsonl"),
         (["--out", "{folder}/no/told.txt"], "is in a folder that does not exist"),
     ],
     ids=lambda value: str(value)[:40],
@@ -215,8 +218,21 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
 def test_bad_flags_are_one_line(run, tmp_path, checkpoint, flags, message):
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (tmp_path / "ends.txt").write_text("a\nb <|endoftext|>\n")
     flags = [flag.format(folder=tmp_path) for flag in flags]
-    assert_one_line(run("--checkpoint", checkpoint, *flags), message)
+    assert_one_line(run("--checkpoint", checkpoint, *flags), message.format(folder=tmp_path))
+    assert not list(tmp_path.glob("told.*"))
+
+
+def test_a_separator_that_is_generated_is_not_written_into_a_txt_file(run, checkpoint, tmp_path, monkeypatch):
+    prompts = ["--prompt", "x", "the<|endof"]
+    monkeypatch.setattr(inference, "stream_text", lambda *_, **__: iter([(0, "y"), (1, "text|> z")]))
+    flags = ["--checkpoint", checkpoint, *prompts, "--seed", 5, *SHORT, "--out"]
+    told = f"cannot hold text 2, .* use --out {tmp_path}/told.jsonl and --seed 5"
+    code, out, err = run(*flags, tmp_path / "told.txt")
+    assert code == 2 and re.search(told, err) and not list(tmp_path.glob("told*"))
+    assert run(*flags, tmp_path / "told.jsonl")[0] == 0
+    assert "the<|endoftext|> z" in (tmp_path / "told.jsonl").read_text()
 
 
 def test_more_texts_than_memory_holds_are_refused_before_the_first(run, checkpoint, monkeypatch):

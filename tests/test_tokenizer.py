@@ -7,12 +7,21 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiktoken
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import architecture.tokenizer as tokenizer_module
+from architecture.generation.text import encode_prompt
 from architecture.tokenizer import (
+    LONG_TEXT,
+    LONG_WHITE_SPACE,
     call_within,
+    encode_text,
+    for_long_texts,
     get_tokenizer,
     padded_vocab_size,
     save_rank_file,
@@ -21,7 +30,9 @@ from architecture.tokenizer import (
     tokenizer_state,
 )
 from common.files import CannotWrite, read_json
-from data.train_tokenizer import train_tokenizer
+from data.packing import encode
+from data.prepare import main as prepare
+from data.train_tokenizer import PATTERN, train_tokenizer
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -48,6 +59,123 @@ def test_any_text_survives_encoding():
     assert all(encoding.decode(encoding.encode_ordinary(text)) == text for text in texts)
     for byte in range(256):
         encoding.encode_single_token(bytes([byte]))  # KeyError for a byte that is no token
+
+
+def test_a_million_blanks_are_the_ids_of_one_piece_everywhere(tmp_path, capsys):
+    encoding = get_tokenizer("stories4k")
+    for white, length in ((" ", 999_999), (" ", 1_000_000), ("\u00a0", 1_000_001)):
+        long = white * length
+        ids = encode(encoding, f"A{long}{white}b")
+        piece = [encoding.encode_ordinary("A"), encoding._encode_single_piece(long)]
+        assert ids.tolist() == [*piece[0], *piece[1], *encoding.encode_ordinary(f"{white}b")]
+    assert encode_prompt(encoding, f"A{long}{white}b") == [encoding.eot_token, *ids.tolist()]
+    rows = [{"text": "A" + " " * 1_000_011 + "b"}, {"text": "Once upon a time."}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["--dataset", tmp_path / "long.jsonl", "--val_dataset", tmp_path / "val.jsonl"]
+    (tmp_path / "val.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    assert prepare([*map(str, files), "--out_dir", str(tmp_path / "out")]) == 0
+    assert "train: 2 documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra", (-1, 0))
+def test_a_long_text_has_the_ids_of_tiktoken(extra):
+    encoding, rng = get_tokenizer("stories4k"), random.Random(extra)
+    parts = [" " * 300_000, "don't \n\n" * 100, "\r\n" * 3000, "x1  !\t" * 2000, "\U0001f600 " * 900]
+    text = "".join(rng.sample(parts, len(parts))) + " " * 1002
+    text += "a " * ((LONG_TEXT + extra - len(text)) // 2 + 1)
+    text = text[: LONG_TEXT + extra]
+    assert np.array_equal(encode_text(encoding, text), encoding.encode_ordinary(text))
+
+
+def pattern_of(name, monkeypatch):
+    """The pattern of an encoding of tiktoken, without its download."""
+    from tiktoken_ext import openai_public
+
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
+    monkeypatch.setattr(
+        openai_public, "data_gym_to_mergeable_bpe_ranks", lambda **_: dict.fromkeys(range(50256))
+    )
+    return openai_public.ENCODING_CONSTRUCTORS[name]()["pat_str"]
+
+
+LETTERS = [" ", "\n", "\r", "\t", "a", "B", "1", "'", "s", "!", "/"]
+
+
+@pytest.mark.parametrize("name", ("ours", "gpt2", "cl100k_base", "o200k_harmony"))
+def test_the_pattern_for_long_texts_splits_every_text_at_the_same_places(name, monkeypatch):
+    pattern = PATTERN if name == "ours" else pattern_of(name, monkeypatch)
+    long = for_long_texts(pattern)
+    assert LONG_WHITE_SPACE in long
+    tokens = [bytes([byte]) for byte in range(256)]  # then pairs, which only merge inside of a piece
+    tokens += [f"{a}{b}".encode() for a in LETTERS for b in LETTERS]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    # blocks of 3 in place of 1,000, so that short texts reach them
+    before, after = (
+        tiktoken.Encoding("x", pat_str=split, mergeable_ranks=ranks, special_tokens={})
+        for split in (pattern, long.replace("1000", "3"))
+    )
+
+    @settings(max_examples=100, deadline=None, database=None, derandomize=True)
+    @given(
+        st.lists(st.sampled_from([*LETTERS, " " * 3, " " * 7, "\u00a0", "\u2028", "\u0301", "\U0001f600"]))
+    )
+    def same(parts):
+        text = "".join(parts)
+        assert before.encode_ordinary(text) == after.encode_ordinary(text)
+
+    same()
+
+
+def test_a_pattern_that_cannot_match_a_long_text_is_one_sentence():
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("odd", pat_str=r"\w+(?!\w)|[\s\S]", mergeable_ranks=ranks, special_tokens={})
+    with pytest.raises(ValueError, match="tokenizer odd cannot encode a text of 1,100,000 char.*'aaaa"):
+        encode_text(encoding, "a" * 1_100_000)
+
+
+def test_lone_surrogates_are_replaced():
+    encoding = get_tokenizer("stories4k")
+    assert encoding.decode(encode_text(encoding, "a\ud800b")) == "a\ufffdb"
+
+
+def rank_file_of(folder, pattern, special, tokens=None):
+    ranks = {token: rank for rank, token in enumerate(tokens or [bytes([byte]) for byte in range(256)])}
+    encoding = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    save_rank_file(encoding, folder / "own.tiktoken", {})
+    return str(folder / "own.tiktoken")
+
+
+END = {"<|endoftext|>": 256}
+
+
+@pytest.mark.parametrize(
+    "pattern, special, told",
+    [
+        (r"\w+", END, 'loses text.*lack " The dog'),
+        (r".", END, r"loses text.*lack .\\n"),
+        (r"[\s\S&&[^\x{10000}-\x{10ffff}]]", END, "loses text.*lack '\U0001f468"),
+        (r"[\s\S&&[^\x00]]", END, r"loses text.*lack '\\x00"),
+        (r"\S+|[^\S\r]", END, r"loses text.*lack .\\r"),
+        (r"[\s\S]", {"<|endoftext|>": 10, "<|pad|>": 257}, "ids 0 to 257, each once; see id 10"),
+        (r"[\s\S]", {"<|end|>": 256}, "<|endoftext|> a special token"),
+    ],
+)
+def test_a_rank_file_that_loses_or_confuses_text_is_refused(tmp_path, pattern, special, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        get_tokenizer(rank_file_of(tmp_path, pattern, special))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rank_file_without_all_bytes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="each of the 256 bytes must be a token"):
+        get_tokenizer(rank_file_of(tmp_path, ".", {"<|endoftext|>": 1}, [b"a"]))
+
+
+def test_a_document_that_a_pattern_does_not_hold_is_refused_wherever_it_is(tmp_path):
+    encoding = get_tokenizer(rank_file_of(tmp_path, r"[\s\S&&[^\p{Thai}]]", END))
+    assert encode(encoding, "Once\r\n").tolist() == list(b"Once\r\n")
+    with pytest.raises(ValueError, match="loses text.*hold 5 of 11 bytes and lack '\u0e01b\u0e02c'"):
+        encode(encoding, "Aa \u0e01b\u0e02c")
 
 
 def test_the_shipped_tokenizer_ends_with_end_of_text_and_needs_no_padding():
@@ -189,6 +317,12 @@ def test_a_tokenizer_that_cannot_be_written_leaves_neither_of_its_files(trained,
         save_rank_file(trained, tmp_path / "c.tiktoken", {"no": object()})
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["b.json", "small.json", "small.tiktoken"] and rank_file.read_bytes() == whole
+
+
+def test_a_tokenizer_is_trained_on_a_document_of_any_length():
+    pytest.importorskip("rustbpe")
+    trained = train_tokenizer([f"A{' ' * 1_000_011}b"], 259, "x")
+    assert {b"  ", b"    "} <= trained._mergeable_ranks.keys()
 
 
 def test_training_refuses_sizes_that_cannot_be():

@@ -6,6 +6,7 @@ torch, so that --help is immediate.
 
 import argparse
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -117,9 +118,13 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        size = _size(node, {}) if node else 0
+        sizes: dict[Any, float] = {}
+        size = _size(node, sizes) if node else 0
         keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        values = loader.construct_document(node) if 0 < size <= MOST_VALUES else None
+        odd = next(filter(_is_oddly_spelled, sizes), None)
+        meant = odd and loader.construct_object(odd)
+        meant = int(meant) if isinstance(meant, str) else meant  # 08 is text in YAML
+        values = loader.construct_document(node) if 0 < size <= MOST_VALUES and not odd else None
     except RecursionError:
         raise ValueError(f"{path}: is not valid YAML: it is nested too deeply") from None
     except yaml.YAMLError as error:
@@ -132,6 +137,12 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         raise ValueError(
             f"{path}: must hold at most {MOST_VALUES:,} values, aliases (*name) written out, and holds more; "
             "remove what is not a setting"
+        )
+    if odd:
+        raise ValueError(
+            f"{path}: line {odd.start_mark.line + 1}: a number must be in plain digits, because YAML takes 010 "
+            f"for 8 and 1:30 for 90; got {shown(odd.value)}, which counts as {shown(meant)}; write "
+            f"{shown(meant)} or the number that you mean, and text in quotes"
         )
     if values is None:
         return {}
@@ -162,6 +173,16 @@ def _yaml_text(path: Path) -> str:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: must be a YAML file in UTF-8; it is not UTF-8") from None
+
+
+def _is_oddly_spelled(node: Any) -> Any:
+    """Whether a YAML node is a number that a flag reads as another number, or not at all; also 08 and 09."""
+    kind = node.tag.rpartition(":")[2]
+    if kind == "int":
+        return re.search(r"\d", node.value) and not re.fullmatch(r"[-+]?(0|[1-9]\d*(_\d+)*)", node.value)
+    if kind == "float":
+        return ":" in node.value
+    return kind == "str" and node.style is None and re.fullmatch(r"[-+]?0(_?\d)+", node.value)
 
 
 def _size(node: Any, sizes: dict[Any, float]) -> float:

@@ -75,8 +75,7 @@ def train(
         saving_if_memory_runs_out(run, progress),
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
-        if not resumed:
-            run.writer.layout(reporting.layout(run))
+        run.writer.layout(reporting.layout(run))
         evaluated = None
         logged = (progress.tokens, progress.seconds)
         while progress.share_done(cfg) < 1:

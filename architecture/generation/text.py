@@ -11,11 +11,12 @@ from torch import nn
 
 from architecture.generation.decode import generate_steps
 from architecture.generation.sampling import row_generators
+from architecture.tokenizer import encode_text
 
 
 def encode_prompt(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
     """The end-of-text id and the ids of the text, as a document begins in training; "" starts a new one."""
-    return [tokenizer.eot_token, *tokenizer.encode_ordinary(text)]
+    return [tokenizer.eot_token, *encode_text(tokenizer, text).tolist()]
 
 
 class TextStream:
