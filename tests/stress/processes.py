@@ -59,6 +59,9 @@ def start(folder: Path, flags: list[str], *prepare: Prepare, program: str = "tra
         tqdm._instances.clear()  # the bar of the parent is no part of this log
         for step in prepare:
             step()
+        # The parent's streams remember a position in the file that it prints to.
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
         code = importlib.import_module(program).main(flags)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -172,9 +175,8 @@ def at_operation(at: int | None, act: Prepare, out_dir: str, tell: Path | None =
 
         def audited(event: str, arguments: tuple) -> None:
             writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if writes or event in kinds:
-                path = os.path.abspath(os.fsdecode(arguments[0])) if arguments[0] else ""
-                if path.startswith(front):
+            if (writes or event in kinds) and isinstance(arguments[0], str | bytes):
+                if os.path.abspath(os.fsdecode(arguments[0])).startswith(front):
                     another()
 
         def synced(descriptor: int) -> None:
