@@ -4,7 +4,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.stress.fuzz import hunt, report
-from tests.stress.fuzzing.cases import KINDS, Case
+from tests.stress.fuzzing.cases import AS_COMMANDS, IN_SILENCE, KINDS, Case
 from tests.stress.fuzzing.judge import Ending, Finding, contents, judge, run_case
 from tests.stress.fuzzing.materials import make_materials
 from tests.stress.fuzzing.mutations import Mutant
@@ -20,7 +20,7 @@ def materials(tmp_path_factory):
 
 
 @pytest.mark.parametrize("origin", ["mutations", pytest.param("arbitrary", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind, strategies in KINDS.items() if len(strategies) == 2])
 def test_fuzzed_input_ends_with_0_or_with_2_and_one_clear_sentence(materials, tmp_path, kind, origin):
     strategy = KINDS[kind][origin == "arbitrary"]
 
@@ -28,6 +28,15 @@ def test_fuzzed_input_ends_with_0_or_with_2_and_one_clear_sentence(materials, tm
         return run_case(case, materials, tmp_path / "case")
 
     assert not "\n".join(map(report, hunt(strategy(kind, materials), CASES, run, None)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*IN_SILENCE, *AS_COMMANDS])
+def test_nothing_goes_wrong_in_silence(materials, tmp_path, kind):
+    def run(case: Case) -> Finding | None:
+        return run_case(case, materials, tmp_path / "case", real=kind in AS_COMMANDS)
+
+    assert not "\n".join(map(report, hunt(KINDS[kind][0](kind, materials), 10, run, None)))
 
 
 # --------------------------------------------------------------------------- the fuzzer itself
