@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.stress.fuzz import hunt, report
 from tests.stress.fuzzing.cases import AS_COMMANDS, IN_SILENCE, KINDS, Case
-from tests.stress.fuzzing.judge import Ending, Finding, contents, judge, run_case
+from tests.stress.fuzzing.judge import ROOT, Ending, Finding, contents, in_silence, judge, run_case
 from tests.stress.fuzzing.materials import make_materials
 from tests.stress.fuzzing.mutations import Mutant
 
@@ -99,3 +99,34 @@ def test_the_verdict_is_right(tmp_path, ending, written, told):
     finding = judge(Case("kind", "train", ()), ending, tmp_path, before)
     assert (finding is None) == (told is None)
     assert told is None or told in finding.signature
+
+
+OURS = (
+    f'Traceback (most recent call last):\n  File "{ROOT}/train.py", line 3, in <module>\nKeyboardInterrupt\n'
+)
+
+
+@pytest.mark.parametrize(
+    "ending, told",
+    [
+        (Ending(130, "", "train.py: interrupted\n"), None),
+        (Ending(0, "", ""), None),
+        (Ending(-2, "", ""), None),
+        (Ending(1, "", 'Traceback (most recent call last):\n  File "<frozen runpy>"\n'), None),
+        (Ending(130, "", OURS), "Traceback"),
+        (Ending(1, "", OURS), "exit code N"),
+        (Ending(130, "", ""), "says nothing"),
+    ],
+)
+def test_ctrl_c_in_the_first_seconds_gives_130_and_a_line(tmp_path, ending, told):
+    case = Case("first seconds", "train", (), rule="interrupted", ctrl_c=1.0)
+    finding = judge(case, ending, tmp_path, {}) or in_silence(case, ending, tmp_path)
+    assert (finding is None) == (told is None)
+    assert told is None or told in finding.signature
+
+
+def test_what_is_refused_is_not_wrong_and_what_is_accepted_is_judged(tmp_path):
+    case = Case("both sides", "train", ("--dataset", "a"), rule="refused")
+    assert in_silence(case, Ending(2, "", ERROR), tmp_path) is None
+    assert "is accepted" in in_silence(case, Ending(0, "", ""), tmp_path).signature
+    assert in_silence(case, Ending(None, "", "", "", finished=False), tmp_path) is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from hypothesis import strategies as st
 
 from tests.stress.fuzzing import silence
@@ -304,7 +305,23 @@ COMMANDS = {  # short commands, each of them with messages
     "report": ((RUN, "--out", "page.png"),),
     "prepare": (("--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", *PREPARED),),
     "train_tokenizer": (("--dataset", "stories.jsonl", *NEW_RANKS),),
+    "ablate": (("spec.yaml", "--out_dir", "report"),),
 }
+SPEC = {  # of a short ablation
+    "base": {n: yaml.safe_load(v) for n, v in (TINY | DATA).items() if n not in ("max_iters", "save_every")},
+    "arms": {"narrow": {}, "wide": {"intermediate_size": 20}},
+    "seeds": [1, 2],
+    "budget": {"tokens": 96},
+    "learning_rates": "none",
+}
+IN_SPEC = {  # places of a number in a specification; each value is wrapped around it
+    "budget": lambda number: {"tokens": number},
+    "seeds": lambda number: [1, number],
+    "learning_rates": lambda number: [1e-3, number, 4e-3],
+    "base": lambda number: SPEC["base"] | {"batch_size": number},
+    "arms": lambda number: {"narrow": {}, "wide": {"intermediate_size": number}},
+}
+WITH_SPEC = (Made("spec.yaml", SPEC),)
 
 
 @st.composite
@@ -350,7 +367,14 @@ def both_sides(draw, kind: str, materials: Path) -> Case:
 
 @st.composite
 def yaml_numbers(draw, kind: str, materials: Path) -> Case:
-    name, number = draw(st.sampled_from(silence.KEYS)), draw(st.sampled_from(silence.NUMBERS))
+    number = draw(st.sampled_from(silence.NUMBERS))
+    if draw(st.booleans()):
+        place = draw(st.sampled_from(sorted(IN_SPEC)))
+        content = yaml.safe_dump(SPEC | {place: IN_SPEC[place]("NUMBER")}).replace("NUMBER", number)
+        spec = (Raw("spec.yaml", content.encode()),)
+        odd = silence.ODD_NUMBER.fullmatch(number)
+        return Case(kind, "ablate", ("spec.yaml", "--plan"), spec, rule="refused" if odd else "")
+    name = draw(st.sampled_from(silence.KEYS))
     lines = (materials / "recipe.yaml").read_text().splitlines()
     kept = [line for line in lines if not line.startswith(f"{name}:")]
     content = "\n".join([*kept, f"{name}: {number}"]) + "\n"
@@ -370,14 +394,14 @@ def lossy_ranks(draw, kind: str, materials: Path) -> Case:
 def streams(draw, kind: str, materials: Path) -> Case:
     program = draw(st.sampled_from(sorted(COMMANDS)))
     shell = draw(st.sampled_from((*silence.REDIRECTIONS, *silence.RESULTS)))
-    return Case(kind, program, COMMANDS[program][0], rule="undisturbed", shell=shell)
+    return Case(kind, program, COMMANDS[program][0], WITH_SPEC, rule="undisturbed", shell=shell)
 
 
 @st.composite
 def first_seconds(draw, kind: str, materials: Path) -> Case:
     program = draw(st.sampled_from(sorted(COMMANDS)))
     argv = draw(st.sampled_from(COMMANDS[program]))
-    return Case(kind, program, argv, rule="interrupted", ctrl_c=draw(st.integers(1, 80)) / 20)
+    return Case(kind, program, argv, WITH_SPEC, rule="interrupted", ctrl_c=draw(st.integers(1, 80)) / 20)
 
 
 IN_SILENCE = {

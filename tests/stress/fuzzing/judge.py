@@ -236,12 +236,16 @@ def judge(case: Case, ending: Ending, work: Path, before: dict[str, str]) -> Fin
 
     if ending.error:
         return Finding(f"{case.program}: {ending.error}", told)
-    codes = (0, 2) + (130, -signal.SIGINT) * (case.ctrl_c is not None) + (1, 141) * (case.shell in RESULTS)
+    codes = (0, 2) + (1, 141) * (case.shell in RESULTS)
+    if case.ctrl_c is not None:
+        codes += (130, -signal.SIGINT)
+        if "Traceback" in ending.err and not re.search(
+            rf"{ROOT}/(?!\.venv)", ending.err
+        ):  # Python was starting
+            return None
     if ending.finished and ending.code not in codes:
         return finding(f"exit code {ending.code}")
     for line in said:
-        if case.ctrl_c is not None and str(ROOT) not in ending.err:
-            break  # Python itself was starting
         if re.match(r"Traceback|.*Warning: |Exception ignored", line):
             return finding(re.sub(r"^.*/", "", line))
     if ending.code == 2 and (what := unclear(said)):
