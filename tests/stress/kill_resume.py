@@ -110,6 +110,7 @@ CHANGES = 0.3  # probability of each kind of change before a resume
 # These depend on the clock, the command or names, and not on what a run computes.
 FREE = {"seconds", "resume", "commit", "tensorboard_dir", "keep", "use_tensorboard", "save_every", "scored"}
 FREE |= {"dataset", "val_dataset"}
+FREE |= {"param_groups"}  # with the learning rate of the step that was begun; a resume does not read them
 TIMES = ("perf/", "final/seconds", "final/tokens_per_second")
 TIMES += ("samples/",)  # a real command tells longer stories than a forked one
 FAULTS = (Broken, ValueError, OSError)  # the others: a file is missing or is not JSON
