@@ -622,4 +622,4 @@ def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(out.read_text())
-    assert found["failures"] == 0 and found["runs"] == 12 and found["kills"] >= 12
+    assert found["failures"] == 0 and found["runs"] == 12 and found["events"] >= 12

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.stress.fuzz import hunt, report
-from tests.stress.fuzzing.cases import KINDS, Case
-from tests.stress.fuzzing.judge import Ending, Finding, contents, judge, run_case
+from tests.stress.fuzzing.cases import AS_COMMANDS, IN_SILENCE, KINDS, Case
+from tests.stress.fuzzing.judge import ROOT, Ending, Finding, contents, in_silence, judge, run_case
 from tests.stress.fuzzing.materials import make_materials
 from tests.stress.fuzzing.mutations import Mutant
 
@@ -20,7 +20,7 @@ def materials(tmp_path_factory):
 
 
 @pytest.mark.parametrize("origin", ["mutations", pytest.param("arbitrary", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind, strategies in KINDS.items() if len(strategies) == 2])
 def test_fuzzed_input_ends_with_0_or_with_2_and_one_clear_sentence(materials, tmp_path, kind, origin):
     strategy = KINDS[kind][origin == "arbitrary"]
 
@@ -28,6 +28,15 @@ def test_fuzzed_input_ends_with_0_or_with_2_and_one_clear_sentence(materials, tm
         return run_case(case, materials, tmp_path / "case")
 
     assert not "\n".join(map(report, hunt(strategy(kind, materials), CASES, run, None)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*IN_SILENCE, *AS_COMMANDS])
+def test_nothing_goes_wrong_in_silence(materials, tmp_path, kind):
+    def run(case: Case) -> Finding | None:
+        return run_case(case, materials, tmp_path / "case", real=kind in AS_COMMANDS)
+
+    assert not "\n".join(map(report, hunt(KINDS[kind][0](kind, materials), 10, run, None)))
 
 
 # --------------------------------------------------------------------------- the fuzzer itself
@@ -90,3 +99,34 @@ def test_the_verdict_is_right(tmp_path, ending, written, told):
     finding = judge(Case("kind", "train", ()), ending, tmp_path, before)
     assert (finding is None) == (told is None)
     assert told is None or told in finding.signature
+
+
+OURS = (
+    f'Traceback (most recent call last):\n  File "{ROOT}/train.py", line 3, in <module>\nKeyboardInterrupt\n'
+)
+
+
+@pytest.mark.parametrize(
+    "ending, told",
+    [
+        (Ending(130, "", "train.py: interrupted\n"), None),
+        (Ending(0, "", ""), None),
+        (Ending(-2, "", ""), None),
+        (Ending(1, "", 'Traceback (most recent call last):\n  File "<frozen runpy>"\n'), None),
+        (Ending(130, "", OURS), "Traceback"),
+        (Ending(1, "", OURS), "exit code N"),
+        (Ending(130, "", ""), "says nothing"),
+    ],
+)
+def test_ctrl_c_in_the_first_seconds_gives_130_and_a_line(tmp_path, ending, told):
+    case = Case("first seconds", "train", (), rule="interrupted", ctrl_c=1.0)
+    finding = judge(case, ending, tmp_path, {}) or in_silence(case, ending, tmp_path)
+    assert (finding is None) == (told is None)
+    assert told is None or told in finding.signature
+
+
+def test_what_is_refused_is_not_wrong_and_what_is_accepted_is_judged(tmp_path):
+    case = Case("both sides", "train", ("--dataset", "a"), rule="refused")
+    assert in_silence(case, Ending(2, "", ERROR), tmp_path) is None
+    assert "is accepted" in in_silence(case, Ending(0, "", ""), tmp_path).signature
+    assert in_silence(case, Ending(None, "", "", "", finished=False), tmp_path) is not None

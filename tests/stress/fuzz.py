@@ -1,12 +1,13 @@
 """Fuzz the inputs of the programs: each must end with exit code 0 or 2, one clear sentence and no half file.
 
-    python -m tests.stress.fuzz [--cases 2000] [--commands 50] [--seed 0]
-        writes benchmarks/results/fuzz.json     (about fifteen minutes on one core)
+    python -m tests.stress.fuzz [--cases 2900] [--commands 100] [--seed 0]
+        writes benchmarks/results/fuzz.json     (about twenty-five minutes on one core)
 
 hypothesis draws the cases of each kind (tests/stress/fuzzing/cases.py): flags, YAML, text, jsonl, parquet,
 config.json, metrics.jsonl, checkpoints, best.json, token folders, rank files, reference bands. SHARE of them
-are mutations of valid input, the others are arbitrary. Most cases call main(argv) in this process, some run
-as commands. tests/stress/fuzzing/judge.py decides what passes. Each finding is shrunk and printed once, and
+are mutations of valid input, the others are arbitrary. Further kinds may go wrong in silence: encodings,
+folders, numbers in YAML and others (tests/stress/fuzzing/silence.py). Most cases call main(argv) in this
+process, some run as commands. tests/stress/fuzzing/judge.py decides what passes. Each finding is shrunk and printed once, and
 any finding is exit code 1. If a case kills this process, the file that is named at the start holds it.
 """
 
@@ -30,7 +31,7 @@ from hypothesis import HealthCheck, Phase, settings
 from tqdm import tqdm
 
 from common.provenance import provenance
-from tests.stress.fuzzing.cases import KINDS, Case, Strategy, described
+from tests.stress.fuzzing.cases import AS_COMMANDS, KINDS, Case, Strategy, described
 from tests.stress.fuzzing.judge import SECONDS, Finding, run_case
 from tests.stress.fuzzing.materials import make_materials
 
@@ -123,8 +124,8 @@ def hunt_once(
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=2000, help="cases in this process (default: 2000)")
-    parser.add_argument("--commands", type=int, default=50, help="cases as commands (default: 50)")
+    parser.add_argument("--cases", type=int, default=2900, help="cases in this process (default: 2900)")
+    parser.add_argument("--commands", type=int, default=100, help="cases as commands (default: 100)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind; repeatable")
     return parser.parse_args(argv)
@@ -144,14 +145,8 @@ def main(argv: list[str] | None = None) -> int:
         materials = make_materials(folder / "materials")
         with tqdm(total=args.cases + args.commands, unit=" cases") as bar:
             for real, total in ((False, args.cases), (True, args.commands)):
-                parts = [
-                    (kind, origin, strategy)
-                    for kind, strategies in kinds.items()
-                    for origin, strategy in zip(("mutations", "arbitrary"), strategies)
-                ]
-                for place, (kind, origin, strategy) in enumerate(parts):
-                    share = SHARE if origin == "mutations" else 1 - SHARE
-                    cases = math.ceil(total * share / len(kinds))
+                parts = shares(kinds, total, real=real)
+                for place, (kind, origin, strategy, cases) in enumerate(parts):
 
                     def run(case: Case, real=real) -> Finding | None:
                         (folder / "case.txt").write_text(described(case), errors="backslashreplace")
@@ -177,13 +172,33 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if found else 0
 
 
+def shares(
+    kinds: dict[str, tuple[Strategy, ...]], total: int, *, real: bool
+) -> list[tuple[str, str, Strategy, int]]:
+    """Return kind, origin, strategy and number of cases of each part. AS_COMMANDS are half of the commands."""
+    here, commands = (
+        kinds.keys() & AS_COMMANDS.keys() if own else kinds.keys() - AS_COMMANDS.keys()
+        for own in (False, True)
+    )
+    found = []
+    for kind, strategies in kinds.items():
+        if kind in commands:
+            number = total * real / (2 if here else 1) / len(commands)
+        else:
+            number = total / (2 if real and commands else 1) / len(here)
+        origins = {"mutations": SHARE, "arbitrary": 1 - SHARE} if len(strategies) == 2 else {"rules": 1.0}
+        for (origin, share), strategy in zip(origins.items(), strategies):
+            found.append((kind, origin, strategy, math.ceil(number * share)))
+    return [part for part in found if part[3]]
+
+
 def report(one: Found) -> str:
     return f"--- FINDING {one.finding.signature}\n{described(one.case)}\n{one.finding.details}\n---"
 
 
 def summary(counts: dict[str, Counter[str]], found: list[Found], seconds: float) -> dict:
     total = sum(counts.values(), Counter())
-    cases = total["mutations"] + total["arbitrary"]
+    cases = total.total() - total["commands"]
     return {
         "cases": cases,
         "of_them_as_commands": total["commands"],

@@ -1,19 +1,35 @@
-"""Kill tiny training runs with kill -9 again and again; each must end as if nothing had happened.
+"""Kill, hang up and mislead tiny training runs again and again; each must end as if nothing had happened.
 
-    python -m tests.stress.kill_resume [--runs 200] [--seed 0]    writes benchmarks/results/kill_resume.json
+    python -m tests.stress.kill_resume [--runs 300] [--seed 0]    writes benchmarks/results/kill_resume.json
 
-Each run is killed one to three times and resumed each time. A kill comes in one of three ways, in turn:
+Each run meets one to three of these events and is resumed after each, until it ends. The ways come in turn:
 
-moment      at a random moment of the run
-write       1 us to 10 ms after a temporary file has appeared
-operation   at one of all the file operations of the run: before a file is opened for writing, synced, renamed
-            or removed, or in the middle of a line of metrics.jsonl
+moment      kill -9 at a random moment of the run
+write       kill -9, 1 us to 10 ms after a temporary file has appeared
+operation   kill -9 at one of all the file operations of the run: before a file is opened for writing, synced,
+            renamed or removed, or in the middle of a line of metrics.jsonl
+hangup      SIGHUP at a random moment, or at a file operation
+terminal    the terminal of the run is closed, which also sends SIGHUP
+nohup       SIGHUP at a random moment of a run that was started with SIGHUP ignored
+reader      the reader of the log goes away at a random moment
+full        the device of the log is full from one of the file operations on
+closed      stdout and stderr are closed from the start
+replaced    the data is replaced, written over or cut while the run reads it
 
-After each kill every checkpoint in the folder must load and equal that of an uninterrupted run at the same
+After a hang-up and after replaced data, all steps are saved, and the program exits with 129 or with 2 and
+one sentence. The log is no reason to end: after nohup, reader, full and closed the run ends by itself.
+
+The data is .jsonl, .txt, .parquet, a folder of files or a token folder. Before a resume it may change
+(tests/stress/changed_data.py). With other content the resume must be refused and leave the run as it is.
+Under another name, with the same content, the resume must go on.
+
+After each event every checkpoint in the folder must load and equal that of an uninterrupted run at the same
 step. If there is none yet, train.py must say what to do, and a new start must then work. At the end the whole
 state, the history in metrics.jsonl, best.json, the closing validation loss and the list of files must be
 those of the uninterrupted run. The recipes vary packing, optimizer, balance rule, micro-batches, TensorBoard,
-the intervals of saves and evaluations, and how many checkpoints are kept.
+the intervals of saves and evaluations, how many checkpoints are kept, and the format of the data.
+
+At last two `data.prepare` write to one folder, in the orders of tests/stress/two_writers.py.
 
 Any difference is exit code 1. Ctrl-C prints what was found so far and writes nothing.
 """
@@ -22,18 +38,19 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import importlib
 import json
 import logging
 import os
+import pty
 import random
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,10 +60,29 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from architecture.checkpoint import read_checkpoint
+from architecture.checkpoint import best_checkpoint, read_checkpoint
 from common.provenance import provenance
+from tests.stress import changed_data, two_writers
+from tests.stress.changed_data import Data
 from tests.stress.exact import exact
-from tests.toy_corpus import documents, write_jsonl
+from tests.stress.fuzzing.judge import contents, unclear
+from tests.stress.processes import (
+    Broken,
+    Ended,
+    Prepare,
+    as_command,
+    at_operation,
+    fill_the_log,
+    ignore_hangup,
+    nothing,
+    prints_nowhere,
+    prints_to,
+    prints_to_terminal,
+    raise_signal,
+    start,
+    wait,
+)
+from training import reporting
 from training.monitor.metrics import read_metrics
 from training.state.checkpoint import checkpoint_path, checkpoints, require_run
 
@@ -54,41 +90,38 @@ RESULT = Path(__file__).resolve().parents[2] / "benchmarks/results" / "kill_resu
 STEPS = 20
 FINISHED = "is finished; start a new one"  # printed by --resume for a finished run
 TINY = (
-    "--dataset ../train.jsonl --val_dataset ../valid.jsonl --device cpu --threads 1 --num_hidden_layers 2 "
+    "--device cpu --threads 1 --num_hidden_layers 2 "
     "--hidden_size 16 --head_dim 4 --num_attention_heads 4 --num_key_value_heads 2 --intermediate_size 12 "
     "--num_experts 6 --sliding_window 8 --initial_context_length 16 --block_size 16 --batch_size 4 "
     f"--eval_tokens 128 --log_every 1 --dropout 0.1 --out_dir model --max_iters {STEPS}"
 ).split()
 IMPORTED = (  # before the forks, so that no child has to; train.py imports some of them late
-    "train architecture.gptoss training.costs data.sources training.start training.trainer "
+    "train architecture.gptoss training.costs data.sources data.prepare training.start training.trainer "
     "torch.utils.tensorboard torch._dynamo pandas matplotlib.backends.backend_agg"
 ).split()
-RECIPES, WAYS, MOST_KILLS, PATIENCE = 12, ("moment", "write", "operation"), 3, 900.0
-# These depend on the clock or the command, and not on what a run computes.
-FREE = {"seconds", "resume", "commit", "tensorboard_dir", "keep", "use_tensorboard"}
+KILLS = ("moment", "write", "operation")
+HANGUPS = ("hangup", "terminal")
+GO_ON = ("nohup", "reader", "full", "closed")  # the run ends by itself
+WAYS = (*KILLS, *HANGUPS, *KILLS, *GO_ON, "replaced")
+ENDLESS = (*GO_ON, "replaced")  # after these the run may have ended by itself
+RECIPES, MOST_KILLS = 12, 3
+COMMANDS, IMPORTS = 0.15, 4.0  # share of real commands, where the way allows it, and their seconds of imports
+CHANGES = 0.3  # probability of each kind of change before a resume
+# These depend on the clock, the command or names, and not on what a run computes.
+FREE = {"seconds", "resume", "commit", "tensorboard_dir", "keep", "use_tensorboard", "save_every", "scored"}
+FREE |= {"dataset", "val_dataset"}
+FREE |= {"param_groups"}  # with the learning rate of the step that was begun; a resume does not read them
 TIMES = ("perf/", "final/seconds", "final/tokens_per_second")
-
-
-class Broken(Exception):
-    """A rule that a killed run broke, in words."""
-
-
+TIMES += ("samples/",)  # a real command tells longer stories than a forked one
 FAULTS = (Broken, ValueError, OSError)  # the others: a file is missing or is not JSON
-
-
-class Ended(NamedTuple):
-    """A process that has ended: exit code, -9 after a kill -9, and the last line that it printed."""
-
-    code: int
-    line: str
 
 
 class Straight(NamedTuple):
     """The uninterrupted run of a recipe."""
 
     state: dict[int, str]  # fingerprints of its checkpoints, by step
+    scores: dict[int, dict[str, Any]]  # what best.json would say of each evaluated step
     history: list[dict[str, Any]]
-    best: dict[str, Any]
     seconds: float
     operations: int
 
@@ -98,9 +131,12 @@ class Count:
     """The results so far."""
 
     runs: int = 0
+    ways: collections.Counter = field(default_factory=collections.Counter)  # the events
     kills: collections.Counter = field(default_factory=collections.Counter)  # by the work they interrupted
+    changes: collections.Counter = field(default_factory=collections.Counter)  # of data before a resume
     starts_over: int = 0  # killed before the first checkpoint
     checkpoints: int = 0  # loaded and compared
+    writers: collections.Counter = field(default_factory=collections.Counter)  # orders of two data.prepare
     failures: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -124,121 +160,74 @@ def recipes(seed: int) -> list[list[str]]:
     return found
 
 
-# --------------------------------------------------------------------------------------- a process
+def form_of(number: int) -> str:
+    """The format of the data of a recipe."""
+    return changed_data.FORMATS[number % len(changed_data.FORMATS)]
 
 
-def start(folder: Path, flags: list[str], prepare: Callable[[], None] = lambda: None) -> int:
-    """Start `python train.py FLAGS` with `folder` as its working directory; return its process id.
-
-    The process is forked after the imports, which take longer than the run.
-    prepare: called in the new process before it begins.
-    """
-    assert threading.active_count() == 1, (
-        "a fork would copy the locks of other threads, and nobody would release them"
-    )
-    if pid := os.fork():
-        return pid
-    code = 70  # an error that train.py itself does not report
-    try:
-        os.setpgid(0, 0)  # Ctrl-C is for the parent
-        os.chdir(folder)
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for descriptor in (1, 2):
-            os.dup2(log, descriptor)
-        prepare()
-        import train
-
-        code = train.main(flags)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+def setting(recipe: list[str], name: str) -> int | None:
+    value = recipe[recipe.index(f"--{name}") + 1]
+    return None if value == "none" else int(value)
 
 
-def wait(
-    pid: int, folder: Path, kill_when: Callable[[], bool] = lambda: False, *, every: float = 2e-3
+# ---------------------------------------------------------------------------------------- an event
+
+
+def meet(
+    way: str, folder: Path, flags: list[str], draw: random.Random, straight: Straight, data: Data
 ) -> Ended:
-    """Wait for a process to end, or kill it once `kill_when`, called `every` so many seconds, is true."""
-    limit = time.monotonic() + PATIENCE
-    try:
-        while True:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                break
-            if kill_when():
-                os.kill(pid, signal.SIGKILL)
-                _, status = os.waitpid(pid, 0)
-                break
-            if time.monotonic() > limit:
-                raise Broken(f"a run still goes after {PATIENCE:g} s")
-            time.sleep(every)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    lines = (folder / "log").read_text(errors="replace").strip().splitlines()
-    return Ended(os.waitstatus_to_exitcode(status), lines[-1] if lines else "")
-
-
-def watch_operations(at: int | None, tell: Path | None = None) -> Callable[[], None]:
-    """Return a `prepare` that makes a process kill itself at its file operation number `at`.
-
-    tell: a file for the number of operations so far.
-    """
-
-    def prepare() -> None:
-        from training.monitor import metrics
-
-        done, out_dir, append, sync = 0, str(Path("model").resolve()), metrics.append_line, os.fsync
-
-        def another(cut: Callable[[], None] = lambda: None) -> None:
-            nonlocal done
-            done += 1
-            if done == at:
-                cut()
-                os.kill(os.getpid(), signal.SIGKILL)
-            if tell is not None:
-                tell.write_text(str(done))
-
-        def audited(event: str, arguments: tuple) -> None:
-            writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if writes or event in ("os.rename", "os.remove"):
-                path = os.path.abspath(os.fsdecode(arguments[0])) if arguments[0] else ""
-                if path.startswith(out_dir):
-                    another()
-
-        def synced(descriptor: int) -> None:
-            another()
-            sync(descriptor)
-
-        def appended(file: Any, line: str) -> None:
-            another(lambda: file.write(line[: len(line) // 2].encode()))
-            append(file, line)
-
-        os.fsync, metrics.append_line = synced, appended
-        sys.addaudithook(audited)
-
-    return prepare
-
-
-def killed(folder: Path, flags: list[str], way: str, draw: random.Random, straight: Straight) -> Ended:
-    """Start a process and kill it in one of WAYS, unless it ends before."""
-    if way == "operation":
+    """Start a process that meets an event, one of WAYS, unless it ends before."""
+    kill, hangup = raise_signal(signal.SIGKILL), raise_signal(signal.SIGHUP)
+    at_an_operation = {"operation": kill, "full": fill_the_log}
+    if way == "hangup" and draw.random() < 0.5:
+        at_an_operation = {"hangup": hangup}
+    if way in at_an_operation:
         number = draw.randint(1, straight.operations)
-        return wait(start(folder, flags, watch_operations(number)), folder)
-    if way == "moment":
-        pid, end = start(folder, flags), time.monotonic() + draw.uniform(0, straight.seconds)
-        return wait(pid, folder, lambda: time.monotonic() >= end)
+        return wait(start(folder, flags, at_operation(number, at_an_operation[way], "model")), folder)
+    if way == "write":
+        return wait(start(folder, flags), folder, after_a_write(folder / "model", draw), every=5e-5)
+    if way == "replaced":
+        how, moment = draw.choice(changed_data.WAYS), while_reading(folder / "model", draw, straight.seconds)
+        return wait(start(folder, flags), folder, moment, lambda _: data.change_while_read(how, draw))
 
+    real = way == "closed" or draw.random() < COMMANDS
+    steps: list[Prepare] = {"nohup": [ignore_hangup], "closed": [prints_nowhere]}.get(way, [])
+    number, log = signal.SIGKILL if way == "moment" else signal.SIGHUP, None
+    with contextlib.ExitStack() as stack:
+        if way in ("reader", "terminal"):
+            log, theirs = os.pipe() if way == "reader" else pty.openpty()
+            os.set_blocking(log, False)
+            ours = stack.enter_context(os.fdopen(log, "rb", buffering=0))
+            prints = prints_to if way == "reader" else prints_to_terminal
+            steps = [lambda: os.close(log), prints(theirs)]
+        end = time.monotonic() + draw.uniform(0, straight.seconds + IMPORTS * real)
+
+        def moment() -> bool:
+            if log is not None:
+                with contextlib.suppress(OSError), open(folder / "log", "ab") as told:
+                    told.write(os.read(log, 65536))
+            return time.monotonic() >= end
+
+        def act(pid: int) -> None:
+            if log is not None:
+                ours.close()
+            elif way != "closed":
+                os.kill(pid, number)
+
+        pid = start(folder, flags, *steps, *([as_command("train", flags)] if real else []))
+        if log is not None:
+            os.close(theirs)
+        return wait(pid, folder, moment, act)
+
+
+def after_a_write(out_dir: Path, draw: random.Random) -> Callable[[], bool]:
+    """Be true a moment after one of the next temporary files has appeared."""
     appearances, seconds = draw.randint(1, 8), 10 ** draw.uniform(-6, -2)
     seen: set[str] = set()
 
     def written() -> bool:
         nonlocal appearances, seen
-        now = temporary_files(folder / "model")
+        now = temporary_files(out_dir)
         appearances, seen = appearances - len(now - seen), now
         if appearances > 0:
             return False
@@ -247,10 +236,54 @@ def killed(folder: Path, flags: list[str], way: str, draw: random.Random, straig
             pass
         return True
 
-    return wait(start(folder, flags), folder, written, every=5e-5)
+    return written
+
+
+def while_reading(out_dir: Path, draw: random.Random, seconds: float) -> Callable[[], bool]:
+    """Be true at a moment after the first step, which is in metrics.jsonl."""
+    least, delay, end = len(records(out_dir)), draw.uniform(0, seconds / 2), None
+
+    def reading() -> bool:
+        nonlocal least, end
+        size = len(records(out_dir))
+        least = min(least, size)  # a resume drops records
+        if size > least and end is None:
+            end = time.monotonic() + delay
+        return end is not None and time.monotonic() >= end
+
+    return reading
+
+
+def check_ending(way: str, ended: Ended, before: bytes, out_dir: Path) -> None:
+    """Raise Broken unless a process ended as its event demands, without lost work.
+
+    before: metrics.jsonl when the process began.
+    """
+    codes = dict.fromkeys(KILLS, (-signal.SIGKILL,)) | dict.fromkeys(GO_ON, (0,)) | {"replaced": (0, 2)}
+    # A hang-up before the training loop, or after it, ends the process.
+    codes |= dict.fromkeys(HANGUPS, (128 + signal.SIGHUP, -signal.SIGHUP))
+    if ended.code not in codes[way]:
+        raise Broken(f"{way}: ended with {ended.code}: {ended.line}")
+    if way in KILLS or ended.code == 0 or records(out_dir) == before:
+        return
+    done = [r["step"] for r in read_metrics(out_dir / "metrics.jsonl") if "train/loss" in r]
+    saved = [int(path.stem.partition("_")[2]) for path in checkpoints(out_dir)]
+    if max(done, default=0) > max(saved, default=0):
+        raise Broken(
+            f"{way}: {max(done)} steps were done and {max(saved, default=0)} are saved: {ended.line}"
+        )
+    if way == "replaced" and (unclear([ended.line]) or "chang" not in ended.line):
+        raise Broken(f"replaced: no sentence about it: {ended.line}")
 
 
 # ------------------------------------------------------------------------------------- what is there
+
+
+def records(out_dir: Path) -> bytes:
+    try:
+        return (out_dir / "metrics.jsonl").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def temporary_files(out_dir: Path) -> set[str]:
@@ -302,25 +335,30 @@ def check_checkpoints(out_dir: Path, straight: Straight, count: Count) -> None:
         except ValueError as error:
             raise Broken(str(error)) from error
         count.checkpoints += 1
-        if fingerprint(state) != straight.state[state["step"]]:
+        if state["step"] and fingerprint(state) != straight.state[state["step"]]:
             raise Broken(f"{path.name} holds another state")
 
 
-def check_end(folder: Path, keep: int | None, straight: Straight, count: Count) -> None:
-    """Raise Broken unless a run that has ended equals the uninterrupted run."""
+def check_end(
+    folder: Path, keep: int | None, straight: Straight, count: Count, saved: set[int], scored: set[int]
+) -> None:
+    """Raise Broken unless a run that has ended equals the uninterrupted run.
+
+    saved, scored: the steps at which it saved a checkpoint, and those of them with a validation loss.
+    """
     out_dir = folder / "model"
     check_checkpoints(out_dir, straight, count)
-    best = json.loads((out_dir / "best.json").read_text())
-    if best != straight.best:
-        raise Broken(f"best.json says {best}, and not {straight.best}")
+    expected = min((straight.scores[step] for step in sorted(scored)), key=lambda entry: entry["val_loss"])
+    best = best_checkpoint(out_dir)
+    if best != expected:
+        raise Broken(f"best.json says {best}, and not {expected}")
     ours = history(out_dir)
     for ours_at, theirs_at in zip(ours, straight.history):
         if ours_at != theirs_at:
             raise Broken(f"metrics.jsonl has {ours_at} in place of {theirs_at}"[:600])
     if len(ours) != len(straight.history):
         raise Broken(f"metrics.jsonl has {len(ours)} records, and not {len(straight.history)}")
-    steps = sorted(straight.state)
-    kept = set(steps[-keep:] if keep else steps) | {best["step"]}
+    kept = set(sorted(saved)[-keep if keep else None :]) | {best["step"]}
     files = {checkpoint_path(out_dir, step).name for step in kept}
     files |= {".lock", "best.json", "config.json", "metrics.jsonl"}
     if (there := set(os.listdir(out_dir))) != files:
@@ -345,24 +383,39 @@ def check_tensorboard(folder: Path, records: list[dict[str, Any]]) -> None:
 # ------------------------------------------------------------------------------------------- a run
 
 
-def straight_run(folder: Path, recipe: list[str]) -> Straight:
-    """Run a recipe without a kill and keep every checkpoint."""
-    folder.mkdir()
-    flags, tell = [*TINY, *recipe, "--keep", "none"], folder / "operations"
-    began = time.monotonic()
-    ended = wait(start(folder, flags, watch_operations(None, tell)), folder)
-    seconds = time.monotonic() - began
-    if ended.code:
-        raise Broken(f"the uninterrupted run ended with {ended.code}: {ended.line}")
-    out_dir = folder / "model"
-    states = [read_checkpoint(path) for path in checkpoints(out_dir)]
-    return Straight(
+def own_saves(recipe: list[str], straight: Straight) -> tuple[set[int], set[int]]:
+    """Return the steps at which the uninterrupted run saves, and those of them with a validation loss."""
+    saved = {*range(0, STEPS, setting(recipe, "save_every")), STEPS} - {0}
+    return saved, saved & set(straight.scores)
+
+
+def straight_run(folder: Path, recipe: list[str], form: str, work: Path, count: Count) -> Straight:
+    """Run a recipe twice without an event and keep every checkpoint: as it is, and saving at every step."""
+    tell = folder / "operations"
+    for name, more in (("each", ["--save_every", "1"]), ("own", [])):
+        place = folder / name
+        place.mkdir(parents=True)
+        flags = [*TINY, *recipe, *Data(work, form, place).flags(), "--keep", "none", *more]
+        began = time.monotonic()
+        ended = wait(start(place, flags, at_operation(None, nothing, "model", tell)), place)
+        seconds = time.monotonic() - began
+        if ended.code:
+            raise Broken(f"the uninterrupted run ended with {ended.code}: {ended.line}")
+    states = [read_checkpoint(path) for path in checkpoints(folder / "each/model")]
+    straight = Straight(
         state={state["step"]: fingerprint(state) for state in states},
-        history=history(out_dir),
-        best=json.loads((out_dir / "best.json").read_text()),
+        scores={
+            state["step"]: {"step": state["step"], "checkpoint": f"checkpoint_{state['step']}.pt"}
+            | state["scored"]
+            for state in states
+            if state["scored"]
+        },
+        history=history(place / "model"),
         seconds=seconds,
         operations=int(tell.read_text()),
     )
+    check_end(place, None, straight, count, *own_saves(recipe, straight))
+    return straight
 
 
 def begin_again(folder: Path, flags: list[str]) -> None:
@@ -377,41 +430,77 @@ def begin_again(folder: Path, flags: list[str]) -> None:
     shutil.rmtree(folder / "model")
 
 
+def change_data(folder: Path, resume: list[str], data: Data, draw: random.Random, count: Count) -> list[str]:
+    """Perhaps try a resume with other data, which must be refused; perhaps give the data another name.
+
+    Return the flags that the resume needs.
+    """
+    names = data.flags() if data.place != "data" else []
+    if draw.random() < CHANGES:
+        variant = changed_data.OTHER[count.changes.total() % len(changed_data.OTHER)]
+        count.changes[f"{variant}, {data.form}"] += 1
+        data.put(variant)
+        before = contents(folder / "model")
+        ended = wait(start(folder, [*resume, *names]), folder)
+        if ended.code != 2 or unclear([ended.line]):
+            raise Broken(f"a resume with other data ({variant}, {data.form}): {ended}")
+        if contents(folder / "model") != before:
+            raise Broken(f"a refused resume with other data ({variant}, {data.form}) changed the run")
+        data.put("original")
+    if draw.random() < CHANGES:
+        how = changed_data.SAME[count.changes.total() % len(changed_data.SAME)]
+        count.changes[f"{how}, {data.form}"] += 1
+        names = data.rename(how, count.changes.total())
+    return names
+
+
 def killed_run(
-    folder: Path, recipe: list[str], straight: Straight, draw: random.Random, count: Count
+    folder: Path, recipe: list[str], straight: Straight, draw: random.Random, count: Count, data: Data
 ) -> Iterator[str]:
-    """Kill and resume a run until it ends, with all checks; yields the work that each kill interrupted."""
-    folder.mkdir(parents=True)
-    new, resume = [*TINY, *recipe], ["--resume", "--out_dir", "model"]
-    out_dir, kills, wanted = folder / "model", 0, draw.randint(1, MOST_KILLS)
+    """Have a run meet events and resume it until it ends, with all checks; yields the events in words."""
+    resume, out_dir, events = ["--resume", "--out_dir", "model"], folder / "model", 0
+    wanted, (saved, scored) = draw.randint(1, MOST_KILLS), own_saves(recipe, straight)
     while True:
-        flags = resume if checkpoints(out_dir) else new
-        if flags is new and set(os.listdir(folder)) & {"model"} and len(os.listdir(out_dir)) > 1:
-            begin_again(folder, new)
-            count.starts_over += 1
-        if kills < wanted:
-            way = WAYS[count.kills.total() % len(WAYS)]
-            ended = killed(folder, flags, way, draw, straight)
+        if checkpoints(out_dir):
+            flags = [*resume, *change_data(folder, resume, data, draw, count)]
         else:
-            ended = wait(start(folder, flags), folder)
-        if ended.code == 0 or kills and ended.code == 2 and FINISHED in ended.line:
-            break  # it finished now, or just before its last kill
-        if ended.code != -signal.SIGKILL:
-            raise Broken(f"ended with {ended.code} after {kills} kills: {ended.line}")
-        kills += 1
-        yield what_was_cut(out_dir)
+            flags = [*TINY, *recipe, *data.flags()]
+            if out_dir.exists() and len(os.listdir(out_dir)) > 1:
+                begin_again(folder, flags)
+                count.starts_over += 1
+        before = records(out_dir)
+        if events < wanted:
+            way = WAYS[count.ways.total() % len(WAYS)]
+            ended = meet(way, folder, flags, draw, straight, data)
+        else:
+            way, ended = "nohup", wait(start(folder, flags), folder)
+        finished = events and ended.code == 2 and FINISHED in ended.line  # just before its last event
+        if way == "replaced":
+            data.put("original")
+        if events < wanted and (ended.code != 0 or way in ENDLESS):
+            count.ways[way] += 1
+        if not finished and ended.code != 0:
+            check_ending(way, ended, before, out_dir)
+        if finished or ended.code == 0:
+            if events < wanted and way in ENDLESS:
+                yield f"none: {way}"
+            break
+        events += 1
+        yield what_was_cut(out_dir) if way in KILLS else way
         check_checkpoints(out_dir, straight, count)
-    keep = recipe[recipe.index("--keep") + 1]
-    check_end(folder, None if keep == "none" else int(keep), straight, count)
+        if way not in KILLS and ended.code > 0 and (there := checkpoints(out_dir)):
+            newest = read_checkpoint(there[-1])
+            saved.add(newest["step"])
+            scored |= {newest["step"]} if newest["scored"] else set()
+    check_end(folder, setting(recipe, "keep"), straight, count, saved, scored)
 
 
 def go(number: int, seed: int, work: Path, count: Count) -> None:
     """Do all runs and count them in `count`. The folder of a failed run is kept."""
-    write_jsonl(work / "train.jsonl", documents(308)[8:])
-    write_jsonl(work / "valid.jsonl", documents(308)[:8])
+    changed_data.make(work / "data")
     chosen = recipes(seed)
     straight = [
-        straight_run(work / f"straight_{index}", recipe)
+        straight_run(work / f"straight_{index}", recipe, form_of(index), work / "data", count)
         for index, recipe in enumerate(tqdm(chosen, desc="uninterrupted runs", leave=False))
     ]
     bar = tqdm(total=number, desc="killed runs")
@@ -420,9 +509,11 @@ def go(number: int, seed: int, work: Path, count: Count) -> None:
             index, draw = count.runs % RECIPES, random.Random(f"{seed} {count.runs}")
             folder, cuts = work / f"run_{count.runs}", []
             try:
-                while not cuts:  # again if it ended before its first kill
+                while not cuts:  # again if it ended before its first event
                     shutil.rmtree(folder, ignore_errors=True)
-                    for cut in killed_run(folder, chosen[index], straight[index], draw, count):
+                    folder.mkdir()
+                    data = Data(work / "data", form_of(index), folder)
+                    for cut in killed_run(folder, chosen[index], straight[index], draw, count, data):
                         cuts.append(cut)
                         count.kills[cut] += 1
                 shutil.rmtree(folder)
@@ -430,12 +521,14 @@ def go(number: int, seed: int, work: Path, count: Count) -> None:
                 log = folder / "log"
                 words = log.read_text(errors="replace")[-2000:] if log.exists() else ""
                 said = repr(broken).replace(f"{work}/", "")
-                found = {"run": count.runs, "recipe": shlex.join(chosen[index]), "cuts": cuts}
+                recipe = shlex.join([*chosen[index], *changed_data.flags(form_of(index))])
+                found = {"run": count.runs, "recipe": recipe, "cuts": cuts}
                 count.failures.append(found | {"broken": said, "log": words})
-                bar.write(f"run {count.runs}: {said} ({found['recipe']})")
+                bar.write(f"run {count.runs}: {said} ({recipe})")
             count.runs += 1
             bar.update()
-            bar.set_postfix(kills=count.kills.total(), failures=len(count.failures))
+            bar.set_postfix(events=count.ways.total(), failures=len(count.failures))
+    two_writers.go(number, seed, work / "writers", work / "data/jsonl", count)
 
 
 def summary(count: Count) -> dict[str, Any]:
@@ -443,17 +536,21 @@ def summary(count: Count) -> dict[str, Any]:
     return {
         "runs": count.runs,
         "failures": len(count.failures),
-        "kills": count.kills.total(),
+        "kills": sum(count.ways[way] for way in KILLS),
+        "events": count.ways.total(),
+        "events_by_way": dict(count.ways.most_common()),
         "kills_in_a_checkpoint_write": cut,  # or between it and best.json or the removal of old ones
         "kills_by_what_they_cut": dict(count.kills.most_common()),
+        "data_changed_before_a_resume": dict(count.changes.most_common()),
         "starts_over": count.starts_over,
         "checkpoints_compared": count.checkpoints,
+        "two_writers": dict(count.writers.most_common()),
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=200, help="(default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=300, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
     args = parser.parse_args(argv)
@@ -462,6 +559,7 @@ def main(argv: list[str] | None = None) -> int:
     for module in IMPORTED:
         importlib.import_module(module)
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it reports every resumed run
+    reporting.SAMPLE_TOKENS = 4  # shorter stories take less time
     facts = provenance()  # asks git once for all forked processes
     work, count, began = Path(tempfile.mkdtemp()), Count(), time.monotonic()
     interrupted = False

@@ -1,6 +1,6 @@
 """Cases for the fuzzer: a program, its arguments and its files.
 
-KINDS[kind] is a pair of strategies: mutations of valid input, and arbitrary input.
+KINDS[kind] has one strategy, or two: mutations of valid input, and arbitrary input.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
 from hypothesis import strategies as st
 
+from tests.stress.fuzzing import silence
 from tests.stress.fuzzing.materials import DATA, FINISHED, MACHINE, NEWEST, RUN, TINY, flags
 from tests.stress.fuzzing.mutations import NUMBERS, WORDS, Made, Mutant, Raw, mutants, odd_values
 
@@ -24,8 +26,11 @@ class Case(NamedTuple):
     kind: str
     program: str  # a key of judge.PROGRAMS
     argv: tuple[str, ...]
-    files: tuple[Mutant | Raw | Made, ...] = ()
+    files: tuple[Any, ...] = ()  # each has a name, `file`, and a method `build(materials)`
     stdin: bytes = b""
+    rule: str = ""  # a key of silence.RULES
+    shell: str = ""  # redirections of the command
+    ctrl_c: float | None = None  # seconds after the start of the command
 
 
 class Use(NamedTuple):
@@ -58,7 +63,7 @@ def data_uses(file: str) -> list[Use]:
     found = [
         Use("train", _train(dataset=file), file),
         Use("train_tokenizer", ("--dataset", file, *NEW_RANKS), file),
-        Use("prepare", ("--dataset", file, "--val_dataset", file, *PREPARED), file),
+        Use("prepare", ("--dataset", file, "--val_dataset", "valid.jsonl", *PREPARED), file),
     ]
     if not file.endswith(".parquet"):
         found.append(Use("check", (file, "--against", "none"), file))
@@ -285,10 +290,134 @@ def arbitrary_words(*programs: str) -> Callable[[str, Path], Strategy[Case]]:
     return strategy
 
 
-KINDS: dict[str, tuple[Callable[[str, Path], Strategy[Case]], Callable[[str, Path], Strategy[Case]]]] = {
+# --------------------------------------------------------------------------------------------------
+# what may go wrong in silence
+
+IN_FORMATS = ("stories.txt", "stories.jsonl", "stories.parquet")
+ONE_THING = {  # names of the same documents
+    "stories": (*IN_FORMATS, *(f"./{name}" for name in IN_FORMATS), "run/../stories.jsonl", "copy.jsonl"),
+    "valid": ("valid.jsonl", "./valid.jsonl", "tokens/../valid.jsonl"),
+}
+COMMANDS = {  # short commands, each of them with messages
+    "train": (_train(), ("--eval_only", RUN, *flags(MACHINE))),
+    "sample": (("--checkpoint", RUN, "--prompt", "Once", *SAMPLE),),
+    "check": (("stories.txt", "--against", "none"),),
+    "report": ((RUN, "--out", "page.png"),),
+    "prepare": (("--dataset", "stories.jsonl", "--val_dataset", "valid.jsonl", *PREPARED),),
+    "train_tokenizer": (("--dataset", "stories.jsonl", *NEW_RANKS),),
+    "ablate": (("spec.yaml", "--out_dir", "report"),),
+}
+SPEC = {  # of a short ablation
+    "base": {n: yaml.safe_load(v) for n, v in (TINY | DATA).items() if n not in ("max_iters", "save_every")},
+    "arms": {"narrow": {}, "wide": {"intermediate_size": 20}},
+    "seeds": [1, 2],
+    "budget": {"tokens": 96},
+    "learning_rates": "none",
+}
+IN_SPEC = {  # places of a number in a specification; each value is wrapped around it
+    "budget": lambda number: {"tokens": number},
+    "seeds": lambda number: [1, number],
+    "learning_rates": lambda number: [1e-3, number, 4e-3],
+    "base": lambda number: SPEC["base"] | {"batch_size": number},
+    "arms": lambda number: {"narrow": {}, "wide": {"intermediate_size": number}},
+}
+WITH_SPEC = (Made("spec.yaml", SPEC),)
+
+
+@st.composite
+def encodings(draw, kind: str, materials: Path) -> Case:
+    file = draw(st.sampled_from((*IN_FORMATS, "prompts.txt")))
+    names = st.lists(st.sampled_from(list(silence.TEXTS)), min_size=1, max_size=3)
+    coding = draw(st.sampled_from(silence.CODINGS))
+    line_end = draw(st.sampled_from(("\n", "\n", "\r\n")))
+    made = silence.Encoded(file, tuple(draw(names)), coding, line_end, draw(st.booleans()))
+    if file == "prompts.txt":
+        argv = ("--checkpoint", RUN, "--prompts", file, "--out", "told.jsonl", *SAMPLE)
+        return Case(kind, "sample", argv, (made,), rule="same_prompts")
+    use = draw(st.sampled_from(data_uses(file)))
+    return Case(
+        kind, use.program, use.argv, (made,), rule="same_documents" if use.program == "prepare" else ""
+    )
+
+
+@st.composite
+def folders(draw, kind: str, materials: Path) -> Case:
+    name = st.builds(str.__add__, st.sampled_from(silence.FILES), st.sampled_from(silence.SUFFIXES))
+    names = draw(st.lists(name, min_size=1, max_size=4, unique_by=str.lower))
+    files = tuple(silence.InFolder(f"folder/{name}") for name in names)
+    whole = draw(st.booleans())
+    argv = (
+        _train(dataset="folder")
+        if whole
+        else tuple(flags(TINY | {"dataset": "folder", "out_dir": "model_new"}))
+    )
+    return Case(kind, "train", argv, files, rule="read_or_named")
+
+
+@st.composite
+def both_sides(draw, kind: str, materials: Path) -> Case:
+    names = ONE_THING[draw(st.sampled_from(sorted(ONE_THING)))]
+    train, validation = draw(st.sampled_from(names)), draw(st.sampled_from(names))
+    files = (Raw("copy.jsonl", (materials / "stories.jsonl").read_bytes()),)
+    data = ("--dataset", train, "--val_dataset", validation)
+    if draw(st.booleans()):
+        return Case(kind, "prepare", (*data, *PREPARED), files, rule="refused")
+    return Case(kind, "train", (*flags(TINY | {"out_dir": "model_new"}), *data), files, rule="refused")
+
+
+@st.composite
+def yaml_numbers(draw, kind: str, materials: Path) -> Case:
+    number = draw(st.sampled_from(silence.NUMBERS))
+    if draw(st.booleans()):
+        place = draw(st.sampled_from(sorted(IN_SPEC)))
+        content = yaml.safe_dump(SPEC | {place: IN_SPEC[place]("NUMBER")}).replace("NUMBER", number)
+        spec = (Raw("spec.yaml", content.encode()),)
+        odd = silence.ODD_NUMBER.fullmatch(number)
+        return Case(kind, "ablate", ("spec.yaml", "--plan"), spec, rule="refused" if odd else "")
+    name = draw(st.sampled_from(silence.KEYS))
+    lines = (materials / "recipe.yaml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(f"{name}:")]
+    content = "\n".join([*kept, f"{name}: {number}"]) + "\n"
+    argv = ("--config", "odd.yaml", "--dry_run")
+    return Case(kind, "train", argv, (Raw("odd.yaml", content.encode()),), rule="as_a_flag")
+
+
+@st.composite
+def lossy_ranks(draw, kind: str, materials: Path) -> Case:
+    ids = st.one_of(st.none(), st.sampled_from((0, 10, 32, 255, 299, 300, 301, -1, 2**31)))
+    made = silence.Ranks("small.json", draw(st.sampled_from(silence.PATTERNS)), draw(ids), draw(ids))
+    program, argv = draw(st.sampled_from((("train", _train()), ("prepare", COMMANDS["prepare"][0]))))
+    return Case(kind, program, argv, (made,), rule="lossless")
+
+
+@st.composite
+def streams(draw, kind: str, materials: Path) -> Case:
+    program = draw(st.sampled_from(sorted(COMMANDS)))
+    shell = draw(st.sampled_from((*silence.REDIRECTIONS, *silence.RESULTS)))
+    return Case(kind, program, COMMANDS[program][0], WITH_SPEC, rule="undisturbed", shell=shell)
+
+
+@st.composite
+def first_seconds(draw, kind: str, materials: Path) -> Case:
+    program = draw(st.sampled_from(sorted(COMMANDS)))
+    argv = draw(st.sampled_from(COMMANDS[program]))
+    return Case(kind, program, argv, WITH_SPEC, rule="interrupted", ctrl_c=draw(st.integers(1, 80)) / 20)
+
+
+IN_SILENCE = {
+    "encodings": encodings,
+    "folders": folders,
+    "both sides": both_sides,
+    "yaml numbers": yaml_numbers,
+    "lossy ranks": lossy_ranks,
+}
+AS_COMMANDS = {"streams": streams, "first seconds": first_seconds}  # only as commands
+
+KINDS: dict[str, tuple[Callable[[str, Path], Strategy[Case]], ...]] = {
     "train flags": (mutated_train, arbitrary_words("train")),
     "tool flags": (mutated_tools, arbitrary_words(*VALID)),
     **{kind: (mutated_files, arbitrary_files) for kind in USES},
+    **{kind: (strategy,) for kind, strategy in (IN_SILENCE | AS_COMMANDS).items()},
 }
 
 
@@ -296,4 +425,6 @@ def described(case: Case) -> str:
     """Describe all of a case as text."""
     lines = [f"kind     {case.kind}", f"program  {case.program}", f"argv     {json.dumps(case.argv)}"]
     lines += [f"file     {file!r}" for file in case.files]
-    return "\n".join([*lines, *([f"stdin    {case.stdin!r}"] if case.stdin else [])])
+    lines += [f"stdin    {case.stdin!r}"] * bool(case.stdin) + [f"shell    {case.shell}"] * bool(case.shell)
+    lines += [f"Ctrl-C   after {case.ctrl_c} s"] * (case.ctrl_c is not None)
+    return "\n".join(lines)

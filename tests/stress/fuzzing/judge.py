@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from tests.stress.fuzzing.cases import Case
+from tests.stress.fuzzing.cases import AS_COMMANDS, Case
+from tests.stress.fuzzing.silence import RESULTS, RULES
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = {  # module with main(argv), and the words of the command
@@ -84,10 +85,11 @@ def run_case(case: Case, materials: Path, folder: Path, *, real: bool = False) -
     shutil.copytree(materials, work)
     try:
         for file in case.files:
+            (work / file.file).parent.mkdir(parents=True, exist_ok=True)
             (work / file.file).write_bytes(file.build(materials))
         before = contents(work)
         ending = command(case, work) if real else call(case, work)
-        return judge(case, ending, work, before)
+        return judge(case, ending, work, before) or in_silence(case, ending, work)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -138,20 +140,29 @@ def call(case: Case, work: Path) -> Ending:
 
 
 def command(case: Case, work: Path) -> Ending:
-    """Run the command in a process of its own. Training gets --dry_run, so that it ends."""
+    """Run the command in a process of its own. Training gets --dry_run, unless the case is of AS_COMMANDS."""
     words = PROGRAMS[case.program][1]
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
-    dry = ("--dry_run",) if case.program == "train" else ()
+    short = case.program != "train" or case.kind in AS_COMMANDS  # of those kinds no command is long
+    dry = () if short else ("--dry_run",)
     # a lone surrogate stands for a byte, as in sys.argv
     line = [os.fsencode(word) for word in (sys.executable, *words, *case.argv, *dry)]
+    if case.shell:
+        line = ["bash", "-c", f'set -o pipefail; "$@" {case.shell}', "bash", *line]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    options = {"cwd": work, "env": environment, "timeout": SECONDS, "capture_output": True}
-    try:
-        done = subprocess.run(line, input=case.stdin, **options)
-    except subprocess.TimeoutExpired:
-        return Ending(None, "", "", f"TooLong: {SECONDS} s")
-    texts = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
-    return Ending(done.returncode, *texts)
+    pipe = subprocess.PIPE
+    options = {"cwd": work, "env": environment, "stdin": pipe, "stdout": pipe, "stderr": pipe}
+    with subprocess.Popen(line, **options) as process:
+        if case.ctrl_c is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(case.ctrl_c)
+            process.send_signal(signal.SIGINT)
+        try:
+            texts = process.communicate(case.stdin, SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return Ending(None, "", "", f"TooLong: {SECONDS} s")
+    return Ending(process.returncode, *(text.decode(errors="replace") for text in texts))
 
 
 @contextlib.contextmanager
@@ -225,7 +236,14 @@ def judge(case: Case, ending: Ending, work: Path, before: dict[str, str]) -> Fin
 
     if ending.error:
         return Finding(f"{case.program}: {ending.error}", told)
-    if ending.finished and ending.code not in (0, 2):
+    codes = (0, 2) + (1, 141) * (case.shell in RESULTS)
+    if case.ctrl_c is not None:
+        codes += (130, -signal.SIGINT)
+        if "Traceback" in ending.err and not re.search(
+            rf"{ROOT}/(?!\.venv)", ending.err
+        ):  # Python was starting
+            return None
+    if ending.finished and ending.code not in codes:
         return finding(f"exit code {ending.code}")
     for line in said:
         if re.match(r"Traceback|.*Warning: |Exception ignored", line):
@@ -242,6 +260,20 @@ def judge(case: Case, ending: Ending, work: Path, before: dict[str, str]) -> Fin
         if what := partial(work / name):
             return finding(f"{_kind_of(name)} is {what}")
     return None
+
+
+def in_silence(case: Case, ending: Ending, work: Path) -> Finding | None:
+    """Return what the rule of a case says, if the program did not refuse its input."""
+    if not case.rule or ending.code == 2 and not case.shell:
+        return None
+    with contextlib.chdir(work):
+        try:
+            wrong = RULES[case.rule](case, ending)
+        except ValueError as error:
+            wrong = f"what was accepted cannot be read again: {error}"
+    same = re.sub(r"'[^']*'?|\"[^\"]*\"?|\d+", "N", wrong)[:90]
+    details = f"{wrong}\nexit code {ending.code}, stderr:\n{ending.err[-3000:]}"
+    return Finding(f"{case.program}: in silence: {same}", details) if wrong else None
 
 
 def unclear(said: list[str]) -> str:
