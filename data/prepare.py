@@ -16,6 +16,7 @@ from tqdm import tqdm
 from architecture.tokenizer import get_tokenizer
 from common.script import Parser, exit_code, say
 from data.defaults import TEXT_COLUMN, TOKENIZER
+from data.documents import common_documents
 from data.packing import encode
 from data.sources import choose_dataset, open_dataset
 from data.tokens import TokenFolderWriter
@@ -29,12 +30,15 @@ def prepare(
     sources = {split: open_dataset(dataset, split=split, **options) for split in ("validation", "train")}
     for source in sources.values():
         source.check_tokenizer(tokenizer)
+    for line in common_documents(sources["train"], sources["validation"]):
+        say(line)
     writer = TokenFolderWriter(out_dir, tokenizer)
     totals = {}
     for split, source in sources.items():
         total = len(source) if hasattr(source, "__len__") else None
         texts = tqdm(source.documents(), desc=split, total=total, unit=" documents")
-        totals[split] = writer.write_split(split, (encode(tokenizer, text) for text in texts))
+        ids = (encode(tokenizer, text) for text in texts)
+        totals[split] = writer.write_split(split, ids, source.identity)
     writer.finish()
     return totals
 
