@@ -324,7 +324,7 @@ def test_a_killed_preparation_leaves_no_folder_and_the_next_one_starts_clean(tmp
 
 def test_the_second_writer_of_a_folder_is_refused_and_mixes_nothing_in(tmp_path, capsys):
     path, folder = write_jsonl(tmp_path / "a.jsonl", STORIES), tmp_path / "tokens"
-    other = write_jsonl(tmp_path / "b.jsonl", STORIES[1:])
+    other = write_jsonl(tmp_path / "b.jsonl", ["one"])
     first = TokenFolderWriter(folder, get_tokenizer("stories4k"))
     first.write_split("validation", [[1, 2, 3]] * 200)
     for _ in range(2):
