@@ -239,7 +239,7 @@ def test_an_evaluation_of_a_run_does_not_read_other_data_under_its_name(stopped,
     told = capsys.readouterr().err.splitlines()[-1]
     assert "the validation data is not that of" in told and "other data with --val_dataset" in told
     monkeypatch.chdir(stopped)
-    assert context_main(["--checkpoint", "model", "--device", "cpu"]) == 2
+    assert context_main(["model", "--device", "cpu"]) == 2
     assert "the validation data is not that of" in capsys.readouterr().err
     assert run_here(stopped, "--eval_only", "model", "--device", "cpu", "--val_dataset", "va.jsonl") == 0
 
