@@ -259,6 +259,7 @@ class FileSource(IndexedSource):
         file = self._files[number]
         try:
             if isinstance(file, ParquetFile):
+                file.require_unchanged()  # also where the row group is still in memory
                 text = file.text(self._row_group(number, first), second)
             else:
                 text = file.read(first, second)

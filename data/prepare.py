@@ -1,4 +1,4 @@
-"""Write a dataset as token files, which training reads by memory map instead of tokenizing text.
+"""Write a dataset as token files, which training reads instead of tokenizing text.
 
     python -m data.prepare --dataset tinystories --out_dir data/prepared/tinystories
     python train.py --dataset data/prepared/tinystories

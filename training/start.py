@@ -308,8 +308,8 @@ def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> 
             raise  # the device was given
         here = device.choose_device("auto")
         flags = f"--device {here} --dtype {device.choose_dtype('auto', here)}"
-        flags += " --compile off" if cfg.compile == "on" else ""
-        flags += " --attention sdpa" if cfg.attention == "flex" else ""
+        flags += " --compile off" if cfg.compile == "on" and here.type != "cuda" else ""
+        flags += " --attention sdpa" if cfg.attention == "flex" and here.type != "cuda" else ""
         raise ValueError(
             f"the run was on device {cfg.device}, which this machine does not have; to continue it here, "
             f"with other last bits after step {step}, add {flags}"
