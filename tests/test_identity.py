@@ -348,3 +348,12 @@ def test_a_run_whose_data_changes_is_saved(tmp_path, monkeypatch, capsys, kind, 
     assert run_here(tmp_path, *QUIET, *flags, "--save_every", 400, "--log_every", 100) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert path.name in error and "; the run was saved as model/checkpoint_" in error
+
+
+def test_validation_data_that_changes_leaves_the_trained_run_saved(tmp_path, monkeypatch, capsys):
+    train, valid = (write_jsonl(tmp_path / f"{n}.jsonl", texts) for n, texts in enumerate((TRAIN, VALID)))
+    at_step(monkeypatch, 3, lambda: moved(valid, VALID))
+    flags = ["--dataset", train, "--val_dataset", valid, "--max_iters", 4, "--eval_tokens", 32]
+    assert run_here(tmp_path, *QUIET, *flags) == 2
+    told = "1.jsonl changed while it was being read; restore the original file, or start a new run; the run "
+    assert f"{told}was saved as model/checkpoint_4.pt" in capsys.readouterr().err.splitlines()[-1]
