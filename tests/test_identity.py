@@ -338,7 +338,13 @@ def test_data_that_changes_is_read_as_it_was_or_refused(tmp_path, monkeypatch, k
 
 
 @pytest.mark.parametrize(
-    "kind, change", [("txt", cut), ("jsonl", removed), ("parquet", moved), ("tokens", cut)]
+    "kind, change",
+    [
+        ("txt", cut),
+        ("tokens", cut),
+        pytest.param("jsonl", removed, marks=pytest.mark.slow),
+        pytest.param("parquet", moved, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_whose_data_changes_is_saved(tmp_path, monkeypatch, capsys, kind, change):
     _, path, dataset, valid = training_data(tmp_path, kind)
