@@ -216,11 +216,9 @@ def common_documents(train: Source, validation: Source) -> tuple[str, ...]:
     """
     same, line = train.identity is not None and train.identity == validation.identity, ()
     if train.digests is not None and validation.digests is not None:
-        held_out = np.unique(validation.digests)
-        place = np.searchsorted(held_out, train.digests).clip(max=len(held_out) - 1)
-        in_both = held_out[place] == train.digests
-        both = int(np.isin(validation.digests, train.digests[in_both]).sum())
-        same |= bool(in_both.all()) and both == len(validation.digests)
+        shared = np.intersect1d(train.digests, validation.digests)
+        both = int(np.isin(validation.digests, shared).sum())
+        same |= both == len(validation.digests) and len(shared) == len(np.unique(train.digests))
         if both:
             line = (
                 f"{both:,} of the {len(validation.digests):,} validation documents are also training "

@@ -248,8 +248,8 @@ class FileSource(IndexedSource):
         self._groups = OrderedDict()  # (file, row group) -> texts of a parquet file, the newest last
         self._groups_bytes = 0
         if isinstance(self._files[0], ParquetFile):
-            groups = np.concatenate(self._row_groups())
-            self.shuffled_by = f"row group, {identity_of(len(groups), groups.tobytes())}"
+            groups = self._index.file * 2**32 + self._index.first
+            self.shuffled_by = f"row group, {identity_of(len(self), groups.tobytes())}"
 
     def __len__(self):
         return len(self._index.file)
@@ -274,8 +274,12 @@ class FileSource(IndexedSource):
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
             return super().order(generator)
-        starts, sizes = self._row_groups()
+        # The documents of a row group are neighbours in the index, so a group begins where the file or the
+        # row group changes.
+        changes = np.diff(self._index.file) | np.diff(self._index.first)
+        starts = np.flatnonzero(np.append(True, changes))
         groups = np.split(np.arange(len(self)), starts[1:])
+        sizes = np.add.reduceat(self._index.size, starts)
         order, window, window_bytes = [], [], 0
         for group in generator.permutation(len(groups)):
             if window and window_bytes + sizes[group] > WINDOW_BYTES:
@@ -285,16 +289,6 @@ class FileSource(IndexedSource):
             window_bytes += sizes[group]
         order.append(generator.permutation(np.concatenate(window)))
         return np.concatenate(order)
-
-    def _row_groups(self):
-        """Return the first document and the bytes of each row group.
-
-        The documents of a row group are neighbours in the index, so a group begins where the file or the row
-        group changes.
-        """
-        changes = np.diff(self._index.file) | np.diff(self._index.first)
-        starts = np.flatnonzero(np.append(True, changes))
-        return starts, np.add.reduceat(self._index.size, starts)
 
     def _row_group(self, number, group):
         """Return a row group as an Arrow array. It is kept until newer groups fill two windows."""

@@ -37,8 +37,7 @@ def prepare(
     for split, source in sources.items():
         total = len(source) if hasattr(source, "__len__") else None
         texts = tqdm(source.documents(), desc=split, total=total, unit=" documents")
-        ids = (encode(tokenizer, text) for text in texts)
-        totals[split] = writer.write_split(split, ids, source.identity)
+        totals[split] = writer.write_split(split, (encode(tokenizer, t) for t in texts), source.identity)
     writer.finish()
     return totals
 

@@ -22,6 +22,7 @@ import numpy as np
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, read_json, reading, write_json_atomic, writing
 from data.documents import IndexedSource, identity_of
+from data.files import version
 
 META = "tokens.json"
 FORMAT = "nano-gpt-oss tokens 2"
@@ -79,11 +80,11 @@ class TokenFile:
                 )
             self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
-        self._version, self._verified = _version(stat), set()
+        self._version, self._verified = version(stat), set()
 
     def _is_replaced(self):
         try:
-            return _version(os.stat(self._path)) != self._version
+            return version(os.stat(self._path)) != self._version
         except FileNotFoundError:  # an open file that was removed keeps its content
             return os.fstat(self._descriptor).st_size != self._version[0]
 
@@ -260,11 +261,6 @@ def _only_writer(path: Path, folder: Path) -> TextIO:
             "--out_dir"
         ) from None
     return lock
-
-
-def _version(stat: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is written to or replaced. A file that is as before is only verified again."""
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _shard_name(split: str, number: int) -> str:

@@ -294,9 +294,9 @@ def continued_run(command: CommandLine) -> Start:
     line = f"{changed}: after step {saved['step']} the bits differ from those of a run without this change"
     earlier_starts(cfg.out_dir)  # raises for a damaged config.json before a file changes
     config = registry.config_from_dict(saved["model_name"], saved["config"])
-    held = checkpoint.saved_identity(saved)
+    lines = (line,) if changed else ()
     tokenizer = tokenizer_from_state(saved["tokenizer"])
-    return Start(cfg, tokenizer, config, saved, (line,) if changed else (), held)
+    return Start(cfg, tokenizer, config, saved, lines, checkpoint.saved_identity(saved))
 
 
 def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> None:
@@ -308,8 +308,8 @@ def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> 
             raise  # the device was given
         here = device.choose_device("auto")
         flags = f"--device {here} --dtype {device.choose_dtype('auto', here)}"
-        flags += " --compile off" if cfg.compile == "on" and here.type != "cuda" else ""
-        flags += " --attention sdpa" if cfg.attention == "flex" and here.type != "cuda" else ""
+        if here.type != "cuda":
+            flags += " --compile off" + (" --attention sdpa" if cfg.attention == "flex" else "")
         raise ValueError(
             f"the run was on device {cfg.device}, which this machine does not have; to continue it here, "
             f"with other last bits after step {step}, add {flags}"

@@ -29,7 +29,6 @@ def run(command: CommandLine) -> int:
 
     from architecture import checkpoint, registry
     from common import device
-    from data.documents import Source
     from data.sources import choose_dataset, open_dataset
     from training import costs, start, trainer
 
@@ -43,13 +42,11 @@ def run(command: CommandLine) -> int:
     if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
     data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
-
-    def opened(split: str, part: str) -> Source:
-        identity = None if held is None else held.get(part, "")
-        return open_dataset(cfg.dataset, split=split, identity=identity, **data)
-
-    source = None if cfg.eval_only else opened("train", "training data")
-    validation = opened("validation", "validation data")
+    of_run = held or {}  # what the checkpoint holds of the data, which is opened again
+    data |= {"identity": of_run.get("training data")}
+    source = None if cfg.eval_only else open_dataset(cfg.dataset, split="train", **data)
+    data |= {"identity": of_run.get("validation data")}
+    validation = open_dataset(cfg.dataset, split="validation", **data)
     lines += start.check_data(begun, source, validation)
     generator = torch.Generator().manual_seed(cfg.seed)
     model = registry.build_model(

@@ -145,12 +145,7 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
         raise Stopped(run.stop, path, run.cfg.program) from None
     except ValueError as error:
         path = save(run, progress, None, position)
-        raise saved_but(error, path) from error
-
-
-def saved_but(error: ValueError, path: Path) -> ValueError:
-    """The error of bad data, which also says that the run is saved."""
-    return ValueError(f"{error}; the run was saved as {path}; continue it with --resume")
+        raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
 
 
 def not_finite(run: Run, step: int, where: str) -> ValueError:
@@ -207,7 +202,7 @@ def close(
         except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
         except ValueError as error:  # of the validation data
-            raise saved_but(error, path) from error
+            raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
     final = reporting.final_record(run, progress, found)
     stories = reporting.sample_stories(run, 3)
     run.writer.final(

@@ -219,25 +219,22 @@ def require_run(saved: dict[str, Any], path: Path) -> None:
 
 def data_identity(train: Source | None, validation: Source) -> dict[str, str | None]:
     """The content of the data, and the order of training, to compare at a resume."""
-    found = {"validation data": validation.identity}
-    if train is not None:
-        found |= {"training data": train.identity, "order of the training data": train.shuffled_by}
-    return found
+    names = ("training data", "order of the training data")
+    found = {} if train is None else dict(zip(names, (train.identity, train.shuffled_by)))
+    return found | {"validation data": validation.identity}
 
 
 def saved_identity(saved: dict[str, Any]) -> dict[str, Any]:
     """The data_identity in a checkpoint; {} if a version wrote it that had none."""
-    held = saved.get("data_identity")
-    return held if isinstance(held, dict) else {}
+    return held if isinstance(held := saved.get("data_identity"), dict) else {}
 
 
 def require_same_data(held: dict[str, Any], found: dict[str, Any], path: Any, way_out: str) -> None:
     """Raise ValueError if `found`, from data_identity, is not what a checkpoint holds."""
     for part, here in found.items():
-        there = held.get(part)
-        if here != there:
+        if here != held.get(part):
             raise ValueError(
-                f"the {part} is not that of {path} (here: {here}; there: {there!s:.200}); {way_out}"
+                f"the {part} is not that of {path} (here: {here}; there: {held.get(part)!s:.200}); {way_out}"
             )
 
 
