@@ -26,11 +26,18 @@ class Source:
 
     name: the name in messages.  skipped: the number of empty documents left out so far.
     not_read: the names of files, folders or splits of the dataset that no run with this dataset reads.
+    identity: words that are equal for the same documents in the same order, wherever they are stored. A run
+    may continue on data with the identity that its checkpoint holds.
+    shuffled_by: what else decides the order of `shuffled`.
+    digests: (N,) uint64 digests of the texts, or None if they were not scanned.
     """
 
     name: str
     skipped: int = 0
     not_read: tuple[str, ...] = ()
+    identity: str | None = None
+    shuffled_by: str = "document"
+    digests: np.ndarray | None = None
 
     def left_out(self) -> str:
         """What the source leaves out, in brackets for the line that names it; "" if it leaves out nothing."""
@@ -198,13 +205,46 @@ class ShuffledStream(ShuffledDocuments):
         self._rows.close()
 
 
+def text_digest(text: str) -> int:
+    """blake2b of a text, 512 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode()).digest(), "big")
+
+
 def is_validation_document(text: str) -> bool:
     """Whether a document belongs to validation, for a source without a validation split.
 
     Only the text decides, so all copies of a document are in the same split.
     """
-    digest = hashlib.blake2b(text.encode()).digest()
-    return int.from_bytes(digest, "big") % 1000 < VALIDATION_PER_THOUSAND
+    return text_digest(text) % 1000 < VALIDATION_PER_THOUSAND
+
+
+def identity_of(count: int, content: bytes) -> str:
+    """The identity of `count` documents, of which `content` holds the digests in order."""
+    return f"{count:,} documents, blake2b {hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def common_documents(train: Source, validation: Source) -> tuple[str, ...]:
+    """A line with the number of validation documents that are also training documents, if there are any.
+
+    It is not known for streams and token files.  Raises ValueError if both sides have the same documents.
+    """
+    same, line = train.identity is not None and train.identity == validation.identity, ()
+    if train.digests is not None and validation.digests is not None:
+        shared = np.intersect1d(train.digests, validation.digests)
+        both = int(np.isin(validation.digests, shared).sum())
+        same |= both == len(validation.digests) and len(shared) == len(np.unique(train.digests))
+        if both:
+            line = (
+                f"{both:,} of the {len(validation.digests):,} validation documents are also training "
+                "documents; the validation loss does not measure new text there",
+            )
+    if same:
+        raise ValueError(
+            f"the training data ({train.name}) and the validation data ({validation.name}) are the same "
+            "documents, so that the validation loss would measure what was learned by heart; give other "
+            "documents with --val_dataset, or leave it out"
+        )
+    return line
 
 
 def text_of(value, where: str, text_column: str) -> str:

@@ -16,9 +16,11 @@ from common.script import first_line, shown
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
     VALIDATION_NAMES,
+    VALIDATION_PER_THOUSAND,
     IndexedSource,
-    is_validation_document,
+    identity_of,
     no_such_column,
+    text_digest,
     text_of,
     too_few_validation_documents,
 )
@@ -42,6 +44,7 @@ CHUNK_BYTES = 2**20
 # 100 MB of Wikipedia in one file.
 LARGEST_DOCUMENT = 2**28
 LARGEST_ROW_GROUP = 2**31 - 1  # bytes that one Arrow array of text can hold
+DIGEST_BITS = 2**64 - 1  # how much of a text's digest is kept for each document
 ROWS = 64  # decoded at a time, since a parquet file of 2 KB may hold a million texts of 8 KB
 
 
@@ -65,9 +68,12 @@ class DataFile:
 
     def require_unchanged(self, now: os.stat_result | None = None) -> None:
         if version(now or os.stat(self.path)) != self._found:
-            raise ValueError(
-                f"{self.path} changed while it was being read; restore the original file, or start a new run"
-            )
+            raise self.changed()
+
+    def changed(self) -> ValueError:
+        return ValueError(
+            f"{self.path} changed while it was being read; restore the original file, or start a new run"
+        )
 
     def _bytes(self, start: int, length: int) -> bytes:
         with open(self.path, "rb") as file:
@@ -213,6 +219,7 @@ class FileIndex(NamedTuple):
     first: np.ndarray  # (N,) int64, byte offset or row group
     second: np.ndarray  # (N,) int64, length in bytes or row
     size: np.ndarray  # (N,) int64, bytes in memory
+    digest: np.ndarray  # (N,) uint64, of text_digest
     validation: np.ndarray  # (N,) bool, the result of is_validation_document
     skipped: int  # number of empty documents
 
@@ -231,12 +238,16 @@ class FileSource(IndexedSource):
         if split == "validation" and index.validation.sum() < MIN_VALIDATION_DOCUMENTS:
             raise too_few_validation_documents(name, index.validation.sum(), f"{len(index.file):,}")
         keep = slice(None) if split is None else index.validation == (split == "validation")
-        self._index = FileIndex(*(column[keep] for column in index[:5]), index.skipped)
-        self.skipped = index.skipped
+        self._index = FileIndex(*(column[keep] for column in index[:-1]), index.skipped)
+        self.skipped, self.digests = index.skipped, self._index.digest
+        self.identity = identity_of(len(self), self.digests.tobytes())
         if len(self) == 0:
             raise ValueError(f"{name} has no document with text in it")
         self._groups = OrderedDict()  # (file, row group) -> texts of a parquet file, the newest last
         self._groups_bytes = 0
+        if isinstance(self._files[0], ParquetFile):
+            groups = self._index.file * 2**32 + self._index.first
+            self.shuffled_by = f"row group, {identity_of(len(self), groups.tobytes())}"
 
     def __len__(self):
         return len(self._index.file)
@@ -244,9 +255,19 @@ class FileSource(IndexedSource):
     def __getitem__(self, index):
         number, first, second = (int(column[index]) for column in self._index[:3])
         file = self._files[number]
-        if isinstance(file, ParquetFile):
-            return file.text(self._row_group(number, first), second)
-        return file.read(first, second)
+        try:
+            if isinstance(file, ParquetFile):
+                file.require_unchanged()  # also where the row group is still in memory
+                text = file.text(self._row_group(number, first), second)
+            else:
+                text = file.read(first, second)
+        except OSError as error:
+            raise ValueError(
+                f"{file.path} can no longer be read ({error.strerror or error}); restore the original file"
+            ) from error
+        if text_digest(text) & DIGEST_BITS != int(self.digests[index]):
+            raise file.changed()  # in a way that its size and time do not show
+        return text
 
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
@@ -367,7 +388,7 @@ def _data_files(found, text_column) -> list[DataFile]:
 @lru_cache(maxsize=2)  # the train and the validation split share one scan
 def _scan_once(found, text_column):
     columns = {name: array("q") for name in ("file", "first", "second", "size")}
-    validation, skipped = array("b"), 0
+    digests, validation, skipped = array("Q"), array("b"), 0
     for number, file in enumerate(_data_files(found, text_column)):
         try:
             for first, second, text in file.scan():
@@ -377,10 +398,13 @@ def _scan_once(found, text_column):
                 size = len(text.encode()) + 8  # its bytes in an Arrow array
                 for name, value in zip(columns, (number, first, second, size), strict=True):
                     columns[name].append(value)
-                validation.append(is_validation_document(text))
+                digest = text_digest(text)
+                digests.append(digest & DIGEST_BITS)
+                validation.append(digest % 1000 < VALIDATION_PER_THOUSAND)
         finally:
             file.require_unchanged()
     arrays = [np.frombuffer(values, dtype=np.int64) for values in columns.values()]
+    arrays.append(np.frombuffer(digests, dtype=np.uint64))
     return FileIndex(*arrays, np.frombuffer(validation, dtype=np.bool_), skipped)
 
 

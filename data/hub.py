@@ -49,7 +49,7 @@ class HubUnreachable(ValueError):
 
 
 class HubSource(Source):
-    """One split of a dataset on the Hub, streamed at one revision.
+    """One split of a dataset on the Hub, streamed at one revision, which is its identity.
 
     side: "train" or "validation" takes the documents that the hash rule puts there, None takes all.
     """
@@ -57,11 +57,14 @@ class HubSource(Source):
     def __init__(self, name: str, split: str, *, revision: str, text_column: str, side=None):
         self._repository, self.split, self.revision = name, split, revision
         self._text_column, self._side = text_column, side
+        self.identity = f"{name}@{revision}, {split}, {side or 'all'} of its documents, column {text_column}"
         self.name = f"{name} (copy in the local cache)" if cached_copy(name, revision) else name
         self._dataset = open_splits(name, revision)[split]
         columns = self._dataset.column_names
         if columns is not None and text_column not in columns:
             raise no_such_column(name, text_column, columns)
+
+    shuffled_by = "stream"
 
     def documents(self):
         return (text for _, text in self.rows() if text is not None)
@@ -76,7 +79,7 @@ class HubSource(Source):
             )
             state = {"revision": state["revision"], "epoch": state["epoch"] + 1}
         source = copy.copy(self)
-        source.revision = require_commit(self._repository, state["revision"])
+        source.revision = require_commit(self._repository, state.get("revision"))
         source._dataset = open_splits(self._repository, source.revision)[self.split]
         return ShuffledStream(source, seed, state)
 
@@ -115,19 +118,24 @@ class HubSource(Source):
 class GatheredSource(Source):
     """A few documents held in memory."""
 
-    def __init__(self, name: str, texts: list[str]):
-        self.name, self._texts = name, texts
+    def __init__(self, name: str, texts: list[str], identity: str | None = None):
+        self.name, self._texts, self.identity = name, texts, identity
 
     def documents(self):
         return iter(self._texts)
 
 
-def open_hub(name: str, *, split: str, whole: bool, text_column: str) -> Source:
+def open_hub(name: str, *, split: str, whole: bool, text_column: str, identity: str | None = None) -> Source:
     """Open one split of a dataset on the Hub. See open_files for `whole`.
+
+    identity: that of the data to open again. Its revision is opened, and not the newest one.
 
     If the Hub does not answer within PROBE_SECONDS, a complete copy in its local cache is read instead.
     """
-    revision = current_revision(name)
+    if isinstance(identity, str) and identity.startswith(f"{name}@"):
+        revision = require_commit(name, identity.removeprefix(f"{name}@").split(",")[0])
+    else:
+        revision = current_revision(name)
     splits = open_splits(name, revision)
     own_validation = next((known for known in VALIDATION_NAMES if known in splits), None)
     if split == "validation" and own_validation:
@@ -154,7 +162,7 @@ def _gather_validation(source):
     if len(texts) < MIN_VALIDATION_DOCUMENTS:
         raise too_few_validation_documents(source.name, len(texts), f"first {read:,}")
     rule = f"{len(texts)} of its first {read:,} documents, by the hash of their text"
-    return GatheredSource(f"{source.name} ({rule})", texts)
+    return GatheredSource(f"{source.name} ({rule})", texts, source.identity)
 
 
 def open_splits(name: str, revision: str) -> dict:

@@ -1,4 +1,4 @@
-"""Write a dataset as token files, which training reads by memory map instead of tokenizing text.
+"""Write a dataset as token files, which training reads instead of tokenizing text.
 
     python -m data.prepare --dataset tinystories --out_dir data/prepared/tinystories
     python train.py --dataset data/prepared/tinystories
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from architecture.tokenizer import get_tokenizer
 from common.script import Parser, exit_code, say
 from data.defaults import TEXT_COLUMN, TOKENIZER
+from data.documents import common_documents
 from data.packing import encode
 from data.sources import choose_dataset, open_dataset, say_left_out
 from data.tokens import TokenFolderWriter
@@ -34,10 +35,13 @@ def prepare(
         say_left_out(say, *sources.values())
         for source in sources.values():
             source.check_tokenizer(tokenizer)
+        for line in common_documents(sources["train"], sources["validation"]):
+            say(line)
         for split, source in sources.items():
             total = len(source) if hasattr(source, "__len__") else None
             texts = tqdm(source.documents(), desc=split, total=total, unit=" documents")
-            totals[split] = writer.write_split(split, (encode(tokenizer, text) for text in texts))
+            ids = (encode(tokenizer, text) for text in texts)
+            totals[split] = writer.write_split(split, ids, source.identity)
         writer.finish()
     return totals
 

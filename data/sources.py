@@ -30,7 +30,7 @@ from data.defaults import TEXT_COLUMN
 from data.documents import IndexedSource, Source
 from data.files import FORMATS, open_files
 from data.hub import TINYSTORIES, HubUnreachable, cached_copy, current_revision, open_hub
-from data.stories import TRAIN_STORIES, VALIDATION_STORIES, story
+from data.stories import TRAIN_STORIES, VALIDATION_STORIES, VERSION, story
 from data.tokens import is_token_folder, open_token_folder
 
 AUTO, BUNDLED = "auto", "bundled"
@@ -58,11 +58,17 @@ def choose_dataset(dataset: str, say: Callable[[str], None]) -> str:
 
 
 def open_dataset(
-    dataset: str, *, split: str, val_dataset: str | None = None, text_column: str = TEXT_COLUMN
+    dataset: str,
+    *,
+    split: str,
+    val_dataset: str | None = None,
+    text_column: str = TEXT_COLUMN,
+    identity: str | None = None,
 ) -> Source:
     """Open one split of a dataset, "train" or "validation".
 
-    val_dataset: the dataset of the validation split.  Resolve `auto` with choose_dataset first.
+    val_dataset: the dataset of the validation split.  identity: what a checkpoint holds of the data of its
+    run, which is to be opened again; the caller compares it with that of the result.  Resolve `auto` with choose_dataset first.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split ({split!r}) must be 'train' or 'validation'")
@@ -72,7 +78,7 @@ def open_dataset(
     if name == BUNDLED:
         return BundledSource(split)
     if name in ON_THE_HUB:
-        return open_hub(ON_THE_HUB[name], **options)
+        return open_hub(ON_THE_HUB[name], identity=identity, **options)
     if path.is_dir() and is_token_folder(path):
         source = open_token_folder(path, split)
         others = (
@@ -83,11 +89,14 @@ def open_dataset(
     if path.exists():
         return open_files(path, **options)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix.lower() not in FORMATS:
-        return open_hub(name, **options)
+        return open_hub(name, identity=identity, **options)
     if name == AUTO:
         raise ValueError("--val_dataset cannot be auto; name a dataset, or leave --val_dataset out")
     names = [*ON_THE_HUB, BUNDLED]
     hint = did_you_mean(name, names) or f"; use {', '.join(names)}, ORG/NAME on the Hub, or a path"
+    if identity is not None:
+        flag = "dataset" if val_dataset is None or split == "train" else "val_dataset"
+        hint = f"; if the data of the run has moved, give its place with --{flag}"
     raise ValueError(f"dataset {name!r}: no such file or folder{hint}")
 
 
@@ -107,6 +116,7 @@ class BundledSource(IndexedSource):
     def __init__(self, split: str):
         self.name = "bundled"
         self._first, self._count = FIRST_AND_COUNT[split]
+        self.identity = f"bundled stories {VERSION}, {self._count:,} from number {self._first:,}"
 
     def __len__(self):
         return self._count

@@ -1,16 +1,18 @@
-"""Token files: documents as ids on disk, read by memory map. Each block is verified on its first read.
+"""Token files: documents as ids on disk. Each block is verified on its first read.
 
 A folder has tokens.json and two .npy files for each shard of a split. SPLIT_00000.tokens.npy has the ids of
 its documents one after another, without end-of-text, as uint16 if the vocabulary fits, else as uint32.
 SPLIT_00000.ends.npy has the position where each document ends, as int64. tokens.json has their sizes and a
-sha256 of each block of each file, and a checksum of its own (write_json_atomic).
+sha256 of each block of each file, a checksum of its own (write_json_atomic), and the identity of
+the documents of each split.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import mmap
+import json
 import os
+import weakref
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, read_json, reading, write_json_atomic, writing
-from data.documents import IndexedSource
+from data.documents import IndexedSource, identity_of
 from data.files import version
 
 META = "tokens.json"
@@ -36,46 +38,61 @@ PREPARE_AGAIN = "prepare it again with python -m data.prepare"
 class TokenFile:
     """An .npy file of a token folder, as an array that is read by slices.
 
+    It is read and not mapped into memory, because a process that touches the map of a file that was cut off
+    is killed by SIGBUS.
+
     count: the number of elements.  digests: the sha256 of each block.
     Raises ValueError if the file, or a block on its first read, is not what was written.
     """
 
     def __init__(self, path: Path, dtype: type, count: int, digests: list[str]):
         self._path, self._dtype, self._count, self._digests = path, np.dtype(dtype), count, digests
-        self._map()
+        self._since = ""  # what happened to the file since it was opened, for messages
+        self._open()
 
     def __getitem__(self, part: slice) -> np.ndarray:
         """Return the elements from part.start to part.stop. Both must be given."""
-        self._map_again_if_replaced()
         first, end = (HEADER_BYTES + n * self._dtype.itemsize for n in (part.start, part.stop))
-        for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            if block not in self._verified:
-                self._verify(block)
-        return self._array[part]
+        while True:
+            if self._is_replaced():
+                self._since = "; the file changed while it was being read"
+                self._open()  # this forgets which blocks are verified
+            for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+                if block not in self._verified:
+                    self._verify(block)
+            content = os.pread(self._descriptor, end - first, first)
+            if not self._is_replaced():  # while we read
+                break
+        if len(content) < end - first:
+            raise ValueError(f"{self._path.name} ends before byte {end:,}, where a document should end")
+        return np.frombuffer(content, self._dtype)
 
-    def _map(self):
+    def _open(self):
         name, size = self._path.name, HEADER_BYTES + self._count * self._dtype.itemsize
         if not self._path.is_file():
             raise ValueError(f"{name} is missing")
         with open(self._path, "rb") as file:
             stat, header = os.fstat(file.fileno()), file.read(HEADER_BYTES)
             if stat.st_size != size or header != _header(self._dtype, self._count):
-                raise ValueError(f"{name} does not hold {self._count} elements of type {self._dtype}")
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._array = np.frombuffer(self._bytes, self._dtype, self._count, HEADER_BYTES)
+                raise ValueError(
+                    f"{name} does not hold {self._count} elements of type {self._dtype}{self._since}"
+                )
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
         self._version, self._verified = version(stat), set()
 
-    def _map_again_if_replaced(self):
-        with contextlib.suppress(FileNotFoundError):  # the map of a removed file keeps its content
-            if version(os.stat(self._path)) != self._version:
-                self._map()  # this forgets which blocks are verified
+    def _is_replaced(self):
+        try:
+            return version(os.stat(self._path)) != self._version
+        except FileNotFoundError:  # an open file that was removed keeps its content
+            return os.fstat(self._descriptor).st_size != self._version[0]
 
     def _verify(self, block):
         start = block * BLOCK_BYTES
-        content = np.frombuffer(self._bytes, np.uint8)[start : start + BLOCK_BYTES]
+        content = os.pread(self._descriptor, BLOCK_BYTES, start)
         if hashlib.sha256(content).hexdigest() != self._digests[block]:
             raise ValueError(
-                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written"
+                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written{self._since}"
             )
         self._verified.add(block)
 
@@ -95,6 +112,10 @@ class TokenSource(IndexedSource):
             self._ends.append(ends[0:documents].copy())
         # The index of the first document of each shard, then the number of documents.
         self._starts = np.cumsum([0] + [len(ends) for ends in self._ends])
+        shards = meta["splits"][split]["shards"]
+        content = json.dumps([shard["sha256"] for shard in shards]).encode()
+        # Folders of older versions do not say what they were made from.
+        self.identity = meta["splits"][split].get("identity") or identity_of(len(self), content)
 
     def __len__(self):
         return int(self._starts[-1])
@@ -153,12 +174,14 @@ class TokenFolderWriter:
             self._lock.flush()
             self._remove_shards()
 
-    def write_split(self, split: str, documents) -> dict:
+    def write_split(self, split: str, documents, identity: str | None = None) -> dict:
         """Write all documents of a split, each a sequence of ids, and return the totals of the split.
 
-        Holds one shard in memory.
+        identity: that of the source of the documents.  Holds one shard in memory.
         """
         totals = self._meta["splits"][split] = {"documents": 0, "tokens": 0, "shards": []}
+        if identity is not None:
+            totals["identity"] = identity
         shard, size = [], 0
         with self.removed_if_it_fails():
             for document in documents:

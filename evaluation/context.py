@@ -71,19 +71,20 @@ def run(args: argparse.Namespace) -> None:
     from common.provenance import provenance
     from data.packing import encode
     from data.sources import open_dataset, say_left_out
-    from training.state.checkpoint import saved_settings
+    from training.state.checkpoint import data_identity, require_same_data, saved_identity, saved_settings
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
     path = checkpoint.find_checkpoint(args.checkpoint, say)
     saved = checkpoint.read_checkpoint(path)
     before = saved_settings(saved, path)
-    dataset, val_dataset, column = args.dataset, args.val_dataset, args.text_column
+    dataset, val_dataset, column, held = args.dataset, args.val_dataset, args.text_column, {}
     if dataset is None and val_dataset is None:
         if "dataset" not in before:
             raise ValueError(
                 f"{path} does not say which data it was trained on; give --dataset or --val_dataset"
             )
         dataset, val_dataset, column = (before[k] for k in ("dataset", "val_dataset", "text_column"))
+        held = saved_identity(saved)
     device = machine.choose_device(args.device)
     model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
     carries = getattr(model, "carries", False)
@@ -93,9 +94,15 @@ def run(args: argparse.Namespace) -> None:
             f"{path} has segments of {window}, got --segment_length {args.segment_length}; leave it out"
         )
     source = open_dataset(
-        dataset or "bundled", split="validation", val_dataset=val_dataset, text_column=column
+        dataset or "bundled",
+        split="validation",
+        val_dataset=val_dataset,
+        text_column=column,
+        identity=held.get("validation data"),
     )
     say_left_out(say, source)
+    if held:
+        require_same_data(held, data_identity(None, source), path, "name other data with --val_dataset")
     source.check_tokenizer(model.tokenizer)
     eot = model.tokenizer.eot_token
     documents = [

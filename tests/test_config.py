@@ -502,15 +502,19 @@ def test_resume_accepts_changes_that_leave_the_computation_as_it_is():
     assert config == replace(resumed(), keep=3, eval_every=7, out_dir="moved")
 
 
+def test_resume_accepts_another_name_of_the_data_and_another_machine():
+    flags = "--dataset ./x.jsonl --val_dataset v.txt --text_column story --threads 1 --attention eager"
+    changed = resumed(*flags.split())
+    data = dict(dataset="./x.jsonl", val_dataset="v.txt", text_column="story")
+    assert changed == replace(resumed(), **data, threads=1, attention="eager")
+
+
 @pytest.mark.parametrize(
     "name, value",
     [
         ("lr", "0.02"),
         ("max_iters", "6000"),
         ("max_minutes", "20"),
-        ("threads", "1"),
-        ("attention", "eager"),
-        ("dataset", "tinystories"),
         ("num_experts", "16"),
         ("layer_types", "full,full"),
     ],

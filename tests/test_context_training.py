@@ -234,7 +234,8 @@ def test_a_run_starts_from_the_weights_of_a_trunk(tmp_path, corpus):
 def test_documents_may_have_any_length(tmp_path):
     texts = ["a", "b c", *documents(8), " ".join(documents(10, seed=1)), *(f"{n} z" for n in range(20))]
     train = write_jsonl(tmp_path / "stories.jsonl", texts)
-    flags = ["--dataset", train, "--val_dataset", train, "--batch_size", 40, "--max_iters", 1]
+    valid = write_jsonl(tmp_path / "valid.jsonl", texts[:-1])
+    flags = ["--dataset", train, "--val_dataset", valid, "--batch_size", 40, "--max_iters", 1]
     assert here(tmp_path, *FLAGS, *flags, "--eval_tokens", 10**6) == 0
 
 

@@ -365,9 +365,9 @@ def test_a_file_that_is_replaced_while_it_is_scanned_is_refused(tmp_path, monkey
 
     def replaced(text):
         path.write_bytes(b"{not what it was")
-        return False
+        return 0
 
-    monkeypatch.setattr(data_files, "is_validation_document", replaced)
+    monkeypatch.setattr(data_files, "text_digest", replaced)
     with pytest.raises(ValueError, match=f"a.{kind} changed while it was being read"):
         whole(path)
 
@@ -425,7 +425,7 @@ def test_a_row_group_is_decoded_in_small_batches_and_refused_at_its_limit(tmp_pa
     assert path.stat().st_size < 4000
     monkeypatch.setattr(data_files, "LARGEST_ROW_GROUP", 2_000_000)
     scanned = []
-    monkeypatch.setattr(data_files, "is_validation_document", lambda text: scanned.append(len(text)) or True)
+    monkeypatch.setattr(data_files, "text_digest", lambda text: scanned.append(len(text)) or 1)
     with pytest.raises(
         ValueError,
         match="row group 0 of .*a.parquet has more than 2 GB of text; write the file again with smaller",
@@ -497,7 +497,8 @@ def test_a_script_on_data_ends_with_one_line_and_2_for_bad_input(
 def test_the_tokenizer_trainer_refuses_what_it_cannot_learn_from(tmp_path, monkeypatch, capsys, flags, told):
     monkeypatch.chdir(tmp_path)
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(path))
+    other = write_txt(tmp_path / "b.txt", ["one"])
+    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(other))
     argv = ["--dataset", "a.jsonl", "--vocab_size", "270", "--out", "new.tiktoken", *flags]
     capsys.readouterr()
     assert train_tokenizer_main(argv) == 2
@@ -523,7 +524,8 @@ def test_prepare_takes_a_file_the_bundled_stories_and_auto(tmp_path, monkeypatch
     monkeypatch.setitem(sources.FIRST_AND_COUNT, "validation", (40, 5))
     monkeypatch.setattr(sources, "current_revision", unreachable)
     path = str(write_jsonl(tmp_path / "a.jsonl", STORIES))
-    datasets = ["--dataset", "bundled"], ["--dataset", "auto"], ["--dataset", path, "--val_dataset", path]
+    other = str(write_txt(tmp_path / "b.txt", ["one"]))
+    datasets = ["--dataset", "bundled"], ["--dataset", "auto"], ["--dataset", path, "--val_dataset", other]
     for number, flags in enumerate(datasets):
         assert prepare_main([*flags, "--out_dir", str(tmp_path / "new" / str(number))]) == 0
         out, err = capsys.readouterr()

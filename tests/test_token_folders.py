@@ -27,9 +27,10 @@ SECTOR = 4096
 
 @pytest.fixture
 def folder(tmp_path):
-    """STORIES in both splits."""
+    """STORIES for training, in reverse and with one less for validation."""
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
-    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(path))
+    other = write_jsonl(tmp_path / "b.jsonl", STORIES[:0:-1])
+    prepare(str(path), tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=str(other))
     return tmp_path / "tokens"
 
 
@@ -57,9 +58,10 @@ def random_documents(count: int) -> list[list[int]]:
 def test_prepared_documents_are_the_ids_of_the_texts_in_the_same_shuffle(tmp_path):
     encoding = get_tokenizer("stories4k")
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
+    other = write_jsonl(tmp_path / "b.jsonl", STORIES[1:])
     folder = tmp_path / "tokens"
-    totals = prepare(str(path), folder, encoding, val_dataset=str(path))
-    assert totals["train"]["documents"] == 40 and sorted(tmp_path.iterdir()) == [path, folder]
+    totals = prepare(str(path), folder, encoding, val_dataset=str(other))
+    assert totals["train"]["documents"] == 40 and sorted(tmp_path.iterdir()) == [path, other, folder]
     raw, prepared = whole(path), open_dataset(str(folder), split="train")
     for text, ids in zip(take(raw.shuffled(5), 90), take(prepared.shuffled(5), 90)):
         assert encoding.encode_ordinary(text) == ids.tolist()
@@ -355,10 +357,11 @@ def test_a_killed_preparation_leaves_no_folder_and_the_next_one_starts_clean(tmp
 
 def test_the_second_writer_of_a_folder_is_refused_and_mixes_nothing_in(tmp_path, capsys):
     path, folder = write_jsonl(tmp_path / "a.jsonl", STORIES), tmp_path / "tokens"
+    other = write_jsonl(tmp_path / "b.jsonl", ["one"])
     first = TokenFolderWriter(folder, get_tokenizer("stories4k"))
     first.write_split("validation", [[1, 2, 3]] * 200)
     for _ in range(2):
-        flags = ["--dataset", path, "--val_dataset", path, "--out_dir", folder]
+        flags = ["--dataset", path, "--val_dataset", other, "--out_dir", folder]
         assert prepare_main([str(flag) for flag in flags]) == 2
         assert capsys.readouterr().err == (
             f"data/prepare.py: error: data.prepare (process {os.getpid()}) is already writing {folder}; "
@@ -386,7 +389,8 @@ def test_a_writer_that_waited_for_another_to_finish_does_not_write_over_it(tmp_p
 
 def test_the_second_of_two_preparations_is_refused_before_it_reads_its_data(tmp_path, capsys, monkeypatch):
     path, folder = write_jsonl(tmp_path / "a.jsonl", STORIES), tmp_path / "tokens"
-    flags = [str(x) for x in ("--dataset", path, "--val_dataset", path, "--out_dir", folder)]
+    other = write_jsonl(tmp_path / "b.jsonl", STORIES[:3])
+    flags = [str(x) for x in ("--dataset", path, "--val_dataset", other, "--out_dir", folder)]
     codes, opened = [], prepare_module.open_dataset
 
     def while_the_first_scans(*args, **options):

@@ -133,6 +133,12 @@ RESUMABLE_CHANGES = frozenset(
     {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
 )
 
+# Names of the data. A resume accepts another name, because it compares the content (start.check_data).
+DATA = frozenset({"dataset", "val_dataset", "text_column"})
+
+# Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
+CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile"})
+
 # Settings of one call, not of the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
@@ -151,7 +157,7 @@ def check_resume(
 
     saved, saved_model: the checkpoint's TrainConfig and model config as dicts.
     now, model_overrides, given: from CommandLine.
-    Raises ValueError if a given setting differs from the saved one and is not in RESUMABLE_CHANGES.
+    Raises ValueError if a given setting differs from the saved one and may not change.
     """
     defaults = {f.name: f.default for f in fields(now)}
     if unknown := sorted(saved.keys() - defaults.keys()):
@@ -164,18 +170,19 @@ def check_resume(
         if asked[name] == defaults[name]:
             del asked[name]  # "auto" asks for nothing
 
-    before = saved_model | saved
+    before, free = saved_model | saved, RESUMABLE_CHANGES | DATA | CHANGES_BITS
     for name, value in (asked | model_overrides).items():
         was = before.get(name)
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
-        if name not in RESUMABLE_CHANGES | OF_THIS_CALL and value != was:
+        if name not in free | OF_THIS_CALL and value != was:
             raise ValueError(
                 f"--resume continues the run as it was saved, and {name}={as_text(value)} "
                 f"(saved: {as_text(was)}) would change it; leave it out, or start a new run from "
                 "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
-                f"{', '.join(sorted(RESUMABLE_CHANGES))}"
+                f"{', '.join(sorted(RESUMABLE_CHANGES))}; the name of the same data "
+                f"({', '.join(sorted(DATA))}); and, with other last bits, {', '.join(sorted(CHANGES_BITS))}"
             )
-    changes = {name: value for name, value in asked.items() if name in RESUMABLE_CHANGES}
+    changes = {name: value for name, value in asked.items() if name in free}
     changes |= {name: getattr(now, name) for name in OF_THIS_CALL}
     return replace(type(now)(**saved), **changes)
 

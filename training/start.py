@@ -18,9 +18,10 @@ from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_f
 from common import device
 from common.script import say
 from common.settings import as_text
+from data.documents import Source, common_documents
 from training import costs, recipes
 from training.command_line import CommandLine
-from training.config import ContextTrainConfig, TrainConfig, check_resume
+from training.config import CHANGES_BITS, ContextTrainConfig, TrainConfig, check_resume
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 
@@ -35,6 +36,7 @@ class Start(NamedTuple):
     config: Any  # the config of the model
     saved: dict[str, Any] | None = None  # the checkpoint that the weights come from
     lines: tuple[str, ...] = ()  # remarks on the settings, printed first
+    data: dict[str, Any] | None = None  # the identity of the run's data, which is read again; {} = unknown
 
 
 def resolve(command: CommandLine) -> Start:
@@ -62,6 +64,29 @@ def require_resources(start: Start) -> None:
     costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
     if not cfg.eval_only:
         check_out_dir(cfg.out_dir, cfg.resume)
+
+
+def check_data(start: Start, train: Source | None, validation: Source) -> tuple[str, ...]:
+    """Remarks on the data of a start, once it is open.
+
+    Raises ValueError if it is not the data of the run that is continued or evaluated, or if the training and
+    the validation data of a new run are the same.
+    """
+    cfg = start.cfg
+    if start.data:
+        path = cfg.eval_only or checkpoint.checkpoint_path(cfg.out_dir, start.saved["step"])
+        way_out = "name the original data with --dataset and --val_dataset, or " + (
+            "evaluate on other data with --val_dataset"
+            if cfg.eval_only
+            else f"start a new run from the weights with --init_from {path} --out_dir NEW"
+        )
+        checkpoint.require_same_data(start.data, checkpoint.data_identity(train, validation), path, way_out)
+    elif cfg.resume:
+        return (
+            "this checkpoint is from a version that did not store what its data is; later checkpoints hold "
+            f"that of {train.name} and {validation.name}",
+        )
+    return () if cfg.resume or train is None else common_documents(train, validation)
 
 
 def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str, ...]]:
@@ -191,6 +216,7 @@ def given_weights(command: CommandLine) -> Start:
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
+    data_identity = None
     brought[purpose] = str(path)  # the file, because the newest checkpoint of a folder changes
     if cfg.eval_only:  # the loss of a token depends on the rest of its row
         rows = {"block_size", "packing"} - command.given
@@ -201,11 +227,12 @@ def given_weights(command: CommandLine) -> Start:
         brought |= data
         told = ", ".join(f"{name} {held}" for name, held in data.items() if held != getattr(type(cfg), name))
         say(f"evaluating on the data of {path}: {told}")
+        data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides
     config = registry.config_from_dict(model, saved["config"] | overrides)
     require_same_shapes(saved, config, overrides, path)
     cfg = with_segments_of(replace(cfg, **brought), config)
-    return Start(cfg, tokenizer, config, saved, lines)
+    return Start(cfg, tokenizer, config, saved, lines, data_identity)
 
 
 def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str, Any], path: Any) -> None:
@@ -250,16 +277,43 @@ def continued_run(command: CommandLine) -> Start:
         saved = read_checkpoint(path, way_out=checkpoint.OLDER)
     require_program(asked, saved["model_name"])
     checkpoint.require_run(saved, path)
+    before = checkpoint.saved_settings(saved, path, type(asked))
     cfg = check_resume(
-        checkpoint.saved_settings(saved, path, type(asked)),
+        before,
         command.config,
         saved["config"],
         command.model_overrides,
         command.given,
     )
+    require_saved_device(cfg, before, saved["step"])
+    changed = ", ".join(
+        f"{name} {as_text(getattr(cfg, name))} (was {as_text(before[name])})"
+        for name in sorted(CHANGES_BITS & before.keys())
+        if getattr(cfg, name) != before[name]
+    )
+    line = f"{changed}: after step {saved['step']} the bits differ from those of a run without this change"
     earlier_starts(cfg.out_dir)  # raises for a damaged config.json before a file changes
     config = registry.config_from_dict(saved["model_name"], saved["config"])
-    return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved)
+    lines = (line,) if changed else ()
+    tokenizer = tokenizer_from_state(saved["tokenizer"])
+    return Start(cfg, tokenizer, config, saved, lines, checkpoint.saved_identity(saved))
+
+
+def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> None:
+    """Raise ValueError with the flags to add if the device of a continued run is not on this machine."""
+    try:
+        device.choose_device(cfg.device)
+    except ValueError:
+        if cfg.device != saved.get("device"):
+            raise  # the device was given
+        here = device.choose_device("auto")
+        flags = f"--device {here} --dtype {device.choose_dtype('auto', here)}"
+        if here.type != "cuda":
+            flags += " --compile off" + (" --attention sdpa" if cfg.attention == "flex" else "")
+        raise ValueError(
+            f"the run was on device {cfg.device}, which this machine does not have; to continue it here, "
+            f"with other last bits after step {step}, add {flags}"
+        ) from None
 
 
 def with_resumed_folder(command: CommandLine) -> CommandLine:

@@ -32,7 +32,7 @@ def run(command: CommandLine) -> int:
     from data.sources import choose_dataset, open_dataset
     from training import costs, start, trainer
 
-    cfg, tokenizer, config, saved, lines = begun = start.resolve(command)
+    cfg, tokenizer, config, saved, lines, held = begun = start.resolve(command)
     if cfg.dry_run:
         room = device.available_memory(torch.device(cfg.device))
         print("\n".join((*lines, costs.report(cfg, config, room))))
@@ -42,8 +42,12 @@ def run(command: CommandLine) -> int:
     if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
     data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
+    of_run = held or {}  # what the checkpoint holds of the data, which is opened again
+    data |= {"identity": of_run.get("training data")}
     source = None if cfg.eval_only else open_dataset(cfg.dataset, split="train", **data)
+    data |= {"identity": of_run.get("validation data")}
     validation = open_dataset(cfg.dataset, split="validation", **data)
+    lines += start.check_data(begun, source, validation)
     generator = torch.Generator().manual_seed(cfg.seed)
     model = registry.build_model(
         cfg.model, config, attention=cfg.attention, experts=cfg.experts, generator=generator

@@ -70,8 +70,9 @@ def train(
     newest = checkpoint.latest_checkpoint(cfg.out_dir)
     if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
         refuse_if_finished(cfg.out_dir)  # before a file changes; open_run repeats it under the lock
+    identity = checkpoint.data_identity(source, validation)
     with (
-        open_run(cfg, model, tokenizer, source, resumed) as (run, progress),
+        open_run(cfg, model, tokenizer, source, resumed, identity) as (run, progress),
         saving_if_memory_runs_out(run, progress),
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
@@ -238,6 +239,8 @@ def close(
             found = score(run, batches, should_stop=lambda: bool(run.stop))
         except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
+        except ValueError as error:  # of the validation data
+            raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
     final = reporting.final_record(run, progress, found)
     stories = reporting.sample_stories(run, 3)
     run.writer.final(

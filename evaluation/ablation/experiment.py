@@ -18,7 +18,7 @@ from architecture import registry
 from common.device import choose_device
 from common.provenance import git_commit
 from common.script import say
-from data.documents import Source
+from data.documents import Source, common_documents
 from data.sources import AUTO, choose_dataset, open_dataset
 from evaluation.ablation import matching, write_up
 from evaluation.ablation.launch import (
@@ -163,9 +163,9 @@ def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
         chosen = choose_dataset(AUTO, say)
         arms = {name: arm.with_dataset(chosen) for name, arm in arms.items()}
     for name, arm in arms.items():
-        for split in ("train", "validation"):
-            with matching.naming(name):
-                open_data(arm, split)
+        with matching.naming(name):
+            for line in common_documents(*(open_data(arm, split) for split in ("train", "validation"))):
+                say(f"arm {name}: {line}")
     return arms
 
 

@@ -24,6 +24,7 @@ from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, reading, write_json_atomic
 from common.provenance import git_commit
 from common.settings import cast
+from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
 from training.optimizer import STATE
@@ -66,8 +67,8 @@ def contents(
 ) -> dict[str, Any]:
     """Return the dictionary of a checkpoint: the model, and everything that a bit-exact resume needs.
 
-    rest: data, the position of the loader; tensorboard_dir; scored, which is val_loss and val_bits_per_byte
-    if the model of this step was evaluated, else None.
+    rest: data, the position of the loader; data_identity; tensorboard_dir; scored, which is val_loss and
+    val_bits_per_byte if the model of this step was evaluated, else None.
     """
     return {
         "format": FORMAT,
@@ -216,6 +217,27 @@ def require_run(saved: dict[str, Any], path: Path) -> None:
         )
 
 
+def data_identity(train: Source | None, validation: Source) -> dict[str, str | None]:
+    """The content of the data, and the order of training, to compare at a resume."""
+    names = ("training data", "order of the training data")
+    found = {} if train is None else dict(zip(names, (train.identity, train.shuffled_by)))
+    return found | {"validation data": validation.identity}
+
+
+def saved_identity(saved: dict[str, Any]) -> dict[str, Any]:
+    """The data_identity in a checkpoint; {} if a version wrote it that had none."""
+    return held if isinstance(held := saved.get("data_identity"), dict) else {}
+
+
+def require_same_data(held: dict[str, Any], found: dict[str, Any], path: Any, way_out: str) -> None:
+    """Raise ValueError if `found`, from data_identity, is not what a checkpoint holds."""
+    for part, here in found.items():
+        if here != held.get(part):
+            raise ValueError(
+                f"the {part} is not that of {path} (here: {here}; there: {held.get(part)!s:.200}); {way_out}"
+            )
+
+
 def restore(
     saved: dict[str, Any],
     path: Path,
@@ -240,6 +262,7 @@ def restore(
             "tensorboard_dir": restored_board(saved["tensorboard_dir"], cfg),
             "scored": restored_scores(saved.get("scored")),
         }
+        torch.manual_seed(cfg.seed)  # for a device of which the checkpoint has no generator
         set_rng_state(saved["rng"], device)
     return progress, rest
 
@@ -322,7 +345,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
     torch.set_rng_state(state["cpu"].cpu())  # a generator state must be on the CPU
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-    if device.type == "mps":
+    if device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"].cpu())

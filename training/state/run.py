@@ -50,17 +50,23 @@ class Run:
     device: torch.device
     autocast: Any
     stop: StopRequest
+    data_identity: dict[str, str | None]
     # the position in the data and the random state that fit the weights; None while they are updated
     consistent: tuple[dict[str, Any], dict[str, Any]] | None = None
 
 
 @contextlib.contextmanager
 def open_run(
-    cfg: TrainConfig, model: nn.Module, tokenizer: Any, source: Source, resumed: dict[str, Any] | None
+    cfg: TrainConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    source: Source,
+    resumed: dict[str, Any] | None,
+    data_identity: dict[str, str | None] | None = None,
 ) -> Iterator[tuple[Run, Progress]]:
     """Open everything that a run needs and close it at the end.
 
-    resumed: the checkpoint to continue, None for a new run.
+    resumed: the checkpoint to continue, None for a new run.  data_identity: from checkpoint.data_identity.
     """
     device = torch.device(cfg.device)
     model = model.to(device).train()
@@ -126,6 +132,7 @@ def open_run(
             device=device,
             autocast=functools.partial(autocast, device, cfg.dtype),
             stop=stop,
+            data_identity=data_identity or {},
         )
         write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
@@ -178,6 +185,7 @@ def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
         "model": asdict(run.model.config),
         "parameters": run.model.config.parameter_counts(),
         "tokenizer": {k: v for k, v in tokenizer_state(run.tokenizer).items() if k in ("name", "sha256")},
+        "data": run.data_identity,
         "tensorboard_dir": run.tensorboard_dir,
         "starts": [*earlier_starts(run.cfg.out_dir), start | provenance()],
     }
@@ -196,6 +204,7 @@ def save(
     """
     rest = {
         "data": position or run.loader.state_dict(),
+        "data_identity": run.data_identity,
         "tensorboard_dir": run.tensorboard_dir,
         "scored": None,
     }
