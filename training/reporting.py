@@ -132,9 +132,10 @@ def show_evaluation(
 
 
 def in_words(found: Evaluation) -> str:
+    half_width = "unknown" if found.half_width is None else f"{found.half_width:.4f}"
     return (
-        f"{found.loss:.4f} +- {found.standard_error:.4f} nats/token, {found.bits_per_byte:.4f} bits per byte, "
-        f"over {found.tokens:,} tokens"
+        f"{found.loss:.4f} +- {half_width} nats/token (95 %, over {found.documents:,} documents), "
+        f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
     )
 
 
@@ -181,9 +182,10 @@ def final_record(run: Run, progress: Progress, found: Evaluation) -> dict[str, A
     counts = run.model.config.parameter_counts()
     return {
         "loss": found.loss,
-        "loss_standard_error": found.standard_error,
+        "loss_half_width": found.half_width,
         "bits_per_byte": found.bits_per_byte,
         "validation_tokens": found.tokens,
+        "validation_documents": found.documents,
         "steps": progress.step,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),

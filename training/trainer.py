@@ -165,7 +165,14 @@ def require_finite_weights(run: Run, step: int) -> None:
 
 def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) -> Evaluation:
     return evaluate(
-        run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast, **options
+        run.compiled,
+        batches,
+        run.token_bytes,
+        device=run.device,
+        autocast=run.autocast,
+        eot=run.tokenizer.eot_token,
+        lanes=run.cfg.packing == "lanes",
+        **options,
     )
 
 
@@ -233,5 +240,7 @@ def evaluate_only(
         token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
         device=device,
         autocast=functools.partial(autocast, device, cfg.dtype),
+        eot=tokenizer.eot_token,
+        lanes=cfg.packing == "lanes",
     )
     return f"validation loss {reporting.in_words(found)} of {validation.name}"
