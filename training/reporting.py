@@ -68,7 +68,7 @@ def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict
         "perf/seconds": progress.seconds,
         "data/tokens": progress.tokens,
     }
-    peak = peak_flops(run.device)
+    peak = peak_flops(run.device, run.cfg.dtype)
     if peak is not None:
         record["perf/mfu"] = rate * run.model.config.flops_per_token(run.cfg.block_size) / peak
     return record
@@ -86,7 +86,7 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
         routed=is_routed(run),
         capacity=getattr(config, "capacity_factor", None) is not None,
         sinks=getattr(config, "attention_sinks", False),
-        utilisation=peak_flops(run.device) is not None,
+        utilisation=peak_flops(run.device, run.cfg.dtype) is not None,
         carries=run.cfg.carries,
     )
 
