@@ -66,7 +66,7 @@ def train(
     fixed = list(batches(max_tokens=cfg.eval_tokens))
     newest = checkpoint.latest_checkpoint(cfg.out_dir)
     if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
-        refuse_if_finished(cfg.out_dir)  # before a file changes; open_run repeats it under the lock
+        refuse_if_finished(cfg)  # before a file changes; open_run repeats it under the lock
     with open_run(cfg, model, tokenizer, source, resumed) as (run, progress):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         if not resumed:
