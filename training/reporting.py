@@ -154,6 +154,8 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     unit = "windows" if cfg.carries else "micro-batches"
     parts = f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
     experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
+    if getattr(run.model.config, "capacity_factor", None) is not None:
+        experts += ", capacity by score: train/loss is not causal, val/loss is"
     skipped = f" ({source.skipped:,} empty documents left out)" if source.skipped else ""
     return (
         f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
