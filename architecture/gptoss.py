@@ -91,7 +91,11 @@ class ModelConfig:
     )
     shared_experts: int = option(0, "experts in each MoE layer that process every token", at_least=0)
     capacity_factor: float | None = option(
-        None, "tokens an expert takes at most, in even shares, in training; none = all", above=0
+        None,
+        "tokens an expert takes at most, in even shares, in training; none = all. The most probable of the "
+        "whole micro-batch stay, so later tokens decide what earlier ones lose: train/loss is not causal then, "
+        "val/loss is",
+        above=0,
     )
     used_vocab_size: int | None = option(None, "ids from here on are padding; none = no padding", at_least=1)
 
@@ -558,6 +562,8 @@ class MLPBlock(nn.Module):
 
         In training with a capacity_factor, an expert keeps ceil(capacity_factor * assignments / E) of its
         assignments: those with the highest probability, and among equals those of the earliest tokens.
+        So later tokens decide what earlier ones lose: the training loss is not causal, and evaluation, which
+        drops nothing, is. First come, first served would be causal, and measured worse (benchmarks/LOG.md).
         A dropped assignment has the index E and the weight 0.
         """
         E, k = self.config.num_experts, self.config.experts_per_token

@@ -118,7 +118,7 @@ def time_alone(name: str, steps: int) -> dict[str, float | str]:
     return {
         "median_step_ms": 1e3 * median,
         "tokens_per_second": rate,
-        "mfu": rate * side.flops / (peak_flops(side.device) or float("nan")),
+        "mfu": rate * side.flops / (peak_flops(side.device, "bfloat16") or float("nan")),
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
         "first_step_s": seconds[0],
     }

@@ -76,7 +76,12 @@ def record_seconds(run, progress) -> float:
 
 def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
     """Median seconds that the instruments add to an evaluation, and of an evaluation without them."""
-    options = dict(device=run.device, autocast=run.autocast)
+    options = dict(
+        device=run.device,
+        autocast=run.autocast,
+        eot=run.tokenizer.eot_token,
+        lanes=run.cfg.packing == "lanes",
+    )
     found = []
 
     def look():

@@ -14,8 +14,24 @@ import torch
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
-# Dense bf16 peak in FLOP/s, without sparsity, from NVIDIA's data sheets; each key is part of a device name.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
+# {exact name: dense peaks in FLOP/s, without sparsity and TF32, for bfloat16 and for float32}, from NVIDIA's
+# data sheets of the cards (half of the figure with sparsity) and, for the RTX 4090, appendix A of the Ada
+# white paper. A card that is not here, or part of one (MIG), has no MFU.
+PEAK_FLOPS = {
+    name: {"bfloat16": brain, "float32": single}
+    for names, brain, single in (
+        (("NVIDIA H200", "NVIDIA H100 80GB HBM3"), 989e12, 67e12),
+        (("NVIDIA H100 NVL",), 835e12, 60e12),
+        (("NVIDIA H100 PCIe",), 756e12, 51e12),
+        (("NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-40GB"), 312e12, 19.5e12),
+        (("NVIDIA A100 80GB PCIe", "NVIDIA A100-PCIE-40GB"), 312e12, 19.5e12),
+        (("NVIDIA L40S",), 362e12, 91.6e12),
+        (("NVIDIA L40",), 181e12, 90.5e12),
+        (("NVIDIA L4",), 121e12, 30.3e12),
+        (("NVIDIA GeForce RTX 4090",), 165e12, 82.6e12),
+    )
+    for name in names
+}
 
 
 def choose_device(name: str) -> torch.device:
@@ -57,12 +73,11 @@ def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextMana
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of a GPU in PEAK_FLOPS; None for any other device."""
+def peak_flops(device: torch.device, dtype: str) -> float | None:
+    """Peak FLOP/s of a GPU in PEAK_FLOPS with this type of computations; None for any other device."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return PEAK_FLOPS.get(torch.cuda.get_device_name(device), {}).get(dtype)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -9,8 +9,8 @@ swapped  each segment begins with the state that another document of about the s
 In all three, the first segment begins with a state of zeros. A model without a state reads windows of its
 block_size and has one column, plain; --segment_length sets the rows of its table, so that they match those of
 a model with a state. All columns score the same tokens of the same documents, so differences are taken
-document by document. Standard errors are over documents, because the tokens of a document are not
-independent.
+document by document. Standard errors and 95 % intervals are over documents, because the tokens of a
+document are not independent.
 
 The JSON goes to stdout or, with --out, to a file. The table goes to stderr.
 """
@@ -23,7 +23,6 @@ import argparse
 import functools
 import itertools
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,16 +197,13 @@ def group_losses(
 
 
 def ratio(nats: list[float], tokens: list[int]) -> dict[str, float]:
-    """Nats per token over documents, with the standard error of the ratio estimator of cluster sampling.
+    """Nats per token over documents, with the errors of training.validation.ratio_interval."""
+    import torch
 
-    Source: Cochran 1977, section 6.3. The standard error of a single document is None.
-    """
-    total = sum(tokens)
-    mean = sum(nats) / total
-    spread = sum((n - mean * t) ** 2 for n, t in zip(nats, tokens))
-    n = len(tokens)
-    error = math.sqrt(spread * n / (n - 1)) / total if n > 1 else None
-    return {"mean": mean, "standard_error": error}
+    from training.validation import ratio_interval
+
+    error, half_width = ratio_interval(torch.tensor(nats), torch.tensor(tokens))
+    return {"mean": sum(nats) / sum(tokens), "standard_error": error, "half_width": half_width}
 
 
 def comparison(parts: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
@@ -250,7 +246,7 @@ def table(losses: list[Losses]) -> dict[str, Any]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The table as text: nats per token +- standard error."""
+    """The table as text: nats per token +- half width of the 95 % interval over documents."""
     rows = [(str(entry["segment"]), entry) for entry in found["segments"]]
     rows += [
         (name, found[key]) for name, key in (("from 1 on", "after_the_first"), ("all", "all")) if key in found
@@ -260,11 +256,11 @@ def as_text(found: dict[str, Any]) -> str:
     for title, entry in rows:
         cells = "".join(
             f"{entry[n]['mean']:>11.4f}"
-            + (" +- unknown" if (e := entry[n]["standard_error"]) is None else f" +-{e:>7.4f}")
+            + (" +- unknown" if (e := entry[n]["half_width"]) is None else f" +-{e:>7.4f}")
             for n in names
         )
         lines.append(f"{title:>9} {entry['documents']:>9,} {entry['tokens']:>9,}{cells}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "+-: 95 % interval over documents"])
 
 
 def main(argv: list[str] | None = None) -> int:

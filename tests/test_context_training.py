@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from scipy import stats
 from toy_corpus import documents, write_jsonl
 from toy_run import SMALL, TINY, differences, load, run, run_here
 
@@ -212,6 +213,7 @@ def test_standard_errors_are_over_documents():
     residuals = [n - 16 / 12 * t for n, t in zip(nats, tokens)]
     expected = math.sqrt(sum(r * r for r in residuals) * 3 / 2) / 12
     assert found["standard_error"] == pytest.approx(expected)
+    assert found["half_width"] == pytest.approx(stats.t.ppf(0.975, 2) * expected, rel=0.04)
     assert context.ratio([3.0], [2])["standard_error"] is None
 
 

@@ -10,6 +10,7 @@ from toy_run import SMALL
 
 from architecture.interface import logit_rows
 from architecture.registry import build_config, build_model
+from common import device
 from common.device import available_memory
 from training.config import TrainConfig
 from training.costs import MACHINES, memory_bytes, report
@@ -169,6 +170,23 @@ def test_a_run_that_does_not_fit_is_reported_for_this_device_and_each_machine():
     text = report(TrainConfig(device="cuda"), large, available=500e9)
     assert re.search(r"\d{3}\.\d{3} GB in all, of 500\.0 GB available", text)
     assert row(text, "one H100").endswith(": does not fit")
+
+
+@pytest.mark.parametrize(
+    ("name", "brain", "single"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12, 67e12), ("NVIDIA H100 PCIe", 756e12, 51e12),
+        ("NVIDIA H100 NVL", 835e12, 60e12), ("NVIDIA L40", 181e12, 90.5e12), ("NVIDIA L4", 121e12, 30.3e12),
+        ("NVIDIA L40S", 362e12, 91.6e12), ("NVIDIA GeForce RTX 4090", 165e12, 82.6e12),
+        ("NVIDIA GeForce RTX 4090 D", None, None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None), ("Tesla T4", None, None),
+    ],
+)  # fmt: skip
+def test_the_peak_of_a_card_is_by_its_exact_name_and_the_dtype(monkeypatch, name, brain, single):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    found = [device.peak_flops(torch.device("cuda"), dtype) for dtype in ("bfloat16", "float32")]
+    assert found == [brain, single]
+    assert device.peak_flops(torch.device("cpu"), "float32") is None
 
 
 def test_the_memory_of_this_machine_is_known():

@@ -104,7 +104,7 @@ def write_run(folder, *, seed=1, steps=3000, experts=8, finished=True, shift=0.0
         mass = {f"layer_{n:02d}": [0.5 * rng.random() ** 2 for _ in range(4)] for n in range(layers)}
         records += [{"step": step, "attention/sink_mass": mass, "samples/story": STORY}, found]
     if finished:
-        end = {"loss": loss(last), "loss_standard_error": 0.0024, "bits_per_byte": loss(last) / 2.79}
+        end = {"loss": loss(last), "loss_half_width": 0.0024, "bits_per_byte": loss(last) / 2.79}
         end |= {"steps": last, "validation_tokens": 1014819, "tokens": last * per_step}
         end |= {"seconds": last * per_step / 6000, "tokens_per_second": 6000.0}
         final = {f"final/{name}": value for name, value in end.items()}

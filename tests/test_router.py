@@ -242,6 +242,21 @@ def test_capacity_acts_in_training_only_and_ample_room_drops_nothing():
         assert (index < E).all() and stats.dropped == 0
 
 
+def test_capacity_looks_ahead_in_training_as_its_help_says_and_never_in_evaluation():
+    made, cut = model(capacity_factor=1.0), T // 2
+    x, _ = batch()
+    y = x.clone()
+    y[:, cut:] = (y[:, cut:] + 1) % made.config.vocab_size
+    for training in (True, False):
+        made.train(training)
+        with torch.no_grad():
+            one, other = (made(ids, targets=ids, return_logits=True).logits[:, :cut] for ids in (x, y))
+        same = torch.allclose(one, other, rtol=0, atol=1e-6)
+        assert same is not training
+    told = ModelConfig.__dataclass_fields__["capacity_factor"].metadata["help"]
+    assert "train/loss is not causal then, val/loss is" in told
+
+
 def test_capacity_ties_go_to_the_earlier_token():
     made = block(capacity_factor=0.5, experts_per_token=1).double()
     index, _, _ = made.route(rows(1).repeat(9, 1), None)  # nine times the same token

@@ -402,7 +402,7 @@ def test_the_second_of_two_preparations_is_refused_before_it_reads_its_data(tmp_
     assert prepare_main(flags) == 0 and codes == [2]
     assert "is already writing" in capsys.readouterr().err
     assert prepare_main(flags) == 2 and "tokens exists already" in capsys.readouterr().err
-    assert sorted(tmp_path.iterdir()) == [path, folder]
+    assert sorted(tmp_path.iterdir()) == [path, other, folder]
 
 
 @pytest.mark.parametrize("first_ends", ["well", "badly"])

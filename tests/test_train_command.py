@@ -139,7 +139,7 @@ def test_final_eval_tokens_bounds_the_closing_evaluation(
     (closing,) = (r for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r)
     assert closing["final/validation_tokens"] == tokens
     assert run_here(tmp_path, "--eval_only", "model", flag, tokens, "--threads", 1) == 0
-    told = f"{closing['final/loss']:.4f} +- {closing['final/loss_standard_error']:.4f} nats/token"
+    told = f"{closing['final/loss']:.4f} +- {closing['final/loss_half_width']:.4f} nats/token"
     assert told in capsys.readouterr().out
 
 

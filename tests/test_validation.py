@@ -3,18 +3,20 @@
 import contextlib
 import math
 import random
+import statistics
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from toy_corpus import documents
 from toy_run import SMALL
 
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.tokenizer import get_tokenizer, token_byte_lengths
 from data.documents import IndexedSource
-from data.packing import validation_batches
-from training.validation import Interrupted, evaluate
+from data.packing import validation_batches, validation_lanes
+from training.validation import Interrupted, evaluate, ratio_interval
 
 TEXTS = [text + " caf\u00e9 \U0001f388" * (n % 2) for n, text in enumerate(documents(5))]
 BLOCK = 16
@@ -48,16 +50,17 @@ def model():
     return model
 
 
-def score(model, tokenizer, batch_size=3, max_tokens=None, **options):
-    batches = validation_batches(
-        Texts(), tokenizer, batch_size=batch_size, block_size=BLOCK, max_tokens=max_tokens
-    )
+def score(model, tokenizer, batch_size=3, max_tokens=None, lanes=False, **options):
+    rows = validation_lanes if lanes else validation_batches
+    batches = rows(Texts(), tokenizer, batch_size=batch_size, block_size=BLOCK, max_tokens=max_tokens)
     return evaluate(
         model,
         batches,
         token_byte_lengths(tokenizer, 4096),
         device=torch.device("cpu"),
         autocast=contextlib.nullcontext,
+        eot=tokenizer.eot_token,
+        lanes=lanes,
         **options,
     )
 
@@ -88,12 +91,52 @@ def test_an_evaluation_equals_a_computation_by_hand(model, tokenizer, batch_size
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     bits = float(losses[is_text].sum()) / math.log(2) / num_bytes
     assert found.bits_per_byte == pytest.approx(bits, rel=1e-6)
-    error = float(losses.std(correction=0)) / math.sqrt(len(losses))
-    assert found.standard_error == pytest.approx(error, rel=1e-4)
+    assert found.half_width == pytest.approx(half_width_by_hand(losses, is_text), rel=4e-3)
+    assert found.documents == len(TEXTS)
     nats, count = found.by_position.T
     assert len(losses) % BLOCK  # the last window is not full
     expected = [float(losses[place::BLOCK].mean()) for place in range(BLOCK)]
     assert (nats / count).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def half_width_by_hand(losses, is_text):
+    """The 95 % interval of the ratio estimator, from a list of the losses of each document."""
+    documents = [[]]
+    for loss, text in zip(losses.tolist(), is_text.tolist()):
+        documents[-1].append(loss)
+        documents += [] if text else [[]]
+    documents = list(filter(None, documents))
+    mean, n = float(losses.mean()), len(documents)
+    residuals = [sum(document) - mean * len(document) for document in documents]
+    error = math.sqrt(n * statistics.variance(residuals)) / len(losses)
+    return stats.t.ppf(0.975, n - 1) * error
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_the_interval_is_over_documents_in_lanes_too(model, tokenizer, batch_size):
+    found = score(model, tokenizer, batch_size, lanes=True)
+    losses, ends = [], []
+    for text in TEXTS:  # a lane holds one document, cut into windows
+        stream = [tokenizer.eot_token, *tokenizer.encode_ordinary(text), tokenizer.eot_token]
+        for start in range(0, len(stream) - 1, BLOCK):
+            window = torch.tensor(stream[start : start + BLOCK + 1])
+            with torch.no_grad():
+                logits = model.eval()(window[None, :-1]).logits[0]
+            losses.append(F.cross_entropy(logits.double(), window[1:], reduction="none"))
+            ends.append(window[1:] == tokenizer.eot_token)
+    losses, is_text = torch.cat(losses), ~torch.cat(ends)
+    assert found.documents == len(TEXTS) and found.tokens == len(losses)
+    assert found.half_width == pytest.approx(half_width_by_hand(losses, is_text), rel=4e-3)
+
+
+def test_copies_of_a_token_in_a_document_make_no_result_more_certain():
+    nats, tokens = torch.tensor([3.0, 1.0, 4.0, 2.0]), torch.tensor([2.0, 1.0, 3.0, 1.0])
+    error, half_width = ratio_interval(nats, tokens)
+    assert ratio_interval(9 * nats, 9 * tokens) == pytest.approx((error, half_width))
+    for n in (3, 4, 6, 40):
+        error, half_width = ratio_interval(torch.arange(n) ** 2, torch.arange(n) + 1)
+        assert half_width == pytest.approx(stats.t.ppf(0.975, n - 1) * error, rel=0.04 if n < 5 else 0.004)
+    assert ratio_interval(nats[:2], tokens[:2])[1] is None and ratio_interval(nats[:1], tokens[:1])[0] is None
 
 
 def test_a_bounded_evaluation_scores_the_first_tokens(model, tokenizer):

@@ -84,6 +84,12 @@ class TrainConfig:
     resume_from: str | None = option(
         None, "continue from this checkpoint in out_dir, and rename newer ones to .set_aside"
     )
+    extend: int | None = option(
+        None,
+        "train the finished run in out_dir for this many more steps: from its last checkpoint before the "
+        "decay (wsd), or else from its end, with the learning rate rising and falling again",
+        at_least=1,
+    )
     init_from: str | None = option(
         None,
         "start from the weights of this checkpoint, folder of a run, or GPT-2 folder of transformers",
@@ -128,7 +134,7 @@ class TrainConfig:
 
 # Settings that --resume may change, because the updates do not depend on them. max_iters and max_minutes are
 # not among them: warmup and decay are shares of the run, so that another length changes the learning rate of
-# every step. Nor is eval_tokens: best.json would then compare losses of different tokens.
+# every step (--extend keeps it for the steps that are done). Nor is eval_tokens: best.json would then compare losses of different tokens.
 RESUMABLE_CHANGES = frozenset(
     {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
 )
@@ -177,7 +183,8 @@ def check_resume(
         if name not in free | OF_THIS_CALL and value != was:
             raise ValueError(
                 f"--resume continues the run as it was saved, and {name}={as_text(value)} "
-                f"(saved: {as_text(was)}) would change it; leave it out, or start a new run from "
+                f"(saved: {as_text(was)}) would change it; leave it out, make a finished run longer "
+                "with --extend STEPS, or start a new run from "
                 "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
                 f"{', '.join(sorted(RESUMABLE_CHANGES))}; the name of the same data "
                 f"({', '.join(sorted(DATA))}); and, with other last bits, {', '.join(sorted(CHANGES_BITS))}"

@@ -30,22 +30,32 @@ MACHINES = (
     # 5,259 tokens/s of toy: benchmarks/results/tinystories_20_minutes.json
     Machine("two laptop cores", "float32", 0.045e12, None),
     Machine(
-        "one RTX 4090 (24 GB) at 25 % of its peak", "bfloat16", 0.25 * PEAK_FLOPS["4090"], 24e9, LAUNCHES
+        "one RTX 4090 (24 GB) at 25 % of its peak",
+        "bfloat16",
+        0.25 * PEAK_FLOPS["NVIDIA GeForce RTX 4090"]["bfloat16"],
+        24e9,
+        LAUNCHES,
     ),
-    Machine("one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES),
+    Machine(
+        "one H100 (80 GB) at 30 % of its peak",
+        "bfloat16",
+        0.3 * PEAK_FLOPS["NVIDIA H100 80GB HBM3"]["bfloat16"],
+        80e9,
+        LAUNCHES,
+    ),
 )
 
 
 LONG_HOURS = 12  # a longer run prints a warning when it starts
 
 
-def this_machine(device: str) -> Machine | None:
-    """The machine for a device; None if its speed is not known."""
+def this_machine(device: str, dtype: str) -> Machine | None:
+    """The machine for a device and the type of its computations; None if its speed is not known."""
     if device == "cpu":
         return MACHINES[0]
     known = device.startswith("cuda") and torch.cuda.is_available()
-    peak = peak_flops(torch.device(device)) if known else None
-    return peak and Machine("this GPU at 30 % of its peak", "bfloat16", 0.3 * peak, None, LAUNCHES)
+    peak = peak_flops(torch.device(device), dtype) if known else None
+    return peak and Machine("this GPU at 30 % of its peak", dtype, 0.3 * peak, None, LAUNCHES)
 
 
 def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
@@ -56,7 +66,7 @@ def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
 
 def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
     """A line for a run of max_iters that would take more than LONG_HOURS here; () for other runs."""
-    machine = this_machine(cfg.device)
+    machine = this_machine(cfg.device, cfg.dtype)
     if machine is None or cfg.max_iters is None:
         return ()
     seconds = cfg.max_iters * step_seconds(cfg, config, machine)
@@ -119,7 +129,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         tokens = per_step * cfg.max_iters
         work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
         lines.append(f"run              {work}")
-    here = this_machine(cfg.device)
+    here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
         taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
         seconds = step_seconds(cfg, config, machine)

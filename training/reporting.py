@@ -68,7 +68,7 @@ def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict
         "perf/seconds": progress.seconds,
         "data/tokens": progress.tokens,
     }
-    peak = peak_flops(run.device)
+    peak = peak_flops(run.device, run.cfg.dtype)
     if peak is not None:
         record["perf/mfu"] = rate * run.model.config.flops_per_token(run.cfg.block_size) / peak
     return record
@@ -86,7 +86,7 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
         routed=is_routed(run),
         capacity=getattr(config, "capacity_factor", None) is not None,
         sinks=getattr(config, "attention_sinks", False),
-        utilisation=peak_flops(run.device) is not None,
+        utilisation=peak_flops(run.device, run.cfg.dtype) is not None,
         carries=run.cfg.carries,
     )
 
@@ -132,9 +132,10 @@ def show_evaluation(
 
 
 def in_words(found: Evaluation) -> str:
+    half_width = "unknown" if found.half_width is None else f"{found.half_width:.4f}"
     return (
-        f"{found.loss:.4f} +- {found.standard_error:.4f} nats/token, {found.bits_per_byte:.4f} bits per byte, "
-        f"over {found.tokens:,} tokens"
+        f"{found.loss:.4f} +- {half_width} nats/token (95 %, over {found.documents:,} documents), "
+        f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
     )
 
 
@@ -154,6 +155,8 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     parts = f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
     experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
     other = validation.left_out() if validation.not_read != source.not_read else ""  # not the same twice
+    if getattr(run.model.config, "capacity_factor", None) is not None:
+        experts += ", capacity by score: train/loss is not causal, val/loss is"
     return (
         f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
         f"{counts['total']:,} parameters, {counts['active']:,} active per token\n"
@@ -181,9 +184,10 @@ def final_record(run: Run, progress: Progress, found: Evaluation) -> dict[str, A
     counts = run.model.config.parameter_counts()
     return {
         "loss": found.loss,
-        "loss_standard_error": found.standard_error,
+        "loss_half_width": found.half_width,
         "bits_per_byte": found.bits_per_byte,
         "validation_tokens": found.tokens,
+        "validation_documents": found.documents,
         "steps": progress.step,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import tiktoken
 import torch
 
 from architecture import registry
-from architecture.checkpoint import find_checkpoint, read_checkpoint
+from architecture.checkpoint import checkpoints, find_checkpoint, read_checkpoint
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
 from common.script import say
@@ -24,6 +25,7 @@ from training.command_line import CommandLine
 from training.config import CHANGES_BITS, ContextTrainConfig, TrainConfig, check_resume
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
+from training.state.run import closing_step
 
 DATA = ("dataset", "val_dataset", "text_column")
 
@@ -44,13 +46,14 @@ def resolve(command: CommandLine) -> Start:
 
     Raises ValueError for settings that do not fit each other, the tokenizer, the checkpoint or the machine.
     """
-    command = with_resumed_folder(command)
+    command, extension, lines = with_extension(with_resumed_folder(command))
     asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
     if len(asked) > 1:
         named = ["resume_from" if name == "resume" and command.config.resume_from else name for name in asked]
         raise ValueError(f"{' and '.join(named)} each name the weights to start from; keep one of them")
     where = {"resume": continued_run, "eval_only": given_weights, "init_from": given_weights}
     start = where[asked[0]](command) if asked else new_model(command)
+    start = start._replace(cfg=replace(start.cfg, **extension), lines=(*lines, *start.lines))
     cfg, on = start.cfg, device.choose_device(start.cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
@@ -314,6 +317,55 @@ def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> 
             f"the run was on device {cfg.device}, which this machine does not have; to continue it here, "
             f"with other last bits after step {step}, add {flags}"
         ) from None
+
+
+def with_extension(command: CommandLine) -> tuple[CommandLine, dict[str, Any], tuple[str, ...]]:
+    """The command of --extend as a resume, the settings that the extension changes, and a line about it.
+
+    The checkpoint to go on from is the last one before the decay, so that its learning rates are those of the
+    longer run, too: the steps of the warmup stay the same. Without one, a schedule of the new steps alone
+    begins at the end.
+    """
+    asked = command.config
+    if asked.extend is None:
+        return command, {}, ()
+    if asked.resume_from or asked.init_from or asked.eval_only:
+        raise ValueError(
+            "extend chooses the checkpoint to go on from in out_dir; leave resume_from, init_from and "
+            "eval_only out"
+        )
+    newest, end = require_latest(asked.out_dir), closing_step(asked.out_dir)
+    with checkpoint.naming_a_good_one(newest):
+        saved = read_checkpoint(newest, way_out=checkpoint.OLDER)
+    require_program(asked, saved["model_name"])
+    checkpoint.require_run(saved, newest)
+    settings = checkpoint.saved_settings(saved, newest, type(asked))
+    before = check_resume(settings, asked, saved["config"], {}, frozenset())
+    if end is None or end < (before.max_iters or 0):
+        raise ValueError(
+            f"extend needs a finished run, and the run in {asked.out_dir} is not at its end; let it finish "
+            f"with --resume --out_dir {quote(asked.out_dir)}, then extend it"
+        )
+    total, length = end + asked.extend, before.extend or end
+    last = end - before.decay * length + 0.5  # of the plateau: a step takes the rate at its middle
+    steps = {int(path.stem.split("_")[1]): path for path in checkpoints(asked.out_dir)}
+    first = end - length + before.warmup * length
+    kept = [path for step, path in steps.items() if first < step <= last]
+    plateau = before.schedule == "wsd" and before.max_iters is not None
+    changes = {"max_iters": total, "max_minutes": None, "extend": asked.extend}
+    one_run = f"the curve is not that of one run of {total:,} steps"
+    if plateau and kept:
+        newest, longer = kept[-1], length + asked.extend
+        changes |= {"extend": before.extend and longer, "warmup": before.warmup * length / longer}
+        if before.extend is None:
+            one_run += f", unless its --warmup is {changes['warmup']:.6g}"
+        line = f"from {newest}, the last before the decay, which is made again at the new end"
+    else:
+        reason = "no checkpoint from before the decay is kept" if plateau else "it has no plateau in steps"
+        line = f"from the finished weights ({reason}), with a new schedule over the new steps"
+    cfg = replace(asked, resume=True, resume_from=str(newest), extend=None)
+    command = command._replace(config=cfg, given=command.given - {"extend"})
+    return command, changes, (f"extended by {asked.extend:,} steps {line}; {one_run}",)
 
 
 def with_resumed_folder(command: CommandLine) -> CommandLine:

@@ -69,7 +69,7 @@ def train(
     fixed = list(batches(max_tokens=cfg.eval_tokens))
     newest = checkpoint.latest_checkpoint(cfg.out_dir)
     if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
-        refuse_if_finished(cfg.out_dir)  # before a file changes; open_run repeats it under the lock
+        refuse_if_finished(cfg)  # before a file changes; open_run repeats it under the lock
     identity = checkpoint.data_identity(source, validation)
     with (
         open_run(cfg, model, tokenizer, source, resumed, identity) as (run, progress),
@@ -204,7 +204,14 @@ def require_finite_weights(run: Run, step: int) -> None:
 
 def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) -> Evaluation:
     return evaluate(
-        run.compiled, batches, run.token_bytes, device=run.device, autocast=run.autocast, **options
+        run.compiled,
+        batches,
+        run.token_bytes,
+        device=run.device,
+        autocast=run.autocast,
+        eot=run.tokenizer.eot_token,
+        lanes=run.cfg.packing == "lanes",
+        **options,
     )
 
 
@@ -274,5 +281,7 @@ def evaluate_only(
         token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
         device=device,
         autocast=functools.partial(autocast, device, cfg.dtype),
+        eot=tokenizer.eot_token,
+        lanes=cfg.packing == "lanes",
     )
     return f"validation loss {reporting.in_words(found)} of {validation.name}{validation.left_out()}"

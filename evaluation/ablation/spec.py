@@ -71,7 +71,7 @@ Adjust = Literal["intermediate_size", "hidden_size", "num_experts"]
 Measure = Literal["bits_per_byte", "val_loss", "loss_after_first_segment"]
 # Settings that this program sets itself, and those that would not start a new run.
 OWN = {"seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard", "recipe"}
-OWN |= {"resume", "resume_from", "init_from", "eval_only", "dry_run"}
+OWN |= {"resume", "resume_from", "extend", "init_from", "eval_only", "dry_run"}
 FIRST_SEEDS = 3  # number of seeds before the choice of the pairs that need more
 
 

@@ -64,7 +64,8 @@ def in_words(runs: list, matches: list) -> str:
 
     figures = table.figures_table(runs, shutil.get_terminal_size((100, 24)).columns)
     lines = [
-        "+-: one standard error of the closing evaluation; it does not include the spread between seeds"
+        "+-: 95 % interval of the closing evaluation, over documents; it does not include the spread "
+        "between seeds"
     ] * ("+-" in figures)
     lines += [f"warning: {line}" for line in table.comparability(runs)]
     lines += dict.fromkeys(match.line for match in matches if match.line)

@@ -65,9 +65,10 @@ def speed(run: LoggedRun) -> float:
 def _score(run: LoggedRun, name: str) -> str:
     if not run.finished:
         return _cell(run.last_finite(f"val/{name}"), "{:.4f} so far".format)
-    error = run.last_finite(f"final/{name}_standard_error")
+    # Old records have final/loss_standard_error, over tokens as if they were independent: not shown.
+    half_width = run.last_finite(f"final/{name}_half_width")
     told = f"{run.last_finite(f'final/{name}'):.4f}"
-    return told if math.isnan(error) else f"{told} +- {error:.4f}"
+    return told if math.isnan(half_width) else f"{told} +- {half_width:.4f}"
 
 
 def max_violation(run: LoggedRun) -> tuple[float, float] | None:

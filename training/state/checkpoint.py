@@ -48,7 +48,8 @@ class Progress:
     def share_done(self, cfg: TrainConfig, margin: float = 0.0) -> float:
         """Progress in [0, 1] toward max_iters or max_minutes, `margin` steps from now."""
         if cfg.max_iters is not None:
-            return min(1.0, (self.step + margin) / cfg.max_iters)
+            length = cfg.extend or cfg.max_iters  # with extend, the schedule is that of the last steps alone
+            return min(1.0, (self.step + margin - (cfg.max_iters - length)) / length)
         per_step = self.seconds / max(1, self.step)
         return min(1.0, (self.seconds + margin * per_step) / (60 * cfg.max_minutes))
 
@@ -178,11 +179,16 @@ def set_aside_newer(path: Path) -> list[str]:
     for newer in there[there.index(path) + 1 :]:
         if best is not None and newer.name == best["checkpoint"]:
             (path.parent / "best.json").unlink()
-        names = (f"{newer.name}.set_aside{number}" for number in ("", *range(2, 10**6)))
-        aside = next(name for name in names if not newer.with_name(name).exists())
-        newer.rename(newer.with_name(aside))
-        told.append(f"set aside: {newer} is now {aside}")
+        aside = free_name_beside(newer)
+        newer.rename(aside)
+        told.append(f"set aside: {newer} is now {aside.name}")
     return told
+
+
+def free_name_beside(path: Path) -> Path:
+    """The first of PATH.set_aside, PATH.set_aside2, ... that does not exist."""
+    names = (f"{path.name}.set_aside{number}" for number in ("", *range(2, 10**6)))
+    return next(found for name in names if not (found := path.with_name(name)).exists())
 
 
 # --------------------------------------------------------------------------------------------------

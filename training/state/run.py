@@ -16,7 +16,7 @@ from torch import nn
 
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
 from common.device import autocast
-from common.files import CannotWrite, write_json_atomic
+from common.files import CannotWrite, atomic_write, write_json_atomic
 from common.provenance import provenance
 from common.script import say
 from data.documents import Source
@@ -105,7 +105,9 @@ def open_run(
         if resumed:
             refuse_if_changed(cfg.out_dir, progress.step)
             if not cfg.resume_from:
-                refuse_if_finished(cfg.out_dir)
+                refuse_if_finished(cfg)
+            if resumed["train_config"].get("max_iters") != cfg.max_iters:  # --extend, which alone changes it
+                store_extension(cfg, path, resumed)
             checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
         tensorboard_dir = rest.get("tensorboard_dir")
         if cfg.use_tensorboard and tensorboard_dir is None:
@@ -164,14 +166,37 @@ def refuse_if_changed(out_dir: str | Path, step: int) -> None:
         )
 
 
-def refuse_if_finished(out_dir: str | Path) -> None:
-    """Raise ValueError if the closing figures of a run are written, so that there is nothing to continue."""
+def closing_step(out_dir: str | Path) -> int | None:
+    """The step of the closing figures of a run; None if they are not written."""
     path = Path(out_dir) / "metrics.jsonl"
-    if path.exists() and any("final/loss" in record for record in metrics.read_metrics(path)):
+    records = metrics.read_metrics(path) if path.exists() else []
+    return next((record["step"] for record in reversed(records) if "final/loss" in record), None)
+
+
+def refuse_if_finished(cfg: TrainConfig) -> None:
+    """Raise ValueError if the closing figures of a run are written, so that there is nothing to continue.
+
+    Figures from before an extension do not count. They are there if a kill came as the extension began.
+    """
+    step = closing_step(cfg.out_dir)
+    if step is not None and step >= (cfg.max_iters or 0):
         raise ValueError(
-            f"the run in {out_dir} is finished; start a new one from its weights with --init_from "
-            f"{checkpoint.latest_checkpoint(out_dir)} --out_dir NEW"
+            f"the run in {cfg.out_dir} is finished; start a new one from its weights with --init_from "
+            f"{checkpoint.latest_checkpoint(cfg.out_dir)} --out_dir NEW, or train it for N more steps with "
+            f"--extend N --out_dir {quote(cfg.out_dir)}"
         )
+
+
+def store_extension(cfg: TrainConfig, path: Path, resumed: dict[str, Any]) -> None:
+    """Copy the records of a finished run, and write the new length into the checkpoint that it goes on from.
+
+    After a kill at any later moment --resume continues the extension, and before it --extend starts it again.
+    """
+    records = Path(cfg.out_dir) / "metrics.jsonl"
+    with atomic_write(checkpoint.free_name_beside(records)) as file:
+        file.write(records.read_bytes())
+    with atomic_write(path) as file:
+        torch.save(resumed | {"train_config": asdict(cfg)}, file)
 
 
 def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
