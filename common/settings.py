@@ -33,10 +33,16 @@ def cast_fields(config: Any) -> None:
         require_bounds(f.name, value, f.metadata["bounds"], f"default: {as_text(f.default)}")
 
 
-def as_text(value: Any) -> str:
-    """The text of a value on the command line."""
+LAYERS = tuple[int, ...] | None  # a field of layer numbers; None is written `all`, and () is written `none`
+LAYER_FIELDS = {"moe_layers"}  # the fields of this type
+
+
+def as_text(value: Any, name: str = "") -> str:
+    """The text of a value on the command line.  name: its field."""
+    if value is None and name in LAYER_FIELDS:
+        return "all"
     if isinstance(value, tuple):
-        return ",".join(map(as_text, value))
+        return ",".join(map(as_text, value)) or "none"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
@@ -57,6 +63,11 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
     remark: added to the message about a value that is not one of the choices.
     Raises ValueError if the value does not fit the type exactly.
     """
+    if hint == LAYERS and value in ("all", "none", "", (), []):
+        return None if value == "all" else ()
+    if hint == LAYERS and isinstance(value, str):
+        numbers = re.fullmatch(r"\d+(, *\d+)*", value)
+        _require(numbers, name, "all, none, or layer numbers separated by commas, such as 0,2", value)
     if NoneType in get_args(hint):  # T | None
         (hint,) = set(get_args(hint)) - {NoneType}
         return None if value is None or value == "none" else cast(name, value, hint, remark)

@@ -173,3 +173,11 @@ def test_a_run_that_does_not_fit_is_reported_for_this_device_and_each_machine():
 
 def test_the_memory_of_this_machine_is_known():
     assert 1e8 < available_memory(torch.device("cpu")) < 1e14
+
+
+@pytest.mark.parametrize(
+    "layers, told", [((), "0 of 4"), ((1,), "1 of 4"), ((0, 1, 2, 3), None), (None, None)], ids=str
+)
+def test_a_model_with_dense_layers_says_how_many_have_experts(layers, told):
+    text = report(TrainConfig(), build_config("gptoss", "toy", {"moe_layers": layers}))
+    assert f", experts in {told} layers" in text if told else "experts in" not in text

@@ -170,8 +170,8 @@ def check_resume(
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
         if name not in RESUMABLE_CHANGES | OF_THIS_CALL and value != was:
             raise ValueError(
-                f"--resume continues the run as it was saved, and {name}={as_text(value)} "
-                f"(saved: {as_text(was)}) would change it; leave it out, or start a new run from "
+                f"--resume continues the run as it was saved, and {name}={as_text(value, name)} "
+                f"(saved: {as_text(was, name)}) would change it; leave it out, or start a new run from "
                 "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
                 f"{', '.join(sorted(RESUMABLE_CHANGES))}"
             )

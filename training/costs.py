@@ -106,7 +106,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     lines = [
         f"{cfg.model} {cfg.model_size} with {', '.join(differences)}",
         f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
-        f"{counts['embedding']:,} of the total in the input embedding",
+        f"{counts['embedding']:,} of the total in the input embedding{expert_layers(config)}",
         f"FLOPs per token  {flops:,.0f} (forward and backward)",
         f"memory           on {cfg.device} in {cfg.dtype}: "
         + ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in memory.items()),
@@ -136,6 +136,14 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     return "\n".join(lines)
 
 
+def expert_layers(config: Any) -> str:
+    """How many layers have experts, where some are dense, as the end of a line; "" for other models."""
+    routed, layers = getattr(config, "resolved_moe_layers", None), config.num_hidden_layers
+    if routed is None or len(routed) == layers:
+        return ""
+    return f", experts in {len(routed)} of {layers} layers"
+
+
 def changed_fields(cfg: TrainConfig, config: Any) -> list[str]:
     """The fields in which a model differs from the preset of its size, with their values, at most five items.
 
@@ -145,7 +153,7 @@ def changed_fields(cfg: TrainConfig, config: Any) -> list[str]:
         return []
     preset = asdict(registry.build_config(cfg.model, cfg.model_size))
     changed = {name: value for name, value in asdict(config).items() if value != preset[name]}
-    told = [f"{n} {as_text(v):.40}" for n, v in changed.items() if not n.endswith("vocab_size")]
+    told = [f"{n} {as_text(v, n):.40}" for n, v in changed.items() if not n.endswith("vocab_size")]
     return told if len(told) <= 5 else [*told[:4], f"{len(told) - 4} more changes"]
 
 

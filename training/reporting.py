@@ -20,7 +20,7 @@ from architecture.interface import load_share
 from common.device import peak_flops, peak_memory_gb
 from data.documents import Source
 from training.balance import BIAS_BUFFER
-from training.costs import changed_fields
+from training.costs import changed_fields, expert_layers
 from training.monitor import instruments
 from training.monitor.page_layout import page_layout
 from training.monitor.probes import context_record, sink_mass
@@ -156,7 +156,7 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     skipped = f" ({source.skipped:,} empty documents left out)" if source.skipped else ""
     return (
         f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
-        f"{counts['total']:,} parameters, {counts['active']:,} active per token\n"
+        f"{counts['total']:,} parameters, {counts['active']:,} active per token{expert_layers(run.model.config)}\n"
         f"data: {source.name}{skipped}, validation {validation.name}, tokenizer {run.tokenizer.name}\n"
         f"{length} of {cfg.slots_per_step:,} tokens ({parts}{cfg.batch_size} rows{segments} x {cfg.block_size} "
         f"tokens) on {cfg.device} in {cfg.dtype} "

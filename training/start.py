@@ -226,7 +226,7 @@ def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str,
         return parameter_shapes(model, alone) == shapes
 
     told = " and ".join(
-        f"{name} {as_text(getattr(held, name))} (got {as_text(getattr(config, name))})"
+        f"{name} {as_text(getattr(held, name), name)} (got {as_text(getattr(config, name), name)})"
         for name in asdict(held)
         if name in overrides and not fits(name)
     )

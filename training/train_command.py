@@ -89,7 +89,7 @@ def print_model_fields(cfg: TrainConfig) -> int:
     for name, hint in model_fields(cfg.model).items():
         kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
         kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind
-        value = as_text(getattr(preset, name))
+        value = as_text(getattr(preset, name), name)
         print(f"  --{name:<24} {kind:<32} {value:<8} {meanings[name]}")
     presets = model_class(cfg.model).presets
     print(f"model sizes: {', '.join(presets)}")

@@ -82,6 +82,8 @@ def run(
     folder = _earlier(spec, out_dir) if resume else None
     stored = _stored(folder, spec, path) if folder else stored
     arms = stored.arms if stored else matching.plan(spec)
+    for arm in stored.arms.values() if stored else ():
+        matching.require_same_model(arm, folder or path)
     print(write_up.plan_text(spec, arms), flush=True)
     if plan:
         return

@@ -137,7 +137,7 @@ def naming(arm: str) -> Iterator[None]:
 def flags(settings: dict[str, Any]) -> list[str]:
     """Settings as flags of a command line."""
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return [f"--{name}={as_text(value)}" for name, value in plain.items()]
+    return [f"--{name}={as_text(value, name)}" for name, value in plain.items()]
 
 
 @functools.cache
@@ -385,6 +385,17 @@ def read(path: Path | None) -> StoredPlan | None:
         arms = {name: PlannedArm(**arm) for name, arm in plan["arms"].items()}
         rest = (plan[name] for name in ("threads", "provenance", "machine"))
         return StoredPlan(plan["sha256"], arms, *rest)
+
+
+def require_same_model(arm: PlannedArm, where: Path) -> None:
+    """Raise ValueError if this version of the code reads the stored settings of an arm as another model."""
+    total = resolve(arm.name, arm.settings)[1].parameter_counts()["total"]
+    if total != arm.axes["total"]:
+        raise ValueError(
+            f"{where}: arm {arm.name} had {arm.axes['total']:,} parameters, and its settings now give {total:,} "
+            "(moe_layers none once meant all layers, and now means no layer); use the version of the code that "
+            "wrote the plan, or start from the specification"
+        )
 
 
 def machine() -> str:
