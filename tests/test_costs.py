@@ -181,3 +181,18 @@ def test_the_memory_of_this_machine_is_known():
 def test_a_model_with_dense_layers_says_how_many_have_experts(layers, told):
     text = report(TrainConfig(), build_config("gptoss", "toy", {"moe_layers": layers}))
     assert f", experts in {told} layers" in text if told else "experts in" not in text
+
+
+def test_no_machine_takes_steps_faster_than_it_can_start_them_and_a_time_has_one_wording():
+    tiny = build_config("gptoss", "toy", SMALL | {"vocab_size": 64})
+    text = report(TrainConfig(max_iters=None, max_minutes=20.0, block_size=8), tiny)
+    for machine in MACHINES:  # two layers of 2 ms in each step
+        assert row(text, machine.name).endswith("about 300,000 steps, 19,000,000 tokens")
+    for steps, told in (
+        (60_000, "4.0 minutes"),
+        (20_000, "80 seconds"),
+        (22_600, "1.5 minutes"),
+        (3, "1 seconds"),
+    ):
+        text = report(TrainConfig(max_iters=steps, block_size=8), tiny)
+        assert all(row(text, machine.name).endswith(f": about {told}") for machine in MACHINES)

@@ -136,6 +136,13 @@ RESUMABLE_CHANGES = frozenset(
 # Settings of one call, not of the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
+# Settings that a call reads which trains nothing. The fields of the model are read by both.
+READ_BY_HELP = frozenset({"model", "model_size"})
+READ_BY_EVALUATION = READ_BY_HELP | {
+    *("recipe", "dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size"),
+    *("eval_tokens", "final_eval_tokens", "eval_only", "device", "dtype", "attention", "experts", "threads"),
+}
+
 # Settings whose default leaves the choice to the run. The saved config holds what was chosen.
 RESOLVED_BY_THE_RUN = frozenset({"dataset", "device", "dtype", "attention", "experts", "threads", "compile"})
 

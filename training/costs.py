@@ -22,17 +22,16 @@ class Machine(NamedTuple):
     dtype: str  # memory and speed are both of this dtype
     flops: float  # FLOP/s that training reaches, roughly
     memory: float | None  # bytes; None: no limit is assumed
-    layer_seconds: float = 0.0  # shortest time for one layer of a micro-batch
 
 
-LAUNCHES = 2e-3  # seconds, unmeasured: about 200 kernels, forward and backward, of 10 us each
+# The shortest time for one layer of a micro-batch in seconds, on every machine: starting about 200 operations,
+# forward and backward, takes about 10 us each, however small they are.
+LAUNCHES = 2e-3
 MACHINES = (
     # 5,259 tokens/s of toy: benchmarks/results/tinystories_20_minutes.json
     Machine("two laptop cores", "float32", 0.045e12, None),
-    Machine(
-        "one RTX 4090 (24 GB) at 25 % of its peak", "bfloat16", 0.25 * PEAK_FLOPS["4090"], 24e9, LAUNCHES
-    ),
-    Machine("one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9, LAUNCHES),
+    Machine("one RTX 4090 (24 GB) at 25 % of its peak", "bfloat16", 0.25 * PEAK_FLOPS["4090"], 24e9),
+    Machine("one H100 (80 GB) at 30 % of its peak", "bfloat16", 0.3 * PEAK_FLOPS["H100"], 80e9),
 )
 
 
@@ -45,12 +44,12 @@ def this_machine(device: str) -> Machine | None:
         return MACHINES[0]
     known = device.startswith("cuda") and torch.cuda.is_available()
     peak = peak_flops(torch.device(device)) if known else None
-    return peak and Machine("this GPU at 30 % of its peak", "bfloat16", 0.3 * peak, None, LAUNCHES)
+    return peak and Machine("this GPU at 30 % of its peak", "bfloat16", 0.3 * peak, None)
 
 
 def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
-    """Seconds of one optimizer step, estimated from its FLOPs."""
-    least = cfg.micro_batches * config.num_hidden_layers * machine.layer_seconds
+    """Seconds of one optimizer step, estimated from its FLOPs and the time that starting them takes."""
+    least = cfg.micro_batches * config.num_hidden_layers * LAUNCHES
     return max(cfg.slots_per_step * config.flops_per_token(cfg.block_size) / machine.flops, least)
 
 
@@ -177,7 +176,7 @@ def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:,.1f} {unit}"
-    return "under two minutes"
+    return f"about {max(seconds, 1):.0f} seconds"
 
 
 ESTIMATE = 0.85  # activations are estimated to 15 %, and a run that may fit is not refused
