@@ -37,6 +37,7 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot show, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        require_one_process(program)
         return function() or 0
     except BrokenPipeError:
         for stream in (sys.stdout, sys.stderr):  # without this, Python fails again when it closes the stream
@@ -49,6 +50,16 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
     except KeyboardInterrupt:
         say(f"{program}: {interrupted}")
         return 128 + signal.SIGINT
+
+
+def require_one_process(program: str) -> None:
+    """Raise ValueError if torchrun or mpirun started several processes: they would write to one folder."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if (count := os.environ.get(name, "1")) != "1":
+            raise ValueError(
+                f"{program} runs as one process on one device, and {name}={count} says that it was started as "
+                f"one of {count}; start it with python, without torchrun or mpirun, or unset {name}"
+            )
 
 
 def one_line(error: Exception) -> str:

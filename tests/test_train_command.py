@@ -302,7 +302,7 @@ def test_a_file_in_the_place_of_out_dir_is_named(refused, corpus):
         (["--val_dataset", "empty.txt"], "empty.txt is empty"),
         (
             ["--val_dataset", "none"],
-            "give validation documents with --val_dataset",
+            "give validation text as a second file, --val_dataset",
         ),  # 300 documents: 3 by hash
     ],
 )
@@ -386,3 +386,21 @@ def test_the_size_and_the_tokenizer_of_given_weights_cannot_change(refused, fini
     held = ["--init_from", finished[0] / "model/checkpoint_6.pt", *corpus, "--block_size", 16]
     assert "tokenizer of" in refused(*held, "--tokenizer", "gpt2")
     assert "model_size of" in refused(*held, "--model_size", "medium")
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize(
+    "script", ["train", "train_context", "sample", "ablate", "data.prepare", "evaluation.check"]
+)
+def test_one_of_several_processes_is_refused_in_a_sentence(tmp_path, script, name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "2")
+    flags = ["spec.yaml"] if script in ("ablate", "evaluation.check") else []
+    assert run_here(tmp_path, *flags, script=script) == 2
+    err = capsys.readouterr().err
+    assert f"runs as one process on one device, and {name}=2 says" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_with_one_process_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run_here(tmp_path, "--dry_run") == 0

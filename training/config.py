@@ -78,7 +78,9 @@ class TrainConfig:
     save_every: int = option(500, "steps between checkpoints", at_least=1)
     keep: int | None = option(None, "newest checkpoints to keep besides the best; none = all", at_least=1)
     log_every: int = option(10, "steps between log records", at_least=1)
-    use_tensorboard: bool = option(True, "write TensorBoard files under runs/")
+    use_tensorboard: bool = option(
+        True, "write TensorBoard files under runs/ (train_context.py: runs_context/)"
+    )
     out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
     resume: bool = option(False, "continue from the newest checkpoint in out_dir")
     resume_from: str | None = option(
