@@ -231,7 +231,7 @@ def summary(
         f"{told}\n---\n"
         f"validation loss  {in_words(found)}\n"
         f"training         {final['steps']:,} steps, {final['tokens']:,} tokens in {final['seconds']:,.0f} s "
-        f"({final['tokens_per_second']:,.0f} tokens/s)\n"
+        f"({final['tokens_per_second']:,.0f} tokens/s), in pass {run.loader.progress.epoch + 1} over the data\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
         f"  python sample.py --checkpoint {name}{prompt}{board}\n"
