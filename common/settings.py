@@ -33,6 +33,7 @@ def cast_fields(config: Any) -> None:
         require_bounds(f.name, value, f.metadata["bounds"], f"default: {as_text(f.default)}")
 
 
+ALL = Literal["all"]  # beside a number and None: no limit
 LAYERS = tuple[int, ...] | None  # a field of layer numbers; None is written `all`, and () is written `none`
 LAYER_FIELDS = {"moe_layers"}  # the fields of this type
 
@@ -53,7 +54,7 @@ def require_bounds(name: str, value: Any, bounds: dict[str, float], hint: str) -
     """Raises ValueError if a number is outside the bounds; None passes.  hint: ends the message."""
     for bound, limit in bounds.items():
         holds, words = BOUNDS[bound]
-        if value is not None and not holds(value, limit):
+        if value not in (None, "all") and not holds(value, limit):
             raise ValueError(f"{name} must be {words} {limit:,}; got {shown(value)} ({hint})")
 
 
@@ -69,7 +70,9 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
         numbers = re.fullmatch(r"\d+(, *\d+)*", value)
         _require(numbers, name, "all, none, or layer numbers separated by commas, such as 0,2", value)
     if NoneType in get_args(hint):  # T | None
-        (hint,) = set(get_args(hint)) - {NoneType}
+        if value == "all" and ALL in get_args(hint):
+            return value
+        (hint,) = set(get_args(hint)) - {NoneType, ALL}
         return None if value is None or value == "none" else cast(name, value, hint, remark)
     if get_origin(hint) is tuple:  # tuple[T, ...]
         items = value

@@ -299,7 +299,7 @@ UNPLANNABLE = {
     "segments must be 32, the block_size of arm b, because its state is carried from one such segment to the next; got 64":
         {"base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"model": "gptoss_context"}}, "segments": 64},
     "the arms must be scored on the same text, but b has tinystories": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
-    "final_eval_tokens takes its first tokens, got 64, None under bundled1536":
+    "final_eval_tokens takes its first tokens, got 64, all under bundled1536":
         {"arms": {"a": {}, "b": {"final_eval_tokens": 64}}},
     "got 64 under bundled1536, stories4k":
         {"base": BASE | {"final_eval_tokens": 64}, "arms": {"a": {}, "b": {"tokenizer": "stories4k"}}},

@@ -526,3 +526,10 @@ def test_yaml_lists_and_nothing_are_layers_too(yaml_file):
     for text in ("[]", "dense", "0;2", "-1", "first"):
         message = refused("--moe_layers", text)
         assert message.startswith("moe_layers must be all, none, or layer numbers separated by commas")
+
+
+def test_final_eval_tokens_are_a_number_or_all():
+    for text, value in (("all", "all"), ("none", None), ("64", 64)):
+        assert parse("--final_eval_tokens", text).config.final_eval_tokens == value
+    assert refused("--final_eval_tokens", "0").startswith("final_eval_tokens must be at least 1")
+    assert refused("--final_eval_tokens", "every").startswith("final_eval_tokens must be a whole number")

@@ -404,3 +404,17 @@ def test_one_of_several_processes_is_refused_in_a_sentence(tmp_path, script, nam
 def test_torchrun_with_one_process_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert run_here(tmp_path, "--dry_run") == 0
+
+
+def test_the_closing_evaluation_of_a_short_run_is_no_longer_than_its_training(corpus, tmp_path, capsys):
+    flags = [*RUN, *corpus, "--max_iters", 1, "--no-use_tensorboard", "--eval_tokens", 64]
+    for value, told in (
+        (None, "all validation tokens, at most 192, so that"),
+        ("all", "all validation tokens ..."),
+    ):
+        out = ["--out_dir", f"model_{value}"] + (["--final_eval_tokens", value] if value else [])
+        assert run_here(tmp_path, *flags, *out) == 0
+        assert f"closing evaluation on {told}" in capsys.readouterr().err
+    scored = [r["final/validation_tokens"] for name in ("None", "all")
+              for r in read_metrics(tmp_path / f"model_{name}/metrics.jsonl") if "final/loss" in r]  # fmt: skip
+    assert scored[0] == 192 < scored[1]

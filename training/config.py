@@ -69,7 +69,11 @@ class TrainConfig:
     # evaluation, checkpoints, logs
     eval_every: int = option(250, "steps between evaluations", at_least=1)
     eval_tokens: int = option(65_536, "tokens per evaluation", at_least=1)
-    final_eval_tokens: int | None = option(None, "tokens of the last evaluation; none = all", at_least=1)
+    final_eval_tokens: int | Literal["all"] | None = option(
+        None,
+        "tokens of the last evaluation, or all; none = all, but at most 3 times those of training",
+        at_least=1,
+    )
     eval_only: str | None = option(
         None,
         "evaluate this checkpoint, or folder of a run, and do not train; "

@@ -53,6 +53,52 @@ def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
     return max(cfg.slots_per_step * config.flops_per_token(cfg.block_size) / machine.flops, least)
 
 
+# A forward pass costs a third of a step, so an evaluation on three times the tokens of training takes as long.
+EVALUATION = 3
+
+
+def planned_steps(cfg: TrainConfig, config: Any, machine: Machine | None) -> float:
+    """Steps of a run, estimated for max_minutes; infinite if the machine's speed is not known."""
+    if cfg.max_iters is not None:
+        return cfg.max_iters
+    return 60 * cfg.max_minutes / step_seconds(cfg, config, machine) if machine else math.inf
+
+
+def bounded_evaluations(
+    cfg: TrainConfig, config: Any, given: frozenset[str]
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    """The settings of a new run with fewer eval_tokens if one evaluation would take longer than the training,
+    unless eval_tokens was given, and a line that says so.
+    """
+    most = max(
+        EVALUATION * planned_steps(cfg, config, this_machine(cfg.device)) * cfg.slots_per_step, cfg.block_size
+    )
+    if most >= cfg.eval_tokens or "eval_tokens" in given:
+        return cfg, ()
+    cfg = replace(cfg, eval_tokens=int(most))
+    return cfg, (
+        f"an evaluation scores {cfg.eval_tokens:,} tokens, so that it takes no longer than the training",
+    )
+
+
+def closing_tokens(cfg: TrainConfig, trained: int) -> int | None:
+    """The most tokens of the closing evaluation after training on `trained` tokens; None for no limit.
+
+    It scores at least what the evaluations before it scored, so that the last of them may take its place.
+    """
+    if cfg.final_eval_tokens is None:
+        return max(EVALUATION * trained, cfg.eval_tokens)
+    return None if cfg.final_eval_tokens == "all" else cfg.final_eval_tokens
+
+
+def evaluation_seconds(cfg: TrainConfig, config: Any, machine: Machine, steps: float) -> float:
+    """Seconds of all evaluations of a run, estimated; at most, because validation data may be smaller."""
+    closing = closing_tokens(cfg, int(steps * cfg.slots_per_step)) or 0
+    closing = 0 if closing == cfg.eval_tokens else closing  # the last of the others takes its place
+    tokens = math.ceil(steps / cfg.eval_every) * cfg.eval_tokens + closing
+    return tokens / cfg.slots_per_step * step_seconds(cfg, config, machine) / EVALUATION
+
+
 def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
     """A line for a run of max_iters that would take more than LONG_HOURS here; () for other runs."""
     machine = this_machine(cfg.device)
@@ -118,6 +164,8 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         tokens = per_step * cfg.max_iters
         work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
         lines.append(f"run              {work}")
+    if cfg.final_eval_tokens == "all":
+        lines.append("                 the closing evaluation on all validation tokens is not in these times")
     here = this_machine(cfg.device)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
         taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
@@ -125,11 +173,11 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         room = available if machine is here else machine.memory
         if taken > (room or math.inf):
             outcome = "does not fit"
-        elif cfg.max_iters is None:
-            steps = 60 * cfg.max_minutes / seconds
-            outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
         else:
-            outcome = _duration(cfg.max_iters * seconds)
+            steps = planned_steps(cfg, config, machine)
+            outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
+            outcome = outcome if cfg.max_iters is None else _duration(steps * seconds)
+            outcome += f"; evaluations: {_duration(evaluation_seconds(cfg, config, machine, steps))} at most"
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)

@@ -60,7 +60,10 @@ def resolve(command: CommandLine) -> Start:
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
-    return start._replace(cfg=cfg, lines=(*start.lines, *costs.warning(cfg, start.config)))
+    bounded = ()
+    if not (cfg.resume or cfg.eval_only):
+        cfg, bounded = costs.bounded_evaluations(cfg, start.config, command.given)
+    return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
 
 
 def require_read(command: CommandLine) -> None:

@@ -63,6 +63,7 @@ def run(command: CommandLine) -> int:
     if cfg.eval_only:
         bounds = ("final_eval_tokens", "eval_tokens")
         tokens = next((getattr(cfg, name) for name in bounds if name in command.given), None)
+        tokens = None if tokens == "all" else tokens
         print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
         return 0
     try:
