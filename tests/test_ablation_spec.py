@@ -13,6 +13,7 @@ from architecture.tokenizer import DOWNLOADS
 from evaluation.ablation import matching
 from evaluation.ablation.matching import best_rate, next_rates
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
+from evaluation.ablation.write_up import plan_text
 from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
@@ -355,3 +356,16 @@ def test_help_explains_every_key_of_a_specification(capsys):
     out = capsys.readouterr().out
     for name in [f.name for f in fields(Spec)] + ["config"]:
         assert f"{name}:" in out
+
+
+def test_a_plan_tells_what_the_evaluations_of_a_run_cost(tmp_path):
+    spec = spec_of(tmp_path, base=BASE | {"eval_tokens": 300, "final_eval_tokens": 6000})
+    told = plan_text(spec, matching.plan(spec))
+    line = (
+        "10 evaluations of 300 validation tokens and a closing one of 6,000: about 30% of the training's time"
+    )
+    assert f"\na: {line}" in told and f"\ndense: {line}" in told
+    spec = spec_of(tmp_path)
+    assert "a closing one of all (final_eval_tokens bounds it): about " in plan_text(
+        spec, matching.plan(spec)
+    )
