@@ -84,7 +84,8 @@ class ModelConfig:
     attention_bias: bool = option(True, "biases on qkv and out")
     dropout: float = option(0.0, "on attention, MLP and embedding, in training", at_least=0, below=1)
     moe_layers: tuple[int, ...] | None = option(
-        None, "layers with experts, from 0; the others get one dense MLP; none = all"
+        None,
+        "layers with experts, counted from 0; the others get one dense MLP; all, none, or numbers such as 0,2",
     )
     router: Literal[*ROUTERS] = option(
         "topk_softmax", "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, one sigmoid score per expert"
@@ -128,9 +129,9 @@ class ModelConfig:
              f"must name {SLIDING} or {FULL} once per layer ({layers})", "set layer_types=none to alternate"),
             ("moe_layers", moe is None or len(set(moe)) == len(moe) and set(moe) <= set(range(layers)),
              f"must hold different layer numbers from 0 to {layers - 1}",
-             "set moe_layers=none for experts in every layer"),
+             "set moe_layers=all for experts in every layer"),
             ("shared_experts", self.shared_experts == 0 or moe != (),
-             "must be 0 when no layer has experts (moe_layers=())", "set shared_experts=0, or moe_layers=none"),
+             "must be 0 when no layer has experts (moe_layers=none)", "set shared_experts=0, or moe_layers=all"),
         ):  # fmt: skip
             self._require(name, holds, rule, way_out)
 

@@ -48,9 +48,10 @@ PROBE_TEXT = (
 )
 
 
-def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
+def get_tokenizer(name_or_path: str, *, chosen: bool = True) -> tiktoken.Encoding:
     """The encoding of that name, or of the rank file at that path.
 
+    chosen: whether a user may choose another; the message about a failed download then names one.
     Raises ValueError for an unknown name, a damaged rank file, and an encoding that cannot be downloaded.
     Without a network that takes about PROBE_SECONDS.
     """
@@ -58,7 +59,8 @@ def get_tokenizer(name_or_path: str) -> tiktoken.Encoding:
     if name in SHIPPED:
         return load_rank_file(SHIPPED_FOLDER / f"{name}.tiktoken")
     if name in DOWNLOADS:
-        return _load_well_known(name)
+        other = f", or use --tokenizer {SHIPPED[0]}, which needs no network"
+        return _load_well_known(name, other if chosen else "")
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     if path.suffix == ".tiktoken" or path.exists():
         return load_rank_file(path)
@@ -117,7 +119,7 @@ def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Te
 def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
     """A dictionary of strings and ints from which tokenizer_from_state rebuilds the encoding.
 
-    An encoding of tiktoken is stored without its ranks. `sha256` covers ranks, pattern and special tokens, so
+    An encoding of tiktoken that this machine has is stored without its ranks. `sha256` covers ranks, pattern and special tokens, so
     equal hashes mean equal ids for every text.
     """
     in_order = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
@@ -128,7 +130,7 @@ def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
         "ranks": "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in in_order),
     }
     state["sha256"] = _fingerprint(state)
-    if encoding.name in DOWNLOADS:
+    if encoding.name in DOWNLOADS and _is_cached(encoding.name):  # GPT-2's may come from a folder of its own
         del state["ranks"]
     return state
 
@@ -136,7 +138,7 @@ def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
 def tokenizer_from_state(state: dict) -> tiktoken.Encoding:
     """The encoding that `tokenizer_state` described; ValueError if its sha256 is another."""
     name = state.get("name")
-    well_known = None if "ranks" in state else get_tokenizer(name)
+    well_known = None if "ranks" in state else get_tokenizer(name, chosen=False)
     with reading(f"the saved tokenizer {name!r}", "an encoding", way_out="use another checkpoint"):
         if well_known is None:
             return _build(state)
@@ -194,7 +196,7 @@ def call_within(seconds: float, function, *args, **kwargs):
     return outcome["value"]
 
 
-def _load_well_known(name):
+def _load_well_known(name, other):
     try:
         if not _is_cached(name):
             import requests  # as tiktoken does, so that proxies and certificates are the same
@@ -206,8 +208,7 @@ def _load_well_known(name):
         raise ValueError(
             f"the tokenizer {name!r} is not on this machine and cannot be downloaded ({reason}); on a "
             f'machine with a network run TIKTOKEN_CACHE_DIR=DIR python -c "import tiktoken; '
-            f"tiktoken.get_encoding('{name}')\", copy DIR here and set TIKTOKEN_CACHE_DIR to it, "
-            f"or use --tokenizer {SHIPPED[0]}, which needs no network"
+            f"tiktoken.get_encoding('{name}')\", copy DIR here and set TIKTOKEN_CACHE_DIR to it{other}"
         ) from error
 
 

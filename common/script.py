@@ -43,6 +43,7 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot show, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        require_one_process(program)
         code = work(function) or 0
         sys.stdout.flush()  # here, because Python tells of a failure at its end in words of its own
         return code
@@ -73,6 +74,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     kinds = (RuntimeError, ImportError, SystemError)
     return known or isinstance(error, kinds) and re.search(told, str(error).lower()) is not None
+
+
+def require_one_process(program: str) -> None:
+    """Raise ValueError if torchrun or mpirun started several processes: they would write to one folder."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if (count := os.environ.get(name, "1")) != "1":
+            raise ValueError(
+                f"{program} runs as one process on one device, and {name}={count} says that it was started as "
+                f"one of {count}; start it with python, without torchrun or mpirun, or unset {name}"
+            )
 
 
 def one_line(error: Exception) -> str:

@@ -33,10 +33,17 @@ def cast_fields(config: Any) -> None:
         require_bounds(f.name, value, f.metadata["bounds"], f"default: {as_text(f.default)}")
 
 
-def as_text(value: Any) -> str:
-    """The text of a value on the command line."""
+ALL = Literal["all"]  # beside a number and None: no limit
+LAYERS = tuple[int, ...] | None  # a field of layer numbers; None is written `all`, and () is written `none`
+LAYER_FIELDS = {"moe_layers"}  # the fields of this type
+
+
+def as_text(value: Any, name: str = "") -> str:
+    """The text of a value on the command line.  name: its field."""
+    if value is None and name in LAYER_FIELDS:
+        return "all"
     if isinstance(value, tuple):
-        return ",".join(map(as_text, value))
+        return ",".join(map(as_text, value)) or "none"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
@@ -47,7 +54,7 @@ def require_bounds(name: str, value: Any, bounds: dict[str, float], hint: str) -
     """Raises ValueError if a number is outside the bounds; None passes.  hint: ends the message."""
     for bound, limit in bounds.items():
         holds, words = BOUNDS[bound]
-        if value is not None and not holds(value, limit):
+        if value not in (None, "all") and not holds(value, limit):
             raise ValueError(f"{name} must be {words} {limit:,}; got {shown(value)} ({hint})")
 
 
@@ -57,8 +64,15 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
     remark: added to the message about a value that is not one of the choices.
     Raises ValueError if the value does not fit the type exactly.
     """
+    if hint == LAYERS and value in ("all", "none", "", (), []):
+        return None if value == "all" else ()
+    if hint == LAYERS and isinstance(value, str):
+        numbers = re.fullmatch(r"\d+(, *\d+)*", value)
+        _require(numbers, name, "all, none, or layer numbers separated by commas, such as 0,2", value)
     if NoneType in get_args(hint):  # T | None
-        (hint,) = set(get_args(hint)) - {NoneType}
+        if value == "all" and ALL in get_args(hint):
+            return value
+        (hint,) = set(get_args(hint)) - {NoneType, ALL}
         return None if value is None or value == "none" else cast(name, value, hint, remark)
     if get_origin(hint) is tuple:  # tuple[T, ...]
         items = value

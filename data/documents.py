@@ -263,10 +263,12 @@ def text_of(value, where: str, text_column: str) -> str:
 
 
 def too_few_validation_documents(name: str, count: int, among: str) -> ValueError:
+    rule = f"the hash of the text selects only {count} of its {among} documents for validation (at least "
+    rule = f"has no validation split, and {rule}{MIN_VALIDATION_DOCUMENTS} are needed)"
     return ValueError(
-        f"{name} has no validation split, and the hash of the text selects only {count} of its {among} "
-        f"documents for one (at least {MIN_VALIDATION_DOCUMENTS} are needed); give validation documents with "
-        "--val_dataset (in a .txt file, <|endoftext|> separates documents)"
+        f"{name} {'is one document, and validation needs others' if among == '1' else rule}; give validation "
+        "text as a second file, --val_dataset FILE, or separate the documents (.txt: <|endoftext|> between "
+        "them, .jsonl: one a line, .parquet: one a row)"
     )
 
 

@@ -235,7 +235,9 @@ class FileSource(IndexedSource):
         found = tuple((path, version(path.stat())) for path in paths)
         self._files = _data_files(found, text_column)
         index = _scan_once(found, text_column)
-        if split == "validation" and index.validation.sum() < MIN_VALIDATION_DOCUMENTS:
+        none_to_train_on = len(index.file) > 0 and index.validation.all()
+        too_few = index.validation.sum() < MIN_VALIDATION_DOCUMENTS
+        if too_few and (split == "validation" or split == "train" and none_to_train_on):
             raise too_few_validation_documents(name, index.validation.sum(), f"{len(index.file):,}")
         keep = slice(None) if split is None else index.validation == (split == "validation")
         self._index = FileIndex(*(column[keep] for column in index[:-1]), index.skipped)

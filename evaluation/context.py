@@ -45,7 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
     add("--dataset", help="as in training (default: that of the checkpoint)")
     add("--val_dataset", help="as in training (default: that of the checkpoint)")
-    add("--text_column", default="text", help="column of the text (default: text)")
+    add("--text_column", help="column of the text (default: text, or that of the checkpoint with its data)")
     add("--documents", type=int, default=1000, metavar="N", help="read the first N documents (default: 1000)")
     rows = "tokens in a row of the table, for a model without a state (default: its block_size)"
     add("--segment_length", type=int, metavar="N", help=rows)
@@ -76,14 +76,16 @@ def run(args: argparse.Namespace) -> None:
     path = checkpoint.find_checkpoint(args.checkpoint, say)
     saved = checkpoint.read_checkpoint(path)
     before = saved_settings(saved, path)
-    dataset, val_dataset, column, held = args.dataset, args.val_dataset, args.text_column, {}
+    dataset, val_dataset, column, held = args.dataset, args.val_dataset, args.text_column or "text", {}
     if dataset is None and val_dataset is None:
         if "dataset" not in before:
             raise ValueError(
                 f"{path} does not say which data it was trained on; give --dataset or --val_dataset"
             )
-        dataset, val_dataset, column = (before[k] for k in ("dataset", "val_dataset", "text_column"))
-        held = saved_identity(saved)
+        dataset, val_dataset = before["dataset"], before["val_dataset"]
+        column, held = args.text_column or before["text_column"], saved_identity(saved)
+    elif dataset and val_dataset:
+        say(f"scores --val_dataset {val_dataset}, and does not read --dataset {dataset}")
     device = machine.choose_device(args.device)
     model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
     carries = getattr(model, "carries", False)

@@ -387,6 +387,10 @@ def test_a_wrong_start_is_refused_in_one_sentence_before_anything_runs(folder, f
     (folder / "edited.json").write_text(json.dumps(edited).replace("Which one?", "Which?"))
     assert start("edited.json", "--out_dir", "new")[0] == 2
     assert "must not change (its specification was edited)" in capsys.readouterr().err
+    older = edited | {"arms": {name: arm | {"axes": {"total": 7}} for name, arm in edited["arms"].items()}}
+    (folder / "older.json").write_text(json.dumps(older))
+    assert start("older.json", "--out_dir", "new")[0] == 2
+    assert "older.json: arm moe had 7 parameters, and its settings now give " in capsys.readouterr().err
     write(folder, seeds=[1, 3])
     assert "out holds results of another specification" in refused(capsys, "--resume")
     (folder / "diary").mkdir()

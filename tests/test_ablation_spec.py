@@ -13,6 +13,7 @@ from architecture.tokenizer import DOWNLOADS
 from evaluation.ablation import matching
 from evaluation.ablation.matching import best_rate, next_rates
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
+from evaluation.ablation.write_up import plan_text
 from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
@@ -308,7 +309,7 @@ UNPLANNABLE = {
     "segments must be 32, the block_size of arm b, because its state is carried from one such segment to the next; got 64":
         {"base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"model": "gptoss_context"}}, "segments": 64},
     "the arms must be scored on the same text, but b has tinystories": {"arms": {"a": {}, "b": {"dataset": "tinystories"}}},
-    "final_eval_tokens takes its first tokens, got 64, None under bundled1536":
+    "final_eval_tokens takes its first tokens, got 64, all under bundled1536":
         {"arms": {"a": {}, "b": {"final_eval_tokens": 64}}},
     "got 64 under bundled1536, stories4k":
         {"base": BASE | {"final_eval_tokens": 64}, "arms": {"a": {}, "b": {"tokenizer": "stories4k"}}},
@@ -364,3 +365,16 @@ def test_help_explains_every_key_of_a_specification(capsys):
     out = capsys.readouterr().out
     for name in [f.name for f in fields(Spec)] + ["config"]:
         assert f"{name}:" in out
+
+
+def test_a_plan_tells_what_the_evaluations_of_a_run_cost(tmp_path):
+    spec = spec_of(tmp_path, base=BASE | {"eval_tokens": 300, "final_eval_tokens": 6000})
+    told = plan_text(spec, matching.plan(spec))
+    line = (
+        "10 evaluations of 300 validation tokens and a closing one of 6,000: about 30% of the training's time"
+    )
+    assert f"\na: {line}" in told and f"\ndense: {line}" in told
+    spec = spec_of(tmp_path)
+    assert "a closing one of all (final_eval_tokens bounds it): about " in plan_text(
+        spec, matching.plan(spec)
+    )

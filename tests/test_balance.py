@@ -121,8 +121,11 @@ def test_evaluation_leaves_weights_and_bias_alone():
 
 def test_no_setting_of_the_rules_moves_the_validation_loss(tmp_path, corpus, capsys):
     scores = set()
-    for settings in (["--balance", "none"], ["--balance", "aux", "--balance_coef", 50, "--z_loss_coef", 3]):
+    for settings in ("balance: none", "balance: aux\nbalance_coef: 50\nz_loss_coef: 3"):
+        (tmp_path / "rules.yaml").write_text(settings)
         score = ["--eval_only", TRUNK, *corpus, "--block_size", 16, "--threads", 1]
-        assert run_here(tmp_path, *score, *settings) == 0
-        scores.add(capsys.readouterr().out)
+        assert run_here(tmp_path, *score, "--config", "rules.yaml") == 0
+        told = capsys.readouterr()
+        assert "--eval_only does not read balance" in told.err
+        scores.add(told.out)
     assert len(scores) == 1 and "validation loss" in scores.pop()

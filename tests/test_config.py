@@ -12,7 +12,7 @@ import pytest
 
 from architecture.gptoss import ModelConfig
 from common.script import exit_code
-from common.settings import cast
+from common.settings import as_text, cast
 from training import other_names
 from training.command_line import parse_command_line
 from training.config import RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig, check_resume
@@ -103,7 +103,7 @@ def test_the_model_is_asked_for_its_fields_only_when_a_name_is_not_ours(yaml_fil
         ("0, 2", tuple[int, ...] | None, (0, 2)),
         ([0, 2], tuple[int, ...], (0, 2)),
         ("", tuple[int, ...], ()),
-        ("none", tuple[int, ...] | None, None),
+        ("none", tuple[str, ...] | None, None),
         ("none", str, "none"),
     ],
 )
@@ -535,3 +535,31 @@ def test_resume_refuses_a_saved_config_of_other_code():
 def test_the_names_in_the_rules_of_resume_are_fields():
     names = {f.name for f in fields(TrainConfig)}
     assert RESUMABLE_CHANGES <= names and RESOLVED_BY_THE_RUN <= names
+
+
+# the words of moe_layers
+
+
+@pytest.mark.parametrize(
+    "text, layers", [("all", None), ("none", ()), ("", ()), ("2", (2,)), ("0, 2", (0, 2)), ("0,2", (0, 2))]
+)
+def test_moe_layers_are_named_all_none_or_by_number_and_are_written_as_they_are_read(text, layers, yaml_file):
+    assert parse("--moe_layers", text).model_overrides == {"moe_layers": layers}
+    path = yaml_file(f"moe_layers: {text!r}\n")
+    assert parse("--config", path).model_overrides == {"moe_layers": layers}
+    assert parse("--moe_layers", as_text(layers, "moe_layers")).model_overrides == {"moe_layers": layers}
+
+
+def test_yaml_lists_and_nothing_are_layers_too(yaml_file):
+    for text, layers in (("[]", ()), ("[1]", (1,)), ("none", ()), ("null", None), ("all", None)):
+        assert parse("--config", yaml_file(f"moe_layers: {text}")).model_overrides == {"moe_layers": layers}
+    for text in ("[]", "dense", "0;2", "-1", "first"):
+        message = refused("--moe_layers", text)
+        assert message.startswith("moe_layers must be all, none, or layer numbers separated by commas")
+
+
+def test_final_eval_tokens_are_a_number_or_all():
+    for text, value in (("all", "all"), ("none", None), ("64", 64)):
+        assert parse("--final_eval_tokens", text).config.final_eval_tokens == value
+    assert refused("--final_eval_tokens", "0").startswith("final_eval_tokens must be at least 1")
+    assert refused("--final_eval_tokens", "every").startswith("final_eval_tokens must be a whole number")

@@ -13,7 +13,7 @@ from architecture.registry import build_config, build_model
 from common import device
 from common.device import available_memory
 from training.config import TrainConfig
-from training.costs import MACHINES, memory_bytes, report
+from training.costs import MACHINES, bounded_evaluations, closing_tokens, memory_bytes, report
 from training.optimizer import build_optimizers
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
@@ -114,10 +114,10 @@ def test_the_report_multiplies_tokens_and_flops():
     assert f"cores, float32, {gigabytes(cfg, config)}: about {minutes:,.1f} minutes" in text
     # a small model on a GPU costs its kernel launches: 90,000 x 4 layers x 2 ms
     text = report(TrainConfig(max_iters=90_000), config)
-    assert row(text, "one H100").endswith("about 12.0 minutes")
+    assert row(text, "one H100").endswith(": about 12.0 minutes; evaluations: about 12.5 minutes at most")
     text = report(TrainConfig(max_iters=None, max_minutes=20.0), config)
     assert "run              20 minutes of training" in text
-    assert row(text, "two laptop cores").endswith("about 3,100 steps, 6,300,000 tokens")
+    assert "about 3,100 steps, 6,300,000 tokens; evaluations: " in row(text, "two laptop cores")
 
 
 def test_the_speed_of_two_cores_is_the_measured_one():
@@ -191,3 +191,42 @@ def test_the_peak_of_a_card_is_by_its_exact_name_and_the_dtype(monkeypatch, name
 
 def test_the_memory_of_this_machine_is_known():
     assert 1e8 < available_memory(torch.device("cpu")) < 1e14
+
+
+@pytest.mark.parametrize(
+    "layers, told", [((), "0 of 4"), ((1,), "1 of 4"), ((0, 1, 2, 3), None), (None, None)], ids=str
+)
+def test_a_model_with_dense_layers_says_how_many_have_experts(layers, told):
+    text = report(TrainConfig(), build_config("gptoss", "toy", {"moe_layers": layers}))
+    assert f", experts in {told} layers" in text if told else "experts in" not in text
+
+
+def test_no_machine_takes_steps_faster_than_it_can_start_them_and_a_time_has_one_wording():
+    tiny = build_config("gptoss", "toy", SMALL | {"vocab_size": 64})
+    text = report(TrainConfig(max_iters=None, max_minutes=20.0, block_size=8), tiny)
+    for machine in MACHINES:  # two layers of 2 ms in each step
+        assert ": about 300,000 steps, 19,000,000 tokens; evaluations: " in row(text, machine.name)
+    for steps, told in (
+        (60_000, "4.0 minutes"),
+        (20_000, "80 seconds"),
+        (22_600, "1.5 minutes"),
+        (3, "1 seconds"),
+    ):
+        text = report(TrainConfig(max_iters=steps, block_size=8), tiny)
+        assert all(f": about {told}; " in row(text, machine.name) for machine in MACHINES)
+
+
+def test_evaluations_take_no_longer_than_a_short_training_and_are_in_the_estimate():
+    config = build_config("gptoss", "medium")
+    short = TrainConfig(max_iters=5, device="cpu")
+    cfg, (line,) = bounded_evaluations(short, config, frozenset())
+    assert cfg.eval_tokens == 3 * 5 * 2048 and "scores 30,720 tokens, so that it takes no longer" in line
+    assert bounded_evaluations(short, config, frozenset({"eval_tokens"})) == (short, ())  # a flag is obeyed
+    assert bounded_evaluations(TrainConfig(device="cpu"), config, frozenset())[1] == ()
+    by_clock = TrainConfig(max_iters=None, max_minutes=0.1, device="cpu")
+    assert bounded_evaluations(by_clock, config, frozenset())[0].eval_tokens < 10_000
+    assert "about 27 seconds; evaluations: about 27 seconds at most" in row(report(cfg, config), "cores")
+    every = TrainConfig(max_iters=5, final_eval_tokens="all")
+    assert "on all validation tokens is not in these times" in report(every, config)
+    assert [closing_tokens(c, 100_000) for c in (short, every)] == [300_000, None]
+    assert closing_tokens(short, 5) == short.eval_tokens  # the last evaluation takes its place

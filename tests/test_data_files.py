@@ -212,6 +212,18 @@ def test_without_a_validation_split_the_hash_decides_and_copies_stay_together(tm
     assert len(train) + len(validation) == 3000 and not set(train) & set(validation)
 
 
+@pytest.mark.parametrize("held_out", [False, True], ids=["trained on", "held out"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_text_without_separators_is_called_one_document(tmp_path, kind, held_out):
+    text = next(t for t in map(str, range(10_000)) if is_validation_document(t) == held_out)
+    path = (write_txt if kind == "txt" else write_jsonl)(tmp_path / f"essay.{kind}", [text])
+    message = f"^essay.{kind} is one document, .*--val_dataset FILE, or separate .*<.endoftext.> between"
+    with pytest.raises(ValueError, match=message):
+        for split in ("train", "validation"):
+            open_dataset(path, split=split)
+    assert list(open_dataset(path, split="train", val_dataset="bundled").documents()) == [text]
+
+
 def test_too_few_validation_documents_by_the_hash_ask_for_a_val_dataset(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", STORIES)
     with pytest.raises(ValueError, match="only 0 of its 40 documents .*--val_dataset"):

@@ -1,6 +1,7 @@
 """Losses by segment: a window over whole documents, windows that end within a segment, where they go."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ SHAPE |= dict(num_hidden_layers=2, num_experts=4, experts_per_token=2, vocab_siz
 SHAPE |= dict(sliding_window=4, initial_context_length=64, rope_scaling_factor=1.0)
 LENGTHS = (3, 41, 17, 8, 30)
 EOT = 63
+TRUNK = Path(__file__).parent / "fixtures" / "trunk"
 
 
 def large(model):
@@ -98,3 +100,15 @@ def test_a_trunk_reads_each_document_in_windows_that_may_end_within_a_segment(tr
         assert other.nats["plain"] == pytest.approx(in_windows(trunk, document, 10), rel=1e-6)
         if count > 11:
             assert one.nats["plain"][1] != pytest.approx(other.nats["plain"][1], rel=1e-3)
+
+
+def test_a_text_column_is_obeyed_with_the_data_of_the_checkpoint(monkeypatch):
+    seen = {}
+
+    def stop(dataset, **options):
+        seen.update(options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("data.sources.open_dataset", stop)
+    assert context.main([str(TRUNK), "--text_column", "story"]) == 2
+    assert seen["text_column"] == "story"

@@ -1,5 +1,6 @@
 """GPT-2 folders of transformers: read, written, trained from, and refused."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_generation import tiny_tokenizer
 from test_gpt2_training import SIZES
+from tiktoken_ext.openai_public import r50k_pat_str
 from toy_run import load, run_here
 
 import sample
-from architecture import checkpoint, registry, tokenizer
+from architecture import checkpoint, gpt2_hugging_face, registry, tokenizer
 from architecture.gpt2 import GPT2, ModelConfig
 from architecture.gpt2_hugging_face import main, read_config, read_folder, read_weights, write_folder
 
@@ -171,8 +173,8 @@ WRONG = {
     "integers": (lambda f: change_tensors(f, **{QKV: torch.zeros(20, 60, dtype=torch.int8)}), "got torch.int8"),
     "another head": (lambda f: change_tensors(f, **{"lm_head/weight": torch.zeros(260, 20)}),
                      "has a head of its own .*; set it to false"),
-    "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(),
-                     "has 260 ids and no tiktoken.json, so it needs GPT-2's .* 50,257; use a folder with"),
+    "no tokenizer": (lambda f: [(f / name).unlink() for name in ("tiktoken.json", "tokenizer.json")],
+                     "has 260 ids and no tiktoken.json, tokenizer.json, or vocab.json with merges.txt, so it needs GPT-2's .* 50,257; use a folder with"),
     "other ids": (lambda f: change_config(f, vocab_size=259), "has 259 ids, but its tokenizer tiny has 260; use"),
     "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "tiktoken.json does not contain a JSON object"),
 }  # fmt: skip
@@ -203,7 +205,9 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     write_folder(model, tmp_path / "empty")
     modes = {path.name: path.stat().st_mode for path in (tmp_path / "empty").iterdir()}
-    assert modes.keys() == {"config.json", "model.safetensors", "tiktoken.json"}
+    assert modes.keys() == {
+        *("config.json", "model.safetensors", "tiktoken.json", "tokenizer.json", "tokenizer_config.json")
+    }
     notes = (tmp_path / "mine/notes.txt").stat().st_mode
     assert set(modes.values()) == {notes}  # the permissions of any new file
 
@@ -278,7 +282,7 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
     encoding = tiktoken.Encoding(
         "gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
     )
-    monkeypatch.setattr(tokenizer, "_load_well_known", lambda name: encoding)
+    monkeypatch.setattr(tokenizer, "_load_well_known", lambda *_: encoding)
     their_model(vocab_size=50257, bos_token_id=50256, eos_token_id=50256).save_pretrained(tmp_path / "hub")
     state = read_folder(tmp_path / "hub")
     assert state["tokenizer"]["name"] == "gpt2"
@@ -287,6 +291,96 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
     assert run_here(tmp_path, "--init_from", "hub", *RUN, *corpus, "--tokenizer", "stories4k") == 2
     told = "tokenizer of hub is gpt2, got stories4k; leave tokenizer out"
     assert capsys.readouterr().err == f"train.py: error: {told}\n"
+
+
+def usual_folder(folder: Path, encoding: tiktoken.Encoding, **files: str) -> Path:
+    """A folder with the vocabulary of an encoding, as most GPT-2 folders have it."""
+    folder.mkdir()
+    model = gpt2_hugging_face._vocabulary(encoding)["model"]
+    merges = "\n".join(["#version: 0.2", *map(" ".join, model["merges"])])
+    given = {"vocab.json": json.dumps(model["vocab"]), "merges.txt": merges + "\n"} | files
+    for name, content in given.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder
+
+
+TEXT = " It's 1984,\tand   a caf\u00e9 \u2014 \u4f60\u597d \U0001f431!!\n\n  The end.\r\n" + "".join(
+    map(chr, range(1, 256))
+)
+
+
+@pytest.mark.parametrize("name", ["stories4k", "bundled1536"])
+def test_transformers_reads_the_tokenizer_of_an_exported_folder_and_we_read_theirs(tmp_path, name):
+    model, encoding = our_model(), tokenizer.get_tokenizer(name)
+    model.tokenizer = encoding
+    write_folder(model, tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids, end = encoding.encode_ordinary(TEXT), encoding.eot_token
+    assert theirs(TEXT)["input_ids"] == ids and theirs.decode(ids) == TEXT
+    assert (len(theirs), theirs.eos_token_id, theirs.bos_token_id) == (encoding.n_vocab, end, end)
+    theirs.save_pretrained(tmp_path / "again")
+    again = gpt2_hugging_face.read_vocabulary(tmp_path / "again")
+    assert again.encode_ordinary(TEXT) == ids and again.eot_token == end
+
+
+def test_the_vocabulary_of_a_usual_folder_is_read_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "_load_well_known", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(tokenizer, "_is_cached", lambda name: False)
+    encoding = tokenizer.get_tokenizer("bundled1536")
+    their_model(vocab_size=1536).save_pretrained(tmp_path / "model")
+    hub = usual_folder(tmp_path / "hub", encoding)
+    shutil.copytree(tmp_path / "model", hub, dirs_exist_ok=True)
+    found = gpt2_hugging_face.read_vocabulary(hub)
+    assert found._mergeable_ranks == encoding._mergeable_ranks and found.eot_token == encoding.eot_token
+    assert found._pat_str == r50k_pat_str and found.decode(found.encode_ordinary(TEXT)) == TEXT
+    assert read_folder(hub)["tokenizer"]["name"] == "bpe"
+    ranks = tokenizer.tokenizer_state(encoding)["ranks"]
+    own = hashlib.sha256(ranks.encode()).hexdigest()
+    monkeypatch.setattr(gpt2_hugging_face, "GPT2_RANKS", own)  # as if these ids were GPT-2's
+    state = read_folder(hub)["tokenizer"]
+    rebuilt = tokenizer.tokenizer_from_state(state)  # the checkpoint of a run needs no network either
+    assert rebuilt.name == "gpt2" and rebuilt.encode_ordinary(TEXT) == found.encode_ordinary(TEXT)
+
+
+@pytest.mark.parametrize(
+    "files, told",
+    [
+        ({"merges.txt": "#version: 0.2\nt h\nh e\n"}, "its merges are not in the order of its ids"),
+        ({"vocab.json": "[]"}, "does not contain a JSON object"),
+        ({"vocab.json": '{"a": 0}'}, "'<|endoftext|>' is missing"),
+        ({"vocab.json": '{"<|endoftext|>": 0, "\u4f60": 1}'}, "is missing"),
+        ({"merges.txt": "", "vocab.json": '{"a": 0, "<|endoftext|>": 1}'}, "it is damaged"),
+    ],
+    ids=["order", "list", "no end", "no byte letters", "few bytes"],
+)
+def test_a_damaged_vocabulary_is_refused_in_one_line(tmp_path, files, told):
+    folder = usual_folder(tmp_path / "hub", tokenizer.get_tokenizer("bundled1536"), **files)
+    with pytest.raises(ValueError, match=f"vocab.json .*{re.escape(told)}.*; use another copy of it"):
+        gpt2_hugging_face.read_vocabulary(folder)
+
+
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
+    other = {"model": {"vocab": {}, "merges": []}, "pre_tokenizer": {"type": "Whitespace"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    told = "tokenizer.json cannot be read .*it does not cut text into words as GPT-2"
+    with pytest.raises(ValueError, match=told):
+        gpt2_hugging_face.read_vocabulary(tmp_path)
+
+
+def test_without_vocabulary_and_network_the_advice_does_not_contradict_itself(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(tokenizer, "_is_cached", lambda name: False)
+    monkeypatch.setattr("requests.head", unreachable)
+    their_model(vocab_size=50257).save_pretrained(tmp_path / "hub")
+    with pytest.raises(ValueError, match="hub has no tiktoken.json, .*copy GPT-2's files into the") as error:
+        read_folder(tmp_path / "hub")
+    assert "--tokenizer" not in str(error.value)  # a folder brings its tokenizer, and refuses another
+    with pytest.raises(ValueError, match="set TIKTOKEN_CACHE_DIR to it$"):
+        tokenizer.tokenizer_from_state({"name": "gpt2", "sha256": "0" * 64})
+    with pytest.raises(ValueError, match="or use --tokenizer stories4k, which needs no network$"):
+        tokenizer.get_tokenizer("gpt2")
 
 
 def test_from_checkpoint_names_what_reads_a_folder_of_transformers(written):

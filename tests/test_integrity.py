@@ -27,7 +27,7 @@ def samples(tmp_path_factory):
 def test_a_damaged_file_is_refused_or_read_as_it_was_written(samples):
     counts, findings = integrity.flip(samples, 60, seed=0)
     found = sum(counts.values(), Counter())
-    assert findings == [] and found.keys() == {"refused", "same"} and found["refused"] > 40
+    assert findings == [] and found.keys() <= {"refused", "same"} and found["refused"] > 40
 
 
 def test_a_crafted_checkpoint_ends_with_0_or_with_2_and_one_clear_sentence(samples, tmp_path):

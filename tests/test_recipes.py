@@ -62,7 +62,7 @@ def test_the_toy_recipes_equal_the_defaults():
 
 
 def test_flags_override_the_recipe_of_the_size():
-    cfg, _, config, _, lines = resolve("--model_size", "medium", "--max_iters", 7, "--batch_size", 64)
+    cfg, _, config, _, lines, _ = resolve("--model_size", "medium", "--max_iters", 7, "--batch_size", 64)
     recipe = read_yaml(recipes.CONFIGS / "medium.yaml")
     assert all(getattr(cfg, name) == recipe[name] for name in ("lr", "block_size", "eval_every"))
     assert (cfg.max_iters, cfg.batch_size, config.hidden_size) == (7, 64, 384)
@@ -76,7 +76,7 @@ def test_a_config_file_overrides_only_what_it_names(tmp_path):
 
 
 def test_minutes_replace_the_steps_of_a_recipe():
-    cfg, *_, (line, _) = resolve("--model_size", "medium", "--max_minutes", 5)
+    cfg, *_, (line, _), _ = resolve("--model_size", "medium", "--max_minutes", 5)
     assert (cfg.max_iters, cfg.max_minutes) == (None, 5.0)
     assert line == "recipe: configs/medium.yaml, changed: max_minutes 5.0 (recipe: 10000 steps)"
     line = resolve("--max_minutes", 5).lines[0]  # a recipe that leaves the length to the default
@@ -95,7 +95,7 @@ def test_large_takes_the_vocabulary_of_gpt2():
 
 
 def test_the_context_variant_has_recipes_of_its_own():
-    cfg, _, config, _, lines = resolve("--model_size", "medium", config_class=ContextTrainConfig)
+    cfg, _, config, _, lines, _ = resolve("--model_size", "medium", config_class=ContextTrainConfig)
     assert (cfg.block_size, config.segment_length, cfg.tbptt, cfg.lr) == (64, 64, 4, 4e-3)
     assert lines[0] == "recipe: configs/context/medium.yaml"
     begun = resolve("--segment_length", 32, config_class=ContextTrainConfig)
@@ -128,7 +128,7 @@ def test_other_files_in_configs_are_not_recipes_of_a_size():
 )
 def test_on_a_cpu_a_step_has_at_most_2048_tokens_unless_flags_say_otherwise(given, rows, accum):
     flags = [word for name, value in given.items() for word in (f"--{name}", value)]
-    cfg, *_, lines = resolve("--model_size", "medium", *flags)
+    cfg, *_, lines, _ = resolve("--model_size", "medium", *flags)
     assert (cfg.batch_size, cfg.grad_accum) == (rows, accum)
     shrunk = "batch_size" not in given
     assert any("on a CPU a step has" in line for line in lines) == shrunk

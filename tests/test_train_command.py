@@ -302,7 +302,7 @@ def test_a_file_in_the_place_of_out_dir_is_named(refused, corpus):
         (["--val_dataset", "empty.txt"], "empty.txt is empty"),
         (
             ["--val_dataset", "none"],
-            "give validation documents with --val_dataset",
+            "give validation text as a second file, --val_dataset",
         ),  # 300 documents: 3 by hash
     ],
 )
@@ -386,3 +386,35 @@ def test_the_size_and_the_tokenizer_of_given_weights_cannot_change(refused, fini
     held = ["--init_from", finished[0] / "model/checkpoint_6.pt", *corpus, "--block_size", 16]
     assert "tokenizer of" in refused(*held, "--tokenizer", "gpt2")
     assert "model_size of" in refused(*held, "--model_size", "medium")
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize(
+    "script", ["train", "train_context", "sample", "ablate", "data.prepare", "evaluation.check"]
+)
+def test_one_of_several_processes_is_refused_in_a_sentence(tmp_path, script, name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "2")
+    flags = ["spec.yaml"] if script in ("ablate", "evaluation.check") else []
+    assert run_here(tmp_path, *flags, script=script) == 2
+    err = capsys.readouterr().err
+    assert f"runs as one process on one device, and {name}=2 says" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_with_one_process_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run_here(tmp_path, "--dry_run") == 0
+
+
+def test_the_closing_evaluation_of_a_short_run_is_no_longer_than_its_training(corpus, tmp_path, capsys):
+    flags = [*RUN, *corpus, "--max_iters", 1, "--no-use_tensorboard", "--eval_tokens", 64]
+    for value, told in (
+        (None, "all validation tokens, at most 192, so that"),
+        ("all", "all validation tokens ..."),
+    ):
+        out = ["--out_dir", f"model_{value}"] + (["--final_eval_tokens", value] if value else [])
+        assert run_here(tmp_path, *flags, *out) == 0
+        assert f"closing evaluation on {told}" in capsys.readouterr().err
+    scored = [r["final/validation_tokens"] for name in ("None", "all")
+              for r in read_metrics(tmp_path / f"model_{name}/metrics.jsonl") if "final/loss" in r]  # fmt: skip
+    assert scored[0] == 192 < scored[1]

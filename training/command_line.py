@@ -31,6 +31,7 @@ class CommandLine(NamedTuple):
     model_overrides: dict[str, Any]  # ModelConfig fields, cast to their types
     given: frozenset[str]  # the names in both configs that YAML or a flag sets
     help_model: bool  # whether to print the model's fields and stop
+    flags: frozenset[str] = frozenset()  # the names in both configs that a flag sets
 
 
 def parse_command_line(
@@ -81,6 +82,7 @@ def parse_command_line(
         model_overrides={name: values[name] for name in values.keys() - train_names},
         given=frozenset(from_yaml) | frozenset(flags),
         help_model=help_model,
+        flags=frozenset(flags),
     )
 
 

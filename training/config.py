@@ -69,7 +69,11 @@ class TrainConfig:
     # evaluation, checkpoints, logs
     eval_every: int = option(250, "steps between evaluations", at_least=1)
     eval_tokens: int = option(65_536, "tokens per evaluation", at_least=1)
-    final_eval_tokens: int | None = option(None, "tokens of the last evaluation; none = all", at_least=1)
+    final_eval_tokens: int | Literal["all"] | None = option(
+        None,
+        "tokens of the last evaluation, or all; none = all, but at most 3 times those of training",
+        at_least=1,
+    )
     eval_only: str | None = option(
         None,
         "evaluate this checkpoint, or folder of a run, and do not train; "
@@ -78,7 +82,9 @@ class TrainConfig:
     save_every: int = option(500, "steps between checkpoints", at_least=1)
     keep: int | None = option(None, "newest checkpoints to keep besides the best; none = all", at_least=1)
     log_every: int = option(10, "steps between log records", at_least=1)
-    use_tensorboard: bool = option(True, "write TensorBoard files under runs/")
+    use_tensorboard: bool = option(
+        True, "write TensorBoard files under runs/ (train_context.py: runs_context/)"
+    )
     out_dir: str = option("model", "folder of config.json, metrics.jsonl and checkpoints")
     resume: bool = option(False, "continue from the newest checkpoint in out_dir")
     resume_from: str | None = option(
@@ -148,6 +154,13 @@ CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", 
 # Settings of one call, not of the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
+# Settings that a call reads which trains nothing. The fields of the model are read by both.
+READ_BY_HELP = frozenset({"model", "model_size"})
+READ_BY_EVALUATION = READ_BY_HELP | {
+    *("recipe", "dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size"),
+    *("eval_tokens", "final_eval_tokens", "eval_only", "device", "dtype", "attention", "experts", "threads"),
+}
+
 # Settings whose default leaves the choice to the run. The saved config holds what was chosen.
 RESOLVED_BY_THE_RUN = frozenset({"dataset", "device", "dtype", "attention", "experts", "threads", "compile"})
 
@@ -182,8 +195,8 @@ def check_resume(
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
         if name not in free | OF_THIS_CALL and value != was:
             raise ValueError(
-                f"--resume continues the run as it was saved, and {name}={as_text(value)} "
-                f"(saved: {as_text(was)}) would change it; leave it out, make a finished run longer "
+                f"--resume continues the run as it was saved, and {name}={as_text(value, name)} "
+                f"(saved: {as_text(was, name)}) would change it; leave it out, make a finished run longer "
                 "with --extend STEPS, or start a new run from "
                 "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
                 f"{', '.join(sorted(RESUMABLE_CHANGES))}; the name of the same data "

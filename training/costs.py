@@ -22,10 +22,11 @@ class Machine(NamedTuple):
     dtype: str  # memory and speed are both of this dtype
     flops: float  # FLOP/s that training reaches, roughly
     memory: float | None  # bytes; None: no limit is assumed
-    layer_seconds: float = 0.0  # shortest time for one layer of a micro-batch
 
 
-LAUNCHES = 2e-3  # seconds, unmeasured: about 200 kernels, forward and backward, of 10 us each
+# The shortest time for one layer of a micro-batch in seconds, on every machine: starting about 200 operations,
+# forward and backward, takes about 10 us each, however small they are.
+LAUNCHES = 2e-3
 MACHINES = (
     # 5,259 tokens/s of toy: benchmarks/results/tinystories_20_minutes.json
     Machine("two laptop cores", "float32", 0.045e12, None),
@@ -34,14 +35,12 @@ MACHINES = (
         "bfloat16",
         0.25 * PEAK_FLOPS["NVIDIA GeForce RTX 4090"]["bfloat16"],
         24e9,
-        LAUNCHES,
     ),
     Machine(
         "one H100 (80 GB) at 30 % of its peak",
         "bfloat16",
         0.3 * PEAK_FLOPS["NVIDIA H100 80GB HBM3"]["bfloat16"],
         80e9,
-        LAUNCHES,
     ),
 )
 
@@ -55,13 +54,60 @@ def this_machine(device: str, dtype: str) -> Machine | None:
         return MACHINES[0]
     known = device.startswith("cuda") and torch.cuda.is_available()
     peak = peak_flops(torch.device(device), dtype) if known else None
-    return peak and Machine("this GPU at 30 % of its peak", dtype, 0.3 * peak, None, LAUNCHES)
+    return peak and Machine("this GPU at 30 % of its peak", dtype, 0.3 * peak, None)
 
 
 def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
-    """Seconds of one optimizer step, estimated from its FLOPs."""
-    least = cfg.micro_batches * config.num_hidden_layers * machine.layer_seconds
+    """Seconds of one optimizer step, estimated from its FLOPs and the time that starting them takes."""
+    least = cfg.micro_batches * config.num_hidden_layers * LAUNCHES
     return max(cfg.slots_per_step * config.flops_per_token(cfg.block_size) / machine.flops, least)
+
+
+# A forward pass costs a third of a step, so an evaluation on three times the tokens of training takes as long.
+EVALUATION = 3
+
+
+def planned_steps(cfg: TrainConfig, config: Any, machine: Machine | None) -> float:
+    """Steps of a run, estimated for max_minutes; infinite if the machine's speed is not known."""
+    if cfg.max_iters is not None:
+        return cfg.max_iters
+    return 60 * cfg.max_minutes / step_seconds(cfg, config, machine) if machine else math.inf
+
+
+def bounded_evaluations(
+    cfg: TrainConfig, config: Any, given: frozenset[str]
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    """The settings of a new run with fewer eval_tokens if one evaluation would take longer than the training,
+    unless eval_tokens was given, and a line that says so.
+    """
+    most = max(
+        EVALUATION * planned_steps(cfg, config, this_machine(cfg.device, cfg.dtype)) * cfg.slots_per_step,
+        cfg.block_size,
+    )
+    if most >= cfg.eval_tokens or "eval_tokens" in given:
+        return cfg, ()
+    cfg = replace(cfg, eval_tokens=int(most))
+    return cfg, (
+        f"an evaluation scores {cfg.eval_tokens:,} tokens, so that it takes no longer than the training",
+    )
+
+
+def closing_tokens(cfg: TrainConfig, trained: int) -> int | None:
+    """The most tokens of the closing evaluation after training on `trained` tokens; None for no limit.
+
+    It scores at least what the evaluations before it scored, so that the last of them may take its place.
+    """
+    if cfg.final_eval_tokens is None:
+        return max(EVALUATION * trained, cfg.eval_tokens)
+    return None if cfg.final_eval_tokens == "all" else cfg.final_eval_tokens
+
+
+def evaluation_seconds(cfg: TrainConfig, config: Any, machine: Machine, steps: float) -> float:
+    """Seconds of all evaluations of a run, estimated; at most, because validation data may be smaller."""
+    closing = closing_tokens(cfg, int(steps * cfg.slots_per_step)) or 0
+    closing = 0 if closing == cfg.eval_tokens else closing  # the last of the others takes its place
+    tokens = math.ceil(steps / cfg.eval_every) * cfg.eval_tokens + closing
+    return tokens / cfg.slots_per_step * step_seconds(cfg, config, machine) / EVALUATION
 
 
 def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
@@ -116,7 +162,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     lines = [
         f"{cfg.model} {cfg.model_size} with {', '.join(differences)}",
         f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
-        f"{counts['embedding']:,} of the total in the input embedding",
+        f"{counts['embedding']:,} of the total in the input embedding{expert_layers(config)}",
         f"FLOPs per token  {flops:,.0f} (forward and backward)",
         f"memory           on {cfg.device} in {cfg.dtype}: "
         + ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in memory.items()),
@@ -129,6 +175,8 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         tokens = per_step * cfg.max_iters
         work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
         lines.append(f"run              {work}")
+    if cfg.final_eval_tokens == "all":
+        lines.append("                 the closing evaluation on all validation tokens is not in these times")
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
         taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
@@ -136,14 +184,22 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         room = available if machine is here else machine.memory
         if taken > (room or math.inf):
             outcome = "does not fit"
-        elif cfg.max_iters is None:
-            steps = 60 * cfg.max_minutes / seconds
-            outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
         else:
-            outcome = _duration(cfg.max_iters * seconds)
+            steps = planned_steps(cfg, config, machine)
+            outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
+            outcome = outcome if cfg.max_iters is None else _duration(steps * seconds)
+            outcome += f"; evaluations: {_duration(evaluation_seconds(cfg, config, machine, steps))} at most"
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)
+
+
+def expert_layers(config: Any) -> str:
+    """How many layers have experts, where some are dense, as the end of a line; "" for other models."""
+    routed, layers = getattr(config, "resolved_moe_layers", None), config.num_hidden_layers
+    if routed is None or len(routed) == layers:
+        return ""
+    return f", experts in {len(routed)} of {layers} layers"
 
 
 def changed_fields(cfg: TrainConfig, config: Any) -> list[str]:
@@ -155,7 +211,7 @@ def changed_fields(cfg: TrainConfig, config: Any) -> list[str]:
         return []
     preset = asdict(registry.build_config(cfg.model, cfg.model_size))
     changed = {name: value for name, value in asdict(config).items() if value != preset[name]}
-    told = [f"{n} {as_text(v):.40}" for n, v in changed.items() if not n.endswith("vocab_size")]
+    told = [f"{n} {as_text(v, n):.40}" for n, v in changed.items() if not n.endswith("vocab_size")]
     return told if len(told) <= 5 else [*told[:4], f"{len(told) - 4} more changes"]
 
 
@@ -179,7 +235,7 @@ def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:,.1f} {unit}"
-    return "under two minutes"
+    return f"about {max(seconds, 1):.0f} seconds"
 
 
 ESTIMATE = 0.85  # activations are estimated to 15 %, and a run that may fit is not refused

@@ -20,7 +20,7 @@ from architecture.interface import load_share
 from common.device import peak_flops, peak_memory_gb
 from data.documents import Source
 from training.balance import BIAS_BUFFER
-from training.costs import changed_fields
+from training.costs import changed_fields, expert_layers
 from training.monitor import instruments
 from training.monitor.page_layout import page_layout
 from training.monitor.probes import context_record, sink_mass
@@ -159,7 +159,7 @@ def describe(run: Run, source: Source, validation: Source) -> str:
         experts += ", capacity by score: train/loss is not causal, val/loss is"
     return (
         f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
-        f"{counts['total']:,} parameters, {counts['active']:,} active per token\n"
+        f"{counts['total']:,} parameters, {counts['active']:,} active per token{expert_layers(run.model.config)}\n"
         f"data: {source.name}{source.left_out()}, validation {validation.name}{other}, tokenizer {run.tokenizer.name}\n"
         f"{length} of {cfg.slots_per_step:,} tokens ({parts}{cfg.batch_size} rows{segments} x {cfg.block_size} "
         f"tokens) on {cfg.device} in {cfg.dtype} "
@@ -235,7 +235,7 @@ def summary(
         f"{told}\n---\n"
         f"validation loss  {in_words(found)}\n"
         f"training         {final['steps']:,} steps, {final['tokens']:,} tokens in {final['seconds']:,.0f} s "
-        f"({final['tokens_per_second']:,.0f} tokens/s)\n"
+        f"({final['tokens_per_second']:,.0f} tokens/s), in pass {run.loader.progress.epoch + 1} over the data\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
         f"  python sample.py --checkpoint {name}{prompt}{board}\n"

@@ -5,7 +5,7 @@ This module builds no model that takes memory, and writes no file.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -22,7 +22,14 @@ from common.settings import as_text
 from data.documents import Source, common_documents
 from training import costs, recipes
 from training.command_line import CommandLine
-from training.config import CHANGES_BITS, ContextTrainConfig, TrainConfig, check_resume
+from training.config import (
+    CHANGES_BITS,
+    READ_BY_EVALUATION,
+    READ_BY_HELP,
+    ContextTrainConfig,
+    TrainConfig,
+    check_resume,
+)
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.run import closing_step
@@ -46,6 +53,7 @@ def resolve(command: CommandLine) -> Start:
 
     Raises ValueError for settings that do not fit each other, the tokenizer, the checkpoint or the machine.
     """
+    require_read(command)
     command, extension, lines = with_extension(with_resumed_folder(command))
     asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
     if len(asked) > 1:
@@ -58,7 +66,34 @@ def resolve(command: CommandLine) -> Start:
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
-    return start._replace(cfg=cfg, lines=(*start.lines, *costs.warning(cfg, start.config)))
+    bounded = ()
+    if not (cfg.resume or cfg.eval_only):
+        cfg, bounded = costs.bounded_evaluations(cfg, start.config, command.given)
+    return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
+
+
+def require_read(command: CommandLine) -> None:
+    """Raise ValueError for a flag that --eval_only or --help_model would ignore.
+
+    A YAML file may hold the settings of a whole run; a line names those that are not read.
+    """
+    cfg, given = command.config, command.given
+    mode, read = ("help_model", READ_BY_HELP) if command.help_model else ("eval_only", READ_BY_EVALUATION)
+    if not command.help_model and not cfg.eval_only:
+        return
+    unread = given & {f.name for f in fields(cfg)} - read
+    if flags := ", ".join(f"--{name}" for name in sorted(unread & command.flags)):
+        raise ValueError(
+            f"--{mode} trains nothing, so it has no use for {flags}; leave out what it cannot use"
+        )
+    if cfg.eval_only and {"eval_tokens", "final_eval_tokens"} <= command.flags:
+        raise ValueError(
+            "--eval_tokens and --final_eval_tokens both bound the tokens of --eval_only; give one"
+        )
+    if unread:
+        say(f"--{mode} does not read {', '.join(sorted(unread))} of the --config file")
+    if cfg.eval_only and {"dataset", "val_dataset"} <= command.flags:
+        say(f"--eval_only scores val_dataset {cfg.val_dataset}, and does not read dataset {cfg.dataset}")
 
 
 def require_resources(start: Start) -> None:
@@ -256,7 +291,7 @@ def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str,
         return parameter_shapes(model, alone) == shapes
 
     told = " and ".join(
-        f"{name} {as_text(getattr(held, name))} (got {as_text(getattr(config, name))})"
+        f"{name} {as_text(getattr(held, name), name)} (got {as_text(getattr(config, name), name)})"
         for name in asdict(held)
         if name in overrides and not fits(name)
     )

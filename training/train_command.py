@@ -23,8 +23,6 @@ def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> in
 
 def run(command: CommandLine) -> int:
     """Do what the command line asks for. Returns the exit code."""
-    if command.help_model:
-        return print_model_fields(command.config)
     import torch
 
     from architecture import checkpoint, registry
@@ -32,9 +30,16 @@ def run(command: CommandLine) -> int:
     from data.sources import choose_dataset, open_dataset
     from training import costs, start, trainer
 
+    if command.help_model:
+        start.require_read(command)
+        return print_model_fields(command.config, command.model_overrides)
     cfg, tokenizer, config, saved, lines, held = begun = start.resolve(command)
     if cfg.dry_run:
+        with torch.device("meta"):  # raises for a backend that this machine lacks
+            registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
         room = device.available_memory(torch.device(cfg.device))
+        if cfg.resume:
+            lines = (*lines, f"continues at step {saved['step']:,}; the figures are those of the whole run")
         print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
     start.require_resources(begun)
@@ -62,6 +67,7 @@ def run(command: CommandLine) -> int:
     if cfg.eval_only:
         bounds = ("final_eval_tokens", "eval_tokens")
         tokens = next((getattr(cfg, name) for name in bounds if name in command.given), None)
+        tokens = None if tokens == "all" else tokens
         print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
         return 0
     try:
@@ -81,11 +87,11 @@ def model_fields(model: str) -> dict[str, typing.Any]:
     return typing.get_type_hints(model_class(model).config_class)
 
 
-def print_model_fields(cfg: TrainConfig) -> int:
-    """Print each field of the model with its type, its value in the preset, and its meaning."""
+def print_model_fields(cfg: TrainConfig, overrides: dict[str, typing.Any]) -> int:
+    """Print each field of the model with its type, its value in the preset or by its flag, and its meaning."""
     from architecture.registry import build_config, model_class
 
-    preset = build_config(cfg.model, cfg.model_size)
+    preset = build_config(cfg.model, cfg.model_size, overrides)
     meanings = {f.name: f.metadata["help"] for f in fields(preset)}
     print(
         f"fields of --model {cfg.model}, each a flag and a YAML key; values of --model_size {cfg.model_size}:"
@@ -93,7 +99,7 @@ def print_model_fields(cfg: TrainConfig) -> int:
     for name, hint in model_fields(cfg.model).items():
         kind = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
         kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind
-        value = as_text(getattr(preset, name))
+        value = as_text(getattr(preset, name), name)
         print(f"  --{name:<24} {kind:<32} {value:<8} {meanings[name]}")
     presets = model_class(cfg.model).presets
     print(f"model sizes: {', '.join(presets)}")

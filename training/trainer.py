@@ -26,7 +26,10 @@ from data.packing import validation_batches, validation_lanes
 from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
+from training.costs import closing_tokens
+from training.monitor.metrics import read_metrics
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
+from training.monitor.overfitting import Overfitting
 from training.optimizer import learning_rate, set_learning_rate
 from training.state import checkpoint
 from training.state.checkpoint import Progress
@@ -77,7 +80,8 @@ def train(
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         run.writer.layout(reporting.layout(run))
-        evaluated = None
+        metrics = Path(cfg.out_dir) / "metrics.jsonl"
+        watch, evaluated = Overfitting(read_metrics(metrics) if resumed else ()), None
         logged = (progress.tokens, progress.seconds)
         while progress.share_done(cfg) < 1:
             began = time.perf_counter()
@@ -92,6 +96,7 @@ def train(
                 record |= reporting.step_record(run, result)
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
+                watch.add(record)
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
@@ -99,15 +104,19 @@ def train(
                 require_finite_weights(run, step)
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
+                watch.add({"val/loss": evaluated[1].loss})
+                if line := watch.line(run.loader.progress.epoch):
+                    run.writer.say(line)
             if saving:  # after all records of this step, because resuming drops records after a checkpoint
                 path = save(run, progress, evaluated)
             if stopping:
                 raise Stopped(run.stop, path, cfg.program)
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
-        same = all_scored or cfg.final_eval_tokens == cfg.eval_tokens
+        most = closing_tokens(cfg, progress.tokens)
+        same = all_scored or most == cfg.eval_tokens
         found = evaluated[1] if evaluated and same else None
         prompt = reporting.first_words(tokenizer, fixed[0]["input_ids"][0])
-        close(run, progress, batches(max_tokens=cfg.final_eval_tokens), found, prompt)
+        close(run, progress, batches(max_tokens=most), found, prompt, most)
 
 
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
@@ -231,16 +240,20 @@ def close(
     batches: Iterable[dict[str, torch.Tensor]],
     found: Evaluation | None,
     prompt: str,
+    most: int | None,
 ) -> None:
     """Do the final evaluation, then log and print the figures, stories and the next commands.
 
     found: the last evaluation, if it scored the same tokens.  prompt: for the command that samples.
+    most: tokens of the final evaluation; None for all.
     """
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
     if found is None:
-        many = f"{cfg.final_eval_tokens:,}" if cfg.final_eval_tokens else "all"
-        run.writer.say(f"closing evaluation on {many} validation tokens ...")
+        many = f"{most:,} validation tokens" if most else "all validation tokens"
+        if cfg.final_eval_tokens is None:
+            many = f"all validation tokens, at most {most:,}, so that it takes no longer than the training"
+        run.writer.say(f"closing evaluation on {many} ...")
         try:
             batches = reporting.narrated(batches, run.writer.say)
             found = score(run, batches, should_stop=lambda: bool(run.stop))

@@ -41,7 +41,6 @@ from training.state.checkpoint import latest_checkpoint
 
 REPORTS = Path("runs") / "ablations"
 PACE_ROUNDS = 3
-EVALUATIONS = 10  # per run, if eval_every is not given: enough for a curve
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,8 @@ def run(
     folder = _earlier(spec, out_dir) if resume else None
     stored = _stored(folder, spec, path) if folder else stored
     arms = stored.arms if stored else matching.plan(spec)
+    for arm in stored.arms.values() if stored else ():
+        matching.require_same_model(arm, folder or path)
     print(write_up.plan_text(spec, arms), flush=True)
     if plan:
         return
@@ -213,6 +214,11 @@ def command(arm: PlannedArm, out_dir: Path, threads: int | None, **settings) -> 
     """The words after `python` that train an arm."""
     script = str(ROOT / matching.config_class(arm.settings).program)
     defaults = {"keep": 1, "threads": threads}
+    if arm.settings.get("final_eval_tokens") in (
+        None,
+        "none",
+    ):  # arms of other lengths are scored on the same text
+        settings["final_eval_tokens"] = "all"
     ours = {"recipe": "none", "use_tensorboard": False, "out_dir": str(out_dir.resolve())}
     return [script, *matching.flags(defaults | arm.settings | settings | ours)]
 
@@ -225,7 +231,7 @@ def training_job(x: Experiment, arm: PlannedArm, phase: str, seed: int, lr: floa
     if phase == "search":
         settings["eval_every"] = steps  # a search needs only the final score
     elif "eval_every" not in arm.settings:
-        settings["eval_every"] = max(1, steps // EVALUATIONS)
+        settings["eval_every"] = max(1, steps // matching.EVALUATIONS)
     record = {"id": f"{phase} {arm.name} seed {seed} lr {lr:g}", "phase": phase, "arm": arm.name}
     record |= {"seed": seed, "lr": lr, "folder": str(folder.relative_to(x.folder))}
     record |= {"commit": git_commit(), "at_once": 1 if gpus() else x.workers}

@@ -31,6 +31,7 @@ from training.start import new_config, require_context, settings_class, with_seg
 
 TOLERANCE = 0.02  # largest relative difference from the reference on the axis
 ENOUGH = 0.01  # if a multiple of 8 (fast on GPUs) comes this near, other sizes are not tried
+EVALUATIONS = 10  # per run, if eval_every is not given: enough for a curve
 DATA = ("dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size")
 
 
@@ -137,7 +138,7 @@ def naming(arm: str) -> Iterator[None]:
 def flags(settings: dict[str, Any]) -> list[str]:
     """Settings as flags of a command line."""
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    return [f"--{name}={as_text(value)}" for name, value in plain.items()]
+    return [f"--{name}={as_text(value, name)}" for name, value in plain.items()]
 
 
 @functools.cache
@@ -302,11 +303,11 @@ def _require_comparable(spec: Spec, resolved: dict[str, Any]) -> None:
         "axis flops counts padding too, and with lanes the share of padding depends on block_size; give "
         "all arms the same packing and block_size, or choose another axis",
     )
-    parts = {cfg.final_eval_tokens for cfg in cfgs.values()}
+    parts = {cfg.final_eval_tokens or "all" for cfg in cfgs.values()}
     require(
-        len(parts) == 1 and (one or parts == {None}),
+        len(parts) == 1 and (one or parts == {"all"}),
         "the arms must be scored on the same text, and final_eval_tokens takes its first tokens, got "
-        f"{', '.join(sorted(map(str, parts)))} under {listed}; set one value for all arms, and none if "
+        f"{', '.join(sorted(map(str, parts)))} under {listed}; set one value for all arms, and all if "
         "their tokenizers differ",
     )
     data = {name: (cfg.val_dataset or cfg.dataset, cfg.text_column) for name, cfg in cfgs.items()}
@@ -385,6 +386,17 @@ def read(path: Path | None) -> StoredPlan | None:
         arms = {name: PlannedArm(**arm) for name, arm in plan["arms"].items()}
         rest = (plan[name] for name in ("threads", "provenance", "machine"))
         return StoredPlan(plan["sha256"], arms, *rest)
+
+
+def require_same_model(arm: PlannedArm, where: Path) -> None:
+    """Raise ValueError if this version of the code reads the stored settings of an arm as another model."""
+    total = resolve(arm.name, arm.settings)[1].parameter_counts()["total"]
+    if total != arm.axes["total"]:
+        raise ValueError(
+            f"{where}: arm {arm.name} had {arm.axes['total']:,} parameters, and its settings now give {total:,} "
+            "(moe_layers none once meant all layers, and now means no layer); use the version of the code that "
+            "wrote the plan, or start from the specification"
+        )
 
 
 def machine() -> str:

@@ -16,6 +16,7 @@ from evaluation.ablation.results import LOADS, Results
 from evaluation.ablation.spec import FIRST_SEEDS, Spec
 from evaluation.ablation.statistics import ALPHA, POWER, part, summary, table, with_interval
 from evaluation.ablation.verdict import Ablation, Verdict, verdicts
+from training.costs import EVALUATION
 
 RUN_UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
 UNITS = RUN_UNITS | {"loss_after_first_segment": "nats per token after the first segment"}
@@ -25,7 +26,27 @@ TWO_LOOKS = "about 9 % of the time, not 5 %"
 
 def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     """The costs of every arm, before anything runs."""
-    return f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run\n{_arms(arms)}"
+    told = f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run\n{_arms(arms)}"
+    return "\n".join((told, *map(_evaluations, arms.values())))
+
+
+def _evaluations(arm: PlannedArm) -> str:
+    """What the evaluations of a run cost beside its training."""
+    cfg, _ = matching.resolve(arm.name, arm.settings)
+    closing = cfg.final_eval_tokens if isinstance(cfg.final_eval_tokens, int) else 0
+    last = (
+        f"a closing one of {closing:,}" if closing else "a closing one of all (final_eval_tokens bounds it)"
+    )
+    told = (
+        f"{arm.name}: {matching.EVALUATIONS} evaluations of {cfg.eval_tokens:,} validation tokens and {last}"
+    )
+    if arm.steps is None or "eval_every" in arm.settings:
+        return told
+    scored = matching.EVALUATIONS * cfg.eval_tokens + closing
+    share = scored / (EVALUATION * arm.steps * cfg.slots_per_step)
+    return f"{told}: about {share:.0%} of the training's time" + (
+        "" if closing else " without the closing one"
+    )
 
 
 def write(x: Ablation) -> None:

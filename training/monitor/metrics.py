@@ -22,6 +22,7 @@ SHOWN = {  # tags that the progress line shows, in this order
     "train/bits_per_byte": "{:.3f} bits/byte",
     "val/bits_per_byte": "val {:.3f} bits/byte",
     "perf/tokens_per_second": "{:,.0f} tokens/s",
+    "data/epoch": "pass {:.0f}",  # over the data, counted from 1 here
 }
 
 COMPARED = ("loss", "bits_per_byte", "tokens", "tokens_per_second")  # final figures on TensorBoard
@@ -71,7 +72,7 @@ class MetricsWriter:
             with writing(self.tensorboard_dir):
                 for tag, number in numbers.items():
                     self.tensorboard.add_scalar(tag, number, step)
-        self.latest |= {tag: number for tag, number in numbers.items() if tag in SHOWN}
+        self.latest |= {tag: v + (tag == "data/epoch") for tag, v in numbers.items() if tag in SHOWN}
         if progress is not None:
             with contextlib.suppress(OSError):  # nobody reads the progress line
                 self._show(step, progress)
