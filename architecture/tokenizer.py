@@ -85,7 +85,11 @@ def encode_text(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     able = _for_long_texts(encoding) if len(text) >= LONG_TEXT else encoding
     try:  # to an array, because a list of ints takes ten times the memory of the text
         ids = able.encode_to_numpy(text, disallowed_special=())
-    except ValueError as error:
+    except BaseException as error:
+        if not (
+            isinstance(error, ValueError) or type(error).__name__ == "PanicException"
+        ):  # Rust's, of tiktoken
+            raise
         raise ValueError(
             f"tokenizer {encoding.name} cannot encode a text of {len(text):,} characters that begins "
             f"{text[:20]!r} ({error}); take the text out, or use another tokenizer"

@@ -56,6 +56,8 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
         told = one_line(error)
         if is_out_of_memory(error):
             told = f"out of memory ({told}); free memory, or lower the batch, the lengths or the model"
+        elif told == f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}":  # from print, which names no file
+            told = "the disk or device of the output is full; free space, or write the output elsewhere"
         elif not isinstance(error, (ValueError, OSError, ImportError)):
             raise
         say(f"{program}: error: {told}")

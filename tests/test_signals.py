@@ -128,7 +128,9 @@ def test_a_lost_reader_of_stderr_does_not_end_a_script(tmp_path):
 
 def test_a_result_that_cannot_be_written_is_one_line(tmp_path):
     done = shell(tmp_path, SCRIPT.replace("sys.stdin.read()", "print('more' * 9999)"), ">/dev/full")
-    assert done.returncode == 2 and done.stderr.endswith("x.py: error: [Errno 28] No space left on device\n")
+    assert done.returncode == 2 and done.stderr.endswith(
+        "x.py: error: the disk or device of the output is full; free space, or write the output elsewhere\n"
+    )
 
 
 # ------------------------------------------------------------------------------------ early Ctrl-C

@@ -158,6 +158,7 @@ END = {"<|endoftext|>": 256}
         (r"\S+|[^\S\r]", END, r"loses text.*lack .\\r"),
         (r"[\s\S]", {"<|endoftext|>": 10, "<|pad|>": 257}, "ids 0 to 257, each once; see id 10"),
         (r"[\s\S]", {"<|end|>": 256}, "<|endoftext|> a special token"),
+        ("", END, "cannot encode a text"),  # tiktoken panics
     ],
 )
 def test_a_rank_file_that_loses_or_confuses_text_is_refused(tmp_path, pattern, special, told):
