@@ -2,8 +2,8 @@
 
 The first stops itself before one of its file operations. The second starts, and stops itself before one of
 its own. Then both go on to their ends, in either order; or the first is killed in place of that. One of them
-must write its whole folder, and the other must be refused in one sentence. The one that began the folder is
-the one that writes it. After a kill the second must do its work, unless the first was complete.
+must write its whole folder, and the other must be refused in one sentence. The one that holds the
+lock is the one that writes it. After a kill the second must do its work, unless the first was complete.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def try_order(order: Order, work: Path, expected: dict[str, dict[str, str]]) -> 
     writers = [first]
     try:
         first.stopped()
-        began, complete = out.exists() and any(out.rglob("*")), (out / "tokens").exists()
+        complete = (out / "tokens").exists()
+        # the first has the folder from the moment at which its number stands in the lock
+        began = complete or any(lock.read_text() for lock in out.rglob(".lock"))
         second = Writer(work, "second", order.second, stop)
         writers.append(second)
         second.stopped()

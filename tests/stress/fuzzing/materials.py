@@ -111,7 +111,8 @@ def write_tree(suffix: str, value: Any) -> bytes:
         torch.save(value, file)
         return file.getvalue()
     if isinstance(value, dict) and "seal" in value:  # a wrong seal would hide all other faults
-        value = sealed({key: entry for key, entry in value.items() if key != "seal"})
+        rest = {key: entry for key, entry in value.items() if key != "seal"}
+        value = sealed(json.loads(json.dumps(rest)))  # JSON has text for keys
     if suffix == ".jsonl":
         lines = value if isinstance(value, list) else [value]
         return "".join(json.dumps(line) + "\n" for line in lines).encode()
