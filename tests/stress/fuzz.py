@@ -84,7 +84,7 @@ def hunt_once(
 ) -> tuple[int, Found | None]:
     """Run cases up to the first unknown fault; return their number and that fault with its smallest case."""
     done, deadline = 0, math.inf
-    failing: dict[Case, Finding] = {}
+    failing: dict[str, Found] = {}  # by repr, as a case may hold a dict
 
     def attempt(case: Case) -> None:
         nonlocal done, deadline
@@ -93,12 +93,12 @@ def hunt_once(
             count(case)
         # After the deadline only cases that failed before fail, so hypothesis stops shrinking.
         late = time.monotonic() > deadline
-        finding = failing.get(case) if late else run(case)
+        finding = (failing[repr(case)].finding if repr(case) in failing else None) if late else run(case)
         if finding is None or finding.signature in known:
             return
         if not failing:
             deadline = time.monotonic() + SHRINK_SECONDS
-        failing[case] = finding
+        failing[repr(case)] = Found(case, finding)
         raise Fault(finding.signature)
 
     test = settings(
@@ -117,7 +117,7 @@ def hunt_once(
     try:
         test()
     except (Fault, hypothesis.errors.FlakyFailure):
-        case, finding = list(failing.items())[-1]  # the last failure is the smallest
+        case, finding = list(failing.values())[-1]  # the last failure is the smallest
         return done, Found(case, finding)
     return done, None
 
