@@ -22,7 +22,7 @@ import numpy as np
 import tiktoken
 import torch
 
-from common.files import atomic_write, read_json, reading, sealed
+from common.files import atomic_write, read_json, reading, sealed, without_surrogates
 from common.script import did_you_mean
 from common.settings import cast
 
@@ -77,18 +77,14 @@ def encode_text(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     Lone surrogates are replaced. Raises ValueError if the pattern of the encoding leaves a part of the text
     out, or cannot match it.
     """
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        size = len(text.encode())
+    text = without_surrogates(text)
+    size = len(text.encode())
     able = _for_long_texts(encoding) if len(text) >= LONG_TEXT else encoding
-    try:  # to an array, because a list of ints takes ten times the memory of the text
+    try:  # a list of ints would take ten times the memory of the text
         ids = able.encode_to_numpy(text, disallowed_special=())
     except BaseException as error:
-        if not (
-            isinstance(error, ValueError) or type(error).__name__ == "PanicException"
-        ):  # Rust's, of tiktoken
+        panic = type(error).__name__ == "PanicException"  # from the Rust code of tiktoken; not an Exception
+        if not (panic or isinstance(error, ValueError)):
             raise
         raise ValueError(
             f"tokenizer {encoding.name} cannot encode a text of {len(text):,} characters that begins "
@@ -123,8 +119,8 @@ def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Te
 def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
     """A dictionary of strings and ints from which tokenizer_from_state rebuilds the encoding.
 
-    An encoding of tiktoken that this machine has is stored without its ranks. `sha256` covers ranks, pattern and special tokens, so
-    equal hashes mean equal ids for every text.
+    An encoding of tiktoken that this machine has is stored without its ranks. `sha256` covers ranks, pattern
+    and special tokens, so equal hashes mean equal ids for every text.
     """
     in_order = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
     state = {

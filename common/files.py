@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from common.script import is_out_of_memory
 
@@ -92,14 +93,43 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):  # deleting fails on a read-only disk, too
+            with contextlib.suppress(OSError):  # deleting also fails on a read-only disk
                 temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)  # it holds the new name, so sync it, too
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name is stored in the folder
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
+    """Make a file, and its folder if needed, and lock it for as long as the returned file stays open.
+
+    The operating system releases the lock when the process ends, so a crash leaves no lock behind.
+    in_use: makes the error for the number of the process that holds the lock.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A process that ends may delete the lock or its folder just now, and a deleted lock is useless: try again.
+        with contextlib.suppress(FileNotFoundError):
+            lock = open(path, "a+")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                owner = lock.read().strip()
+                lock.close()
+                raise in_use(owner) from None
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
+
+
+def write_owner(lock: TextIO) -> None:
+    """Write the number of this process into a lock, where lock_file finds it for its message."""
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
 
 
 def decode_text(data: bytes, where: Callable[[int], str]) -> str:
@@ -120,6 +150,15 @@ def plain_text(text: str) -> str:
     """The text without byte order marks, which joined files have inside, and with "\n" for "\r\n"."""
     if "\ufeff" in text or "\r" in text:  # a search for one character takes a tenth of the time of replace
         text = text.replace("\ufeff", "").replace("\r\n", "\n")
+    return text
+
+
+def without_surrogates(text: str) -> str:
+    """The text with each lone surrogate, which UTF-8 cannot hold and JSON escapes can make, replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from common.files import plain_text
+from common.files import plain_text, without_surrogates
 from common.script import shown
 
 Document = str | np.ndarray  # text, or token ids where the source is already tokenized
@@ -248,18 +248,12 @@ def common_documents(train: Source, validation: Source) -> tuple[str, ...]:
 
 
 def text_of(value, where: str, text_column: str) -> str:
-    """Return a value of the text column as text that UTF-8 can hold, after plain_text: None is "", and lone
-    surrogates, which JSON escapes can make, are replaced. Raises ValueError for any other type.
-    """
+    """A value of the text column as plain_text without surrogates; None is "". Raises ValueError for other types."""
     if value is None:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{where}: column {text_column!r} must hold text, got {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return plain_text(value)
+    return plain_text(without_surrogates(value))
 
 
 def too_few_validation_documents(name: str, count: int, among: str) -> ValueError:

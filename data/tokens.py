@@ -8,18 +8,25 @@ the documents of each split.
 """
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import weakref
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from architecture.tokenizer import tokenizer_state
-from common.files import atomic_write, read_json, reading, write_json_atomic, writing
+from common.files import (
+    atomic_write,
+    lock_file,
+    read_json,
+    reading,
+    write_json_atomic,
+    write_owner,
+    writing,
+)
 from data.documents import IndexedSource, identity_of
 from data.files import version
 
@@ -166,12 +173,10 @@ class TokenFolderWriter:
             "splits": {},
         }
         with writing(self._partial):
-            self._lock = _only_writer(self._partial / LOCK, folder)
+            self._lock = lock_file(self._partial / LOCK, functools.partial(_in_use, folder))
         with self.removed_if_it_fails(), writing(self._partial):
             _require_new(folder)  # again, since another writer may have finished before we got the lock
-            self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()}\n")
-            self._lock.flush()
+            write_owner(self._lock)
             self._remove_shards()
 
     def write_split(self, split: str, documents, identity: str | None = None) -> dict:
@@ -262,27 +267,10 @@ def _require_new(folder: Path) -> None:
         raise ValueError(f"{folder} exists already; choose another --out_dir, or remove it first")
 
 
-def _only_writer(path: Path, folder: Path) -> TextIO:
-    """Make the file at `path` and lock it until it is closed. Raises ValueError while another process holds
-    the lock.
-    """
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The folder may be removed by a writer that ends just now, and its lock is then of no use: try again.
-        with contextlib.suppress(FileNotFoundError):
-            lock = open(path, "a+")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                owner = lock.read().strip()
-                lock.close()
-                raise ValueError(
-                    f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another "
-                    "--out_dir"
-                ) from None
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-                return lock
+def _in_use(folder: Path, owner: str) -> ValueError:
+    return ValueError(
+        f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another --out_dir"
+    )
 
 
 def _shard_name(split: str, number: int) -> str:

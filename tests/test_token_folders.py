@@ -1,6 +1,7 @@
 """Token folders: reading gives what was written or one sentence, and a folder has one writer."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -374,14 +375,14 @@ def test_the_second_writer_of_a_folder_is_refused_and_mixes_nothing_in(tmp_path,
 
 def test_a_writer_that_waited_for_another_to_finish_does_not_write_over_it(tmp_path, monkeypatch):
     encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
-    only_writer = tokens._only_writer
+    lock_file = tokens.lock_file
 
-    def late(path, folder):
+    def late(*arguments):
         monkeypatch.undo()  # the other one begins and ends between our two looks at the folder
         write(folder, [[1]])
-        return only_writer(path, folder)
+        return lock_file(*arguments)
 
-    monkeypatch.setattr(tokens, "_only_writer", late)
+    monkeypatch.setattr(tokens, "lock_file", late)
     with pytest.raises(ValueError, match="exists already"):
         TokenFolderWriter(folder, encoding)
     assert read(folder) == [[[1]], [[1]]] and list(tmp_path.iterdir()) == [folder]
@@ -414,10 +415,10 @@ def test_a_writer_that_comes_while_another_ends_has_the_folder_alone_or_is_refus
     encoding, folder = get_tokenizer("stories4k"), tmp_path / "tokens"
     first, others = TokenFolderWriter(folder, encoding), []
     first.write_split("train", [[1, 2, 3]])
-    flock, mkdir = tokens.fcntl.flock, Path.mkdir
+    flock, mkdir = fcntl.flock, Path.mkdir
 
     def end():
-        monkeypatch.setattr(tokens.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         monkeypatch.setattr(Path, "mkdir", mkdir)
         if first_ends == "well":
             first.write_split("validation", [[1]])
@@ -440,7 +441,7 @@ def test_a_writer_that_comes_while_another_ends_has_the_folder_alone_or_is_refus
     if when == "before the lock is opened":
         monkeypatch.setattr(Path, "mkdir", late_mkdir)
     else:
-        monkeypatch.setattr(tokens.fcntl, "flock", late_flock)
+        monkeypatch.setattr(fcntl, "flock", late_flock)
     refused = "exists already" if first_ends == "well" else "is already writing"
     if first_ends == "well" or when == "before the third":
         with pytest.raises(ValueError, match=refused):

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
-from common.files import read_json, reading, writing
+from common.files import lock_file, read_json, reading, write_owner, writing
 from training.state.checkpoint import latest_checkpoint
 
 LOCK = ".lock"
@@ -76,14 +77,13 @@ def nothing_to_continue(out_dir: str | Path) -> ValueError:
 def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
     """Create OUT_DIR if needed, and lock it for as long as the returned file stays open.
 
-    The operating system releases the lock when the process ends, so a crash leaves no lock behind.  Raises
-    CannotWrite, and ValueError if check_out_dir refuses the folder or another process holds the lock.
+    Raises CannotWrite, and ValueError if check_out_dir refuses the folder or another process holds the lock.
     """
     out_dir = Path(out_dir)
     check_out_dir(out_dir, resume)
     with writing(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out_dir / LOCK)
+        lock = lock_file(out_dir / LOCK, functools.partial(_has_a_writer, out_dir))
+        write_owner(lock)
     check_out_dir(out_dir, resume)  # again: another run may have started and ended before we held the lock
     for unfinished in out_dir.glob(".*.tmp"):  # a kill interrupted their writes
         unfinished.unlink()
@@ -99,21 +99,6 @@ def live_writer(out_dir: str | Path) -> str | None:
             owner = lock.read().strip()
             return owner if owner != str(os.getpid()) else None
     return None
-
-
-def _locked(path: Path) -> TextIO:
-    lock = open(path, "a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip()
-        lock.close()
-        raise _has_a_writer(path.parent, owner) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
 
 
 def _has_a_writer(out_dir: str | Path, owner: str) -> ValueError:
