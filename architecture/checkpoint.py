@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from common.files import read_json, read_json_object, reading
 from common.script import did_you_mean
@@ -68,13 +69,18 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
     return newest
 
 
-def checkpoints(out_dir: str | Path) -> list[Path]:
-    """The checkpoints of a folder, oldest step first."""
+def checkpoints_by_step(out_dir: str | Path) -> dict[int, Path]:
+    """{step: checkpoint} of a folder, oldest step first."""
     found = {}
     for path in Path(out_dir).glob("checkpoint_*.pt"):
         if match := re.fullmatch(r"checkpoint_(\d+)\.pt", path.name):
             found[int(match[1])] = path
-    return [found[step] for step in sorted(found)]
+    return dict(sorted(found.items()))
+
+
+def checkpoints(out_dir: str | Path) -> list[Path]:
+    """The checkpoints of a folder, oldest step first."""
+    return list(checkpoints_by_step(out_dir).values())
 
 
 def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
@@ -290,6 +296,22 @@ def load(cls: type[nn.Module], path: str | Path, *, device: str | torch.device =
     return model_of(cls, state, path).to(device)
 
 
+class _NoRandomValues(TorchFunctionMode):
+    """Leaves out random initial values: torch takes a second to load its code for them on the meta device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def without_values(cls: type[nn.Module], config: Any, **arguments: Any) -> nn.Module:
+    """A model on the meta device, to load weights into or to see its shapes. arguments: of its constructor."""
+    with torch.device("meta"), _NoRandomValues():
+        return cls(config, **arguments)
+
+
 def model_of(
     cls: type[nn.Module],
     state: dict[str, Any],
@@ -302,8 +324,7 @@ def model_of(
     from architecture.tokenizer import tokenizer_from_state  # tiktoken is needed only here
 
     config = config_from_dict(cls.config_class, state["config"])
-    with torch.device("meta"):  # the weights are loaded, so none are initialised
-        model = cls(config, attention=attention, experts=experts)
+    model = without_values(cls, config, attention=attention, experts=experts)
     load_weights(model, state["model"], path)
     model.tokenizer = tokenizer_from_state(state["tokenizer"])
     return model.eval()

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from architecture.checkpoint import config_from_dict
+from architecture.checkpoint import config_from_dict, without_values
 from architecture.gpt2 import GPT2, LAYER_NORM_EPS, ModelConfig
 from architecture.tokenizer import (
     END_OF_TEXT,
@@ -127,8 +127,7 @@ def from_hugging_face(
                 f"{source} has a head of its own (lm_head.weight differs from wte.weight), but its {CONFIG} "
                 "has tie_word_embeddings true; set it to false"
             )
-    with torch.device("meta"):
-        wanted = to_hugging_face(GPT2(config).state_dict(), config)
+    wanted = to_hugging_face(without_values(GPT2, config).state_dict(), config)
     shapes = {name.removeprefix("transformer."): tensor.shape for name, tensor in wanted.items()}
     for problem, odd in (
         ("lacks {} tensor(s) of GPT-2", shapes.keys() - found.keys()),

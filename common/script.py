@@ -56,7 +56,7 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
         told = one_line(error)
         if is_out_of_memory(error):
             told = f"out of memory ({told}); free memory, or lower the batch, the lengths or the model"
-        elif told == f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}":  # from print, which names no file
+        elif type(error) is OSError and error.errno == errno.ENOSPC and error.filename is None:  # from print
             told = "the disk or device of the output is full; free space, or write the output elsewhere"
         elif not isinstance(error, (ValueError, OSError, ImportError)):
             raise

@@ -140,13 +140,14 @@ class TrainConfig:
 
 # Settings that --resume may change, because the updates do not depend on them. max_iters and max_minutes are
 # not among them: warmup and decay are shares of the run, so that another length changes the learning rate of
-# every step (--extend keeps it for the steps that are done). Nor is eval_tokens: best.json would then compare losses of different tokens.
+# every step (--extend keeps it for the steps that are done). Nor is eval_tokens: best.json would then compare
+# losses of different tokens.
 RESUMABLE_CHANGES = frozenset(
     {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
 )
 
 # Names of the data. A resume accepts another name, because it compares the content (start.check_data).
-DATA = frozenset({"dataset", "val_dataset", "text_column"})
+DATA = ("dataset", "val_dataset", "text_column")
 
 # Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
 CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile"})
@@ -189,7 +190,7 @@ def check_resume(
         if asked[name] == defaults[name]:
             del asked[name]  # "auto" asks for nothing
 
-    before, free = saved_model | saved, RESUMABLE_CHANGES | DATA | CHANGES_BITS
+    before, free = saved_model | saved, RESUMABLE_CHANGES | {*DATA} | CHANGES_BITS
     for name, value in (asked | model_overrides).items():
         was = before.get(name)
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples

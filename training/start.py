@@ -14,7 +14,7 @@ import tiktoken
 import torch
 
 from architecture import registry
-from architecture.checkpoint import checkpoints, find_checkpoint, read_checkpoint
+from architecture.checkpoint import checkpoints_by_step, find_checkpoint, read_checkpoint, without_values
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
 from common.script import say
@@ -24,6 +24,7 @@ from training import costs, recipes
 from training.command_line import CommandLine
 from training.config import (
     CHANGES_BITS,
+    DATA,
     READ_BY_EVALUATION,
     READ_BY_HELP,
     ContextTrainConfig,
@@ -33,8 +34,6 @@ from training.config import (
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.run import closing_step
-
-DATA = ("dataset", "val_dataset", "text_column")
 
 
 class Start(NamedTuple):
@@ -300,8 +299,7 @@ def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str,
 
 def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
     """{name: shape} of the parameters, from a model on the meta device; tied parameters occur once."""
-    with torch.device("meta"):
-        built = registry.build_model(model, config)
+    built = without_values(registry.model_class(model), config)
     return {n: p.shape for n, p in built.named_parameters()}
 
 
@@ -382,10 +380,9 @@ def with_extension(command: CommandLine) -> tuple[CommandLine, dict[str, Any], t
             f"with --resume --out_dir {quote(asked.out_dir)}, then extend it"
         )
     total, length = end + asked.extend, before.extend or end
-    last = end - before.decay * length + 0.5  # of the plateau: a step takes the rate at its middle
-    steps = {int(path.stem.split("_")[1]): path for path in checkpoints(asked.out_dir)}
+    last = end - before.decay * length + 0.5  # end of the plateau: a step takes the rate at its middle
     first = end - length + before.warmup * length
-    kept = [path for step, path in steps.items() if first < step <= last]
+    kept = [path for step, path in checkpoints_by_step(asked.out_dir).items() if first < step <= last]
     plateau = before.schedule == "wsd" and before.max_iters is not None
     changes = {"max_iters": total, "max_minutes": None, "extend": asked.extend}
     one_run = f"the curve is not that of one run of {total:,} steps"

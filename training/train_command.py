@@ -35,8 +35,8 @@ def run(command: CommandLine) -> int:
         return print_model_fields(command.config, command.model_overrides)
     cfg, tokenizer, config, saved, lines, held = begun = start.resolve(command)
     if cfg.dry_run:
-        with torch.device("meta"):  # raises for a backend that this machine lacks
-            registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
+        cls = registry.model_class(cfg.model)  # the next line raises for a backend that this machine lacks
+        checkpoint.without_values(cls, config, attention=cfg.attention, experts=cfg.experts)
         room = device.available_memory(torch.device(cfg.device))
         if cfg.resume:
             lines = (*lines, f"continues at step {saved['step']:,}; the figures are those of the whole run")

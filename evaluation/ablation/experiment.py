@@ -12,9 +12,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import torch
-
 from architecture import registry
+from architecture.checkpoint import without_values
 from common.device import choose_device
 from common.provenance import git_commit
 from common.script import say
@@ -151,9 +150,10 @@ def _require_trainable(arms: dict[str, PlannedArm]) -> None:
     """Raise ValueError now for what train.py would refuse on this machine in every run."""
     for name, arm in arms.items():
         cfg, config = matching.resolve(name, arm.settings)
-        with matching.naming(name), torch.device("meta"):
+        with matching.naming(name):
             choose_device(cfg.device)
-            registry.build_model(cfg.model, config, attention=cfg.attention, experts=cfg.experts)
+            cls = registry.model_class(cfg.model)
+            without_values(cls, config, attention=cfg.attention, experts=cfg.experts)
 
 
 def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:

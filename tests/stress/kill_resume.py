@@ -60,7 +60,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from architecture.checkpoint import best_checkpoint, read_checkpoint
+from architecture.checkpoint import best_checkpoint, checkpoints_by_step, read_checkpoint
 from common.provenance import provenance
 from tests.stress import changed_data, two_writers
 from tests.stress.changed_data import Data
@@ -267,7 +267,7 @@ def check_ending(way: str, ended: Ended, before: bytes, out_dir: Path) -> None:
     if way in KILLS or ended.code == 0 or records(out_dir) == before:
         return
     done = [r["step"] for r in read_metrics(out_dir / "metrics.jsonl") if "train/loss" in r]
-    saved = [int(path.stem.partition("_")[2]) for path in checkpoints(out_dir)]
+    saved = list(checkpoints_by_step(out_dir))
     if max(done, default=0) > max(saved, default=0):
         raise Broken(
             f"{way}: {max(done)} steps were done and {max(saved, default=0)} are saved: {ended.line}"
