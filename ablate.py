@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None, **tools) -> int:
 
         experiment.run(**vars(args), **tools)
 
-    make_unfailing("stdout")  # a lost reader does not end the runs; the report is in files, too
+    make_unfailing("stdout")  # a lost reader does not end the runs; the report is also in files
     return exit_code("ablate.py", run)
 
 

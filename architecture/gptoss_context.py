@@ -76,7 +76,7 @@ def visible_keys_and_slot(
 ) -> torch.Tensor:
     """visible_keys and the slot: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
-    always: tokens see the slot from beyond the window, too. A query in front of the slot is padding; it sees
+    always: tokens also see the slot from beyond the window. A query in front of the slot is padding; it sees
     everything, so that no row is empty, and its output is not used.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
@@ -262,7 +262,7 @@ class TokenGenerator:
     """Generates one text over several calls of generate(), until reset() begins another.
 
     The signature is that of OpenAI's reference (gpt_oss/torch/model.py), where max_tokens=0 means no limit.
-    In training, documents begin with end-of-text; the first prompt after a reset should begin with it, too.
+    In training, documents begin with end-of-text; the first prompt after a reset should also begin with it.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100  # marks a target that is not scored; the default of F.cross_entropy
-# next_token_loss computes blocks of this many logits, which fit the caches of a CPU, or 256 MB elsewhere, but
-# of at least CHUNK_ROWS rows, since matrix products of fewer rows are slow.
+# next_token_loss computes blocks of this many logits: on a CPU they fit its caches, elsewhere they take 256 MB.
+# A block has at least CHUNK_ROWS rows, because matrix products of fewer rows are slow.
 CHUNK_ROWS = 256
 CHUNK_LOGITS = {"cpu": 2**20, "other": 2**26}
 

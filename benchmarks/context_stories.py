@@ -27,7 +27,7 @@ from evaluation.ablation import statistics
 from evaluation.check import examine, summary, training_text
 
 MAX_TOKENS, TEMPERATURE = 400, 0.8
-PASSES = "consistent and finished"  # of the counts of evaluation.check
+PASSES = "consistent and finished"  # the count of evaluation.check that is compared
 
 
 def load(given: str) -> Any:

@@ -26,7 +26,9 @@ from data.documents import (
 )
 
 SEPARATOR = b"<|endoftext|>"  # between the documents of a .txt file
-BLANK = b" \t\r\n\xef\xbb\xbf"  # of a line of .jsonl; the last three bytes are a byte order mark
+BLANK = (
+    b" \t\r\n\xef\xbb\xbf"  # what a blank line of .jsonl holds; the last three bytes are a byte order mark
+)
 # The words in a file name that put it into a split. No run reads a test file of a folder: it is for the
 # user's own last measurement, and is read where --dataset or --val_dataset names it.
 SPLIT_WORDS = {

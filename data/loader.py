@@ -141,7 +141,7 @@ def _position(rows, documents):
 def _read_ahead(rows, documents, batches, stop):
     """Put (inputs, targets, reset, position, progress) of each batch into the queue until `stop` is set.
 
-    An exception is put into the queue, too, and ends the reading.
+    An exception also goes into the queue, and ends the reading.
     """
 
     def put(item):

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the script runs from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs from any folder
 
 import matplotlib
 import matplotlib.pyplot as plt

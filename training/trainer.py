@@ -164,7 +164,7 @@ def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         told = f"out of memory after step {progress.step} ({first_line(error)})"
-        traceback.clear_frames(error.__traceback__)  # they hold activations, and saving needs memory, too
+        traceback.clear_frames(error.__traceback__)  # they hold activations, and saving needs their memory
     for optimizer in run.optimizers:
         optimizer.zero_grad()
     cfg, path = run.cfg, checkpoint.checkpoint_path(run.cfg.out_dir, progress.step)
@@ -259,7 +259,7 @@ def close(
             found = score(run, batches, should_stop=lambda: bool(run.stop))
         except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
-        except ValueError as error:  # of the validation data
+        except ValueError as error:  # from the validation data
             raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
     final = reporting.final_record(run, progress, found)
     stories = reporting.sample_stories(run, 3)

@@ -17,7 +17,7 @@ class Evaluation(NamedTuple):
     """The result of one pass over validation tokens."""
 
     loss: float  # nats per target token, end-of-text targets included
-    half_width: float | None  # of the 95 % interval of loss, over documents; None below three documents
+    half_width: float | None  # half of the 95 % interval of loss over documents; None below three documents
     documents: int
     bits_per_byte: float  # nats of the text tokens / ln 2 / UTF-8 bytes of those tokens
     tokens: int

@@ -97,7 +97,7 @@ def flex_attention(q, k, v, sinks, mask, dropout):
         q, k, v, block_mask=mask, scale=1 / math.sqrt(q.shape[-1]), enable_gqa=True
     )
     if sinks is not None:
-        share = torch.sigmoid(aux.lse - sinks[:, None].to(aux.lse.dtype))  # of all keys together
+        share = torch.sigmoid(aux.lse - sinks[:, None].to(aux.lse.dtype))  # the share of all keys together
         out = out * share[..., None].to(out.dtype)
     return out.transpose(1, 2)
 

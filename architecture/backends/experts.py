@@ -132,7 +132,7 @@ class _SwigluExperts(torch.autograd.Function):
     x: (N, D). Among the R rows sorted by expert, sizes[e] belong to expert e; the rest are dropped, giving 0.
     w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D). Returns (R, D).
     The backward pass gathers the rows again. Saving x instead of the rows takes no memory, because the router
-    saves x, too.
+    also saves x.
 
     The experts run one after another, so that the intermediate values stay in the cache. Gate and up come
     from two products, with the even and the odd rows of w1, so that each is contiguous. With z = alpha gate,

@@ -12,6 +12,6 @@ from data.stories.tell import Facts, Story, story
 
 TRAIN_STORIES = 20_000
 VALIDATION_STORIES = 1_000
-VERSION = 1  # of all stories; a run resumes only on the version that it began with
+VERSION = 1  # version of all stories; a run resumes only on the version that it began with
 
 __all__ = ["TRAIN_STORIES", "VALIDATION_STORIES", "VERSION", "Facts", "Story", "story"]

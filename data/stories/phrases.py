@@ -4,7 +4,7 @@ A pool is a tuple of templates (grammar.py) of one or two sentences. The slots:
 
     $N $M $n $him $his $Ns $Nm   the main character: Tom, Tom or he, he, him, his, Tom's, (with) Tom;
                                  in the first person I, I, I, me, my, my, me
-    $V                           the name of the main character in direct speech, in the first person, too
+    $V                           the name of the main character in direct speech, also in the first person
     $S $T $s $shim $shis $Ss     the other character, as $N $M $n $him $his $Ns
     $they $them $their           both characters; in the first person we, us, our
     $Nsaid $Nasked $Ncried       the speaker of a quotation; $Ssaid ... for the other character

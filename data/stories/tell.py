@@ -11,7 +11,7 @@ from data.stories import phrases, world
 from data.stories.grammar import expand, pick
 from data.stories.plots import PLOTS, Plot
 
-SEED = 0  # of the whole story world: with another value, every story is another one
+SEED = 0  # seed of the whole story world; another value gives other stories
 VOICES = ("plain",) * 9 + ("dialogue",) * 4 + ("storyteller",) * 3 + ("first person",) * 3
 HOOK_SHARE, FRAME_SHARE = 0.2, 0.1
 OPTIONAL_SHARE, ASIDE_SHARE, MORAL_SHARE = 0.4, 0.6, 0.25

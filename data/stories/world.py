@@ -23,7 +23,7 @@ class Cast(NamedTuple):
     """
 
     hero: Person
-    companion: Person  # of the other gender: he and she are never ambiguous
+    companion: Person  # has the other gender, so that he and she are never ambiguous
     place: str
     thing: str
     food: str | None = None  # shared with a hungry friend
@@ -70,7 +70,7 @@ CASTS = (*map(_friends, _FRIENDS), *map(_family, _FAMILIES))
 PEOPLE = tuple(person for cast in CASTS for person in cast[:2] if person.name not in GROWN_UPS)
 NAMES = frozenset(person.name for person in PEOPLE)
 ANIMALS = tuple(person.kind for person in PEOPLE if person.kind not in ("girl", "boy"))
-# Names and animals of other stories, which the checker watches for, too.
+# Names and animals of other stories, which the checker also watches for.
 OTHER_NAMES = {
     **dict.fromkeys("Lisa Sara Sally Jane Bella Luna Ella Jenny Emily Mary".split(), "she"),
     **dict.fromkeys("Bob John Joe Andy Jake Fred Pete Danny Tommy Timmy".split(), "he"),
@@ -115,7 +115,7 @@ OBJECTS = {  # name: how it looks in every story, what can be done with it
     "bike": ("red", "bds"),
     "wagon": ("wooden", "bdsc"),
 }
-# Objects of other stories, which the checker watches for, too.
+# Objects of other stories, which the checker also watches for.
 OTHER_OBJECTS = (
     "ball doll car truck flute necklace cup basket umbrella flag guitar box bag balloon shell blanket"
 ).split()

@@ -7,8 +7,9 @@ hypothesis draws the cases of each kind (tests/stress/fuzzing/cases.py): flags, 
 config.json, metrics.jsonl, checkpoints, best.json, token folders, rank files, reference bands. SHARE of them
 are mutations of valid input, the others are arbitrary. Further kinds may go wrong in silence: encodings,
 folders, numbers in YAML and others (tests/stress/fuzzing/silence.py). Most cases call main(argv) in this
-process, some run as commands. tests/stress/fuzzing/judge.py decides what passes. Each finding is shrunk and printed once, and
-any finding is exit code 1. If a case kills this process, the file that is named at the start holds it.
+process, some run as commands. tests/stress/fuzzing/judge.py decides what passes. Each finding is shrunk and
+printed once, and any finding is exit code 1. If a case kills this process, the file that is named at the
+start holds it.
 """
 
 from __future__ import annotations

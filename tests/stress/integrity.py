@@ -152,7 +152,7 @@ def uses(context: bool) -> list[Case]:
 
 
 def use(case: Case, folder: Path, run: Run) -> tuple[str, float, str]:
-    """Run a case in FOLDER/work; return how it ended, the GB it took, and what is wrong with that, or ""."""
+    """Run a case in a folder inside FOLDER; return how it ended, its peak memory in GB, and what is wrong, or ""."""
     work = folder / "work"
     before, around = judge.contents(work), judge.contents(folder)
     ending, memory = run(case, work)

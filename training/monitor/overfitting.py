@@ -17,7 +17,7 @@ class Overfitting:
     """Watches the records of a run.  records: the earlier ones of a run that continues."""
 
     def __init__(self, records: Iterable[dict[str, Any]] = ()):
-        self._losses: list[float] = []  # of training, since the last evaluation
+        self._losses: list[float] = []  # training losses since the last evaluation
         self._evaluations: list[tuple[float, float]] = []  # validation and training loss
         for record in records:
             self.add(record)

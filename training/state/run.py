@@ -70,7 +70,7 @@ def open_run(
     """
     device = torch.device(cfg.device)
     model = model.to(device).train()
-    model.tokenizer = tokenizer  # a loaded model has it, too; it turns samples into text
+    model.tokenizer = tokenizer  # it turns samples into text; a loaded model already has it
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
     if resumed:
