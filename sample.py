@@ -31,8 +31,9 @@ MAX_TOKENS = 256  # the default of --max_tokens, unless the context limit leaves
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="sample.py", description="Generate text with a checkpoint.", allow_abbrev=False)
     add, whole, number = parser.add_argument, dict(type=int, metavar="N"), dict(type=float, metavar="X")
-    told = "checkpoint_<step>.pt, or a run's folder for its newest"
+    told = "checkpoint_<step>.pt, a run's folder for its newest, or a folder of gpt-oss or GPT-2"
     add("--checkpoint", required=True, metavar="CKPT", help=told)
+    add("--weights", choices=["mxfp4"], help="keep the experts of a gpt-oss folder packed in four bits")
     add("--best", action="store_true", help="with a run's folder: its checkpoint of lowest validation loss")
     prompts = parser.add_mutually_exclusive_group()
     told = "one or more texts to continue (default: start a new text)"
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     device, given = machine.choose_device(args.device), Path(args.checkpoint)
     path = find_checkpoint(given / BEST if args.best else given, say)
     with naming_a_good_one(path):
-        model = load_model(path, device=device)
+        model = load_model(path, device=device, weights=args.weights)
     seed = secrets.randbits(31) if args.seed is None else args.seed
     limit = length_limit(model)
     longest = max(len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts)

@@ -14,7 +14,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
@@ -54,7 +54,7 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
         found = path.parent / best["checkpoint"]
         say(f"{found}: the checkpoint of {path.parent} with the lowest validation loss")
         return found
-    if not path.is_dir() or is_hugging_face(path):
+    if not path.is_dir() or is_model_folder(path):
         return path
     there, best = checkpoints(path), best_checkpoint(path)
     if not there:
@@ -96,8 +96,8 @@ def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
     return best if (path.parent / best["checkpoint"]).exists() else None
 
 
-def is_hugging_face(path: str | Path) -> bool:
-    """Whether path is a folder in the layout of transformers' save_pretrained."""
+def is_model_folder(path: str | Path) -> bool:
+    """Whether path is a folder of weights: in the layout of transformers' save_pretrained, or of gpt-oss."""
     path = Path(path)
     if not path.is_dir():
         return False
@@ -232,26 +232,39 @@ def config_from_dict(cls: type, values: dict[str, Any]) -> Any:
     return config
 
 
+def packed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds packed weights (MXFP4), which stay in the file that was mapped."""
+    return tensor.dtype == torch.uint8
+
+
+def _needs_the_type(name: str, tensor: torch.Tensor, expected: dict[str, torch.Tensor]) -> bool:
+    """Whether a tensor must have the type of the others: norms may be float32, as in the official weights."""
+    wide_norm = name.endswith("norm.scale") and tensor.dtype == torch.float32
+    return not wide_norm and not packed(expected[name])
+
+
 def load_weights(
     model: nn.Module,
-    weights: dict[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
     source: str | Path,
     added: Collection[str] = (),
 ) -> None:
     """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
 
+    weights: a dictionary, or a mapping that reads a tensor at each access and has them all without values in
+    `described` (architecture/open_gpt_oss/weights.py); then one tensor at a time is in memory twice.
     added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
     their values.
     Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
     """
-    expected = model.state_dict()
+    expected, described = model.state_dict(), getattr(weights, "described", weights)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     for problem, names in (
-        ("holds {} tensor(s) that this model lacks", weights.keys() - shapes.keys()),
-        ("lacks {} tensor(s) of this model", shapes.keys() - added - weights.keys()),
+        ("holds {} tensor(s) that this model lacks", described.keys() - shapes.keys()),
+        ("lacks {} tensor(s) of this model", shapes.keys() - added - described.keys()),
         (
             "holds {} tensor(s) of another shape",
-            {name for name in weights if getattr(weights[name], "shape", None) != shapes.get(name)},
+            {name for name in described if getattr(described[name], "shape", None) != shapes.get(name)},
         ),
     ):
         if names:
@@ -259,18 +272,23 @@ def load_weights(
                 f"{source} {problem.format(len(names))} (first: {min(map(str, names))}); "
                 "use the model and the sizes that it was trained with"
             )
-    with reading(source, "weights", way_out=ANOTHER):
-        kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
-        if len(kinds) > 1 or not all(t.is_floating_point() for t in weights.values()):
-            raise ValueError(
-                f"they are of type {' and '.join(sorted(kinds))}, and must be of one floating point type"
-            )
-        ours = {name: owned(tensor, name, shapes[name]) for name, tensor in weights.items()}
-    ours |= {name: expected[name] for name in added}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    if not any(p.is_meta for p in parameters.values()):
-        model.load_state_dict(ours)
-        return
+    with reading(source, "weights", way_out=ANOTHER):
+        kinds = {tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)}
+        if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
+            told = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+            raise ValueError(f"they are of type {told}, and must be of one floating point type")
+        if not any(p.is_meta for p in parameters.values()):
+            with torch.no_grad():
+                for name, target in expected.items():
+                    if name in described:
+                        target.copy_(owned(weights[name], name, shapes[name]))
+            return
+        ours = {
+            name: weights[name] if packed(expected[name]) else owned(weights[name], name, shapes[name])
+            for name in described
+        }
+    ours |= {name: expected[name] for name in added}
     # There is nothing to copy into, so the tensors become the parameters. A tied parameter stays one object.
     made: dict[int, nn.Parameter] = {}
     for name, parameter in parameters.items():
