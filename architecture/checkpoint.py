@@ -274,7 +274,9 @@ def load_weights(
             )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with reading(source, "weights", way_out=ANOTHER):
-        kinds = {tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)}
+        kinds = {
+            tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)
+        }
         if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
             told = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
             raise ValueError(f"they are of type {told}, and must be of one floating point type")

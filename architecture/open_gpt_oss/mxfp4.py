@@ -28,7 +28,9 @@ def _four_values(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 
 def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """blocks (..., G, 16) uint8, scales (..., G) uint8 -> (..., 32 G) in float32 or bfloat16."""
-    number = blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF  # a table of pairs of bytes is fastest
+    number = (
+        blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF
+    )  # a table of pairs of bytes is fastest
     table = _four_values(dtype, blocks.device)
     if dtype == torch.bfloat16:  # four of them are as wide as one int64, which is gathered in one move
         values = table.view(torch.int64).flatten().index_select(0, number).view(dtype)

@@ -62,7 +62,12 @@ SAME_NAME = (
 ).split()
 # Settings of transformers that change the function and that this model has no setting for.
 FIXED = {"hidden_act": "silu", "rms_norm_eps": RMSNorm.eps, "swiglu_alpha": SWIGLU_ALPHA}
-OFFICIAL_ROPE = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+OFFICIAL_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 # Settings of this project that the official model lacks, with the value that it stands for.
 SWITCHES = {
     "attention_sinks": True,
@@ -116,7 +121,9 @@ def require_expressible(config: ModelConfig, layout: str) -> None:
         values["layer_types"] = (config.resolved_layer_types, alternating)
     for name, (found, value) in values.items():
         if found != value:
-            wanted = "alternating" if name == "layer_types" else "all layers" if name == "moe_layers" else value
+            wanted = (
+                "alternating" if name == "layer_types" else "all layers" if name == "moe_layers" else value
+            )
             raise ValueError(
                 f"{name} must be {str(wanted).lower()} in the {layout} format of gpt-oss, and this model has "
                 f"{found!r}; export a model that was trained without this setting"
@@ -178,7 +185,9 @@ def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
     """The config of a config.json of GptOssForCausalLM. Raises ValueError for what this model cannot be."""
     for name, value in FIXED.items():
         if values.get(name, value) != value:
-            raise ValueError(f"{name} must be {value!r}, got {values[name]!r}; this code has no other gpt-oss")
+            raise ValueError(
+                f"{name} must be {value!r}, got {values[name]!r}; this code has no other gpt-oss"
+            )
     ours = {name: values[name] for name in (*SAME_NAME, "vocab_size") if name in values}
     for name, theirs in (
         ("num_experts", ("num_local_experts", "num_experts")),
@@ -186,7 +195,9 @@ def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
         ("tie_embeddings", ("tie_word_embeddings",)),
         ("layer_types", ("layer_types",)),
     ):
-        ours |= {name: values[key] for key in reversed(theirs) if values.get(key) is not None}
+        given = [values[key] for key in theirs if values.get(key) is not None]
+        if given:
+            ours[name] = given[0]
     rope = values.get("rope_parameters") or values.get("rope_scaling")
     if rope is None:
         rope = OFFICIAL_ROPE if "rope_theta" not in values else {"rope_type": "default"}
@@ -221,7 +232,9 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
             return "original", read_original_config(values)
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no config of gpt-oss ({type(error).__name__}: {error}); {ANOTHER}") from None
+        raise ValueError(
+            f"{path} is no config of gpt-oss ({type(error).__name__}: {error}); {ANOTHER}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -113,9 +113,7 @@ class FolderWeights(Mapping[str, torch.Tensor]):
             parts = []
             for source in self._sources(name):
                 tensor = self._files[source].get_tensor(source)
-                if self._checksums.get(source, (crc := None)) is not None:
-                    crc = zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-                if crc != self._checksums.get(source):
+                if source in self._checksums and self._checksums[source] != checksum(tensor):
                     raise ValueError(f"its tensor {source} was changed after it was written")
                 parts.append(tensor)
             return names.from_theirs(name, parts) if self.theirs else parts[0]
@@ -177,6 +175,11 @@ def _open_files(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return files, checksums
 
 
+def checksum(tensor: torch.Tensor) -> int:
+    """The CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
 def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding:
     """The encoding in a folder, or gpt-oss's own for a model with its number of ids."""
     path, used = Path(folder) / TOKENIZER, config.used_vocab_size or config.vocab_size
@@ -208,11 +211,15 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
 def load_packed(folder: str | Path, *, attention: str = "auto") -> nn.Module:
     """The model of a folder in eval mode on the CPU, its experts in MXFP4, unpacked as steps need them."""
     if not checkpoint.is_model_folder(folder):
-        raise ValueError(f"weights=mxfp4 needs a folder of gpt-oss, got {folder}; export the checkpoint with --mxfp4")
+        raise ValueError(
+            f"weights=mxfp4 needs a folder of gpt-oss, got {folder}; export the checkpoint with --mxfp4"
+        )
     layout, config = read_config(folder)
     weights = FolderWeights(folder, layout, config, packed=True)
     if not any(name.endswith(".blocks") for name in weights):
-        raise ValueError(f"{folder} has no weights in MXFP4; load it without weights=mxfp4, or export with --mxfp4")
+        raise ValueError(
+            f"{folder} has no weights in MXFP4; load it without weights=mxfp4, or export with --mxfp4"
+        )
     model = checkpoint.without_values(Transformer, config, attention=attention)
     mxfp4.pack_experts(model, weights.dtype)
     checkpoint.load_weights(model, weights, folder)

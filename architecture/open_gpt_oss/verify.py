@@ -1,0 +1,132 @@
+"""Compare a folder of gpt-oss with transformers: every layer, and the log-probabilities of the next token.
+
+    python -m architecture.open_gpt_oss verify exported
+
+Both models compute in float32 on the CPU, on random ids over more than three windows, with the RoPE of the
+folder and with YaRN switched the other way. Exits with 1 if a difference exceeds the tolerance. transformers
+is needed: pip install -r requirements-peers.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from architecture import checkpoint
+from architecture.gptoss import ModelConfig, Transformer
+from architecture.open_gpt_oss import names
+from architecture.open_gpt_oss.weights import FolderWeights, read_config
+
+TOLERANCE = 1e-5  # largest difference over the largest absolute value, in float32
+OTHER_YARN = 8.0  # factor for a folder without YaRN
+ROWS = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="in the original or the Hugging Face layout")
+    add(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="tokens per row (default: three windows and one more, or what fits)",
+    )
+    told = f"largest relative difference (default: {TOLERANCE:g})"
+    add("--tolerance", type=float, default=TOLERANCE, metavar="X", help=told)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = Path(args.folder)
+    if not checkpoint.is_model_folder(folder):
+        raise ValueError(f"{folder} is no folder of gpt-oss, which has a config.json and .safetensors files")
+    layout, config = read_config(folder)
+    tokens = args.tokens or min(3 * config.sliding_window + 1, config.context_limit)
+    if not 2 <= tokens <= config.context_limit:
+        raise ValueError(
+            f"--tokens must be from 2 to the context limit of {config.context_limit}, got {tokens}"
+        )
+    used = config.used_vocab_size or config.vocab_size
+    ids = torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+    weights = {name: tensor.float() for name, tensor in FolderWeights(folder, layout, config).items()}
+    failed = False
+    for number, variant in enumerate(filter(None, (config, other_rope(config)))):
+        ours = checkpoint.without_values(Transformer, variant)
+        checkpoint.load_weights(ours, weights, folder)
+        peer = peer_of_folder(folder) if layout == "hf" and number == 0 else peer_of(ours)
+        rope = (
+            f"YaRN x {variant.rope_scaling_factor:g}"
+            if variant.rope_scaling_factor > 1
+            else "RoPE without YaRN"
+        )
+        print(
+            f"{rope}, {ROWS} rows of {tokens} tokens, {tokens / config.sliding_window:.1f} windows, float32"
+        )
+        for name, difference in compare(ours.eval(), peer, ids).items():
+            bad = not difference <= args.tolerance
+            failed |= bad
+            print(f"  {name:24} relative difference {difference:.1e}{'  <-- too large' if bad else ''}")
+    print(f"tolerance {args.tolerance:g}: {'exceeded' if failed else 'kept'}")
+    return int(failed)
+
+
+def other_rope(config: ModelConfig) -> ModelConfig | None:
+    """The config with YaRN switched the other way, or None if its sizes allow no YaRN."""
+    try:
+        return replace(config, rope_scaling_factor=1.0 if config.rope_scaling_factor > 1 else OTHER_YARN)
+    except ValueError:
+        return None
+
+
+def peer_of_folder(folder: Path) -> nn.Module:
+    """The model that transformers itself reads from a folder in its layout, in float32."""
+    from transformers import GptOssForCausalLM, Mxfp4Config
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    options: dict[str, Any] = dict(
+        dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    from common.files import read_json_object
+
+    if "quantization_config" in read_json_object(folder / "config.json"):
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    return GptOssForCausalLM.from_pretrained(folder, local_files_only=True, **options).eval()
+
+
+def peer_of(model: Transformer) -> nn.Module:
+    """transformers' model with the config and the weights of ours, in their dtype."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    config = model.config
+    dtype = model.embedding.weight.dtype
+    content = names.hugging_face_config(config, str(dtype).removeprefix("torch."))
+    peer_config = GptOssConfig(**content, attn_implementation="eager", experts_implementation="eager")
+    peer = GptOssForCausalLM(peer_config).to(dtype).eval()
+    used, tensors = config.used_vocab_size or config.vocab_size, {}
+    for name, tensor in model.named_parameters():
+        tensor = tensor.detach()[:used] if "embedding" in name else tensor.detach()
+        tensors |= {theirs: part.clone() for theirs, part in names.to_theirs(name, tensor, config).items()}
+    peer.load_state_dict(tensors, strict=not config.tie_embeddings)
+    return peer
+
+
+@torch.no_grad()
+def compare(ours: Transformer, peer: nn.Module, ids: torch.Tensor) -> dict[str, float]:
+    """{layer or output: largest difference over the largest absolute value of the peer}. ids: (B, T)."""
+    found: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda _m, _a, out: found.append(out[0])) for block in ours.block]
+    logits = ours(ids).logits
+    for hook in hooks:
+        hook.remove()
+    out = peer(ids, output_hidden_states=True, use_cache=False)
+    theirs = out.logits
+    pairs = {f"after layer {n}": pair for n, pair in enumerate(zip(found, out.hidden_states[1:-1]))}
+    pairs["logits"] = logits[..., : theirs.shape[-1]], theirs
+    pairs["log-probabilities"] = tuple(x.float().log_softmax(-1) for x in pairs["logits"])
+    return {name: ((a - b).abs().max() / b.abs().max()).item() for name, (a, b) in pairs.items()}
