@@ -22,11 +22,10 @@ MODELS = {
     "gptoss_context": "architecture.gptoss_context:ContextTransformer",
     "gpt2": "architecture.gpt2:GPT2",
 }
-# Readers of folders of weights by the model_type in config.json, which OpenAI's layout of gpt-oss does not have.
+# Readers of folders of weights by the model_type in config.json. OpenAI's layout of gpt-oss has none there.
 FOLDERS = {
     "gpt2": "architecture.gpt2_hugging_face:read_folder",
     "gpt_oss": "architecture.open_gpt_oss.weights:read_folder",
-    None: "architecture.open_gpt_oss.weights:read_folder",
 }
 PACKED = "architecture.open_gpt_oss.weights:load_packed"
 
@@ -67,11 +66,12 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """
     if not checkpoint.is_model_folder(path):
         return checkpoint.read_checkpoint(path)
-    found = read_json_object(Path(path) / "config.json").get("model_type")
-    if isinstance(found, (dict, list)) or found not in FOLDERS:
+    values = read_json_object(Path(path) / "config.json")
+    found = values.get("model_type", "gpt_oss" if "swiglu_limit" in values else None)
+    if not isinstance(found, str) or found not in FOLDERS:
         raise ValueError(
-            f"model_type in {Path(path) / 'config.json'} must be one of "
-            f"{', '.join(name for name in FOLDERS if name)}, got {found!r}; this code reads no other models"
+            f"model_type in {Path(path) / 'config.json'} must be one of {', '.join(FOLDERS)}, got {found!r}; "
+            "this code reads no other models"
         )
     return _imported(FOLDERS[found])(path)
 

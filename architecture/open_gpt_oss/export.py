@@ -20,12 +20,25 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-from architecture.checkpoint import config_from_dict, find_checkpoint, model_of
+from architecture.checkpoint import (
+    config_from_dict,
+    find_checkpoint,
+    is_model_folder,
+    model_of,
+    read_checkpoint,
+)
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import mxfp4, names
 from architecture.open_gpt_oss.model_card import model_card
-from architecture.open_gpt_oss.weights import CHECKSUMS, CONFIG, INDEX, TOKENIZER, VOCABULARY, checksum
-from architecture.registry import read_weights
+from architecture.open_gpt_oss.weights import (
+    CHECKSUMS,
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    VOCABULARY,
+    checksum,
+    read_folder,
+)
 from architecture.tokenizer import token_byte_lengths, tokenizer_from_state, tokenizer_state
 from architecture.tokenizer_json import tokenizer_files
 from common.files import atomic_write, writing
@@ -64,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir)
     require_new(folder)
     path = find_checkpoint(args.checkpoint, say)
-    state = read_weights(path)
+    state = read_folder(path) if is_model_folder(path) else read_checkpoint(path)
     config = exportable(state, args.format)
     if args.yarn and config.rope_scaling_factor > 1:
         raise ValueError("--yarn is for a model with plain RoPE, and this one has YaRN already; leave it out")
@@ -165,7 +178,7 @@ def write_folder(
 ) -> None:
     """Write a checkpoint as a folder of gpt-oss: whole, or nothing.
 
-    state: of registry.read_weights.  layout: "hf" or "original".  pack: experts in MXFP4.  dtype: of the other
+    state: of checkpoint.read_checkpoint or weights.read_folder.  layout: "hf" or "original".  pack: experts in MXFP4.  dtype: of the other
     weights; None keeps it.  yarn: see names.hugging_face_config.
     card: path, changes and watts for model_card; None writes no README.md.
     Raises ValueError for a model that the format cannot hold, and CannotWrite.
