@@ -11,7 +11,7 @@ import markdown
 import pytest
 import yaml
 from small_model import SHAPE, model
-from toy_run import TINY, load, run
+from toy_run import TINY, load, run_here
 
 from architecture.open_gpt_oss.model_card import model_card
 from architecture.tokenizer import get_tokenizer, tokenizer_state
@@ -29,7 +29,7 @@ HOSTILE = "a\n---\nlicense: mit | <script>`x`</script> [y](z) \x85\u2028\ud800 \
 def folder(tmp_path_factory, corpus) -> Path:
     """A finished run of 20 steps, with a checkpoint at step 8."""
     work = tmp_path_factory.mktemp("card")
-    assert run(work, *TINY, *corpus, "--out_dir", "run").code == 0
+    assert run_here(work, *TINY, *corpus, "--out_dir", "run") == 0
     return work / "run"
 
 
@@ -84,7 +84,7 @@ def test_the_figures_of_a_card_are_those_of_the_records(folder, checkpoint):
     assert found["data"] == "stories.jsonl"
     assert found["content of the data"] == config["data"]["training data"]
     assert found["content of the validation data"] == config["data"]["validation data"]
-    assert found["batch"] == "64 tokens per step: 1 x 4 rows of 16, packed"
+    assert found["batch"] == "64 tokens per step: 1 x 4 rows of 16 tokens, packed"
     assert found["commit of nano-gpt-oss"] == config["starts"][0]["commit"]
     assert found["versions"].startswith(f"torch {config['starts'][0]['torch']}; ")
     assert found["seeds"] == "one: no spread over seeds is known"
@@ -141,6 +141,19 @@ def test_a_checkpoint_without_training_says_so(tmp_path):
 def test_an_earlier_checkpoint_does_not_take_the_closing_figures(folder):
     text = card(folder / "checkpoint_8.pt")
     assert rows(text)["steps"] == "8 of 20 planned" and "No evaluation of these weights is recorded." in text
+
+
+def test_a_resumed_run_tells_where_it_was_continued_and_by_which_versions(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint.parent, tmp_path / "run")
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["seal"]
+    first = facts["starts"][0]
+    again = ((16, "9.8"), (8, "9.9"), (20, "10"))  # what began at step 16 was trained again
+    facts["starts"] += [first | {"step": step, "torch": torch} for step, torch in again]
+    write_json_atomic(folder / "config.json", facts)
+    found = rows(card(folder / checkpoint.name))
+    assert found["steps"] == "20; continued after step 8"  # what began at step 20 changed nothing here
+    assert found["versions"].startswith(f"torch {first['torch']}, 9.9; ")
 
 
 @pytest.mark.parametrize("part", ["model", "data"])

@@ -24,7 +24,6 @@ from common.files import parse_json, read_json, reading
 LONGEST = 200  # characters of a text from the records
 TINYSTORIES = "roneneldan/TinyStories"
 ENGLISH = ("bundled", TINYSTORIES)
-NO_INTERVAL = ", no interval recorded"
 WAY_OUT = "move it away: the export works without it"
 
 # The tables of the card. A row of which a fact is missing says "not recorded".
@@ -46,26 +45,19 @@ TRAINING = {
     "steps": "{step:,}{planned}",
     "optimizer": "{optimizer}{for_the_rest}, weight decay {weight_decay:g}, gradient norm at most {clip}",
     "learning rate": "{lr:g} at its peak; {schedule} schedule, {warmup:.0%} of the steps as warmup{fall}",
-    "batch": "{batch_tokens:,} tokens per step: {grad_accum} x {batch_size} rows of {block_size}, {packing}",
+    "batch": "{batch_tokens:,} tokens per step: {grad_accum} x {batch_size} rows of {block_size} tokens, {packing}",
     "balance of the experts": "{balance}{weight}",
     "seed": "{seed}",
 }
-CLOSING = {  # the closing figures of a run, which are over all validation data or a large part
-    "loss": "{loss:.4f} nats per token{spread}",
+EVALUATION = {
+    "loss": "{loss:.4f} nats per token, {interval}",
     "bits per byte": "{bits_per_byte:.4f}",
-    "scored": "{validation_tokens:,} tokens of {validation_documents:,} documents",
-}
-ON_THE_WAY = {  # an evaluation during the training
-    "loss": "{val_loss:.4f} nats per token" + NO_INTERVAL,
-    "bits per byte": "{val_bits_per_byte:.4f}",
-    "scored": "at most {eval_tokens:,} tokens",
-}
-VALIDATION = {
+    "scored": "{scored}",
     "content of the validation data": "{validation_data}",
     "seeds": "one: no spread over seeds is known",
 }
 MACHINE = {
-    "device": "{device}, {threads} CPU threads",
+    "device": "{device}; CPU threads: {threads}",
     "precision": "computed in {dtype}, weights kept in {stored}",
     "training time": "{seconds:,.0f} s, {speed:,.0f} tokens per second",
     "versions": "torch {torch}; Python {python}",
@@ -163,16 +155,17 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     starts, final = _records(folder, state)
     windows = Counter(f"the last {window:,} tokens" if window else "all tokens" for window in config.windows)
     yarn = f", YaRN x {config.rope_scaling_factor:g} from {config.initial_context_length:,} tokens"
-    facts = asdict(config) | config.parameter_counts() | train | (state.get("scored") or {})
+    facts = asdict(config) | config.parameter_counts() | train
     facts |= {
         "windows": ", ".join(f"{number} see {what}" for what, number in windows.items()),
         "yarn": yarn if config.rope_scaling_factor > 1 else "",
         "context_limit": config.context_limit,
+        "interval": "no interval recorded",
         "tokenizer_name": state["tokenizer"]["name"],
         "ids": config.used_vocab_size or config.vocab_size,
         "stored": str(next(iter(state["model"].values())).dtype).removeprefix("torch."),
         "step": state["step"],
-        "planned": _planned(state["step"], train),
+        "planned": _planned(state["step"], train, starts),
         "training_data": held.get("training data"),
         "validation_data": held.get("validation data"),
         "trained": bool(train),
@@ -189,17 +182,21 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         tokens, seconds = progress["tokens"], progress["seconds"]
         facts |= {"tokens": tokens, "seconds": seconds, "speed": tokens / max(seconds, 1e-9)}
     if train:
-        sizes = [train[name] for name in ("grad_accum", "batch_size", "block_size")]
-        facts["batch_tokens"] = math.prod(sizes)
+        facts["batch_tokens"] = train["grad_accum"] * train["batch_size"] * train["block_size"]
         facts["for_the_rest"] = " (matrices; adamw for the rest)" if train["optimizer"] == "muon" else ""
         facts["clip"] = f"{train['grad_clip']:g}" if train["grad_clip"] else "unlimited"
         facts["fall"] = f", {train['decay']:.0%} as decay" if train["schedule"] == "wsd" else ""
         facts["weight"] = WEIGHTS[train["balance"]].format(**train)
     if final:
-        names = ("loss", "bits_per_byte", "validation_tokens", "validation_documents")
-        facts |= {name: final.get(name) for name in names}
-        width = final.get("loss_half_width")
-        facts["spread"] = NO_INTERVAL if width is None else f", +- {width:.4f} (95 %, over documents)"
+        width, documents = final.get("loss_half_width"), final.get("validation_documents")
+        facts |= {"loss": final["loss"], "bits_per_byte": final["bits_per_byte"]}
+        if width is not None:
+            facts["interval"] = f"+- {width:.4f} (95 %, over documents)"
+        facts["scored"] = f"{final['validation_tokens']:,} tokens"
+        facts["scored"] += f" of {documents:,} documents" if documents else ""
+    elif scored := state.get("scored"):  # an evaluation before the end, of fewer tokens
+        facts |= {"loss": scored["val_loss"], "bits_per_byte": scored["val_bits_per_byte"]}
+        facts["scored"] = f"at most {train['eval_tokens']:,} tokens"
     best = best_checkpoint(folder) if starts else None
     is_best = best is not None and best["checkpoint"] == f"checkpoint_{state['step']}.pt"
     facts["best"] = " with the lowest validation loss of its run" * is_best
@@ -217,7 +214,10 @@ def _records(folder: Path, state: dict[str, Any]) -> tuple[list[dict], dict[str,
         here = json.loads(json.dumps([state["config"], state.get("data_identity")]))  # JSON has no tuples
         if [facts.get("model"), facts.get("data")] != here:
             return [], {}
-        starts = [start for start in facts["starts"] if start["step"] < state["step"]]
+        starts = []
+        for start in facts["starts"]:  # --resume_from goes back, and the steps after it are trained again
+            starts = [earlier for earlier in starts if earlier["step"] < start["step"]] + [start]
+        starts = [start for start in starts if start["step"] < state["step"]]
     with reading(metrics, "the metrics.jsonl of a run", way_out=WAY_OUT):
         for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
             if b'"final/loss"' in line and line.endswith(b"}"):  # a kill may have cut the last line
@@ -227,12 +227,13 @@ def _records(folder: Path, state: dict[str, Any]) -> tuple[list[dict], dict[str,
     return starts, final
 
 
-def _planned(step: int, train: dict[str, Any]) -> str:
+def _planned(step: int, train: dict[str, Any], starts: list[dict]) -> str:
     planned, extension = train.get("max_iters"), train.get("extend")
     told = f" of {planned:,} planned" if planned and planned != step else ""
     if planned and extension and step > planned - extension:
         told += f", of which the last {step - planned + extension:,} have a schedule of their own (--extend)"
-    return told
+    again = ", ".join(f"{start['step']:,}" for start in starts[1:])
+    return told + (f"; continued after step {again}" if again else "")
 
 
 def _each(name: str, starts: list[dict[str, Any]]) -> str | None:
@@ -264,32 +265,26 @@ def _head(facts: dict[str, Any]) -> str:
         origin = f"Its training began from {_text(base)}; what came before is not counted here."
     return (
         f"# A gpt-oss of {facts['total'] / 1e6:,.1f} million parameters\n\nA mixture-of-experts language model "
-        f"with the architecture of gpt-oss, written by nano-gpt-oss. {origin}"
+        f"with the architecture of gpt-oss, exported by nano-gpt-oss. {origin}"
     )
 
 
 def _limits(facts: dict[str, Any]) -> str:
     told = "For experiments with language models, and for teaching. "
     if facts["trained"] and "init_from" not in facts:
-        told += (
-            "It continues text: it was not trained to follow instructions, to be safe or to be right, and "
-        )
-        told += (
-            f"knows nothing beyond its training data ({_text(facts.get('dataset_name', 'not recorded'))}). "
-        )
+        told += "It continues text: it was not trained to follow instructions, to be safe or to be right, "
+        told += f"and knows nothing beyond its training data ({_text(facts['dataset_name'])}). "
     told += "No test of safety, truth or bias is recorded."
-    if facts.get("block_size", math.inf) < facts["context_limit"]:
-        told += (
-            f" Its training had rows of {facts['block_size']:,} tokens; no test on longer text is recorded."
-        )
+    rows = facts.get("block_size", math.inf)
+    if rows < facts["context_limit"]:
+        told += f" Its training had rows of {rows:,} tokens; no test on longer text is recorded."
     return told
 
 
 def _evaluation(facts: dict[str, Any]) -> str:
-    if "loss" not in facts and "val_loss" not in facts:
+    if "scored" not in facts:
         return "No evaluation of these weights is recorded."
-    rows = (CLOSING if "loss" in facts else ON_THE_WAY) | VALIDATION
-    return f"Measured before the export, on the checkpoint{facts['best']}.\n\n{_table(rows, facts)}"
+    return f"Measured before the export, on the checkpoint{facts['best']}.\n\n{_table(EVALUATION, facts)}"
 
 
 def _energy(seconds: float | None, watts: float | None) -> str:
