@@ -10,6 +10,7 @@ is needed: pip install -r requirements-peers.txt
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import names
 from architecture.open_gpt_oss.weights import FolderWeights, read_config
+from common.files import read_json_object
 
 TOLERANCE = 1e-5  # largest difference over the largest absolute value, in float32
 OTHER_YARN = 8.0  # factor for a folder without YaRN
@@ -41,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            "verify compares with transformers, which is not installed; pip install -r requirements-peers.txt"
+        )
     folder = Path(args.folder)
     if not checkpoint.is_model_folder(folder):
         raise ValueError(f"{folder} is no folder of gpt-oss, which has a config.json and .safetensors files")
@@ -92,8 +98,6 @@ def peer_of_folder(folder: Path) -> nn.Module:
     options: dict[str, Any] = dict(
         dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
-    from common.files import read_json_object
-
     if "quantization_config" in read_json_object(folder / "config.json"):
         options["quantization_config"] = Mxfp4Config(dequantize=True)
     return GptOssForCausalLM.from_pretrained(folder, local_files_only=True, **options).eval()
