@@ -15,9 +15,9 @@ from common.script import Parser, exit_code
 # at hand is imported, because some take seconds.
 COMMANDS = {
     "download": ("download_weights", "fetch the official weights from the Hugging Face Hub"),
-    "export": ("export", "write a checkpoint in the formats of gpt-oss"),
+    "export": ("export", "write a checkpoint in the formats of gpt-oss, or for llama.cpp or MLX"),
     "import": ("import_weights", "make a checkpoint of a folder of gpt-oss"),
-    "verify": ("verify", "compare a folder of gpt-oss with transformers"),
+    "verify": ("verify", "compare an exported model with transformers, llama.cpp or MLX"),
 }
 
 

@@ -2,6 +2,7 @@
 
     python -m architecture.open_gpt_oss export --checkpoint model --format hf --output_dir exported
     python -m architecture.open_gpt_oss export --checkpoint model --format original --mxfp4 --output_dir exported
+    python -m architecture.open_gpt_oss export --checkpoint model --format gguf --output_dir exported
 
 --checkpoint also takes a folder in one of these formats, and so converts between them.
 """
@@ -28,7 +29,7 @@ from architecture.checkpoint import (
     read_checkpoint,
 )
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.open_gpt_oss import mxfp4, names
+from architecture.open_gpt_oss import gguf_file, mxfp4, names, targets
 from architecture.open_gpt_oss.model_card import model_card
 from architecture.open_gpt_oss.weights import (
     CHECKSUMS,
@@ -47,9 +48,16 @@ from common.script import say
 SHARD_BYTES = (
     10**9
 )  # one file holds at most this many bytes, or one tensor; a file is in memory while it is written
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMATS = {
+    "hf": "of transformers and vLLM",
+    "original": "of OpenAI",
+    "gguf": "of llama.cpp and what is built on it",
+    "mlx": "of mlx-lm",
+}
 NOT_PACKED = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
 HARMONY = "o200k_harmony"
+TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 MEASURED_ROWS, MEASURED_TOKENS = 16, 128  # of the text that shows what the selection bias did
 
 
@@ -57,10 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     told = "checkpoint_<step>.pt, RUN for its newest, RUN/best.json, or a folder of gpt-oss"
     add("--checkpoint", required=True, metavar="CKPT", help=told)
-    add("--format", required=True, choices=["hf", "original"], help="of transformers and vLLM, or of OpenAI")
+    told = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    add("--format", required=True, choices=FORMATS, help=told)
     add("--output_dir", required=True, metavar="DIR", help="a new or an empty folder")
     add("--mxfp4", action="store_true", help="experts in four bits, as in the official weights")
-    add("--dtype", choices=DTYPES, help="of the other weights (default: that of the checkpoint)")
+    add(
+        "--dtype",
+        choices=DTYPES,
+        help="of the other weights (default: that of the checkpoint); float16: gguf and mlx",
+    )
     add("--yarn", action="store_true", help="hf: write plain RoPE as YaRN with factor 1, for vLLM")
     told = "leave out the bias of --balance bias, which gpt-oss lacks, and print what that changes"
     add("--drop_selection_bias", action="store_true", help=told)
@@ -72,8 +85,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--watts must be a positive number, got {args.watts}")
     if args.yarn and args.format != "hf":
         raise ValueError(
-            "--yarn is for --format hf; the original config has no type of RoPE, so leave --yarn out"
+            "--yarn is for --format hf; the other formats need no YaRN for plain RoPE, so leave --yarn out"
         )
+    if args.dtype == "float16" and args.format not in targets.PROGRAMS:
+        raise ValueError("--dtype float16 is for --format gguf and mlx; gpt-oss itself has bfloat16")
     folder = Path(args.output_dir)
     require_new(folder)
     path = find_checkpoint(args.checkpoint, say)
@@ -89,12 +104,18 @@ def run(args: argparse.Namespace) -> None:
                 "--drop_selection_bias, which leaves it out and prints what that changes"
             )
         notes.append(change_without_bias(state, config, path))
+    for warning in warnings_of(state, config, args.format):
+        say(f"warning: {warning}")
+        notes.append(f"{warning}.")
     dtype = DTYPES.get(args.dtype)
-    write_folder(
+    for line in write_folder(
         state, folder, layout=args.format, pack=args.mxfp4, dtype=dtype, yarn=args.yarn,
         card=dict(path=path, changes=notes, watts=args.watts),
-    )  # fmt: skip
-    say(f"wrote {folder}; compare it with transformers: python -m architecture.open_gpt_oss verify {folder}")
+    ):  # fmt: skip
+        say(line)
+    program = targets.PROGRAMS.get(args.format)
+    told = f"compare it with {program or 'transformers'}: python -m architecture.open_gpt_oss verify {folder}"
+    say(f"wrote {folder}; {told}{f' --with {program}' if program else ''}")
 
 
 def require_new(folder: Path) -> None:
@@ -118,7 +139,19 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
         )
     config = config_from_dict(ModelConfig, state["config"])
     names.require_expressible(config, layout)
+    if layout in targets.PROGRAMS:
+        targets.require_expressible(config, layout)
     return config
+
+
+def warnings_of(state: Mapping[str, Any], config: ModelConfig, layout: str) -> list[str]:
+    """What the program of a format does otherwise than this project, a sentence each."""
+    if layout not in targets.PROGRAMS:
+        return []
+    told = [targets.yarn_warning(config, layout)]
+    if layout == "gguf":
+        told.append(gguf_file.pre_tokenizer(tokenizer_from_state(state["tokenizer"]))[1])
+    return [sentence for sentence in told if sentence]
 
 
 # ----------------------------------------------------------------------------------------- selection bias
@@ -175,12 +208,13 @@ def write_folder(
     dtype: torch.dtype | None = None,
     yarn: bool = False,
     card: Mapping[str, Any] | None = None,
-) -> None:
+) -> list[str]:
     """Write a checkpoint as a folder of gpt-oss: whole, or nothing.
 
-    state: of checkpoint.read_checkpoint or weights.read_folder.  layout: "hf" or "original".  pack: experts in MXFP4.  dtype: of the other
+    state: of checkpoint.read_checkpoint or weights.read_folder.  layout: one of FORMATS.  pack: experts in MXFP4.  dtype: of the other
     weights; None keeps it.  yarn: see names.hugging_face_config.
     card: path, changes and watts for model_card; None writes no README.md.
+    Returns a line with the error of each packed tensor.
     Raises ValueError for a model that the format cannot hold, and CannotWrite.
     """
     require_new(folder)
@@ -191,13 +225,18 @@ def write_folder(
     with writing(folder):
         try:
             temporary.mkdir()
-            errors = write_weights(state["model"], config, temporary, layout, pack, dtype)
-            dtype = dtype or _dtype(state["model"])
-            precision = str(dtype).removeprefix("torch.")
-            files = {TOKENIZER: as_json(tokenizer_state(tokenizer))}
+            weights = state["model"]
+            precision = str(dtype or _dtype(weights)).removeprefix("torch.")
+            if layout in targets.PROGRAMS:
+                weights, config = targets.completed(weights, config)
+            if layout == "gguf":  # config and tokenizer are in the file
+                errors, files = write_gguf(weights, config, tokenizer, temporary, pack, dtype), {}
+            else:
+                errors = write_weights(weights, config, temporary, layout, pack, dtype)
+                files = {TOKENIZER: as_json(tokenizer_state(tokenizer))}
             if layout == "original":
                 files[CONFIG] = as_json(names.original_config(config))
-            else:
+            elif layout != "gguf":
                 files |= hugging_face_files(config, tokenizer, precision, pack=pack, yarn=yarn)
             lines = []
             if pack:
@@ -206,8 +245,6 @@ def write_folder(
                     f"{name}: relative error {sum(each) / len(each):.4f}, of the worst expert {max(each):.4f}"
                     for name, each in errors.items()
                 ]
-                for line in lines:
-                    say(line)
             if card is not None:
                 text = model_card(state=state, layout=layout, dtype=precision, error_lines=lines, **card)
                 files["README.md"] = text.encode()
@@ -215,6 +252,7 @@ def write_folder(
                 with atomic_write(temporary / name) as file:
                     file.write(content)
             os.replace(temporary, folder)  # replaces an empty folder
+            return lines
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -229,7 +267,7 @@ def hugging_face_files(
         special = tokenizer._special_tokens
         tokens = dict(bos_token="<|startoftext|>", eos_token="<|return|>", pad_token="<|endoftext|>")
         ids = {f"{kind}_id": special[token] for kind, token in tokens.items()}
-        files["chat_template.jinja"] = (Path(__file__).parent / "chat_template.jinja").read_bytes()
+        files["chat_template.jinja"] = TEMPLATE.read_bytes()
         ids["eos_token_id"] = [special[token] for token in ("<|return|>", "<|endoftext|>", "<|call|>")]
     content = names.hugging_face_config(config, dtype, yarn=yarn) | ids
     if pack:
@@ -270,7 +308,12 @@ def write_weights(
             tensors = {}
             for name in shard:
                 for part, tensor in _stored(name, weights[name], config, pack, dtype, errors):
-                    tensors |= names.to_theirs(part, tensor, config) if layout == "hf" else {part: tensor}
+                    if layout == "original":
+                        tensors[part] = tensor
+                    elif layout == "mlx" and not pack:  # mlx-lm reads packed experts under the names of hf
+                        tensors |= targets.to_target(part, tensor, config, layout)
+                    else:
+                        tensors |= names.to_theirs(part, tensor, config)
                 bar.update()
             tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
@@ -282,6 +325,29 @@ def write_weights(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         with atomic_write(folder / INDEX) as file:
             file.write(as_json(index))
+    return errors
+
+
+def write_gguf(
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    tokenizer: tiktoken.Encoding,
+    folder: Path,
+    pack: bool,
+    dtype: torch.dtype | None,
+) -> dict[str, list[float]]:
+    """Write all to one GGUF file; returns the relative error of each packed expert."""
+    described, errors = getattr(weights, "described", weights), {}
+    with tqdm(total=len(described), desc="tensors", unit="", leave=False, disable=None) as bar:
+
+        def stored(name: str) -> Iterator[tuple[str, torch.Tensor]]:
+            bar.update()
+            return _stored(name, weights[name], config, pack, dtype, errors)
+
+        gguf_file.write(
+            folder / gguf_file.FILE, stored, described, config, tokenizer, pack=pack,
+            dtype=dtype or _dtype(weights), chat_template=TEMPLATE.read_text() if tokenizer.name == HARMONY else None,
+        )  # fmt: skip
     return errors
 
 

@@ -94,6 +94,30 @@ python sample.py --checkpoint FOLDER --prompt "Once upon a time"
 python train.py --init_from FOLDER --dataset DATA --out_dir NEW    # fine-tune
 ```"""
 
+IN_LLAMA_CPP = f"""\
+With llama.cpp, which puts `{END_OF_TEXT}` in front of a prompt by itself, as in training:
+
+```bash
+llama-completion -m model.gguf -no-cnv -p "Once upon a time" -n 100 --temp 0.8
+llama-server -m model.gguf --port 8080      # and then, with the API of OpenAI:
+curl http://127.0.0.1:8080/v1/completions -d '{{"prompt": "Once upon a time", "max_tokens": 100}}'
+```
+
+llama.cpp computes attention with a cache of 16 bits unless it is told `-fa off -ctk f32 -ctv f32`."""
+IN_MLX = f"""\
+With `mlx-lm`. In training the token `{END_OF_TEXT}` precedes each text, so a prompt begins with it:
+
+```python
+from mlx_lm import generate, load
+
+model, tokenizer = load(".")  # this folder
+prompt = tokenizer.encode("{END_OF_TEXT}" + "Once upon a time", add_special_tokens=False)
+print(generate(model, tokenizer, prompt=prompt, max_tokens=100))
+```"""
+# How to use each format of export.py.
+USE = {"hf": IN_TRANSFORMERS + IN_OURS, "original": IN_OURS, "gguf": IN_LLAMA_CPP, "mlx": IN_MLX}
+LIBRARY = {"hf": "transformers", "mlx": "mlx"}  # names that the Hugging Face Hub has for formats
+
 CITATION = "OpenAI, *gpt-oss-120b & gpt-oss-20b Model Card*, 2025, arXiv:2508.10925 (the architecture)."
 CITATION_OF_THE_DATA = "\n\nEldan and Li, *TinyStories*, 2023, arXiv:2305.07759 (the data)."
 LICENCE = """\
@@ -114,7 +138,7 @@ def model_card(
     """The text of README.md: Markdown with the YAML front matter of the Hugging Face Hub.
 
     path: the checkpoint, whose folder may hold config.json, metrics.jsonl and best.json of its run.
-    state: the dictionary of that checkpoint.  layout: hf or original.  dtype: of the exported weights.
+    state: the dictionary of that checkpoint.  layout: one of USE.  dtype: of the exported weights.
     changes: what else the export changed, a Markdown sentence each.  error_lines: the relative error of each
     MXFP4 tensor, a line each; () without MXFP4.  watts: mean power during the training.
     Raises ValueError for damaged records, and for watts that give no energy.
@@ -137,7 +161,7 @@ def model_card(
             "What the export changed": changed,
             "Environmental impact": energy,
             "Technical specification": _table(MACHINE, facts) if facts["trained"] else "Not recorded.",
-            "How to use it": IN_TRANSFORMERS * (layout == "hf") + IN_OURS,
+            "How to use it": USE[layout],
             "Citation": CITATION + CITATION_OF_THE_DATA * (facts.get("dataset_name") == TINYSTORIES),
             "Licence": LICENCE,
         }
@@ -249,7 +273,11 @@ def _end(path: str | None, names: int) -> str | None:
 # ---------------------------------------------------------------------------------------------------- words
 def _front_matter(layout: str, facts: dict[str, Any], mxfp4: bool) -> str:
     data = facts.get("dataset_name")
-    lines = ["---", *["library_name: transformers"] * (layout == "hf"), "pipeline_tag: text-generation"]
+    lines = [
+        "---",
+        *(f"library_name: {LIBRARY[layout]}" for _ in range(layout in LIBRARY)),
+        "pipeline_tag: text-generation",
+    ]
     lines += ["license: unknown", *["language: en"] * (data in ENGLISH and "init_from" not in facts)]
     lines += ["tags:", "- gpt_oss", "- mixture-of-experts", "- nano-gpt-oss", *["- mxfp4"] * mxfp4]
     if data:

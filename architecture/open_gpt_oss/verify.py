@@ -1,16 +1,16 @@
 """Compare a folder of gpt-oss with transformers: every layer, and the log-probabilities of the next token.
 
     python -m architecture.open_gpt_oss verify exported
+    python -m architecture.open_gpt_oss verify exported --with transformers,llama.cpp,mlx
 
 Both models compute in float32 on the CPU, on random ids over more than three windows, with the RoPE of the
-folder and with YaRN switched the other way. Exits with 1 if a difference exceeds the tolerance. transformers
-is needed: pip install -r requirements-peers.txt
+folder and with YaRN switched the other way. Exits with 1 if a difference exceeds the tolerance. llama.cpp
+and MLX: see verify_engines.py. The programs are needed: pip install -r requirements-peers.txt
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import nn
 
 from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.open_gpt_oss import names
+from architecture.open_gpt_oss import names, verify_engines
 from architecture.open_gpt_oss.weights import FolderWeights, read_config
 from common.files import read_json_object
 
@@ -31,7 +31,9 @@ ROWS = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", metavar="DIR", help="in the original or the Hugging Face layout")
+    add("folder", metavar="DIR", help="an exported folder, or a GGUF file")
+    told = "one or more of transformers, llama.cpp, mlx, with commas (default: what the folder was made for)"
+    add("--with", dest="engines", metavar="PROGRAMS", help=told)
     add(
         "--tokens",
         type=int,
@@ -43,21 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if importlib.util.find_spec("transformers") is None:
-        raise ValueError(
-            "verify compares with transformers, which is not installed; pip install -r requirements-peers.txt"
-        )
-    folder = Path(args.folder)
-    if not checkpoint.is_model_folder(folder):
-        raise ValueError(f"{folder} is no folder of gpt-oss, which has a config.json and .safetensors files")
+    folder, failed = Path(args.folder), False
+    chosen = verify_engines.choose(args.engines, folder)
+    for engine in chosen:
+        if engine == "transformers":
+            failed |= with_transformers(folder, args)
+        else:
+            failed |= verify_engines.run(engine, folder, args.tokens, args.tolerance, ROWS)
+    print("a difference is too large" if failed else "every difference is within its tolerance")
+    return int(failed)
+
+
+def with_transformers(folder: Path, args: argparse.Namespace) -> bool:
+    """Print the differences from transformers; returns whether one exceeds the tolerance."""
     layout, config = read_config(folder)
-    tokens = args.tokens or min(3 * config.sliding_window + 1, config.context_limit)
-    if not 2 <= tokens <= config.context_limit:
-        raise ValueError(
-            f"--tokens must be from 2 to the context limit of {config.context_limit}, got {tokens}"
-        )
-    used = config.used_vocab_size or config.vocab_size
-    ids = torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+    ids = verify_engines.random_ids(config, args.tokens, ROWS)
+    tokens = ids.shape[1]
     weights = {name: tensor.float() for name, tensor in FolderWeights(folder, layout, config).items()}
     failed = False
     for number, variant in enumerate(filter(None, (config, other_rope(config)))):
@@ -76,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
             bad = not difference <= args.tolerance
             failed |= bad
             print(f"  {name:24} relative difference {difference:.1e}{'  <-- too large' if bad else ''}")
-    print(f"tolerance {args.tolerance:g}: {'exceeded' if failed else 'kept'}")
-    return int(failed)
+    return failed
 
 
 def other_rope(config: ModelConfig) -> ModelConfig | None:
