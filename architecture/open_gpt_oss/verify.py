@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             failed |= with_transformers(folder, args)
         else:
             failed |= verify_engines.run(engine, folder, args.tokens, args.tolerance, ROWS)
-    print("a difference is too large" if failed else "every difference is within its tolerance")
+    print(f"tolerance {args.tolerance:g}: {'exceeded' if failed else 'kept'}")
     return int(failed)
 
 
