@@ -20,7 +20,7 @@ from torch import nn
 from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import names
-from architecture.open_gpt_oss.weights import FolderWeights, read_config
+from architecture.open_gpt_oss.weights import FolderWeights, read_config, require_folder
 
 TOLERANCE = 1e-5  # largest difference over the largest absolute value, in float32
 OTHER_YARN = 8.0  # factor for a folder without YaRN
@@ -42,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
-    if not checkpoint.is_model_folder(folder):
-        raise ValueError(f"{folder} is no folder of gpt-oss, which has a config.json and .safetensors files")
+    require_folder(folder)
     layout, config = read_config(folder)
     tokens = args.tokens or min(3 * config.sliding_window + 1, config.context_limit)
     if not 2 <= tokens <= config.context_limit:
