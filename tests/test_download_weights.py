@@ -104,7 +104,7 @@ def test_original_is_the_files_below_original_directly_in_the_folder(hub, tmp_pa
     assert record["files"]["model.safetensors"] == {"size": SIZE, "hash": f"sha256 {digest}"}
     out, err = capsys.readouterr()
     assert "holds openai/gpt-oss-20b, layout original, revision 89abcde: 3 files, 0.3 MB" in out
-    assert f"{WEIGHTS}, 300,000 bytes, sha256 right" in err
+    assert f"{WEIGHTS}: 0.3 MB, size and hash right" in err
 
 
 def test_hf_is_the_root_without_pickles_code_and_metal(hub, tmp_path):
@@ -547,6 +547,7 @@ def test_ctrl_c_ends_with_130_and_the_next_call_goes_on(hub, tmp_path):
         for line in process.stderr:
             lines.append(line)
             if "next try in 60 s" in line:
+                time.sleep(0.1)  # the line has been written, and the program waits
                 process.send_signal(signal.SIGINT)
         stop.cancel()
     assert process.returncode == 130 and lines[-1] == "download_weights.py: interrupted\n", lines

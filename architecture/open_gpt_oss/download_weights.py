@@ -312,7 +312,7 @@ def _load(repository, revision, missing, arriving, progress):
                     load_file(url, file, arriving / file.arriving, progress)
                 except CannotWrite as error:
                     raise error.and_then("run the same command again, which goes on from there") from error
-                progress.say(f"{file.path}, {file.size:,} bytes, {file.hash.split()[0]} right")
+                progress.say(f"{file.path}: {_gb(file.size)}, size and hash right")
 
 
 @contextlib.contextmanager
@@ -401,7 +401,13 @@ def _size(path):
 
 
 def _gb(size):
-    return f"{size / 1e9:,.1f} GB" if size >= 5e7 else f"{size / 1e6:,.1f} MB"
+    return (
+        f"{size / 1e9:,.1f} GB"
+        if size >= 5e7
+        else f"{size / 1e6:,.1f} MB"
+        if size >= 5e4
+        else f"{size:,} bytes"
+    )
 
 
 def _summary(record):
