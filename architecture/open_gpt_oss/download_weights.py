@@ -13,9 +13,7 @@ and move out together when each has the size and the hash that the Hub states. A
 or a full disk, the same command goes on at the byte where it stopped.
 """
 
-if (
-    __name__ == "__main__"
-):  # started by its path: Python looks for modules in this folder, not in the project's
+if __name__ == "__main__":  # started by its path: Python looks for modules in this folder
     import os
     import sys
 
@@ -26,13 +24,14 @@ import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the impor
 import argparse
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -181,81 +180,114 @@ class Progress:
         self.bar.close()
 
 
+class WrongFile(ValueError):
+    """The content that came is not that of the Hub's list. The message says how it differs."""
+
+
+class Part:
+    """The bytes of a file that have arrived: on the disk, in the hash and in the progress."""
+
+    def __init__(self, out: BinaryIO, file: HubFile, progress: Progress):
+        """out: open for reading and appending; what it holds already is hashed."""
+        self.out, self.file, self.progress = out, file, progress
+        self.size, self.hasher = 0, file.hasher()
+        out.seek(0)
+        while chunk := out.read(CHUNK):
+            self.hasher.update(chunk)
+            self.size += len(chunk)
+
+    def append(self, chunk: bytes) -> None:
+        self.out.write(chunk)
+        self.hasher.update(chunk)
+        self.size += len(chunk)
+        self.progress.add(len(chunk))
+        if self.size > self.file.size:
+            raise WrongFile(f"more than the {self.file.size:,} bytes that the Hub states")
+
+    def start_again(self) -> None:
+        self.out.truncate(0)
+        self.progress.add(-self.size)
+        self.size, self.hasher = 0, self.file.hasher()
+
+    def require_right(self) -> None:
+        found = self.file.told(self.hasher)
+        if found != self.file.hash:
+            raise WrongFile(f"it has the hash {found}, and the Hub states {self.file.hash}")
+
+
 def load_file(url: str, file: HubFile, target: Path, progress: Progress) -> None:
-    """Load a file to `target`, from where an earlier call stopped. A wrong file is loaded again once."""
-    part = target.with_name(f"{target.name}.part")
-    for again in (True, False):
-        wrong = _receive(url, file, part, progress)
-        if not wrong:
-            with writing(target):
-                part.replace(target)
-            return
-        progress.add(-min(part.stat().st_size, file.size))
-        part.unlink()
-        if again:
-            progress.say(f"{file.path} is wrong, {wrong}; it is loaded again")
-    raise ValueError(
-        f"{file.path} came twice with wrong content, {wrong}; nothing of it was kept; look for a proxy or mirror "
-        "(HF_ENDPOINT) that changes files, or try again later"
-    )
+    """Load a file to `target`, from where an earlier call stopped. A wrong file is loaded again once.
 
-
-def _receive(url, file, part, progress):
-    """Append to `part` what it lacks. Returns what is wrong with the whole file, or ""."""
-    waits = iter(WAITS)
-    with writing(part), open(part, "a+b") as out:
+    Raises CannotWrite, and ValueError; what has arrived is then kept, unless it is wrong.
+    """
+    path = target.with_name(f"{target.name}.part")
+    with writing(path), open(path, "a+b") as out:
         if out.tell() > file.size:
             out.truncate(0)
-        out.seek(0)
-        size, hasher = 0, file.hasher()
-        while chunk := out.read(CHUNK):
-            hasher.update(chunk)
-            size += len(chunk)
-        furthest = size
-        while size < file.size:
-            reason = "the connection ended"
+        part = Part(out, file, progress)
+        try:
+            _receive(url, part)
+        except WrongFile as wrong:
+            progress.say(f"{file.path} is wrong, {wrong}; it is loaded again")
+            part.start_again()
             try:
-                with _answer(url, size) as response:
-                    if size and response.status_code != 206:  # it sends the file from the start
-                        out.truncate(0)
-                        progress.add(-size)
-                        size, hasher = 0, file.hasher()
-                    elif size and not response.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
-                        raise ConnectionError(f"other bytes than those from {size:,} on were sent")
-                    for chunk in response.iter_bytes():
-                        out.write(chunk)
-                        hasher.update(chunk)
-                        progress.add(min(len(chunk), file.size - size))
-                        size += len(chunk)
-                        if size > file.size:
-                            return f"more than the {file.size:,} bytes that the Hub states"
-            except Exception as error:
-                if status_of(error) == 416:
-                    return f"{size:,} bytes or fewer of the {file.size:,} that the Hub states"
-                if not is_of_the_network(error):
-                    if status_of(error):
-                        told = first_line(error).rstrip(".")
-                        raise ValueError(
-                            f"the Hub refuses to send {file.path} ({told}); check HF_ENDPOINT and HF_TOKEN, or try "
-                            "again later"
-                        ) from error
-                    raise
-                reason = first_line(error)
-            out.flush()
-            if size > furthest:
-                furthest, waits = size, iter(WAITS)
-            elif size < file.size:
-                seconds = next(waits, None)
-                if seconds is None:
-                    raise ValueError(
-                        f"the Hub sent no more of {file.path} after {furthest:,} of {file.size:,} bytes, in "
-                        f"{len(WAITS)} tries ({reason}); what has arrived is kept; check the network and run the "
-                        "same command again, which goes on from there"
-                    )
-                progress.say(f"{file.path}: {reason}; next try in {seconds} s")
-                time.sleep(seconds)
-    found = file.told(hasher)
-    return "" if found == file.hash else f"it has the hash {found}, and the Hub states {file.hash}"
+                _receive(url, part)
+            except WrongFile as error:
+                part.start_again()
+                raise ValueError(
+                    f"{file.path} came twice with wrong content, {error}; nothing of it was kept; look for a "
+                    "proxy or mirror (HF_ENDPOINT) that changes files, or try again later"
+                ) from error
+        out.flush()
+        os.fsync(out.fileno())
+        path.replace(target)
+
+
+def _receive(url, part):
+    """Append what a file lacks, over as many connections as it takes. Raises WrongFile and ValueError."""
+    file, furthest, waits = part.file, part.size, iter(WAITS)
+    while part.size < file.size:
+        reason = _one_connection(url, part)
+        if part.size > furthest:
+            furthest, waits = part.size, iter(WAITS)
+        elif part.size < file.size:
+            seconds = next(waits, None)
+            if seconds is None:
+                raise ValueError(
+                    f"the Hub sent no more of {file.path} after {furthest:,} of {file.size:,} bytes, in "
+                    f"{len(WAITS) + 1} tries ({reason}); what has arrived is kept; check the network and run "
+                    "the same command again, which goes on from there"
+                )
+            part.progress.say(f"{file.path}: {reason}; next try in {seconds} s")
+            time.sleep(seconds)
+    part.require_right()
+
+
+def _one_connection(url, part):
+    """Append what one connection brings. Returns in a few words why it ended."""
+    try:
+        with _answer(url, part.size) as response:
+            if part.size and response.status_code != 206:  # it sends the file from the start
+                part.start_again()
+            elif part.size and not response.headers.get("Content-Range", "").startswith(
+                f"bytes {part.size}-"
+            ):
+                return f"other bytes came than those from {part.size:,} on"
+            for chunk in response.iter_bytes():
+                part.append(chunk)
+    except Exception as error:  # every library below raises its own kinds
+        if status_of(error) == 416:
+            had, whole = part.size, part.file.size
+            raise WrongFile(f"at most {had:,} of the {whole:,} bytes that the Hub states") from error
+        if is_of_the_network(error):
+            return first_line(error)
+        if status_of(error):
+            raise ValueError(
+                f"the Hub refuses to send {part.file.path} ({first_line(error).rstrip('.')}); check "
+                "HF_ENDPOINT and HF_TOKEN, or try again later"
+            ) from error
+        raise
+    return "the connection ended"
 
 
 # ----------------------------------------------------------------------------------------------- the folder
@@ -266,9 +298,7 @@ def download(repository: str, layout: str, folder: Path) -> str:
     """
     record = _read_record(folder, repository, layout)
     if record and all(_size(folder / name) == file["size"] for name, file in record["files"].items()):
-        return (
-            f"{folder} already holds {_summary(record)}, each of the right size; no hash was computed again"
-        )
+        return f"{folder} already holds {_summary(record)}, of the right sizes; no hash was computed again"
     revision, files = list_files(repository, layout)
     _require_own(folder, files, record)
     arriving = folder / ARRIVING
@@ -280,14 +310,11 @@ def download(repository: str, layout: str, folder: Path) -> str:
     )
     total = sum(file.size for file in missing)
     _require_room(folder, total - here)
-    old, files_of = (
-        record["files"] if record else {},
-        {file.name: {"size": file.size, "hash": file.hash} for file in files},
-    )
+    old = record["files"] if record else {}
+    files_of = {file.name: {"size": file.size, "hash": file.hash} for file in files}
     record = {"repository": repository, "revision": revision, "layout": layout, "files": files_of}
-    say(
-        f"{_summary(record)}, into {folder}" + (f"; {_gb(here)} of {_gb(total)} have arrived" if here else "")
-    )
+    arrived = f"; {_gb(here)} of {_gb(total)} have arrived" if here else ""
+    say(f"{_summary(record)}, into {folder}{arrived}")
     with _arriving(folder):
         _load(repository, revision, missing, arriving, Progress(total, here))
         with writing(folder):  # config.json last: without it the folder is not taken for a model
@@ -360,10 +387,11 @@ def _require_own(folder, files, record):
     if record or (folder / ARRIVING).is_dir() or not folder.exists():
         return
     ours = {file.name for file in files}
-    if others := sorted(path.name for path in folder.iterdir() if path.name not in ours | {".cache"}):
+    others = sorted(p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith("."))
+    if others:
         raise ValueError(
-            f"--output_dir {folder} must be a new or an empty folder or hold this model, and has {others[0]}; choose "
-            "another name"
+            f"--output_dir {folder} must be a new or an empty folder or hold this model, and holds "
+            f"{others[0]}; choose another name"
         )
 
 
@@ -401,13 +429,10 @@ def _size(path):
 
 
 def _gb(size):
-    return (
-        f"{size / 1e9:,.1f} GB"
-        if size >= 5e7
-        else f"{size / 1e6:,.1f} MB"
-        if size >= 5e4
-        else f"{size:,} bytes"
-    )
+    for unit, bytes_of in (("GB", 1e9), ("MB", 1e6)):
+        if size >= bytes_of / 20:
+            return f"{size / bytes_of:,.1f} {unit}"
+    return f"{size:,} bytes"
 
 
 def _summary(record):
