@@ -1,0 +1,1 @@
+"""The official formats of gpt-oss: download, read, write, verify."""
