@@ -73,6 +73,15 @@ def test_the_hooks_use_the_pinned_ruff():
     assert re.findall(r"ruff==[\d.]+", hooks) == [pinned] * 2
 
 
+def test_no_test_needs_a_peer_to_be_loaded():
+    """make test runs where requirements-peers.txt is not installed, and without it no test may be lost."""
+    early = re.compile(
+        r"^(import|from) (transformers|tokenizers)\b|importorskip\(.(transformers|tokenizers)", re.M
+    )
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    assert [file.name for file in files if early.search(file.read_text(encoding="utf-8"))] == []
+
+
 @pytest.mark.peer
 def test_the_package_works_in_a_fresh_environment_from_another_folder(tmp_path):
     """Inside the repository of another project; without a network, so the dependencies are those of this one."""
