@@ -2,6 +2,8 @@
 
     python -m benchmarks.parity          writes benchmarks/results/parity.json
 
+transformers must be installed: requirements-peers.txt.
+
 Logits and the gradients of the mean loss with respect to every parameter are compared, at sizes where no two
 axes are equal, over prompts longer than three windows, with YaRN on and off. Biases and sinks are of order
 one, some gates and ups are clamped, and no router decision is close enough to a tie for rounding to flip it.

@@ -224,16 +224,17 @@ def hugging_face_files(
 ) -> dict[str, bytes]:
     """{name: content} of the files beside the weights for transformers."""
     ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_token)
-    tokens = {}
+    tokens, files = {}, {}
     if tokenizer.name == HARMONY:
         special = tokenizer._special_tokens
         tokens = dict(bos_token="<|startoftext|>", eos_token="<|return|>", pad_token="<|endoftext|>")
         ids = {f"{kind}_id": special[token] for kind, token in tokens.items()}
+        files["chat_template.jinja"] = (Path(__file__).parent / "chat_template.jinja").read_bytes()
         ids["eos_token_id"] = [special[token] for token in ("<|return|>", "<|endoftext|>", "<|call|>")]
     content = names.hugging_face_config(config, dtype, yarn=yarn) | ids
     if pack:
         content["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": NOT_PACKED}
-    files = {CONFIG: as_json(content), "generation_config.json": as_json(ids | {"do_sample": True})}
+    files |= {CONFIG: as_json(content), "generation_config.json": as_json(ids | {"do_sample": True})}
     return files | tokenizer_files(tokenizer, model_max_length=config.context_limit, **tokens)
 
 

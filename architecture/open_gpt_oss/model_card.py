@@ -6,11 +6,13 @@ escaped, and of a path only the end is shown.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +45,19 @@ TRAINING = {
     "steps": "{step:,}{planned}",
     "optimizer": "{optimizer}{for_the_rest}, weight decay {weight_decay:g}, gradient norm at most {clip}",
     "learning rate": "{lr:g} at its peak; {schedule} schedule, {warmup:.0%} of the steps as warmup{fall}",
-    "batch": "{batch_tokens:,} tokens per step: {grad_accum} x {batch_size} rows of {block_size}, {packing}",
+    "batch": "{batch_tokens:,} tokens per step: {grad_accum} x {batch_size} rows of {block_size} tokens, {packing}",
     "balance of the experts": "{balance}{weight}",
     "seed": "{seed}",
 }
-CLOSING = {  # the closing figures of a run, which are over all validation data or a large part
-    "loss": "{loss:.4f} +- {loss_half_width:.4f} nats per token (95 % interval over documents)",
+EVALUATION = {
+    "loss": "{loss:.4f} nats per token, {interval}",
     "bits per byte": "{bits_per_byte:.4f}",
-    "scored": "{validation_tokens:,} tokens of {validation_documents:,} documents",
-    "experts": "the busiest gets {busiest:.2f} times the even share, mean over layers; {dead_experts} get nothing",
-}
-ON_THE_WAY = {  # an evaluation during the training
-    "loss": "{val_loss:.4f} nats per token (no interval recorded)",
-    "bits per byte": "{val_bits_per_byte:.4f}",
-    "scored": "at most {eval_tokens:,} tokens",
-}
-VALIDATION = {
+    "scored": "{scored}",
     "content of the validation data": "{validation_data}",
     "seeds": "one: no spread over seeds is known",
 }
 MACHINE = {
-    "device": "{device}, {threads} CPU threads",
+    "device": "{device}; CPU threads: {threads}",
     "precision": "computed in {dtype}, weights kept in {stored}",
     "training time": "{seconds:,.0f} s, {speed:,.0f} tokens per second",
     "versions": "torch {torch}; Python {python}",
@@ -92,13 +86,19 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 ```
 
 """
-IN_OURS = """\
-With nano-gpt-oss, which puts that token there by itself:
+IN_OURS = f"""\
+With nano-gpt-oss, which puts `{END_OF_TEXT}` in front of a prompt by itself:
 
 ```bash
 python sample.py --checkpoint FOLDER --prompt "Once upon a time"
 python train.py --init_from FOLDER --dataset DATA --out_dir NEW    # fine-tune
 ```"""
+
+CITATION = "OpenAI, *gpt-oss-120b & gpt-oss-20b Model Card*, 2025, arXiv:2508.10925 (the architecture)."
+CITATION_OF_THE_DATA = "\n\nEldan and Li, *TinyStories*, 2023, arXiv:2305.07759 (the data)."
+LICENCE = """\
+None was chosen. Whoever publishes these files chooses one, and writes it here and into the first lines of this
+file. It must agree with the licences of the training data and of weights from elsewhere."""
 
 
 def model_card(
@@ -121,45 +121,29 @@ def model_card(
     """
     with reading(path, "a run's settings", way_out=ANOTHER):
         facts = _facts(Path(path).parent, state)
-    trained, base, data = "train_config" in state, facts.get("init_from"), facts.get("dataset_name")
-    evaluated = CLOSING if "loss" in facts else ON_THE_WAY if "val_loss" in facts else None
-    stored, loss = facts["stored"], "No evaluation of these weights is recorded."
-    if evaluated:
-        loss = _table(evaluated | VALIDATION, facts)
-        loss = f"Measured on the checkpoint, before the export{facts['best']}.\n\n{loss}"
-    kept = (
-        f"Weights stay in {dtype}." if stored == dtype else f"Weights are in {dtype}; they were in {stored}."
-    )
-    errors = ["The experts' matrices are in MXFP4. The relative error of each:"] if error_lines else []
-    changed = "\n".join(f"- {sentence}" for sentence in (kept, *changes, *errors))
+    energy = _energy(facts.get("seconds"), watts)
+    precision = f"Weights are in {dtype}"
+    precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
+    changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
     if error_lines:
-        changed += "\n\n" + "\n".join(("```", *error_lines, "```"))
-    sections = {
-        "Architecture": _table(ARCHITECTURE, facts),
-        "Intended uses and limits": _limits(facts, trained),
-        "Training data and procedure": _table(TRAINING, facts) if trained else "Not recorded.",
-        "Evaluation": loss,
-        "What the export changed": changed,
-        "Environmental impact": _energy(facts.get("seconds"), watts),
-        "Technical specification": _table(MACHINE, facts) if trained else "Not recorded.",
-        "How to use it": IN_TRANSFORMERS * (layout == "hf") + IN_OURS,
-        "Citation": "OpenAI, *gpt-oss-120b & gpt-oss-20b Model Card*, 2025, arXiv:2508.10925 (the architecture)."
-        + "\n\nEldan and Li, *TinyStories*, 2023, arXiv:2305.07759 (the data)." * (data == TINYSTORIES),
-        "Licence": "None was chosen. Whoever publishes these files chooses one, and writes it here and into the "
-        "first lines of this file. The licences of the training data and of weights from elsewhere bind.",
-    }
-    origin = "Its weights started from random values, not from those of OpenAI."
-    if not trained:
-        origin = "Where its weights come from is not recorded."
-    elif base:
-        origin = f"Its training began from {_text(base)}; what came before is not counted here."
-    head = (
-        f"# A gpt-oss of {_short(facts['total'])} parameters\n\nA mixture-of-experts language model with the "
-    )
-    head += f"architecture of gpt-oss, written by nano-gpt-oss. {origin}"
-    parts = [f"## {title}\n\n{content}" for title, content in sections.items()]
-    english = data in ENGLISH and not base
-    return "\n\n".join([_front_matter(layout, data, english, bool(error_lines)), head, *parts]) + "\n"
+        changed += "\n- The experts' matrices are in MXFP4. The relative error of each:\n\n"
+        changed += "\n".join(("```", *error_lines, "```"))
+    with reading(path, "a run's settings", way_out=ANOTHER):
+        sections = {
+            "Architecture": _table(ARCHITECTURE, facts),
+            "Intended uses and limits": _limits(facts),
+            "Training data and procedure": _table(TRAINING, facts) if facts["trained"] else "Not recorded.",
+            "Evaluation": _evaluation(facts),
+            "What the export changed": changed,
+            "Environmental impact": energy,
+            "Technical specification": _table(MACHINE, facts) if facts["trained"] else "Not recorded.",
+            "How to use it": IN_TRANSFORMERS * (layout == "hf") + IN_OURS,
+            "Citation": CITATION + CITATION_OF_THE_DATA * (facts.get("dataset_name") == TINYSTORIES),
+            "Licence": LICENCE,
+        }
+        first = [_front_matter(layout, facts, bool(error_lines)), _head(facts)]
+        parts = [f"## {title}\n\n{content}" for title, content in sections.items()]
+    return "\n\n".join([*first, *parts]) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------- facts
@@ -171,18 +155,20 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     starts, final = _records(folder, state)
     windows = Counter(f"the last {window:,} tokens" if window else "all tokens" for window in config.windows)
     yarn = f", YaRN x {config.rope_scaling_factor:g} from {config.initial_context_length:,} tokens"
-    facts = state["config"] | config.parameter_counts() | train | (state.get("scored") or {})
+    facts = asdict(config) | config.parameter_counts() | train
     facts |= {
         "windows": ", ".join(f"{number} see {what}" for what, number in windows.items()),
         "yarn": yarn if config.rope_scaling_factor > 1 else "",
         "context_limit": config.context_limit,
+        "interval": "no interval recorded",
         "tokenizer_name": state["tokenizer"]["name"],
         "ids": config.used_vocab_size or config.vocab_size,
         "stored": str(next(iter(state["model"].values())).dtype).removeprefix("torch."),
         "step": state["step"],
-        "planned": _planned(state["step"], train),
+        "planned": _planned(state["step"], train, starts),
         "training_data": held.get("training data"),
         "validation_data": held.get("validation data"),
+        "trained": bool(train),
         "init_from": _end(train.get("init_from"), 2),
         "commit": _each("commit", starts) or state.get("commit"),
         "torch": _each("torch", starts),
@@ -196,19 +182,24 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         tokens, seconds = progress["tokens"], progress["seconds"]
         facts |= {"tokens": tokens, "seconds": seconds, "speed": tokens / max(seconds, 1e-9)}
     if train:
-        sizes = [train[name] for name in ("grad_accum", "batch_size", "block_size")]
-        facts["batch_tokens"] = math.prod(sizes)
+        facts["batch_tokens"] = train["grad_accum"] * train["batch_size"] * train["block_size"]
         facts["for_the_rest"] = " (matrices; adamw for the rest)" if train["optimizer"] == "muon" else ""
         facts["clip"] = f"{train['grad_clip']:g}" if train["grad_clip"] else "unlimited"
         facts["fall"] = f", {train['decay']:.0%} as decay" if train["schedule"] == "wsd" else ""
         facts["weight"] = WEIGHTS[train["balance"]].format(**train)
     if final:
-        names = ("loss", "loss_half_width", "bits_per_byte", "validation_tokens", "validation_documents")
-        facts |= {name: final.get(name) for name in (*names, "dead_experts")}
-        facts["busiest"] = None if final.get("max_violation") is None else final["max_violation"] + 1
+        width, documents = final.get("loss_half_width"), final.get("validation_documents")
+        facts |= {"loss": final["loss"], "bits_per_byte": final["bits_per_byte"]}
+        if width is not None:
+            facts["interval"] = f"+- {width:.4f} (95 %, over documents)"
+        facts["scored"] = f"{final['validation_tokens']:,} tokens"
+        facts["scored"] += f" of {documents:,} documents" if documents else ""
+    elif scored := state.get("scored"):  # an evaluation before the end, of fewer tokens
+        facts |= {"loss": scored["val_loss"], "bits_per_byte": scored["val_bits_per_byte"]}
+        facts["scored"] = f"at most {train['eval_tokens']:,} tokens"
     best = best_checkpoint(folder) if starts else None
     is_best = best is not None and best["checkpoint"] == f"checkpoint_{state['step']}.pt"
-    facts["best"] = ", which has the lowest validation loss of its run" * is_best
+    facts["best"] = " with the lowest validation loss of its run" * is_best
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -223,7 +214,10 @@ def _records(folder: Path, state: dict[str, Any]) -> tuple[list[dict], dict[str,
         here = json.loads(json.dumps([state["config"], state.get("data_identity")]))  # JSON has no tuples
         if [facts.get("model"), facts.get("data")] != here:
             return [], {}
-        starts = [start for start in facts["starts"] if start["step"] < state["step"]]
+        starts = []
+        for start in facts["starts"]:  # --resume_from goes back, and the steps after it are trained again
+            starts = [earlier for earlier in starts if earlier["step"] < start["step"]] + [start]
+        starts = [start for start in starts if start["step"] < state["step"]]
     with reading(metrics, "the metrics.jsonl of a run", way_out=WAY_OUT):
         for line in metrics.read_bytes().splitlines() if metrics.is_file() else ():
             if b'"final/loss"' in line and line.endswith(b"}"):  # a kill may have cut the last line
@@ -233,12 +227,13 @@ def _records(folder: Path, state: dict[str, Any]) -> tuple[list[dict], dict[str,
     return starts, final
 
 
-def _planned(step: int, train: dict[str, Any]) -> str:
+def _planned(step: int, train: dict[str, Any], starts: list[dict]) -> str:
     planned, extension = train.get("max_iters"), train.get("extend")
     told = f" of {planned:,} planned" if planned and planned != step else ""
     if planned and extension and step > planned - extension:
         told += f", of which the last {step - planned + extension:,} have a schedule of their own (--extend)"
-    return told
+    again = ", ".join(f"{start['step']:,}" for start in starts[1:])
+    return told + (f"; continued after step {again}" if again else "")
 
 
 def _each(name: str, starts: list[dict[str, Any]]) -> str | None:
@@ -252,30 +247,44 @@ def _end(path: str | None, names: int) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------------- words
-def _front_matter(layout: str, data: str | None, english: bool, mxfp4: bool) -> str:
+def _front_matter(layout: str, facts: dict[str, Any], mxfp4: bool) -> str:
+    data = facts.get("dataset_name")
     lines = ["---", *["library_name: transformers"] * (layout == "hf"), "pipeline_tag: text-generation"]
-    lines += ["license: unknown", *["language: en"] * english]
+    lines += ["license: unknown", *["language: en"] * (data in ENGLISH and "init_from" not in facts)]
     lines += ["tags:", "- gpt_oss", "- mixture-of-experts", "- nano-gpt-oss", *["- mxfp4"] * mxfp4]
     if data:
         lines += ["datasets:", f"- {json.dumps(_plain(data), ensure_ascii=False)}"]
     return "\n".join([*lines, "---"])
 
 
-def _limits(facts: dict[str, Any], trained: bool) -> str:
+def _head(facts: dict[str, Any]) -> str:
+    origin = "Where its weights come from is not recorded."
+    if facts["trained"]:
+        origin = "Its weights started from random values, not from those of OpenAI."
+    if base := facts.get("init_from"):
+        origin = f"Its training began from {_text(base)}; what came before is not counted here."
+    return (
+        f"# A gpt-oss of {facts['total'] / 1e6:,.1f} million parameters\n\nA mixture-of-experts language model "
+        f"with the architecture of gpt-oss, exported by nano-gpt-oss. {origin}"
+    )
+
+
+def _limits(facts: dict[str, Any]) -> str:
     told = "For experiments with language models, and for teaching. "
-    if trained and "init_from" not in facts:
-        told += (
-            "It continues text: it was not trained to follow instructions, to be safe or to be right, and "
-        )
-        told += (
-            f"knows nothing beyond its training data ({_text(facts.get('dataset_name', 'not recorded'))}). "
-        )
+    if facts["trained"] and "init_from" not in facts:
+        told += "It continues text: it was not trained to follow instructions, to be safe or to be right, "
+        told += f"and knows nothing beyond its training data ({_text(facts['dataset_name'])}). "
     told += "No test of safety, truth or bias is recorded."
-    if facts.get("block_size", math.inf) < facts["context_limit"]:
-        told += (
-            f" Its training had rows of {facts['block_size']:,} tokens; no test on longer text is recorded."
-        )
+    rows = facts.get("block_size", math.inf)
+    if rows < facts["context_limit"]:
+        told += f" Its training had rows of {rows:,} tokens; no test on longer text is recorded."
     return told
+
+
+def _evaluation(facts: dict[str, Any]) -> str:
+    if "scored" not in facts:
+        return "No evaluation of these weights is recorded."
+    return f"Measured before the export, on the checkpoint{facts['best']}.\n\n{_table(EVALUATION, facts)}"
 
 
 def _energy(seconds: float | None, watts: float | None) -> str:
@@ -312,12 +321,4 @@ def _plain(text: str) -> str:
 
 def _text(text: str) -> str:
     """The text as plain text of Markdown, also in a table."""
-    return re.sub(r"([\\`*\[\]<>|~&$])", r"\\\1", _plain(text))
-
-
-def _short(number: int) -> str:
-    """1234567 -> 1.23 million"""
-    for size, unit in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
+    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(_plain(text), quote=False))

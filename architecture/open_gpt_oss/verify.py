@@ -4,13 +4,14 @@
 
 Both models compute in float32 on the CPU, on random ids over more than three windows, with the RoPE of the
 folder and with YaRN switched the other way. Exits with 1 if a difference exceeds the tolerance. transformers
-is needed: pip install -r requirements-peers.txt
+is needed: pip install -r requirements-export.txt
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            "verify compares with transformers, which is not installed; pip install -r requirements-export.txt"
+        )
     folder = Path(args.folder)
     require_folder(folder)
     layout, config = read_config(folder)
