@@ -4,7 +4,7 @@ PIP_FLAGS ?=  # for pip install; without CUDA: --extra-index-url https://downloa
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: quickstart setup test slow check pictures bench bench-gpu clean
+.PHONY: quickstart setup test test-peers slow check pictures bench bench-gpu clean
 
 QUICKSTART := model_quickstart
 
@@ -19,6 +19,9 @@ setup: .venv/.runtime  ## what training and sampling need
 test: .venv/.dev  ## the whole suite, no network
 	$(BIN)/python -m pytest -n 3
 
+test-peers: .venv/.peers  ## beside transformers and other programs, and the package in a fresh environment
+	$(BIN)/python -m pytest -n 3 --peers -m peer
+
 slow: .venv/.dev  ## with the tests that take minutes
 	$(BIN)/python -m pytest -n 3 --slow
 
@@ -29,11 +32,11 @@ check: .venv/.dev  ## linter and formatter
 pictures: .venv/.dev  ## the pictures of README and docs, from benchmarks/results
 	$(BIN)/python -m benchmarks.pictures
 
-bench: .venv/.dev  ## the published figures that take minutes: parity, head memory
+bench: .venv/.peers  ## the published figures that take minutes: parity, head memory
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.head_memory
 
-bench-gpu: .venv/.dev  ## one CUDA device, about twenty minutes: correct values, speed beside transformers, ten minutes of medium
+bench-gpu: .venv/.peers  ## one CUDA device, about twenty minutes: correct values, speed beside transformers, ten minutes of medium
 	$(BIN)/python -m benchmarks.gpu_check
 	$(BIN)/python train.py --config configs/medium.yaml --max_minutes 10 --out_dir model_gpu_medium
 	$(BIN)/python -m benchmarks.record_run model_gpu_medium --out benchmarks/results/gpu_medium.json
@@ -48,5 +51,9 @@ clean:
 	touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.runtime
-	@$(PIP) -r requirements-dev.txt
+	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+.venv/.peers: requirements-peers.txt requirements-export.txt .venv/.dev
+	@$(PIP) -r requirements-peers.txt
 	touch $@

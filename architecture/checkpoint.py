@@ -252,7 +252,8 @@ def load_weights(
     """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
 
     weights: a dictionary, or a mapping that reads a tensor at each access and has them all without values in
-    `described` (architecture/open_gpt_oss/weights.py); then one tensor at a time is in memory twice.
+    `described` (architecture/open_gpt_oss/weights.py); then one tensor at a time is in memory twice, or none of
+    those that it makes anew at each access, whose names are in `made`.
     added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
     their values.
     Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
@@ -286,8 +287,11 @@ def load_weights(
                     if name in described:
                         target.copy_(owned(weights[name], name, shapes[name]))
             return
+        fresh = getattr(weights, "made", ())
         ours = {
-            name: weights[name] if packed(expected[name]) else owned(weights[name], name, shapes[name])
+            name: weights[name]
+            if name in fresh or packed(expected[name])
+            else owned(weights[name], name, shapes[name])
             for name in described
         }
     ours |= {name: expected[name] for name in added}

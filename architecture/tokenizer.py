@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ import tiktoken
 import torch
 
 from common.files import atomic_write, read_json, reading, sealed, without_surrogates
+from common.hub import PROBE_SECONDS, call_within
 from common.script import did_you_mean
 from common.settings import cast
 
@@ -34,7 +34,6 @@ DOWNLOADS = {
     "o200k_harmony": ("encodings/o200k_base.tiktoken",),
 }
 DOWNLOAD_HOST = "https://openaipublic.blob.core.windows.net/"
-PROBE_SECONDS = 3.0  # how long to wait for an answer of the download host
 END_OF_TEXT = "<|endoftext|>"
 # tiktoken's regular expressions keep one state for each character of a run of white space, at most a million.
 # Texts from this length on are read with an expression that keeps one for each thousand and matches the same.
@@ -174,26 +173,6 @@ def load_rank_file(path: Path) -> tiktoken.Encoding:
         encoding = _build(read_json(description_path) | {"ranks": path.read_text(encoding="ascii")})
         encode_text(encoding, PROBE_TEXT)
         return encoding
-
-
-def call_within(seconds: float, function, *args, **kwargs):
-    """The result of function(...), or TimeoutError after `seconds`, even if it hangs in a name look-up."""
-    outcome = {}
-
-    def run():
-        try:
-            outcome["value"] = function(*args, **kwargs)
-        except Exception as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "value" not in outcome:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    return outcome["value"]
 
 
 def _load_well_known(name, other):

@@ -20,8 +20,6 @@ from architecture import checkpoint, gpt2_hugging_face, registry, tokenizer
 from architecture.gpt2 import GPT2, ModelConfig
 from architecture.gpt2_hugging_face import main, read_config, read_folder, read_weights, write_folder
 
-transformers = pytest.importorskip("transformers")
-
 T = 19
 # no two axes are equal; the tiny tokenizer has 260 ids, and 320 is the next multiple of 64
 SHAPE = dict(num_hidden_layers=3, vocab_size=320, used_vocab_size=260, hidden_size=20, intermediate_size=33)
@@ -47,7 +45,16 @@ def our_model(**changes) -> GPT2:
 
 
 def their_model(**changes):
+    import transformers
+
     return randomised(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**THEIRS, **changes})))
+
+
+def without_tokenizer(folder: Path, **changes) -> None:
+    """Write a folder that has no tokenizer, as save_pretrained of a model does."""
+    model = our_model(**changes)
+    model.tokenizer = None
+    write_folder(model, folder)
 
 
 @torch.no_grad()
@@ -71,6 +78,7 @@ def written(tmp_path_factory) -> Path:
 
 
 # ----------------------------------------------------------------------------------------- round trips
+@pytest.mark.peer
 @pytest.mark.parametrize(
     "dtype, changes",
     [
@@ -92,8 +100,11 @@ def test_what_transformers_saved_gives_the_same_logits_here_in_float32(tmp_path,
     assert (model(IDS).logits[..., 260:] == -torch.inf).all()
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
 def test_what_was_exported_gives_the_same_logits_in_transformers(tmp_path, tie):
+    import transformers
+
     model = our_model(tie_embeddings=tie)
     write_folder(model, tmp_path / "out")
     peer, told = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -283,7 +294,7 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
         "gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
     )
     monkeypatch.setattr(tokenizer, "_load_well_known", lambda *_: encoding)
-    their_model(vocab_size=50257, bos_token_id=50256, eos_token_id=50256).save_pretrained(tmp_path / "hub")
+    without_tokenizer(tmp_path / "hub", vocab_size=50304, used_vocab_size=50257)
     state = read_folder(tmp_path / "hub")
     assert state["tokenizer"]["name"] == "gpt2"
     assert (state["config"]["vocab_size"], state["config"]["used_vocab_size"]) == (50304, 50257)
@@ -309,8 +320,11 @@ TEXT = " It's 1984,\tand   a caf\u00e9 \u2014 \u4f60\u597d \U0001f431!!\n\n  The
 )
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("name", ["stories4k", "bundled1536"])
 def test_transformers_reads_the_tokenizer_of_an_exported_folder_and_we_read_theirs(tmp_path, name):
+    import transformers
+
     model, encoding = our_model(), tokenizer.get_tokenizer(name)
     model.tokenizer = encoding
     write_folder(model, tmp_path / "out")
@@ -327,7 +341,7 @@ def test_the_vocabulary_of_a_usual_folder_is_read_without_a_network(tmp_path, mo
     monkeypatch.setattr(tokenizer, "_load_well_known", lambda *_: pytest.fail("asked"))
     monkeypatch.setattr(tokenizer, "_is_cached", lambda name: False)
     encoding = tokenizer.get_tokenizer("bundled1536")
-    their_model(vocab_size=1536).save_pretrained(tmp_path / "model")
+    without_tokenizer(tmp_path / "model", vocab_size=1536, used_vocab_size=None)
     hub = usual_folder(tmp_path / "hub", encoding)
     shutil.copytree(tmp_path / "model", hub, dirs_exist_ok=True)
     found = gpt2_hugging_face.read_vocabulary(hub)
@@ -373,7 +387,7 @@ def test_without_vocabulary_and_network_the_advice_does_not_contradict_itself(tm
 
     monkeypatch.setattr(tokenizer, "_is_cached", lambda name: False)
     monkeypatch.setattr("requests.head", unreachable)
-    their_model(vocab_size=50257).save_pretrained(tmp_path / "hub")
+    without_tokenizer(tmp_path / "hub", vocab_size=50304, used_vocab_size=50257)
     with pytest.raises(ValueError, match="hub has no tiktoken.json, .*copy GPT-2's files into the") as error:
         read_folder(tmp_path / "hub")
     assert "--tokenizer" not in str(error.value)  # a folder brings its tokenizer, and refuses another

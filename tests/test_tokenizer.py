@@ -19,7 +19,6 @@ from architecture.generation.text import encode_prompt
 from architecture.tokenizer import (
     LONG_TEXT,
     LONG_WHITE_SPACE,
-    call_within,
     encode_text,
     for_long_texts,
     get_tokenizer,
@@ -30,6 +29,7 @@ from architecture.tokenizer import (
     tokenizer_state,
 )
 from common.files import CannotWrite, read_json
+from common.hub import call_within
 from data.packing import encode
 from data.prepare import main as prepare
 from data.train_tokenizer import PATTERN, train_tokenizer

@@ -1,1 +1,1 @@
-"""The official formats of gpt-oss: download, read, write, verify."""
+"""The official formats of gpt-oss: download, load, export, verify."""

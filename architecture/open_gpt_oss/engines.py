@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 INSTALL = {
-    "transformers": ("transformers", "pip install -r requirements-peers.txt"),
+    "transformers": ("transformers", "pip install -r requirements-export.txt"),
     "llama.cpp": ("xllamacpp", "pip install -r requirements-peers.txt"),
     "mlx": ("mlx_lm", "pip install -r requirements-peers.txt"),
 }  # {engine: (its module, how to install it)}

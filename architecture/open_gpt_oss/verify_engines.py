@@ -46,9 +46,7 @@ def choose(text: str | None, path: str | Path) -> list[str]:
     """The engines of --with, or the one for which the path was made. ValueError for what cannot be compared."""
     kind = kind_of(path)
     if kind is None:
-        raise ValueError(
-            f"{path} is no GGUF file and no folder of gpt-oss, which has a config.json and .safetensors files"
-        )
+        weights.require_folder(path)
     own = {form: engine for engine, form in FORMATS.items() if form}.get(kind)
     chosen = [own or "transformers"] if text is None else text.split(",")
     for engine in chosen:
