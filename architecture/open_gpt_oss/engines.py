@@ -43,8 +43,8 @@ class LlamaCpp:
         self.server = xllamacpp.Server(params)
 
     def complete(self, ids: Sequence[int], max_tokens: int, **settings: Any) -> dict[str, Any]:
-        """The answer of llama.cpp's server to a prompt of ids, continued greedily past every end of text."""
-        request = {"prompt": list(ids), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+        """The answer of llama.cpp's server to a prompt of ids, continued greedily."""
+        request = {"prompt": list(ids), "max_tokens": max_tokens, "temperature": 0}
         answer = self.server.handle_completions({**request, "cache_prompt": False, **settings})
         if "choices" not in answer:
             raise ValueError(f"llama.cpp refused a prompt of {len(ids)} ids: {answer}")
@@ -53,7 +53,8 @@ class LlamaCpp:
     def log_probabilities(self, ids: Sequence[int], vocabulary: int) -> torch.Tensor | None:
         """Of the token after `ids`: (vocabulary,) float32. None where llama.cpp gives none, which it does if the
         most probable token is a part of a character."""
-        found = self.complete(ids, 1, logprobs=vocabulary, n_probs=vocabulary)["choices"][0]["logprobs"]
+        answer = self.complete(ids, 1, logprobs=vocabulary, n_probs=vocabulary, ignore_eos=True)
+        found = answer["choices"][0]["logprobs"]
         if found is None:
             return None
         values = torch.full((vocabulary,), float("nan"))
@@ -62,7 +63,7 @@ class LlamaCpp:
         return values
 
     def greedy(self, ids: Sequence[int], tokens: int) -> str:
-        """The most probable continuation as text."""
+        """The most probable continuation as text, up to an end of text."""
         return self.complete(ids, tokens)["choices"][0]["text"]
 
 
@@ -85,12 +86,14 @@ class Mlx:
         logits = self.model(mx.array([[int(number) for number in ids]]), cache=cache)[0].astype(mx.float32)
         return torch.from_numpy(np.array(logits)).log_softmax(-1)
 
-    def greedy(self, ids: Sequence[int], tokens: int) -> list[int]:
-        """The most probable continuation, through mlx-lm's caches."""
+    def greedy(self, ids: Sequence[int], tokens: int, stop: int) -> list[int]:
+        """The most probable continuation, through mlx-lm's caches, up to the id `stop`."""
         cache, new, step = self.model.make_cache(), [], list(ids)
         for _ in range(tokens):
-            new.append(int(self.log_probabilities(step, cache)[-1].argmax()))
-            step = new[-1:]
+            step = [int(self.log_probabilities(step, cache)[-1].argmax())]
+            if step == [stop]:
+                break
+            new += step
         return new
 
 

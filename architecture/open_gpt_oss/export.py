@@ -342,7 +342,8 @@ def write_gguf(
 
         def stored(name: str) -> Iterator[tuple[str, torch.Tensor]]:
             bar.update()
-            return _stored(name, weights[name], config, pack, dtype, errors)
+            of_matrix = dtype if name.endswith(gguf_file.MATRICES) else None
+            return _stored(name, weights[name], config, pack, of_matrix, errors)
 
         gguf_file.write(
             folder / gguf_file.FILE, stored, described, config, tokenizer, pack=pack,

@@ -155,11 +155,13 @@ def completed(
 
     The two programs always read both.
     """
-    described, zeros = getattr(weights, "described", weights), {}
+    described, added = getattr(weights, "described", weights), {}
     for name in described if not config.attention_bias else ():
         if re.fullmatch(r"block\.\d+\.attn\.(qkv|out)\.weight", name):
             matrix = described[name]
-            zeros[name.replace("weight", "bias")] = torch.zeros(len(matrix), dtype=matrix.dtype)
-    both = ChainMap(zeros, weights)
-    both.described = {**described, **zeros}
+            added[name.replace("weight", "bias")] = torch.zeros(len(matrix), dtype=matrix.dtype)
+    if config.tie_embeddings:  # safetensors holds no two tensors in one memory
+        added["unembedding.weight"] = weights["embedding.weight"].clone()
+    both = ChainMap(added, weights)
+    both.described = {**described, **added}
     return both, replace(config, tie_embeddings=False, attention_bias=True)

@@ -164,7 +164,7 @@ def _exported(engine: str, folder: Path, scratch: Path) -> tuple[Path, ModelConf
     layout, config = weights.read_config(folder)
     tensors = weights.FolderWeights(folder, layout, config)
     written = scratch / FORMATS[engine]
-    packed = bool(tensors.mxfp4)
+    packed = bool(tensors.made)
     write_folder(weights.read_folder(folder), written, layout=FORMATS[engine], pack=packed)
     rounds = packed or tensors.dtype != torch.float32
     path = gguf_of(written) or written
