@@ -13,7 +13,7 @@ import tiktoken
 import torch
 from test_generation import tiny_tokenizer
 from test_open_gpt_oss import SHAPE as ODD_SHAPE
-from test_open_gpt_oss import convert, files_of, files_of_at_most, refused, same, state_of
+from test_open_gpt_oss import WHOLE_OURS, convert, files_of, files_of_at_most, refused, same, state_of
 from toy_run import TINY, run_here
 
 import sample
@@ -300,13 +300,32 @@ def test_yarn_is_written_with_one_warning_that_names_the_program(tmp_path, capsy
     warning = [line for line in told.splitlines() if line.startswith("warning: ")]
     assert (
         len(warning) == 1
-        and f"{targets.PROGRAMS[target]} rounds the limits of YaRN from 0.90 and 2.24" in told
+        and f"{targets.PROGRAMS[target]} puts the limits of YaRN at 0 and 3, not at 0.90 and 2.24" in told
     )
     assert told.endswith(f"verify {tmp_path / 'out'} --with {targets.PROGRAMS[target]}\n")
     card = (tmp_path / "out/README.md").read_text()
     assert warning[0].removeprefix("warning: ") in card
     assert ("llama-server" in card, "mlx_lm" in card) == (target == "gguf", target == "mlx")
     assert ("library_name: mlx" in card) == (target == "mlx") and "library_name: transformers" not in card
+
+
+def test_the_limits_of_yarn_that_the_programs_use():
+    for changes, llama, mlx in (
+        ({}, (0, 3), (0, 3)),
+        (WHOLE_OURS, (0, 3), None),
+        (
+            dict(head_dim=64, rope_ntk_beta=32.0, initial_context_length=256, rope_theta=150000.0),
+            (0, 10),
+            (0, 10),
+        ),
+        (dict(rope_scaling_factor=1.0), None, None),
+    ):
+        config = ModelConfig(**ODD_SHAPE | MODEL | YARN | changes)
+        assert targets.rounded_yarn(config, "gguf") == llama, changes
+        assert targets.rounded_yarn(config, "mlx") == mlx
+        assert (targets.yarn_warning(config, "gguf") is None) == (llama is None)
+    told = targets.yarn_warning(ModelConfig(**ODD_SHAPE | MODEL | YARN), "gguf")
+    assert "takes the betas 32 and 1" in told
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path, capsys, checkpoint):
@@ -393,6 +412,7 @@ KINDS = {
     "yarn": YARN,
     "bfloat16": dict(dtype=torch.bfloat16),
     "mxfp4": dict(pack=True),
+    "yarn, whole limits": YARN | WHOLE_OURS,
     "mxfp4, yarn": dict(pack=True, **YARN),
 }
 
@@ -413,7 +433,8 @@ def test_the_programs_compute_what_this_project_computes(made, capsys, target, m
     rounds = target == "gguf" and (options.get("pack") or "dtype" in options)
     assert float(apart) < float(allowed) and (float(allowed) == 0.2) == bool(rounds) and int(positions) >= 8
     true = re.search(r"true limits of YaRN: largest difference (\S+) nats, not judged", out)
-    assert (true is not None) == (YARN.items() <= options.items())
+    exact = {"yarn": (), "mxfp4, yarn": (), "yarn, whole limits": ("mlx",)}.get(kind, targets.PROGRAMS)
+    assert (true is None) == (target in exact)
     if true is not None:
         assert float(true[1]) > 0.05  # a real difference: see benchmarks/engines.py
 

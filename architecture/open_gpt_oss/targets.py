@@ -17,6 +17,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -26,6 +27,8 @@ from architecture.open_gpt_oss import names
 
 PROGRAMS = {"gguf": "llama.cpp", "mlx": "mlx"}  # the program that reads each format
 SWIGLU_LIMIT = 7.0  # both programs have it as a constant
+LLAMA_CPP_BETAS = (32.0, 1.0)
+NEAR = 1e-6  # pairs of dimensions: limits of YaRN that are so near give the same model
 MODEL = {
     "gguf": {
         "embedding.weight": "token_embd.weight",
@@ -125,26 +128,38 @@ def require_expressible(config: ModelConfig, target: str) -> None:
             )
 
 
-def rounded_yarn(config: ModelConfig) -> tuple[int, int] | None:
-    """The limits of YaRN's ramp as llama.cpp and mlx-lm round them; None if that changes nothing.
+def rounded_yarn(config: ModelConfig, target: str) -> tuple[int, int] | None:
+    """The limits of YaRN's ramp that the target's program uses; None if they are those of the model.
 
-    gpt-oss has `truncate: false`, which these programs do not read.
-    Sources: llama.cpp, ggml_rope_yarn_corr_dims in ggml.c; mlx-lm, rope_utils.py.
+    Both programs round the limits, because they do not read gpt-oss's `truncate: false`. For gpt-oss, llama.cpp
+    does not read the betas in the file either: it takes 32 and 1, unless its flags --yarn-beta-fast and
+    --yarn-beta-slow say otherwise.
+    Sources: llama.cpp, ggml_rope_yarn_corr_dims in ggml.c; mlx-lm, rope_utils.py; tried with both.
     """
-    low, high = config.yarn_range
-    rounded = max(0, math.floor(low)), min(config.head_dim - 1, math.ceil(high))
-    return None if config.rope_scaling_factor == 1 or rounded == (low, high) else rounded
+    if config.rope_scaling_factor == 1:
+        return None
+    limits, number = [], np.float32 if target == "gguf" else np.float64  # the precision that they compute in
+    betas = LLAMA_CPP_BETAS if target == "gguf" else (config.rope_ntk_beta, config.rope_ntk_alpha)
+    size, base = number(config.head_dim), number(config.rope_theta)
+    for turns in betas:  # in the order of their operations, because a limit may be 0.99999994
+        ratio = number(config.initial_context_length) / (number(turns) * number(2) * number(math.pi))
+        limits.append(float(size * np.log(ratio) / (number(2) * np.log(base))))
+    rounded = max(math.floor(limits[0]), 0), min(math.ceil(limits[1]), config.head_dim - 1)
+    return None if np.allclose(rounded, config.yarn_range, rtol=0, atol=NEAR) else rounded
 
 
 def yarn_warning(config: ModelConfig, target: str) -> str | None:
     """A sentence for a model whose YaRN the target's program changes, or None."""
-    if (rounded := rounded_yarn(config)) is None:
+    if (rounded := rounded_yarn(config, target)) is None:
         return None
     low, high = config.yarn_range
+    why = "it does not read truncate: false"
+    if target == "gguf" and (config.rope_ntk_beta, config.rope_ntk_alpha) != LLAMA_CPP_BETAS:
+        why += " and takes the betas 32 and 1"
     return (
-        f"{PROGRAMS[target]} rounds the limits of YaRN from {low:.2f} and {high:.2f} to {rounded[0]} and "
-        f"{rounded[1]} (it does not read truncate: false), so its texts differ from those of this model, the more "
-        "the smaller head_dim is; transformers and vLLM compute it exactly from --format hf"
+        f"{PROGRAMS[target]} puts the limits of YaRN at {rounded[0]} and {rounded[1]}, not at {low:.2f} and "
+        f"{high:.2f} ({why}), so its texts differ from those of this model, most with a small head_dim; "
+        "transformers and vLLM compute it exactly from --format hf"
     )
 
 

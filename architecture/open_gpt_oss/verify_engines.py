@@ -106,7 +106,7 @@ def _judge(
         print(f"  warning: {told}")
         apart, _ = difference(ours, ids, theirs)
         print(f"  with the true limits of YaRN: largest difference {apart:.1e} nats, not judged")
-        round_yarn(ours)
+        round_yarn(ours, FORMATS[engine])
     apart, largest = difference(ours, ids, theirs)
     allowed = ROUNDED_TOLERANCE if rounds and engine == "llama.cpp" else tolerance * largest
     bad = not apart <= allowed
@@ -145,10 +145,10 @@ def difference(
     return torch.stack(apart).max().item(), max(their.abs().max().item() for their in theirs.values())
 
 
-def round_yarn(model: Transformer) -> None:
-    """Let a model rotate as llama.cpp and mlx-lm do; see targets.rounded_yarn."""
+def round_yarn(model: Transformer, target: str) -> None:
+    """Let a model rotate as the program of a target does; see targets.rounded_yarn."""
     config = model.config
-    if (limits := targets.rounded_yarn(config)) is not None:
+    if (limits := targets.rounded_yarn(config, target)) is not None:
         model.rope.config = SimpleNamespace(
             rope_theta=config.rope_theta,
             head_dim=config.head_dim,
