@@ -374,6 +374,12 @@ def test_verify_refuses_what_it_cannot_compare_in_one_line(tmp_path, capsys, mon
     assert "verify --with llama.cpp needs xllamacpp, which is not installed; pip install -r" in told
 
 
+def test_a_folder_for_mlx_is_no_checkpoint(capsys, made):
+    for kind, words in (("mlx", "was exported for MLX, which only MLX reads; use the checkpoint"),
+                        ("gguf", "is a folder without a checkpoint_<step>.pt")):  # fmt: skip
+        assert words in refused(capsys, sample.main, "--checkpoint", made(kind), "--device", "cpu")
+
+
 def test_a_damaged_gguf_is_refused_in_one_line(tmp_path, capsys, monkeypatch, made):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)  # the engine is not reached
     data, path = (made("gguf") / gguf_file.FILE).read_bytes(), tmp_path / "model.gguf"
@@ -418,10 +424,9 @@ KINDS = {
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("target, module", [("gguf", "xllamacpp"), ("mlx", "mlx_lm")])
+@pytest.mark.parametrize("target", targets.PROGRAMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_programs_compute_what_this_project_computes(made, capsys, target, module, kind):
-    pytest.importorskip(module)
+def test_the_programs_compute_what_this_project_computes(made, capsys, target, kind):
     options = dict(KINDS[kind])
     folder = made(target, **options)
     code, out = verified(capsys, folder, "--with", targets.PROGRAMS[target])
@@ -441,17 +446,14 @@ def test_the_programs_compute_what_this_project_computes(made, capsys, target, m
 
 @pytest.mark.peer
 def test_verify_compares_a_folder_of_transformers_with_all_three(made, capsys):
-    for module in ("xllamacpp", "mlx_lm"):
-        pytest.importorskip(module)
     code, out = verified(capsys, made("hf"), "--with", "transformers,llama.cpp,mlx")
     assert code == 0 and out.count("3.2 windows") == 3, out
     assert verified(capsys, made("hf"), "--with", "mlx", "--tolerance", "1e-12")[0] == 1
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("target, module", [("gguf", "xllamacpp"), ("mlx", "mlx_lm")])
-def test_verify_finds_a_swapped_gate(made, capsys, monkeypatch, target, module):
-    pytest.importorskip(module)
+@pytest.mark.parametrize("target", targets.PROGRAMS)
+def test_verify_finds_a_swapped_gate(made, capsys, monkeypatch, target):
     right = targets.BLOCK[target]["mlp.mlp1_bias"]
     monkeypatch.setitem(targets.BLOCK[target], "mlp.mlp1_bias", right[::-1])
     code, out = verified(capsys, made("hf"), "--with", targets.PROGRAMS[target])
@@ -480,8 +482,6 @@ def trained(tmp_path_factory, corpus):
 @pytest.mark.peer
 @pytest.mark.parametrize("prompt", ["", "Once upon a time", "The dog's 2 bones"])
 def test_a_trained_model_tells_the_same_greedy_text_everywhere(trained, capsys, prompt):
-    for module in ("transformers", "xllamacpp", "mlx_lm"):
-        pytest.importorskip(module)
     from transformers import AutoModelForCausalLM
 
     tokens, encoding = 60, get_tokenizer("bundled1536")
@@ -515,7 +515,6 @@ def tokenized(server, text: str) -> list[int]:
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["stories4k", "bundled1536", "gpt2 pattern"])
 def test_llama_cpp_reads_texts_as_tiktoken_does(made, name):
-    pytest.importorskip("xllamacpp")
     if name == "gpt2 pattern":
         encoding = get_tokenizer("stories4k")
         encoding = tiktoken.Encoding(

@@ -57,6 +57,11 @@ class FolderWeights(Mapping[str, torch.Tensor]):
     def __init__(self, folder: str | Path, layout: str, config: ModelConfig, *, packed: bool = False):
         self.folder, self.config, self.theirs = Path(folder), config, layout == "hf"
         self._files, self._checksums = _open_files(self.folder)
+        if any(".gate_proj." in name for name in self._files):
+            raise ValueError(
+                f"{self.folder} was exported for MLX, which only MLX reads; use the checkpoint, or export it with "
+                "--format hf"
+            )
         used = config.used_vocab_size or config.vocab_size
         model, self.described, stored = checkpoint.without_values(Transformer, config), {}, {}
         self.made = set()  # names of the stacks to unpack, in new memory
