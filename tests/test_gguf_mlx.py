@@ -492,9 +492,6 @@ def test_a_trained_model_tells_the_same_greedy_text_everywhere(trained, capsys, 
     ids = [encoding.eot_token, *encode_text(encoding, prompt).tolist()]
     llama = engines.LlamaCpp(trained / "gguf" / gguf_file.FILE, context=128)
     assert prompt + llama.greedy(ids, tokens) == told
-    if prompt:  # as its user calls it: end-of-text is put in front
-        answer = llama.server.handle_completions({"prompt": prompt, "max_tokens": tokens, "temperature": 0})
-        assert prompt + answer["choices"][0]["text"] == told
     mlx = engines.Mlx(trained / "mlx").greedy(ids, tokens, encoding.eot_token)
     assert prompt + encoding.decode(mlx) == told
     peer = AutoModelForCausalLM.from_pretrained(trained / "hf", local_files_only=True)
@@ -503,13 +500,36 @@ def test_a_trained_model_tells_the_same_greedy_text_everywhere(trained, capsys, 
     assert prompt + encoding.decode(new) == told and len(new) > 10
 
 
+@pytest.mark.peer
+def test_what_the_model_cards_tell_to_do_gives_the_text_of_sample_py(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained / "mlx")
+    (code,) = re.findall(r"```python\n(.*?)```", (trained / "mlx/README.md").read_text(), re.S)
+    capsys.readouterr()
+    exec(code, {})
+    by_mlx = capsys.readouterr().out.removesuffix("\n")
+    (body,) = re.findall(r"curl http\S+/v1/completions -d '(.*?)'", (trained / "gguf/README.md").read_text())
+    request = json.loads(body) | {"temperature": 0}
+    server = engines.LlamaCpp(trained / "gguf" / gguf_file.FILE, context=128).server
+    by_llama_cpp = asked(server, "/v1/completions", request)["choices"][0]["text"]
+    flags = ["--temperature", "0", "--max_tokens", str(request["max_tokens"]), "--device", "cpu"]
+    sample.main(["--checkpoint", str(trained / "run"), "--prompt", request["prompt"], *flags])
+    told = capsys.readouterr().out.removesuffix("\n").removeprefix(request["prompt"])
+    assert by_llama_cpp == told and by_mlx == told and len(told) > 40
+
+
+def asked(server, path: str, request: dict) -> dict:
+    """The answer of llama.cpp's server over HTTP."""
+    data, header = json.dumps(request).encode(), {"Content-Type": "application/json"}
+    with urllib.request.urlopen(
+        urllib.request.Request(server.listening_address + path, data, header)
+    ) as answer:
+        return json.loads(answer.read())
+
+
 def tokenized(server, text: str) -> list[int]:
-    data = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
-    request = urllib.request.Request(
-        f"{server.listening_address}/tokenize", data, {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as answer:
-        return json.loads(answer.read())["tokens"]
+    return asked(server, "/tokenize", {"content": text, "add_special": False, "parse_special": False})[
+        "tokens"
+    ]
 
 
 @pytest.mark.peer

@@ -98,8 +98,7 @@ IN_LLAMA_CPP = f"""\
 With llama.cpp, which puts `{END_OF_TEXT}` in front of a prompt by itself, as in training:
 
 ```bash
-llama-completion -m model.gguf -no-cnv -p "Once upon a time" -n 100 --temp 0.8
-llama-server -m model.gguf --port 8080      # and then, with the API of OpenAI:
+llama-server -m model.gguf --port 8080      # answers in the API of OpenAI:
 curl http://127.0.0.1:8080/v1/completions -d '{{"prompt": "Once upon a time", "max_tokens": 100}}'
 ```
 
