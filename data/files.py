@@ -56,33 +56,19 @@ def version(stat: os.stat_result) -> tuple[int, int]:
 
 
 class DataFile:
-    """A file of documents. Two numbers, which `scan` yields, say where a document is.
+    """A file of documents. Two numbers, which `scan` yields, say where a document is."""
 
-    found: the version of the file. Reading raises ValueError if the file has changed since.
-    """
-
-    def __init__(self, path: Path, text_column: str, found: tuple[int, int]):
-        self.path, self.text_column, self._found = path, text_column, found
+    def __init__(self, path: Path, text_column: str):
+        self.path, self.text_column = path, text_column
 
     def scan(self) -> Iterator[tuple[int, int, str]]:
         """Yield the place (two numbers) and the text of each document, in order."""
         raise NotImplementedError
 
-    def require_unchanged(self, now: os.stat_result | None = None) -> None:
-        if version(now or os.stat(self.path)) != self._found:
-            raise self.changed()
-
-    def changed(self) -> ValueError:
-        return ValueError(
-            f"{self.path} changed while it was being read; restore the original file, or start a new run"
-        )
-
     def _bytes(self, start: int, length: int) -> bytes:
         with open(self.path, "rb") as file:
             file.seek(start)
-            data = file.read(length)
-            self.require_unchanged(os.fstat(file.fileno()))
-            return data
+            return file.read(length)
 
     def _pieces(self, separator: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield (start, piece) for the pieces between separators. The file is read in chunks."""
@@ -158,17 +144,14 @@ class ParquetFile(DataFile):
             row = 0
             for column in self._batches(group):
                 for at in range(len(column)):
-                    yield group, row + at, self.text(column, at)
+                    yield group, row + at, self.read(column, at)
                 row += len(column)
 
     def read_group(self, group: int):
         """Return the texts of a row group as one Arrow array."""
         import pyarrow
 
-        try:
-            return pyarrow.chunked_array(self._batches(group)).combine_chunks()
-        finally:
-            self.require_unchanged()
+        return pyarrow.chunked_array(self._batches(group)).combine_chunks()
 
     def _batches(self, group):
         """Yield the texts of a row group as Arrow arrays of a few rows."""
@@ -191,7 +174,7 @@ class ParquetFile(DataFile):
                 f"row group {group} of {self.path} cannot be read: {first_line(error)}"
             ) from error
 
-    def text(self, column, row):
+    def read(self, column, row):
         where = f"{self.path}, row {row} of a row group"
         try:
             return _text_value(column[row].as_py(), where, self.text_column)
@@ -234,9 +217,9 @@ class FileSource(IndexedSource):
 
     def __init__(self, name: str, paths: list[Path], text_column: str, split: str | None = None):
         self.name = name
-        found = tuple((path, version(path.stat())) for path in paths)
-        self._files = _data_files(found, text_column)
-        index = _scan_once(found, text_column)
+        self._found = tuple((path, version(path.stat())) for path in paths)
+        self._files = [FORMATS[_kind(path)](path, text_column) for path in paths]
+        index = _scan_once(self._found, text_column)
         none_to_train_on = len(index.file) > 0 and index.validation.all()
         too_few = index.validation.sum() < MIN_VALIDATION_DOCUMENTS
         if too_few and (split == "validation" or split == "train" and none_to_train_on):
@@ -258,20 +241,17 @@ class FileSource(IndexedSource):
 
     def __getitem__(self, index):
         number, first, second = (int(column[index]) for column in self._index[:3])
-        file = self._files[number]
+        file, path = self._files[number], self._files[number].path
         try:
             if isinstance(file, ParquetFile):
-                file.require_unchanged()  # also where the row group is still in memory
-                text = file.text(self._row_group(number, first), second)
-            else:
-                text = file.read(first, second)
-        except OSError as error:
-            raise ValueError(
-                f"{file.path} can no longer be read ({error.strerror or error}); restore the original file"
-            ) from error
-        if text_digest(text) & DIGEST_BITS != int(self.digests[index]):
-            raise file.changed()  # in a way that its size and time do not show
-        return text
+                first = self._row_group(number, first)
+            text = file.read(first, second)
+            now = path, version(path.stat())  # also where a row group is still in memory
+            if now != self._found[number] or text_digest(text) & DIGEST_BITS != int(self.digests[index]):
+                raise ValueError("another content")
+            return text
+        except (OSError, ValueError, LookupError) as error:  # the scan has read the same text without one
+            raise _changed(path) from error
 
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
@@ -385,17 +365,20 @@ def _require_unpacked(path: Path) -> None:
         )
 
 
-def _data_files(found, text_column) -> list[DataFile]:
-    return [FORMATS[_kind(path)](path, text_column, seen) for path, seen in found]
+def _changed(path):
+    return ValueError(
+        f"{path} changed while it was being read, or can no longer be read; restore the original file, or start "
+        "a new run"
+    )
 
 
 @lru_cache(maxsize=2)  # the train and the validation split share one scan
 def _scan_once(found, text_column):
     columns = {name: array("q") for name in ("file", "first", "second", "size")}
     digests, validation, skipped = array("Q"), array("b"), 0
-    for number, file in enumerate(_data_files(found, text_column)):
+    for number, (path, seen) in enumerate(found):
         try:
-            for first, second, text in file.scan():
+            for first, second, text in FORMATS[_kind(path)](path, text_column).scan():
                 if not text or text.isspace():
                     skipped += 1
                     continue
@@ -406,7 +389,8 @@ def _scan_once(found, text_column):
                 digests.append(digest & DIGEST_BITS)
                 validation.append(digest % 1000 < VALIDATION_PER_THOUSAND)
         finally:
-            file.require_unchanged()
+            if version(path.stat()) != seen:
+                raise _changed(path)
     arrays = [np.frombuffer(values, dtype=np.int64) for values in columns.values()]
     arrays.append(np.frombuffer(digests, dtype=np.uint64))
     return FileIndex(*arrays, np.frombuffer(validation, dtype=np.bool_), skipped)

@@ -49,57 +49,42 @@ class TokenFile:
     is killed by SIGBUS.
 
     count: the number of elements.  digests: the sha256 of each block.
-    Raises ValueError if the file, or a block on its first read, is not what was written.
+    Raises ValueError if the file, or a block on its first read, is not what was written, and if another file
+    has its name since.
     """
 
     def __init__(self, path: Path, dtype: type, count: int, digests: list[str]):
-        self._path, self._dtype, self._count, self._digests = path, np.dtype(dtype), count, digests
-        self._since = ""  # what happened to the file since it was opened, for messages
-        self._open()
+        self._path, self._dtype, self._digests, self._verified = path, np.dtype(dtype), digests, set()
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"{path.name} is missing")
+        with open(path, "rb") as file:
+            stat, header = os.fstat(file.fileno()), file.read(HEADER_BYTES)
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._version = version(stat)
+        size = HEADER_BYTES + count * self._dtype.itemsize
+        if stat.st_size != size or header != _header(self._dtype, count):
+            raise ValueError(f"{path.name} does not hold {count} elements of type {self._dtype}")
 
     def __getitem__(self, part: slice) -> np.ndarray:
         """Return the elements from part.start to part.stop. Both must be given."""
         first, end = (HEADER_BYTES + n * self._dtype.itemsize for n in (part.start, part.stop))
-        while True:
-            if self._is_replaced():
-                self._since = "; the file changed while it was being read"
-                self._open()  # this forgets which blocks are verified
+        try:
             for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
                 if block not in self._verified:
                     self._verify(block)
             content = os.pread(self._descriptor, end - first, first)
-            if not self._is_replaced():  # while we read
-                break
-        if len(content) < end - first:
-            raise ValueError(f"{self._path.name} ends before byte {end:,}, where a document should end")
+        finally:
+            if not self._path.exists() or version(self._path.stat()) != self._version:
+                raise ValueError(f"{self._path.name} changed while it was being read")
         return np.frombuffer(content, self._dtype)
-
-    def _open(self):
-        name, size = self._path.name, HEADER_BYTES + self._count * self._dtype.itemsize
-        if not self._path.is_file():
-            raise ValueError(f"{name} is missing")
-        with open(self._path, "rb") as file:
-            stat, header = os.fstat(file.fileno()), file.read(HEADER_BYTES)
-            if stat.st_size != size or header != _header(self._dtype, self._count):
-                raise ValueError(
-                    f"{name} does not hold {self._count} elements of type {self._dtype}{self._since}"
-                )
-            self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._version, self._verified = version(stat), set()
-
-    def _is_replaced(self):
-        try:
-            return version(os.stat(self._path)) != self._version
-        except FileNotFoundError:  # an open file that was removed keeps its content
-            return os.fstat(self._descriptor).st_size != self._version[0]
 
     def _verify(self, block):
         start = block * BLOCK_BYTES
         content = os.pread(self._descriptor, BLOCK_BYTES, start)
         if hashlib.sha256(content).hexdigest() != self._digests[block]:
             raise ValueError(
-                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written{self._since}"
+                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written"
             )
         self._verified.add(block)
 
