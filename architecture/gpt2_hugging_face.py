@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
-import hashlib
-import itertools
 import json
-import math
 import os
 import re
 import shutil
 import sys
-from base64 import b64encode
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,8 +44,7 @@ TOKENIZER = "tiktoken.json"  # the tokenizer of a folder that this module wrote;
 VOCABULARY = "tokenizer.json"  # the same for transformers
 FILES = f"{TOKENIZER}, {VOCABULARY}, or vocab.json with merges.txt"
 GPT2_IDS = 50257  # number of ids of GPT-2's own tokenizer
-# sha256 of the ranks of GPT-2's own tokenizer, a base64 token and its rank per line
-GPT2_RANKS = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+GPT2_SHA256 = "a45f8f750799419d5ec50d1ba1625578026e6d5901173b993315ec85844a4931"  # that of tokenizer_state
 
 # Our name: their name, and the default of transformers' GPT2Config.
 SIZES = {
@@ -202,15 +197,11 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     elif (encoding := read_vocabulary(Path(folder))) is None:
         if used != GPT2_IDS:
             raise ValueError(
-                f"{folder} has {used:,} ids and no {FILES}, so it needs GPT-2's tokenizer, which has "
-                f"{GPT2_IDS:,}; use a folder with {GPT2_IDS:,} ids, or one that export wrote"
+                f"{folder} has {used:,} ids and no {FILES}, and GPT-2's own tokenizer has {GPT2_IDS:,}; copy the "
+                "tokenizer of the weights into it"
             )
-        try:
-            encoding = get_tokenizer("gpt2", chosen=False)
-        except ValueError as error:
-            raise ValueError(
-                f"{folder} has no {FILES}: {error}, or copy GPT-2's files into the folder"
-            ) from None
+        other = f", or copy GPT-2's vocab.json and merges.txt into {folder}, which has no {FILES}"
+        encoding = get_tokenizer("gpt2", other=other)
     if encoding.n_vocab != used:
         raise ValueError(
             f"{folder} has {used:,} ids, but its tokenizer {encoding.name} has {encoding.n_vocab:,}; "
@@ -224,36 +215,33 @@ def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
 
     Its name is gpt2 if it has the ids of GPT-2's own.
     """
-    both = folder / "vocab.json", folder / "merges.txt"
-    path = both[0] if all(file.is_file() for file in both) else folder / VOCABULARY
+    usual = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    path = folder / ("vocab.json" if usual else VOCABULARY)
     if not path.is_file():
         return None
     with reading(path, "the vocabulary of a GPT-2", way_out="use another copy of it"):
-        found, pattern = read_json_object(path), r50k_pat_str
-        if path.name == VOCABULARY:
-            pattern = _pattern(found)
-            found, merges = found["model"]["vocab"], found["model"]["merges"]
+        found = read_json_object(path)
+        if usual:
+            pattern, vocabulary = r50k_pat_str, found
+            merges = (folder / "merges.txt").read_text("utf-8").splitlines()
         else:
-            lines = both[1].read_text("utf-8").splitlines()
-            merges = [line for line in lines if line and not line.startswith("#version")]
-        raw = {letter: byte for byte, letter in _letters().items()}
-        special = {END_OF_TEXT: found.pop(END_OF_TEXT)}
-        ranks = {bytes(map(raw.__getitem__, token)): rank for token, rank in found.items()}
-        made = ["".join(merge).replace(" ", "") for merge in merges]
-        if sorted(found, key=found.get) != [*sorted(raw, key=found.get), *made]:
+            pattern, vocabulary, merges = _pattern(found), found["model"]["vocab"], found["model"]["merges"]
+        end, raw = vocabulary.pop(END_OF_TEXT), {letter: byte for byte, letter in _letters().items()}
+        made = dict.fromkeys("".join(merge).replace(" ", "") for merge in merges)
+        # The order of merging is that of the ids. The first line of merges.txt names a version.
+        in_order = [*sorted(raw, key=vocabulary.get), *(token for token in made if token in vocabulary)]
+        if sorted(vocabulary, key=vocabulary.get) != in_order:
             raise ValueError("its merges are not in the order of its ids")
-        rows = (
-            f"{b64encode(token).decode()} {rank}\n"
-            for token, rank in sorted(ranks.items(), key=lambda x: x[1])
-        )
-        own = hashlib.sha256("".join(rows).encode()).hexdigest() == GPT2_RANKS and pattern == r50k_pat_str
-        return tiktoken.Encoding(
-            "gpt2" if own else "bpe",
+        encoding = tiktoken.Encoding(
+            "bpe",
             pat_str=pattern,
-            mergeable_ranks=ranks,
-            special_tokens=special,
-            explicit_n_vocab=len(ranks) + 1,
+            mergeable_ranks={bytes(map(raw.__getitem__, token)): rank for token, rank in vocabulary.items()},
+            special_tokens={END_OF_TEXT: end},
+            explicit_n_vocab=len(vocabulary) + 1,
         )
+    if tokenizer_state(encoding)["sha256"] == GPT2_SHA256:
+        encoding.name = "gpt2"
+    return encoding
 
 
 def _letters() -> dict[int, str]:
@@ -267,31 +255,24 @@ def _pattern(found: dict[str, Any]) -> str:
     """The pattern that cuts text into words, from a tokenizer.json."""
     first = found["pre_tokenizer"]
     *split, last = first.get("pretokenizers", [first])
-    plain = last["type"] == "ByteLevel" and not last["add_prefix_space"] and not found.get("normalizer")
-    if plain and not split and last.get("use_regex", True):
-        return r50k_pat_str
-    if plain and len(split) == 1 and split[0]["behavior"] == "Isolated" and not last["use_regex"]:
-        return split[0]["pattern"]["Regex"]
-    raise ValueError("it does not cut text into words as GPT-2 does")
+    kind = last["type"], last.get("add_prefix_space"), last.get("use_regex", True), found.get("normalizer")
+    if kind != ("ByteLevel", False, not split, None) or [s["behavior"] for s in split] not in (
+        [],
+        ["Isolated"],
+    ):
+        raise ValueError("it does not cut text into words as GPT-2 does")
+    return split[0]["pattern"]["Regex"] if split else r50k_pat_str
 
 
 def _vocabulary(encoding: tiktoken.Encoding) -> dict[str, Any]:
     """The content of a tokenizer.json that gives the ids of the encoding."""
     ranks, letters = encoding._mergeable_ranks, _letters()
     in_order = sorted(ranks, key=ranks.get)
-
-    def parts(token: bytes) -> list[bytes]:
-        """The two tokens that are merged into this one."""
-        found = [bytes([byte]) for byte in token]
-        while len(found) > 2:
-            pairs = [ranks.get(a + b, math.inf) for a, b in itertools.pairwise(found)]
-            at = pairs.index(min(pairs))
-            found[at : at + 2] = [found[at] + found[at + 1]]
-        return found
-
-    def text(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
+    texts = {token: "".join(map(letters.get, token)) for token in in_order}
+    # tiktoken merges any two neighbours that make a token, the one with the lowest id first.
+    halves = ((token[:at], token[at:]) for token in in_order for at in range(1, len(token)))
+    merges = [[texts[left], texts[right]] for left, right in halves if left in ranks and right in ranks]
+    vocabulary = {texts[token]: ranks[token] for token in in_order} | encoding._special_tokens
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {
         "type": "Split",
@@ -299,19 +280,13 @@ def _vocabulary(encoding: tiktoken.Encoding) -> dict[str, Any]:
         "behavior": "Isolated",
         "invert": False,
     }
-    end = {"id": encoding.eot_token, "content": END_OF_TEXT, "special": True, "normalized": False}
-    end |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-    bpe = {
-        "type": "BPE",
-        "vocab": {text(token): ranks[token] for token in in_order} | encoding._special_tokens,
-    }
-    bpe["merges"] = [[*map(text, parts(token))] for token in in_order if len(token) > 1]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
-        "added_tokens": [end],
+        "added_tokens": [{"id": encoding.eot_token, "content": END_OF_TEXT, "special": True} | flags],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "decoder": byte_level,
-        "model": bpe,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
     }
 
 

@@ -1,6 +1,5 @@
 """GPT-2 folders of transformers: read, written, trained from, and refused."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -174,7 +173,7 @@ WRONG = {
     "another head": (lambda f: change_tensors(f, **{"lm_head/weight": torch.zeros(260, 20)}),
                      "has a head of its own .*; set it to false"),
     "no tokenizer": (lambda f: [(f / name).unlink() for name in ("tiktoken.json", "tokenizer.json")],
-                     "has 260 ids and no tiktoken.json, tokenizer.json, or vocab.json with merges.txt, so it needs GPT-2's .* 50,257; use a folder with"),
+                     "has 260 ids and no tiktoken.json, tokenizer.json, or vocab.json with merges.txt, and GPT-2's own tokenizer has 50,257; copy"),
     "other ids": (lambda f: change_config(f, vocab_size=259), "has 259 ids, but its tokenizer tiny has 260; use"),
     "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "tiktoken.json does not contain a JSON object"),
 }  # fmt: skip
@@ -334,9 +333,8 @@ def test_the_vocabulary_of_a_usual_folder_is_read_without_a_network(tmp_path, mo
     assert found._mergeable_ranks == encoding._mergeable_ranks and found.eot_token == encoding.eot_token
     assert found._pat_str == r50k_pat_str and found.decode(found.encode_ordinary(TEXT)) == TEXT
     assert read_folder(hub)["tokenizer"]["name"] == "bpe"
-    ranks = tokenizer.tokenizer_state(encoding)["ranks"]
-    own = hashlib.sha256(ranks.encode()).hexdigest()
-    monkeypatch.setattr(gpt2_hugging_face, "GPT2_RANKS", own)  # as if these ids were GPT-2's
+    own = tokenizer.tokenizer_state(found)["sha256"]
+    monkeypatch.setattr(gpt2_hugging_face, "GPT2_SHA256", own)  # as if these ids were GPT-2's
     state = read_folder(hub)["tokenizer"]
     rebuilt = tokenizer.tokenizer_from_state(state)  # the checkpoint of a run needs no network either
     assert rebuilt.name == "gpt2" and rebuilt.encode_ordinary(TEXT) == found.encode_ordinary(TEXT)
@@ -348,7 +346,7 @@ def test_the_vocabulary_of_a_usual_folder_is_read_without_a_network(tmp_path, mo
         ({"merges.txt": "#version: 0.2\nt h\nh e\n"}, "its merges are not in the order of its ids"),
         ({"vocab.json": "[]"}, "does not contain a JSON object"),
         ({"vocab.json": '{"a": 0}'}, "'<|endoftext|>' is missing"),
-        ({"vocab.json": '{"<|endoftext|>": 0, "\u4f60": 1}'}, "is missing"),
+        ({"vocab.json": '{"<|endoftext|>": 0, "\u4f60": 1}'}, "it is damaged"),
         ({"merges.txt": "", "vocab.json": '{"a": 0, "<|endoftext|>": 1}'}, "it is damaged"),
     ],
     ids=["order", "list", "no end", "no byte letters", "few bytes"],
@@ -374,7 +372,7 @@ def test_without_vocabulary_and_network_the_advice_does_not_contradict_itself(tm
     monkeypatch.setattr(tokenizer, "_is_cached", lambda name: False)
     monkeypatch.setattr("requests.head", unreachable)
     their_model(vocab_size=50257).save_pretrained(tmp_path / "hub")
-    with pytest.raises(ValueError, match="hub has no tiktoken.json, .*copy GPT-2's files into the") as error:
+    with pytest.raises(ValueError, match="copy GPT-2's vocab.json .* has no tiktoken.json, ") as error:
         read_folder(tmp_path / "hub")
     assert "--tokenizer" not in str(error.value)  # a folder brings its tokenizer, and refuses another
     with pytest.raises(ValueError, match="set TIKTOKEN_CACHE_DIR to it$"):
