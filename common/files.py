@@ -106,7 +106,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
     """Make a file, and its folder if needed, and lock it for as long as the returned file stays open.
 
-    The operating system releases the lock when the process ends, so a crash leaves no lock behind.
+    The file holds the number of this process. The operating system releases the lock when the process ends, so a crash leaves no lock behind.
     in_use: makes the error for the number of the process that holds the lock.
     """
     while True:
@@ -122,14 +122,10 @@ def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
                 lock.close()
                 raise in_use(owner) from None
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                with contextlib.suppress(OSError):  # on a full disk the message lacks the number
+                    os.truncate(lock.fileno(), 0)
+                    os.write(lock.fileno(), f"{os.getpid()}\n".encode())
                 return lock
-
-
-def write_owner(lock: TextIO) -> None:
-    """Write the number of this process into a lock, where lock_file finds it for its message."""
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
 
 
 def decode_text(data: bytes, where: Callable[[int], str]) -> str:
@@ -155,7 +151,11 @@ def plain_text(text: str) -> str:
 
 def without_surrogates(text: str) -> str:
     """The text with each lone surrogate, which UTF-8 cannot hold and JSON escapes can make, replaced."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def append_line(file: BinaryIO, line: str) -> None:

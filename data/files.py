@@ -36,7 +36,8 @@ SPLIT_WORDS = {
     "validation": set(VALIDATION_NAMES),
     "test": {"test", "tests", "testing"},
 }
-ABOUT_THE_DATA = {"readme", "license", "licence", "copying", "notice", "changelog", "citation"}  # .txt files
+# The words in a file name that say that it is about the data and no part of it.
+ABOUT_THE_DATA = {"readme", "license", "licence", "copying", "notice", "changelog", "citation"}
 UNPACK = {".gz": "gunzip", ".zst": "unzstd", ".bz2": "bunzip2", ".xz": "unxz", ".zip": "unzip"}
 # The row groups of a parquet file are shuffled first, then the documents of as many groups as fit into this
 # window. Reading documents in a fully random order would decode a whole group for each.
@@ -220,10 +221,9 @@ class FileSource(IndexedSource):
         self._found = tuple((path, version(path.stat())) for path in paths)
         self._files = [FORMATS[_kind(path)](path, text_column) for path in paths]
         index = _scan_once(self._found, text_column)
-        none_to_train_on = len(index.file) > 0 and index.validation.all()
-        too_few = index.validation.sum() < MIN_VALIDATION_DOCUMENTS
-        if too_few and (split == "validation" or split == "train" and none_to_train_on):
-            raise too_few_validation_documents(name, index.validation.sum(), f"{len(index.file):,}")
+        count, least = index.validation.sum(), MIN_VALIDATION_DOCUMENTS
+        if split == "validation" and count < least or split == "train" and 0 < count == len(index.file):
+            raise too_few_validation_documents(name, count, f"{len(index.file):,}")
         keep = slice(None) if split is None else index.validation == (split == "validation")
         self._index = FileIndex(*(column[keep] for column in index[:-1]), index.skipped)
         self.skipped, self.digests = index.skipped, self._index.digest
@@ -323,9 +323,8 @@ def _files_by_split(folder):
     for path in sorted(folder.iterdir()):
         words = set(re.split("[^a-z]+", re.sub("h[eo]ld[^a-z]out", "heldout", path.stem.lower())))
         splits = [split for split, names in SPLIT_WORDS.items() if words & names] or [""]
-        about = _kind(path) == ".txt" and words & ABOUT_THE_DATA
         hidden = path.name.startswith(".")  # ._NAME, with the attributes of NAME, comes from a Mac
-        if _kind(path) in FORMATS and path.is_file() and not hidden and not about:
+        if _kind(path) in FORMATS and path.is_file() and not hidden and not words & ABOUT_THE_DATA:
             if len(splits) > 1:
                 raise ValueError(
                     f"{path} names two splits, {' and '.join(splits)}; give it a name with one of these words"

@@ -8,10 +8,10 @@ the documents of each split.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
+import re
 import weakref
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from common.files import (
     read_json,
     reading,
     write_json_atomic,
-    write_owner,
     writing,
 )
 from data.documents import IndexedSource, identity_of
@@ -96,7 +95,8 @@ class TokenSource(IndexedSource):
         self.name, self._folder, self._tokenizer = folder.name, folder, meta["tokenizer"]
         self._n_vocab = meta["n_vocab"]
         self._tokens, self._ends = [], []
-        for number, shard in enumerate(meta["splits"][split]["shards"]):
+        about = meta["splits"][split]
+        for number, shard in enumerate(about["shards"]):
             name, digests, documents = _shard_name(split, number), shard["sha256"], shard["documents"]
             path, kind = folder / f"{name}.tokens.npy", _id_type(meta["n_vocab"])
             self._tokens.append(TokenFile(path, kind, shard["tokens"], digests["tokens"]))
@@ -104,10 +104,11 @@ class TokenSource(IndexedSource):
             self._ends.append(ends[0:documents].copy())
         # The index of the first document of each shard, then the number of documents.
         self._starts = np.cumsum([0] + [len(ends) for ends in self._ends])
-        shards = meta["splits"][split]["shards"]
-        content = json.dumps([shard["sha256"] for shard in shards]).encode()
+        content = json.dumps([shard["sha256"] for shard in about["shards"]]).encode()
         # Folders of older versions do not say what they were made from.
-        self.identity = meta["splits"][split].get("identity") or identity_of(len(self), content)
+        self.identity = about.get("identity") or identity_of(len(self), content)
+        ours = re.compile(r"\..*|.*\.npy|tokens\.json")
+        self.not_read = tuple(sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name)))
 
     def __len__(self):
         return int(self._starts[-1])
@@ -158,10 +159,15 @@ class TokenFolderWriter:
             "splits": {},
         }
         with writing(self._partial):
-            self._lock = lock_file(self._partial / LOCK, functools.partial(_in_use, folder))
+            self._lock = lock_file(
+                self._partial / LOCK,
+                lambda owner: ValueError(
+                    f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another "
+                    "--out_dir"
+                ),
+            )
         with self.removed_if_it_fails(), writing(self._partial):
             _require_new(folder)  # again, since another writer may have finished before we got the lock
-            write_owner(self._lock)
             self._remove_shards()
 
     def write_split(self, split: str, documents, identity: str | None = None) -> dict:
@@ -169,9 +175,8 @@ class TokenFolderWriter:
 
         identity: that of the source of the documents.  Holds one shard in memory.
         """
-        totals = self._meta["splits"][split] = {"documents": 0, "tokens": 0, "shards": []}
-        if identity is not None:
-            totals["identity"] = identity
+        totals = {"documents": 0, "tokens": 0, "shards": [], "identity": identity}
+        self._meta["splits"][split] = totals
         shard, size = [], 0
         with self.removed_if_it_fails():
             for document in documents:
@@ -250,12 +255,6 @@ def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
 def _require_new(folder: Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose another --out_dir, or remove it first")
-
-
-def _in_use(folder: Path, owner: str) -> ValueError:
-    return ValueError(
-        f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another --out_dir"
-    )
 
 
 def _shard_name(split: str, number: int) -> str:

@@ -135,7 +135,15 @@ def test_each_word_for_validation_keeps_its_file_out_of_training(tmp_path, word)
 
 def test_what_a_folder_has_beside_its_documents_is_not_read_and_is_named(tmp_path):
     write_txt(tmp_path / "stories.txt", ["", *STORIES])
-    for name in ("README.txt", "LICENSE-data.txt", "._stories.txt", ".draft.txt", ".DS_Store", "notes.csv"):
+    for name in (
+        "README.txt",
+        "README.jsonl",
+        "LICENSE-data.txt",
+        "._stories.txt",
+        ".draft.txt",
+        ".DS_Store",
+        "notes.csv",
+    ):
         (tmp_path / name).write_bytes(b"\xff\0 about")
     write_txt(tmp_path / "test.txt", ["the last measurement"])
     write_txt(tmp_path / "old.tar.zst", ["packed"])
@@ -145,9 +153,11 @@ def test_what_a_folder_has_beside_its_documents_is_not_read_and_is_named(tmp_pat
     assert list(source.documents()) == STORIES
     assert source.left_out() == (
         " (1 empty documents left out; not read: '._stories.txt', '.draft.txt', 'LICENSE-data.txt', "
-        "'README.txt' and 5 others)"
+        "'README.jsonl' and 6 others)"
     )
-    assert set(source.not_read[4:]) == {"more/", "notes.csv", "old.tar.zst", "test.txt", "train.txt"}
+    assert set(source.not_read[4:]) == {
+        *("README.txt", "more/", "notes.csv", "old.tar.zst", "test.txt", "train.txt")
+    }
     for number in range(30):
         (tmp_path / ("x" * 200 + str(number))).write_bytes(b"")
     assert len(whole(tmp_path).left_out()) < 500

@@ -134,7 +134,11 @@ def test_documents_on_both_sides_are_counted(tmp_path):
     )
     (line,) = common_documents(train, valid)
     assert line.startswith("4 of the 5 validation documents are also training documents")
-    assert common_documents(train, none) == common_documents(train, hub.GatheredSource("x", STORIES)) == ()
+    assert (
+        common_documents(train, none)
+        == common_documents(train, hub.GatheredSource("x", STORIES, "x@1"))
+        == ()
+    )
 
 
 def test_every_command_refuses_the_same_data_on_both_sides(tmp_path, capsys):
