@@ -109,7 +109,7 @@ class ShuffledIndex(ShuffledDocuments):
 
     def __init__(self, source: IndexedSource, seed: int, state: dict | None = None):
         self._source, self._seed = source, seed
-        state = state or {"epoch": 0, "index": 0, "num_documents": len(source)}
+        state = {"epoch": 0, "index": 0, "num_documents": len(source)} if state is None else state
         position = [state.get(name) for name in ("epoch", "index", "num_documents")]
         numbers = all(type(number) is int and 0 <= number < 2**63 for number in position)
         if not numbers or position[1] > position[2]:

@@ -251,7 +251,10 @@ class FileSource(IndexedSource):
                 raise ValueError("another content")
             return text
         except (OSError, ValueError, LookupError) as error:  # the scan has read the same text without one
-            raise _changed(path) from error
+            raise ValueError(
+                f"{path} changed while it was being read, or can no longer be read; restore the original file, or "
+                "start a new run"
+            ) from error
 
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
@@ -288,12 +291,10 @@ def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> File
     A folder whose file names have the words of SPLIT_WORDS has these splits. In any other case the split has
     every document if `whole`, else those that the hash rule puts there.
     """
-    not_read = []
     if path.is_file():
-        _require_unpacked(path)
-        files = {"train": [path], "validation": []}
+        files, not_read = {"train": [path], "validation": []}, []
         if _kind(path) not in FORMATS:
-            raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, or a folder of them")
+            raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, unpacked, or a folder of them")
     elif not path.is_dir():
         raise ValueError(f"{path} must be a file or a folder; give a .txt, .jsonl or .parquet file")
     else:
@@ -331,7 +332,12 @@ def _files_by_split(folder):
                 )
             files[splits[0]].append(path)
         elif not hidden or _kind(path) in FORMATS:
-            _require_unpacked(path)
+            unpacked = path.with_suffix("")
+            if _kind(path) in UNPACK and _kind(unpacked) in FORMATS and not unpacked.exists():
+                raise ValueError(
+                    f"{path} is compressed, and only plain files are read; unpack it, for example with "
+                    f"{UNPACK[_kind(path)]}, or move it away"
+                )
             not_read.append(path.name + "/" * path.is_dir())
     train, validation, test, rest = files.values()
     found = train + validation + test + rest
@@ -355,41 +361,21 @@ def _kind(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _require_unpacked(path: Path) -> None:
-    unpacked = path.with_suffix("")
-    if _kind(path) in UNPACK and _kind(unpacked) in FORMATS and not unpacked.exists():
-        raise ValueError(
-            f"{path} is compressed, and only plain files are read; unpack it, for example with "
-            f"{UNPACK[_kind(path)]}, or move it away"
-        )
-
-
-def _changed(path):
-    return ValueError(
-        f"{path} changed while it was being read, or can no longer be read; restore the original file, or start "
-        "a new run"
-    )
-
-
 @lru_cache(maxsize=2)  # the train and the validation split share one scan
 def _scan_once(found, text_column):
     columns = {name: array("q") for name in ("file", "first", "second", "size")}
     digests, validation, skipped = array("Q"), array("b"), 0
-    for number, (path, seen) in enumerate(found):
-        try:
-            for first, second, text in FORMATS[_kind(path)](path, text_column).scan():
-                if not text or text.isspace():
-                    skipped += 1
-                    continue
-                size = len(text.encode()) + 8  # its bytes in an Arrow array
-                for name, value in zip(columns, (number, first, second, size), strict=True):
-                    columns[name].append(value)
-                digest = text_digest(text)
-                digests.append(digest & DIGEST_BITS)
-                validation.append(digest % 1000 < VALIDATION_PER_THOUSAND)
-        finally:
-            if version(path.stat()) != seen:
-                raise _changed(path)
+    for number, (path, _) in enumerate(found):
+        for first, second, text in FORMATS[_kind(path)](path, text_column).scan():
+            if not text or text.isspace():
+                skipped += 1
+                continue
+            size = len(text.encode()) + 8  # its bytes in an Arrow array
+            for name, value in zip(columns, (number, first, second, size), strict=True):
+                columns[name].append(value)
+            digest = text_digest(text)
+            digests.append(digest & DIGEST_BITS)
+            validation.append(digest % 1000 < VALIDATION_PER_THOUSAND)
     arrays = [np.frombuffer(values, dtype=np.int64) for values in columns.values()]
     arrays.append(np.frombuffer(digests, dtype=np.uint64))
     return FileIndex(*arrays, np.frombuffer(validation, dtype=np.bool_), skipped)

@@ -209,7 +209,10 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
         (["--device", "gpu"], "device must be"),
         (["--temp", "1"], "unrecognized arguments: --temp"),
         (["--out", "{folder}/told.csv"], "--out must end in .jsonl or .txt"),
-        (["--prompt", "a", "x<|endoftext|>y", "--out", "{folder}/told.txt"], "cannot hold a text with <|endoftext|>"),
+        (
+            ["--prompt", "a", "x<|endoftext|>y", "--out", "{folder}/told.txt"],
+            "cannot hold a text with <|endoftext|>",
+        ),
         (["--prompts", "{folder}/ends.txt", "--out", "{folder}/told.txt"], "use --out {folder}/told.jsonl"),
         (["--out", "{folder}/no/told.txt"], "is in a folder that does not exist"),
     ],
