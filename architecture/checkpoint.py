@@ -300,10 +300,9 @@ class _NoRandomValues(TorchFunctionMode):
     """Leaves out random initial values: torch takes a second to load its code for them on the meta device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def without_values(cls: type[nn.Module], config: Any, **arguments: Any) -> nn.Module:

@@ -111,9 +111,8 @@ def padded_vocab_size(n_vocab: int) -> int:
 
 def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
     """Number of UTF-8 bytes of each id, (vocab_size,) int64; 0 for special, unused and padded ids."""
-    lengths, known = torch.zeros(vocab_size, dtype=torch.int64), torch.from_numpy(_byte_lengths(encoding))
-    lengths[: len(known)] = known
-    return lengths
+    lengths = _byte_lengths(encoding)
+    return torch.from_numpy(np.pad(lengths, (0, vocab_size - len(lengths))))
 
 
 def tokenizer_state(encoding: tiktoken.Encoding) -> dict:

@@ -117,10 +117,8 @@ def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                lock.seek(0)
-                owner = lock.read().strip()
                 lock.close()
-                raise in_use(owner) from None
+                raise in_use(path.read_text().strip()) from None
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
                 with contextlib.suppress(OSError):  # on a full disk the message lacks the number
                     os.truncate(lock.fileno(), 0)

@@ -206,7 +206,7 @@ class FileIndex(NamedTuple):
     second: np.ndarray  # (N,) int64, length in bytes or row
     size: np.ndarray  # (N,) int64, bytes in memory
     digest: np.ndarray  # (N,) uint64, of text_digest
-    validation: np.ndarray  # (N,) bool, the result of is_validation_document
+    validation: np.ndarray  # (N,) int8, 1 where is_validation_document
     skipped: int  # number of empty documents
 
 
@@ -352,9 +352,9 @@ def _files_by_split(folder):
             f"{folder} has files named for training, such as {train[0].name}, but {rest[0].name} names no "
             "split; put train, validation or test into its name, or move it away"
         )
-    if train or rest or validation:
-        return {"train": train or rest, "validation": validation}, not_read + [path.name for path in test]
-    return {"train": [], "validation": test}, not_read
+    if not (train or rest or validation):
+        return {"train": [], "validation": test}, not_read
+    return {"train": train or rest, "validation": validation}, not_read + [path.name for path in test]
 
 
 def _kind(path: Path) -> str:
@@ -363,22 +363,18 @@ def _kind(path: Path) -> str:
 
 @lru_cache(maxsize=2)  # the train and the validation split share one scan
 def _scan_once(found, text_column):
-    columns = {name: array("q") for name in ("file", "first", "second", "size")}
-    digests, validation, skipped = array("Q"), array("b"), 0
+    columns, skipped = [array(kind) for kind in "qqqqQb"], 0  # those of FileIndex
     for number, (path, _) in enumerate(found):
         for first, second, text in FORMATS[_kind(path)](path, text_column).scan():
             if not text or text.isspace():
                 skipped += 1
                 continue
-            size = len(text.encode()) + 8  # its bytes in an Arrow array
-            for name, value in zip(columns, (number, first, second, size), strict=True):
-                columns[name].append(value)
-            digest = text_digest(text)
-            digests.append(digest & DIGEST_BITS)
-            validation.append(digest % 1000 < VALIDATION_PER_THOUSAND)
-    arrays = [np.frombuffer(values, dtype=np.int64) for values in columns.values()]
-    arrays.append(np.frombuffer(digests, dtype=np.uint64))
-    return FileIndex(*arrays, np.frombuffer(validation, dtype=np.bool_), skipped)
+            size, digest = len(text.encode()) + 8, text_digest(text)  # its bytes in an Arrow array
+            held_out = digest % 1000 < VALIDATION_PER_THOUSAND
+            row = number, first, second, size, digest & DIGEST_BITS, held_out
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+    return FileIndex(*(np.frombuffer(column, column.typecode) for column in columns), skipped)
 
 
 def _text_value(value, where, text_column):

@@ -70,8 +70,6 @@ def open_dataset(
     val_dataset: the dataset of the validation split.  identity: what a checkpoint holds of the data of its
     run, which is to be opened again; the caller compares it with that of the result.  Resolve `auto` with choose_dataset first.
     """
-    if split not in ("train", "validation"):
-        raise ValueError(f"split ({split!r}) must be 'train' or 'validation'")
     name = str(val_dataset if split == "validation" and val_dataset is not None else dataset)
     options = {"split": split, "whole": val_dataset is not None, "text_column": text_column}
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
