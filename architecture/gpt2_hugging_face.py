@@ -177,10 +177,8 @@ def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Ten
 
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        several = (Path(folder) / f"{WEIGHTS}.index.json").is_file()
-        state = "its weights in several files" if several else f"no {WEIGHTS}"
         raise ValueError(
-            f"{folder} has {state}; write one file with GPT2LMHeadModel's "
+            f"{folder} has no {WEIGHTS} with all weights; write one file with GPT2LMHeadModel's "
             "save_pretrained(FOLDER, max_shard_size='20GB')"
         )
     with reading(path, "weights", way_out="use another copy of it"):
@@ -310,8 +308,6 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} must be a new or an empty folder; choose another name")
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"{folder} is in a folder that does not exist; create that first")
     config, tokenizer = model.config, model.tokenizer
     theirs = {name: getattr(config, ours) for ours, (name, _) in SIZES.items()}
     theirs |= {name: allowed[0] for name, allowed in FIXED.items()}

@@ -142,9 +142,9 @@ def decode_text(data: bytes, where: Callable[[int], str]) -> str:
 
 def plain_text(text: str) -> str:
     """The text without byte order marks, which joined files have inside, and with "\n" for "\r\n"."""
-    # A search for one character takes a tenth of the time of replace.
-    marked = "\ufeff" in text or "\r" in text
-    return text.replace("\ufeff", "").replace("\r\n", "\n") if marked else text
+    if "\ufeff" not in text and "\r" not in text:  # a search takes a tenth of the time of replace
+        return text
+    return text.replace("\ufeff", "").replace("\r\n", "\n")
 
 
 def without_surrogates(text: str) -> str:

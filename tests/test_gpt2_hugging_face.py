@@ -147,8 +147,8 @@ def several_files(folder):
 QKV = "transformer/h/1/attn/c_attn/weight"
 WRONG = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; use a complete folder"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; write one file"),
-    "several files": (several_files, "has its weights in several files; write one"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors with all weights; write one"),
+    "several files": (several_files, "has no model.safetensors with all weights; write one"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json does not contain a JSON object; use"),
     "other model": (lambda f: change_config(f, model_type="llama"),
                     "config.json must be one of gpt2, got 'llama'; this code reads no other"),
@@ -198,7 +198,7 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     for path in (tmp_path / "mine", tmp_path / "mine/notes.txt"):
         with pytest.raises(ValueError, match=f"^{path} must be a new or an empty folder; choose"):
             write_folder(model, path)
-    with pytest.raises(ValueError, match="is in a folder that does not exist; create that first"):
+    with pytest.raises(OSError, match="b cannot be written .No such file or directory.; check"):
         write_folder(model, tmp_path / "a/b")
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
     (tmp_path / "empty").mkdir()
