@@ -139,7 +139,7 @@ class TokenSource(IndexedSource):
 
 
 class TokenFolderWriter:
-    """Writes a token folder: call `write_split` for each split, then `finish`.
+    """Writes a token folder: call `write_split` for each split, then `finish`, all in `removed_if_it_fails`.
 
     All files go to FOLDER.tokens-partial, which `finish` renames, so a folder under its final name is
     complete. An error removes the partial folder. The next writer removes what a killed one left. Raises
@@ -178,19 +178,18 @@ class TokenFolderWriter:
         totals = {"documents": 0, "tokens": 0, "shards": [], "identity": identity}
         self._meta["splits"][split] = totals
         shard, size = [], 0
-        with self.removed_if_it_fails():
-            for document in documents:
-                shard.append(np.asarray(document, dtype=self._dtype))
-                size += len(document)
-                if size >= self._shard_tokens:
-                    self._write_shard(split, shard)
-                    shard, size = [], 0
-            if shard:
+        for document in documents:
+            shard.append(np.asarray(document, dtype=self._dtype))
+            size += len(document)
+            if size >= self._shard_tokens:
                 self._write_shard(split, shard)
+                shard, size = [], 0
+        if shard:
+            self._write_shard(split, shard)
         return totals
 
     def finish(self) -> None:
-        with self.removed_if_it_fails(), writing(self._folder):
+        with writing(self._folder):
             write_json_atomic(self._partial / META, self._meta)
             self._partial.rename(self._folder)
             (self._folder / LOCK).unlink()
@@ -198,16 +197,15 @@ class TokenFolderWriter:
 
     @contextlib.contextmanager
     def removed_if_it_fails(self):
-        """Wraps all work from the lock to `finish`: an error in it removes the partial folder."""
+        """Wraps all work up to `finish`: an error in it removes the partial folder."""
         try:
             yield
         except BaseException:  # nothing reads the partial folder again, and it may fill the disk
-            if not self._lock.closed:  # else the folder may be that of the next writer
-                with contextlib.suppress(OSError):
-                    self._remove_shards()
-                    (self._partial / LOCK).unlink()  # last: from here on the next writer may begin
-                    self._partial.rmdir()
-                self._lock.close()
+            with contextlib.suppress(OSError):
+                self._remove_shards()
+                (self._partial / LOCK).unlink()  # last: from here on the next writer may begin
+                self._partial.rmdir()
+            self._lock.close()
             raise
 
     def _remove_shards(self):

@@ -325,8 +325,9 @@ def test_a_killed_preparation_leaves_no_folder_and_the_next_one_starts_clean(tmp
         yield [4]
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        TokenFolderWriter(folder, encoding, shard_tokens=2).write_split("train", killed())
+    writer = TokenFolderWriter(folder, encoding, shard_tokens=2)
+    with pytest.raises(KeyboardInterrupt), writer.removed_if_it_fails():
+        writer.write_split("train", killed())
     assert list(tmp_path.iterdir()) == []
     partial = tmp_path / "tokens.tokens-partial"  # of a kill -9
     partial.mkdir()
