@@ -291,14 +291,12 @@ def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> File
     A folder whose file names have the words of SPLIT_WORDS has these splits. In any other case the split has
     every document if `whole`, else those that the hash rule puts there.
     """
-    if path.is_file():
-        files, not_read = {"train": [path], "validation": []}, []
-        if _kind(path) not in FORMATS:
-            raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, unpacked, or a folder of them")
-    elif not path.is_dir():
-        raise ValueError(f"{path} must be a file or a folder; give a .txt, .jsonl or .parquet file")
-    else:
+    if path.is_dir():
         files, not_read = _files_by_split(path)
+    elif path.is_file() and _kind(path) in FORMATS:
+        files, not_read = {"train": [path], "validation": []}, []
+    else:
+        raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, unpacked, or a folder of them")
     for file in files["train"] + files["validation"]:
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty; give a file with documents, or remove it from the folder")

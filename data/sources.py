@@ -83,8 +83,6 @@ def open_dataset(
         return open_files(path, **options)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix.lower() not in FORMATS:
         return open_hub(name, identity=identity, **options)
-    if name == AUTO:
-        raise ValueError("--val_dataset cannot be auto; name a dataset, or leave --val_dataset out")
     names = [*ON_THE_HUB, BUNDLED]
     hint = did_you_mean(name, names) or f"; use {', '.join(names)}, ORG/NAME on the Hub, or a path"
     if identity is not None:

@@ -268,7 +268,7 @@ def nothing(path):
         ("~nobody-of-that-name", nothing, "no such file or folder; use tinystories"),
         ("folder", lambda path: path.mkdir(), "no .txt, .jsonl or .parquet file"),
         ("a.csv", content(b"text\na\n"), "must be a .txt, .jsonl or .parquet file"),
-        ("a.jsonl", os.mkfifo, "must be a file or a folder; give a .txt"),
+        ("a.jsonl", os.mkfifo, "must be a .txt, .jsonl or .parquet file, unpacked, or a"),
         ("a.txt", content(b""), "a.txt is empty"),
         ("a.txt", content(b" \n "), "no document with text"),
         ("a.txt", content(b"one<|endoftext|>tw\xe9o"), r"byte 18 is not UTF-8 \(.*0xe9"),
