@@ -342,11 +342,17 @@ def test_utf16_with_and_without_a_mark_is_refused(tmp_path, kind, encoding):
         whole(path)
 
 
-@pytest.mark.parametrize("change", [{"index": None}, {"index": 41}, {"epoch": -1}, {"epoch": 2**63}])
-def test_a_damaged_position_is_refused(tmp_path, change):
+GOOD = {"epoch": 0, "index": 0, "num_documents": 40}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, GOOD | {"index": None}, GOOD | {"index": 41}, GOOD | {"epoch": -1}, GOOD | {"epoch": 2**63}],
+)
+def test_a_damaged_position_is_refused(tmp_path, state):
     source = whole(write_jsonl(tmp_path / "a.jsonl", STORIES))
     with pytest.raises(ValueError, match="the checkpoint's position in a.jsonl is damaged"):
-        source.shuffled(0, {"epoch": 0, "index": 0, "num_documents": 40} | change)
+        source.shuffled(0, state)
 
 
 # ------------------------------------------------------------------------------ replaced, or too large
