@@ -109,12 +109,12 @@ def open_run(
             if resumed["train_config"].get("max_iters") != cfg.max_iters:  # --extend, which alone changes it
                 store_extension(cfg, path, resumed)
             checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
-        tensorboard_dir = rest.get("tensorboard_dir")
-        if cfg.use_tensorboard and tensorboard_dir is None:
+        tensorboard_dir = rest.get("tensorboard_dir") if cfg.use_tensorboard else None
+        if cfg.use_tensorboard and not (tensorboard_dir and metrics.has_events(tensorboard_dir)):
             tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir, cfg.tensorboard_root))
         writer = metrics.MetricsWriter(
             cfg.out_dir,
-            tensorboard_dir=tensorboard_dir if cfg.use_tensorboard else None,
+            tensorboard_dir=tensorboard_dir,
             resume_step=progress.step if resumed else None,
         )
         stack.callback(writer.close)
