@@ -27,9 +27,8 @@ from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens
-from training.monitor.metrics import read_metrics
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
-from training.monitor.overfitting import Overfitting
+from training.monitor.overfitting import overfitting
 from training.optimizer import learning_rate, set_learning_rate
 from training.state import checkpoint
 from training.state.checkpoint import Progress
@@ -80,8 +79,7 @@ def train(
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         run.writer.layout(reporting.layout(run))
-        metrics = Path(cfg.out_dir) / "metrics.jsonl"
-        watch, evaluated = Overfitting(read_metrics(metrics) if resumed else ()), None
+        losses, evaluated = [], None  # of training, since the last evaluation
         logged = (progress.tokens, progress.seconds)
         while progress.share_done(cfg) < 1:
             began = time.perf_counter()
@@ -96,7 +94,7 @@ def train(
                 record |= reporting.step_record(run, result)
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
-                watch.add(record)
+                losses.append(record["train/loss"])
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
@@ -104,9 +102,9 @@ def train(
                 require_finite_weights(run, step)
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
-                watch.add({"val/loss": evaluated[1].loss})
-                if line := watch.line(run.loader.progress.epoch):
+                if line := overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
                     run.writer.say(line)
+                losses = []
             if saving:  # after all records of this step, because resuming drops records after a checkpoint
                 path = save(run, progress, evaluated)
             if stopping:
