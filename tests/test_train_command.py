@@ -135,7 +135,7 @@ def test_final_eval_tokens_bounds_the_closing_evaluation(
     """The first ones, as --eval_only scores them; not once more where the last evaluation did (256)."""
     flags = [*RUN, *corpus, "--max_iters", 1, "--final_eval_tokens", tokens, "--no-use_tensorboard"]
     assert run_here(tmp_path, *flags) == 0
-    assert ("closing evaluation on 128 validation tokens" in capsys.readouterr().err) == scored_again
+    assert ("closing evaluation on at most 128 validation tokens" in capsys.readouterr().err) == scored_again
     (closing,) = (r for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r)
     assert closing["final/validation_tokens"] == tokens
     assert run_here(tmp_path, "--eval_only", "model", flag, tokens, "--threads", 1) == 0
@@ -409,7 +409,7 @@ def test_torchrun_with_one_process_trains(tmp_path, monkeypatch):
 def test_the_closing_evaluation_of_a_short_run_is_no_longer_than_its_training(corpus, tmp_path, capsys):
     flags = [*RUN, *corpus, "--max_iters", 1, "--no-use_tensorboard", "--eval_tokens", 64]
     for value, told in (
-        (None, "all validation tokens, at most 192, so that"),
+        (None, "at most 192 validation tokens ..."),
         ("all", "all validation tokens ..."),
     ):
         out = ["--out_dir", f"model_{value}"] + (["--final_eval_tokens", value] if value else [])

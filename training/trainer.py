@@ -163,20 +163,14 @@ def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
             raise
         told = f"out of memory after step {progress.step} ({first_line(error)})"
         traceback.clear_frames(error.__traceback__)  # they hold activations, and saving needs their memory
-    for optimizer in run.optimizers:
-        optimizer.zero_grad()
-    cfg, path = run.cfg, checkpoint.checkpoint_path(run.cfg.out_dir, progress.step)
-    if run.consistent and not path.exists():
+    if run.consistent and not checkpoint.checkpoint_path(run.cfg.out_dir, progress.step).exists():
         position, rng = run.consistent
         checkpoint.set_rng_state(rng, run.device)  # a step with dropout may have begun
         with contextlib.suppress(MemoryError, RuntimeError):
             save(run, progress, None, position)
-    if not (path := checkpoint.latest_checkpoint(cfg.out_dir)):
-        folder = quote(cfg.out_dir)
-        raise ValueError(f"{told}; rm -r {folder}, and lower batch_size, block_size or the model")
     raise ValueError(
-        f"{told}; the newest checkpoint is {path}; free memory and continue with: python {cfg.program} --resume "
-        f"--out_dir {quote(cfg.out_dir)}, or use its weights for a run with a lower batch_size: --init_from {path}"
+        f"{told}; {newest_checkpoint(run)}; free memory, or start a run with a lower batch_size "
+        "(--init_from takes the weights of a checkpoint)"
     )
 
 
@@ -195,9 +189,14 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
 
 def not_finite(run: Run, step: int, where: str) -> ValueError:
     """The error for a loss, gradient or weight that is not finite."""
-    good = checkpoint.latest_checkpoint(run.cfg.out_dir)
-    last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-    return ValueError(f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip")
+    return ValueError(
+        f"step {step} is not finite, first in {where}; {newest_checkpoint(run)}; try a lower --lr or --grad_clip"
+    )
+
+
+def newest_checkpoint(run: Run) -> str:
+    newest = checkpoint.latest_checkpoint(run.cfg.out_dir)
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
 def require_finite_weights(run: Run, step: int) -> None:
@@ -248,10 +247,8 @@ def close(
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
     if found is None:
-        many = f"{most:,} validation tokens" if most else "all validation tokens"
-        if cfg.final_eval_tokens is None:
-            many = f"all validation tokens, at most {most:,}, so that it takes no longer than the training"
-        run.writer.say(f"closing evaluation on {many} ...")
+        many = f"at most {most:,}" if most else "all"
+        run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
             batches = reporting.narrated(batches, run.writer.say)
             found = score(run, batches, should_stop=lambda: bool(run.stop))

@@ -235,12 +235,14 @@ def saved_identity(saved: dict[str, Any]) -> dict[str, Any]:
     return held if isinstance(held := saved.get("data_identity"), dict) else {}
 
 
-def require_same_data(held: dict[str, Any], found: dict[str, Any], path: Any, way_out: str) -> None:
+def require_same_data(held: dict[str, Any], found: dict[str, Any], path: Any) -> None:
     """Raise ValueError if `found`, from data_identity, is not what a checkpoint holds."""
     for part, here in found.items():
         if here != held.get(part):
             raise ValueError(
-                f"the {part} is not that of {path} (here: {here}; there: {held.get(part)!s:.200}); {way_out}"
+                f"the {part} is not that of {path} (here: {here}; there: {held.get(part)!s:.200}); name the "
+                "original data with --dataset and --val_dataset, start a new run from the weights with "
+                f"--init_from {path} --out_dir NEW, or evaluate on other data with --val_dataset"
             )
 
 
