@@ -78,13 +78,13 @@ def bounded_evaluations(
     cfg: TrainConfig, config: Any, given: frozenset[str]
 ) -> tuple[TrainConfig, tuple[str, ...]]:
     """The settings of a new run with fewer eval_tokens if one evaluation would take longer than the training,
-    unless eval_tokens was given, and a line that says so.
+    and a line that says so; unless eval_tokens was given.
     """
     most = max(
         EVALUATION * planned_steps(cfg, config, this_machine(cfg.device, cfg.dtype)) * cfg.slots_per_step,
         cfg.block_size,
     )
-    if most >= cfg.eval_tokens or "eval_tokens" in given:
+    if cfg.resume or cfg.eval_only or most >= cfg.eval_tokens or "eval_tokens" in given:
         return cfg, ()
     cfg = replace(cfg, eval_tokens=int(most))
     return cfg, (
@@ -175,20 +175,20 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         tokens = per_step * cfg.max_iters
         work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
         lines.append(f"run              {work}")
-    if cfg.final_eval_tokens == "all":
-        lines.append("                 the closing evaluation on all validation tokens is not in these times")
+    all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
         taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
-        seconds = step_seconds(cfg, config, machine)
         room = available if machine is here else machine.memory
         if taken > (room or math.inf):
             outcome = "does not fit"
         else:
             steps = planned_steps(cfg, config, machine)
             outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
-            outcome = outcome if cfg.max_iters is None else _duration(steps * seconds)
-            outcome += f"; evaluations: {_duration(evaluation_seconds(cfg, config, machine, steps))} at most"
+            if cfg.max_iters is not None:
+                outcome = _duration(steps * step_seconds(cfg, config, machine))
+            scoring = evaluation_seconds(cfg, config, machine, steps)
+            outcome += f"; evaluations: {_duration(scoring)} at most{all_but}"
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)

@@ -63,9 +63,7 @@ def resolve(command: CommandLine) -> Start:
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
-    bounded = ()
-    if not (cfg.resume or cfg.eval_only):
-        cfg, bounded = costs.bounded_evaluations(cfg, start.config, command.given)
+    cfg, bounded = costs.bounded_evaluations(cfg, start.config, command.given)
     return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
 
 
@@ -329,12 +327,11 @@ def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> 
         if cfg.device != saved.get("device"):
             raise  # the device was given
         here = device.choose_device("auto")
-        flags = f"--device {here} --dtype {device.choose_dtype('auto', here)}"
-        if here.type != "cuda":
-            flags += " --compile off" + (" --attention sdpa" if cfg.attention == "flex" else "")
+        plain = "" if here.type == "cuda" else " --compile off --attention sdpa"
         raise ValueError(
-            f"the run was on device {cfg.device}, which this machine does not have; to continue it here, "
-            f"with other last bits after step {step}, add {flags}"
+            f"the run was on device {cfg.device}, which this machine does not have; to continue it here, with "
+            f"other last bits after step {step}, add --device {here} --dtype {device.choose_dtype('auto', here)}"
+            f"{plain}"
         ) from None
 
 
