@@ -5,7 +5,7 @@ from toy_corpus import documents, write_jsonl
 from toy_run import TINY, run_here
 
 from training.monitor.metrics import read_metrics
-from training.monitor.overfitting import overfitting
+from training.reporting import overfitting
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def untimed_metrics(folder: Path) -> list[dict]:
 
 
 def listing(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+    files = (path for path in sorted(folder.rglob("*")) if path.name != ".lock")
+    return {str(path): path.stat().st_mtime_ns for path in files}
 
 
 def assert_same_end(resumed: Path, straight: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_folder_without_a_checkpoint_is_refused_in_one_line(tmp_path, capsys):
     [
         (
             "--hidden_size 64 --dropout 0.1 --num_experts 4",
-            "num_experts 6 (got 4) and hidden_size 32 (got 64)",
+            "num_experts 6 (got 4) and hidden_size 32 (got 64) and dropout 0.0 (got 0.1)",
         ),
         (
             "--num_attention_heads 6 --num_key_value_heads 3",
@@ -260,7 +260,7 @@ def test_overrides_that_change_the_shapes_of_the_weights_are_named(
     path = given / "model/checkpoint_4.pt"
     assert run_here(tmp_path, "--init_from", path, *corpus, "--block_size", 16, *flags.split()) == 2
     err = capsys.readouterr().err
-    assert f"the weights of {path} are of a model with " in err and f"{told}; leave these" in err
+    assert f"the weights of {path} are of a model with " in err and f"{told}; leave out" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,9 +7,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from shlex import quote
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from training.step import StepResult
 from training.validation import Evaluation
 
 NARRATE_SECONDS = 15.0
+GAP = 0.25  # of validation loss above training loss, as a share of it, that means overfitting
 PAGE = "http://localhost:6006/#custom_scalars"  # the default port of TensorBoard, and our layout
 SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # for the stories
 
@@ -129,6 +131,20 @@ def show_evaluation(
     writer.log(step, record)
     writer.text(step, "samples/story", sample_stories(run, 1)[0])
     writer.say(f"step {step}: validation loss {in_words(found)}")
+
+
+def overfitting(val: float, train: Sequence[float], epoch: int) -> str:
+    """What to say if the validation loss is far above the training loss in the third pass or later, else "".
+
+    train: the training losses since the evaluation before.  epoch: the pass, counted from 0.
+    """
+    if epoch < 2 or not train or val <= (1 + GAP) * fmean(train):
+        return ""
+    return (
+        f"overfitting: in pass {epoch + 1} over the data, validation loss is {val:.4f}, and training loss "
+        f"{fmean(train):.4f}; use more text, a smaller model or a shorter run (sample.py --best takes the "
+        "checkpoint of lowest validation loss)"
+    )
 
 
 def in_words(found: Evaluation) -> str:

@@ -252,27 +252,16 @@ def given_weights(command: CommandLine) -> Start:
 
 def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str, Any], path: Any) -> None:
     """Raise ValueError if the checkpoint's tensors do not fit, and name the overrides that cause it."""
-    if not overrides:
-        return
     model = saved["model_name"]
     held = registry.config_from_dict(model, saved["config"])
-    shapes = parameter_shapes(model, held)
-    if parameter_shapes(model, config) == shapes:
+    if not overrides or parameter_shapes(model, config) == parameter_shapes(model, held):
         return
-
-    def fits(name: str) -> bool:
-        try:
-            alone = replace(held, **{name: getattr(config, name)})
-        except ValueError:  # valid only together with the other overrides
-            return False
-        return parameter_shapes(model, alone) == shapes
-
     told = " and ".join(
         f"{name} {as_text(getattr(held, name), name)} (got {as_text(getattr(config, name), name)})"
         for name in asdict(held)
-        if name in overrides and not fits(name)
+        if getattr(held, name) != getattr(config, name)
     )
-    raise ValueError(f"the weights of {path} are of a model with {told}; leave these settings out")
+    raise ValueError(f"the weights of {path} are of a model with {told}; leave out what changes its shapes")
 
 
 def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:

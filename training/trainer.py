@@ -28,12 +28,11 @@ from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
-from training.monitor.overfitting import overfitting
 from training.optimizer import learning_rate, set_learning_rate
 from training.state import checkpoint
 from training.state.checkpoint import Progress
 from training.state.interrupt import StopRequest
-from training.state.run import Run, open_run, refuse_if_finished, save
+from training.state.run import Run, open_run, save
 from training.step import StepResult, accumulate_gradients, apply_gradients
 from training.validation import Evaluation, Interrupted, evaluate
 
@@ -69,9 +68,6 @@ def train(
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
     # All evaluations score these tokens. Reading them first finds bad data before a file is written.
     fixed = list(batches(max_tokens=cfg.eval_tokens))
-    newest = checkpoint.latest_checkpoint(cfg.out_dir)
-    if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
-        refuse_if_finished(cfg)  # before a file changes; open_run repeats it under the lock
     identity = checkpoint.data_identity(source, validation)
     with (
         open_run(cfg, model, tokenizer, source, resumed, identity) as (run, progress),
@@ -102,7 +98,7 @@ def train(
                 require_finite_weights(run, step)
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
-                if line := overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
+                if line := reporting.overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
                     run.writer.say(line)
                 losses = []
             if saving:  # after all records of this step, because resuming drops records after a checkpoint

@@ -80,7 +80,6 @@ def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
     Raises CannotWrite, and ValueError if check_out_dir refuses the folder or another process holds the lock.
     """
     out_dir = Path(out_dir)
-    check_out_dir(out_dir, resume)
     with writing(out_dir):
         lock = lock_file(out_dir / LOCK, functools.partial(_has_a_writer, out_dir))
         write_owner(lock)

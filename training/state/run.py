@@ -97,6 +97,8 @@ def open_run(
         if cfg.use_tensorboard:
             metrics.require_tensorboard()  # raises before anything is written
         stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
+        if resumed and path == checkpoint.latest_checkpoint(cfg.out_dir):
+            refuse_if_finished(cfg)
         if cfg.resume_from:
             if (records := Path(cfg.out_dir) / "metrics.jsonl").exists():
                 metrics.read_metrics(records)  # raises before a file is renamed
@@ -104,8 +106,6 @@ def open_run(
                 say(line)
         if resumed:
             refuse_if_changed(cfg.out_dir, progress.step)
-            if not cfg.resume_from:
-                refuse_if_finished(cfg)
             if resumed["train_config"].get("max_iters") != cfg.max_iters:  # --extend, which alone changes it
                 store_extension(cfg, path, resumed)
             checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
