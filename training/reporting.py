@@ -224,21 +224,10 @@ def activation() -> str:
     return f"  source {quote(str(script))}\n"
 
 
-def first_words(tokenizer: Any, ids: torch.Tensor) -> str:
-    """Up to four words from the start of a validation row, (T,) int64, as a prompt that fits the data."""
-    documents = tokenizer.decode(ids[:16].tolist()).split(tokenizer.decode([tokenizer.eot_token]))
-    words = next(filter(None, documents), "").split()
-    text = " ".join(words[:4] if len(words) > 4 else words[:-1])  # the last word may be cut off
-    return text if text.isprintable() and not text.startswith("-") else ""
-
-
-def summary(
-    run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path, prompt: str
-) -> str:
+def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
     """The text at the end of a run: stories, figures and the next commands."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
-    prompt = f" --prompt {quote(prompt)}" if prompt else ""
     if run.tensorboard_dir:
         folder = quote(str(Path(run.tensorboard_dir).parent))
         board = f"\n  tensorboard --logdir {folder}    # then open {PAGE}"
@@ -254,7 +243,7 @@ def summary(
         f"({final['tokens_per_second']:,.0f} tokens/s), in pass {run.loader.progress.epoch + 1} over the data\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
-        f"  python sample.py --checkpoint {name}{prompt}{board}\n"
+        f"  python sample.py --checkpoint {name}{board}\n"
         f"  python -m evaluation.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

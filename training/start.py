@@ -63,7 +63,7 @@ def resolve(command: CommandLine) -> Start:
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
-    cfg, bounded = costs.bounded_evaluations(cfg, start.config, command.given)
+    cfg, bounded = costs.bounded_evaluations(cfg, command.given)
     return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
 
 

@@ -109,8 +109,7 @@ def train(
         most = closing_tokens(cfg, progress.tokens)
         same = all_scored or most == cfg.eval_tokens
         found = evaluated[1] if evaluated and same else None
-        prompt = reporting.first_words(tokenizer, fixed[0]["input_ids"][0])
-        close(run, progress, batches(max_tokens=most), found, prompt, most)
+        close(run, progress, batches(max_tokens=most), found, most)
 
 
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
@@ -232,13 +231,11 @@ def close(
     progress: Progress,
     batches: Iterable[dict[str, torch.Tensor]],
     found: Evaluation | None,
-    prompt: str,
     most: int | None,
 ) -> None:
     """Do the final evaluation, then log and print the figures, stories and the next commands.
 
-    found: the last evaluation, if it scored the same tokens.  prompt: for the command that samples.
-    most: tokens of the final evaluation; None for all.
+    found: the last evaluation, if it scored the same tokens.  most: tokens of the final evaluation; None for all.
     """
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
@@ -260,7 +257,7 @@ def close(
         final,
         {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
     )
-    run.writer.say(reporting.summary(run, final, found, stories, path, prompt))
+    run.writer.say(reporting.summary(run, final, found, stories, path))
 
 
 def scored_batches(

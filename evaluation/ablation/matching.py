@@ -274,8 +274,10 @@ def _require_distinct(spec: Spec, resolved: dict[str, Any], when: str = "") -> N
     for name, (cfg, config) in resolved.items():
         settings = {k: v for k, v in asdict(cfg).items() if k not in free}
         first = seen.setdefault(repr((settings, config)), name)
-        told = f"the arms {first} and {name} have the same settings{when}; change one, or leave it out"
-        require(first == name, told)
+        require(
+            first == name,
+            f"the arms {first} and {name} have the same settings{when}; change one, or leave it out",
+        )
 
 
 def _row(cfg: TrainConfig) -> tuple[str, int | None]:

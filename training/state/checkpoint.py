@@ -225,9 +225,15 @@ def require_run(saved: dict[str, Any], path: Path) -> None:
 
 def data_identity(train: Source | None, validation: Source) -> dict[str, str | None]:
     """The content of the data, and the order of training, to compare at a resume."""
-    names = ("training data", "order of the training data")
-    found = {} if train is None else dict(zip(names, (train.identity, train.shuffled_by)))
-    return found | {"validation data": validation.identity}
+    training = (
+        {}
+        if train is None
+        else {
+            "training data": train.identity,
+            "order of the training data": train.shuffled_by,
+        }
+    )
+    return training | {"validation data": validation.identity}
 
 
 def saved_identity(saved: dict[str, Any]) -> dict[str, Any]:
