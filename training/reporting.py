@@ -49,8 +49,7 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
     if result.load is not None:
         record["train/balance_loss"] = float(result.balance_loss)
         record["train/z_loss"] = float(result.z_loss)
-        violation = max_violation(result.load)
-        record |= instruments.by_layer("moe/max_violation", result.layers, violation)
+        record |= instruments.by_layer("moe/max_violation", result.layers, max_violation(result.load))
         if getattr(run.model.config, "capacity_factor", None) is not None:
             record |= instruments.by_layer("moe/dropped", result.layers, result.dropped)
     return record

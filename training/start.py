@@ -238,10 +238,7 @@ def given_weights(command: CommandLine) -> Start:
         brought |= {name: before[name] for name in rows & before.keys()}
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # the loss on other data could not be compared with those that the run logged
-        data = {name: before[name] for name in DATA if name not in command.given}
-        brought |= data
-        told = ", ".join(f"{name} {held}" for name, held in data.items() if held != getattr(type(cfg), name))
-        say(f"evaluating on the data of {path}: {told}")
+        brought |= {name: before[name] for name in DATA if name not in command.given}
         data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides
     config = registry.config_from_dict(model, saved["config"] | overrides)
@@ -295,8 +292,8 @@ def continued_run(command: CommandLine) -> Start:
         lines = (*lines, f"{changed}: {told}")
     earlier_starts(cfg.out_dir)  # raises for a damaged config.json before a file changes
     config = registry.config_from_dict(saved["model_name"], saved["config"])
-    tokenizer = tokenizer_from_state(saved["tokenizer"])
-    return Start(cfg, tokenizer, config, saved, lines, checkpoint.saved_identity(saved))
+    identity = checkpoint.saved_identity(saved)
+    return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved, lines, identity)
 
 
 def read_run(path: Path, cfg: TrainConfig) -> dict[str, Any]:

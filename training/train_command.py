@@ -35,8 +35,9 @@ def run(command: CommandLine) -> int:
         return print_model_fields(command.config, command.model_overrides)
     cfg, tokenizer, config, saved, lines, held = begun = start.resolve(command)
     if cfg.dry_run:
-        cls = registry.model_class(cfg.model)  # the next line raises for a backend that this machine lacks
-        checkpoint.without_values(cls, config, attention=cfg.attention, experts=cfg.experts)
+        checkpoint.without_values(  # raises for a backend that this machine lacks
+            registry.model_class(cfg.model), config, attention=cfg.attention, experts=cfg.experts
+        )
         room = device.available_memory(torch.device(cfg.device))
         print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
@@ -97,6 +98,5 @@ def print_model_fields(cfg: TrainConfig, overrides: dict[str, typing.Any]) -> in
         kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind
         value = as_text(getattr(preset, name), name)
         print(f"  --{name:<24} {kind:<32} {value:<8} {meanings[name]}")
-    presets = model_class(cfg.model).presets
-    print(f"model sizes: {', '.join(presets)}")
+    print(f"model sizes: {', '.join(model_class(cfg.model).presets)}")
     return 0

@@ -68,9 +68,8 @@ def train(
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
     # All evaluations score these tokens. Reading them first finds bad data before a file is written.
     fixed = list(batches(max_tokens=cfg.eval_tokens))
-    identity = checkpoint.data_identity(source, validation)
     with (
-        open_run(cfg, model, tokenizer, source, resumed, identity) as (run, progress),
+        open_run(cfg, model, tokenizer, source, validation, resumed) as (run, progress),
         saving_if_memory_runs_out(run, progress),
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))

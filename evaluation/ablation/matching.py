@@ -118,8 +118,7 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
 def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
     """The config of the script that trains the arm, and the model's config; a ValueError names the arm."""
     with naming(name):
-        options = {"config_class": config_class(settings)}
-        command = parse_command_line(flags(settings), model_fields, **options)
+        command = parse_command_line(flags(settings), model_fields, config_class=config_class(settings))
         command = with_segment_length(command) if command.config.carries else command
         config = new_config(command, vocabulary(command.config.tokenizer))  # as train.py does
         require_context(command.config, config)

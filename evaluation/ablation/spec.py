@@ -188,8 +188,9 @@ class Spec:
             return [pair]
         for name in pair:
             if name not in self.arms:
-                near = _near(name, names)
-                raise ValueError(f"{key} names the arm {shown(name)}, which does not exist{near}")
+                raise ValueError(
+                    f"{key} names the arm {shown(name)}, which does not exist{_near(name, names)}"
+                )
         at = {(arm.origin, arm.point): arm.name for arm in arms}
         points = dict.fromkeys(arm.point for arm in arms)
         return [(at[pair[0], point], at[pair[1], point]) for point in points]
@@ -256,16 +257,16 @@ def _require_keys(values: dict[str, Any]) -> None:
     known = [f.name for f in fields(Spec) if f.name != "factors"] + ["config"]
     for key in values:
         if key not in known:
-            near = _near(key, known)
-            raise ValueError(f"key {shown(key)} is unknown{near}; --help lists the keys")
+            raise ValueError(f"key {shown(key)} is unknown{_near(key, known)}; --help lists the keys")
     for key in ("arms", "seeds", "budget", "learning_rates"):
         require(key in values, f"{key} is missing; --help says what it holds")
 
 
 def _require_keys_that_agree(spec: Spec) -> None:
     if spec.reference not in spec.arms:
-        near = _near(spec.reference, spec.arms)
-        raise ValueError(f"reference must be one of the arms, got {shown(spec.reference)}{near}")
+        raise ValueError(
+            f"reference must be one of the arms, got {shown(spec.reference)}{_near(spec.reference, spec.arms)}"
+        )
     for had, most in zip(spec.search_budget, spec.budget):
         if had is not None and most is not None and had > most:
             raise ValueError(f"search_budget must be at most the budget ({most:,}), got {had:,}; lower it")

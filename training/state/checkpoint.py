@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -153,12 +152,8 @@ def naming_a_good_one(path: Path) -> Iterator[None]:
         there = checkpoints(path.parent)
         older = there[: there.index(path)] if path in there else []
         good = next(filter(_reads, reversed(older)), None)
-        if good is None:
-            way_out = "its folder has no older checkpoint that can be read"
-        elif found[0] == OLDER:
-            way_out = f"continue from the newest one that can be read with --resume_from {quote(str(good))}"
-        else:
-            way_out = f"the newest one that can be read is {good}"
+        told = f"the newest older one that can be read is {good} (for --resume_from or --checkpoint)"
+        way_out = told if good else "its folder has no older checkpoint that can be read"
         raise ValueError(str(error).replace(found[0], way_out)) from None
 
 

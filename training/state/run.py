@@ -61,12 +61,12 @@ def open_run(
     model: nn.Module,
     tokenizer: Any,
     source: Source,
+    validation: Source,
     resumed: dict[str, Any] | None,
-    data_identity: dict[str, str | None] | None = None,
 ) -> Iterator[tuple[Run, Progress]]:
     """Open everything that a run needs and close it at the end.
 
-    resumed: the checkpoint to continue, None for a new run.  data_identity: from checkpoint.data_identity.
+    resumed: the checkpoint to continue, None for a new run.
     """
     device = torch.device(cfg.device)
     model = model.to(device).train()
@@ -134,7 +134,7 @@ def open_run(
             device=device,
             autocast=functools.partial(autocast, device, cfg.dtype),
             stop=stop,
-            data_identity=data_identity or {},
+            data_identity=checkpoint.data_identity(source, validation),
         )
         write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
