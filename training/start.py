@@ -202,11 +202,9 @@ def new_config(command: CommandLine, n_vocab: int) -> Any:
 def require_context(cfg: TrainConfig, config: Any) -> None:
     """Raise ValueError if rows are longer than the model's context."""
     if cfg.block_size > config.context_limit:
-        names = ("initial_context_length", "rope_scaling_factor")
-        product = " * ".join(name for name in names if hasattr(config, name))
         raise ValueError(
-            f"block_size must be at most the model's context limit of {config.context_limit} tokens "
-            f"({product}), got {cfg.block_size}; lower block_size or raise the limit"
+            f"block_size must be at most the model's context limit of {config.context_limit} tokens, got "
+            f"{cfg.block_size}; lower block_size or raise initial_context_length"
         )
 
 

@@ -93,8 +93,10 @@ def train(
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
-            if evaluating or saving:
-                require_finite_weights(run, step)
+            if (evaluating or saving) and (where := non_finite_parameter(run.model)):
+                raise not_finite(
+                    run, step, where
+                )  # an update can overflow although its gradients were finite
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
                 if line := reporting.overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
@@ -106,8 +108,7 @@ def train(
                 raise Stopped(run.stop, path, cfg.program)
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
         most = closing_tokens(cfg, progress.tokens)
-        same = all_scored or most == cfg.eval_tokens
-        found = evaluated[1] if evaluated and same else None
+        found = evaluated[1] if evaluated and (all_scored or most == cfg.eval_tokens) else None
         close(run, progress, batches(max_tokens=most), found, most)
 
 
@@ -191,15 +192,6 @@ def not_finite(run: Run, step: int, where: str) -> ValueError:
 def newest_checkpoint(run: Run) -> str:
     newest = checkpoint.latest_checkpoint(run.cfg.out_dir)
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-
-
-def require_finite_weights(run: Run, step: int) -> None:
-    """Raise ValueError if a weight is not finite, so that no checkpoint holds such weights.
-
-    An update can overflow although its gradients were finite.
-    """
-    if where := non_finite_parameter(run.model):
-        raise not_finite(run, step, where)
 
 
 def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) -> Evaluation:
