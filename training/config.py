@@ -156,9 +156,10 @@ CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", 
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
 # Settings that --eval_only reads, beside the fields of the model.
-READ_BY_EVALUATION = frozenset({*DATA, "model", "model_size", "recipe", "tokenizer", "packing", "batch_size"})
-READ_BY_EVALUATION |= {"block_size", "eval_tokens", "final_eval_tokens", "eval_only", *CHANGES_BITS} - {
-    "compile"
+READ_BY_EVALUATION = (CHANGES_BITS - {"compile"}) | {
+    *DATA,
+    *("model", "model_size", "recipe", "tokenizer", "packing", "batch_size", "block_size"),
+    *("eval_tokens", "final_eval_tokens", "eval_only"),
 }
 
 # Settings whose default leaves the choice to the run. The saved config holds what was chosen.

@@ -159,8 +159,9 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         lines.append(f"run              {cfg.max_minutes:g} minutes of training")
     else:
         tokens = per_step * cfg.max_iters
-        work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
-        lines.append(f"run              {work}")
+        lines.append(
+            f"run              {cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
+        )
     all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):

@@ -228,8 +228,7 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
     if run.tensorboard_dir:
-        folder = quote(str(Path(run.tensorboard_dir).parent))
-        board = f"\n  tensorboard --logdir {folder}    # then open {PAGE}"
+        board = f"\n  tensorboard --logdir {quote(cfg.tensorboard_root)}    # then open {PAGE}"
     data = "".join(  # without these flags a new run would take the default data
         f" --{field} {quote(value)}"
         for field in ("dataset", "val_dataset", "text_column")

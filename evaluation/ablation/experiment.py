@@ -317,8 +317,10 @@ def checkpoint_job(
         return []
     place = record["phase"] + (f"-seed-{record['seed']}" if "seed" in record else "")
     folder = x.folder / "runs" / _folder_name(x, arm) / place
-    device = arm.settings.get("device", "auto")
-    options = options | {"out": folder.with_suffix(".json").resolve(), "device": device}
+    options = options | {
+        "out": folder.with_suffix(".json").resolve(),
+        "device": arm.settings.get("device", "auto"),
+    }
     if threads := arm.settings.get("threads", x.threads):
         options["threads"] = threads
     words = ["-m", module, str(checkpoint.resolve()), *(f"--{k}={v}" for k, v in options.items())]

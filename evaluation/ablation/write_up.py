@@ -26,8 +26,8 @@ TWO_LOOKS = "about 9 % of the time, not 5 %"
 
 def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     """The costs of every arm, before anything runs."""
-    told = f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run\n{_arms(arms)}"
-    return "\n".join((told, *map(_evaluations, arms.values())))
+    title = f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run"
+    return "\n".join((title, _arms(arms), *map(_evaluations, arms.values())))
 
 
 def _evaluations(arm: PlannedArm) -> str:

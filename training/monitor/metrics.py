@@ -213,8 +213,11 @@ def drop_records_after(path: str | Path, step: int) -> None:
     """Rewrite a metrics.jsonl, if it exists, without the records after `step` and any closing figures."""
     path = Path(path)
     if path.exists():
-        records = list(_whole_lines(path))
-        kept = [line for line, record in records if record["step"] <= step and "final/loss" not in record]
+        kept = [
+            line
+            for line, record in _whole_lines(path)
+            if record["step"] <= step and "final/loss" not in record
+        ]
         with atomic_write(path) as file:
             file.write("".join(line + "\n" for line in kept).encode())
 

@@ -100,8 +100,7 @@ def open_run(
         if resumed and path == checkpoint.latest_checkpoint(cfg.out_dir):
             refuse_if_finished(cfg)
         if cfg.resume_from:
-            if (records := Path(cfg.out_dir) / "metrics.jsonl").exists():
-                metrics.read_metrics(records)  # raises before a file is renamed
+            closing_step(cfg.out_dir)  # raises for damaged records before a file is renamed
             for line in checkpoint.set_aside_newer(path):
                 say(line)
         if resumed:
