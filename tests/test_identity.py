@@ -228,7 +228,7 @@ def test_other_content_under_the_same_name_is_refused(stopped, capsys, name, tex
     write_jsonl(stopped / name, texts)
     told = refused(stopped, capsys)
     assert f"the {part} is not that of model/checkpoint_8.pt (here: {len(texts)} documents, blake2b " in told
-    assert "name the original data with --dataset and --val_dataset, or start a new run" in told
+    assert "name the original data with --dataset and --val_dataset, start a new run" in told
 
 
 def test_the_same_documents_in_another_order_of_training_are_refused(stopped, capsys):
