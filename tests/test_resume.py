@@ -76,7 +76,7 @@ def assert_kill_and_resume_join(folder: Path, flags: list, environment: dict | N
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, corpus) -> list[str]:
     folder = tmp_path_factory.mktemp("tokens") / "toy"
-    prepare(corpus[1], folder, get_tokenizer("stories4k"), val_dataset=corpus[3])
+    prepare(corpus[1], folder, get_tokenizer("bundled1536"), val_dataset=corpus[3])
     return ["--dataset", str(folder)]
 
 
