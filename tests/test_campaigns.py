@@ -10,7 +10,7 @@ from toy_corpus import documents
 from tests.stress import changed_data, kill_resume
 from tests.stress.fuzzing import silence
 from tests.stress.fuzzing.cases import Case
-from tests.stress.fuzzing.judge import Ending
+from tests.stress.fuzzing.judge import ROOT, Ending
 from tests.stress.processes import Broken, Ended
 
 CHANGED = "train.py: error: train.jsonl changed while it was being read; the run was saved"
@@ -62,11 +62,13 @@ def test_a_process_that_did_no_step_may_end_by_the_signal(tmp_path):
 
 
 def test_a_process_that_is_killed_at_once_has_begun_its_log(tmp_path):
+    (tmp_path / "sleeper.py").write_text("import time\n\ndef main(argv):\n    time.sleep(60)\n")
     words = (
         "import sys, pathlib; from tests.stress.processes import start, wait; folder = pathlib.Path(sys.argv[1])\n"
-        "print(*(wait(start(folder, []), folder, lambda: True).code for _ in range(3)))"
+        "ended = [wait(start(folder, [], program='sleeper'), folder, lambda: True) for _ in range(3)]\n"
+        "print(*(process.code for process in ended))"
     )
-    ended = subprocess.run([sys.executable, "-c", words, tmp_path], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", words, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert ended.stdout == "-9 -9 -9\n", ended.stderr
 
 

@@ -34,7 +34,8 @@ SAMPLE_TOKENS = 4  # of a sampled story, in place of 300: sampling took half of 
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    "toy_run train training.trainer torch.utils.tensorboard torch._dynamo pandas pyarrow.dataset".split()
+    "toy_run train training.trainer training.start training.recipes architecture.gptoss data.sources yaml "
+    "torch.utils.tensorboard torch._dynamo pandas pyarrow.dataset".split()
 )
 
 
