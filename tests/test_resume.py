@@ -12,7 +12,7 @@ import pytest
 from hub_server import HubServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_corpus import documents, write_jsonl
-from toy_run import TINY, at_step, differences, load, run, run_here
+from toy_run import TINY, at_step, blank, differences, load, run, run_here
 
 from architecture.tokenizer import get_tokenizer
 from data.loader import TrainLoader
@@ -122,7 +122,8 @@ def killed(tmp_path, killed_once) -> Path:
 # ----------------------------------------------------------------------------------------- kill -9
 
 
-def test_a_run_that_moved_without_its_tensorboard_files_writes_them_again(killed, capfd):
+def test_a_run_that_moved_without_its_tensorboard_files_writes_them_again(killed, capfd, monkeypatch):
+    monkeypatch.setattr("training.monitor.instruments.heat_map", blank)
     shutil.rmtree(killed / "runs")
     assert run_here(killed, *RESUME) == 0
     assert "what it lacked: the records of steps 1 to 8 from metrics.jsonl" in capfd.readouterr().err
