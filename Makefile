@@ -17,10 +17,10 @@ quickstart: .venv/.runtime  ## a small model in minutes on two cores; once insta
 setup: .venv/.runtime  ## what training and sampling need
 
 test: .venv/.dev  ## the whole suite, no network
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 slow: .venv/.dev  ## with the tests that take minutes
-	$(BIN)/python -m pytest -n 3 --slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --slow
 
 check: .venv/.dev  ## linter and formatter
 	$(BIN)/ruff check .

@@ -202,9 +202,10 @@ def test_a_run_without_a_checkpoint_gives_a_new_run_and_resume_the_same_message(
 
 def test_a_folder_has_one_writer_and_is_not_offered_for_removal_while_it_lives(tmp_path):
     script = (
-        "import sys, time\n"
-        "from training.state.out_dir import claim_out_dir\n"
-        "lock = claim_out_dir(sys.argv[1], resume=False)\n"
+        "import pathlib, sys, time\n"
+        "from common.files import lock_file, write_owner\n"  # as claim_out_dir does, without torch
+        "lock = lock_file(pathlib.Path(sys.argv[1]) / '.lock', ValueError)\n"
+        "write_owner(lock)\n"
         "open(sys.argv[1] + '/metrics.jsonl', 'w').close()\n"
         "print('started', flush=True)\n"
         "time.sleep(60)\n"

@@ -304,7 +304,7 @@ def changed(tree, place, value):
         ("data documents", None, "documents must be a whole number"),
         ("data source", {}, "its position in the data is empty"),
         ("data tokens", [], "its position in the data is empty"),
-        ("data tokens", [torch.tensor([-1])], "its tokens are not all ids from 0 to 4095"),
+        ("data tokens", [torch.tensor([-1])], "its tokens are not all ids from 0 to 1535"),
         ("tensorboard_dir", "a\0b", "tensorboard_dir must be text without"),
         ("tensorboard_dir", "runs/..", "its tensorboard_dir is not a folder in runs/"),
         ("scored", {"val_loss": "x"}, "val_loss must be a finite number"),

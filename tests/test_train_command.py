@@ -69,8 +69,8 @@ def test_a_run_writes_its_settings_metrics_and_checkpoints(finished, corpus):
     assert facts["train"]["dataset"] == corpus[1] and facts["train"]["max_iters"] == 6
     resolved = {"device": "cpu", "dtype": "float32", "attention": "sdpa", "experts": "sorted", "threads": 1}
     assert facts["train"].items() >= resolved.items()  # no "auto" is left
-    assert facts["model"]["hidden_size"] == 32 and facts["model"]["vocab_size"] == 4096
-    assert facts["tokenizer"]["name"] == "stories4k" and facts["starts"][0]["torch"] == torch.__version__
+    assert facts["model"]["hidden_size"] == 32 and facts["model"]["vocab_size"] == 1536
+    assert facts["tokenizer"]["name"] == "bundled1536" and facts["starts"][0]["torch"] == torch.__version__
     assert [path.name for path in folder.glob("runs/*")] == [Path(facts["tensorboard_dir"]).name]
     best = json.loads((folder / "model/best.json").read_text())
     records = read_metrics(folder / "model/metrics.jsonl")
@@ -126,7 +126,7 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
 
 
 @pytest.mark.parametrize(
-    "tokens, scored_again, flag", [(128, True, "--eval_tokens"), (256, False, "--final_eval_tokens")]
+    "tokens, scored_again, flag", [(192, True, "--eval_tokens"), (256, False, "--final_eval_tokens")]
 )
 def test_final_eval_tokens_bounds_the_closing_evaluation(
     corpus, tmp_path, capsys, tokens, scored_again, flag
@@ -134,7 +134,7 @@ def test_final_eval_tokens_bounds_the_closing_evaluation(
     """The first ones, as --eval_only scores them; not once more where the last evaluation did (256)."""
     flags = [*RUN, *corpus, "--max_iters", 1, "--final_eval_tokens", tokens, "--no-use_tensorboard"]
     assert run_here(tmp_path, *flags) == 0
-    assert ("closing evaluation on at most 128 validation tokens" in capsys.readouterr().err) == scored_again
+    assert ("closing evaluation on at most 192 validation tokens" in capsys.readouterr().err) == scored_again
     (closing,) = (r for r in read_metrics(tmp_path / "model/metrics.jsonl") if "final/loss" in r)
     assert closing["final/validation_tokens"] == tokens
     assert run_here(tmp_path, "--eval_only", "model", flag, tokens, "--threads", 1) == 0
@@ -202,7 +202,7 @@ def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(
     weights = load(source)["model"]
     ours = seen["model"].state_dict()
     assert ours.keys() == weights.keys() and all(torch.equal(ours[n], weights[n]) for n in weights)
-    assert seen["resumed"] is None and seen["cfg"].tokenizer == "stories4k"
+    assert seen["resumed"] is None and seen["cfg"].tokenizer == "bundled1536"
 
 
 def test_dry_run_prints_sizes_and_writes_nothing(tmp_path, capsys):
@@ -255,7 +255,7 @@ HEADS_RULE = "num_attention_heads must be a multiple of num_key_value_heads (4),
         ("--device tpu", "device must be auto or one that this machine has"),
         ("--attention flash", "attention must be auto or one of eager, sdpa, flex, got 'flash'"),
         ("--experts triton", "experts must be auto or one of loop, sorted, grouped, got 'triton'"),
-        ("--vocab_size 100", "vocab_size must hold the 4096 ids of tokenizer stories4k, got 100"),
+        ("--vocab_size 100", "vocab_size must hold the 1536 ids of tokenizer bundled1536, got 100"),
         ("--init_from nowhere.pt", "checkpoint nowhere.pt does not exist"),
     ],
 )
@@ -298,10 +298,10 @@ def test_unusable_data_is_named_before_anything_is_written(refused, corpus, flag
 
 
 def test_tokens_of_another_tokenizer_are_refused_in_either_split(refused, corpus, capsys):
-    prepare(corpus[1], Path("tokens"), tokenizer.get_tokenizer("bundled1536"), val_dataset=corpus[3])
+    prepare(corpus[1], Path("tokens"), tokenizer.get_tokenizer("stories4k"), val_dataset=corpus[3])
     capsys.readouterr()  # prepare's bar
     for flags in (["--dataset", "tokens"], [*corpus[:2], "--val_dataset", "tokens"]):
-        assert "tokens was prepared with tokenizer bundled1536" in refused(*RUN, *flags)
+        assert "tokens was prepared with tokenizer stories4k" in refused(*RUN, *flags)
 
 
 def test_a_tokenizer_that_cannot_be_downloaded_says_how_to_provide_it(refused, corpus, monkeypatch, tmp_path):
