@@ -72,7 +72,7 @@ def test_the_order_of_a_parquet_file_depends_on_its_row_groups(tmp_path):
 
 def test_prepared_tokens_carry_the_identity_of_their_source(tmp_path):
     paths = [str(write_jsonl(tmp_path / f"{n}.jsonl", t)) for n, t in enumerate((STORIES, VALID))]
-    prepare(paths[0], tmp_path / "tokens", get_tokenizer("stories4k"), val_dataset=paths[1])
+    prepare(paths[0], tmp_path / "tokens", get_tokenizer("bundled1536"), val_dataset=paths[1])
     for split, path in zip(("train", "validation"), paths):
         assert open_dataset(str(tmp_path / "tokens"), split=split).identity == whole(path).identity
 
@@ -82,7 +82,7 @@ def test_prepared_tokens_of_older_versions_are_known_by_their_checksums(tmp_path
     for name, texts in (("a", STORIES), ("b", STORIES), ("c", STORIES[::-1])):
         path, valid = (str(write_jsonl(tmp_path / f"{name}{n}", t)) for n, t in enumerate((texts, VALID)))
         paths = [os.rename(p, p + ".jsonl") or p + ".jsonl" for p in (path, valid)]
-        prepare(paths[0], tmp_path / name, get_tokenizer("stories4k"), val_dataset=paths[1])
+        prepare(paths[0], tmp_path / name, get_tokenizer("bundled1536"), val_dataset=paths[1])
         meta = json.loads((tmp_path / name / "tokens.json").read_text())
         del meta["seal"], meta["splits"]["train"]["identity"]
         write_json_atomic(tmp_path / name / "tokens.json", meta)
@@ -210,7 +210,7 @@ def test_a_run_goes_on_where_its_data_has_moved(stopped, ended, tmp_path, capsys
 
 def test_a_run_on_text_goes_on_with_the_same_bits_on_its_prepared_tokens(stopped, ended):
     paths = [str(stopped / name) for name in ("tr.jsonl", "va.jsonl")]
-    prepare(paths[0], stopped / "tokens", get_tokenizer("stories4k"), val_dataset=paths[1])
+    prepare(paths[0], stopped / "tokens", get_tokenizer("bundled1536"), val_dataset=paths[1])
     assert run_here(stopped, *RESUME, "--dataset", "tokens", "--val_dataset", "tokens") == 0
     assert same_end(stopped, ended)
 
@@ -228,7 +228,7 @@ def test_other_content_under_the_same_name_is_refused(stopped, capsys, name, tex
     write_jsonl(stopped / name, texts)
     told = refused(stopped, capsys)
     assert f"the {part} is not that of model/checkpoint_8.pt (here: {len(texts)} documents, blake2b " in told
-    assert "name the original data with --dataset and --val_dataset, or start a new run" in told
+    assert "name the original data with --dataset and --val_dataset, start a new run" in told
 
 
 def test_the_same_documents_in_another_order_of_training_are_refused(stopped, capsys):
@@ -320,8 +320,8 @@ def training_data(folder, kind):
     path = WRITERS.get(kind, WRITERS["txt"])(folder / f"train.{'txt' if kind == 'tokens' else kind}", texts)
     if kind != "tokens":
         return texts, path, str(path), str(valid)
-    prepare(str(path), folder / "tokens", get_tokenizer("stories4k"), val_dataset=str(valid))
-    texts = [get_tokenizer("stories4k").encode_ordinary(text) for text in texts]
+    prepare(str(path), folder / "tokens", get_tokenizer("bundled1536"), val_dataset=str(valid))
+    texts = [get_tokenizer("bundled1536").encode_ordinary(text) for text in texts]
     return texts, folder / "tokens/train_00000.tokens.npy", str(folder / "tokens"), str(valid)
 
 
