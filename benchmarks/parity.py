@@ -61,7 +61,9 @@ def build_peer(model: Transformer):
     if peer.dtype == torch.float64:  # the peer's norm computes in float32
         for name, module in list(peer.named_modules()):
             if type(module).__name__ == "GptOssRMSNorm":
-                norm = torch.nn.RMSNorm(model.config.hidden_size, eps=module.variance_epsilon, dtype=peer.dtype)
+                norm = torch.nn.RMSNorm(
+                    model.config.hidden_size, eps=module.variance_epsilon, dtype=peer.dtype
+                )
                 norm.load_state_dict(module.state_dict())
                 peer.set_submodule(name, norm)
     return peer

@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> None:
     require_new(output)
     require_folder(args.folder)
     state = read_folder(args.folder)
-    state["model"] = model_of(Transformer, state, args.folder).state_dict()  # read whole before a write begins
+    state["model"] = model_of(
+        Transformer, state, args.folder
+    ).state_dict()  # read whole before a write begins
     path, made = output / "checkpoint_0.pt", not output.exists()
     with writing(path):
         output.mkdir(exist_ok=True)

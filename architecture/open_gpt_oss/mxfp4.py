@@ -64,9 +64,7 @@ def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.ldexp(x, -low)  # in units of the lower exponent, because squares of the values may overflow
     values = torch.tensor(VALUES, device=x.device)
     codes = [_nearest(x), _nearest(x / 2)]
-    errors = [
-        (values[code] * unit - x).square().sum(-1, keepdim=True) for code, unit in zip(codes, (1, 2))
-    ]
+    errors = [(values[code] * unit - x).square().sum(-1, keepdim=True) for code, unit in zip(codes, (1, 2))]
     higher = errors[1] < errors[0]
     code = codes[1].where(higher, codes[0]).to(torch.uint8)
     scales = (low + higher.int() + 127).to(torch.uint8).squeeze(-1)
