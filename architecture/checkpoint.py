@@ -243,6 +243,39 @@ def _needs_the_type(name: str, tensor: torch.Tensor, expected: dict[str, torch.T
     return not wide_norm and not packed(expected[name])
 
 
+def require_fit(
+    expected: Mapping[str, torch.Tensor],
+    described: Mapping[str, torch.Tensor],
+    source: str | Path,
+    added: Collection[str] = (),
+) -> None:
+    """Raise ValueError unless `described` has the names and shapes of a model's tensors, in one type.
+
+    expected: the state dictionary of the model.  added: names that may be missing.
+    """
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    for problem, names in (
+        ("holds {} tensor(s) that this model lacks", described.keys() - shapes.keys()),
+        ("lacks {} tensor(s) of this model", shapes.keys() - added - described.keys()),
+        (
+            "holds {} tensor(s) of another shape",
+            {name for name in described if getattr(described[name], "shape", None) != shapes.get(name)},
+        ),
+    ):
+        if names:
+            raise ValueError(
+                f"{source} {problem.format(len(names))} (first: {min(map(str, names))}); "
+                "use the model and the sizes that it was trained with"
+            )
+    with reading(source, "weights", way_out=ANOTHER):
+        kinds = {
+            tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)
+        }
+        if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
+            told = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+            raise ValueError(f"they are of type {told}, and must be of one floating point type")
+
+
 def load_weights(
     model: nn.Module,
     weights: Mapping[str, torch.Tensor],
@@ -259,28 +292,10 @@ def load_weights(
     Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
     """
     expected, described = model.state_dict(), getattr(weights, "described", weights)
+    require_fit(expected, described, source, added)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
-    for problem, names in (
-        ("holds {} tensor(s) that this model lacks", described.keys() - shapes.keys()),
-        ("lacks {} tensor(s) of this model", shapes.keys() - added - described.keys()),
-        (
-            "holds {} tensor(s) of another shape",
-            {name for name in described if getattr(described[name], "shape", None) != shapes.get(name)},
-        ),
-    ):
-        if names:
-            raise ValueError(
-                f"{source} {problem.format(len(names))} (first: {min(map(str, names))}); "
-                "use the model and the sizes that it was trained with"
-            )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with reading(source, "weights", way_out=ANOTHER):
-        kinds = {
-            tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)
-        }
-        if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
-            told = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-            raise ValueError(f"they are of type {told}, and must be of one floating point type")
         if not any(p.is_meta for p in parameters.values()):
             with torch.no_grad():
                 for name, target in expected.items():

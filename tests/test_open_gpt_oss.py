@@ -121,6 +121,7 @@ MODELS = {
     "yarn": {},
     "plain RoPE": dict(rope_scaling_factor=1.0),
     "bfloat16": dict(dtype=torch.bfloat16),
+    "float64": dict(dtype=torch.float64),
     "norms in float32": dict(dtype=torch.bfloat16, wide_norms=True),
     "every id in use": dict(used_vocab_size=None),
     "one file per tensor": {},
@@ -485,8 +486,8 @@ WRONG = {
     "surplus tensor": (lambda f: change_tensors(f, {"rotary": torch.zeros(2)}), r"holds 1 .* lacks \(rotary\); use"),
     "turned": (lambda f: change_tensors(f, {QKV: torch.zeros(64, 252)}), r"shape \[252, 64\], got F32 in \[64, 252\]; use"),
     "integers": (lambda f: change_tensors(f, {QKV: torch.zeros(252, 64).int()}), "floating point numbers .*got I32 in"),
-    "float64": (lambda f: change_tensors(f, {QKV: torch.zeros(252, 64).double()}), "got F64 in"),
     "mixed types": (lambda f: change_tensors(f, {QKV: torch.zeros(252, 64).half()}), "of type float16 and float32"),
+    "8 bits": (lambda f: change_tensors(f, {QKV: torch.zeros(252, 64).to(torch.float8_e4m3fn)}), "got F8_E4M3 in"),
     "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(), "260 ids and no tiktoken.json, so it needs gpt-oss's"),
     "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "does not contain a JSON object"),
     "fewer ids": (lambda f: [change_config(f, vocab_size=259),
@@ -555,6 +556,25 @@ def test_folders_in_use_and_folders_of_no_layout_are_refused(tmp_path, capsys, c
             capsys, sample.main, "--checkpoint", given, "--weights", "mxfp4", "--device", "cpu"
         )
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "value, told",
+    [(None, "lacks 1 tensor"), (torch.ones(3), "1 tensor.s. of another shape"), ("x", "of another shape")],
+    ids=str,
+)
+def test_a_checkpoint_whose_tensors_are_not_those_of_its_config_is_not_exported(
+    tmp_path, capsys, value, told
+):
+    state, path = state_of(), tmp_path / "checkpoint_0.pt"
+    state["model"] = {
+        n: value if n == NORM else t for n, t in state["model"].items() if value is not None or n != NORM
+    }
+    torch.save(state, path)
+    assert re.search(
+        f"the checkpoint .*{told}.*{NORM}", refused(capsys, main, *export_of(path, "hf", tmp_path / "out"))
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @contextlib.contextmanager

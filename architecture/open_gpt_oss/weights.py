@@ -1,7 +1,7 @@
 """Read a folder in one of the two layouts of gpt-oss: OpenAI's original, or Hugging Face's.
 
 The files are memory-mapped, and a tensor is read when it is asked for, so that a load takes the memory of the
-model and of one stack of experts. Both layouts may have one file or several, in float32, bfloat16 or float16,
+model and of one stack of experts. Both layouts may have one file or several, in float64, float32, bfloat16 or float16,
 with the experts also in MXFP4.
 """
 
@@ -29,7 +29,10 @@ CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tikto
 VOCABULARY = ("embedding.weight", "unembedding.weight")  # their rows are those of the used ids
 CHECKSUMS = "crc32"  # of each tensor's bytes, as JSON in the metadata of the files that export writes
 HARMONY_IDS = 201088
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "U8": torch.uint8}
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16},
+    "U8": torch.uint8,
+}
 
 
 def read_config(folder: str | Path) -> tuple[str, ModelConfig]:
