@@ -193,7 +193,7 @@ E2M1 = [0.0, 0.5, 1, 1.5, 2, 3, 4, 6]
 E2M1 += [-value for value in E2M1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_unpacking_follows_the_specification_for_every_byte_and_extreme_scales(dtype):
     scales = [0, 1, 2, 126, 127, 128, 253, 254, 255]
     blocks = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).repeat(len(scales), 1, 1)
