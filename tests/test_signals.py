@@ -16,7 +16,6 @@ from toy_run import TINY, at_step, load, run_here, write_corpus
 
 from common import device
 from common.files import reading
-from common.script import say
 from training import trainer
 from training.monitor.metrics import read_metrics
 from training.state.interrupt import StopRequest
@@ -72,12 +71,6 @@ def test_a_run_whose_log_is_lost_goes_on_and_records_everything(tmp_path, corpus
     assert run_here(tmp_path, *QUIET, *corpus) == 0
     records = read_metrics(tmp_path / "model/metrics.jsonl")
     assert sum("train/loss" in record for record in records) == 20 and "final/loss" in records[-1]
-
-
-def test_a_line_for_a_missing_stderr_does_not_land_in_stdout(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stderr", None)
-    say("a line")
-    assert capsys.readouterr().out == ""
 
 
 SCRIPT = """

@@ -23,6 +23,7 @@ from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import mxfp4, names
 from architecture.tokenizer import get_tokenizer, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer_json import read_vocabulary
 from common.files import parse_json, read_json_object, reading
 
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tiktoken.json"
@@ -198,16 +199,16 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding:
-    """The encoding in a folder, or gpt-oss's own for a model with its number of ids."""
+    """The encoding in a folder, or gpt-oss's own for a model with its number of ids. Raises ValueError."""
     path, used = Path(folder) / TOKENIZER, config.used_vocab_size or config.vocab_size
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
     elif used == HARMONY_IDS:
-        encoding = get_tokenizer("o200k_harmony", chosen=False)
-    else:
+        encoding = get_tokenizer("o200k_harmony", other="")
+    elif (encoding := read_vocabulary(Path(folder))) is None:
         raise ValueError(
-            f"{folder} has {used:,} ids and no {TOKENIZER}, so it needs gpt-oss's tokenizer, which has "
-            f"{HARMONY_IDS:,}; use a folder with these, or one that export wrote"
+            f"{folder} has {used:,} ids and no {TOKENIZER} or tokenizer.json, and gpt-oss's own tokenizer has "
+            f"{HARMONY_IDS:,}; copy the tokenizer of the weights into it"
         )
     if encoding.n_vocab > used:
         raise ValueError(

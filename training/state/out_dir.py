@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
-from common.files import lock_file, read_json, reading, write_owner, writing
+from common.files import lock_file, read_json, reading, writing
 from training.state.checkpoint import latest_checkpoint
 
 LOCK = ".lock"
@@ -83,7 +83,6 @@ def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
     check_out_dir(out_dir, resume)
     with writing(out_dir):
         lock = lock_file(out_dir / LOCK, functools.partial(_has_a_writer, out_dir))
-        write_owner(lock)
     check_out_dir(out_dir, resume)  # again: another run may have started and ended before we held the lock
     for unfinished in out_dir.glob(".*.tmp"):  # a kill interrupted their writes
         unfinished.unlink()
