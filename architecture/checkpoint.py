@@ -225,21 +225,16 @@ def _needs_the_type(name: str, tensor: torch.Tensor, expected: dict[str, torch.T
     return not wide_norm and not packed(expected[name])
 
 
-def load_weights(
-    model: nn.Module,
-    weights: Mapping[str, torch.Tensor],
+def require_fit(
+    expected: Mapping[str, torch.Tensor],
+    described: Mapping[str, torch.Tensor],
     source: str | Path,
     added: Collection[str] = (),
 ) -> None:
-    """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
+    """Raise ValueError unless `described` has the names and shapes of a model's tensors, in one type.
 
-    weights: a dictionary, or a mapping that reads a tensor at each access and has them all without values in
-    `described` (architecture/open_gpt_oss/weights.py); then one tensor at a time is in memory twice.
-    added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
-    their values.
-    Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
+    expected: the state dictionary of the model.  added: names that may be missing.
     """
-    expected, described = model.state_dict(), getattr(weights, "described", weights)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     for problem, names in (
         ("holds {} tensor(s) that this model lacks", described.keys() - shapes.keys()),
@@ -254,7 +249,6 @@ def load_weights(
                 f"{source} {problem.format(len(names))} (first: {min(map(str, names))}); "
                 "use the model and the sizes that it was trained with"
             )
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     with reading(source, "weights", way_out=ANOTHER):
         kinds = {
             tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)
@@ -262,14 +256,39 @@ def load_weights(
         if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
             told = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
             raise ValueError(f"they are of type {told}, and must be of one floating point type")
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    source: str | Path,
+    added: Collection[str] = (),
+) -> None:
+    """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
+
+    weights: a dictionary, or a mapping that reads a tensor at each access and has them all without values in
+    `described` (architecture/open_gpt_oss/weights.py); then one tensor at a time is in memory twice, or none of
+    those that it makes anew at each access, whose names are in `made`.
+    added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
+    their values.
+    Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
+    """
+    expected, described = model.state_dict(), getattr(weights, "described", weights)
+    require_fit(expected, described, source, added)
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with reading(source, "weights", way_out=ANOTHER):
         if not any(p.is_meta for p in parameters.values()):
             with torch.no_grad():
                 for name, target in expected.items():
                     if name in described:
                         target.copy_(owned(weights[name], name, shapes[name]))
             return
+        fresh = getattr(weights, "made", ())
         ours = {
-            name: weights[name] if packed(expected[name]) else owned(weights[name], name, shapes[name])
+            name: weights[name]
+            if name in fresh or packed(expected[name])
+            else owned(weights[name], name, shapes[name])
             for name in described
         }
     ours |= {name: expected[name] for name in added}
