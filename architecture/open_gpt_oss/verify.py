@@ -23,6 +23,7 @@ from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import names
 from architecture.open_gpt_oss.weights import FolderWeights, read_config, require_folder
+from common.device import available_memory
 from common.files import read_json_object
 from common.script import say
 
@@ -56,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
     if not 2 <= tokens <= config.context_limit:
         raise ValueError(
             f"--tokens must be from 2 to the context limit of {config.context_limit}, got {tokens}"
+        )
+    needed, room = 8 * config.parameter_counts()["total"], available_memory(torch.device("cpu"))
+    if needed > room:
+        raise ValueError(
+            f"verify holds two models in float32, {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free; use a "
+            "machine with more memory, or verify a smaller model of the same kind"
         )
     used = config.used_vocab_size or config.vocab_size
     ids = torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
