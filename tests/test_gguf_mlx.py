@@ -350,6 +350,7 @@ def test_without_the_package_the_message_says_how_to_install_it(tmp_path, capsys
 
 def test_verify_refuses_what_it_cannot_compare_in_one_line(tmp_path, capsys, monkeypatch, made):
     gguf, mlx, hf = (made(kind) for kind in ("gguf", "mlx", "hf"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)  # no program is reached
     file = gguf / gguf_file.FILE
     for words, *argv in (
         (
@@ -366,9 +367,14 @@ def test_verify_refuses_what_it_cannot_compare_in_one_line(tmp_path, capsys, mon
         ),
         ("is in the format of mlx, which transformers does not open", mlx, "--with", "transformers"),
         ("is no folder of gpt-oss", tmp_path, "--with", "mlx"),
+        ("--tokens must be from 2 to the context limit of 64, got 65", file, "--tokens", 65),
+        ("--tokens must be from 2 to the context limit of 64, got 1", hf, "--with", "mlx", "--tokens", 1),
         ("is no folder of gpt-oss", tmp_path / "none.gguf"),
     ):
         assert words in refused(capsys, main, "verify", *argv)
+    monkeypatch.setattr(verify_engines, "available_memory", lambda device: 1e5)
+    for path in (file, mlx):
+        assert "GB are free; use a machine with more memory" in refused(capsys, main, "verify", path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     told = refused(capsys, main, "verify", hf, "--with", "llama.cpp")
     assert "verify --with llama.cpp needs xllamacpp, which is not installed; pip install -r" in told

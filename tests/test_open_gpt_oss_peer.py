@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_open_gpt_oss import (
+    EXACT,
     IDS,
     ROPE,
     SHAPE,
@@ -94,7 +95,7 @@ def random_peer(**rope):
 
 
 THEIR_ROPES = {
-    "yarn": ROPE | dict(truncate=False),
+    "yarn": EXACT,
     "plain RoPE": dict(rope_type="default"),
     "whole limits, truncated": ROPE | WHOLE,  # truncate is true by default
 }
@@ -266,6 +267,8 @@ def test_verify_exits_with_1_and_names_the_layer_where_transformers_has_another_
 
 
 def test_verify_refuses_what_it_cannot_compare_in_one_line(trained, tmp_path, capsys):
+    for given in (tmp_path, tmp_path / "none"):
+        assert "is no folder of gpt-oss, which has a config.json" in refused(capsys, main, "verify", given)
     for flags in (["--tokens", 1], ["--tokens", 10**6], ["--tokens", -3]):
         assert "--tokens must be from 2 to the context limit of 128, got" in refused(
             capsys, main, "verify", trained / "hf", *flags

@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int | None:
     chosen = None
     for name, (module, told) in COMMANDS.items():
         command = commands.add_parser(
-            name, help=told, description=f"{told}.".capitalize(), allow_abbrev=False
+            name, help=told, description=f"{told[0].upper()}{told[1:]}.", allow_abbrev=False
         )
         if argv[:1] == [name]:
             chosen = importlib.import_module(f"architecture.open_gpt_oss.{module}")

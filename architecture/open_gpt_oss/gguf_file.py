@@ -222,9 +222,12 @@ def pack_blocks(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ reading
-def read(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tensor], set[str]]:
+def read(
+    path: str | Path, accept: Callable[[ModelConfig], None] = lambda config: None
+) -> tuple[ModelConfig, dict[str, torch.Tensor], set[str]]:
     """The config, the tensors under our names in float32, and the names of the types that matrices have.
 
+    accept: may refuse the config by a ValueError, before tensors are read.
     Raises ValueError for a file that is no GGUF of gpt-oss, or lacks what its config needs.
     """
     gguf = package()
@@ -234,12 +237,14 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tensor], set[st
         if (kind := found["general.architecture"]) != ARCHITECTURE:
             raise ValueError(f"its architecture is {kind}")
         config = read_settings({k.removeprefix(f"{ARCHITECTURE}."): value for k, value in found.items()})
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
+    accept(config)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
 
-        def values(name: str) -> torch.Tensor:
-            array = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
-            return torch.from_numpy(np.array(array, dtype=np.float32))
+    def values(name: str) -> torch.Tensor:
+        array = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+        return torch.from_numpy(np.array(array, dtype=np.float32))
 
+    with reading(path, "a GGUF of gpt-oss", way_out="export it again"):
         weights = targets.whole(config, "gguf", values)
     kinds = {tensor.tensor_type.name for tensor in reader.tensors if tensor.name.endswith(".weight")}
     return config, weights, kinds

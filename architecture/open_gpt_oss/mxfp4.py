@@ -27,10 +27,11 @@ def _four_values(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
 
 
 def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """blocks (..., G, 16) uint8, scales (..., G) uint8 -> (..., 32 G) in float32 or bfloat16."""
-    number = (
-        blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF
-    )  # a table of pairs of bytes is fastest
+    """blocks (..., G, 16) uint8, scales (..., G) uint8 -> (..., 32 G) in a floating point type."""
+    if dtype == torch.float16:  # its range is smaller than that of the scales
+        return unpack(blocks, scales, torch.float32).to(dtype)
+    # a table of pairs of bytes is fastest
+    number = blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF
     table = _four_values(dtype, blocks.device)
     if dtype == torch.bfloat16:  # four of them are as wide as one int64, which is gathered in one move
         values = table.view(torch.int64).flatten().index_select(0, number).view(dtype)

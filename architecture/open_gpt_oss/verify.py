@@ -64,6 +64,7 @@ def with_transformers(folder: Path, args: argparse.Namespace) -> bool:
     layout, config = read_config(folder)
     ids = verify_engines.random_ids(config, args.tokens, ROWS)
     tokens = ids.shape[1]
+    verify_engines.require_memory(config)
     weights = {name: tensor.float() for name, tensor in FolderWeights(folder, layout, config).items()}
     failed = False
     variants = [config, other_rope(config)]

@@ -17,6 +17,7 @@ import torch
 from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import engines, gguf_file, targets, weights
+from common.device import available_memory
 from common.files import reading
 
 FORMATS = {"transformers": None, "llama.cpp": "gguf", "mlx": "mlx"}  # {engine: the format made for it}
@@ -68,15 +69,22 @@ def run(engine: str, path: Path, tokens: int | None, tolerance: float, rows: int
     tolerance: largest difference over the largest absolute value, where the engine computes in float32.
     """
     kind, rounds = kind_of(path), False
+
+    def accept(config: ModelConfig) -> None:
+        random_ids(config, tokens, rows)
+        require_memory(config)
+
     with tempfile.TemporaryDirectory() as scratch:
         if kind == "gguf":
             path = gguf_of(path)
-            config, tensors, kinds = gguf_file.read(path)
+            config, tensors, kinds = gguf_file.read(path, accept)
             rounds = kinds != {"F32"}
-        elif kind == "mlx":
-            config, tensors = read_mlx(path)
         else:
-            path, config, tensors, rounds = _exported(engine, path, Path(scratch))
+            accept(weights.read_config(path)[1])
+            if kind == "mlx":
+                config, tensors = read_mlx(path)
+            else:
+                path, config, tensors, rounds = _exported(engine, path, Path(scratch))
         ours = checkpoint.without_values(Transformer, config)
         checkpoint.load_weights(ours, {name: tensor.float() for name, tensor in tensors.items()}, path)
         ids = random_ids(config, tokens, rows)
@@ -94,6 +102,16 @@ def random_ids(config: ModelConfig, tokens: int | None, rows: int) -> torch.Tens
         )
     used = config.used_vocab_size or config.vocab_size
     return torch.randint(used, (rows, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def require_memory(config: ModelConfig) -> None:
+    """Raise ValueError unless two models in float32 fit: ours and that of the other program."""
+    needed, room = 8 * config.parameter_counts()["total"], available_memory(torch.device("cpu"))
+    if needed > room:
+        raise ValueError(
+            f"verify holds two models in float32, {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free; use a "
+            "machine with more memory, or verify a smaller model of the same kind"
+        )
 
 
 def _judge(

@@ -1,7 +1,7 @@
 """Read a folder in one of the two layouts of gpt-oss: OpenAI's original, or Hugging Face's.
 
 The files are memory-mapped, and a tensor is read when it is asked for, so that a load takes the memory of the
-model and of one stack of experts. Both layouts may have one file or several, in float32, bfloat16 or float16,
+model and of one stack of experts. Both layouts may have one file or several, in float64, float32, bfloat16 or float16,
 with the experts also in MXFP4.
 """
 
@@ -23,13 +23,17 @@ from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import mxfp4, names
 from architecture.tokenizer import get_tokenizer, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer_json import read_vocabulary
 from common.files import parse_json, read_json_object, reading
 
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tiktoken.json"
 VOCABULARY = ("embedding.weight", "unembedding.weight")  # their rows are those of the used ids
 CHECKSUMS = "crc32"  # of each tensor's bytes, as JSON in the metadata of the files that export writes
 HARMONY_IDS = 201088
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "U8": torch.uint8}
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16},
+    "U8": torch.uint8,
+}
 
 
 def read_config(folder: str | Path) -> tuple[str, ModelConfig]:
@@ -200,16 +204,16 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding:
-    """The encoding in a folder, or gpt-oss's own for a model with its number of ids."""
+    """The encoding in a folder, or gpt-oss's own for a model with its number of ids. Raises ValueError."""
     path, used = Path(folder) / TOKENIZER, config.used_vocab_size or config.vocab_size
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
     elif used == HARMONY_IDS:
-        encoding = get_tokenizer("o200k_harmony", chosen=False)
-    else:
+        encoding = get_tokenizer("o200k_harmony", other="")
+    elif (encoding := read_vocabulary(Path(folder))) is None:
         raise ValueError(
-            f"{folder} has {used:,} ids and no {TOKENIZER}, so it needs gpt-oss's tokenizer, which has "
-            f"{HARMONY_IDS:,}; use a folder with these, or one that export wrote"
+            f"{folder} has {used:,} ids and no {TOKENIZER} or tokenizer.json, and gpt-oss's own tokenizer has "
+            f"{HARMONY_IDS:,}; copy the tokenizer of the weights into it"
         )
     if encoding.n_vocab > used:
         raise ValueError(
