@@ -13,7 +13,7 @@ import tiktoken
 import torch
 from test_generation import tiny_tokenizer
 from test_open_gpt_oss import SHAPE as ODD_SHAPE
-from test_open_gpt_oss import WHOLE_OURS, convert, files_of, files_of_at_most, refused, same, state_of
+from test_open_gpt_oss import WHOLE, convert, files_of, files_of_at_most, refused, same, state_of
 from toy_run import TINY, run_here
 
 import sample
@@ -33,6 +33,8 @@ from data.train_tokenizer import PATTERN
 
 MODEL = dict(swiglu_limit=7.0, num_hidden_layers=4, rope_scaling_factor=1.0)
 YARN = dict(rope_scaling_factor=8.0)
+# the limits of YaRN's ramp at the pairs 1 and 2
+WHOLE_OURS = dict(rope_ntk_beta=WHOLE["beta_fast"], rope_ntk_alpha=WHOLE["beta_slow"])
 NO_BIAS, TIED = dict(attention_bias=False), dict(tie_embeddings=True)
 E, D, F, V, C, H, G = 7, 64, 96, 260, 12, 15, 3  # as in ODD_SHAPE, with the ids in use
 
