@@ -17,13 +17,13 @@ quickstart: .venv/.runtime  ## a small model in minutes on two cores; once insta
 setup: .venv/.runtime  ## what training and sampling need
 
 test: .venv/.dev  ## the whole suite, no network
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-peers: .venv/.peers  ## beside transformers and other programs, and the package in a fresh environment
 	$(BIN)/python -m pytest -n 3 --peers -m peer
 
 slow: .venv/.dev  ## with the tests that take minutes
-	$(BIN)/python -m pytest -n 3 --slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --slow
 
 check: .venv/.dev  ## linter and formatter
 	$(BIN)/ruff check .

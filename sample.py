@@ -96,15 +96,13 @@ def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
     return told
 
 
-def require_separable(out: str | None, texts: list[str], seed: int | None) -> None:
+def require_separable(out: str | None, texts: list[str]) -> None:
     """Raise ValueError if --out is a .txt file and a text holds the separator of its texts."""
-    for number, text in enumerate(texts, start=1):
-        if out is not None and out.endswith(".txt") and SEPARATOR in text:
-            again = "" if seed is None else f" and --seed {seed}, which gives the same texts"
-            raise ValueError(
-                f"--out {out} cannot hold text {number}, because {SEPARATOR} in it would end it in a .txt file; "
-                f"nothing was written; use --out {out.removesuffix('.txt')}.jsonl{again}"
-            )
+    if out is not None and out.endswith(".txt") and any(SEPARATOR in text for text in texts):
+        raise ValueError(
+            f"--out {out} cannot hold a text with {SEPARATOR} in it, which would end it in a .txt file; nothing was "
+            f"written; use --out {out.removesuffix('.txt')}.jsonl with the same --seed for the same texts"
+        )
 
 
 def write_texts(path: str, texts: list[str]) -> None:
@@ -162,7 +160,7 @@ def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
 
 def run(args: argparse.Namespace) -> None:
     prompts = [""] if args.chat else read_prompts(args)
-    require_separable(args.out, prompts, None)
+    require_separable(args.out, prompts)
     from architecture.checkpoint import BEST, find_checkpoint
     from architecture.generation.cache import require_memory
     from architecture.generation.decode import length_limit
@@ -194,7 +192,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"at most {max_tokens} new tokens fit behind a prompt of {longest} (context limit {limit})")
     if args.out is not None:
         texts = finish(texts, pieces)
-        require_separable(args.out, texts, seed)
+        require_separable(args.out, texts)
         write_texts(args.out, texts)
         return
     if len(texts) == 1:

@@ -1,4 +1,4 @@
-"""An encoding of tiktoken as the tokenizer.json of Hugging Face, with the same ids for any text.
+"""An encoding of tiktoken as the tokenizer.json of Hugging Face, with the same ids for any text, and back.
 
 Nothing of Hugging Face is needed to write it.
 
@@ -15,13 +15,17 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
 
-from architecture.tokenizer import END_OF_TEXT
+from architecture.tokenizer import END_OF_TEXT, tokenizer_state
+from common.files import read_json_object, reading
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+GPT2_SHA256 = "a45f8f750799419d5ec50d1ba1625578026e6d5901173b993315ec85844a4931"  # that of tokenizer_state
 # One item of a regular expression: a class, a property, an escape, or a plain character.
 _ITEM = r"\[(?:\\.|[^\]\\])*\]|\\[pP]\{[^}]*\}|\\.|[^\\\[\](){}|?*+$^]"
 
@@ -107,6 +111,56 @@ def tokenizer_json(encoding: tiktoken.Encoding) -> dict[str, Any]:
             "merges": [[text(first), text(second)] for first, second in parts],
         },
     }
+
+
+def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
+    """The encoding in vocab.json and merges.txt, or in tokenizer.json; None if the folder has neither.
+
+    Its name is gpt2 if it has the ids of GPT-2's own.
+    """
+    usual = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    path = folder / ("vocab.json" if usual else TOKENIZER)
+    if not path.is_file():
+        return None
+    with reading(path, "a vocabulary of byte-level BPE", way_out="use another copy of it"):
+        found = read_json_object(path)
+        if usual:
+            pattern, vocabulary = r50k_pat_str, found
+            merges = (folder / "merges.txt").read_text("utf-8").splitlines()
+            special = {END_OF_TEXT: vocabulary[END_OF_TEXT]}
+        else:
+            pattern, vocabulary, merges = _pattern(found), found["model"]["vocab"], found["model"]["merges"]
+            special = {token["content"]: token["id"] for token in found["added_tokens"]}
+        for name in special:
+            vocabulary.pop(name, None)
+        raw = {letter: byte for byte, letter in byte_letters().items()}
+        made = dict.fromkeys("".join(merge).replace(" ", "") for merge in merges)
+        # The order of merging is that of the ids. The first line of merges.txt names a version.
+        in_order = [*sorted(raw, key=vocabulary.get), *(token for token in made if token in vocabulary)]
+        if sorted(vocabulary, key=vocabulary.get) != in_order:
+            raise ValueError("its merges are not in the order of its ids")
+        encoding = tiktoken.Encoding(
+            "bpe",
+            pat_str=pattern,
+            mergeable_ranks={bytes(map(raw.__getitem__, token)): rank for token, rank in vocabulary.items()},
+            special_tokens=special,
+            explicit_n_vocab=len(vocabulary) + len(special),
+        )
+    if tokenizer_state(encoding)["sha256"] == GPT2_SHA256:
+        encoding.name = "gpt2"
+    return encoding
+
+
+def _pattern(found: dict[str, Any]) -> str:
+    """The pattern that cuts text into words, from a tokenizer.json."""
+    first = found["pre_tokenizer"]
+    *split, last = first.get("pretokenizers", [first])
+    kind = last["type"], last.get("add_prefix_space"), last.get("use_regex", True), found.get("normalizer")
+    cut = [part["behavior"] for part in split]
+    if kind != ("ByteLevel", False, not split, None) or cut not in ([], ["Isolated"]):
+        raise ValueError("it does not cut text into words as tiktoken does")
+    pattern = split[0]["pattern"]["Regex"] if split else r50k_pat_str
+    return r50k_pat_str if pattern == oniguruma_pattern(r50k_pat_str) else pattern
 
 
 def byte_letters() -> dict[int, str]:

@@ -40,7 +40,7 @@ def make(folder: Path) -> None:
 
     config = ModelConfig(**PRESETS["gpt-oss-20b"])
     model = without_values(Transformer, config)
-    mxfp4.pack_experts(model, torch.bfloat16)
+    mxfp4.pack_experts(model)
     described = {n: t for n, t in model.state_dict().items() if not names.SELECTION_BIAS.fullmatch(n)}
     folder.mkdir(parents=True, exist_ok=True)
     parts = [f"block.{layer}." for layer in range(LAYERS)]

@@ -116,7 +116,7 @@ class HubSource(Source):
 class GatheredSource(Source):
     """A few documents held in memory."""
 
-    def __init__(self, name: str, texts: list[str], identity: str | None = None):
+    def __init__(self, name: str, texts: list[str], identity: str):
         self.name, self._texts, self.identity = name, texts, identity
 
     def documents(self):

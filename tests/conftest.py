@@ -1,5 +1,6 @@
 """Options, markers and fixtures of the whole suite."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,18 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="peer: run with --peers"))
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device"))
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # the imported modules, so that no collection looks through them again
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """No test takes the power away, and a disk is slow to answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from common.files import CannotWrite, lock_file, read_json, reading, write_json_atomic, write_owner, writing
+from common.files import CannotWrite, lock_file, read_json, reading, write_json_atomic, writing
 from common.hub import COMMIT, call_within, is_of_the_network, status_of, why_unreachable
 from common.script import Parser, exit_code, first_line, say, shown
 
@@ -355,7 +355,6 @@ def _arriving(folder):
     with writing(folder):
         held = lock_file(lock, in_use)
     with held:
-        write_owner(held)
         try:
             yield
         finally:

@@ -26,6 +26,8 @@ from architecture.checkpoint import (
     is_model_folder,
     model_of,
     read_checkpoint,
+    require_fit,
+    without_values,
 )
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import mxfp4, names
@@ -106,7 +108,10 @@ def require_new(folder: Path) -> None:
 
 
 def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
-    """The config of a checkpoint's model. Raises ValueError if the official formats cannot hold it."""
+    """The config of a checkpoint's model. Raises ValueError if the official formats cannot hold it.
+
+    Also if its tensors are not those of the config.
+    """
     if state["model_name"] == "gpt2":
         raise ValueError(
             "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export, in GPT-2's format"
@@ -118,6 +123,8 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
         )
     config = config_from_dict(ModelConfig, state["config"])
     names.require_expressible(config, layout)
+    expected = without_values(Transformer, config).state_dict()
+    require_fit(expected, getattr(state["model"], "described", state["model"]), "the checkpoint")
     return config
 
 

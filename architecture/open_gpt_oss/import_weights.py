@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from architecture.checkpoint import FORMAT, is_model_folder
+from architecture.checkpoint import FORMAT, model_of
+from architecture.gptoss import Transformer
 from architecture.open_gpt_oss.export import require_new
-from architecture.open_gpt_oss.weights import read_folder
+from architecture.open_gpt_oss.weights import read_folder, require_folder
 from common.files import atomic_write, writing
 from common.provenance import git_commit
 from common.script import say
@@ -33,18 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     output = Path(args.output_dir)
     require_new(output)
-    if not is_model_folder(args.folder):
-        raise ValueError(
-            f"{args.folder} is no folder of gpt-oss, which has a config.json and .safetensors files"
-        )
+    require_folder(args.folder)
     state = read_folder(args.folder)
-    path = output / "checkpoint_0.pt"
+    state["model"] = model_of(
+        Transformer, state, args.folder
+    ).state_dict()  # read whole before a write begins
+    path, made = output / "checkpoint_0.pt", not output.exists()
     with writing(path):
         output.mkdir(exist_ok=True)
-        with atomic_write(path) as file:
-            torch.save(
-                {"format": FORMAT, "commit": git_commit(), **state, "model": dict(state["model"])}, file
-            )
+        try:
+            with atomic_write(path) as file:
+                torch.save({"format": FORMAT, "commit": git_commit(), **state}, file)
+        except BaseException:
+            if made:
+                output.rmdir()
+            raise
     say(
         f"wrote {path}; go on with python train.py --init_from {output}, or python sample.py --checkpoint {output}"
     )

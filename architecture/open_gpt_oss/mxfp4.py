@@ -1,14 +1,14 @@
 """MXFP4, the 4-bit format of the official expert weights: pack, unpack, and run experts that stay packed.
 
 A block is 32 neighbouring values of the last axis: 16 bytes and one scale byte. A byte holds an even value in
-its low and the next odd value in its high four bits. A value is VALUES[code] * 2**(scale - 127).
+its low and the next odd value in its high four bits. A value is VALUES[code] * 2**(scale - 127), also for the
+scale 255, which the specification calls NaN and transformers and gguf read as 2**128.
 Source: the OCP Microscaling Formats specification 1.0; gpt_oss/torch/weights.py for the order of the codes.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 import torch.nn.functional as F
@@ -21,28 +21,26 @@ MATRICES = ("mlp1_weight", "mlp2_weight")  # of an MLPBlock; nothing else is sto
 
 @functools.cache
 def _four_values(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(65536, 4): the values in two neighbouring bytes, read as one little-endian number."""
-    number, values = torch.arange(2**16, device=device), torch.tensor(VALUES, dtype=dtype, device=device)
+    """(65536, 4): twice the values in two neighbouring bytes, read as one little-endian number."""
+    number, values = torch.arange(2**16, device=device), 2 * torch.tensor(VALUES, dtype=dtype, device=device)
     return torch.stack([values[number >> shift & 15] for shift in (0, 4, 8, 12)], dim=-1)
 
 
 def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """blocks (..., G, 16) uint8, scales (..., G) uint8 -> (..., 32 G) in float32 or bfloat16."""
-    number = (
-        blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF
-    )  # a table of pairs of bytes is fastest
+    """blocks (..., G, 16) uint8, scales (..., G) uint8 -> (..., 32 G) in a floating point type."""
+    if dtype == torch.float16:  # its range is smaller than that of the scales
+        return unpack(blocks, scales, torch.float32).to(dtype)
+    # a table of pairs of bytes is fastest
+    number = blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF
     table = _four_values(dtype, blocks.device)
     if dtype == torch.bfloat16:  # four of them are as wide as one int64, which is gathered in one move
         values = table.view(torch.int64).flatten().index_select(0, number).view(dtype)
     else:
         values = table.index_select(0, number)
     values = values.view(*scales.shape, SIZE)
-    return values.mul_(powers(scales).to(dtype)[..., None]).flatten(-2)
-
-
-def powers(scales: torch.Tensor) -> torch.Tensor:
-    """2**(scale - 127) of uint8 scales, exact in float32, with the infinity of float32 for 255."""
-    return torch.ldexp(torch.ones_like(scales, dtype=torch.float32), scales.int() - 127)
+    # 2**(scale - 128) is finite for every scale, which 2**(scale - 127) is not: hence twice the values above
+    power = torch.ldexp(torch.ones_like(scales, dtype=torch.float32), scales.int() - 128)
+    return values.mul_(power.to(dtype)[..., None]).flatten(-2)
 
 
 def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,15 +59,13 @@ def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = weight.float().unflatten(-1, (-1, SIZE))
     largest = x.abs().amax(-1, keepdim=True)
     if not largest.isfinite().all():
-        raise ValueError("MXFP4 cannot hold NaN or infinity")
+        raise ValueError("MXFP4 cannot hold NaN or infinity; use a checkpoint whose training did not diverge")
     low = torch.frexp(largest).exponent - 3  # floor(log2(largest)) - 2
-    low = low.where(largest > 0, 0).clamp(-127, 126)
-    codes = [_nearest(torch.ldexp(x, -exponent)) for exponent in (low, low + 1)]
+    low = low.where(largest > 0, 0).clamp(-127, 124)  # 4 * 2**126 would be infinite
+    x = torch.ldexp(x, -low)  # in units of the lower exponent, because squares of the values may overflow
     values = torch.tensor(VALUES, device=x.device)
-    errors = [
-        (torch.ldexp(values[code], exponent) - x).square().sum(-1, keepdim=True)
-        for code, exponent in zip(codes, (low, low + 1))
-    ]
+    codes = [_nearest(x), _nearest(x / 2)]
+    errors = [(values[code] * unit - x).square().sum(-1, keepdim=True) for code, unit in zip(codes, (1, 2))]
     higher = errors[1] < errors[0]
     code = codes[1].where(higher, codes[0]).to(torch.uint8)
     scales = (low + higher.int() + 127).to(torch.uint8).squeeze(-1)
@@ -94,10 +90,10 @@ def relative_error(weight: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 # ---------------------------------------------------------------------------------------------- at run time
 class PackedWeight(nn.Module):
-    """One of the two stacks of expert matrices, in MXFP4. weight[e] unpacks the matrix of one expert."""
+    """One of the two stacks of expert matrices, in MXFP4."""
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype):
-        """shape: (E, out, in).  dtype: of the unpacked matrices."""
+    def __init__(self, shape: torch.Size):
+        """shape: (E, out, in)."""
         super().__init__()
         experts, out, size = shape
         if size % SIZE:
@@ -105,13 +101,13 @@ class PackedWeight(nn.Module):
                 f"MXFP4 needs hidden_size and intermediate_size in multiples of {SIZE}, got {size}; "
                 "load without weights=mxfp4"
             )
-        self.shape, self.unpacked_dtype = shape, dtype
-        groups = math.ceil(size / SIZE)
+        self.shape, groups = shape, size // SIZE
         self.register_buffer("blocks", torch.zeros(experts, out, groups, SIZE // 2, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(experts, out, groups, dtype=torch.uint8))
 
-    def __getitem__(self, expert: int) -> torch.Tensor:
-        return unpack(self.blocks[expert], self.scales[expert], self.unpacked_dtype)
+    def matrix(self, expert: int, dtype: torch.dtype) -> torch.Tensor:
+        """(out, in): the matrix of one expert, unpacked."""
+        return unpack(self.blocks[expert], self.scales[expert], dtype)
 
 
 def packed_experts(x, index, weight, experts):
@@ -119,17 +115,18 @@ def packed_experts(x, index, weight, experts):
     chosen = x.new_zeros(*index.shape, x.shape[-1])  # (N, k, D)
     for e in index.unique().tolist():
         token, slot = torch.where(index == e)
-        up = F.linear(x[token], experts.mlp1_weight[e], experts.mlp1_bias[e])
-        chosen[token, slot] = F.linear(experts.activation(up), experts.mlp2_weight[e], experts.mlp2_bias[e])
+        mlp1, mlp2 = (stack.matrix(e, x.dtype) for stack in (experts.mlp1_weight, experts.mlp2_weight))
+        up = F.linear(x[token], mlp1, experts.mlp1_bias[e])
+        chosen[token, slot] = F.linear(experts.activation(up), mlp2, experts.mlp2_bias[e])
     return (chosen * weight[..., None].to(x.dtype)).sum(1)
 
 
-def pack_experts(model: nn.Module, dtype: torch.dtype) -> None:
+def pack_experts(model: nn.Module) -> None:
     """Replace the expert matrices of a model on the meta device by empty packed ones."""
     for block in model.block:
         for name in MATRICES:
             shape = getattr(block.mlp, name).shape
             delattr(block.mlp, name)
             with torch.device("meta"):
-                setattr(block.mlp, name, PackedWeight(shape, dtype))
+                setattr(block.mlp, name, PackedWeight(shape))
         block.mlp.run_experts = packed_experts

@@ -62,6 +62,7 @@ SAME_NAME = (
 ).split()
 # Settings of transformers that change the function and that this model has no setting for.
 FIXED = {"hidden_act": "silu", "rms_norm_eps": RMSNorm.eps, "swiglu_alpha": SWIGLU_ALPHA}
+ROPE_UNKNOWN = ("attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor")
 OFFICIAL_ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,
@@ -203,6 +204,11 @@ def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
         rope = OFFICIAL_ROPE if "rope_theta" not in values else {"rope_type": "default"}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters must be an object, got {json.dumps(rope)}")
+    for name in ROPE_UNKNOWN:
+        if rope.get(name) not in (None, 1.0 if name == "partial_rotary_factor" else None):
+            raise ValueError(
+                f"{name} must be left out of rope_parameters, got {rope[name]!r}; this code has no other RoPE"
+            )
     ours["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 150000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "yarn":
@@ -230,6 +236,8 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
     try:
         if "model_type" not in values:
             return "original", read_original_config(values)
+        if values["model_type"] != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; {ANOTHER}")
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:
         raise ValueError(

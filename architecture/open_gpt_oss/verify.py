@@ -10,6 +10,7 @@ is needed: pip install -r requirements-export.txt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,13 @@ from torch import nn
 from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import names
-from architecture.open_gpt_oss.weights import FolderWeights, read_config
+from architecture.open_gpt_oss.weights import FolderWeights, read_config, require_folder
+from common.device import available_memory
 from common.files import read_json_object
+from common.script import say
 
 TOLERANCE = 1e-5  # largest difference over the largest absolute value, in float32
-OTHER_YARN = 8.0  # factor for a folder without YaRN
+OTHER_YARN, YARN_CONTEXT = 8.0, 4096  # factor and initial context for a folder without YaRN
 ROWS = 2
 
 
@@ -48,19 +51,28 @@ def run(args: argparse.Namespace) -> int:
             "verify compares with transformers, which is not installed; pip install -r requirements-export.txt"
         )
     folder = Path(args.folder)
-    if not checkpoint.is_model_folder(folder):
-        raise ValueError(f"{folder} is no folder of gpt-oss, which has a config.json and .safetensors files")
+    require_folder(folder)
     layout, config = read_config(folder)
     tokens = args.tokens or min(3 * config.sliding_window + 1, config.context_limit)
     if not 2 <= tokens <= config.context_limit:
         raise ValueError(
             f"--tokens must be from 2 to the context limit of {config.context_limit}, got {tokens}"
         )
+    needed, room = 8 * config.parameter_counts()["total"], available_memory(torch.device("cpu"))
+    if needed > room:
+        raise ValueError(
+            f"verify holds two models in float32, {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free; use a "
+            "machine with more memory, or verify a smaller model of the same kind"
+        )
     used = config.used_vocab_size or config.vocab_size
     ids = torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
     weights = {name: tensor.float() for name, tensor in FolderWeights(folder, layout, config).items()}
     failed = False
-    for number, variant in enumerate(filter(None, (config, other_rope(config)))):
+    variants = [config, other_rope(config)]
+    if variants[-1] is None:
+        say(f"head_dim {config.head_dim} leaves no room for YaRN, so only RoPE without YaRN is compared")
+        variants.pop()
+    for number, variant in enumerate(variants):
         ours = checkpoint.without_values(Transformer, variant)
         checkpoint.load_weights(ours, weights, folder)
         peer = peer_of_folder(folder) if layout == "hf" and number == 0 else peer_of(ours)
@@ -81,11 +93,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def other_rope(config: ModelConfig) -> ModelConfig | None:
-    """The config with YaRN switched the other way, or None if its sizes allow no YaRN."""
-    try:
-        return replace(config, rope_scaling_factor=1.0 if config.rope_scaling_factor > 1 else OTHER_YARN)
-    except ValueError:
-        return None
+    """The config with YaRN switched the other way, or None if its head_dim leaves no room for YaRN's ramp."""
+    if config.rope_scaling_factor > 1:
+        return replace(config, rope_scaling_factor=1.0)
+    for context in (config.initial_context_length, YARN_CONTEXT):  # a short context has no place for the ramp
+        with contextlib.suppress(ValueError):
+            return replace(config, rope_scaling_factor=OTHER_YARN, initial_context_length=context)
+    return None
 
 
 def peer_of_folder(folder: Path) -> nn.Module:
@@ -123,14 +137,24 @@ def peer_of(model: Transformer) -> nn.Module:
 @torch.no_grad()
 def compare(ours: Transformer, peer: nn.Module, ids: torch.Tensor) -> dict[str, float]:
     """{layer or output: largest difference over the largest absolute value of the peer}. ids: (B, T)."""
-    found: list[torch.Tensor] = []
-    hooks = [block.register_forward_hook(lambda _m, _a, out: found.append(out[0])) for block in ours.block]
-    logits = ours(ids).logits
-    for hook in hooks:
-        hook.remove()
-    out = peer(ids, output_hidden_states=True, use_cache=False)
-    theirs = out.logits
-    pairs = {f"after layer {n}": pair for n, pair in enumerate(zip(found, out.hidden_states[1:-1]))}
+    logits, found = _with_outputs(ours, ours.block, ids)
+    theirs, expected = _with_outputs(peer, peer.model.layers, ids)
+    pairs = {f"after layer {n}": pair for n, pair in enumerate(zip(found, expected))}
     pairs["logits"] = logits[..., : theirs.shape[-1]], theirs
     pairs["log-probabilities"] = tuple(x.float().log_softmax(-1) for x in pairs["logits"])
     return {name: ((a - b).abs().max() / b.abs().max()).item() for name, (a, b) in pairs.items()}
+
+
+def _with_outputs(model: nn.Module, layers: nn.ModuleList, ids: torch.Tensor):
+    """The logits, and what leaves each layer."""
+    found: list[torch.Tensor] = []
+
+    def keep(_module, _arguments, out) -> None:
+        found.append(out if isinstance(out, torch.Tensor) else out[0])
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        return model(ids).logits, found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,7 +1,7 @@
 """Read a folder in one of the two layouts of gpt-oss: OpenAI's original, or Hugging Face's.
 
 The files are memory-mapped, and a tensor is read when it is asked for, so that a load takes the memory of the
-model and of one stack of experts. Both layouts may have one file or several, in float32, bfloat16 or float16,
+model and of one stack of experts. Both layouts may have one file or several, in float64, float32, bfloat16 or float16,
 with the experts also in MXFP4.
 """
 
@@ -23,19 +23,31 @@ from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import mxfp4, names
 from architecture.tokenizer import get_tokenizer, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer_json import read_vocabulary
 from common.files import parse_json, read_json_object, reading
 
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tiktoken.json"
 VOCABULARY = ("embedding.weight", "unembedding.weight")  # their rows are those of the used ids
 CHECKSUMS = "crc32"  # of each tensor's bytes, as JSON in the metadata of the files that export writes
 HARMONY_IDS = 201088
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "U8": torch.uint8}
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16},
+    "U8": torch.uint8,
+}
 
 
 def read_config(folder: str | Path) -> tuple[str, ModelConfig]:
     """The layout of a folder, "original" or "hf", and its config, the vocabulary padded to a multiple of 64."""
     path = Path(folder) / CONFIG
     return names.read_config(read_json_object(path), path)
+
+
+def require_folder(folder: str | Path) -> None:
+    """Raise ValueError unless the folder is in one of the two layouts."""
+    if not checkpoint.is_model_folder(folder):
+        raise ValueError(
+            f"{folder} is no folder of gpt-oss, which has a {CONFIG} and .safetensors files; name one that has them"
+        )
 
 
 class FolderWeights(Mapping[str, torch.Tensor]):
@@ -51,12 +63,18 @@ class FolderWeights(Mapping[str, torch.Tensor]):
         self._files, self._checksums = _open_files(self.folder)
         used = config.used_vocab_size or config.vocab_size
         model, self.described, stored = checkpoint.without_values(Transformer, config), {}, {}
-        self.mxfp4 = set()  # names of the stacks to unpack
+        self.made = set()  # names of the stacks to unpack, in new memory
         for name, tensor in model.state_dict().items():
             blocks, scales = f"{name}.blocks", f"{name}.scales"
             in_mxfp4 = name.endswith(mxfp4.MATRICES) and self._sources(blocks)[0] in self._files
             if in_mxfp4:
                 *outer, size = tensor.shape
+                if size % mxfp4.SIZE:
+                    raise ValueError(
+                        f"{self.folder} has {name} in MXFP4, which stores blocks of {mxfp4.SIZE} values, so "
+                        f"hidden_size and intermediate_size must be multiples of {mxfp4.SIZE}, got {size}; use a "
+                        f"folder whose {CONFIG} and weights belong together"
+                    )
                 parts = (*outer, size // mxfp4.SIZE, mxfp4.SIZE // 2), (*outer, size // mxfp4.SIZE)
                 parts = (torch.empty(shape, dtype=torch.uint8, device="meta") for shape in parts)
                 stored |= dict(zip((blocks, scales), parts))
@@ -68,7 +86,7 @@ class FolderWeights(Mapping[str, torch.Tensor]):
                 self.described |= {part: stored[part] for part in (blocks, scales)}
             else:
                 self.described[name] = tensor
-                self.mxfp4 |= {name} if in_mxfp4 else set()
+                self.made |= {name} if in_mxfp4 else set()
         self._require(stored)
         self.dtype = self._dtype(self._sources(VOCABULARY[0])[0])
         for name, tensor in self.described.items():
@@ -89,7 +107,7 @@ class FolderWeights(Mapping[str, torch.Tensor]):
             return torch.zeros(described.shape, dtype=described.dtype)
         if self.config.tie_embeddings and name == VOCABULARY[1]:
             name = VOCABULARY[0]
-        if name in self.mxfp4:
+        if name in self.made:
             blocks, scales = self._stored(f"{name}.blocks"), self._stored(f"{name}.scales")
             experts = torch.empty(described.shape, dtype=described.dtype)
             for expert, *parts in zip(experts, blocks, scales):  # one at a time: unpacking takes memory
@@ -171,7 +189,7 @@ def _open_files(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
         with reading(path, "a safetensors file", way_out=names.ANOTHER):
             file = safe_open(path, "pt")
             files |= dict.fromkeys(file.keys(), file)
-            checksums |= parse_json((file.metadata() or {}).get(CHECKSUMS, "{}"))
+            checksums |= dict(parse_json((file.metadata() or {}).get(CHECKSUMS, "{}")).items())
     return files, checksums
 
 
@@ -181,16 +199,16 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding:
-    """The encoding in a folder, or gpt-oss's own for a model with its number of ids."""
+    """The encoding in a folder, or gpt-oss's own for a model with its number of ids. Raises ValueError."""
     path, used = Path(folder) / TOKENIZER, config.used_vocab_size or config.vocab_size
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
     elif used == HARMONY_IDS:
-        encoding = get_tokenizer("o200k_harmony", chosen=False)
-    else:
+        encoding = get_tokenizer("o200k_harmony", other="")
+    elif (encoding := read_vocabulary(Path(folder))) is None:
         raise ValueError(
-            f"{folder} has {used:,} ids and no {TOKENIZER}, so it needs gpt-oss's tokenizer, which has "
-            f"{HARMONY_IDS:,}; use a folder with these, or one that export wrote"
+            f"{folder} has {used:,} ids and no {TOKENIZER} or tokenizer.json, and gpt-oss's own tokenizer has "
+            f"{HARMONY_IDS:,}; copy the tokenizer of the weights into it"
         )
     if encoding.n_vocab > used:
         raise ValueError(
@@ -221,7 +239,7 @@ def load_packed(folder: str | Path, *, attention: str = "auto") -> nn.Module:
             f"{folder} has no weights in MXFP4; load it without weights=mxfp4, or export with --mxfp4"
         )
     model = checkpoint.without_values(Transformer, config, attention=attention)
-    mxfp4.pack_experts(model, weights.dtype)
+    mxfp4.pack_experts(model)
     checkpoint.load_weights(model, weights, folder)
     model.tokenizer = read_tokenizer(folder, config)
     return model.eval()
