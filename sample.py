@@ -2,6 +2,7 @@
 
     python sample.py --checkpoint model --prompt "Once upon a time"
     python sample.py --checkpoint model --best --prompts prompts.txt --num_samples 3 --seed 7
+    python sample.py --checkpoint gpt_oss_weights --weights mxfp4 --chat
 
 The text goes to stdout, everything else to stderr. One sample is printed while it is generated; several are
 generated in one batch and printed at the end. torch is imported after the flags are parsed: --help is quick.
@@ -12,11 +13,14 @@ from __future__ import annotations
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
 import argparse
+import contextlib
+import itertools
 import json
 import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -39,6 +43,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     told = "one or more texts to continue (default: start a new text)"
     prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help=told)
     prompts.add_argument("--prompts", metavar="FILE", help="a UTF-8 file with one prompt per line")
+    told = "write in turns: your lines come from stdin; gpt-oss answers in its harmony format"
+    prompts.add_argument("--chat", action="store_true", help=told)
+    add("--instructions", metavar="TEXT", help="with --chat and gpt-oss: of the developer")
+    add("--reasoning", choices=("low", "medium", "high"), help="with --chat and gpt-oss (default: medium)")
     add("--num_samples", **whole, default=1, help="samples per prompt (default: 1)")
     add("--max_tokens", **whole, help=f"most new tokens per sample (default: {MAX_TOKENS}, or what fits)")
     add("--temperature", **number, default=0.8, help="0: greedy, 1: the model's distribution (default: 0.8)")
@@ -52,6 +60,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.best and not Path(args.checkpoint).is_dir():
         raise ValueError(f"--best needs a run's folder as --checkpoint, got {args.checkpoint}")
+    if args.chat and (args.out is not None or args.num_samples != 1):
+        raise ValueError("--chat prints one answer at a time; leave --out and --num_samples out")
+    if not args.chat and (args.instructions is not None or args.reasoning is not None):
+        raise ValueError("--instructions and --reasoning are for --chat; add it, or leave them out")
     if args.out is not None and Path(args.out).suffix not in (".jsonl", ".txt"):
         raise ValueError(f"--out must end in .jsonl or .txt, got {args.out}; choose one of them")
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
@@ -104,8 +116,50 @@ def write_texts(path: str, texts: list[str]) -> None:
     say(f"wrote {len(texts):,} texts to {path}")
 
 
+def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
+    """Answer the lines of stdin until it ends. Ctrl-C stops an answer, and in front of a line ends the chat."""
+    from architecture.generation.chat import TextChat
+    from architecture.open_gpt_oss.harmony import TOKENIZER, HarmonyChat
+
+    filters = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    in_harmony = model.tokenizer.name == TOKENIZER
+    if in_harmony:
+        conversation = HarmonyChat(
+            model, instructions=args.instructions or "", reasoning=args.reasoning or "medium"
+        )
+    elif args.instructions is not None or args.reasoning is not None:
+        raise ValueError(
+            "--instructions and --reasoning are for gpt-oss, and this model continues plain text"
+        )
+    else:
+        conversation = TextChat(model)
+    max_tokens = args.max_tokens or (None if in_harmony else MAX_TOKENS)
+    for turn in itertools.count():
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if not (text := line.rstrip("\n")).strip():
+            continue
+        channel = "text"
+        try:
+            pieces = conversation.answer(text, max_tokens=max_tokens, seed=seed + turn, **filters)
+            with contextlib.closing(pieces):  # which keeps what was written so far
+                for found, piece in pieces:
+                    if found != channel:
+                        channel = found
+                        print(f"\n[{channel}] ", end="")
+                    print(piece, end="", flush=True)
+            print(flush=True)
+        except KeyboardInterrupt:
+            print(flush=True)
+            say("stopped; what was written stays")
+        except ValueError as error:
+            say(f"sample.py: {error}")
+
+
 def run(args: argparse.Namespace) -> None:
-    prompts = read_prompts(args)
+    prompts = [""] if args.chat else read_prompts(args)
     require_separable(args.out, prompts)
     from architecture.checkpoint import BEST, find_checkpoint
     from architecture.generation.cache import require_memory
@@ -120,6 +174,9 @@ def run(args: argparse.Namespace) -> None:
     with naming_a_good_one(path):
         model = load_model(path, device=device, weights=args.weights)
     seed = secrets.randbits(31) if args.seed is None else args.seed
+    if args.chat:
+        say(f"{path}, {device}, seed {seed}; an empty line is ignored, Ctrl-D ends")
+        return chat(args, model, seed)
     limit = length_limit(model)
     longest = max(len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts)
     max_tokens = args.max_tokens

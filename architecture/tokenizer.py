@@ -190,10 +190,15 @@ def _load_well_known(name, other):
         ) from error
 
 
+def cache_folder() -> Path:
+    """The folder in which tiktoken keeps what it has downloaded."""
+    default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir()) / "data-gym-cache")
+    return Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
+
+
 def _is_cached(name):
     """Whether tiktoken's cache holds every file of this encoding, each under the sha1 of its URL."""
-    default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir()) / "data-gym-cache")
-    folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
+    folder = cache_folder()
     keys = (hashlib.sha1((DOWNLOAD_HOST + path).encode()).hexdigest() for path in DOWNLOADS[name])
     return all((folder / key).is_file() for key in keys)
 
