@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -23,7 +22,6 @@ import streamlit as st
 from architecture.generation import chat
 from architecture.generation.chat import MODEL, USER
 from common.device import choose_device
-from common.files import without_surrogates
 from common.script import Parser, is_out_of_memory, one_line
 from inference import load_model
 
@@ -76,12 +74,6 @@ def told():
 
 
 # -------------------------------------------------------------------------------------------- the model
-@st.cache_resource
-def one_at_a_time() -> threading.Lock:
-    """Held while a model loads or writes: two at once would take twice the memory and be half as fast."""
-    return threading.Lock()
-
-
 @st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
 def load(path: str, changed: int):
     """The model of a checkpoint; changed: the time of the file, as a run may write it again."""
@@ -91,14 +83,14 @@ def load(path: str, changed: int):
 @contextlib.contextmanager
 def turn_to_compute():
     """Wait until no other page computes. The message in the page lets Streamlit end this run meanwhile."""
-    lock, waiting = one_at_a_time(), st.empty()
-    while not lock.acquire(timeout=0.2):
+    waiting = st.empty()
+    while not chat.ONE_AT_A_TIME.acquire(timeout=0.2):
         waiting.caption("Another page is using this machine's model; this page is next.")
     try:
         waiting.empty()
         yield
     finally:
-        lock.release()
+        chat.ONE_AT_A_TIME.release()
 
 
 def choose_checkpoint(folders: list[str], turns: list[dict]) -> str | None:
@@ -228,7 +220,7 @@ def welcome(disabled: bool) -> None:
 
 
 def page() -> None:
-    st.set_page_config(page_title="nano-gpt-oss", page_icon=":material/auto_stories:")
+    st.set_page_config(page_title="nano-gpt-oss")  # a page_icon comes from a server of Google
     notices, messages, beginning, row = st.container(), st.container(), st.empty(), st.empty()
     action, opening = st.session_state.pop("asked", ("", None))
     args = None
@@ -261,7 +253,7 @@ def page() -> None:
             st.warning("There is no model that could go on; choose a checkpoint in the side bar.")
         elif message is not None:
             action = "write"
-            turns.append({"role": USER, "text": without_surrogates(message)})
+            turns.append({"role": USER, "text": message})
         converse(messages, beginning, row, model, checkpoint, name, turns, action, typed)
 
 
@@ -294,7 +286,8 @@ def converse(messages, beginning, row, model, checkpoint, name, turns, action, t
         st.query_params["c"] = name
         seed = secrets.randbits(31) if seed is None else seed
         write_answer(model, prompt, file, len(turns), dict(role=MODEL, checkpoint=checkpoint, seed=seed))
-    buttons(row, "Continue Regenerate")
+    if not typed:
+        buttons(row, "Continue Regenerate")
 
 
 if __name__ == "__main__":

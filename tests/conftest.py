@@ -12,6 +12,7 @@ sys.path.insert(0, str(REPO_ROOT))  # the tests import the project as the script
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--browser", action="store_true", help="run the tests marked browser, too")
 
 
 def pytest_configure(config):
@@ -30,13 +31,20 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if item.get_closest_marker("browser") and not config.getoption("--browser"):
+            item.add_marker(pytest.mark.skip(reason="browser: run with --browser"))
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device"))
 
 
 def pytest_terminal_summary(terminalreporter):
     reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])]
-    for mark, way in (("slow", "run them with --slow"), ("gpu", "they need a CUDA device")):
+    ways = {
+        "slow": "run them with --slow",
+        "browser": "run them with make test-browser",
+        "gpu": "they need a CUDA device",
+    }
+    for mark, way in ways.items():
         count = sum(f"{mark}: " in reason for reason in reasons)
         if count:
             terminalreporter.write_line(f"left out: {count} tests marked {mark}; {way}")

@@ -110,7 +110,6 @@ def test_a_damaged_conversation_is_a_sentence(tmp_path, content):
     ([user("Once"), told(" upon"), user(", then")], "Once upon, then"),
     ([user("Once"), told(" upon\n"), user("Then")], "Once upon\nThen"),
     ([told("One"), told("ly")], "Onely"),
-    ([user("a \ud83d b")], "a \ufffd b"),
 ])  # fmt: skip
 def test_a_conversation_is_one_text(turns, text):
     assert text_of(turns) == text

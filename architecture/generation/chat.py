@@ -20,10 +20,11 @@ from architecture.generation.decode import generate_steps, length_limit
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream, encode_prompt
 from architecture.tokenizer import encode_text
-from common.files import read_json, reading, without_surrogates, write_json_atomic
+from common.files import read_json, reading, write_json_atomic
 
 USER, MODEL = "user", "assistant"  # the roles of a turn
 PIECES_PER_SECOND = 20  # a browser takes about 14 ms to draw one
+ONE_AT_A_TIME = threading.Lock()  # for loading a model and writing with it: two at once take twice the memory
 _one_writer = threading.Lock()  # of conversations, in the pages of this process
 
 
@@ -75,7 +76,7 @@ def text_of(turns: Sequence[dict[str, Any]]) -> str:
     """The conversation as one text. A user's words are separated from the text before them by a blank."""
     text = ""
     for turn in turns:
-        new = without_surrogates(turn["text"])
+        new = turn["text"]
         apart = text[-1:].isspace() or new[:1].isspace() or new[:1] in ",.;:!?'"
         text += new if turn["role"] == MODEL or not text or apart else f" {new}"
     return text
