@@ -126,8 +126,8 @@ def ready_model(path: str):
 
 
 # --------------------------------------------------------------------------------------------- the page
-@st.fragment  # so that a change during an answer does not end it; it counts from the next answer on
 def settings() -> None:
+    """The settings of answers. A change during an answer ends it, like every action in a page of Streamlit."""
     bound = dict(bind="query-params")  # in the address of the page, so that they survive a reload
     told = "0 always takes the most probable token, 1 is the model's own distribution"
     st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key="temperature", help=told, **bound)
