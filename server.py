@@ -10,6 +10,7 @@ conversation is in a file, and an answer is saved whenever its run ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -24,13 +25,13 @@ from architecture.generation.chat import MODEL, USER
 from common.device import choose_device
 from common.script import Parser, is_out_of_memory, one_line
 from inference import load_model
+from training.state.checkpoint import naming_a_good_one
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 AVATARS = {USER: ":material/person:", MODEL: ":material/auto_stories:"}
 OPENINGS = ("Once upon a time", "Tom had a red ball.", "One day, a little dog")
-CONVERSATIONS = (
-    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nano-gpt-oss/conversations"
-)
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+CONVERSATIONS = CACHE / "nano-gpt-oss" / "conversations"
 
 
 def parse(argv: list[str]):
@@ -46,13 +47,9 @@ def parse(argv: list[str]):
             "everybody who reaches this machine may use it"
         )
     if args.folders is None:
-        args.folders = sorted(
-            map(str, [*Path().glob("model"), *Path().glob("model_*"), *Path().glob("gpt_oss*")])
-        )
+        args.folders = [str(path) for name in ("model", "model_*", "gpt_oss*") for path in Path().glob(name)]
     elif missing := [folder for folder in args.folders if not Path(folder).is_dir()]:
-        st.warning(
-            f"{', '.join(missing)} (from --folders) does not exist, so its checkpoints are not listed."
-        )
+        st.warning(f"{', '.join(missing)} (from --folders) does not exist; its checkpoints are not listed.")
     return args
 
 
@@ -64,11 +61,13 @@ def told():
     except Exception as error:
         if is_out_of_memory(error):
             st.error(
-                f"There is not enough memory ({one_line(error)}); close other programs, or use a smaller model."
+                f"There is not enough memory ({one_line(error)}); close programs, or use a smaller model."
             )
         elif isinstance(error, (ValueError, OSError, ImportError)):
             text = one_line(error)
-            st.error(f"{text[0].upper()}{text[1:]}.")
+            if text.split()[0].isalpha():  # not a path
+                text = text[0].upper() + text[1:]
+            st.error(f"{text}.")
         else:
             raise
 
@@ -120,9 +119,8 @@ def label(path: str) -> str:
 
 def ready_model(path: str):
     """The model of a checkpoint; None, with a sentence in the page, if it cannot be loaded."""
-    with told(), turn_to_compute():
-        found = Path(path)
-        return load(path, found.stat().st_mtime_ns if found.exists() else 0)
+    with told(), naming_a_good_one(Path(path)):
+        return load(path, Path(path).stat().st_mtime_ns)
 
 
 # --------------------------------------------------------------------------------------------- the page
@@ -140,27 +138,23 @@ def settings() -> None:
 
 
 def ask(action: str, opening: str | None = None) -> None:
-    """What a button wants done in the next run: "write" an answer, or "regenerate" the last one."""
+    """What a button wants done in the next run, by the name of the button."""
     st.session_state.asked = action, opening
 
 
 def begin_anew() -> None:
+    """Leave the conversation; a name for the next one is in its address when it has a first turn."""
     st.query_params.pop("c", None)
+    st.session_state.name = secrets.token_hex(8)
 
 
 def buttons(place, names: str, disabled: bool = False) -> None:
     """Buttons in one row, in place of those that are there."""
-    known = {
-        "Continue": ("arrow_forward", "write"),
-        "Regenerate": ("refresh", "regenerate"),
-        "Stop": ("stop", ""),
-    }
+    icons = {"Continue": "arrow_forward", "Regenerate": "refresh", "Stop": "stop"}
     with place.container(horizontal=True):
         for name in names.split():
-            icon, action = known[name]
-            st.button(
-                name, key=name, icon=f":material/{icon}:", on_click=ask, args=(action,), disabled=disabled
-            )
+            form = dict(icon=f":material/{icons[name]}:", on_click=ask, args=(name,), disabled=disabled)
+            st.button(name, key=name, **form)
 
 
 def show(turn: dict) -> None:
@@ -216,7 +210,7 @@ def welcome(disabled: bool) -> None:
     with st.container(horizontal=True):
         for opening in (*OPENINGS, None):
             name = opening or "Surprise me"
-            st.button(name, on_click=ask, args=("write", opening), disabled=disabled)
+            st.button(name, on_click=ask, args=("Continue", opening), disabled=disabled)
 
 
 def page() -> None:
@@ -230,20 +224,24 @@ def page() -> None:
         return
     message = st.chat_input("Begin a story, or write how it goes on", submit_mode="stop")
     with notices, told():
-        name, turns = st.query_params.get("c"), []
+        turns = []
         try:
-            turns = chat.read_turns(chat.conversation_file(CONVERSATIONS, name)) if name else []
+            if name := st.query_params.get("c"):
+                turns = chat.read_turns(chat.conversation_file(CONVERSATIONS, name))
+                st.session_state.name = name
         except ValueError as error:
             st.warning(f"A new conversation begins here, because {one_line(error)}.")
             begin_anew()
-            name = None
+        if "name" not in st.session_state:
+            begin_anew()
+        file = chat.conversation_file(CONVERSATIONS, st.session_state.name)
         checkpoint = choose_checkpoint(args.folders, turns)
         with st.sidebar:
             settings()
-            wide, text = dict(width="stretch"), chat.text_of(turns)
-            st.button("New conversation", on_click=begin_anew, icon=":material/add:", **wide)
-            download = dict(disabled=not text, on_click="ignore", icon=":material/download:")
-            st.download_button("Download as text", text, "story.txt", **download, **wide)
+            st.button("New conversation", on_click=begin_anew, icon=":material/add:", width="stretch")
+            form = dict(on_click="ignore", icon=":material/download:", width="stretch")
+            story = functools.partial(chat.story_of, file)  # called at the click
+            st.download_button("Download as text", story, "story.txt", **form)
         model = ready_model(checkpoint) if checkpoint else None
         typed, message = message is not None, opening if message is None else message
         if message is not None and not message.strip():
@@ -252,21 +250,21 @@ def page() -> None:
         elif message is not None and model is None:
             st.warning("There is no model that could go on; choose a checkpoint in the side bar.")
         elif message is not None:
-            action = "write"
+            action = "Continue"
             turns.append({"role": USER, "text": message})
-        converse(messages, beginning, row, model, checkpoint, name, turns, action, typed)
+        converse(messages, beginning, row, model, checkpoint, file, turns, action, typed)
 
 
-def converse(messages, beginning, row, model, checkpoint, name, turns, action, typed) -> None:
+def converse(messages, beginning, row, model, checkpoint, file, turns, action, typed) -> None:
     """Show the conversation, and let the model write if the action says so. typed: in the field for text."""
     seed = st.session_state.seed
-    if action == "regenerate" and turns and turns[-1]["role"] == MODEL:
+    if model and action == "Regenerate" and turns and turns[-1]["role"] == MODEL:
         last = turns.pop()  # the seed that it had would give the same text
         seed = seed if seed is None else max(seed, last["seed"] + 1)
     with messages:
         for turn in turns:
             show(turn)
-    if model is None or not action:
+    if model is None or action not in ("Continue", "Regenerate"):
         if turns:
             buttons(row, "Continue Regenerate", disabled=model is None)
         else:
@@ -276,14 +274,11 @@ def converse(messages, beginning, row, model, checkpoint, name, turns, action, t
     beginning.empty()
     # The field for text has a button that ends this run at once, so what should be there afterwards is there now.
     buttons(row, "Continue Regenerate" if typed else "Stop")
-    if name is None:
-        name = secrets.token_hex(8)
-    file = chat.conversation_file(CONVERSATIONS, name)
     with messages, told():
         prompt = chat.prompt_of(model, turns, st.session_state.max_tokens)  # too long a message is not saved
         if turns and turns[-1]["role"] == USER:
             chat.put_turn(file, len(turns) - 1, turns[-1])
-        st.query_params["c"] = name
+        st.query_params["c"] = file.stem
         seed = secrets.randbits(31) if seed is None else seed
         write_answer(model, prompt, file, len(turns), dict(role=MODEL, checkpoint=checkpoint, seed=seed))
     if not typed:

@@ -309,6 +309,17 @@ def raised(error):
     raise error
 
 
+@pytest.mark.parametrize("settings", [
+    {"temperature": "99"}, {"max_tokens": "many"}, {"max_tokens": "0"}, {"seed": "-1"}, {"top_k": "1e9"}, {"top_p": "nan"},
+])  # fmt: skip
+def test_a_setting_out_of_range_in_the_address_is_replaced(here, settings):
+    page = open_page(run=False)
+    for name, value in settings.items():
+        page.query_params[name] = value
+    page = send(page.run(), "the cat")
+    assert len(texts(page)) == 2 and errors(page) == ""
+
+
 def test_a_page_waits_for_another_one(here):
     page = open_page()
     ONE_AT_A_TIME.acquire()

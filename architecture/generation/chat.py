@@ -24,7 +24,7 @@ from common.files import read_json, reading, write_json_atomic
 
 USER, MODEL = "user", "assistant"  # the roles of a turn
 PIECES_PER_SECOND = 20  # a browser takes about 14 ms to draw one
-ONE_AT_A_TIME = threading.Lock()  # for loading a model and writing with it: two at once take twice the memory
+ONE_AT_A_TIME = threading.Lock()  # for an answer: two at once take twice the memory, and as long as in turn
 _one_writer = threading.Lock()  # of conversations, in the pages of this process
 
 
@@ -80,6 +80,11 @@ def text_of(turns: Sequence[dict[str, Any]]) -> str:
         apart = text[-1:].isspace() or new[:1].isspace() or new[:1] in ",.;:!?'"
         text += new if turn["role"] == MODEL or not text or apart else f" {new}"
     return text
+
+
+def story_of(path: Path) -> str:
+    """The text of a conversation in a file; "" if it has not begun."""
+    return text_of(read_turns(path)) if path.exists() else ""
 
 
 # ---------------------------------------------------------------------------------------------- answers
