@@ -7,7 +7,7 @@ Streamlit runs this file from the top at every action of a user, and ends that r
 conversation is in a file, and an answer is saved whenever its run ends.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # and not common.begin: Streamlit, which starts this file, handles Ctrl-C
 
 import contextlib
 import functools
