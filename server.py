@@ -20,8 +20,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from architecture.generation import chat
-from architecture.generation.chat import MODEL, USER
+from architecture.generation import chat_page as chat
+from architecture.generation.chat_page import MODEL, USER
 from common.device import choose_device
 from common.script import Parser, is_out_of_memory, one_line
 from inference import load_model
