@@ -5,7 +5,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: quickstart setup chat test test-browser slow check pictures bench bench-gpu clean
+.PHONY: quickstart setup chat test test-peers test-browser slow check pictures bench bench-gpu clean
 
 QUICKSTART := model_quickstart
 
@@ -21,7 +21,10 @@ chat: .venv/.server  ## a page in the browser for the models here
 	$(BIN)/streamlit run server.py
 
 test: .venv/.dev  ## the whole suite, no network
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+test-peers: .venv/.peers  ## beside transformers and other programs, and the package in a fresh environment
+	$(BIN)/python -m pytest -n 3 --peers -m peer
 
 test-browser: .venv/.browser  ## the chat page, in an installed Chromium
 	@test -n "$(CHROMIUM)" || { echo "make test-browser needs Chromium; install it, on Debian with" \
@@ -29,7 +32,7 @@ test-browser: .venv/.browser  ## the chat page, in an installed Chromium
 	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --browser -m browser
 
 slow: .venv/.dev  ## with the tests that take minutes
-	$(BIN)/python -m pytest -n 3 --slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --slow
 
 check: .venv/.dev  ## linter and formatter
 	$(BIN)/ruff check .
@@ -38,11 +41,11 @@ check: .venv/.dev  ## linter and formatter
 pictures: .venv/.dev  ## the pictures of README and docs, from benchmarks/results
 	$(BIN)/python -m benchmarks.pictures
 
-bench: .venv/.dev  ## the published figures that take minutes: parity, head memory
+bench: .venv/.peers  ## the published figures that take minutes: parity, head memory
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.head_memory
 
-bench-gpu: .venv/.dev  ## one CUDA device, about twenty minutes: correct values, speed beside transformers, ten minutes of medium
+bench-gpu: .venv/.peers  ## one CUDA device, about twenty minutes: correct values, speed beside transformers, ten minutes of medium
 	$(BIN)/python -m benchmarks.gpu_check
 	$(BIN)/python train.py --config configs/medium.yaml --max_minutes 10 --out_dir model_gpu_medium
 	$(BIN)/python -m benchmarks.record_run model_gpu_medium --out benchmarks/results/gpu_medium.json
@@ -65,5 +68,9 @@ clean:
 	touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.runtime
-	@$(PIP) -r requirements-dev.txt
+	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+.venv/.peers: requirements-peers.txt requirements-export.txt .venv/.dev
+	@$(PIP) -r requirements-peers.txt
 	touch $@

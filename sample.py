@@ -2,6 +2,7 @@
 
     python sample.py --checkpoint model --prompt "Once upon a time"
     python sample.py --checkpoint model --best --prompts prompts.txt --num_samples 3 --seed 7
+    python sample.py --checkpoint gpt_oss_weights --weights mxfp4 --chat
 
 The text goes to stdout, everything else to stderr. One sample is printed while it is generated; several are
 generated in one batch and printed at the end. torch is imported after the flags are parsed: --help is quick.
@@ -12,11 +13,14 @@ from __future__ import annotations
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
 import argparse
+import contextlib
+import itertools
 import json
 import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,13 +35,18 @@ MAX_TOKENS = 256  # the default of --max_tokens, unless the context limit leaves
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="sample.py", description="Generate text with a checkpoint.", allow_abbrev=False)
     add, whole, number = parser.add_argument, dict(type=int, metavar="N"), dict(type=float, metavar="X")
-    told = "checkpoint_<step>.pt, or a run's folder for its newest"
+    told = "checkpoint_<step>.pt, a run's folder for its newest, or a folder of gpt-oss or GPT-2"
     add("--checkpoint", required=True, metavar="CKPT", help=told)
+    add("--weights", choices=["mxfp4"], help="keep the experts of a gpt-oss folder packed in four bits")
     add("--best", action="store_true", help="with a run's folder: its checkpoint of lowest validation loss")
     prompts = parser.add_mutually_exclusive_group()
     told = "one or more texts to continue (default: start a new text)"
     prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help=told)
     prompts.add_argument("--prompts", metavar="FILE", help="a UTF-8 file with one prompt per line")
+    told = "write in turns: your lines come from stdin; gpt-oss answers in its harmony format"
+    prompts.add_argument("--chat", action="store_true", help=told)
+    add("--instructions", metavar="TEXT", help="with --chat and gpt-oss: of the developer")
+    add("--reasoning", choices=("low", "medium", "high"), help="with --chat and gpt-oss (default: medium)")
     add("--num_samples", **whole, default=1, help="samples per prompt (default: 1)")
     add("--max_tokens", **whole, help=f"most new tokens per sample (default: {MAX_TOKENS}, or what fits)")
     add("--temperature", **number, default=0.8, help="0: greedy, 1: the model's distribution (default: 0.8)")
@@ -51,6 +60,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.best and not Path(args.checkpoint).is_dir():
         raise ValueError(f"--best needs a run's folder as --checkpoint, got {args.checkpoint}")
+    if args.chat and (args.out is not None or args.num_samples != 1):
+        raise ValueError("--chat prints one answer at a time; leave --out and --num_samples out")
+    if not args.chat and (args.instructions is not None or args.reasoning is not None):
+        raise ValueError("--instructions and --reasoning are for --chat; add it, or leave them out")
     if args.out is not None and Path(args.out).suffix not in (".jsonl", ".txt"):
         raise ValueError(f"--out must end in .jsonl or .txt, got {args.out}; choose one of them")
     if args.out is not None and not Path(args.out).absolute().parent.is_dir():
@@ -83,15 +96,13 @@ def finish(texts: list[str], pieces: Iterator[tuple[int, str]]) -> list[str]:
     return told
 
 
-def require_separable(out: str | None, texts: list[str], seed: int | None) -> None:
+def require_separable(out: str | None, texts: list[str]) -> None:
     """Raise ValueError if --out is a .txt file and a text holds the separator of its texts."""
-    for number, text in enumerate(texts, start=1):
-        if out is not None and out.endswith(".txt") and SEPARATOR in text:
-            again = "" if seed is None else f" and --seed {seed}, which gives the same texts"
-            raise ValueError(
-                f"--out {out} cannot hold text {number}, because {SEPARATOR} in it would end it in a .txt file; "
-                f"nothing was written; use --out {out.removesuffix('.txt')}.jsonl{again}"
-            )
+    if out is not None and out.endswith(".txt") and any(SEPARATOR in text for text in texts):
+        raise ValueError(
+            f"--out {out} cannot hold a text with {SEPARATOR} in it, which would end it in a .txt file; nothing was "
+            f"written; use --out {out.removesuffix('.txt')}.jsonl with the same --seed for the same texts"
+        )
 
 
 def write_texts(path: str, texts: list[str]) -> None:
@@ -105,9 +116,51 @@ def write_texts(path: str, texts: list[str]) -> None:
     say(f"wrote {len(texts):,} texts to {path}")
 
 
+def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
+    """Answer the lines of stdin until it ends. Ctrl-C stops an answer, and in front of a line ends the chat."""
+    from architecture.generation.chat import TextChat
+    from architecture.open_gpt_oss.harmony import TOKENIZER, HarmonyChat
+
+    filters = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    in_harmony = model.tokenizer.name == TOKENIZER
+    if in_harmony:
+        conversation = HarmonyChat(
+            model, instructions=args.instructions or "", reasoning=args.reasoning or "medium"
+        )
+    elif args.instructions is not None or args.reasoning is not None:
+        raise ValueError(
+            "--instructions and --reasoning are for gpt-oss, and this model continues plain text"
+        )
+    else:
+        conversation = TextChat(model)
+    max_tokens = args.max_tokens or (None if in_harmony else MAX_TOKENS)
+    for turn in itertools.count():
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if not (text := line.rstrip("\n")).strip():
+            continue
+        channel = "text"
+        try:
+            pieces = conversation.answer(text, max_tokens=max_tokens, seed=seed + turn, **filters)
+            with contextlib.closing(pieces):  # which keeps what was written so far
+                for found, piece in pieces:
+                    if found != channel:
+                        channel = found
+                        print(f"\n[{channel}] ", end="")
+                    print(piece, end="", flush=True)
+            print(flush=True)
+        except KeyboardInterrupt:
+            print(flush=True)
+            say("stopped; what was written stays")
+        except ValueError as error:
+            say(f"sample.py: {error}")
+
+
 def run(args: argparse.Namespace) -> None:
-    prompts = read_prompts(args)
-    require_separable(args.out, prompts, None)
+    prompts = [""] if args.chat else read_prompts(args)
+    require_separable(args.out, prompts)
     from architecture.checkpoint import BEST, find_checkpoint
     from architecture.generation.cache import require_memory
     from architecture.generation.decode import length_limit
@@ -119,8 +172,11 @@ def run(args: argparse.Namespace) -> None:
     device, given = machine.choose_device(args.device), Path(args.checkpoint)
     path = find_checkpoint(given / BEST if args.best else given, say)
     with naming_a_good_one(path):
-        model = load_model(path, device=device)
+        model = load_model(path, device=device, weights=args.weights)
     seed = secrets.randbits(31) if args.seed is None else args.seed
+    if args.chat:
+        say(f"{path}, {device}, seed {seed}; an empty line is ignored, Ctrl-D ends")
+        return chat(args, model, seed)
     limit = length_limit(model)
     longest = max(len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts)
     max_tokens = args.max_tokens
@@ -136,7 +192,7 @@ def run(args: argparse.Namespace) -> None:
         say(f"at most {max_tokens} new tokens fit behind a prompt of {longest} (context limit {limit})")
     if args.out is not None:
         texts = finish(texts, pieces)
-        require_separable(args.out, texts, seed)
+        require_separable(args.out, texts)
         write_texts(args.out, texts)
         return
     if len(texts) == 1:

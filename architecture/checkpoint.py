@@ -7,14 +7,12 @@ architecture/registry.py maps names to classes.
 from __future__ import annotations
 
 import logging
-import mmap
 import pickle
 import re
 import struct
 import warnings
 import zipfile
-import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
@@ -54,7 +52,7 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
         found = path.parent / best["checkpoint"]
         say(f"{found}: the checkpoint of {path.parent} with the lowest validation loss")
         return found
-    if not path.is_dir() or is_hugging_face(path):
+    if not path.is_dir() or is_model_folder(path):
         return path
     there, best = checkpoints(path), best_checkpoint(path)
     if not there:
@@ -96,8 +94,8 @@ def best_checkpoint(out_dir: str | Path) -> dict[str, Any] | None:
     return best if (path.parent / best["checkpoint"]).exists() else None
 
 
-def is_hugging_face(path: str | Path) -> bool:
-    """Whether path is a folder in the layout of transformers' save_pretrained."""
+def is_model_folder(path: str | Path) -> bool:
+    """Whether path is a folder of weights: in the layout of transformers' save_pretrained, or of gpt-oss."""
     path = Path(path)
     if not path.is_dir():
         return False
@@ -135,17 +133,17 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
 
 def _verified(path: Path) -> Any:
     """The content of a file. A thread verifies the checksums meanwhile, and its error takes precedence."""
-    records = _records(path)
+    _require_plain(path)
     with ThreadPoolExecutor(1) as thread:
-        checked = thread.submit(verify, path, records)
+        checked = thread.submit(verify, path)
         try:
             return _unpickled(path)
         finally:
             checked.result()
 
 
-def _records(path: Path) -> list[zipfile.ZipInfo]:
-    """The records of a zip file; ValueError if they are larger than the file.
+def _require_plain(path: Path) -> None:
+    """ValueError if a file is no zip file, or if its records are larger than the file.
 
     torch writes records uncompressed, so larger ones mean a crafted file that would fill the memory.
     """
@@ -156,30 +154,14 @@ def _records(path: Path) -> list[zipfile.ZipInfo]:
         raise ValueError("it is cut off, damaged, or not a checkpoint") from None
     if sum(r.file_size for r in records) > path.stat().st_size or any(r.compress_type for r in records):
         raise ValueError("its records are larger than the file")
-    return records
 
 
-def verify(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
-    """ValueError if a record's bytes do not match the CRC-32 that was stored with it."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for record in records:
-            if not _is_whole(data, record):
-                raise ValueError(f"its record {record.filename} is damaged")
-
-
-def _is_whole(data: mmap.mmap, record: zipfile.ZipInfo) -> bool:
-    """Whether a record has its name and its CRC-32.
-
-    A record follows its local header: 30 bytes, the name and an extra field.
-    """
-    at = record.header_offset
-    if data[at : at + 4] != b"PK\3\4":
-        return False
-    name, extra = struct.unpack_from("<HH", data, at + 26)
-    start = at + 30 + name + extra
-    named = data[at + 30 : at + 30 + name] == record.orig_filename.encode()
-    with memoryview(data) as view, view[start : start + record.file_size] as content:
-        return named and len(content) == record.file_size and zlib.crc32(content) == record.CRC
+def verify(path: Path) -> None:
+    """ValueError if the bytes of a record do not match the CRC-32 that was stored with it."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"its record {damaged} is damaged")
 
 
 def _unpickled(path: Path) -> Any:
@@ -232,26 +214,34 @@ def config_from_dict(cls: type, values: dict[str, Any]) -> Any:
     return config
 
 
-def load_weights(
-    model: nn.Module,
-    weights: dict[str, torch.Tensor],
+def packed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds packed weights (MXFP4), which stay in the file that was mapped."""
+    return tensor.dtype == torch.uint8
+
+
+def _needs_the_type(name: str, tensor: torch.Tensor, expected: dict[str, torch.Tensor]) -> bool:
+    """Whether a tensor must have the type of the others: norms may be float32, as in the official weights."""
+    wide_norm = name.endswith("norm.scale") and tensor.dtype == torch.float32
+    return not wide_norm and not packed(expected[name])
+
+
+def require_fit(
+    expected: Mapping[str, torch.Tensor],
+    described: Mapping[str, torch.Tensor],
     source: str | Path,
     added: Collection[str] = (),
 ) -> None:
-    """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
+    """Raise ValueError unless `described` has the names and shapes of a model's tensors, in one type.
 
-    added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
-    their values.
-    Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
+    expected: the state dictionary of the model.  added: names that may be missing.
     """
-    expected = model.state_dict()
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     for problem, names in (
-        ("holds {} tensor(s) that this model lacks", weights.keys() - shapes.keys()),
-        ("lacks {} tensor(s) of this model", shapes.keys() - added - weights.keys()),
+        ("holds {} tensor(s) that this model lacks", described.keys() - shapes.keys()),
+        ("lacks {} tensor(s) of this model", shapes.keys() - added - described.keys()),
         (
             "holds {} tensor(s) of another shape",
-            {name for name in weights if getattr(weights[name], "shape", None) != shapes.get(name)},
+            {name for name in described if getattr(described[name], "shape", None) != shapes.get(name)},
         ),
     ):
         if names:
@@ -260,17 +250,48 @@ def load_weights(
                 "use the model and the sizes that it was trained with"
             )
     with reading(source, "weights", way_out=ANOTHER):
-        kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
-        if len(kinds) > 1 or not all(t.is_floating_point() for t in weights.values()):
-            raise ValueError(
-                f"they are of type {' and '.join(sorted(kinds))}, and must be of one floating point type"
-            )
-        ours = {name: owned(tensor, name, shapes[name]) for name, tensor in weights.items()}
-    ours |= {name: expected[name] for name in added}
+        kinds = {
+            tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)
+        }
+        if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
+            told = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+            raise ValueError(f"they are of type {told}, and must be of one floating point type")
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    source: str | Path,
+    added: Collection[str] = (),
+) -> None:
+    """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
+
+    weights: a dictionary, or a mapping that reads a tensor at each access and has them all without values in
+    `described` (architecture/open_gpt_oss/weights.py); then one tensor at a time is in memory twice, or none of
+    those that it makes anew at each access, whose names are in `made`.
+    added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
+    their values.
+    Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
+    """
+    expected, described = model.state_dict(), getattr(weights, "described", weights)
+    require_fit(expected, described, source, added)
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    if not any(p.is_meta for p in parameters.values()):
-        model.load_state_dict(ours)
-        return
+    with reading(source, "weights", way_out=ANOTHER):
+        if not any(p.is_meta for p in parameters.values()):
+            with torch.no_grad():
+                for name, target in expected.items():
+                    if name in described:
+                        target.copy_(owned(weights[name], name, shapes[name]))
+            return
+        fresh = getattr(weights, "made", ())
+        ours = {
+            name: weights[name]
+            if name in fresh or packed(expected[name])
+            else owned(weights[name], name, shapes[name])
+            for name in described
+        }
+    ours |= {name: expected[name] for name in added}
     # There is nothing to copy into, so the tensors become the parameters. A tied parameter stays one object.
     made: dict[int, nn.Parameter] = {}
     for name, parameter in parameters.items():
@@ -300,10 +321,9 @@ class _NoRandomValues(TorchFunctionMode):
     """Leaves out random initial values: torch takes a second to load its code for them on the meta device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def without_values(cls: type[nn.Module], config: Any, **arguments: Any) -> nn.Module:

@@ -13,33 +13,27 @@ from __future__ import annotations
 
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
-import hashlib
-import itertools
 import json
-import math
 import os
 import re
 import shutil
 import sys
-from base64 import b64encode
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 import torch.nn.functional as F
-from tiktoken_ext.openai_public import r50k_pat_str
 
 from architecture.checkpoint import config_from_dict, without_values
 from architecture.gpt2 import GPT2, LAYER_NORM_EPS, ModelConfig
 from architecture.tokenizer import (
-    END_OF_TEXT,
     get_tokenizer,
     padded_vocab_size,
     tokenizer_from_state,
     tokenizer_state,
 )
+from architecture.tokenizer_json import read_vocabulary, tokenizer_files
 from common.files import atomic_write, read_json_object, reading, writing
 from common.script import Parser, exit_code
 
@@ -48,8 +42,6 @@ TOKENIZER = "tiktoken.json"  # the tokenizer of a folder that this module wrote;
 VOCABULARY = "tokenizer.json"  # the same for transformers
 FILES = f"{TOKENIZER}, {VOCABULARY}, or vocab.json with merges.txt"
 GPT2_IDS = 50257  # number of ids of GPT-2's own tokenizer
-# sha256 of the ranks of GPT-2's own tokenizer, a base64 token and its rank per line
-GPT2_RANKS = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 # Our name: their name, and the default of transformers' GPT2Config.
 SIZES = {
@@ -182,10 +174,8 @@ def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Ten
 
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        several = (Path(folder) / f"{WEIGHTS}.index.json").is_file()
-        state = "its weights in several files" if several else f"no {WEIGHTS}"
         raise ValueError(
-            f"{folder} has {state}; write one file with GPT2LMHeadModel's "
+            f"{folder} has no {WEIGHTS} with all weights; write one file with GPT2LMHeadModel's "
             "save_pretrained(FOLDER, max_shard_size='20GB')"
         )
     with reading(path, "weights", way_out="use another copy of it"):
@@ -202,117 +192,17 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     elif (encoding := read_vocabulary(Path(folder))) is None:
         if used != GPT2_IDS:
             raise ValueError(
-                f"{folder} has {used:,} ids and no {FILES}, so it needs GPT-2's tokenizer, which has "
-                f"{GPT2_IDS:,}; use a folder with {GPT2_IDS:,} ids, or one that export wrote"
+                f"{folder} has {used:,} ids and no {FILES}, and GPT-2's own tokenizer has {GPT2_IDS:,}; copy the "
+                "tokenizer of the weights into it"
             )
-        try:
-            encoding = get_tokenizer("gpt2", chosen=False)
-        except ValueError as error:
-            raise ValueError(
-                f"{folder} has no {FILES}: {error}, or copy GPT-2's files into the folder"
-            ) from None
+        other = f", or copy GPT-2's vocab.json and merges.txt into {folder}, which has no {FILES}"
+        encoding = get_tokenizer("gpt2", other=other)
     if encoding.n_vocab != used:
         raise ValueError(
             f"{folder} has {used:,} ids, but its tokenizer {encoding.name} has {encoding.n_vocab:,}; "
             f"use the tokenizer files that were written with these weights"
         )
     return tokenizer_state(encoding)
-
-
-def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
-    """The encoding in vocab.json and merges.txt, or in tokenizer.json; None if the folder has neither.
-
-    Its name is gpt2 if it has the ids of GPT-2's own.
-    """
-    both = folder / "vocab.json", folder / "merges.txt"
-    path = both[0] if all(file.is_file() for file in both) else folder / VOCABULARY
-    if not path.is_file():
-        return None
-    with reading(path, "the vocabulary of a GPT-2", way_out="use another copy of it"):
-        found, pattern = read_json_object(path), r50k_pat_str
-        if path.name == VOCABULARY:
-            pattern = _pattern(found)
-            found, merges = found["model"]["vocab"], found["model"]["merges"]
-        else:
-            lines = both[1].read_text("utf-8").splitlines()
-            merges = [line for line in lines if line and not line.startswith("#version")]
-        raw = {letter: byte for byte, letter in _letters().items()}
-        special = {END_OF_TEXT: found.pop(END_OF_TEXT)}
-        ranks = {bytes(map(raw.__getitem__, token)): rank for token, rank in found.items()}
-        made = ["".join(merge).replace(" ", "") for merge in merges]
-        if sorted(found, key=found.get) != [*sorted(raw, key=found.get), *made]:
-            raise ValueError("its merges are not in the order of its ids")
-        rows = (
-            f"{b64encode(token).decode()} {rank}\n"
-            for token, rank in sorted(ranks.items(), key=lambda x: x[1])
-        )
-        own = hashlib.sha256("".join(rows).encode()).hexdigest() == GPT2_RANKS and pattern == r50k_pat_str
-        return tiktoken.Encoding(
-            "gpt2" if own else "bpe",
-            pat_str=pattern,
-            mergeable_ranks=ranks,
-            special_tokens=special,
-            explicit_n_vocab=len(ranks) + 1,
-        )
-
-
-def _letters() -> dict[int, str]:
-    """The letter that stands for each byte in a vocabulary of transformers."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
-
-
-def _pattern(found: dict[str, Any]) -> str:
-    """The pattern that cuts text into words, from a tokenizer.json."""
-    first = found["pre_tokenizer"]
-    *split, last = first.get("pretokenizers", [first])
-    plain = last["type"] == "ByteLevel" and not last["add_prefix_space"] and not found.get("normalizer")
-    if plain and not split and last.get("use_regex", True):
-        return r50k_pat_str
-    if plain and len(split) == 1 and split[0]["behavior"] == "Isolated" and not last["use_regex"]:
-        return split[0]["pattern"]["Regex"]
-    raise ValueError("it does not cut text into words as GPT-2 does")
-
-
-def _vocabulary(encoding: tiktoken.Encoding) -> dict[str, Any]:
-    """The content of a tokenizer.json that gives the ids of the encoding."""
-    ranks, letters = encoding._mergeable_ranks, _letters()
-    in_order = sorted(ranks, key=ranks.get)
-
-    def parts(token: bytes) -> list[bytes]:
-        """The two tokens that are merged into this one."""
-        found = [bytes([byte]) for byte in token]
-        while len(found) > 2:
-            pairs = [ranks.get(a + b, math.inf) for a, b in itertools.pairwise(found)]
-            at = pairs.index(min(pairs))
-            found[at : at + 2] = [found[at] + found[at + 1]]
-        return found
-
-    def text(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": encoding._pat_str},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    end = {"id": encoding.eot_token, "content": END_OF_TEXT, "special": True, "normalized": False}
-    end |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-    bpe = {
-        "type": "BPE",
-        "vocab": {text(token): ranks[token] for token in in_order} | encoding._special_tokens,
-    }
-    bpe["merges"] = [[*map(text, parts(token))] for token in in_order if len(token) > 1]
-    return {
-        "version": "1.0",
-        "added_tokens": [end],
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "decoder": byte_level,
-        "model": bpe,
-    }
 
 
 def read_folder(folder: str | Path) -> dict[str, Any]:
@@ -335,8 +225,6 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} must be a new or an empty folder; choose another name")
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"{folder} is in a folder that does not exist; create that first")
     config, tokenizer = model.config, model.tokenizer
     theirs = {name: getattr(config, ours) for ours, (name, _) in SIZES.items()}
     theirs |= {name: allowed[0] for name, allowed in FIXED.items()}
@@ -349,9 +237,7 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     files = {CONFIG: _as_json(theirs), WEIGHTS: save(to_hugging_face(weights, config), {"format": "pt"})}
     if tokenizer:
         files[TOKENIZER] = _as_json(tokenizer_state(tokenizer))
-        files[VOCABULARY] = _as_json(_vocabulary(tokenizer))
-        class_and_end = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
-        files["tokenizer_config.json"] = _as_json(class_and_end | {"bos_token": END_OF_TEXT})
+        files |= tokenizer_files(tokenizer, model_max_length=config.initial_context_length)
     temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # a killed export leaves it behind
     with writing(folder):

@@ -22,8 +22,12 @@ MODELS = {
     "gptoss_context": "architecture.gptoss_context:ContextTransformer",
     "gpt2": "architecture.gpt2:GPT2",
 }
-# Readers of folders in the layout of transformers' save_pretrained, by the model_type in config.json.
-HUGGING_FACE = {"gpt2": "architecture.gpt2_hugging_face:read_folder"}
+# Readers of folders of weights by the model_type in config.json. OpenAI's layout of gpt-oss has none there.
+FOLDERS = {
+    "gpt2": "architecture.gpt2_hugging_face:read_folder",
+    "gpt_oss": "architecture.open_gpt_oss.weights:read_folder",
+}
+PACKED = "architecture.open_gpt_oss.weights:load_packed"
 
 
 def model_class(name: str) -> type[nn.Module]:
@@ -56,19 +60,20 @@ def build_model(name: str, config: Any, **arguments: Any) -> nn.Module:
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """The dictionary of a checkpoint, as from checkpoint.read_checkpoint, or of a folder of transformers.
+    """The dictionary of a checkpoint, as from checkpoint.read_checkpoint, or of a folder of GPT-2 or gpt-oss.
 
-    A folder of transformers has step 0 and no training state.
+    A folder has step 0 and no training state.
     """
-    if not checkpoint.is_hugging_face(path):
+    if not checkpoint.is_model_folder(path):
         return checkpoint.read_checkpoint(path)
-    found = read_json_object(Path(path) / "config.json").get("model_type")
-    if not isinstance(found, str) or found not in HUGGING_FACE:
+    values = read_json_object(Path(path) / "config.json")
+    found = values.get("model_type", "gpt_oss" if "swiglu_limit" in values else None)
+    if not isinstance(found, str) or found not in FOLDERS:
         raise ValueError(
-            f"model_type in {Path(path) / 'config.json'} must be one of {', '.join(HUGGING_FACE)}, "
-            f"got {found!r}; this code reads no other models"
+            f"model_type in {Path(path) / 'config.json'} must be one of {', '.join(FOLDERS)}, got {found!r}; "
+            "this code reads no other models"
         )
-    return _imported(HUGGING_FACE[found])(path)
+    return _imported(FOLDERS[found])(path)
 
 
 def load_model(
@@ -77,13 +82,19 @@ def load_model(
     device: str | torch.device = "cpu",
     attention: str = "auto",
     experts: str = "auto",
+    weights: str | None = None,
 ) -> nn.Module:
     """The model of a checkpoint, in eval mode, with its tokenizer at `.tokenizer`.
 
-    path: a checkpoint_<step>.pt, a run's folder for its newest, RUN/best.json for its best, or a folder that
-    transformers wrote. The checkpoint names the model's class.
+    path: a checkpoint_<step>.pt, a run's folder for its newest, RUN/best.json for its best, or a folder of
+    GPT-2 (transformers) or of gpt-oss (transformers or original). The checkpoint names the model's class.
+    weights: "mxfp4" keeps the experts of a gpt-oss folder packed in four bits; experts is then not used.
     """
+    if weights not in (None, "mxfp4"):
+        raise ValueError(f"weights must be mxfp4 or left out, got {weights!r}")
     path = checkpoint.find_checkpoint(path)
+    if weights:
+        return _imported(PACKED)(path, attention=attention).to(device)
     state = read_weights(path)
     cls = model_class(state["model_name"])
     return checkpoint.model_of(cls, state, path, attention=attention, experts=experts).to(device)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +22,19 @@ import tiktoken
 import torch
 
 from common.files import atomic_write, read_json, reading, sealed, without_surrogates
+from common.hub import PROBE_SECONDS, call_within
 from common.script import did_you_mean
 from common.settings import cast
 
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
 SHIPPED = ("stories4k", "bundled1536")
+OTHER = f", or use --tokenizer {SHIPPED[0]}, which needs no network"
 # The files that tiktoken downloads for each of its encodings.
 DOWNLOADS = {
     "gpt2": ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json"),
     "o200k_harmony": ("encodings/o200k_base.tiktoken",),
 }
 DOWNLOAD_HOST = "https://openaipublic.blob.core.windows.net/"
-PROBE_SECONDS = 3.0  # how long to wait for an answer of the download host
 END_OF_TEXT = "<|endoftext|>"
 # tiktoken's regular expressions keep one state for each character of a run of white space, at most a million.
 # Texts from this length on are read with an expression that keeps one for each thousand and matches the same.
@@ -48,10 +48,10 @@ PROBE_TEXT = (
 )
 
 
-def get_tokenizer(name_or_path: str, *, chosen: bool = True) -> tiktoken.Encoding:
+def get_tokenizer(name_or_path: str, *, other: str = OTHER) -> tiktoken.Encoding:
     """The encoding of that name, or of the rank file at that path.
 
-    chosen: whether a user may choose another; the message about a failed download then names one.
+    other: what else to do if the download fails, for the message.
     Raises ValueError for an unknown name, a damaged rank file, and an encoding that cannot be downloaded.
     Without a network that takes about PROBE_SECONDS.
     """
@@ -59,8 +59,7 @@ def get_tokenizer(name_or_path: str, *, chosen: bool = True) -> tiktoken.Encodin
     if name in SHIPPED:
         return load_rank_file(SHIPPED_FOLDER / f"{name}.tiktoken")
     if name in DOWNLOADS:
-        other = f", or use --tokenizer {SHIPPED[0]}, which needs no network"
-        return _load_well_known(name, other if chosen else "")
+        return _load_well_known(name, other)
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     if path.suffix == ".tiktoken" or path.exists():
         return load_rank_file(path)
@@ -83,8 +82,8 @@ def encode_text(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     try:  # a list of ints would take ten times the memory of the text
         ids = able.encode_to_numpy(text, disallowed_special=())
     except BaseException as error:
-        panic = type(error).__name__ == "PanicException"  # from the Rust code of tiktoken; not an Exception
-        if not (panic or isinstance(error, ValueError)):
+        # PanicException comes from the Rust code of tiktoken and is no Exception.
+        if type(error).__name__ != "PanicException" and not isinstance(error, ValueError):
             raise
         raise ValueError(
             f"tokenizer {encoding.name} cannot encode a text of {len(text):,} characters that begins "
@@ -111,9 +110,8 @@ def padded_vocab_size(n_vocab: int) -> int:
 
 def token_byte_lengths(encoding: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
     """Number of UTF-8 bytes of each id, (vocab_size,) int64; 0 for special, unused and padded ids."""
-    lengths, known = torch.zeros(vocab_size, dtype=torch.int64), torch.from_numpy(_byte_lengths(encoding))
-    lengths[: len(known)] = known
-    return lengths
+    lengths = _byte_lengths(encoding)
+    return torch.from_numpy(np.pad(lengths, (0, vocab_size - len(lengths))))
 
 
 def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
@@ -138,7 +136,7 @@ def tokenizer_state(encoding: tiktoken.Encoding) -> dict:
 def tokenizer_from_state(state: dict) -> tiktoken.Encoding:
     """The encoding that `tokenizer_state` described; ValueError if its sha256 is another."""
     name = state.get("name")
-    well_known = None if "ranks" in state else get_tokenizer(name, chosen=False)
+    well_known = None if "ranks" in state else get_tokenizer(name, other="")
     with reading(f"the saved tokenizer {name!r}", "an encoding", way_out="use another checkpoint"):
         if well_known is None:
             return _build(state)
@@ -176,26 +174,6 @@ def load_rank_file(path: Path) -> tiktoken.Encoding:
         return encoding
 
 
-def call_within(seconds: float, function, *args, **kwargs):
-    """The result of function(...), or TimeoutError after `seconds`, even if it hangs in a name look-up."""
-    outcome = {}
-
-    def run():
-        try:
-            outcome["value"] = function(*args, **kwargs)
-        except Exception as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "value" not in outcome:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    return outcome["value"]
-
-
 def _load_well_known(name, other):
     try:
         if not _is_cached(name):
@@ -212,10 +190,15 @@ def _load_well_known(name, other):
         ) from error
 
 
+def cache_folder() -> Path:
+    """The folder in which tiktoken keeps what it has downloaded."""
+    default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir()) / "data-gym-cache")
+    return Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
+
+
 def _is_cached(name):
     """Whether tiktoken's cache holds every file of this encoding, each under the sha1 of its URL."""
-    default = os.environ.get("DATA_GYM_CACHE_DIR", Path(tempfile.gettempdir()) / "data-gym-cache")
-    folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR", default))
+    folder = cache_folder()
     keys = (hashlib.sha1((DOWNLOAD_HOST + path).encode()).hexdigest() for path in DOWNLOADS[name])
     return all((folder / key).is_file() for key in keys)
 
@@ -225,21 +208,20 @@ def _build(state: dict) -> tiktoken.Encoding:
     _require_fingerprint(_fingerprint(state), state)
     lines = (line.split() for line in state["ranks"].splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    ids = sorted([*ranks.values(), *state["special_tokens"].values()])
-    if ids != list(range(len(ids))):
-        wrong = next(found for number, found in enumerate(ids) if found != number)
+    special = state["special_tokens"]
+    ids = sorted([*ranks.values(), *special.values()])
+    bytes_are_tokens = all(bytes([byte]) in ranks for byte in range(256))
+    if ids != list(range(len(ids))) or not bytes_are_tokens or END_OF_TEXT not in special:
         raise ValueError(
-            f"its {len(ids)} tokens and special tokens must have the ids 0 to {len(ids) - 1}, each once; see "
-            f"id {wrong}"
+            f"its {len(ids)} tokens must have the ids 0 to {len(ids) - 1}, each once, and must include each of the "
+            f"256 bytes and the special token {END_OF_TEXT}"
         )
-    if END_OF_TEXT not in state["special_tokens"] or any(bytes([byte]) not in ranks for byte in range(256)):
-        raise ValueError(f"each of the 256 bytes must be a token, and {END_OF_TEXT} a special token")
     return tiktoken.Encoding(
         cast("name", state["name"], str),
         pat_str=state["pattern"],
         mergeable_ranks=ranks,
-        special_tokens=state["special_tokens"],
-        explicit_n_vocab=len(ranks) + len(state["special_tokens"]),
+        special_tokens=special,
+        explicit_n_vocab=len(ids),
     )
 
 

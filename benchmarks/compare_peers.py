@@ -3,6 +3,8 @@
     python -m benchmarks.compare_peers [--steps 12] [--threads N]
         writes benchmarks/results/compare_peers.json
 
+transformers must be installed: requirements-peers.txt.
+
 Both sides have the same shape, weights, tokens, AdamW and float32. The peer has several implementations of
 its experts; the fastest one in a short trial is compared. Each side is a process of its own, and the sides
 take their steps in turn, so that other work on the machine slows both down alike. The published ratios are

@@ -2,6 +2,8 @@
 
     python -m benchmarks.gpu_check [--steps 30]     writes benchmarks/results/gpu_check.json
 
+transformers must be installed: requirements-peers.txt.
+
 First, loss and gradients of every pair of backends, in float32 and under bfloat16 autocast, are compared with
 the specification in float64 on the CPU. Then training steps of `medium` (AdamW, bfloat16) are timed for every
 pair of fast backends and every kind of experts in transformers, with and without torch.compile. At last the

@@ -2,6 +2,8 @@
 
     python -m benchmarks.parity          writes benchmarks/results/parity.json
 
+transformers must be installed: requirements-peers.txt.
+
 Logits and the gradients of the mean loss with respect to every parameter are compared, at sizes where no two
 axes are equal, over prompts longer than three windows, with YaRN on and off. Biases and sinks are of order
 one, some gates and ups are clamped, and no router decision is close enough to a tie for rounding to flip it.
@@ -15,6 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from architecture.gptoss import ModelConfig, Transformer
+from architecture.open_gpt_oss import names
+from architecture.open_gpt_oss.verify import peer_of
 from benchmarks.publish import publish
 
 BATCH, TOKENS = 2, 23
@@ -26,17 +30,6 @@ SHAPE = {
 }
 YARN_FACTOR = {"yarn": 8.0, "plain rope": 1.0}
 CASES = [(dtype, rope) for dtype in ("float32", "float64") for rope in YARN_FACTOR]
-SAME_LAYOUT = {  # our name of a parameter of a block: the peer's, with the same layout
-    "attn.norm.scale": "input_layernorm.weight",
-    "attn.sinks": "self_attn.sinks",
-    "attn.out.weight": "self_attn.o_proj.weight",
-    "attn.out.bias": "self_attn.o_proj.bias",
-    "mlp.norm.scale": "post_attention_layernorm.weight",
-    "mlp.gate.weight": "mlp.router.weight",
-    "mlp.gate.bias": "mlp.router.bias",
-    "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
-    "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
-}
 SMALLEST_MARGIN = 1e-4  # between the k-th and the next router logit, far above the rounding of float32
 
 
@@ -57,63 +50,22 @@ def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 1) -> Tran
 
 
 def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Rename our parameters, or their gradients, to the peer's names, in the peer's layouts."""
-    same = {
-        "embedding.weight": "model.embed_tokens.weight",
-        "norm.scale": "model.norm.weight",
-        "unembedding.weight": "lm_head.weight",
-    }
-    left = dict(tensors)
-    mapped = {}
-    heads, groups, c = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    for layer in range(config.num_hidden_layers):
-        ours, peer = f"block.{layer}.", f"model.layers.{layer}."
-        same |= {ours + our_name: peer + peer_name for our_name, peer_name in SAME_LAYOUT.items()}
-        for kind in ("weight", "bias"):  # the rows of qkv are all queries, then all keys, then all values
-            rows = left.pop(f"{ours}attn.qkv.{kind}").split((heads * c, groups * c, groups * c))
-            for letter, part in zip("qkv", rows):
-                mapped[f"{peer}self_attn.{letter}_proj.{kind}"] = part
-        for our_name, peer_name in (("mlp1", "gate_up_proj"), ("mlp2", "down_proj")):
-            stack = left.pop(f"{ours}mlp.{our_name}_weight")  # ours is (E, out, in), the peer's (E, in, out)
-            mapped[f"{peer}mlp.experts.{peer_name}"] = stack.transpose(1, 2)
-    mapped |= {peer_name: left.pop(our_name) for our_name, peer_name in same.items()}
-    assert not left, f"the peer has no parameters for {sorted(left)}"
-    return mapped
+    """Our parameters, or their gradients, under the peer's names and in the peer's layouts."""
+    mapped = (names.to_theirs(name, tensor, config) for name, tensor in tensors.items())
+    return {name: tensor for tensors in mapped for name, tensor in tensors.items()}
 
 
 def build_peer(model: Transformer):
     """The peer with the same weights and with eager attention and experts."""
-    from transformers import GptOssConfig, GptOssForCausalLM
-
-    cfg = model.config
-    rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
-    if cfg.rope_scaling_factor > 1:
-        rope |= dict(rope_type="yarn", factor=cfg.rope_scaling_factor, truncate=False)
-        rope |= dict(beta_fast=cfg.rope_ntk_beta, beta_slow=cfg.rope_ntk_alpha)
-        rope |= dict(original_max_position_embeddings=cfg.initial_context_length)
-    same_names = (
-        "num_hidden_layers vocab_size hidden_size intermediate_size swiglu_limit head_dim "
-        "num_attention_heads num_key_value_heads sliding_window"
-    )
-    peer_config = GptOssConfig(
-        **{name: getattr(cfg, name) for name in same_names.split()},
-        num_local_experts=cfg.num_experts,
-        num_experts_per_tok=cfg.experts_per_token,
-        max_position_embeddings=cfg.context_limit,
-        rope_parameters=rope,
-        layer_types=list(cfg.resolved_layer_types),
-        attn_implementation="eager",
-        experts_implementation="eager",
-    )
-    dtype = model.embedding.weight.dtype
-    peer = GptOssForCausalLM(peer_config).to(dtype).eval()
-    if dtype == torch.float64:  # the peer's norm computes in float32
+    peer = peer_of(model)
+    if peer.dtype == torch.float64:  # the peer's norm computes in float32
         for name, module in list(peer.named_modules()):
             if type(module).__name__ == "GptOssRMSNorm":
-                norm = torch.nn.RMSNorm(cfg.hidden_size, eps=module.variance_epsilon, dtype=dtype)
+                norm = torch.nn.RMSNorm(
+                    model.config.hidden_size, eps=module.variance_epsilon, dtype=peer.dtype
+                )
+                norm.load_state_dict(module.state_dict())
                 peer.set_submodule(name, norm)
-    weights = to_peer(dict(model.named_parameters()), cfg)
-    peer.load_state_dict({name: w.detach().clone() for name, w in weights.items()}, strict=True)
     return peer
 
 

@@ -29,7 +29,7 @@ def toy_run(**settings: Any) -> Iterator[tuple[Run, Progress]]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            with open_run(cfg, model, get_tokenizer(cfg.tokenizer), source, None) as opened:
+            with open_run(cfg, model, get_tokenizer(cfg.tokenizer), source, source, None) as opened:
                 yield opened
         finally:
             os.chdir(home)

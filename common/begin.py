@@ -29,9 +29,9 @@ def make_unfailing(name: str) -> None:
     """Make "stdout" or "stderr" a stream whose lines may be lost; a stream that a caller replaced stays."""
     plain = getattr(sys, f"__{name}__")
     if getattr(sys, name) is plain:
-        file = Unfailing(("stdout", "stderr").index(name) + 1, "wb", closefd=False)
-        form = dict(encoding=getattr(plain, "encoding", "utf-8"), errors="backslashreplace")
-        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(file), **form, line_buffering=True))
+        file = io.BufferedWriter(Unfailing(1 if name == "stdout" else 2, "wb", closefd=False))
+        coding = getattr(plain, "encoding", "utf-8"), "backslashreplace"
+        setattr(sys, name, io.TextIOWrapper(file, *coding, line_buffering=True))
 
 
 def open_streams() -> None:

@@ -111,14 +111,11 @@ def _rooms_of_cgroups() -> Iterator[int]:
     Files in memory count as free, because the system drops them first.
     """
     with contextlib.suppress(OSError):
-        for line in (PROC / "self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            root, limit = (CGROUPS / "memory", "limit_in_bytes") if controllers else (CGROUPS, "max")
-            inside = root / path.lstrip("/")
-            for folder in (inside, *inside.parents):
+        found = (PROC / "self/cgroup").read_text()
+        for controller, path in re.findall(r"^\d+:(?:|.*\b(memory)\b.*):/(.*)", found, re.M):
+            limit = "memory.limit_in_bytes" if controller else "memory.max"  # cgroups 1 and 2
+            for folder in (CGROUPS / controller / path / limit).parents:
                 with contextlib.suppress(OSError, ValueError):  # ValueError: "max", which is no limit
-                    most = int((folder / f"memory.{limit}").read_text())
+                    most = int((folder / limit).read_text())
                     used = re.search(r"^(?:anon|total_rss) (\d+)", (folder / "memory.stat").read_text(), re.M)
                     yield most - int(used[1] if used else 0)

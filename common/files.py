@@ -106,7 +106,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
     """Make a file, and its folder if needed, and lock it for as long as the returned file stays open.
 
-    The operating system releases the lock when the process ends, so a crash leaves no lock behind.
+    The file holds the number of this process. The operating system releases the lock when the process ends, so a crash leaves no lock behind.
     in_use: makes the error for the number of the process that holds the lock.
     """
     while True:
@@ -117,19 +117,13 @@ def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                lock.seek(0)
-                owner = lock.read().strip()
                 lock.close()
-                raise in_use(owner) from None
+                raise in_use(path.read_text().strip()) from None
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                with contextlib.suppress(OSError):  # on a full disk the message lacks the number
+                    os.truncate(lock.fileno(), 0)
+                    os.write(lock.fileno(), f"{os.getpid()}\n".encode())
                 return lock
-
-
-def write_owner(lock: TextIO) -> None:
-    """Write the number of this process into a lock, where lock_file finds it for its message."""
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
 
 
 def decode_text(data: bytes, where: Callable[[int], str]) -> str:
@@ -148,9 +142,9 @@ def decode_text(data: bytes, where: Callable[[int], str]) -> str:
 
 def plain_text(text: str) -> str:
     """The text without byte order marks, which joined files have inside, and with "\n" for "\r\n"."""
-    if "\ufeff" in text or "\r" in text:  # a search for one character takes a tenth of the time of replace
-        text = text.replace("\ufeff", "").replace("\r\n", "\n")
-    return text
+    if "\ufeff" not in text and "\r" not in text:  # a search takes a tenth of the time of replace
+        return text
+    return text.replace("\ufeff", "").replace("\r\n", "\n")
 
 
 def without_surrogates(text: str) -> str:

@@ -27,6 +27,8 @@ def provenance() -> dict[str, Any]:
 def git_commit() -> str | None:
     """The commit of this source tree, with "+changes" if files differ from it; None outside a repository."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # installed, perhaps inside the repository of another project
+        return None
     try:
         options = dict(cwd=root, capture_output=True, text=True, check=True, timeout=5)
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **options).stdout.strip()

@@ -26,10 +26,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def say(text: str) -> None:
-    """Print a line about progress to stderr; stdout is for results. A line that nobody can read is lost."""
-    if sys.stderr is not None:  # print would take stdout
-        with contextlib.suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+    """Print a line about progress to stderr, which open_streams keeps from failing; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def exit_code(program: str, function: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:

@@ -64,11 +64,10 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
     remark: added to the message about a value that is not one of the choices.
     Raises ValueError if the value does not fit the type exactly.
     """
-    if hint == LAYERS and value in ("all", "none", "", (), []):
-        return None if value == "all" else ()
     if hint == LAYERS and isinstance(value, str):
-        numbers = re.fullmatch(r"\d+(, *\d+)*", value)
-        _require(numbers, name, "all, none, or layer numbers separated by commas, such as 0,2", value)
+        rule = "all, none, or layer numbers separated by commas, such as 0,2"
+        _require(re.fullmatch(r"(all|none|\d+(, *\d+)*)?", value), name, rule, value)
+        value = {"all": None, "none": ()}.get(value, value)
     if NoneType in get_args(hint):  # T | None
         if value == "all" and ALL in get_args(hint):
             return value

@@ -29,7 +29,7 @@ class Source:
     identity: words that are equal for the same documents in the same order, wherever they are stored. A run
     may continue on data with the identity that its checkpoint holds.
     shuffled_by: what else decides the order of `shuffled`.
-    digests: (N,) uint64 digests of the texts, or None if they were not scanned.
+    digests: (N,) uint64 digests of the texts, empty if they were not scanned.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Source:
     not_read: tuple[str, ...] = ()
     identity: str | None = None
     shuffled_by: str = "document"
-    digests: np.ndarray | None = None
+    digests: np.ndarray = np.empty(0, np.uint64)
 
     def left_out(self) -> str:
         """What the source leaves out, in brackets for the line that names it; "" if it leaves out nothing."""
@@ -109,7 +109,7 @@ class ShuffledIndex(ShuffledDocuments):
 
     def __init__(self, source: IndexedSource, seed: int, state: dict | None = None):
         self._source, self._seed = source, seed
-        state = state or {"epoch": 0, "index": 0, "num_documents": len(source)}
+        state = {"epoch": 0, "index": 0, "num_documents": len(source)} if state is None else state
         position = [state.get(name) for name in ("epoch", "index", "num_documents")]
         numbers = all(type(number) is int and 0 <= number < 2**63 for number in position)
         if not numbers or position[1] > position[2]:
@@ -228,23 +228,20 @@ def common_documents(train: Source, validation: Source) -> tuple[str, ...]:
 
     It is not known for streams and token files.  Raises ValueError if both sides have the same documents.
     """
-    same, line = train.identity is not None and train.identity == validation.identity, ()
-    if train.digests is not None and validation.digests is not None:
-        shared = np.intersect1d(train.digests, validation.digests)
-        both = int(np.isin(validation.digests, shared).sum())
-        same |= both == len(validation.digests) and len(shared) == len(np.unique(train.digests))
-        if both:
-            line = (
-                f"{both:,} of the {len(validation.digests):,} validation documents are also training "
-                "documents; the validation loss does not measure new text there",
-            )
-    if same:
+    both = int(np.isin(validation.digests, train.digests).sum())
+    same = 0 < both == len(validation.digests) and np.isin(train.digests, validation.digests).all()
+    if same or train.identity == validation.identity:
         raise ValueError(
             f"the training data ({train.name}) and the validation data ({validation.name}) are the same "
             "documents, so that the validation loss would measure what was learned by heart; give other "
             "documents with --val_dataset, or leave it out"
         )
-    return line
+    if both == 0:
+        return ()
+    return (
+        f"{both:,} of the {len(validation.digests):,} validation documents are also training documents; the "
+        "validation loss does not measure new text there",
+    )
 
 
 def text_of(value, where: str, text_column: str) -> str:
@@ -257,12 +254,11 @@ def text_of(value, where: str, text_column: str) -> str:
 
 
 def too_few_validation_documents(name: str, count: int, among: str) -> ValueError:
-    rule = f"the hash of the text selects only {count} of its {among} documents for validation (at least "
-    rule = f"has no validation split, and {rule}{MIN_VALIDATION_DOCUMENTS} are needed)"
+    selected = f"has only {count} of its {among} documents for validation, by the hash of their text"
     return ValueError(
-        f"{name} {'is one document, and validation needs others' if among == '1' else rule}; give validation "
-        "text as a second file, --val_dataset FILE, or separate the documents (.txt: <|endoftext|> between "
-        "them, .jsonl: one a line, .parquet: one a row)"
+        f"{name} {'is one document' if among == '1' else selected}, and at least {MIN_VALIDATION_DOCUMENTS} are needed there; give validation text as a "
+        "second file, --val_dataset FILE, or separate the documents (.txt: <|endoftext|> between them, .jsonl: "
+        "one a line, .parquet: one a row)"
     )
 
 

@@ -36,7 +36,8 @@ SPLIT_WORDS = {
     "validation": set(VALIDATION_NAMES),
     "test": {"test", "tests", "testing"},
 }
-ABOUT_THE_DATA = {"readme", "license", "licence", "copying", "notice", "changelog", "citation"}  # .txt files
+# The words in a file name that say that it is about the data and no part of it.
+ABOUT_THE_DATA = {"readme", "license", "licence", "copying", "notice", "changelog", "citation"}
 UNPACK = {".gz": "gunzip", ".zst": "unzstd", ".bz2": "bunzip2", ".xz": "unxz", ".zip": "unzip"}
 # The row groups of a parquet file are shuffled first, then the documents of as many groups as fit into this
 # window. Reading documents in a fully random order would decode a whole group for each.
@@ -56,33 +57,19 @@ def version(stat: os.stat_result) -> tuple[int, int]:
 
 
 class DataFile:
-    """A file of documents. Two numbers, which `scan` yields, say where a document is.
+    """A file of documents. Two numbers, which `scan` yields, say where a document is."""
 
-    found: the version of the file. Reading raises ValueError if the file has changed since.
-    """
-
-    def __init__(self, path: Path, text_column: str, found: tuple[int, int]):
-        self.path, self.text_column, self._found = path, text_column, found
+    def __init__(self, path: Path, text_column: str):
+        self.path, self.text_column = path, text_column
 
     def scan(self) -> Iterator[tuple[int, int, str]]:
         """Yield the place (two numbers) and the text of each document, in order."""
         raise NotImplementedError
 
-    def require_unchanged(self, now: os.stat_result | None = None) -> None:
-        if version(now or os.stat(self.path)) != self._found:
-            raise self.changed()
-
-    def changed(self) -> ValueError:
-        return ValueError(
-            f"{self.path} changed while it was being read; restore the original file, or start a new run"
-        )
-
     def _bytes(self, start: int, length: int) -> bytes:
         with open(self.path, "rb") as file:
             file.seek(start)
-            data = file.read(length)
-            self.require_unchanged(os.fstat(file.fileno()))
-            return data
+            return file.read(length)
 
     def _pieces(self, separator: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield (start, piece) for the pieces between separators. The file is read in chunks."""
@@ -158,17 +145,14 @@ class ParquetFile(DataFile):
             row = 0
             for column in self._batches(group):
                 for at in range(len(column)):
-                    yield group, row + at, self.text(column, at)
+                    yield group, row + at, self.read(column, at)
                 row += len(column)
 
     def read_group(self, group: int):
         """Return the texts of a row group as one Arrow array."""
         import pyarrow
 
-        try:
-            return pyarrow.chunked_array(self._batches(group)).combine_chunks()
-        finally:
-            self.require_unchanged()
+        return pyarrow.chunked_array(self._batches(group)).combine_chunks()
 
     def _batches(self, group):
         """Yield the texts of a row group as Arrow arrays of a few rows."""
@@ -191,7 +175,7 @@ class ParquetFile(DataFile):
                 f"row group {group} of {self.path} cannot be read: {first_line(error)}"
             ) from error
 
-    def text(self, column, row):
+    def read(self, column, row):
         where = f"{self.path}, row {row} of a row group"
         try:
             return _text_value(column[row].as_py(), where, self.text_column)
@@ -222,7 +206,7 @@ class FileIndex(NamedTuple):
     second: np.ndarray  # (N,) int64, length in bytes or row
     size: np.ndarray  # (N,) int64, bytes in memory
     digest: np.ndarray  # (N,) uint64, of text_digest
-    validation: np.ndarray  # (N,) bool, the result of is_validation_document
+    validation: np.ndarray  # (N,) int8, 1 where is_validation_document
     skipped: int  # number of empty documents
 
 
@@ -234,13 +218,12 @@ class FileSource(IndexedSource):
 
     def __init__(self, name: str, paths: list[Path], text_column: str, split: str | None = None):
         self.name = name
-        found = tuple((path, version(path.stat())) for path in paths)
-        self._files = _data_files(found, text_column)
-        index = _scan_once(found, text_column)
-        none_to_train_on = len(index.file) > 0 and index.validation.all()
-        too_few = index.validation.sum() < MIN_VALIDATION_DOCUMENTS
-        if too_few and (split == "validation" or split == "train" and none_to_train_on):
-            raise too_few_validation_documents(name, index.validation.sum(), f"{len(index.file):,}")
+        self._found = tuple((path, version(path.stat())) for path in paths)
+        self._files = [FORMATS[_kind(path)](path, text_column) for path in paths]
+        index = _scan_once(self._found, text_column)
+        count, least = index.validation.sum(), MIN_VALIDATION_DOCUMENTS
+        if split == "validation" and count < least or split == "train" and 0 < count == len(index.file):
+            raise too_few_validation_documents(name, count, f"{len(index.file):,}")
         keep = slice(None) if split is None else index.validation == (split == "validation")
         self._index = FileIndex(*(column[keep] for column in index[:-1]), index.skipped)
         self.skipped, self.digests = index.skipped, self._index.digest
@@ -258,20 +241,20 @@ class FileSource(IndexedSource):
 
     def __getitem__(self, index):
         number, first, second = (int(column[index]) for column in self._index[:3])
-        file = self._files[number]
+        file, path = self._files[number], self._files[number].path
         try:
             if isinstance(file, ParquetFile):
-                file.require_unchanged()  # also where the row group is still in memory
-                text = file.text(self._row_group(number, first), second)
-            else:
-                text = file.read(first, second)
-        except OSError as error:
+                first = self._row_group(number, first)
+            text = file.read(first, second)
+            now = path, version(path.stat())  # also where a row group is still in memory
+            if now != self._found[number] or text_digest(text) & DIGEST_BITS != int(self.digests[index]):
+                raise ValueError("another content")
+            return text
+        except (OSError, ValueError, LookupError) as error:  # the scan has read the same text without one
             raise ValueError(
-                f"{file.path} can no longer be read ({error.strerror or error}); restore the original file"
+                f"{path} changed while it was being read, or can no longer be read; restore the original file, or "
+                "start a new run"
             ) from error
-        if text_digest(text) & DIGEST_BITS != int(self.digests[index]):
-            raise file.changed()  # in a way that its size and time do not show
-        return text
 
     def order(self, generator):
         if not isinstance(self._files[0], ParquetFile):
@@ -308,16 +291,12 @@ def open_files(path: Path, *, split: str, whole: bool, text_column: str) -> File
     A folder whose file names have the words of SPLIT_WORDS has these splits. In any other case the split has
     every document if `whole`, else those that the hash rule puts there.
     """
-    not_read = []
-    if path.is_file():
-        _require_unpacked(path)
-        files = {"train": [path], "validation": []}
-        if _kind(path) not in FORMATS:
-            raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, or a folder of them")
-    elif not path.is_dir():
-        raise ValueError(f"{path} must be a file or a folder; give a .txt, .jsonl or .parquet file")
-    else:
+    if path.is_dir():
         files, not_read = _files_by_split(path)
+    elif path.is_file() and _kind(path) in FORMATS:
+        files, not_read = {"train": [path], "validation": []}, []
+    else:
+        raise ValueError(f"{path} must be a .txt, .jsonl or .parquet file, unpacked, or a folder of them")
     for file in files["train"] + files["validation"]:
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty; give a file with documents, or remove it from the folder")
@@ -343,16 +322,20 @@ def _files_by_split(folder):
     for path in sorted(folder.iterdir()):
         words = set(re.split("[^a-z]+", re.sub("h[eo]ld[^a-z]out", "heldout", path.stem.lower())))
         splits = [split for split, names in SPLIT_WORDS.items() if words & names] or [""]
-        about = _kind(path) == ".txt" and words & ABOUT_THE_DATA
         hidden = path.name.startswith(".")  # ._NAME, with the attributes of NAME, comes from a Mac
-        if _kind(path) in FORMATS and path.is_file() and not hidden and not about:
+        if _kind(path) in FORMATS and path.is_file() and not hidden and not words & ABOUT_THE_DATA:
             if len(splits) > 1:
                 raise ValueError(
                     f"{path} names two splits, {' and '.join(splits)}; give it a name with one of these words"
                 )
             files[splits[0]].append(path)
         elif not hidden or _kind(path) in FORMATS:
-            _require_unpacked(path)
+            unpacked = path.with_suffix("")
+            if _kind(path) in UNPACK and _kind(unpacked) in FORMATS and not unpacked.exists():
+                raise ValueError(
+                    f"{path} is compressed, and only plain files are read; unpack it, for example with "
+                    f"{UNPACK[_kind(path)]}, or move it away"
+                )
             not_read.append(path.name + "/" * path.is_dir())
     train, validation, test, rest = files.values()
     found = train + validation + test + rest
@@ -367,49 +350,29 @@ def _files_by_split(folder):
             f"{folder} has files named for training, such as {train[0].name}, but {rest[0].name} names no "
             "split; put train, validation or test into its name, or move it away"
         )
-    if train or rest or validation:
-        return {"train": train or rest, "validation": validation}, not_read + [path.name for path in test]
-    return {"train": [], "validation": test}, not_read
+    if not (train or rest or validation):
+        return {"train": [], "validation": test}, not_read
+    return {"train": train or rest, "validation": validation}, not_read + [path.name for path in test]
 
 
 def _kind(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _require_unpacked(path: Path) -> None:
-    unpacked = path.with_suffix("")
-    if _kind(path) in UNPACK and _kind(unpacked) in FORMATS and not unpacked.exists():
-        raise ValueError(
-            f"{path} is compressed, and only plain files are read; unpack it, for example with "
-            f"{UNPACK[_kind(path)]}, or move it away"
-        )
-
-
-def _data_files(found, text_column) -> list[DataFile]:
-    return [FORMATS[_kind(path)](path, text_column, seen) for path, seen in found]
-
-
 @lru_cache(maxsize=2)  # the train and the validation split share one scan
 def _scan_once(found, text_column):
-    columns = {name: array("q") for name in ("file", "first", "second", "size")}
-    digests, validation, skipped = array("Q"), array("b"), 0
-    for number, file in enumerate(_data_files(found, text_column)):
-        try:
-            for first, second, text in file.scan():
-                if not text or text.isspace():
-                    skipped += 1
-                    continue
-                size = len(text.encode()) + 8  # its bytes in an Arrow array
-                for name, value in zip(columns, (number, first, second, size), strict=True):
-                    columns[name].append(value)
-                digest = text_digest(text)
-                digests.append(digest & DIGEST_BITS)
-                validation.append(digest % 1000 < VALIDATION_PER_THOUSAND)
-        finally:
-            file.require_unchanged()
-    arrays = [np.frombuffer(values, dtype=np.int64) for values in columns.values()]
-    arrays.append(np.frombuffer(digests, dtype=np.uint64))
-    return FileIndex(*arrays, np.frombuffer(validation, dtype=np.bool_), skipped)
+    columns, skipped = [array(kind) for kind in "qqqqQb"], 0  # those of FileIndex
+    for number, (path, _) in enumerate(found):
+        for first, second, text in FORMATS[_kind(path)](path, text_column).scan():
+            if not text or text.isspace():
+                skipped += 1
+                continue
+            size, digest = len(text.encode()) + 8, text_digest(text)  # its bytes in an Arrow array
+            held_out = digest % 1000 < VALIDATION_PER_THOUSAND
+            row = number, first, second, size, digest & DIGEST_BITS, held_out
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+    return FileIndex(*(np.frombuffer(column, column.typecode) for column in columns), skipped)
 
 
 def _text_value(value, where, text_column):

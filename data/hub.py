@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from architecture.tokenizer import PROBE_SECONDS, call_within
+from common.hub import COMMIT, PROBE_SECONDS, call_within, is_of_the_network, status_of, why_unreachable
 from common.script import first_line
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
@@ -31,12 +31,10 @@ TINYSTORIES = "roneneldan/TinyStories"
 # and after 23 s of status 500.
 ATTEMPTS = 4
 OPEN_SECONDS = 120.0  # limit for listing a dataset's files; huggingface_hub has none
-NETWORK_PACKAGES = {"aiohttp", "http", "httpx", "httpx2", "requests", "socket", "ssl", "urllib3"}
 # If a dataset has no validation split, the first VALIDATION_DOCUMENTS documents that the hash rule puts into
 # one are its validation split, from at most VALIDATION_SCAN rows. Training skips all of them.
 VALIDATION_DOCUMENTS = 300
 VALIDATION_SCAN = 100_000
-COMMIT = re.compile("[0-9a-f]{40}")
 SCRIPT_ADVICE = "its script was not run; download the data yourself and convert it to .jsonl or .parquet"
 
 
@@ -118,7 +116,7 @@ class HubSource(Source):
 class GatheredSource(Source):
     """A few documents held in memory."""
 
-    def __init__(self, name: str, texts: list[str], identity: str | None = None):
+    def __init__(self, name: str, texts: list[str], identity: str):
         self.name, self._texts, self.identity = name, texts, identity
 
     def documents(self):
@@ -226,7 +224,7 @@ def current_revision(name: str) -> str:
     except Exception as error:  # every library below raises its own kinds
         if cached := cached_copy(name):
             return cached.name
-        reason = _why(error)
+        reason = why_unreachable(error, PROBE_SECONDS)
         raise HubUnreachable(
             f"{reason}, and {name} is not in its local cache; use --dataset bundled, which needs no network, "
             "or the path of a .txt, .jsonl or .parquet file, or download it on a machine with a network "
@@ -253,19 +251,6 @@ def require_commit(name: str, revision) -> str:
     )
 
 
-def _why(error):
-    kind, reason = type(error).__name__, re.sub(r"^\[Errno -?\d+\] ", "", str(error))
-    if kind == "OfflineModeIsEnabled":
-        return "HF_HUB_OFFLINE is set"
-    if "Timeout" in kind:
-        return f"the Hub does not answer within {PROBE_SECONDS:g} s"
-    if _status(error):
-        return f"the Hub refuses to answer ({first_line(error)})"
-    if _is_of_the_network(error):
-        return f"the Hub cannot be reached ({reason or kind})"
-    return f"the Hub's answer cannot be read ({first_line(error)})"
-
-
 @contextlib.contextmanager
 def _in_one_sentence(name, doing):
     """Turn what any library below raises into a ValueError of one sentence."""
@@ -273,26 +258,12 @@ def _in_one_sentence(name, doing):
         yield
     except Exception as error:
         reason = first_line(error)
-        if _is_of_the_network(error):
+        if is_of_the_network(error):
             raise HubUnreachable(f"{doing} failed ({reason}); check the network and try again") from error
-        if _status(error):
+        if status_of(error):
             told = f"the Hub refuses to send {name} ({reason}); log in with hf auth login"
         else:
             script = "scripts are no longer supported" in reason
             do = SCRIPT_ADVICE if script else "try again in case the download was damaged"
             told = f"datasets cannot read {name} ({reason}); {do}"
         raise ValueError(f"{told}, or use other data with --dataset") from error
-
-
-def _is_of_the_network(error):
-    """Whether an error comes from a broken connection or a busy server."""
-    if status := _status(error):  # the server answered
-        return status in (408, 425, 429) or status >= 500
-    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    cause = error.__cause__
-    known = isinstance(error, (ConnectionError, TimeoutError)) or packages & NETWORK_PACKAGES
-    return bool(known) or (cause is not None and _is_of_the_network(cause))
-
-
-def _status(error):
-    return getattr(getattr(error, "response", None), "status_code", None)

@@ -62,13 +62,6 @@ class TrainLoader:
         prefetch: int = 8,
         should_stop: Callable[[], bool] = lambda: False,
     ):
-        if packing not in PACKINGS:
-            raise ValueError(f"packing ({packing!r}) must be one of {', '.join(PACKINGS)}")
-        for name, expected in (("packing", packing), ("seed", seed)):
-            if state is not None and state[name] != expected:
-                raise ValueError(
-                    f"{name} ({expected!r}) must be {state[name]!r}, as when the checkpoint was saved"
-                )
         source.check_tokenizer(tokenizer)
         if state is None:
             require_tokens(source, tokenizer, batch_size * block_size + 1)

@@ -62,7 +62,7 @@ class LaneRows:
     def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
         self._documents, self._eot, self._block_size = documents, np.array([eot]), block_size
         saved = [rest.numpy() for rest in state["tokens"]] if state else None
-        self.tokens = saved or [self._eot] * num_rows
+        self.tokens = [self._eot] * num_rows if saved is None else saved
         if len(self.tokens) != num_rows:
             raise ValueError(
                 f"batch_size ({num_rows}) must be {len(self.tokens)}, the number of lanes in the checkpoint"

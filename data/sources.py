@@ -70,8 +70,6 @@ def open_dataset(
     val_dataset: the dataset of the validation split.  identity: what a checkpoint holds of the data of its
     run, which is to be opened again; the caller compares it with that of the result.  Resolve `auto` with choose_dataset first.
     """
-    if split not in ("train", "validation"):
-        raise ValueError(f"split ({split!r}) must be 'train' or 'validation'")
     name = str(val_dataset if split == "validation" and val_dataset is not None else dataset)
     options = {"split": split, "whole": val_dataset is not None, "text_column": text_column}
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
@@ -80,23 +78,15 @@ def open_dataset(
     if name in ON_THE_HUB:
         return open_hub(ON_THE_HUB[name], identity=identity, **options)
     if path.is_dir() and is_token_folder(path):
-        source = open_token_folder(path, split)
-        others = (
-            file.name for file in path.iterdir() if not re.fullmatch(r"\..*|.*\.npy|tokens\.json", file.name)
-        )
-        source.not_read = tuple(sorted(others))
-        return source
+        return open_token_folder(path, split)
     if path.exists():
         return open_files(path, **options)
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and path.suffix.lower() not in FORMATS:
         return open_hub(name, identity=identity, **options)
-    if name == AUTO:
-        raise ValueError("--val_dataset cannot be auto; name a dataset, or leave --val_dataset out")
     names = [*ON_THE_HUB, BUNDLED]
     hint = did_you_mean(name, names) or f"; use {', '.join(names)}, ORG/NAME on the Hub, or a path"
     if identity is not None:
-        flag = "dataset" if val_dataset is None or split == "train" else "val_dataset"
-        hint = f"; if the data of the run has moved, give its place with --{flag}"
+        hint = "; if the data of the run has moved, give its place with --dataset, or --val_dataset"
     raise ValueError(f"dataset {name!r}: no such file or folder{hint}")
 
 

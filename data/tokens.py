@@ -8,10 +8,10 @@ the documents of each split.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
+import re
 import weakref
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from common.files import (
     read_json,
     reading,
     write_json_atomic,
-    write_owner,
     writing,
 )
 from data.documents import IndexedSource, identity_of
@@ -49,57 +48,42 @@ class TokenFile:
     is killed by SIGBUS.
 
     count: the number of elements.  digests: the sha256 of each block.
-    Raises ValueError if the file, or a block on its first read, is not what was written.
+    Raises ValueError if the file, or a block on its first read, is not what was written, and if another file
+    has its name since.
     """
 
     def __init__(self, path: Path, dtype: type, count: int, digests: list[str]):
-        self._path, self._dtype, self._count, self._digests = path, np.dtype(dtype), count, digests
-        self._since = ""  # what happened to the file since it was opened, for messages
-        self._open()
+        self._path, self._dtype, self._digests, self._verified = path, np.dtype(dtype), digests, set()
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError(f"{path.name} is missing")
+        with open(path, "rb") as file:
+            stat, header = os.fstat(file.fileno()), file.read(HEADER_BYTES)
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._version = version(stat)
+        size = HEADER_BYTES + count * self._dtype.itemsize
+        if stat.st_size != size or header != _header(self._dtype, count):
+            raise ValueError(f"{path.name} does not hold {count} elements of type {self._dtype}")
 
     def __getitem__(self, part: slice) -> np.ndarray:
         """Return the elements from part.start to part.stop. Both must be given."""
         first, end = (HEADER_BYTES + n * self._dtype.itemsize for n in (part.start, part.stop))
-        while True:
-            if self._is_replaced():
-                self._since = "; the file changed while it was being read"
-                self._open()  # this forgets which blocks are verified
+        try:
             for block in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
                 if block not in self._verified:
                     self._verify(block)
             content = os.pread(self._descriptor, end - first, first)
-            if not self._is_replaced():  # while we read
-                break
-        if len(content) < end - first:
-            raise ValueError(f"{self._path.name} ends before byte {end:,}, where a document should end")
+        finally:
+            if not self._path.exists() or version(self._path.stat()) != self._version:
+                raise ValueError(f"{self._path.name} changed while it was being read")
         return np.frombuffer(content, self._dtype)
-
-    def _open(self):
-        name, size = self._path.name, HEADER_BYTES + self._count * self._dtype.itemsize
-        if not self._path.is_file():
-            raise ValueError(f"{name} is missing")
-        with open(self._path, "rb") as file:
-            stat, header = os.fstat(file.fileno()), file.read(HEADER_BYTES)
-            if stat.st_size != size or header != _header(self._dtype, self._count):
-                raise ValueError(
-                    f"{name} does not hold {self._count} elements of type {self._dtype}{self._since}"
-                )
-            self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._version, self._verified = version(stat), set()
-
-    def _is_replaced(self):
-        try:
-            return version(os.stat(self._path)) != self._version
-        except FileNotFoundError:  # an open file that was removed keeps its content
-            return os.fstat(self._descriptor).st_size != self._version[0]
 
     def _verify(self, block):
         start = block * BLOCK_BYTES
         content = os.pread(self._descriptor, BLOCK_BYTES, start)
         if hashlib.sha256(content).hexdigest() != self._digests[block]:
             raise ValueError(
-                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written{self._since}"
+                f"the {len(content):,} bytes of {self._path.name} from byte {start:,} are not as written"
             )
         self._verified.add(block)
 
@@ -111,7 +95,8 @@ class TokenSource(IndexedSource):
         self.name, self._folder, self._tokenizer = folder.name, folder, meta["tokenizer"]
         self._n_vocab = meta["n_vocab"]
         self._tokens, self._ends = [], []
-        for number, shard in enumerate(meta["splits"][split]["shards"]):
+        about = meta["splits"][split]
+        for number, shard in enumerate(about["shards"]):
             name, digests, documents = _shard_name(split, number), shard["sha256"], shard["documents"]
             path, kind = folder / f"{name}.tokens.npy", _id_type(meta["n_vocab"])
             self._tokens.append(TokenFile(path, kind, shard["tokens"], digests["tokens"]))
@@ -119,10 +104,11 @@ class TokenSource(IndexedSource):
             self._ends.append(ends[0:documents].copy())
         # The index of the first document of each shard, then the number of documents.
         self._starts = np.cumsum([0] + [len(ends) for ends in self._ends])
-        shards = meta["splits"][split]["shards"]
-        content = json.dumps([shard["sha256"] for shard in shards]).encode()
+        content = json.dumps([shard["sha256"] for shard in about["shards"]]).encode()
         # Folders of older versions do not say what they were made from.
-        self.identity = meta["splits"][split].get("identity") or identity_of(len(self), content)
+        self.identity = about.get("identity") or identity_of(len(self), content)
+        ours = re.compile(r"\..*|.*\.npy|tokens\.json")
+        self.not_read = tuple(sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name)))
 
     def __len__(self):
         return int(self._starts[-1])
@@ -153,7 +139,7 @@ class TokenSource(IndexedSource):
 
 
 class TokenFolderWriter:
-    """Writes a token folder: call `write_split` for each split, then `finish`.
+    """Writes a token folder: call `write_split` for each split, then `finish`, all in `removed_if_it_fails`.
 
     All files go to FOLDER.tokens-partial, which `finish` renames, so a folder under its final name is
     complete. An error removes the partial folder. The next writer removes what a killed one left. Raises
@@ -173,10 +159,15 @@ class TokenFolderWriter:
             "splits": {},
         }
         with writing(self._partial):
-            self._lock = lock_file(self._partial / LOCK, functools.partial(_in_use, folder))
+            self._lock = lock_file(
+                self._partial / LOCK,
+                lambda owner: ValueError(
+                    f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another "
+                    "--out_dir"
+                ),
+            )
         with self.removed_if_it_fails(), writing(self._partial):
             _require_new(folder)  # again, since another writer may have finished before we got the lock
-            write_owner(self._lock)
             self._remove_shards()
 
     def write_split(self, split: str, documents, identity: str | None = None) -> dict:
@@ -184,23 +175,21 @@ class TokenFolderWriter:
 
         identity: that of the source of the documents.  Holds one shard in memory.
         """
-        totals = self._meta["splits"][split] = {"documents": 0, "tokens": 0, "shards": []}
-        if identity is not None:
-            totals["identity"] = identity
+        totals = {"documents": 0, "tokens": 0, "shards": [], "identity": identity}
+        self._meta["splits"][split] = totals
         shard, size = [], 0
-        with self.removed_if_it_fails():
-            for document in documents:
-                shard.append(np.asarray(document, dtype=self._dtype))
-                size += len(document)
-                if size >= self._shard_tokens:
-                    self._write_shard(split, shard)
-                    shard, size = [], 0
-            if shard:
+        for document in documents:
+            shard.append(np.asarray(document, dtype=self._dtype))
+            size += len(document)
+            if size >= self._shard_tokens:
                 self._write_shard(split, shard)
+                shard, size = [], 0
+        if shard:
+            self._write_shard(split, shard)
         return totals
 
     def finish(self) -> None:
-        with self.removed_if_it_fails(), writing(self._folder):
+        with writing(self._folder):
             write_json_atomic(self._partial / META, self._meta)
             self._partial.rename(self._folder)
             (self._folder / LOCK).unlink()
@@ -208,16 +197,15 @@ class TokenFolderWriter:
 
     @contextlib.contextmanager
     def removed_if_it_fails(self):
-        """Wraps all work from the lock to `finish`: an error in it removes the partial folder."""
+        """Wraps all work up to `finish`: an error in it removes the partial folder."""
         try:
             yield
         except BaseException:  # nothing reads the partial folder again, and it may fill the disk
-            if not self._lock.closed:  # else the folder may be that of the next writer
-                with contextlib.suppress(OSError):
-                    self._remove_shards()
-                    (self._partial / LOCK).unlink()  # last: from here on the next writer may begin
-                    self._partial.rmdir()
-                self._lock.close()
+            with contextlib.suppress(OSError):
+                self._remove_shards()
+                (self._partial / LOCK).unlink()  # last: from here on the next writer may begin
+                self._partial.rmdir()
+            self._lock.close()
             raise
 
     def _remove_shards(self):
@@ -265,12 +253,6 @@ def _reading(folder: Path) -> contextlib.AbstractContextManager[None]:
 def _require_new(folder: Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose another --out_dir, or remove it first")
-
-
-def _in_use(folder: Path, owner: str) -> ValueError:
-    return ValueError(
-        f"data.prepare (process {owner}) is already writing {folder}; wait for it, or choose another --out_dir"
-    )
 
 
 def _shard_name(split: str, number: int) -> str:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from common.files import decode_text
 from common.script import Parser, exit_code
-from data.files import FORMATS, version
+from data.files import FORMATS
 from data.stories import TRAIN_STORIES, story
 from data.stories.checker import CONTRADICTIONS, Problem, Report, check
 from data.stories.copies import RUN, RunIndex
@@ -42,7 +42,7 @@ def read_stories(file: str, text_column: str = "text") -> list[str]:
             f"{file}: no such file; give a .txt, .jsonl or .parquet file, or - for standard input"
         )
     else:
-        documents = FORMATS[path.suffix.lower()](path, text_column, version(path.stat()))
+        documents = FORMATS[path.suffix.lower()](path, text_column)
         stories = [text for _, _, text in documents.scan()]
     if path.suffix.lower() in ("", ".txt") and stories and not stories[-1]:
         stories.pop()

@@ -84,8 +84,6 @@ def run(args: argparse.Namespace) -> None:
             )
         dataset, val_dataset = before["dataset"], before["val_dataset"]
         column, held = args.text_column or before["text_column"], saved_identity(saved)
-    elif dataset and val_dataset:
-        say(f"scores --val_dataset {val_dataset}, and does not read --dataset {dataset}")
     device = machine.choose_device(args.device)
     model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
     carries = getattr(model, "carries", False)
@@ -103,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     )
     say_left_out(say, source)
     if held:
-        require_same_data(held, data_identity(None, source), path, "name other data with --val_dataset")
+        require_same_data(held, data_identity(None, source), path)
     source.check_tokenizer(model.tokenizer)
     eot = model.tokenizer.eot_token
     documents = [

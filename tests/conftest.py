@@ -1,5 +1,6 @@
 """Options, markers and fixtures of the whole suite."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ sys.path.insert(0, str(REPO_ROOT))  # the tests import the project as the script
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
     parser.addoption("--browser", action="store_true", help="run the tests marked browser, too")
+    parser.addoption("--peers", action="store_true", help="run the tests marked peer, too")
 
 
 def pytest_configure(config):
@@ -33,8 +35,22 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if item.get_closest_marker("browser") and not config.getoption("--browser"):
             item.add_marker(pytest.mark.skip(reason="browser: run with --browser"))
+        if item.get_closest_marker("peer") and not config.getoption("--peers"):
+            item.add_marker(pytest.mark.skip(reason="peer: run with --peers"))
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device"))
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # the imported modules, so that no collection looks through them again
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """No test takes the power away, and a disk is slow to answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -42,6 +58,7 @@ def pytest_terminal_summary(terminalreporter):
     ways = {
         "slow": "run them with --slow",
         "browser": "run them with make test-browser",
+        "peer": "run them with make test-peers",
         "gpu": "they need a CUDA device",
     }
     for mark, way in ways.items():

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_ablation_runs import TINY, Ended, Pretence, folder, lines, report, write  # noqa: F401
+from test_ablation_runs import TINY, Ended, Pretence, draw, folder, lines, report, write  # noqa: F401
 from test_context_lanes import Ids
 from toy_run import run_here
 
@@ -13,7 +13,7 @@ from architecture.tokenizer import get_tokenizer
 from data.loader import TrainLoader
 from data.sources import open_dataset
 from evaluation import context, inference_cost
-from evaluation.ablation import launch, matching, segments
+from evaluation.ablation import launch, matching, pictures, segments
 from training.config import ContextTrainConfig, TrainConfig
 
 BASE = TINY | {"packing": "lanes", "initial_context_length": 128, "eval_every": 99}
@@ -50,6 +50,7 @@ def trained(words, log, environment):
 
 def test_arms_of_both_scripts_go_to_one_report(spec, monkeypatch):
     monkeypatch.setattr(launch, "POLL_SECONDS", 0)
+    monkeypatch.setattr(pictures, "_write", draw)
     monkeypatch.setattr(inference_cost, "REPEATS", 1)
     write(spec, seeds=[1], headline=[])
     assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=trained) == 0

@@ -370,11 +370,7 @@ def test_help_explains_every_key_of_a_specification(capsys):
 def test_a_plan_tells_what_the_evaluations_of_a_run_cost(tmp_path):
     spec = spec_of(tmp_path, base=BASE | {"eval_tokens": 300, "final_eval_tokens": 6000})
     told = plan_text(spec, matching.plan(spec))
-    line = (
-        "10 evaluations of 300 validation tokens and a closing one of 6,000: about 30% of the training's time"
-    )
-    assert f"\na: {line}" in told and f"\ndense: {line}" in told
+    line = "10 evaluations score 300 validation tokens each, in the time of about 0.39 steps, and the closing one "
+    assert f"\na: {line}6,000 (" in told and f"\ndense: {line}6,000 (" in told
     spec = spec_of(tmp_path)
-    assert "a closing one of all (final_eval_tokens bounds it): about " in plan_text(
-        spec, matching.plan(spec)
-    )
+    assert "and the closing one all (final_eval_tokens)" in plan_text(spec, matching.plan(spec))

@@ -125,7 +125,5 @@ def test_no_setting_of_the_rules_moves_the_validation_loss(tmp_path, corpus, cap
         (tmp_path / "rules.yaml").write_text(settings)
         score = ["--eval_only", TRUNK, *corpus, "--block_size", 16, "--threads", 1]
         assert run_here(tmp_path, *score, "--config", "rules.yaml") == 0
-        told = capsys.readouterr()
-        assert "--eval_only does not read balance" in told.err
-        scores.add(told.out)
+        scores.add(capsys.readouterr().out)
     assert len(scores) == 1 and "validation loss" in scores.pop()

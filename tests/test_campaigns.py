@@ -1,6 +1,8 @@
 """The rules by which the campaigns in tests/stress judge, each with a run that keeps and one that breaks it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from toy_corpus import documents
@@ -8,7 +10,7 @@ from toy_corpus import documents
 from tests.stress import changed_data, kill_resume
 from tests.stress.fuzzing import silence
 from tests.stress.fuzzing.cases import Case
-from tests.stress.fuzzing.judge import Ending
+from tests.stress.fuzzing.judge import ROOT, Ending
 from tests.stress.processes import Broken, Ended
 
 CHANGED = "train.py: error: train.jsonl changed while it was being read; the run was saved"
@@ -57,6 +59,17 @@ def test_a_process_that_did_no_step_may_end_by_the_signal(tmp_path):
     folder = run_folder(tmp_path, 7, 5)
     before = kill_resume.records(folder)
     kill_resume.check_ending("hangup", Ended(-1, ""), before, folder)
+
+
+def test_a_process_that_is_killed_at_once_has_begun_its_log(tmp_path):
+    (tmp_path / "sleeper.py").write_text("import time\n\ndef main(argv):\n    time.sleep(60)\n")
+    words = (
+        "import sys, pathlib; from tests.stress.processes import start, wait; folder = pathlib.Path(sys.argv[1])\n"
+        "ended = [wait(start(folder, [], program='sleeper'), folder, lambda: True) for _ in range(3)]\n"
+        "print(*(process.code for process in ended))"
+    )
+    ended = subprocess.run([sys.executable, "-c", words, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout == "-9 -9 -9\n", ended.stderr
 
 
 def test_other_data_has_the_same_names_and_as_many_documents(tmp_path):

@@ -21,7 +21,7 @@ from training.state.checkpoint import (
     set_rng_state,
     update_best,
 )
-from training.state.out_dir import claim_out_dir
+from training.state.out_dir import check_out_dir, claim_out_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def test_a_folder_with_other_output_is_refused_and_left_as_it_was(tmp_path):
     (tmp_path / "config.json").touch()
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds 'config.json'; choose another --out_dir") as caught:
-        claim_out_dir(tmp_path, resume=False)
+        check_out_dir(tmp_path, resume=False)
     assert "rm -r" not in str(caught.value)
     assert names(tmp_path) == ["config.json", "thesis.tex"]
 
@@ -202,9 +202,9 @@ def test_a_run_without_a_checkpoint_gives_a_new_run_and_resume_the_same_message(
 
 def test_a_folder_has_one_writer_and_is_not_offered_for_removal_while_it_lives(tmp_path):
     script = (
-        "import sys, time\n"
-        "from training.state.out_dir import claim_out_dir\n"
-        "lock = claim_out_dir(sys.argv[1], resume=False)\n"
+        "import pathlib, sys, time\n"
+        "from common.files import lock_file\n"  # as claim_out_dir does, without torch
+        "lock = lock_file(pathlib.Path(sys.argv[1]) / '.lock', ValueError)\n"
         "open(sys.argv[1] + '/metrics.jsonl', 'w').close()\n"
         "print('started', flush=True)\n"
         "time.sleep(60)\n"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 from toy_corpus import documents, write_jsonl
-from toy_run import SMALL, TINY, differences, load, run, run_here
+from toy_run import SMALL, TINY, blank, differences, load, run, run_here
 
 from architecture.gptoss import ModelConfig
 from architecture.gptoss_context import ContextConfig, ContextTransformer
@@ -142,7 +142,8 @@ def test_metrics_include_the_state_and_each_segment(straight):
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_runs_have_a_tensorboard_folder_of_their_own(tmp_path, corpus):
+def test_runs_have_a_tensorboard_folder_of_their_own(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("training.monitor.instruments.heat_map", blank)
     assert here(tmp_path, *FLAGS[:-1], *corpus, "--max_iters", 1) == 0
     assert (tmp_path / "runs_context").is_dir() and not (tmp_path / "runs").exists()
 

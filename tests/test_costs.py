@@ -219,14 +219,12 @@ def test_no_machine_takes_steps_faster_than_it_can_start_them_and_a_time_has_one
 def test_evaluations_take_no_longer_than_a_short_training_and_are_in_the_estimate():
     config = build_config("gptoss", "medium")
     short = TrainConfig(max_iters=5, device="cpu")
-    cfg, (line,) = bounded_evaluations(short, config, frozenset())
+    cfg, (line,) = bounded_evaluations(short, frozenset())
     assert cfg.eval_tokens == 3 * 5 * 2048 and "scores 30,720 tokens, so that it takes no longer" in line
-    assert bounded_evaluations(short, config, frozenset({"eval_tokens"})) == (short, ())  # a flag is obeyed
-    assert bounded_evaluations(TrainConfig(device="cpu"), config, frozenset())[1] == ()
-    by_clock = TrainConfig(max_iters=None, max_minutes=0.1, device="cpu")
-    assert bounded_evaluations(by_clock, config, frozenset())[0].eval_tokens < 10_000
+    assert bounded_evaluations(short, frozenset({"eval_tokens"})) == (short, ())  # a flag is obeyed
+    assert bounded_evaluations(TrainConfig(device="cpu"), frozenset())[1] == ()
     assert "about 27 seconds; evaluations: about 27 seconds at most" in row(report(cfg, config), "cores")
     every = TrainConfig(max_iters=5, final_eval_tokens="all")
-    assert "on all validation tokens is not in these times" in report(every, config)
+    assert "at most without the closing one, on all tokens" in report(every, config)
     assert [closing_tokens(c, 100_000) for c in (short, every)] == [300_000, None]
     assert closing_tokens(short, 5) == short.eval_tokens  # the last evaluation takes its place

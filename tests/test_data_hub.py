@@ -444,5 +444,5 @@ def test_a_named_dataset_is_not_replaced(monkeypatch):
     monkeypatch.setattr(data_hub, "_newest_revision", lambda name: pytest.fail("asked"))
     for name in ("tinystories", "bundled", "stories.txt", "org/name"):
         assert chosen(name) == (name, [])
-    with pytest.raises(ValueError, match="--val_dataset cannot be auto"):
+    with pytest.raises(ValueError, match="dataset 'auto': no such file or folder; use"):
         open_dataset("bundled", split="validation", val_dataset="auto")

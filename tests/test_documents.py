@@ -315,7 +315,7 @@ def test_the_tree_of_the_design_page_names_every_file():
             folder = line.split()[0]
             continue
         for word in line.split():
-            if not re.fullmatch(r"\w+(\.py|/)", word):
+            if not re.fullmatch(r"[\w-]+(\.py|/)", word):
                 break  # the description begins
             named.add(folder + word)
     files = set()

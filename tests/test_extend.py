@@ -70,10 +70,7 @@ def test_from_the_plateau_it_ends_with_the_bits_of_a_longer_run(finished, tmp_pa
     line = (
         "extended by 5 steps from model/checkpoint_6.pt, the last before the decay, which is made again at "
     )
-    assert (
-        line + "the new end; the curve is not that of one run of 15 steps, unless its --warmup is 0.133333"
-        in err
-    )
+    assert line + "the new end; the curve is not that of one run of 15 steps\n" in err
     warmup = 0.2 * 10 / 15
     assert run_here(tmp_path / "b", *RUN, *corpus, "--max_iters", 15, "--warmup", warmup) == 0
     a, b = (load(tmp_path / name / "model/checkpoint_15.pt") for name in "ab")
@@ -96,12 +93,7 @@ def test_without_a_plateau_a_new_schedule_begins_at_the_end(tmp_path, corpus, ca
         only_the_end(model)
     assert run_here(tmp_path, "--extend", 10, "--out_dir", "model", "--save_every", 20) == 0
     err = capsys.readouterr().err
-    reason = (
-        "no checkpoint from before the decay is kept" if schedule == "wsd" else "it has no plateau in steps"
-    )
-    assert (
-        f"extended by 10 steps from the finished weights ({reason}), with a new schedule over the new" in err
-    )
+    assert "extended by 10 steps from the finished weights, with a new schedule over the new" in err
     assert "; the curve is not that of one run of 20 steps\n" in err
     assert rates(model) == pytest.approx(first * 2)  # the same schedule again, over as many steps
     assert differences(load(model / "checkpoint_10.pt")["model"], weights) == []
@@ -182,8 +174,11 @@ def test_a_run_with_a_carried_state_is_extended(tmp_path, corpus):
     [
         (["--extend", 0], "extend"),
         (["--extend", 5, "--out_dir", "away"], "--resume needs a checkpoint_<step>.pt in away"),
-        (["--extend", 5, "--init_from", "model"], "extend chooses the checkpoint to go on from"),
-        (["--extend", 5, "--resume_from", "model/checkpoint_6.pt"], "extend chooses the checkpoint"),
+        (["--extend", 5, "--init_from", "model"], "extend and init_from each name the weights"),
+        (
+            ["--extend", 5, "--resume_from", "model/checkpoint_6.pt"],
+            "resume_from and extend each name the weights",
+        ),
         (["--extend", 5, "--max_iters", 15], "max_iters=15 (saved: 10) would change it"),
         (["--extend", 5, "--lr", 1], "lr=1.0 (saved: 0.008) would change it"),
         (["--resume", "--max_iters", 15], "make a finished run longer with --extend STEPS"),

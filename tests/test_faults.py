@@ -268,7 +268,7 @@ def test_tokens_that_cannot_be_read_to_their_end_leave_nothing(tmp_path):
         raise ValueError("line 2 is not JSON")
 
     writer = TokenFolderWriter(tmp_path / "tokens", get_tokenizer("stories4k"), shard_tokens=2)
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ValueError, match="line 2"), writer.removed_if_it_fails():
         writer.write_split("train", broken())
     assert names(tmp_path) == set()
 

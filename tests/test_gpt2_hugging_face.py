@@ -1,6 +1,5 @@
 """GPT-2 folders of transformers: read, written, trained from, and refused."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -16,11 +15,10 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from toy_run import load, run_here
 
 import sample
-from architecture import checkpoint, gpt2_hugging_face, registry, tokenizer
+from architecture import checkpoint, registry, tokenizer
 from architecture.gpt2 import GPT2, ModelConfig
 from architecture.gpt2_hugging_face import main, read_config, read_folder, read_weights, write_folder
-
-transformers = pytest.importorskip("transformers")
+from architecture.tokenizer_json import read_vocabulary, tokenizer_json
 
 T = 19
 # no two axes are equal; the tiny tokenizer has 260 ids, and 320 is the next multiple of 64
@@ -47,7 +45,16 @@ def our_model(**changes) -> GPT2:
 
 
 def their_model(**changes):
+    import transformers
+
     return randomised(transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**THEIRS, **changes})))
+
+
+def without_tokenizer(folder: Path, **changes) -> None:
+    """Write a folder that has no tokenizer, as save_pretrained of a model does."""
+    model = our_model(**changes)
+    model.tokenizer = None
+    write_folder(model, folder)
 
 
 @torch.no_grad()
@@ -71,6 +78,7 @@ def written(tmp_path_factory) -> Path:
 
 
 # ----------------------------------------------------------------------------------------- round trips
+@pytest.mark.peer
 @pytest.mark.parametrize(
     "dtype, changes",
     [
@@ -92,8 +100,11 @@ def test_what_transformers_saved_gives_the_same_logits_here_in_float32(tmp_path,
     assert (model(IDS).logits[..., 260:] == -torch.inf).all()
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
 def test_what_was_exported_gives_the_same_logits_in_transformers(tmp_path, tie):
+    import transformers
+
     model = our_model(tie_embeddings=tie)
     write_folder(model, tmp_path / "out")
     peer, told = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -148,12 +159,12 @@ def several_files(folder):
 QKV = "transformer/h/1/attn/c_attn/weight"
 WRONG = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json; use a complete folder"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; write one file"),
-    "several files": (several_files, "has its weights in several files; write one"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors with all weights; write one"),
+    "several files": (several_files, "has no model.safetensors with all weights; write one"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json does not contain a JSON object; use"),
     "other model": (lambda f: change_config(f, model_type="llama"),
-                    "config.json must be one of gpt2, got 'llama'; this code reads no other"),
-    "no model": (lambda f: change_config(f, model_type=KeyError), "must be one of gpt2, got None"),
+                    "config.json must be one of gpt2, gpt_oss, got 'llama'; this code reads no other"),
+    "no model": (lambda f: change_config(f, model_type=KeyError), "must be one of gpt2, gpt_oss, got None"),
     "relu": (lambda f: change_config(f, activation_function="relu"),
              "activation_function in .*config.json must be \"gelu_new\", got 'relu'; this code has no"),
     "scaled": (lambda f: change_config(f, scale_attn_by_inverse_layer_idx=True), "must be false, got True"),
@@ -174,7 +185,7 @@ WRONG = {
     "another head": (lambda f: change_tensors(f, **{"lm_head/weight": torch.zeros(260, 20)}),
                      "has a head of its own .*; set it to false"),
     "no tokenizer": (lambda f: [(f / name).unlink() for name in ("tiktoken.json", "tokenizer.json")],
-                     "has 260 ids and no tiktoken.json, tokenizer.json, or vocab.json with merges.txt, so it needs GPT-2's .* 50,257; use a folder with"),
+                     "has 260 ids and no tiktoken.json, tokenizer.json, or vocab.json with merges.txt, and GPT-2's own tokenizer has 50,257; copy"),
     "other ids": (lambda f: change_config(f, vocab_size=259), "has 259 ids, but its tokenizer tiny has 260; use"),
     "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "tiktoken.json does not contain a JSON object"),
 }  # fmt: skip
@@ -199,7 +210,7 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     for path in (tmp_path / "mine", tmp_path / "mine/notes.txt"):
         with pytest.raises(ValueError, match=f"^{path} must be a new or an empty folder; choose"):
             write_folder(model, path)
-    with pytest.raises(ValueError, match="is in a folder that does not exist; create that first"):
+    with pytest.raises(OSError, match="b cannot be written .No such file or directory.; check"):
         write_folder(model, tmp_path / "a/b")
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
     (tmp_path / "empty").mkdir()
@@ -283,7 +294,7 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
         "gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
     )
     monkeypatch.setattr(tokenizer, "_load_well_known", lambda *_: encoding)
-    their_model(vocab_size=50257, bos_token_id=50256, eos_token_id=50256).save_pretrained(tmp_path / "hub")
+    without_tokenizer(tmp_path / "hub", vocab_size=50304, used_vocab_size=50257)
     state = read_folder(tmp_path / "hub")
     assert state["tokenizer"]["name"] == "gpt2"
     assert (state["config"]["vocab_size"], state["config"]["used_vocab_size"]) == (50304, 50257)
@@ -296,7 +307,8 @@ def test_without_a_tokenizer_beside_it_a_folder_has_the_ids_of_gpt2(tmp_path, mo
 def usual_folder(folder: Path, encoding: tiktoken.Encoding, **files: str) -> Path:
     """A folder with the vocabulary of an encoding, as most GPT-2 folders have it."""
     folder.mkdir()
-    model = gpt2_hugging_face._vocabulary(encoding)["model"]
+    model = tokenizer_json(encoding)["model"]
+    model["vocab"] |= encoding._special_tokens  # as in GPT-2's own vocab.json
     merges = "\n".join(["#version: 0.2", *map(" ".join, model["merges"])])
     given = {"vocab.json": json.dumps(model["vocab"]), "merges.txt": merges + "\n"} | files
     for name, content in given.items():
@@ -309,8 +321,11 @@ TEXT = " It's 1984,\tand   a caf\u00e9 \u2014 \u4f60\u597d \U0001f431!!\n\n  The
 )
 
 
+@pytest.mark.peer
 @pytest.mark.parametrize("name", ["stories4k", "bundled1536"])
 def test_transformers_reads_the_tokenizer_of_an_exported_folder_and_we_read_theirs(tmp_path, name):
+    import transformers
+
     model, encoding = our_model(), tokenizer.get_tokenizer(name)
     model.tokenizer = encoding
     write_folder(model, tmp_path / "out")
@@ -319,7 +334,7 @@ def test_transformers_reads_the_tokenizer_of_an_exported_folder_and_we_read_thei
     assert theirs(TEXT)["input_ids"] == ids and theirs.decode(ids) == TEXT
     assert (len(theirs), theirs.eos_token_id, theirs.bos_token_id) == (encoding.n_vocab, end, end)
     theirs.save_pretrained(tmp_path / "again")
-    again = gpt2_hugging_face.read_vocabulary(tmp_path / "again")
+    again = read_vocabulary(tmp_path / "again")
     assert again.encode_ordinary(TEXT) == ids and again.eot_token == end
 
 
@@ -327,16 +342,15 @@ def test_the_vocabulary_of_a_usual_folder_is_read_without_a_network(tmp_path, mo
     monkeypatch.setattr(tokenizer, "_load_well_known", lambda *_: pytest.fail("asked"))
     monkeypatch.setattr(tokenizer, "_is_cached", lambda name: False)
     encoding = tokenizer.get_tokenizer("bundled1536")
-    their_model(vocab_size=1536).save_pretrained(tmp_path / "model")
+    without_tokenizer(tmp_path / "model", vocab_size=1536, used_vocab_size=None)
     hub = usual_folder(tmp_path / "hub", encoding)
     shutil.copytree(tmp_path / "model", hub, dirs_exist_ok=True)
-    found = gpt2_hugging_face.read_vocabulary(hub)
+    found = read_vocabulary(hub)
     assert found._mergeable_ranks == encoding._mergeable_ranks and found.eot_token == encoding.eot_token
     assert found._pat_str == r50k_pat_str and found.decode(found.encode_ordinary(TEXT)) == TEXT
     assert read_folder(hub)["tokenizer"]["name"] == "bpe"
-    ranks = tokenizer.tokenizer_state(encoding)["ranks"]
-    own = hashlib.sha256(ranks.encode()).hexdigest()
-    monkeypatch.setattr(gpt2_hugging_face, "GPT2_RANKS", own)  # as if these ids were GPT-2's
+    own = tokenizer.tokenizer_state(found)["sha256"]
+    monkeypatch.setattr("architecture.tokenizer_json.GPT2_SHA256", own)  # as if these ids were GPT-2's
     state = read_folder(hub)["tokenizer"]
     rebuilt = tokenizer.tokenizer_from_state(state)  # the checkpoint of a run needs no network either
     assert rebuilt.name == "gpt2" and rebuilt.encode_ordinary(TEXT) == found.encode_ordinary(TEXT)
@@ -348,7 +362,7 @@ def test_the_vocabulary_of_a_usual_folder_is_read_without_a_network(tmp_path, mo
         ({"merges.txt": "#version: 0.2\nt h\nh e\n"}, "its merges are not in the order of its ids"),
         ({"vocab.json": "[]"}, "does not contain a JSON object"),
         ({"vocab.json": '{"a": 0}'}, "'<|endoftext|>' is missing"),
-        ({"vocab.json": '{"<|endoftext|>": 0, "\u4f60": 1}'}, "is missing"),
+        ({"vocab.json": '{"<|endoftext|>": 0, "\u4f60": 1}'}, "it is damaged"),
         ({"merges.txt": "", "vocab.json": '{"a": 0, "<|endoftext|>": 1}'}, "it is damaged"),
     ],
     ids=["order", "list", "no end", "no byte letters", "few bytes"],
@@ -356,15 +370,15 @@ def test_the_vocabulary_of_a_usual_folder_is_read_without_a_network(tmp_path, mo
 def test_a_damaged_vocabulary_is_refused_in_one_line(tmp_path, files, told):
     folder = usual_folder(tmp_path / "hub", tokenizer.get_tokenizer("bundled1536"), **files)
     with pytest.raises(ValueError, match=f"vocab.json .*{re.escape(told)}.*; use another copy of it"):
-        gpt2_hugging_face.read_vocabulary(folder)
+        read_vocabulary(folder)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
     other = {"model": {"vocab": {}, "merges": []}, "pre_tokenizer": {"type": "Whitespace"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
-    told = "tokenizer.json cannot be read .*it does not cut text into words as GPT-2"
+    told = "tokenizer.json cannot be read .*it does not cut text into words as tiktoken"
     with pytest.raises(ValueError, match=told):
-        gpt2_hugging_face.read_vocabulary(tmp_path)
+        read_vocabulary(tmp_path)
 
 
 def test_without_vocabulary_and_network_the_advice_does_not_contradict_itself(tmp_path, monkeypatch):
@@ -373,8 +387,8 @@ def test_without_vocabulary_and_network_the_advice_does_not_contradict_itself(tm
 
     monkeypatch.setattr(tokenizer, "_is_cached", lambda name: False)
     monkeypatch.setattr("requests.head", unreachable)
-    their_model(vocab_size=50257).save_pretrained(tmp_path / "hub")
-    with pytest.raises(ValueError, match="hub has no tiktoken.json, .*copy GPT-2's files into the") as error:
+    without_tokenizer(tmp_path / "hub", vocab_size=50304, used_vocab_size=50257)
+    with pytest.raises(ValueError, match="copy GPT-2's vocab.json .* has no tiktoken.json, ") as error:
         read_folder(tmp_path / "hub")
     assert "--tokenizer" not in str(error.value)  # a folder brings its tokenizer, and refuses another
     with pytest.raises(ValueError, match="set TIKTOKEN_CACHE_DIR to it$"):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-pytest.importorskip("transformers")
+from architecture.gptoss import PRESETS, ModelConfig, Transformer
+from benchmarks import parity
 
-from architecture.gptoss import PRESETS, ModelConfig, Transformer  # noqa: E402
-from benchmarks import parity  # noqa: E402
+pytestmark = pytest.mark.peer
 
 
 @pytest.mark.parametrize(

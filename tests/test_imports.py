@@ -125,7 +125,9 @@ def test_these_files_never_import(pattern, forbidden):
 
 
 def test_importing_loads_nothing_unneeded_and_prints_opens_and_changes_nothing():
-    """In one new process, import each module and then look for modules that must not be loaded yet."""
+    """In one new process, import each module and then look for modules that must not be loaded yet; at last
+    load a model, which must not load torch's compiler: random values on the meta device would.
+    """
     unwanted = {
         "training.config": "torch numpy datasets",
         "training.command_line": "torch numpy datasets yaml",
@@ -139,6 +141,7 @@ def test_importing_loads_nothing_unneeded_and_prints_opens_and_changes_nothing()
         for path in modules(folder)
         if path.name != "__init__.py"
     ]
+    trunk = REPO_ROOT / "tests/fixtures/trunk/checkpoint_6.pt"
     code = f"""
 import importlib, os, sys
 sys.dont_write_bytecode = True
@@ -157,6 +160,10 @@ before = dict(os.environ)
 for name in {names}:
     importlib.import_module(name)
 assert dict(os.environ) == before, "os.environ was changed at import"
+watching = False
+from architecture.registry import load_model
+load_model({str(trunk)!r})
+assert "torch._dynamo" not in sys.modules, "a second for each start of sample.py"
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("", 0), done.stderr

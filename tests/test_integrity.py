@@ -1,6 +1,5 @@
 """A few damaged and crafted files, and the campaign itself; python -m tests.stress.integrity tries thousands."""
 
-import gc
 import re
 import shutil
 import signal
@@ -18,10 +17,7 @@ from tests.stress.fuzzing.materials import NEWEST
 def samples(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        made = integrity.make_samples(tmp_path_factory.mktemp("integrity") / "samples")
-        gc.freeze()  # each case ends with a collection
-        yield made
-        gc.unfreeze()
+        yield integrity.make_samples(tmp_path_factory.mktemp("integrity") / "samples")
 
 
 def test_a_damaged_file_is_refused_or_read_as_it_was_written(samples):

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import re
-import shutil
 import sys
 
 import numpy as np
@@ -154,40 +153,41 @@ def drawn(folder, tag="train/loss"):
     return [(event.step, event.value) for event in tensorboard(folder).Scalars(tag)]
 
 
-def test_a_resumed_run_writes_to_tensorboard_what_its_folder_lacks(tmp_path, capsys, monkeypatch):
+def test_a_new_tensorboard_folder_gets_the_page_and_the_earlier_records(tmp_path, capsys, monkeypatch):
     from tensorboard.summary.writer import event_file_writer as events
 
     # The files of one second are read in the order of the text of this number, in which 10 is before 9.
     monkeypatch.setattr(events, "_global_uid", events.AtomicCounter(0))
-    board = tmp_path / "run"
     charts = page_layout(routed=False, capacity=False, sinks=False, utilisation=False)
 
-    def part(steps, use=True, **arguments):
-        w = writer(tmp_path, tensorboard_dir=board if use else None, **arguments)
+    def part(steps, board=None, **arguments):
+        w = writer(tmp_path, tensorboard_dir=board and tmp_path / board, **arguments)
         w.layout(charts)
         for step in steps:
             w.log(step, {"train/loss": step, "train/grad": math.nan})
             w.text(step, "samples/story", f"story {step}")
         w.close()
 
-    part((1, 2), use=False)
-    part((3, 4), resume_step=2)  # switched on
-    assert f"wrote to {board}/ what it lacked: the records of steps 1 to 2" in capsys.readouterr().err
-    part((5, 6, 7), use=False, resume_step=4)
-    part((7, 8), resume_step=6)  # off in between
-    assert "the records of steps 5 to 6 from metrics.jsonl, without pictures" in capsys.readouterr().err
-    part((9,), resume_step=8)
-    assert "lacked" not in capsys.readouterr().err
-    for damaged in (False, True):
-        assert drawn(board) == [(step, float(step)) for step in range(1, 10)]
-        assert len(tensorboard(board).Tensors("samples/story/text_summary")) == 9
-        assert len(tensorboard(board).Tensors("custom_scalars__config__")) == 1
-        if not damaged:  # moved without its folder, and killed before the folder had all again
-            shutil.rmtree(board)
-            part((), resume_step=9)
-            (file,) = board.iterdir()
-            file.write_bytes(file.read_bytes()[:-400])
-            part((), resume_step=9)
+    part((1, 2))
+    part((3, 4), "a", resume_step=2)  # switched on
+    assert f"wrote the earlier records to {tmp_path}/a/, without pictures" in capsys.readouterr().err
+    part((5, 6, 7), resume_step=4)
+    part((7, 8), "b", resume_step=6)  # off in between: run.py gives it a new folder
+    capsys.readouterr()
+    part((9,), "b", resume_step=8)
+    assert "earlier" not in capsys.readouterr().err
+    for board, end in (("a", 4), ("b", 9)):
+        assert drawn(tmp_path / board) == [(step, float(step)) for step in range(1, end + 1)]
+        assert len(tensorboard(tmp_path / board).Tensors("samples/story/text_summary")) == end
+        assert len(tensorboard(tmp_path / board).Tensors("custom_scalars__config__")) == 1
+
+
+def test_a_checkpoint_has_its_records_in_the_files_of_tensorboard(tmp_path):
+    w = writer(tmp_path, tensorboard_dir=tmp_path / "run")
+    w.log(1, {"train/loss": 1})
+    w.sync()  # a kill after this moment loses none of them
+    assert drawn(tmp_path / "run") == [(1, 1.0)]
+    w.close()
 
 
 def test_a_missing_tensorboard_is_named_with_the_way_out(tmp_path, monkeypatch):

@@ -66,11 +66,6 @@ def test_the_bundled_source_shuffles_and_resumes():
     assert next(resumed) == next(shuffled) and len(set(first)) == 5
 
 
-def test_a_split_of_another_name_is_refused():
-    with pytest.raises(ValueError, match="'test'.*'train' or 'validation'"):
-        open_dataset("bundled", split="test")
-
-
 @pytest.mark.parametrize(
     "fault",
     [

@@ -22,6 +22,7 @@ from training.config import TrainConfig
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LARGEST_YAML = 1_000_000  # bytes
 MOST_VALUES = 100_000  # in a YAML file, with each alias (*name) counted as the values that it stands for
+ODD_NUMBER = re.compile(r"[-+]?0\w+|.*:.*")  # 010 is 8 in YAML, 0x10 is 16, 1:30 is 90
 
 
 class CommandLine(NamedTuple):
@@ -123,9 +124,9 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         sizes: dict[Any, float] = {}
         size = _size(node, sizes) if node else 0
         keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        odd = next(filter(_is_oddly_spelled, sizes), None)
-        meant = odd and loader.construct_object(odd)
-        meant = int(meant) if isinstance(meant, str) else meant  # 08 is text in YAML
+        numbers = (node for node in sizes if node.tag.endswith((":int", ":float")))
+        odd = [node for node in numbers if ODD_NUMBER.fullmatch(node.value)]
+        meant = [loader.construct_object(node) for node in odd[:1]]
         values = loader.construct_document(node) if 0 < size <= MOST_VALUES and not odd else None
     except RecursionError:
         raise ValueError(f"{path}: is not valid YAML: it is nested too deeply") from None
@@ -142,9 +143,9 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         )
     if odd:
         raise ValueError(
-            f"{path}: line {odd.start_mark.line + 1}: a number must be in plain digits, because YAML takes 010 "
-            f"for 8 and 1:30 for 90; got {shown(odd.value)}, which counts as {shown(meant)}; write "
-            f"{shown(meant)} or the number that you mean, and text in quotes"
+            f"{path}: line {odd[0].start_mark.line + 1}: a number must be in plain digits, because YAML takes 010 "
+            f"for 8 and 1:30 for 90; got {shown(odd[0].value)}, which counts as {shown(meant[0])}; write "
+            f"{shown(meant[0])} or the number that you mean, and text in quotes"
         )
     if values is None:
         return {}
@@ -175,16 +176,6 @@ def _yaml_text(path: Path) -> str:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: must be a YAML file in UTF-8; it is not UTF-8") from None
-
-
-def _is_oddly_spelled(node: Any) -> Any:
-    """Whether a YAML node is a number that a flag reads as another number, or not at all; also 08 and 09."""
-    kind = node.tag.rpartition(":")[2]
-    if kind == "int":
-        return re.search(r"\d", node.value) and not re.fullmatch(r"[-+]?(0|[1-9]\d*(_\d+)*)", node.value)
-    if kind == "float":
-        return ":" in node.value
-    return kind == "str" and node.style is None and re.fullmatch(r"[-+]?0(_?\d)+", node.value)
 
 
 def _size(node: Any, sizes: dict[Any, float]) -> float:

@@ -155,11 +155,11 @@ CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", 
 # Settings of one call, not of the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
-# Settings that a call reads which trains nothing. The fields of the model are read by both.
-READ_BY_HELP = frozenset({"model", "model_size"})
-READ_BY_EVALUATION = READ_BY_HELP | {
-    *("recipe", "dataset", "val_dataset", "text_column", "tokenizer", "packing", "batch_size", "block_size"),
-    *("eval_tokens", "final_eval_tokens", "eval_only", "device", "dtype", "attention", "experts", "threads"),
+# Settings that --eval_only reads, beside the fields of the model.
+READ_BY_EVALUATION = (CHANGES_BITS - {"compile"}) | {
+    *DATA,
+    *("model", "model_size", "recipe", "tokenizer", "packing", "batch_size", "block_size"),
+    *("eval_tokens", "final_eval_tokens", "eval_only"),
 }
 
 # Settings whose default leaves the choice to the run. The saved config holds what was chosen.
@@ -190,7 +190,7 @@ def check_resume(
         if asked[name] == defaults[name]:
             del asked[name]  # "auto" asks for nothing
 
-    before, free = saved_model | saved, RESUMABLE_CHANGES | {*DATA} | CHANGES_BITS
+    before, free = saved_model | saved, RESUMABLE_CHANGES | {*DATA, "extend"} | CHANGES_BITS
     for name, value in (asked | model_overrides).items():
         was = before.get(name)
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples

@@ -67,29 +67,15 @@ def step_seconds(cfg: TrainConfig, config: Any, machine: Machine) -> float:
 EVALUATION = 3
 
 
-def planned_steps(cfg: TrainConfig, config: Any, machine: Machine | None) -> float:
-    """Steps of a run, estimated for max_minutes; infinite if the machine's speed is not known."""
-    if cfg.max_iters is not None:
-        return cfg.max_iters
-    return 60 * cfg.max_minutes / step_seconds(cfg, config, machine) if machine else math.inf
-
-
-def bounded_evaluations(
-    cfg: TrainConfig, config: Any, given: frozenset[str]
-) -> tuple[TrainConfig, tuple[str, ...]]:
-    """The settings of a new run with fewer eval_tokens if one evaluation would take longer than the training,
-    unless eval_tokens was given, and a line that says so.
+def bounded_evaluations(cfg: TrainConfig, given: frozenset[str]) -> tuple[TrainConfig, tuple[str, ...]]:
+    """The settings of a new run of max_iters with fewer eval_tokens if one evaluation would take longer than the
+    training, and a line that says so; unless eval_tokens was given.
     """
-    most = max(
-        EVALUATION * planned_steps(cfg, config, this_machine(cfg.device, cfg.dtype)) * cfg.slots_per_step,
-        cfg.block_size,
-    )
-    if most >= cfg.eval_tokens or "eval_tokens" in given:
+    most = max(EVALUATION * (cfg.max_iters or math.inf) * cfg.slots_per_step, cfg.block_size)
+    if cfg.resume or cfg.eval_only or most >= cfg.eval_tokens or "eval_tokens" in given:
         return cfg, ()
-    cfg = replace(cfg, eval_tokens=int(most))
-    return cfg, (
-        f"an evaluation scores {cfg.eval_tokens:,} tokens, so that it takes no longer than the training",
-    )
+    line = f"an evaluation scores {most:,} tokens, so that it takes no longer than the training"
+    return replace(cfg, eval_tokens=most), (line,)
 
 
 def closing_tokens(cfg: TrainConfig, trained: int) -> int | None:
@@ -173,22 +159,24 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         lines.append(f"run              {cfg.max_minutes:g} minutes of training")
     else:
         tokens = per_step * cfg.max_iters
-        work = f"{cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
-        lines.append(f"run              {work}")
-    if cfg.final_eval_tokens == "all":
-        lines.append("                 the closing evaluation on all validation tokens is not in these times")
+        lines.append(
+            f"run              {cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
+        )
+    all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
         taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
-        seconds = step_seconds(cfg, config, machine)
         room = available if machine is here else machine.memory
         if taken > (room or math.inf):
             outcome = "does not fit"
         else:
-            steps = planned_steps(cfg, config, machine)
+            seconds = step_seconds(cfg, config, machine)
+            steps = cfg.max_iters or 60 * cfg.max_minutes / seconds
             outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
-            outcome = outcome if cfg.max_iters is None else _duration(steps * seconds)
-            outcome += f"; evaluations: {_duration(evaluation_seconds(cfg, config, machine, steps))} at most"
+            if cfg.max_iters:
+                outcome = _duration(steps * seconds)
+            scoring = evaluation_seconds(cfg, config, machine, steps)
+            outcome += f"; evaluations: {_duration(scoring)} at most{all_but}"
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)

@@ -7,9 +7,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from shlex import quote
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from training.step import StepResult
 from training.validation import Evaluation
 
 NARRATE_SECONDS = 15.0
+GAP = 0.25  # of validation loss above training loss, as a share of it, that means overfitting
 PAGE = "http://localhost:6006/#custom_scalars"  # the default port of TensorBoard, and our layout
 SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # for the stories
 
@@ -47,8 +49,7 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
     if result.load is not None:
         record["train/balance_loss"] = float(result.balance_loss)
         record["train/z_loss"] = float(result.z_loss)
-        violation = max_violation(result.load)
-        record |= instruments.by_layer("moe/max_violation", result.layers, violation)
+        record |= instruments.by_layer("moe/max_violation", result.layers, max_violation(result.load))
         if getattr(run.model.config, "capacity_factor", None) is not None:
             record |= instruments.by_layer("moe/dropped", result.layers, result.dropped)
     return record
@@ -131,6 +132,20 @@ def show_evaluation(
     writer.say(f"step {step}: validation loss {in_words(found)}")
 
 
+def overfitting(val: float, train: Sequence[float], epoch: int) -> str:
+    """What to say if the validation loss is far above the training loss in the third pass or later, else "".
+
+    train: the training losses since the evaluation before.  epoch: the pass, counted from 0.
+    """
+    if epoch < 2 or not train or val <= (1 + GAP) * fmean(train):
+        return ""
+    return (
+        f"overfitting: in pass {epoch + 1} over the data, validation loss is {val:.4f}, and training loss "
+        f"{fmean(train):.4f}; use more text, a smaller model or a shorter run (sample.py --best takes the "
+        "checkpoint of lowest validation loss)"
+    )
+
+
 def in_words(found: Evaluation) -> str:
     half_width = "unknown" if found.half_width is None else f"{found.half_width:.4f}"
     return (
@@ -208,24 +223,12 @@ def activation() -> str:
     return f"  source {quote(str(script))}\n"
 
 
-def first_words(tokenizer: Any, ids: torch.Tensor) -> str:
-    """Up to four words from the start of a validation row, (T,) int64, as a prompt that fits the data."""
-    documents = tokenizer.decode(ids[:16].tolist()).split(tokenizer.decode([tokenizer.eot_token]))
-    words = next(filter(None, documents), "").split()
-    text = " ".join(words[:4] if len(words) > 4 else words[:-1])  # the last word may be cut off
-    return text if text.isprintable() and not text.startswith("-") else ""
-
-
-def summary(
-    run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path, prompt: str
-) -> str:
+def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
     """The text at the end of a run: stories, figures and the next commands."""
     told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
-    prompt = f" --prompt {quote(prompt)}" if prompt else ""
     if run.tensorboard_dir:
-        folder = quote(str(Path(run.tensorboard_dir).parent))
-        board = f"\n  tensorboard --logdir {folder}    # then open {PAGE}"
+        board = f"\n  tensorboard --logdir {quote(cfg.tensorboard_root)}    # then open {PAGE}"
     data = "".join(  # without these flags a new run would take the default data
         f" --{field} {quote(value)}"
         for field in ("dataset", "val_dataset", "text_column")
@@ -238,7 +241,7 @@ def summary(
         f"({final['tokens_per_second']:,.0f} tokens/s), in pass {run.loader.progress.epoch + 1} over the data\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
-        f"  python sample.py --checkpoint {name}{prompt}{board}\n"
+        f"  python sample.py --checkpoint {name}{board}\n"
         f"  python -m evaluation.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

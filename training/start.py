@@ -26,7 +26,6 @@ from training.config import (
     CHANGES_BITS,
     DATA,
     READ_BY_EVALUATION,
-    READ_BY_HELP,
     ContextTrainConfig,
     TrainConfig,
     check_resume,
@@ -44,7 +43,9 @@ class Start(NamedTuple):
     config: Any  # the config of the model
     saved: dict[str, Any] | None = None  # the checkpoint that the weights come from
     lines: tuple[str, ...] = ()  # remarks on the settings, printed first
-    data: dict[str, Any] | None = None  # the identity of the run's data, which is read again; {} = unknown
+    data: dict[
+        str, Any
+    ] = {}  # the identity of the data that the checkpoint was trained on, if it is read again
 
 
 def resolve(command: CommandLine) -> Start:
@@ -52,47 +53,27 @@ def resolve(command: CommandLine) -> Start:
 
     Raises ValueError for settings that do not fit each other, the tokenizer, the checkpoint or the machine.
     """
-    require_read(command)
-    command, extension, lines = with_extension(with_resumed_folder(command))
-    asked = [name for name in ("resume", "eval_only", "init_from") if getattr(command.config, name)]
-    if len(asked) > 1:
-        named = ["resume_from" if name == "resume" and command.config.resume_from else name for name in asked]
-        raise ValueError(f"{' and '.join(named)} each name the weights to start from; keep one of them")
-    where = {"resume": continued_run, "eval_only": given_weights, "init_from": given_weights}
-    start = where[asked[0]](command) if asked else new_model(command)
-    start = start._replace(cfg=replace(start.cfg, **extension), lines=(*lines, *start.lines))
+    ways = {"resume": continued_run, "resume_from": continued_run, "extend": continued_run}
+    ways |= {"eval_only": given_weights, "init_from": given_weights}
+    asked = [name for name in ways if getattr(command.config, name)]
+    if len(asked) > 1 and asked not in (["resume", "resume_from"], ["resume", "extend"]):
+        raise ValueError(f"{' and '.join(asked)} each name the weights to start from; keep one of them")
+    start = ways[asked[0]](command) if asked else new_model(command)
     cfg, on = start.cfg, device.choose_device(start.cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
-    bounded = ()
-    if not (cfg.resume or cfg.eval_only):
-        cfg, bounded = costs.bounded_evaluations(cfg, start.config, command.given)
+    cfg, bounded = costs.bounded_evaluations(cfg, command.given)
     return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
 
 
 def require_read(command: CommandLine) -> None:
-    """Raise ValueError for a flag that --eval_only or --help_model would ignore.
-
-    A YAML file may hold the settings of a whole run; a line names those that are not read.
-    """
-    cfg, given = command.config, command.given
-    mode, read = ("help_model", READ_BY_HELP) if command.help_model else ("eval_only", READ_BY_EVALUATION)
-    if not command.help_model and not cfg.eval_only:
-        return
-    unread = given & {f.name for f in fields(cfg)} - read
-    if flags := ", ".join(f"--{name}" for name in sorted(unread & command.flags)):
+    """Raise ValueError for a flag that --eval_only would ignore. A YAML file may hold the settings of a run."""
+    if unread := command.flags & {f.name for f in fields(command.config)} - READ_BY_EVALUATION:
+        flags = ", ".join(f"--{name}" for name in sorted(unread))
         raise ValueError(
-            f"--{mode} trains nothing, so it has no use for {flags}; leave out what it cannot use"
+            f"--eval_only trains nothing, so it has no use for {flags}; leave out what it cannot use"
         )
-    if cfg.eval_only and {"eval_tokens", "final_eval_tokens"} <= command.flags:
-        raise ValueError(
-            "--eval_tokens and --final_eval_tokens both bound the tokens of --eval_only; give one"
-        )
-    if unread:
-        say(f"--{mode} does not read {', '.join(sorted(unread))} of the --config file")
-    if cfg.eval_only and {"dataset", "val_dataset"} <= command.flags:
-        say(f"--eval_only scores val_dataset {cfg.val_dataset}, and does not read dataset {cfg.dataset}")
 
 
 def require_resources(start: Start) -> None:
@@ -112,12 +93,7 @@ def check_data(start: Start, train: Source | None, validation: Source) -> tuple[
     cfg = start.cfg
     if start.data:
         path = cfg.eval_only or checkpoint.checkpoint_path(cfg.out_dir, start.saved["step"])
-        way_out = "name the original data with --dataset and --val_dataset, or " + (
-            "evaluate on other data with --val_dataset"
-            if cfg.eval_only
-            else f"start a new run from the weights with --init_from {path} --out_dir NEW"
-        )
-        checkpoint.require_same_data(start.data, checkpoint.data_identity(train, validation), path, way_out)
+        checkpoint.require_same_data(start.data, checkpoint.data_identity(train, validation), path)
     elif cfg.resume:
         return (
             "this checkpoint is from a version that did not store what its data is; later checkpoints hold "
@@ -226,11 +202,9 @@ def new_config(command: CommandLine, n_vocab: int) -> Any:
 def require_context(cfg: TrainConfig, config: Any) -> None:
     """Raise ValueError if rows are longer than the model's context."""
     if cfg.block_size > config.context_limit:
-        names = ("initial_context_length", "rope_scaling_factor")
-        product = " * ".join(name for name in names if hasattr(config, name))
         raise ValueError(
-            f"block_size must be at most the model's context limit of {config.context_limit} tokens "
-            f"({product}), got {cfg.block_size}; lower block_size or raise the limit"
+            f"block_size must be at most the model's context limit of {config.context_limit} tokens, got "
+            f"{cfg.block_size}; lower block_size or raise initial_context_length"
         )
 
 
@@ -238,6 +212,8 @@ def given_weights(command: CommandLine) -> Start:
     """The start from the weights of a checkpoint, for a new run or an evaluation."""
     purpose = "eval_only" if command.config.eval_only else "init_from"
     cfg = command.config
+    if cfg.eval_only:
+        require_read(command)
     path = find_checkpoint(getattr(cfg, purpose), say)
     with checkpoint.naming_a_good_one(path):
         saved = registry.read_weights(path)
@@ -253,17 +229,14 @@ def given_weights(command: CommandLine) -> Start:
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
-    data_identity = None
+    data_identity = {}
     brought[purpose] = str(path)  # the file, because the newest checkpoint of a folder changes
     if cfg.eval_only:  # the loss of a token depends on the rest of its row
         rows = {"block_size", "packing"} - command.given
         brought |= {name: before[name] for name in rows & before.keys()}
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # the loss on other data could not be compared with those that the run logged
-        data = {name: before[name] for name in DATA if name not in command.given}
-        brought |= data
-        told = ", ".join(f"{name} {held}" for name, held in data.items() if held != getattr(type(cfg), name))
-        say(f"evaluating on the data of {path}: {told}")
+        brought |= {name: before[name] for name in DATA if name not in command.given}
         data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides
     config = registry.config_from_dict(model, saved["config"] | overrides)
@@ -274,27 +247,16 @@ def given_weights(command: CommandLine) -> Start:
 
 def require_same_shapes(saved: dict[str, Any], config: Any, overrides: dict[str, Any], path: Any) -> None:
     """Raise ValueError if the checkpoint's tensors do not fit, and name the overrides that cause it."""
-    if not overrides:
-        return
     model = saved["model_name"]
     held = registry.config_from_dict(model, saved["config"])
-    shapes = parameter_shapes(model, held)
-    if parameter_shapes(model, config) == shapes:
+    if not overrides or parameter_shapes(model, config) == parameter_shapes(model, held):
         return
-
-    def fits(name: str) -> bool:
-        try:
-            alone = replace(held, **{name: getattr(config, name)})
-        except ValueError:  # valid only together with the other overrides
-            return False
-        return parameter_shapes(model, alone) == shapes
-
     told = " and ".join(
         f"{name} {as_text(getattr(held, name), name)} (got {as_text(getattr(config, name), name)})"
         for name in asdict(held)
-        if name in overrides and not fits(name)
+        if getattr(held, name) != getattr(config, name)
     )
-    raise ValueError(f"the weights of {path} are of a model with {told}; leave these settings out")
+    raise ValueError(f"the weights of {path} are of a model with {told}; leave out what changes its shapes")
 
 
 def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
@@ -305,34 +267,40 @@ def parameter_shapes(model: str, config: Any) -> dict[str, torch.Size]:
 
 def continued_run(command: CommandLine) -> Start:
     """The continuation of the run in out_dir, with its saved settings."""
+    command = with_resumed_folder(command)
     asked = command.config
-    path = Path(asked.resume_from) if asked.resume_from else require_latest(asked.out_dir)
     if asked.carries:
         command = with_segment_length(command)
-    with checkpoint.naming_a_good_one(path):
-        saved = read_checkpoint(path, way_out=checkpoint.OLDER)
-    require_program(asked, saved["model_name"])
-    checkpoint.require_run(saved, path)
+    path = Path(asked.resume_from) if asked.resume_from else require_latest(asked.out_dir)
+    saved = read_run(path, asked)
     before = checkpoint.saved_settings(saved, path, type(asked))
-    cfg = check_resume(
-        before,
-        command.config,
-        saved["config"],
-        command.model_overrides,
-        command.given,
-    )
+    cfg = check_resume(before, command.config, saved["config"], command.model_overrides, command.given)
+    lines: tuple[str, ...] = ()
+    if asked.extend:
+        cfg, lines = extended(cfg, before)
+        saved = read_run(Path(cfg.resume_from or path), asked)
     require_saved_device(cfg, before, saved["step"])
     changed = ", ".join(
         f"{name} {as_text(getattr(cfg, name))} (was {as_text(before[name])})"
         for name in sorted(CHANGES_BITS & before.keys())
         if getattr(cfg, name) != before[name]
     )
-    line = f"{changed}: after step {saved['step']} the bits differ from those of a run without this change"
+    if changed:
+        told = f"after step {saved['step']} the bits differ from those of a run without this change"
+        lines = (*lines, f"{changed}: {told}")
     earlier_starts(cfg.out_dir)  # raises for a damaged config.json before a file changes
     config = registry.config_from_dict(saved["model_name"], saved["config"])
-    lines = (line,) if changed else ()
-    tokenizer = tokenizer_from_state(saved["tokenizer"])
-    return Start(cfg, tokenizer, config, saved, lines, checkpoint.saved_identity(saved))
+    identity = checkpoint.saved_identity(saved)
+    return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved, lines, identity)
+
+
+def read_run(path: Path, cfg: TrainConfig) -> dict[str, Any]:
+    """The checkpoint of a run that this program can continue."""
+    with checkpoint.naming_a_good_one(path):
+        saved = read_checkpoint(path, way_out=checkpoint.OLDER)
+    require_program(cfg, saved["model_name"])
+    checkpoint.require_run(saved, path)
+    return saved
 
 
 def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> None:
@@ -343,68 +311,47 @@ def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> 
         if cfg.device != saved.get("device"):
             raise  # the device was given
         here = device.choose_device("auto")
-        flags = f"--device {here} --dtype {device.choose_dtype('auto', here)}"
-        if here.type != "cuda":
-            flags += " --compile off" + (" --attention sdpa" if cfg.attention == "flex" else "")
+        plain = "" if here.type == "cuda" else " --compile off --attention sdpa"
         raise ValueError(
-            f"the run was on device {cfg.device}, which this machine does not have; to continue it here, "
-            f"with other last bits after step {step}, add {flags}"
+            f"the run was on device {cfg.device}, which this machine does not have; to continue it here, with "
+            f"other last bits after step {step}, add --device {here} --dtype {device.choose_dtype('auto', here)}"
+            f"{plain}"
         ) from None
 
 
-def with_extension(command: CommandLine) -> tuple[CommandLine, dict[str, Any], tuple[str, ...]]:
-    """The command of --extend as a resume, the settings that the extension changes, and a line about it.
+def extended(cfg: TrainConfig, before: dict[str, Any]) -> tuple[TrainConfig, tuple[str, ...]]:
+    """The settings of a finished run with cfg.extend more steps, and a line about them.
 
-    The checkpoint to go on from is the last one before the decay, so that its learning rates are those of the
-    longer run, too: the steps of the warmup stay the same. Without one, a schedule of the new steps alone
-    begins at the end.
+    before: its saved settings.  The run goes on from the last checkpoint before the decay, so that the learning
+    rates until there are those of the longer run, too: the steps of the warmup stay the same. Without one, a
+    schedule of the new steps alone begins at the end.
     """
-    asked = command.config
-    if asked.extend is None:
-        return command, {}, ()
-    if asked.resume_from or asked.init_from or asked.eval_only:
+    end, more = closing_step(cfg.out_dir), cfg.extend
+    if end is None or end < (cfg.max_iters or 0):
         raise ValueError(
-            "extend chooses the checkpoint to go on from in out_dir; leave resume_from, init_from and "
-            "eval_only out"
+            f"extend needs a finished run, and the run in {cfg.out_dir} is not at its end; let it finish "
+            f"with --resume --out_dir {quote(cfg.out_dir)}, then extend it"
         )
-    newest, end = require_latest(asked.out_dir), closing_step(asked.out_dir)
-    with checkpoint.naming_a_good_one(newest):
-        saved = read_checkpoint(newest, way_out=checkpoint.OLDER)
-    require_program(asked, saved["model_name"])
-    checkpoint.require_run(saved, newest)
-    settings = checkpoint.saved_settings(saved, newest, type(asked))
-    before = check_resume(settings, asked, saved["config"], {}, frozenset())
-    if end is None or end < (before.max_iters or 0):
-        raise ValueError(
-            f"extend needs a finished run, and the run in {asked.out_dir} is not at its end; let it finish "
-            f"with --resume --out_dir {quote(asked.out_dir)}, then extend it"
-        )
-    total, length = end + asked.extend, before.extend or end
-    last = end - before.decay * length + 0.5  # end of the plateau: a step takes the rate at its middle
-    first = end - length + before.warmup * length
-    kept = [path for step, path in checkpoints_by_step(asked.out_dir).items() if first < step <= last]
-    plateau = before.schedule == "wsd" and before.max_iters is not None
-    changes = {"max_iters": total, "max_minutes": None, "extend": asked.extend}
-    one_run = f"the curve is not that of one run of {total:,} steps"
-    if plateau and kept:
-        newest, longer = kept[-1], length + asked.extend
-        changes |= {"extend": before.extend and longer, "warmup": before.warmup * length / longer}
-        if before.extend is None:
-            one_run += f", unless its --warmup is {changes['warmup']:.6g}"
-        line = f"from {newest}, the last before the decay, which is made again at the new end"
-    else:
-        reason = "no checkpoint from before the decay is kept" if plateau else "it has no plateau in steps"
-        line = f"from the finished weights ({reason}), with a new schedule over the new steps"
-    cfg = replace(asked, resume=True, resume_from=str(newest), extend=None)
-    command = command._replace(config=cfg, given=command.given - {"extend"})
-    return command, changes, (f"extended by {asked.extend:,} steps {line}; {one_run}",)
+    length = before.get("extend") or end
+    last = end - cfg.decay * length + 0.5  # end of the plateau: a step takes the rate at its middle
+    first = end - length + cfg.warmup * length
+    kept = [path for step, path in checkpoints_by_step(cfg.out_dir).items() if first < step <= last]
+    how = "from the finished weights, with a new schedule over the new steps"
+    if kept and cfg.schedule == "wsd" and cfg.max_iters:
+        how = f"from {kept[-1]}, the last before the decay, which is made again at the new end"
+        extend = length + more if before.get("extend") else None
+        warmup = cfg.warmup * length / (length + more)
+        cfg = replace(cfg, resume_from=str(kept[-1]), extend=extend, warmup=warmup)
+    cfg = replace(cfg, max_iters=end + more, max_minutes=None)
+    line = f"extended by {more:,} steps {how}; the curve is not that of one run of {cfg.max_iters:,} steps"
+    return cfg, (line,)
 
 
 def with_resumed_folder(command: CommandLine) -> CommandLine:
-    """Replace --resume_from FILE by --resume with the folder of the file."""
+    """Set --resume, and the folder of the file for --resume_from FILE."""
     cfg = command.config
     if cfg.resume_from is None:
-        return command
+        return command._replace(config=replace(cfg, resume=True))
     path = Path(cfg.resume_from)
     out_dir = Path(cfg.out_dir) if "out_dir" in command.given else path.parent
     if path.resolve() not in {other.resolve() for other in checkpoint.checkpoints(out_dir)}:

@@ -1,5 +1,6 @@
 """The command behind train.py and train_context.py: read the flags, build the model, train or evaluate it."""
 
+import functools
 import sys
 import typing
 from dataclasses import fields, replace
@@ -31,27 +32,24 @@ def run(command: CommandLine) -> int:
     from training import costs, start, trainer
 
     if command.help_model:
-        start.require_read(command)
         return print_model_fields(command.config, command.model_overrides)
     cfg, tokenizer, config, saved, lines, held = begun = start.resolve(command)
     if cfg.dry_run:
-        cls = registry.model_class(cfg.model)  # the next line raises for a backend that this machine lacks
-        checkpoint.without_values(cls, config, attention=cfg.attention, experts=cfg.experts)
+        checkpoint.without_values(  # raises for a backend that this machine lacks
+            registry.model_class(cfg.model), config, attention=cfg.attention, experts=cfg.experts
+        )
         room = device.available_memory(torch.device(cfg.device))
-        if cfg.resume:
-            lines = (*lines, f"continues at step {saved['step']:,}; the figures are those of the whole run")
         print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
     start.require_resources(begun)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
-    data = {"val_dataset": cfg.val_dataset, "text_column": cfg.text_column}
-    of_run = held or {}  # what the checkpoint holds of the data, which is opened again
-    data |= {"identity": of_run.get("training data")}
-    source = None if cfg.eval_only else open_dataset(cfg.dataset, split="train", **data)
-    data |= {"identity": of_run.get("validation data")}
-    validation = open_dataset(cfg.dataset, split="validation", **data)
+    open_split = functools.partial(
+        open_dataset, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
+    )
+    source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
+    validation = open_split(split="validation", identity=held.get("validation data"))
     lines += start.check_data(begun, source, validation)
     generator = torch.Generator().manual_seed(cfg.seed)
     model = registry.build_model(
@@ -65,9 +63,8 @@ def run(command: CommandLine) -> int:
         cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
     )
     if cfg.eval_only:
-        bounds = ("final_eval_tokens", "eval_tokens")
-        tokens = next((getattr(cfg, name) for name in bounds if name in command.given), None)
-        tokens = None if tokens == "all" else tokens
+        bounds = [getattr(cfg, name) for name in command.given & {"final_eval_tokens", "eval_tokens"}]
+        tokens = min((bound for bound in bounds if isinstance(bound, int)), default=None)
         print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
         return 0
     try:
@@ -101,6 +98,5 @@ def print_model_fields(cfg: TrainConfig, overrides: dict[str, typing.Any]) -> in
         kind = kind.removeprefix("Literal") if kind.startswith("Literal") else kind
         value = as_text(getattr(preset, name), name)
         print(f"  --{name:<24} {kind:<32} {value:<8} {meanings[name]}")
-    presets = model_class(cfg.model).presets
-    print(f"model sizes: {', '.join(presets)}")
+    print(f"model sizes: {', '.join(model_class(cfg.model).presets)}")
     return 0

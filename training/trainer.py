@@ -27,14 +27,12 @@ from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens
-from training.monitor.metrics import read_metrics
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
-from training.monitor.overfitting import Overfitting
 from training.optimizer import learning_rate, set_learning_rate
 from training.state import checkpoint
 from training.state.checkpoint import Progress
 from training.state.interrupt import StopRequest
-from training.state.run import Run, open_run, refuse_if_finished, save
+from training.state.run import Run, open_run, save
 from training.step import StepResult, accumulate_gradients, apply_gradients
 from training.validation import Evaluation, Interrupted, evaluate
 
@@ -70,18 +68,13 @@ def train(
     batches = functools.partial(scored_batches, cfg, validation, tokenizer)
     # All evaluations score these tokens. Reading them first finds bad data before a file is written.
     fixed = list(batches(max_tokens=cfg.eval_tokens))
-    newest = checkpoint.latest_checkpoint(cfg.out_dir)
-    if resumed and (not cfg.resume_from or Path(cfg.resume_from) == newest):
-        refuse_if_finished(cfg)  # before a file changes; open_run repeats it under the lock
-    identity = checkpoint.data_identity(source, validation)
     with (
-        open_run(cfg, model, tokenizer, source, resumed, identity) as (run, progress),
+        open_run(cfg, model, tokenizer, source, validation, resumed) as (run, progress),
         saving_if_memory_runs_out(run, progress),
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         run.writer.layout(reporting.layout(run))
-        metrics = Path(cfg.out_dir) / "metrics.jsonl"
-        watch, evaluated = Overfitting(read_metrics(metrics) if resumed else ()), None
+        losses, evaluated = [], None  # of training, since the last evaluation
         logged = (progress.tokens, progress.seconds)
         while progress.share_done(cfg) < 1:
             began = time.perf_counter()
@@ -96,27 +89,27 @@ def train(
                 record |= reporting.step_record(run, result)
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
-                watch.add(record)
+                losses.append(record["train/loss"])
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
-            if evaluating or saving:
-                require_finite_weights(run, step)
+            if (evaluating or saving) and (where := non_finite_parameter(run.model)):
+                raise not_finite(
+                    run, step, where
+                )  # an update can overflow although its gradients were finite
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
-                watch.add({"val/loss": evaluated[1].loss})
-                if line := watch.line(run.loader.progress.epoch):
+                if line := reporting.overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
                     run.writer.say(line)
+                losses = []
             if saving:  # after all records of this step, because resuming drops records after a checkpoint
                 path = save(run, progress, evaluated)
             if stopping:
                 raise Stopped(run.stop, path, cfg.program)
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens
         most = closing_tokens(cfg, progress.tokens)
-        same = all_scored or most == cfg.eval_tokens
-        found = evaluated[1] if evaluated and same else None
-        prompt = reporting.first_words(tokenizer, fixed[0]["input_ids"][0])
-        close(run, progress, batches(max_tokens=most), found, prompt, most)
+        found = evaluated[1] if evaluated and (all_scored or most == cfg.eval_tokens) else None
+        close(run, progress, batches(max_tokens=most), found, most)
 
 
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
@@ -165,20 +158,14 @@ def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
             raise
         told = f"out of memory after step {progress.step} ({first_line(error)})"
         traceback.clear_frames(error.__traceback__)  # they hold activations, and saving needs their memory
-    for optimizer in run.optimizers:
-        optimizer.zero_grad()
-    cfg, path = run.cfg, checkpoint.checkpoint_path(run.cfg.out_dir, progress.step)
-    if run.consistent and not path.exists():
+    if run.consistent and not checkpoint.checkpoint_path(run.cfg.out_dir, progress.step).exists():
         position, rng = run.consistent
         checkpoint.set_rng_state(rng, run.device)  # a step with dropout may have begun
         with contextlib.suppress(MemoryError, RuntimeError):
             save(run, progress, None, position)
-    if not (path := checkpoint.latest_checkpoint(cfg.out_dir)):
-        folder = quote(cfg.out_dir)
-        raise ValueError(f"{told}; rm -r {folder}, and lower batch_size, block_size or the model")
     raise ValueError(
-        f"{told}; the newest checkpoint is {path}; free memory and continue with: python {cfg.program} --resume "
-        f"--out_dir {quote(cfg.out_dir)}, or use its weights for a run with a lower batch_size: --init_from {path}"
+        f"{told}; {newest_checkpoint(run)}; free memory, or start a run with a lower batch_size "
+        "(--init_from takes the weights of a checkpoint)"
     )
 
 
@@ -197,18 +184,14 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
 
 def not_finite(run: Run, step: int, where: str) -> ValueError:
     """The error for a loss, gradient or weight that is not finite."""
-    good = checkpoint.latest_checkpoint(run.cfg.out_dir)
-    last = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-    return ValueError(f"step {step} is not finite, first in {where}; {last}; try a lower --lr or --grad_clip")
+    return ValueError(
+        f"step {step} is not finite, first in {where}; {newest_checkpoint(run)}; try a lower --lr or --grad_clip"
+    )
 
 
-def require_finite_weights(run: Run, step: int) -> None:
-    """Raise ValueError if a weight is not finite, so that no checkpoint holds such weights.
-
-    An update can overflow although its gradients were finite.
-    """
-    if where := non_finite_parameter(run.model):
-        raise not_finite(run, step, where)
+def newest_checkpoint(run: Run) -> str:
+    newest = checkpoint.latest_checkpoint(run.cfg.out_dir)
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
 def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) -> Evaluation:
@@ -239,21 +222,17 @@ def close(
     progress: Progress,
     batches: Iterable[dict[str, torch.Tensor]],
     found: Evaluation | None,
-    prompt: str,
     most: int | None,
 ) -> None:
     """Do the final evaluation, then log and print the figures, stories and the next commands.
 
-    found: the last evaluation, if it scored the same tokens.  prompt: for the command that samples.
-    most: tokens of the final evaluation; None for all.
+    found: the last evaluation, if it scored the same tokens.  most: tokens of the final evaluation; None for all.
     """
     cfg = run.cfg
     path = checkpoint.checkpoint_path(cfg.out_dir, progress.step)
     if found is None:
-        many = f"{most:,} validation tokens" if most else "all validation tokens"
-        if cfg.final_eval_tokens is None:
-            many = f"all validation tokens, at most {most:,}, so that it takes no longer than the training"
-        run.writer.say(f"closing evaluation on {many} ...")
+        many = f"at most {most:,}" if most else "all"
+        run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
             batches = reporting.narrated(batches, run.writer.say)
             found = score(run, batches, should_stop=lambda: bool(run.stop))
@@ -269,7 +248,7 @@ def close(
         final,
         {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
     )
-    run.writer.say(reporting.summary(run, final, found, stories, path, prompt))
+    run.writer.say(reporting.summary(run, final, found, stories, path))
 
 
 def scored_batches(

@@ -70,7 +70,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums, by_position, routing = [], [], RoutingSums(keep_choices)
-    segments, documents, carry = SegmentSums(), DocumentSums(eot, lanes), None
+    segments, documents, segment, ended, carry = NumberedSums(), NumberedSums(), 0, 0, None
     try:
         for batch in batches:
             if should_stop():
@@ -84,23 +84,26 @@ def evaluate(
             whole = (out.loss_sum, out.num_targets, nats, num_bytes)
             sums.append(torch.stack([x.to(nats.dtype) for x in whole]).cpu())  # the one synchronization
             by_position.append(torch.stack((losses.sum(0), counted.sum(0))).cpu().double())
-            documents.add(batch["targets"].cpu(), losses.cpu())
+            document, ended = document_numbers(batch["targets"].cpu(), ended, eot, lanes)
+            documents.add(document, losses, counted)
             if "reset" in batch:
-                segments.add(batch["reset"], losses, counted)
+                segment = torch.where(batch["reset"], 0, segment + 1)
+                segments.add(segment, losses.sum(1), counted.sum(1))
             if out.router is not None:
                 routing.add(out.router, batch["input_ids"], counted)
     finally:
         model.train(was_training)
     nats, tokens, text_nats, num_bytes = torch.stack(sums).double().sum(0).tolist()
     by_document = documents.result()
+    by_document = by_document[by_document[:, 1] > 0]
     return Evaluation(
         loss=nats / tokens,
-        half_width=ratio_interval(*by_document)[1],
-        documents=len(by_document.T),
+        half_width=ratio_interval(*by_document.T)[1],
+        documents=len(by_document),
         bits_per_byte=text_nats / math.log(2) / max(num_bytes, 1.0),
         tokens=int(tokens),
         by_position=torch.stack(by_position).sum(0).T,
-        by_segment=segments.result(),
+        by_segment=segments.result() if segments.parts else None,
         routing=routing.result(tokens),
     )
 
@@ -125,51 +128,35 @@ def ratio_interval(nats: torch.Tensor, tokens: torch.Tensor) -> tuple[float | No
     return error, quantile * error if n > 2 else None
 
 
-class DocumentSums:
-    """Sums losses by document. The target EOT is the last of its document."""
+def document_numbers(
+    targets: torch.Tensor, ended: torch.Tensor | int, eot: int, lanes: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) a number for the document of each target, and (R, 1) the documents that have ended in each stream.
 
-    def __init__(self, eot: int, lanes: bool):
-        self.eot, self.lanes = eot, lanes
-        self.ended: torch.Tensor | int = 0  # (R, 1), documents that ended before, in each stream of targets
-        self.sums: list[torch.Tensor] = []  # each (D, 3) float64: document, nats, number of targets
-
-    def add(self, targets: torch.Tensor, losses: torch.Tensor) -> None:
-        """targets: (B, T) int64.  losses: (B, T), 0 where there is no target.  Both on the CPU."""
-        streams = targets if self.lanes else targets.reshape(1, -1)
-        ends = (streams == self.eot).long()
-        number = self.ended + ends.cumsum(1) - ends
-        self.ended = number[:, -1:] + ends[:, -1:]
-        document = (number * len(streams) + torch.arange(len(streams))[:, None]).flatten()
-        there, place = document.unique(return_inverse=True)
-        parts = (losses.flatten().double(), (streams != IGNORE_INDEX).flatten().double())
-        self.sums.append(torch.stack((there.double(), *(place.bincount(part) for part in parts)), dim=1))
-
-    def result(self) -> torch.Tensor:
-        """(2, D) float64: nats and number of targets of each document."""
-        document, nats, count = torch.cat(self.sums).unbind(1)
-        nats, count = (document.long().bincount(part) for part in (nats, count))
-        return torch.stack((nats, count))[:, count > 0]
+    targets: (B, T) int64. EOT is the last of its document. Each row is a stream in lanes; otherwise all are one.
+    ended: from the batch before.
+    """
+    streams = targets if lanes else targets.reshape(1, -1)
+    ends = (streams == eot).long()
+    number = ended + ends.cumsum(1) - ends
+    numbers = number * len(streams) + torch.arange(len(streams))[:, None]
+    return numbers.reshape(targets.shape), number[:, -1:] + ends[:, -1:]
 
 
-class SegmentSums:
-    """Sums losses by the number of the segment in its document, for batches with resets."""
+class NumberedSums:
+    """Sums nats and targets by a number: of their document, or of their segment in its document."""
 
     def __init__(self):
-        self.number = None  # (B,) int64, the segment number of each row
-        self.sums: list[torch.Tensor] = []  # each (B, 3) float64: segment number, nats, number of targets
+        self.parts: list[torch.Tensor] = []  # each (N, 3) float64: number, nats, number of targets
 
-    def add(self, reset: torch.Tensor, losses: torch.Tensor, counted: torch.Tensor) -> None:
-        """reset: (B,) bool.  losses: (B, T), 0 where there is no target.  counted: (B, T) bool."""
-        before = self.number if self.number is not None else reset.new_zeros(reset.shape).long()
-        self.number = (before + 1).masked_fill(reset, 0)
-        parts = (self.number, losses.sum(1), counted.sum(1))
-        self.sums.append(torch.stack([x.cpu().double() for x in parts], dim=1))
+    def add(self, number: torch.Tensor, nats: torch.Tensor, count: torch.Tensor) -> None:
+        """Three tensors of one shape."""
+        there, place = number.cpu().flatten().unique(return_inverse=True)
+        sums = (place.bincount(part.cpu().flatten().double()) for part in (nats, count))
+        self.parts.append(torch.stack((there.double(), *sums), dim=1))
 
-    def result(self) -> torch.Tensor | None:
-        """(S, 2) float64: nats and number of targets of each segment number; None if no batch was added."""
-        if not self.sums:
-            return None
-        number, nats, count = torch.cat(self.sums).unbind(1)
-        number = number[count > 0].long()  # a row of padding is in no segment
-        nats, count = nats[count > 0], count[count > 0]
+    def result(self) -> torch.Tensor:
+        """(number + 1, 2) float64: nats and number of targets of each number."""
+        number, nats, count = torch.cat(self.parts).unbind(1)
+        number, nats, count = (x[count > 0] for x in (number.long(), nats, count))  # padding has no document
         return torch.stack((number.bincount(nats), number.bincount(count)), dim=1)

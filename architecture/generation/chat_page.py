@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from architecture.checkpoint import checkpoints, is_hugging_face
+from architecture.checkpoint import checkpoints, is_model_folder
 from architecture.generation.decode import generate_steps, length_limit
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream, encode_prompt
@@ -37,7 +37,7 @@ def list_checkpoints(folders: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, float] = {}
     for folder in map(Path, folders):
         for place in (folder, *sorted(folder.glob("[!.]*/"))):
-            for path in checkpoints(place) or ([place] if is_hugging_face(place) else []):
+            for path in checkpoints(place) or ([place] if is_model_folder(place) else []):
                 try:
                     found[path] = path.stat().st_mtime
                 except OSError:

@@ -152,8 +152,9 @@ def _require_trainable(arms: dict[str, PlannedArm]) -> None:
         cfg, config = matching.resolve(name, arm.settings)
         with matching.naming(name):
             choose_device(cfg.device)
-            cls = registry.model_class(cfg.model)
-            without_values(cls, config, attention=cfg.attention, experts=cfg.experts)
+            without_values(
+                registry.model_class(cfg.model), config, attention=cfg.attention, experts=cfg.experts
+            )
 
 
 def _with_data(arms: dict[str, PlannedArm]) -> dict[str, PlannedArm]:
@@ -214,11 +215,8 @@ def command(arm: PlannedArm, out_dir: Path, threads: int | None, **settings) -> 
     """The words after `python` that train an arm."""
     script = str(ROOT / matching.config_class(arm.settings).program)
     defaults = {"keep": 1, "threads": threads}
-    if arm.settings.get("final_eval_tokens") in (
-        None,
-        "none",
-    ):  # arms of other lengths are scored on the same text
-        settings["final_eval_tokens"] = "all"
+    if arm.settings.get("final_eval_tokens") in (None, "none"):
+        settings["final_eval_tokens"] = "all"  # arms of other lengths are scored on the same text
     ours = {"recipe": "none", "use_tensorboard": False, "out_dir": str(out_dir.resolve())}
     return [script, *matching.flags(defaults | arm.settings | settings | ours)]
 
@@ -319,8 +317,10 @@ def checkpoint_job(
         return []
     place = record["phase"] + (f"-seed-{record['seed']}" if "seed" in record else "")
     folder = x.folder / "runs" / _folder_name(x, arm) / place
-    device = arm.settings.get("device", "auto")
-    options = options | {"out": folder.with_suffix(".json").resolve(), "device": device}
+    options = options | {
+        "out": folder.with_suffix(".json").resolve(),
+        "device": arm.settings.get("device", "auto"),
+    }
     if threads := arm.settings.get("threads", x.threads):
         options["threads"] = threads
     words = ["-m", module, str(checkpoint.resolve()), *(f"--{k}={v}" for k, v in options.items())]

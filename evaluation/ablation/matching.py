@@ -118,8 +118,7 @@ def plan(spec: Spec) -> dict[str, PlannedArm]:
 def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
     """The config of the script that trains the arm, and the model's config; a ValueError names the arm."""
     with naming(name):
-        options = {"config_class": config_class(settings)}
-        command = parse_command_line(flags(settings), model_fields, **options)
+        command = parse_command_line(flags(settings), model_fields, config_class=config_class(settings))
         command = with_segment_length(command) if command.config.carries else command
         config = new_config(command, vocabulary(command.config.tokenizer))  # as train.py does
         require_context(command.config, config)
@@ -274,8 +273,10 @@ def _require_distinct(spec: Spec, resolved: dict[str, Any], when: str = "") -> N
     for name, (cfg, config) in resolved.items():
         settings = {k: v for k, v in asdict(cfg).items() if k not in free}
         first = seen.setdefault(repr((settings, config)), name)
-        told = f"the arms {first} and {name} have the same settings{when}; change one, or leave it out"
-        require(first == name, told)
+        require(
+            first == name,
+            f"the arms {first} and {name} have the same settings{when}; change one, or leave it out",
+        )
 
 
 def _row(cfg: TrainConfig) -> tuple[str, int | None]:

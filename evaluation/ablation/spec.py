@@ -188,8 +188,9 @@ class Spec:
             return [pair]
         for name in pair:
             if name not in self.arms:
-                near = _near(name, names)
-                raise ValueError(f"{key} names the arm {shown(name)}, which does not exist{near}")
+                raise ValueError(
+                    f"{key} names the arm {shown(name)}, which does not exist{_near(name, names)}"
+                )
         at = {(arm.origin, arm.point): arm.name for arm in arms}
         points = dict.fromkeys(arm.point for arm in arms)
         return [(at[pair[0], point], at[pair[1], point]) for point in points]
@@ -256,33 +257,32 @@ def _require_keys(values: dict[str, Any]) -> None:
     known = [f.name for f in fields(Spec) if f.name != "factors"] + ["config"]
     for key in values:
         if key not in known:
-            near = _near(key, known)
-            raise ValueError(f"key {shown(key)} is unknown{near}; --help lists the keys")
+            raise ValueError(f"key {shown(key)} is unknown{_near(key, known)}; --help lists the keys")
     for key in ("arms", "seeds", "budget", "learning_rates"):
         require(key in values, f"{key} is missing; --help says what it holds")
 
 
 def _require_keys_that_agree(spec: Spec) -> None:
     if spec.reference not in spec.arms:
-        near = _near(spec.reference, spec.arms)
-        raise ValueError(f"reference must be one of the arms, got {shown(spec.reference)}{near}")
+        raise ValueError(
+            f"reference must be one of the arms, got {shown(spec.reference)}{_near(spec.reference, spec.arms)}"
+        )
     for had, most in zip(spec.search_budget, spec.budget):
         if had is not None and most is not None and had > most:
-            rule = f"search_budget must be at most the budget ({most:,}), got {had:,}"
-            raise ValueError(f"{rule}; lower it")
+            raise ValueError(f"search_budget must be at most the budget ({most:,}), got {had:,}; lower it")
     given = spec.segments is not None
     require(not given or spec.segments > 0, f"segments must be at least 1, got {spec.segments}")
     needing = {"gap": spec.gap, f"measure {spec.measure}": spec.measure != spec.run_measure}
     for key, asked in needing.items():
-        told = f"{key} needs the loss by segment; set segments, such as 64"
-        require(given or not asked, told)
+        require(given or not asked, f"{key} needs the loss by segment; set segments, such as 64")
 
 
 def _require_pairs_and_seeds(spec: Spec) -> None:
     arms = spec.expanded()
-    twins = len(arms) - len({arm.name for arm in arms})
-    told = "grid has two points with the same name, which is their first value; change one"
-    require(not twins, told)
+    require(
+        len(arms) == len({arm.name for arm in arms}),
+        "grid has two points with the same name, which is their first value; change one",
+    )
     pairs, _ = spec.pairs(arms), spec.gaps(arms)  # these raise for unknown arms
     require(
         len(spec.seeds) > 1 or not pairs,
@@ -338,8 +338,10 @@ def _grid(value: Any, arms: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def _points(name: str, value: Any, arms: dict[str, Any]) -> list[dict[str, Any]]:
     """Sets of settings; a mapping in a set holds settings for the arm of that name only."""
-    several = isinstance(value, list) and value
-    require(several, f"grid: {name} must be a list of at least one value; got {shown(value)}")
+    require(
+        isinstance(value, list) and value,
+        f"grid: {name} must be a list of at least one value; got {shown(value)}",
+    )
     points = [dict(point) if isinstance(point, Mapping) else {name: point} for point in value]
     for point in points:
         of_arms = {k: v for k, v in point.items() if isinstance(v, Mapping) and k in arms}
@@ -361,12 +363,15 @@ def _settings(name: str, value: Any) -> dict[str, Any]:
             f"{name} must not set {key}: the runs, their seeds and their length follow from the other keys; "
             "leave it out",
         )
-        known = isinstance(key, str) and re.fullmatch(r"(?!(help.*|config)$)\w+", key)
-        require(known, f"{name} sets {shown(key)}, which is not a setting of train.py; leave it out")
+        require(
+            isinstance(key, str) and re.fullmatch(r"(?!(help.*|config)$)\w+", key),
+            f"{name} sets {shown(key)}, which is not a setting of train.py; leave it out",
+        )
         items = setting if isinstance(setting, list) else [setting]
-        plain = all(isinstance(item, str | int | float | None) for item in items)
-        rule = f"{name}: {key} must be text, a number or a list of these"
-        require(plain, f"{rule}; got {shown(setting)}")
+        require(
+            all(isinstance(item, str | int | float | None) for item in items),
+            f"{name}: {key} must be text, a number or a list of these; got {shown(setting)}",
+        )
     return settings
 
 
@@ -374,15 +379,16 @@ def _settings(name: str, value: Any) -> dict[str, Any]:
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
-    is_one = isinstance(value, Mapping)
-    require(is_one, f"{name} must hold lines of `name: value`; got {shown(value)}")
+    require(isinstance(value, Mapping), f"{name} must hold lines of `name: value`; got {shown(value)}")
     return dict(value)
 
 
 def _budget(name: str, value: Any) -> Budget:
     held = value if isinstance(value, dict) else {}
-    one = held.keys() in ({"tokens"}, {"minutes"})
-    require(one, f"{name} must be {{tokens: N}} or {{minutes: M}}; got {shown(value)}")
+    require(
+        held.keys() in ({"tokens"}, {"minutes"}),
+        f"{name} must be {{tokens: N}} or {{minutes: M}}; got {shown(value)}",
+    )
     tokens = cast(f"{name}: tokens", held.get("tokens"), int | None)
     minutes = cast(f"{name}: minutes", held.get("minutes"), float | None)
     require((tokens or minutes or 0) > 0, f"{name} must be above 0; got {shown(value)}")
@@ -392,15 +398,19 @@ def _budget(name: str, value: Any) -> Budget:
 def _adjust(values: dict[str, Any], axis: Axis) -> Adjust | None:
     if axis not in ("none", "time"):
         return cast("adjust", values.get("adjust", "intermediate_size"), Adjust)
-    told = f"adjust needs an axis that measures the model's size, got axis {axis}; leave adjust out"
-    require("adjust" not in values, told)
+    require(
+        "adjust" not in values,
+        f"adjust needs an axis that measures the model's size, got axis {axis}; leave adjust out",
+    )
     return None
 
 
 def _distinct(name: str, value: Any, kind: type) -> tuple[Any, ...]:
     values = cast(name, value, tuple[kind, ...])
-    holds = values and len(set(values)) == len(values) and min(values) >= 0
-    require(holds, f"{name} must hold different numbers of at least 0; got {shown(value)}")
+    require(
+        values and len(set(values)) == len(values) and min(values) >= 0,
+        f"{name} must hold different numbers of at least 0; got {shown(value)}",
+    )
     return values
 
 
@@ -409,8 +419,10 @@ def _learning_rates(value: Any) -> tuple[tuple[float, ...], bool]:
     if value is None or value == "none":
         return (), False
     factors = isinstance(value, Mapping)
-    known = not factors or value.keys() == {"factors"}
-    require(known, f"learning_rates must be a list, or {{factors: [...]}}; got {shown(value)}")
+    require(
+        not factors or value.keys() == {"factors"},
+        f"learning_rates must be a list, or {{factors: [...]}}; got {shown(value)}",
+    )
     rates = _distinct("learning_rates", value["factors"] if factors else value, float)
     require(
         len(rates) > 2 and min(rates) > 0,
@@ -421,14 +433,15 @@ def _learning_rates(value: Any) -> tuple[tuple[float, ...], bool]:
 
 
 def _headline(value: Any) -> tuple[tuple[str, str], ...]:
-    several = isinstance(value, list)
-    require(several, f"headline must be a list of pairs of arms; got {shown(value)}")
+    require(isinstance(value, list), f"headline must be a list of pairs of arms; got {shown(value)}")
     return tuple(_pair("headline must hold pairs of", pair) for pair in value)
 
 
 def _pair(rule: str, value: Any) -> tuple[str, str]:
-    holds = isinstance(value, list) and len(value) == 2 and value[0] != value[1]
-    require(holds, f"{rule} two different arms; got {shown(value)}")
+    require(
+        isinstance(value, list) and len(value) == 2 and value[0] != value[1],
+        f"{rule} two different arms; got {shown(value)}",
+    )
     first, second = (cast(rule.split()[0], name, str) for name in value)
     return first, second
 

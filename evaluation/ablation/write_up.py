@@ -26,26 +26,19 @@ TWO_LOOKS = "about 9 % of the time, not 5 %"
 
 def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     """The costs of every arm, before anything runs."""
-    told = f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run\n{_arms(arms)}"
-    return "\n".join((told, *map(_evaluations, arms.values())))
+    title = f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run"
+    return "\n".join((title, _arms(arms), *map(_evaluations, arms.values())))
 
 
 def _evaluations(arm: PlannedArm) -> str:
     """What the evaluations of a run cost beside its training."""
     cfg, _ = matching.resolve(arm.name, arm.settings)
-    closing = cfg.final_eval_tokens if isinstance(cfg.final_eval_tokens, int) else 0
-    last = (
-        f"a closing one of {closing:,}" if closing else "a closing one of all (final_eval_tokens bounds it)"
-    )
-    told = (
-        f"{arm.name}: {matching.EVALUATIONS} evaluations of {cfg.eval_tokens:,} validation tokens and {last}"
-    )
-    if arm.steps is None or "eval_every" in arm.settings:
-        return told
-    scored = matching.EVALUATIONS * cfg.eval_tokens + closing
-    share = scored / (EVALUATION * arm.steps * cfg.slots_per_step)
-    return f"{told}: about {share:.0%} of the training's time" + (
-        "" if closing else " without the closing one"
+    many = "the" if "eval_every" in arm.settings else matching.EVALUATIONS
+    closing = f"{bound:,}" if isinstance(bound := cfg.final_eval_tokens, int) else "all"
+    return (
+        f"{arm.name}: {many} evaluations score {cfg.eval_tokens:,} validation tokens each, in the time of about "
+        f"{cfg.eval_tokens / (EVALUATION * cfg.slots_per_step):,.2g} steps, and the closing one {closing} "
+        "(final_eval_tokens)"
     )
 
 

@@ -1,8 +1,9 @@
 """Kill, hang up and mislead tiny training runs again and again; each must end as if nothing had happened.
 
     python -m tests.stress.kill_resume [--runs 300] [--seed 0]    writes benchmarks/results/kill_resume.json
+    python -m tests.stress.kill_resume --only 40                  does run 40 again and writes nothing
 
-Each run meets one to three of these events and is resumed after each, until it ends. The ways come in turn:
+Each run meets one to three of these events, drawn at random, and is resumed after each, until it ends:
 
 moment      kill -9 at a random moment of the run
 write       kill -9, 1 us to 10 ms after a temporary file has appeared
@@ -52,7 +53,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -437,7 +438,7 @@ def change_data(folder: Path, resume: list[str], data: Data, draw: random.Random
     """
     names = data.flags() if data.place != "data" else []
     if draw.random() < CHANGES:
-        variant = changed_data.OTHER[count.changes.total() % len(changed_data.OTHER)]
+        variant = draw.choice(changed_data.OTHER)
         count.changes[f"{variant}, {data.form}"] += 1
         data.put(variant)
         before = contents(folder / "model")
@@ -448,7 +449,7 @@ def change_data(folder: Path, resume: list[str], data: Data, draw: random.Random
             raise Broken(f"a refused resume with other data ({variant}, {data.form}) changed the run")
         data.put("original")
     if draw.random() < CHANGES:
-        how = changed_data.SAME[count.changes.total() % len(changed_data.SAME)]
+        how = draw.choice(changed_data.SAME)
         count.changes[f"{how}, {data.form}"] += 1
         names = data.rename(how, count.changes.total())
     return names
@@ -459,7 +460,7 @@ def killed_run(
 ) -> Iterator[str]:
     """Have a run meet events and resume it until it ends, with all checks; yields the events in words."""
     resume, out_dir, events = ["--resume", "--out_dir", "model"], folder / "model", 0
-    wanted, (saved, scored) = draw.randint(1, MOST_KILLS), own_saves(recipe, straight)
+    ways, (saved, scored) = draw.sample(WAYS, draw.randint(1, MOST_KILLS)), own_saves(recipe, straight)
     while True:
         if checkpoints(out_dir):
             flags = [*resume, *change_data(folder, resume, data, draw, count)]
@@ -469,20 +470,20 @@ def killed_run(
                 begin_again(folder, flags)
                 count.starts_over += 1
         before = records(out_dir)
-        if events < wanted:
-            way = WAYS[count.ways.total() % len(WAYS)]
+        if events < len(ways):
+            way = ways[events]
             ended = meet(way, folder, flags, draw, straight, data)
         else:
             way, ended = "nohup", wait(start(folder, flags), folder)
         finished = events and ended.code == 2 and FINISHED in ended.line  # just before its last event
         if way == "replaced":
             data.put("original")
-        if events < wanted and (ended.code != 0 or way in ENDLESS):
+        if events < len(ways) and (ended.code != 0 or way in ENDLESS):
             count.ways[way] += 1
         if not finished and ended.code != 0:
             check_ending(way, ended, before, out_dir)
         if finished or ended.code == 0:
-            if events < wanted and way in ENDLESS:
+            if events < len(ways) and way in ENDLESS:
                 yield f"none: {way}"
             break
         events += 1
@@ -495,40 +496,37 @@ def killed_run(
     check_end(folder, setting(recipe, "keep"), straight, count, saved, scored)
 
 
-def go(number: int, seed: int, work: Path, count: Count) -> None:
-    """Do all runs and count them in `count`. The folder of a failed run is kept."""
+def go(runs: Sequence[int], seed: int, work: Path, count: Count) -> None:
+    """Do the runs with these numbers and count them in `count`. The folder of a failed run is kept."""
     changed_data.make(work / "data")
     chosen = recipes(seed)
-    straight = [
-        straight_run(work / f"straight_{index}", recipe, form_of(index), work / "data", count)
-        for index, recipe in enumerate(tqdm(chosen, desc="uninterrupted runs", leave=False))
-    ]
-    bar = tqdm(total=number, desc="killed runs")
-    with bar:
-        while count.runs < number:
-            index, draw = count.runs % RECIPES, random.Random(f"{seed} {count.runs}")
-            folder, cuts = work / f"run_{count.runs}", []
-            try:
-                while not cuts:  # again if it ended before its first event
-                    shutil.rmtree(folder, ignore_errors=True)
-                    folder.mkdir()
-                    data = Data(work / "data", form_of(index), folder)
-                    for cut in killed_run(folder, chosen[index], straight[index], draw, count, data):
-                        cuts.append(cut)
-                        count.kills[cut] += 1
-                shutil.rmtree(folder)
-            except FAULTS as broken:
-                log = folder / "log"
-                words = log.read_text(errors="replace")[-2000:] if log.exists() else ""
-                said = repr(broken).replace(f"{work}/", "")
-                recipe = shlex.join([*chosen[index], *changed_data.flags(form_of(index))])
-                found = {"run": count.runs, "recipe": recipe, "cuts": cuts}
-                count.failures.append(found | {"broken": said, "log": words})
-                bar.write(f"run {count.runs}: {said} ({recipe})")
-            count.runs += 1
-            bar.update()
-            bar.set_postfix(events=count.ways.total(), failures=len(count.failures))
-    two_writers.go(number, seed, work / "writers", work / "data/jsonl", count)
+    straight = {
+        index: straight_run(work / f"straight_{index}", chosen[index], form_of(index), work / "data", count)
+        for index in tqdm(sorted({run % RECIPES for run in runs}), desc="uninterrupted runs", leave=False)
+    }
+    bar = tqdm(runs, desc="killed runs")
+    for run in bar:
+        index, draw = run % RECIPES, random.Random(f"{seed} {run}")
+        folder, cuts = work / f"run_{run}", []
+        try:
+            while not cuts:  # again if it ended before its first event
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                data = Data(work / "data", form_of(index), folder)
+                for cut in killed_run(folder, chosen[index], straight[index], draw, count, data):
+                    cuts.append(cut)
+                    count.kills[cut] += 1
+            shutil.rmtree(folder)
+        except FAULTS as broken:
+            log = folder / "log"
+            words = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+            said = str(broken).replace(f"{work}/", "")
+            recipe = shlex.join([*chosen[index], *changed_data.flags(form_of(index))])
+            found = {"run": run, "recipe": recipe, "cuts": cuts}
+            count.failures.append(found | {"broken": said, "log": words})
+            bar.write(f"run {run}: {said} ({recipe})")
+        count.runs += 1
+        bar.set_postfix(events=count.ways.total(), failures=len(count.failures))
 
 
 def summary(count: Count) -> dict[str, Any]:
@@ -552,6 +550,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=300, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--only", type=int, help="the number of a single run, to see it again")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -562,9 +561,11 @@ def main(argv: list[str] | None = None) -> int:
     reporting.SAMPLE_TOKENS = 4  # shorter stories take less time
     facts = provenance()  # asks git once for all forked processes
     work, count, began = Path(tempfile.mkdtemp()), Count(), time.monotonic()
-    interrupted = False
+    interrupted, runs = False, range(args.runs) if args.only is None else [args.only]
     try:
-        go(args.runs, args.seed, work, count)
+        go(runs, args.seed, work, count)
+        if args.only is None:
+            two_writers.go(args.runs, args.seed, work / "writers", work / "data/jsonl", count)
     except KeyboardInterrupt:
         interrupted = True
     figures = summary(count) | {"seconds": round(time.monotonic() - began, 1)}
@@ -575,8 +576,10 @@ def main(argv: list[str] | None = None) -> int:
     else:
         shutil.rmtree(work)
     if interrupted:
-        print(f"interrupted after {count.runs} of {args.runs} runs; nothing was written")
+        print(f"interrupted after {count.runs} of {len(runs)} runs; nothing was written")
         return 1 if count.failures else 130
+    if args.only is not None:
+        return 1 if count.failures else 0
     result = facts | {"seed": args.seed} | figures | {"what_failed": count.failures}
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 1 if count.failures else 0

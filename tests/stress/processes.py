@@ -44,13 +44,19 @@ def start(folder: Path, flags: list[str], *prepare: Prepare, program: str = "tra
     """Start `python PROGRAM.py FLAGS` with `folder` as its working directory; return its process id.
 
     It prints to the file `log` of the folder.
-    prepare: called in the new process before it begins.
+    prepare: called in the new process before it begins. Only then does start() return, so that a signal meets
+    the program and not its preparation.
     """
     assert threading.active_count() == 1, (
         "a fork would copy the locks of other threads, and nobody would release them"
     )
+    prepared, prepares = os.pipe()
     if pid := os.fork():
+        os.close(prepares)
+        os.read(prepared, 1)  # returns when the other end is closed, which an exec or an end does, too
+        os.close(prepared)
         return pid
+    os.close(prepared)
     code = 70  # an error that the program itself does not report
     try:
         os.setsid()  # Ctrl-C is for the parent
@@ -59,6 +65,7 @@ def start(folder: Path, flags: list[str], *prepare: Prepare, program: str = "tra
         tqdm._instances.clear()  # the bar of the parent is no part of this log
         for step in prepare:
             step()
+        os.close(prepares)
         # The parent's streams remember a position in the file that it prints to.
         sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)

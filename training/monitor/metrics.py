@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import struct
 import sys
 import threading
 import time
@@ -32,8 +31,8 @@ class MetricsWriter:
     """Writes OUT_DIR/metrics.jsonl, a TensorBoard folder (if one is given) and a progress line.
 
     resume_step: continue after that step and drop the later records. A checkpoint must therefore be saved
-    after the records of its own step. What the TensorBoard folder lacks of the records until then, because it
-    is new or was left behind, is written from metrics.jsonl.
+    after the records of its own step. A TensorBoard folder without event files is new: it gets the page of
+    charts and the records until that step.
     The progress line goes to stderr: a bar on a terminal, otherwise a line for each record.
     """
 
@@ -42,6 +41,7 @@ class MetricsWriter:
     ):
         self.stream = sys.stderr or open(os.devnull, "w")  # None: Python without a stderr
         self.tensorboard, self.tensorboard_dir = None, tensorboard_dir
+        self.new_board = tensorboard_dir is not None and not has_events(tensorboard_dir)
         path = Path(out_dir) / "metrics.jsonl"
         with contextlib.ExitStack() as stack:
             if tensorboard_dir is not None:
@@ -49,13 +49,12 @@ class MetricsWriter:
                 stack.enter_context(event_thread_errors_told_once())
                 purge_step = None if resume_step is None else resume_step + 1
                 with writing(tensorboard_dir):
-                    self.held = tensorboard_entries(tensorboard_dir)
                     self.tensorboard = summary_writer(tensorboard_dir, purge_step=purge_step)
                 stack.callback(self._close_tensorboard)
             if resume_step is not None:
                 drop_records_after(path, resume_step)
-                if self.tensorboard and self.held[0] < resume_step:
-                    self._write_lacking(read_metrics(path) if path.exists() else [])
+                if self.new_board and path.exists():
+                    self._write_earlier(read_metrics(path))
             with writing(path):
                 self.file = stack.enter_context(open(path, "ab", buffering=0))
             self._open = stack.pop_all()
@@ -74,8 +73,7 @@ class MetricsWriter:
                     self.tensorboard.add_scalar(tag, number, step)
         self.latest |= {tag: v + (tag == "data/epoch") for tag, v in numbers.items() if tag in SHOWN}
         if progress is not None:
-            with contextlib.suppress(OSError):  # nobody reads the progress line
-                self._show(step, progress)
+            self._show(step, progress)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """Record a text."""
@@ -106,9 +104,9 @@ class MetricsWriter:
     def layout(self, charts: dict[str, dict[str, list[str]]]) -> None:
         """Set the page of custom charts in TensorBoard: {group: {title of a chart: patterns of its tags}}.
 
-        A folder that has the page keeps it.
+        A folder that is not new has it.
         """
-        if self.tensorboard and not self.held[2]:
+        if self.new_board:
             page = {
                 group: {title: ["Multiline", tags] for title, tags in within.items()}
                 for group, within in charts.items()
@@ -135,9 +133,12 @@ class MetricsWriter:
         self._append(step, texts | {f"final/{name}": value for name, value in figures.items()})
 
     def sync(self) -> None:
-        """Force metrics.jsonl to the disk, so that it survives a power cut."""
+        """Force metrics.jsonl to the disk, so that it survives a power cut, and TensorBoard's records to its file."""
         with writing(self.file.name):
             os.fsync(self.file.fileno())
+        if self.tensorboard:
+            with writing(self.tensorboard_dir):
+                self.tensorboard.flush()
 
     def say(self, line: str) -> None:
         """Print a line of text, above the progress bar if there is one. A line that nobody can read is lost."""
@@ -152,25 +153,16 @@ class MetricsWriter:
     def _append(self, step: int, entries: dict[str, Any]) -> None:
         append_line(self.file, json.dumps({"step": step, **entries}, allow_nan=False))
 
-    def _write_lacking(self, records: list[dict[str, Any]]) -> None:
-        """Write to TensorBoard the numbers and texts that it lacks at its last step and after it."""
-        last, tags, _ = self.held
-        lacking = [
-            (tag, value, record["step"])
-            for record in records
-            for tag, value in record.items()
-            if (record["step"] > last or record["step"] == last and tag not in tags)
-            and isinstance(value, (int, float, str))
-            and tag != "step"
-            and not tag.startswith("final/")  # TensorBoard shows these as hparam/
-        ]
+    def _write_earlier(self, records: list[dict[str, Any]]) -> None:
+        """Write to TensorBoard the numbers and texts of earlier records."""
         with writing(self.tensorboard_dir):
-            for tag, value, step in lacking:
-                add = self.tensorboard.add_text if isinstance(value, str) else self.tensorboard.add_scalar
-                add(tag, value, step)
-        if lacking:
-            told = f"steps {lacking[0][2]:,} to {lacking[-1][2]:,} from metrics.jsonl, without pictures"
-            self.say(f"wrote to {self.tensorboard_dir}/ what it lacked: the records of {told}")
+            for record in records:
+                for tag, value in record.items():
+                    if isinstance(value, str):
+                        self.tensorboard.add_text(tag, value, record["step"])
+                    elif isinstance(value, (int, float)) and tag != "step":
+                        self.tensorboard.add_scalar(tag, value, record["step"])
+        self.say(f"wrote the earlier records to {self.tensorboard_dir}/, without pictures")
 
     def _close_tensorboard(self) -> None:
         with writing(self.tensorboard_dir):
@@ -212,39 +204,20 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     ]
 
 
-def tensorboard_entries(folder: str | Path) -> tuple[int, set[str], bool]:
-    """Return the last step in the event files of a folder (0: none), its tags, and whether the page is there.
-
-    The steps of a file rise, so only its end is parsed.
-    """
-    from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    last, tags, page = 0, set(), False
-    for path in Path(folder).glob("*tfevents*"):
-        data, places, end = path.read_bytes(), [], 0
-        while end + 8 <= len(data):  # an event has 12 bytes with its size before it, and 4 after it
-            start, end = end + 12, end + 16 + struct.unpack_from("<Q", data, end)[0]
-            places.append(slice(start, end - 4))
-        places = places if end <= len(data) else places[:-1]  # a kill cut the last event short
-        page = page or data.find(b"custom_scalars__config__", 0, places[-1].stop if places else 0) >= 0
-        with contextlib.suppress(DecodeError):
-            for event in (Event.FromString(data[place]) for place in reversed(places)):
-                if event.step > last and event.summary.value:
-                    last, tags = event.step, set()
-                if event.step == last:
-                    tags |= {value.tag.removesuffix("/text_summary") for value in event.summary.value}
-                elif event.step:
-                    break
-    return last, tags, page
+def has_events(tensorboard_dir: str | Path) -> bool:
+    """Whether TensorBoard has records in a folder."""
+    return any(Path(tensorboard_dir).glob("*tfevents*"))
 
 
 def drop_records_after(path: str | Path, step: int) -> None:
     """Rewrite a metrics.jsonl, if it exists, without the records after `step` and any closing figures."""
     path = Path(path)
     if path.exists():
-        records = list(_whole_lines(path))
-        kept = [line for line, record in records if record["step"] <= step and "final/loss" not in record]
+        kept = [
+            line
+            for line, record in _whole_lines(path)
+            if record["step"] <= step and "final/loss" not in record
+        ]
         with atomic_write(path) as file:
             file.write("".join(line + "\n" for line in kept).encode())
 

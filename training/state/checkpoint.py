@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -153,12 +152,8 @@ def naming_a_good_one(path: Path) -> Iterator[None]:
         there = checkpoints(path.parent)
         older = there[: there.index(path)] if path in there else []
         good = next(filter(_reads, reversed(older)), None)
-        if good is None:
-            way_out = "its folder has no older checkpoint that can be read"
-        elif found[0] == OLDER:
-            way_out = f"continue from the newest one that can be read with --resume_from {quote(str(good))}"
-        else:
-            way_out = f"the newest one that can be read is {good}"
+        told = f"the newest older one that can be read is {good} (for --resume_from or --checkpoint)"
+        way_out = told if good else "its folder has no older checkpoint that can be read"
         raise ValueError(str(error).replace(found[0], way_out)) from None
 
 
@@ -225,9 +220,15 @@ def require_run(saved: dict[str, Any], path: Path) -> None:
 
 def data_identity(train: Source | None, validation: Source) -> dict[str, str | None]:
     """The content of the data, and the order of training, to compare at a resume."""
-    names = ("training data", "order of the training data")
-    found = {} if train is None else dict(zip(names, (train.identity, train.shuffled_by)))
-    return found | {"validation data": validation.identity}
+    training = (
+        {}
+        if train is None
+        else {
+            "training data": train.identity,
+            "order of the training data": train.shuffled_by,
+        }
+    )
+    return training | {"validation data": validation.identity}
 
 
 def saved_identity(saved: dict[str, Any]) -> dict[str, Any]:
@@ -235,12 +236,14 @@ def saved_identity(saved: dict[str, Any]) -> dict[str, Any]:
     return held if isinstance(held := saved.get("data_identity"), dict) else {}
 
 
-def require_same_data(held: dict[str, Any], found: dict[str, Any], path: Any, way_out: str) -> None:
+def require_same_data(held: dict[str, Any], found: dict[str, Any], path: Any) -> None:
     """Raise ValueError if `found`, from data_identity, is not what a checkpoint holds."""
     for part, here in found.items():
         if here != held.get(part):
             raise ValueError(
-                f"the {part} is not that of {path} (here: {here}; there: {held.get(part)!s:.200}); {way_out}"
+                f"the {part} is not that of {path} (here: {here}; there: {held.get(part)!s:.200}); name the "
+                "original data with --dataset and --val_dataset, start a new run from the weights with "
+                f"--init_from {path} --out_dir NEW, or evaluate on other data with --val_dataset"
             )
 
 

@@ -14,8 +14,8 @@ STDERR = 2
 class StopRequest:
     """A context manager for Ctrl-C, SIGTERM and SIGHUP, which a closed terminal sends.
 
-    SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal` and prints ANSWER to stderr. A second Ctrl-C raises
-    KeyboardInterrupt.
+    SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal`
+    and prints ANSWER to stderr. A later Ctrl-C raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        first = self.signal is None
-        self.signal = signal.Signals(number)
-        if first:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
             # print is unsafe here: the signal may have come while its buffer was in use.
             below = b"\n" if os.isatty(STDERR) else b""  # below the progress bar
             with contextlib.suppress(OSError):  # stderr may be closed
                 os.write(STDERR, below + ANSWER)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt

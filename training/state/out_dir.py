@@ -6,13 +6,11 @@ import functools
 import itertools
 import os
 import re
-import shlex
-import sys
 from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
-from common.files import lock_file, read_json, reading, write_owner, writing
+from common.files import lock_file, read_json, reading, writing
 from training.state.checkpoint import latest_checkpoint
 
 LOCK = ".lock"
@@ -29,9 +27,10 @@ def check_out_dir(out_dir: str | Path, resume: bool) -> None:
     if resume:
         require_latest(out_dir)
     elif latest_checkpoint(out_dir) is not None:
+        free = next(name for n in itertools.count(2) if not Path(name := f"{out_dir}_{n}").exists())
         raise ValueError(
             f"out_dir must be new or empty, and {out_dir} holds another run; continue that run with --resume "
-            f"--out_dir {quote(str(out_dir))}, or start a new one with {command_with_a_free_folder(out_dir)}"
+            f"--out_dir {quote(str(out_dir))}, or start a new one with --out_dir {quote(free)}"
         )
     elif is_without_checkpoint(out_dir):
         raise nothing_to_continue(out_dir)
@@ -39,16 +38,6 @@ def check_out_dir(out_dir: str | Path, resume: bool) -> None:
         raise ValueError(
             f"out_dir must be new or empty, and {out_dir} holds {others[0]!r}; choose another --out_dir"
         )
-
-
-def command_with_a_free_folder(out_dir: Path) -> str:
-    """The command of this process with an --out_dir that does not exist yet."""
-    free = next(name for n in itertools.count(2) if not Path(name := f"{out_dir}_{n}").exists())
-    program, *argv = sys.argv
-    if Path(program).name not in ("train.py", "train_context.py"):  # other code calls main()
-        return f"--out_dir {quote(free)}"
-    kept = [word for last, word in zip(["", *argv], argv) if "--out_dir" not in (last, word.split("=")[0])]
-    return shlex.join(["python", program, *kept, "--out_dir", free])
 
 
 def contents(out_dir: str | Path) -> set[Path]:
@@ -80,10 +69,8 @@ def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
     Raises CannotWrite, and ValueError if check_out_dir refuses the folder or another process holds the lock.
     """
     out_dir = Path(out_dir)
-    check_out_dir(out_dir, resume)
     with writing(out_dir):
         lock = lock_file(out_dir / LOCK, functools.partial(_has_a_writer, out_dir))
-        write_owner(lock)
     check_out_dir(out_dir, resume)  # again: another run may have started and ended before we held the lock
     for unfinished in out_dir.glob(".*.tmp"):  # a kill interrupted their writes
         unfinished.unlink()

@@ -61,12 +61,12 @@ def open_run(
     model: nn.Module,
     tokenizer: Any,
     source: Source,
+    validation: Source,
     resumed: dict[str, Any] | None,
-    data_identity: dict[str, str | None] | None = None,
 ) -> Iterator[tuple[Run, Progress]]:
     """Open everything that a run needs and close it at the end.
 
-    resumed: the checkpoint to continue, None for a new run.  data_identity: from checkpoint.data_identity.
+    resumed: the checkpoint to continue, None for a new run.
     """
     device = torch.device(cfg.device)
     model = model.to(device).train()
@@ -97,24 +97,23 @@ def open_run(
         if cfg.use_tensorboard:
             metrics.require_tensorboard()  # raises before anything is written
         stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
+        if resumed and path == checkpoint.latest_checkpoint(cfg.out_dir):
+            refuse_if_finished(cfg)
         if cfg.resume_from:
-            if (records := Path(cfg.out_dir) / "metrics.jsonl").exists():
-                metrics.read_metrics(records)  # raises before a file is renamed
+            closing_step(cfg.out_dir)  # raises for damaged records before a file is renamed
             for line in checkpoint.set_aside_newer(path):
                 say(line)
         if resumed:
             refuse_if_changed(cfg.out_dir, progress.step)
-            if not cfg.resume_from:
-                refuse_if_finished(cfg)
             if resumed["train_config"].get("max_iters") != cfg.max_iters:  # --extend, which alone changes it
                 store_extension(cfg, path, resumed)
             checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
-        tensorboard_dir = rest.get("tensorboard_dir")
-        if cfg.use_tensorboard and tensorboard_dir is None:
+        tensorboard_dir = rest.get("tensorboard_dir") if cfg.use_tensorboard else None
+        if cfg.use_tensorboard and not (tensorboard_dir and metrics.has_events(tensorboard_dir)):
             tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir, cfg.tensorboard_root))
         writer = metrics.MetricsWriter(
             cfg.out_dir,
-            tensorboard_dir=tensorboard_dir if cfg.use_tensorboard else None,
+            tensorboard_dir=tensorboard_dir,
             resume_step=progress.step if resumed else None,
         )
         stack.callback(writer.close)
@@ -134,7 +133,7 @@ def open_run(
             device=device,
             autocast=functools.partial(autocast, device, cfg.dtype),
             stop=stop,
-            data_identity=data_identity or {},
+            data_identity=checkpoint.data_identity(source, validation),
         )
         write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress

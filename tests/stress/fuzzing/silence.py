@@ -222,7 +222,7 @@ NUMBERS = (
     *"1:30 1:00:00 0:05 -1:30 1:30.5 010 0123 08 00 -010 0x10 0b11 0o10 1_000 0_8 1_0 1e1 1e-3".split(),
     *"1. .5 +3 1,000 12e03 07.5 0.10 '010' \"08\" !!int 010 !!float 010".split(),
 )
-ODD_NUMBER = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*|0[89]|.*:.*")  # YAML does not read what is written
+ODD_NUMBER = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*|.*:.*")  # YAML does not read what is written
 KEYS = "batch_size block_size max_iters seed warmup lr eval_every keep grad_accum hidden_size".split()
 
 

@@ -1,0 +1,1 @@
+"""The official formats of gpt-oss: download, load, export, verify."""

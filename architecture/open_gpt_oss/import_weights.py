@@ -1,0 +1,54 @@
+"""Make a checkpoint of a folder of gpt-oss, for train.py --init_from.
+
+    python -m architecture.open_gpt_oss import --folder gpt_oss_weights --output_dir model_imported
+    python train.py --init_from model_imported ...
+
+train.py --init_from and sample.py --checkpoint also take the folder itself. A checkpoint is one file without
+MXFP4, with the checksums of all checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from architecture.checkpoint import FORMAT, model_of
+from architecture.gptoss import Transformer
+from architecture.open_gpt_oss.export import require_new
+from architecture.open_gpt_oss.weights import read_folder, require_folder
+from common.files import atomic_write, writing
+from common.provenance import git_commit
+from common.script import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--folder", required=True, metavar="DIR", help="in the original or the Hugging Face layout of gpt-oss"
+    )
+    add("--output_dir", required=True, metavar="RUN", help="a new or an empty folder for checkpoint_0.pt")
+
+
+def run(args: argparse.Namespace) -> None:
+    output = Path(args.output_dir)
+    require_new(output)
+    require_folder(args.folder)
+    state = read_folder(args.folder)
+    state["model"] = model_of(
+        Transformer, state, args.folder
+    ).state_dict()  # read whole before a write begins
+    path, made = output / "checkpoint_0.pt", not output.exists()
+    with writing(path):
+        output.mkdir(exist_ok=True)
+        try:
+            with atomic_write(path) as file:
+                torch.save({"format": FORMAT, "commit": git_commit(), **state}, file)
+        except BaseException:
+            if made:
+                output.rmdir()
+            raise
+    say(
+        f"wrote {path}; go on with python train.py --init_from {output}, or python sample.py --checkpoint {output}"
+    )

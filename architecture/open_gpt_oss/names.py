@@ -1,0 +1,254 @@
+"""Names, layouts and configs of gpt-oss: the original's, which are also this project's, and Hugging Face's.
+
+    ours and original                 Hugging Face
+    block.N.attn.qkv                  self_attn.q_proj, k_proj, v_proj: the rows of qkv in this order
+    block.N.mlp.mlp1_weight (E, 2F, D)        mlp.experts.gate_up_proj (E, D, 2F); columns stay interleaved
+    block.N.mlp.mlp2_weight (E, D, F)         mlp.experts.down_proj (E, F, D)
+    block.N.mlp.mlp1_weight.blocks, .scales   mlp.experts.gate_up_proj_blocks, _scales: the same layout
+
+All other tensors differ in their names only. Sizes: E experts, D hidden_size, F intermediate_size.
+Source: transformers 5.23, models/gpt_oss/convert_gpt_oss_weights_to_hf.py and modeling_gpt_oss.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from architecture.checkpoint import config_from_dict
+from architecture.gptoss import SWIGLU_ALPHA, ModelConfig, RMSNorm
+from architecture.tokenizer import padded_vocab_size
+
+MODEL_TYPE = "gpt_oss"
+ANOTHER = "use another copy of it"
+# The 16 fields of original/config.json. OpenAI's reader accepts no other key.
+ORIGINAL_FIELDS = tuple(field.name for field in fields(ModelConfig))[:16]
+MODEL = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.scale": "model.norm.weight",
+    "unembedding.weight": "lm_head.weight",
+}
+BLOCK = {
+    "attn.norm.scale": ("input_layernorm.weight",),
+    "attn.qkv.weight": tuple(f"self_attn.{letter}_proj.weight" for letter in "qkv"),
+    "attn.qkv.bias": tuple(f"self_attn.{letter}_proj.bias" for letter in "qkv"),
+    "attn.sinks": ("self_attn.sinks",),
+    "attn.out.weight": ("self_attn.o_proj.weight",),
+    "attn.out.bias": ("self_attn.o_proj.bias",),
+    "mlp.norm.scale": ("post_attention_layernorm.weight",),
+    "mlp.gate.weight": ("mlp.router.weight",),
+    "mlp.gate.bias": ("mlp.router.bias",),
+    "mlp.mlp1_weight": ("mlp.experts.gate_up_proj",),
+    "mlp.mlp1_weight.blocks": ("mlp.experts.gate_up_proj_blocks",),
+    "mlp.mlp1_weight.scales": ("mlp.experts.gate_up_proj_scales",),
+    "mlp.mlp1_bias": ("mlp.experts.gate_up_proj_bias",),
+    "mlp.mlp2_weight": ("mlp.experts.down_proj",),
+    "mlp.mlp2_weight.blocks": ("mlp.experts.down_proj_blocks",),
+    "mlp.mlp2_weight.scales": ("mlp.experts.down_proj_scales",),
+    "mlp.mlp2_bias": ("mlp.experts.down_proj_bias",),
+}
+TRANSPOSED = re.compile(r"block\.\d+\.mlp\.mlp[12]_weight")  # (E, out, in) here, (E, in, out) there
+SELECTION_BIAS = re.compile(r"block\.\d+\.mlp\.selection_bias")  # has no name in the official formats
+
+SAME_NAME = (
+    "num_hidden_layers hidden_size intermediate_size swiglu_limit head_dim num_attention_heads "
+    "num_key_value_heads sliding_window attention_bias"
+).split()
+# Settings of transformers that change the function and that this model has no setting for.
+FIXED = {"hidden_act": "silu", "rms_norm_eps": RMSNorm.eps, "swiglu_alpha": SWIGLU_ALPHA}
+ROPE_UNKNOWN = ("attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor")
+OFFICIAL_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+# Settings of this project that the official model lacks, with the value that it stands for.
+SWITCHES = {
+    "attention_sinks": True,
+    "nope_stride": None,
+    "position": "rope",
+    "norm": "rmsnorm",
+    "mlp": "swiglu",
+    "router": "topk_softmax",
+    "shared_experts": 0,
+}
+
+
+# ------------------------------------------------------------------------------------------------ tensors
+def their_names(name: str) -> tuple[str, ...]:
+    """The Hugging Face names of one of our tensors: three for qkv, otherwise one."""
+    if name in MODEL:
+        return (MODEL[name],)
+    _, layer, rest = name.split(".", 2)
+    return tuple(f"model.layers.{layer}.{theirs}" for theirs in BLOCK[rest])
+
+
+def to_theirs(name: str, tensor: torch.Tensor, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """One of our tensors, or its gradient, under their names and in their layouts."""
+    names = their_names(name)
+    if len(names) == 3:
+        groups = config.num_key_value_heads
+        sizes = [number * config.head_dim for number in (config.num_attention_heads, groups, groups)]
+        return dict(zip(names, tensor.split(sizes)))
+    return {names[0]: tensor.mT if TRANSPOSED.fullmatch(name) else tensor}
+
+
+def from_theirs(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The inverse of to_theirs. parts: in the order of their_names(name)."""
+    if len(parts) == 3:
+        return torch.cat(tuple(parts))
+    return parts[0].mT if TRANSPOSED.fullmatch(name) else parts[0]
+
+
+# ------------------------------------------------------------------------------------------------ configs
+def require_expressible(config: ModelConfig, layout: str) -> None:
+    """Raise ValueError for a model that the official format cannot hold. layout: "original" or "hf".
+
+    dropout, capacity_factor and the initial values act in training only, so they do not matter here.
+    """
+    values = {name: (getattr(config, name), value) for name, value in SWITCHES.items()}
+    values["moe_layers"] = (config.resolved_moe_layers, tuple(range(config.num_hidden_layers)))
+    if layout == "original":
+        values |= {"tie_embeddings": (config.tie_embeddings, False)}
+        values |= {"attention_bias": (config.attention_bias, True)}
+        alternating = replace(config, layer_types=None).resolved_layer_types
+        values["layer_types"] = (config.resolved_layer_types, alternating)
+    for name, (found, value) in values.items():
+        if found != value:
+            wanted = (
+                "alternating" if name == "layer_types" else "all layers" if name == "moe_layers" else value
+            )
+            raise ValueError(
+                f"{name} must be {str(wanted).lower()} in the {layout} format of gpt-oss, and this model has "
+                f"{found!r}; export a model that was trained without this setting"
+            )
+
+
+def original_config(config: ModelConfig) -> dict[str, Any]:
+    """The content of original/config.json."""
+    values = {name: getattr(config, name) for name in ORIGINAL_FIELDS}
+    return values | {"vocab_size": config.used_vocab_size or config.vocab_size}
+
+
+def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) -> dict[str, Any]:
+    """The content of config.json for GptOssForCausalLM, without the ids of special tokens.
+
+    yarn: writes plain RoPE as YaRN with factor 1, the same function, for readers that know only YaRN (vLLM).
+    RoPE is written in the spelling of transformers 4 (rope_scaling, rope_theta) and of 5 (rope_parameters),
+    because MLX reads only the first.
+    """
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if yarn or config.rope_scaling_factor > 1:
+        rope = {
+            "rope_type": "yarn",
+            "factor": config.rope_scaling_factor,
+            "beta_fast": config.rope_ntk_beta,
+            "beta_slow": config.rope_ntk_alpha,
+            "truncate": False,
+            "original_max_position_embeddings": config.initial_context_length,
+        }
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": MODEL_TYPE,
+        **{name: getattr(config, name) for name in SAME_NAME},
+        "num_local_experts": config.num_experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "experts_per_token": config.experts_per_token,
+        "vocab_size": config.used_vocab_size or config.vocab_size,
+        "layer_types": list(config.resolved_layer_types),
+        "initial_context_length": config.initial_context_length,
+        "max_position_embeddings": config.context_limit,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope if "factor" in rope else None,
+        "rope_parameters": rope | {"rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "dtype": dtype,
+        **FIXED,
+    }
+
+
+def read_original_config(values: dict[str, Any]) -> ModelConfig:
+    """The config of an original/config.json. Raises ValueError for unknown keys and impossible values."""
+    return _padded(config_from_dict(ModelConfig, values))
+
+
+def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
+    """The config of a config.json of GptOssForCausalLM. Raises ValueError for what this model cannot be."""
+    for name, value in FIXED.items():
+        if values.get(name, value) != value:
+            raise ValueError(
+                f"{name} must be {value!r}, got {values[name]!r}; this code has no other gpt-oss"
+            )
+    ours = {name: values[name] for name in (*SAME_NAME, "vocab_size") if name in values}
+    for name, theirs in (
+        ("num_experts", ("num_local_experts", "num_experts")),
+        ("experts_per_token", ("num_experts_per_tok", "experts_per_token")),
+        ("tie_embeddings", ("tie_word_embeddings",)),
+        ("layer_types", ("layer_types",)),
+    ):
+        given = [values[key] for key in theirs if values.get(key) is not None]
+        if given:
+            ours[name] = given[0]
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    if rope is None:
+        rope = OFFICIAL_ROPE if "rope_theta" not in values else {"rope_type": "default"}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_parameters must be an object, got {json.dumps(rope)}")
+    for name in ROPE_UNKNOWN:
+        if rope.get(name) not in (None, 1.0 if name == "partial_rotary_factor" else None):
+            raise ValueError(
+                f"{name} must be left out of rope_parameters, got {rope[name]!r}; this code has no other RoPE"
+            )
+    ours["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 150000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "yarn":
+        ours["initial_context_length"] = rope.get("original_max_position_embeddings", 4096)
+        ours["rope_scaling_factor"] = rope["factor"]
+        ours["rope_ntk_beta"] = rope.get("beta_fast") or 32.0
+        ours["rope_ntk_alpha"] = rope.get("beta_slow") or 1.0
+    elif kind == "default":
+        ours["initial_context_length"] = values.get("max_position_embeddings", 131072)
+        ours["rope_scaling_factor"] = 1.0
+    else:
+        raise ValueError(f"rope_type must be default or yarn, got {kind!r}; this code has no other RoPE")
+    config = config_from_dict(ModelConfig, ours)
+    if rope.get("truncate", True) and config.rope_scaling_factor > 1:
+        if any(not edge.is_integer() for edge in config.yarn_range):
+            raise ValueError(
+                "truncate must be false for YaRN, as in gpt-oss, got true (which is transformers' default); this "
+                "code does not round the limits of YaRN"
+            )
+    return _padded(config)
+
+
+def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
+    """The layout, "original" or "hf", and the config that a config.json holds. path: of it, for messages."""
+    try:
+        if "model_type" not in values:
+            return "original", read_original_config(values)
+        if values["model_type"] != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; {ANOTHER}")
+        return "hf", read_hugging_face_config(values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no config of gpt-oss ({type(error).__name__}: {error}); {ANOTHER}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _padded(config: ModelConfig) -> ModelConfig:
+    """The config with its vocabulary padded to a multiple of 64, as a model that is trained here has it."""
+    used = config.vocab_size
+    size = padded_vocab_size(used)
+    return replace(config, vocab_size=size, used_vocab_size=used if used < size else None)
