@@ -540,12 +540,13 @@ def test_a_file_with_a_random_bit_flipped_or_cut_off_is_refused_or_has_the_same_
 def test_folders_in_use_and_folders_of_no_layout_are_refused(tmp_path, capsys, checkpoint, folders):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
-    for target in (tmp_path / "mine", tmp_path / "mine/notes.txt"):
+    for target, found in ((tmp_path / "mine", "holds notes.txt"), (tmp_path / "mine/notes.txt", "is a file")):
         for argv in (
             export_of(checkpoint, "hf", target),
             ["import", "--folder", folders["hf"], "--output_dir", target],
         ):
-            assert f"{target} must be a new or an empty folder; choose" in refused(capsys, main, *argv)
+            told = refused(capsys, main, *argv)
+            assert f"{target} must be a new or an empty folder, and {found}; choose another name" in told
     told = refused(capsys, main, *export_of(checkpoint, "hf", tmp_path / "a/b"))
     assert "is in a folder that does not exist; create that first" in told
     for given, wanted in (

@@ -22,7 +22,7 @@ from common.files import reading
 
 FORMATS = {"transformers": None, "llama.cpp": "gguf", "mlx": "mlx"}  # {engine: the format made for it}
 # In nats, where llama.cpp rounds what goes into a product of matrices as well: to 16 bits or, for MXFP4, to 8.
-# Nine positions in ten must keep it: where a router wants two experts almost equally, rounding chooses the other,
+# Nine positions in ten must keep it: where a router wants two experts almost equally, rounding may choose the other,
 # and that position differs more.
 ROUNDED_TOLERANCE, ROUNDED_SHARE = 0.2, 0.9
 MOST_PREFIXES = 24  # of each row, because llama.cpp gives log-probabilities for one position at a time
