@@ -122,8 +122,10 @@ def run(args: argparse.Namespace) -> None:
 
 def require_new(folder: Path) -> None:
     """Raise ValueError unless the folder can be made, or is there and empty."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} must be a new or an empty folder; choose another name")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if held or (folder.exists() and not folder.is_dir()):
+        found = f"holds {held[0]}" if held else "is a file"
+        raise ValueError(f"{folder} must be a new or an empty folder, and {found}; choose another name")
     if not folder.absolute().parent.is_dir():
         raise ValueError(f"{folder} is in a folder that does not exist; create that first")
 
@@ -135,7 +137,8 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
     """
     if state["model_name"] == "gpt2":
         raise ValueError(
-            "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export, in GPT-2's format"
+            "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out "
+            "DIR, in GPT-2's format"
         )
     if state["model_name"] != Transformer.name:
         raise ValueError(

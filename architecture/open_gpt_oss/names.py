@@ -27,6 +27,7 @@ from architecture.tokenizer import padded_vocab_size
 
 MODEL_TYPE = "gpt_oss"
 ANOTHER = "use another copy of it"
+ORIGINAL_ONLY = ("tie_embeddings", "attention_bias", "layer_types")  # what only the original layout fixes
 # The 16 fields of original/config.json. OpenAI's reader accepts no other key.
 ORIGINAL_FIELDS = tuple(field.name for field in fields(ModelConfig))[:16]
 MODEL = {
@@ -115,7 +116,7 @@ def require_expressible(config: ModelConfig, layout: str) -> None:
     """
     values = {name: (getattr(config, name), value) for name, value in SWITCHES.items()}
     values["moe_layers"] = (config.resolved_moe_layers, tuple(range(config.num_hidden_layers)))
-    if layout == "original":
+    if layout == "original":  # each of these is in ORIGINAL_ONLY
         values |= {"tie_embeddings": (config.tie_embeddings, False)}
         values |= {"attention_bias": (config.attention_bias, True)}
         alternating = replace(config, layer_types=None).resolved_layer_types
@@ -125,9 +126,10 @@ def require_expressible(config: ModelConfig, layout: str) -> None:
             wanted = (
                 "alternating" if name == "layer_types" else "all layers" if name == "moe_layers" else value
             )
+            way_out = "export a model that was trained without this setting"
             raise ValueError(
                 f"{name} must be {str(wanted).lower()} in the {layout} format of gpt-oss, and this model has "
-                f"{found!r}; export a model that was trained without this setting"
+                f"{found!r}; {'use --format hf' if name in ORIGINAL_ONLY else way_out}"
             )
 
 
@@ -237,7 +239,10 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
         if "model_type" not in values:
             return "original", read_original_config(values)
         if values["model_type"] != MODEL_TYPE:
-            raise ValueError(f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; {ANOTHER}")
+            raise ValueError(
+                f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; name a folder of gpt-oss (one of "
+                "GPT-2 is for train.py --init_from and sample.py --checkpoint)"
+            )
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:
         raise ValueError(

@@ -22,7 +22,9 @@ from common.files import reading
 
 FORMATS = {"transformers": None, "llama.cpp": "gguf", "mlx": "mlx"}  # {engine: the format made for it}
 # In nats, where llama.cpp rounds what goes into a product of matrices as well: to 16 bits or, for MXFP4, to 8.
-ROUNDED_TOLERANCE = 0.2
+# Nine positions in ten must keep it: where a router wants two experts almost equally, rounding may choose the other,
+# and that position differs more.
+ROUNDED_TOLERANCE, ROUNDED_SHARE = 0.2, 0.9
 MOST_PREFIXES = 24  # of each row, because llama.cpp gives log-probabilities for one position at a time
 
 
@@ -49,10 +51,12 @@ def choose(text: str | None, path: str | Path) -> list[str]:
     if kind is None:
         weights.require_folder(path)
     own = {form: engine for engine, form in FORMATS.items() if form}.get(kind)
-    chosen = [own or "transformers"] if text is None else text.split(",")
+    chosen = [own or "transformers"] if text is None else [part.strip() for part in text.split(",")]
     for engine in chosen:
         if engine not in FORMATS:
-            raise ValueError(f"--with takes {', '.join(FORMATS)}, separated by commas, got {engine!r}")
+            raise ValueError(
+                f"--with takes {', '.join(FORMATS)}, separated by commas, got {engine!r}; name one or more of them"
+            )
         if own not in (None, engine):
             raise ValueError(
                 f"{path} is in the format of {own}, which {engine} does not open; use --with {own}"
@@ -125,12 +129,15 @@ def _judge(
         apart, _ = difference(ours, ids, theirs)
         print(f"  with the true limits of YaRN: largest difference {apart:.1e} nats, not judged")
         round_yarn(ours, FORMATS[engine])
-    apart, largest = difference(ours, ids, theirs)
-    allowed = ROUNDED_TOLERANCE if rounds and engine == "llama.cpp" else tolerance * largest
-    bad = not apart <= allowed
+    apart, largest = differences(ours, ids, theirs)
+    rounds = rounds and engine == "llama.cpp"
+    allowed, share = (ROUNDED_TOLERANCE, ROUNDED_SHARE) if rounds else (tolerance * largest, 1.0)
+    within = int((apart <= allowed).sum())
+    bad = within < share * len(apart)
+    told = f" in {share:.0%} of them, kept in {within}" if rounds else ""
     print(
-        f"  log-probabilities: largest difference {apart:.1e} nats over {len(theirs)} positions, allowed "
-        f"{allowed:.1e}{'  <-- too large' if bad else ''}"
+        f"  log-probabilities: largest difference {apart.max():.1e} nats over {len(apart)} positions, allowed "
+        f"{allowed:.1e}{told}{'  <-- too large' if bad else ''}"
     )
     return bad
 
@@ -152,15 +159,24 @@ def log_probabilities(
     return {where: values for where, values in found.items() if values is not None}
 
 
-@torch.no_grad()
 def difference(
     ours: Transformer, ids: torch.Tensor, theirs: dict[tuple[int, int], torch.Tensor]
 ) -> tuple[float, float]:
     """The largest difference of a log-probability, and the largest absolute value of theirs, in nats."""
+    apart, largest = differences(ours, ids, theirs)
+    return apart.max().item(), largest
+
+
+@torch.no_grad()
+def differences(
+    ours: Transformer, ids: torch.Tensor, theirs: dict[tuple[int, int], torch.Tensor]
+) -> tuple[torch.Tensor, float]:
+    """(positions,): the largest difference of a log-probability at each, and the largest absolute value of
+    theirs, in nats."""
     used = ours.config.used_vocab_size or ours.config.vocab_size
     values = ours(ids).logits[..., :used].float().log_softmax(-1)
     apart = [(values[row, length - 1] - their).abs().max() for (row, length), their in theirs.items()]
-    return torch.stack(apart).max().item(), max(their.abs().max().item() for their in theirs.values())
+    return torch.stack(apart), max(their.abs().max().item() for their in theirs.values())
 
 
 def round_yarn(model: Transformer, target: str) -> None:

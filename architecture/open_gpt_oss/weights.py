@@ -44,6 +44,14 @@ def read_config(folder: str | Path) -> tuple[str, ModelConfig]:
 
 def require_folder(folder: str | Path) -> None:
     """Raise ValueError unless the folder is in one of the two layouts."""
+    if not Path(folder).exists():
+        raise ValueError(f"{folder} does not exist; name a folder of gpt-oss, or export a checkpoint into it")
+    if Path(folder).is_dir() and checkpoint.checkpoints(folder):
+        raise ValueError(
+            f"{folder} is the folder of a run, which train.py --init_from and sample.py --checkpoint take as it is; "
+            f"to make a folder of gpt-oss of it, call python -m architecture.open_gpt_oss export --checkpoint {folder} "
+            "--format hf --output_dir DIR"
+        )
     if not checkpoint.is_model_folder(folder):
         raise ValueError(
             f"{folder} is no folder of gpt-oss, which has a {CONFIG} and .safetensors files; name one that has them"
