@@ -70,6 +70,12 @@ class KVCache:
         self.length += positions.shape[1]
         self.next_position = positions[:, -1:] + 1
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows (int64) only."""
+        self.next_position = self.next_position[rows]
+        self.positions = {window: positions[rows] for window, positions in self.positions.items()}
+        self.keys, self.values = ([store[rows] for store in stores] for stores in (self.keys, self.values))
+
     def _append(self, store: torch.Tensor, window: int | None, new: torch.Tensor) -> torch.Tensor:
         """Write new (B, T, ...) into store (B, slots, ...); return what the T queries may see (B, S, ...)."""
         new, slots = new.to(store.dtype), store.shape[1]

@@ -1,22 +1,33 @@
 """Generate token ids step by step, for any model that keeps the contract of interface.py.
 
 A row is one prompt and its continuation. Each row has its own random generator and draws one number per
-token. So the sample of a row depends only on its logits and its generator, not on other rows, the cache or
+token. So the sample of a row depends only on its logits and its generator, not on other rows, the decoder or
 the device (apart from the rounding of the logits).
+
+`new_decoder` chooses the decoder: that of the model if it has one, else the lean one (lean.py) if that can run
+the model, else Decoder, which can run every model.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from architecture.generation.sampling import check_sampling, draw, filter_logits, require_finite
+from architecture.generation import lean
+from architecture.generation.sampling import (
+    NumbersAhead,
+    check_sampling,
+    draw,
+    filter_logits,
+    require_finite,
+)
+
+KEPT_ROWS = 0.75  # rows that have ended leave the decoder when this share is left
 
 
 def generate_steps(
@@ -38,7 +49,8 @@ def generate_steps(
     prompts: lists of ids, of any lengths of at least 1.  max_tokens: most new ids per row.
     temperature: 0 takes the most probable id and draws nothing.  top_k, top_p, min_p: see filter_logits.
     stop_tokens: ids that end a row; the row yields the id, then None.
-    generators: one per row, see row_generators; not needed if temperature is 0.
+    generators: one per row, see row_generators; not needed if temperature is 0. While this runs, they are ahead
+    of the ids that were yielded; at the end of a row, each has drawn one number per id.
     use_cache: False runs the whole text at each step: slow, the reference for the cache.
     decoder: a decoder of this model that has read what is in front of the prompts; None begins new texts.
 
@@ -61,33 +73,35 @@ def generate_steps(
             "generators=row_generators(seed, len(prompts)), or temperature=0"
         )
 
+    numbers = NumbersAhead(generators, max_tokens) if temperature > 0 else None
+
     def choose(logits: torch.Tensor, rows: list[int]) -> list[int]:
-        """logits (B, V) -> one id for each of `rows`."""
-        logits = logits[rows]
+        """logits (B, V) -> one id for each of these B rows."""
         require_finite(logits)
         if temperature == 0:
             return logits.argmax(-1).tolist()
         # Drawing in float64 on the CPU is the same on every device; MPS has no float64.
         logits = filter_logits(logits.cpu().double(), temperature, top_k, top_p, min_p)
-        uniform = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows]
-        return draw(logits, torch.cat(uniform)).tolist()
+        return draw(logits, numbers.next(rows)).tolist()
 
-    return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose, decoder)
+    return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose, numbers, decoder)
 
 
 @torch.no_grad()
-def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, decoder):
+def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder):
     """The loop of generate_steps, apart from it so that arguments are checked at the call."""
-    active = list(range(len(prompts)))
-    new_decoder = getattr(model, "new_decoder", functools.partial(Decoder, model))
+    held = active = list(range(len(prompts)))  # rows in the decoder, and those of them that have not ended
     was_training = model.training
     model.eval()
     try:
+        may_drop = decoder is None  # another caller goes on with all rows of its decoder
         if decoder is None:
-            decoder = new_decoder(len(prompts), max(map(len, prompts)) + max_tokens - 1, use_cache)
+            decoder = new_decoder(model, len(prompts), max(map(len, prompts)) + max_tokens - 1, use_cache)
         feed = prompts
         for step in range(max_tokens):
             logits = decoder.feed(feed)
+            if len(active) < len(held):
+                logits = logits[[place for place, row in enumerate(held) if row in active]]
             new: list[int | None] = [None] * len(prompts)
             for row, token in zip(active, choose(logits, active)):
                 new[row] = token
@@ -95,16 +109,33 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, decoder):
             active = [row for row in active if new[row] not in stop_tokens]
             if not active or step == max_tokens - 1:
                 return
+            if may_drop and len(active) <= KEPT_ROWS * len(held) and hasattr(decoder, "keep"):
+                decoder.keep([place for place, row in enumerate(held) if row in active])
+                held = active
             # A row that has ended is fed an arbitrary id, and its logits are ignored.
-            feed = [[token or 0] for token in new]
+            feed = [[new[row] or 0] for row in held]
     finally:
+        if numbers is not None:
+            numbers.give_back()
         model.train(was_training)
+
+
+def new_decoder(model: nn.Module, rows: int, max_length: int, use_cache: bool = True) -> Any:
+    """The fastest decoder for this model. max_length: most tokens of a row, including its padding.
+
+    It uses the weights as they are now: a model that trains on needs another decoder.
+    """
+    if hasattr(model, "new_decoder"):
+        return model.new_decoder(rows, max_length, use_cache)
+    if use_cache and lean.obstacle(model) is None:
+        return lean.LeanDecoder(model, rows, max_length)
+    return Decoder(model, rows, max_length, use_cache)
 
 
 class Decoder:
     """Feeds all rows together, one column per step. Shorter prompts are padded on the left.
 
-    A model that cannot read a text in one piece has its own decoder, which `new_decoder` returns.
+    A model that cannot read a text in one piece has its own decoder, which its `new_decoder` returns.
     """
 
     def __init__(self, model: nn.Module, rows: int, max_length: int, use_cache: bool):
@@ -132,6 +163,14 @@ class Decoder:
             self.model(ids[:, :-1], positions=positions[:, :-1], cache=self.cache, return_logits=False)
         output = self.model(ids[:, -1:], positions=positions[:, -1:], cache=self.cache)
         return output.logits[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        index = torch.tensor(rows, device=self.next_position.device)
+        self.next_position = self.next_position[index]
+        self.seen = tuple(x[index] for x in self.seen) if self.cache is None else self.seen
+        if self.cache is not None:
+            self.cache.keep(index)
 
 
 def length_limit(model: nn.Module) -> int:

@@ -1,0 +1,476 @@
+"""A decoder with few operator calls, for small models on a CPU, where the calls cost more than the arithmetic.
+
+Weights are laid out for it once: with the scale of the norm in front of them, transposed, and those of queries
+and keys a second time with swapped halves, so that the rotation is two operations. Buffers and their views are
+made once. Slot 0 of the cache is a null key whose score is the sink. `obstacle` says what it cannot do; the
+general decoder of decode.py does everything, and the tests hold the two together.
+
+The laid out weights are copies, so a decoder lives for one text: a model that trains on needs another one.
+
+Shapes: B rows, T new columns of each row, N = B*T, S slots of a layer, D hidden_size, V vocabulary, H query
+heads, G key/value heads, M = H/G, C head_dim, E experts, k experts_per_token, F intermediate_size, U = 2F
+(gate and up interleaved) with swiglu and F with gelu.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LARGEST_MODEL = 2**28  # parameters: beyond, the calls cost little, and copies of weights much memory
+LARGEST_COPIED_HEAD = 2**22  # weights
+TOKENS_AT_ONCE = 512  # most tokens that are read together
+
+# Estimates that choose how the experts run: multiplications a second, weights read a second, and the seconds
+# that an expert on its own takes beyond its arithmetic.
+MULTIPLICATIONS, WEIGHTS_READ, EXPERT_CALL = 4e10, 4e9, 2e-5
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why this decoder cannot run the model, or None if it can."""
+    from architecture import gpt2, gptoss  # they import this package
+
+    models = gptoss.Transformer, gpt2.GPT2
+    if type(model) not in models:
+        return f"{type(model).__name__} may override methods of the model"
+    parts = gptoss.TransformerBlock, gptoss.AttentionBlock, gptoss.MLPBlock, gptoss.RMSNorm, gptoss.LayerNorm
+    parts += gpt2.Block, gpt2.Attention, gpt2.MLP, nn.LayerNorm, nn.Linear, nn.Embedding, nn.ModuleList
+    methods = {"forward", "embed", "run_blocks", "head", "project", "route", "expert_weights"}
+    attends = {*gptoss.ATTENTION_BACKENDS.values(), *gpt2.ATTENTION_BACKENDS.values()}
+    for name, module in model.named_modules():
+        if type(module) not in (*models, *parts):
+            return f"{name} is a {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks or methods & vars(module).keys():
+            return f"{name or 'the model'} has a hook or another method"
+        if getattr(module, "attend", None) not in (None, *attends):
+            return f"{name} has its own attention"
+        if getattr(module, "run_experts", None) not in (None, *gptoss.EXPERT_BACKENDS.values()):
+            return f"{name} has its own experts"
+        if isinstance(module, gptoss.MLPBlock) and not isinstance(module.mlp1_weight, torch.Tensor):
+            return "the experts are packed"
+    tensors = list(model.parameters())
+    if any(p.device.type != "cpu" for p in tensors):
+        return "the model is not on the CPU"
+    if {p.dtype for p in tensors} not in ({torch.float32}, {torch.float64}):
+        return "the weights are neither float32 nor float64"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if sum(p.numel() for p in tensors) > LARGEST_MODEL:
+        return f"the model has more than {LARGEST_MODEL:,} parameters"
+    return None
+
+
+class LeanDecoder:
+    """Feeds all rows together, as decode.Decoder, with which it agrees but for rounding."""
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, rows: int, max_length: int):
+        """max_length: most tokens of a row, with its padding. Raises ValueError if there is an obstacle."""
+        if reason := obstacle(model):
+            raise ValueError(f"the lean decoder cannot run this model, because {reason}; use decode.Decoder")
+        cfg, self.embedding = model.config, model.embedding.weight.detach()
+        self.length, self.max_length = 0, max_length  # columns so far, with padding
+        self.padding = torch.zeros(rows, dtype=torch.int64)  # columns in front of each row's text
+        self.most_padding = 0
+        self.next_position = torch.zeros(rows, dtype=torch.int64)
+        self.places = self.cos = self.sin = None
+        if hasattr(model, "position_embedding"):
+            self.places = model.position_embedding.weight.detach()
+        elif model.rope is not None:
+            cos, sin = (
+                x[0, :, 0].to(self.embedding.dtype) for x in model.rope.tables(torch.arange(max_length)[None])
+            )
+            self.cos, self.sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # (max_length, C)
+        self.layers = [
+            _Layer(block, cfg, window, rows, max_length) for block, window in zip(model.block, cfg.windows)
+        ]
+        self.norm = _Norm(model.norm)
+        self.used = cfg.used_vocab_size or cfg.vocab_size
+        head = model.unembedding.weight.detach()[: self.used]
+        self.head_is_copy = head.numel() <= LARGEST_COPIED_HEAD
+        self.head, self.head_bias = (
+            self.norm.fold(head, head.new_zeros(self.used)) if self.head_is_copy else (head.t(), None)
+        )
+        self._make_buffers(cfg)
+
+    def _make_buffers(self, cfg) -> None:
+        rows = len(self.padding)
+        heads = cfg.num_attention_heads, getattr(cfg, "num_key_value_heads", cfg.num_attention_heads)
+        sizes = dict(dtype=self.embedding.dtype, hidden=cfg.hidden_size, heads=heads, head_dim=cfg.head_dim)
+        self.new_buffers = functools.partial(_Buffers, **sizes, norm_eps=self.norm.eps)
+        self.step = self.new_buffers(rows)
+        # ids from used_vocab_size on get no probability
+        self.logits = torch.full((rows, cfg.vocab_size), -torch.inf, dtype=self.embedding.dtype)
+        self.used_logits = self.logits[:, : self.used]
+        self.config = cfg
+
+    @torch.no_grad()
+    def feed(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Append the prompts, or later equally many ids to each row. Returns (B, V) logits of the next ids.
+
+        The next call overwrites the logits.
+        """
+        rows, longest = len(self.padding), max(map(len, ids))
+        if len(ids) != rows:
+            raise ValueError(f"the decoder was made for {rows} rows, got {len(ids)}; create another one")
+        if self.length + longest > self.max_length:
+            raise ValueError(
+                f"the decoder has room for {self.max_length} tokens (its max_length), got "
+                f"{self.length + longest}; create one with a larger max_length"
+            )
+        shorter = [longest - len(row) for row in ids]
+        if any(shorter):
+            if self.length:
+                raise ValueError(
+                    f"only the prompts may have different lengths, got {[len(row) for row in ids]} ids after "
+                    f"{self.length} tokens; feed equally many ids to each row"
+                )
+            self.padding.copy_(torch.tensor(shorter))
+            self.most_padding = max(shorter)
+            self.next_position.sub_(self.padding)
+        columns = torch.tensor([[0] * pad + list(row) for pad, row in zip(shorter, ids)])
+        if longest == 1:
+            self._run(self.step, columns[:, 0], self.next_position, self._attend_one)
+            self._count(1)
+        else:
+            for piece in columns.split(max(1, TOKENS_AT_ONCE // rows), dim=1):
+                hidden = self._read(piece)
+            self.step.hidden.copy_(hidden[:, -1])
+        return self._logits()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        index = torch.tensor(rows)
+        self.padding, self.next_position = self.padding[index], self.next_position[index]
+        for layer in self.layers:
+            layer.cache(*(x[index] for x in (layer.keys, layer.values, layer.bias)))
+        self._make_buffers(self.config)
+
+    def _count(self, columns: int) -> None:
+        self.length += columns
+        self.next_position.add_(columns)
+
+    def _logits(self) -> torch.Tensor:
+        """The head for the rows in self.step.hidden."""
+        self.norm.apply(self.step)
+        if self.head_is_copy:
+            torch.addmm(self.head_bias, self.step.x, self.head, out=self.used_logits)
+        else:
+            torch.mm(self.norm.scaled(self.step.x), self.head, out=self.used_logits)
+        return self.logits
+
+    def _read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append ids (B, T) to the rows. Returns (B, T, D), the output of the last block."""
+        rows, T = ids.shape
+        buffers = self.new_buffers(rows * T)
+        positions = (self.next_position[:, None] + torch.arange(T)).clamp(min=0)
+        masks = {layer.slots: self._hidden_keys(layer.slots, T) for layer in self.layers}
+        attend = functools.partial(self._attend_many, masks=masks)
+        self._run(buffers, ids.flatten(), positions.flatten(), attend)
+        self._count(T)
+        return buffers.hidden.view(rows, T, -1)
+
+    def _run(self, buffers: _Buffers, ids, positions, attend) -> None:
+        """Every block for ids and positions (N,); the result is in buffers.hidden."""
+        b = buffers
+        torch.index_select(self.embedding, 0, ids, out=b.x)
+        b.hidden.copy_(b.x)
+        if self.places is not None:
+            b.hidden.add_(self.places.index_select(0, positions))
+        if self.cos is not None:
+            torch.index_select(self.cos, 0, positions, out=b.cos)
+            torch.index_select(self.sin, 0, positions, out=b.sin)
+        for layer in self.layers:
+            layer.norm.apply(b)
+            if layer.rotated:
+                torch.addmm(layer.qkv_bias, b.x, layer.qkv, out=b.raw)
+                torch.mul(b.raw_qk, b.wide_cos, out=b.qk).addcmul_(b.raw_swapped, b.wide_sin)
+            else:
+                torch.addmm(layer.qkv_bias, b.x, layer.qkv, out=b.plain)
+                b.qk.copy_(b.raw_qk)
+            attend(layer, b)
+            b.hidden.add_(torch.addmm(layer.out_bias, b.attended, layer.out, out=b.update))
+            layer.mlp.norm.apply(b)
+            layer.mlp.add(b)
+
+    def _attend_one(self, layer: _Layer, b: _Buffers) -> None:
+        """Attention of one new column; the heads' results go to b.attended."""
+        slot = 1 + self.length % layer.slots
+        layer.keys.select(3, slot).copy_(b.key)
+        layer.values.select(2, slot).copy_(b.value)
+        if self.length - layer.slots < self.most_padding:  # the slot may have held padding
+            layer.bias.select(3, slot).zero_()
+        keys, values, bias = layer.flat_keys, layer.flat_values, layer.flat_bias
+        if self.length + 1 < layer.slots:  # not all slots are filled
+            filled = self.length + 2
+            keys, values, bias = keys[:, :, :filled], values[:, :filled], bias[:, :, :filled]
+        weights = torch.baddbmm(bias, b.query, keys).softmax(-1)  # (B*G, M, S)
+        torch.bmm(weights, values, out=b.flat_attended)
+
+    def _hidden_keys(self, slots: int, T: int) -> torch.Tensor:
+        """Keys that the next T columns do not see: (B, 1, 1, T, 1 + held + T) bool, with the null key."""
+        held = min(self.length, slots)
+        slot = torch.arange(held)
+        old = slot + (self.length - 1 - slot) // slots * slots  # the column in each slot
+        new = torch.arange(self.length, self.length + T)
+        key, query = torch.cat((old, new)), new[:, None]
+        in_window = (key <= query) & (key > query - slots)  # (T, held + T)
+        seen = in_window & (key >= self.padding[:, None, None]) | (key == query)
+        return ~F.pad(seen, (1, 0), value=True)[:, None, None]
+
+    def _attend_many(self, layer: _Layer, b: _Buffers, *, masks) -> None:
+        """Attention of several new columns; the heads' results go to b.attended."""
+        rows = len(self.padding)
+        qk = b.qk.unflatten(0, (rows, -1))  # (B, T, G, M + 1, C)
+        T, slots, held = qk.shape[1], layer.slots, min(self.length, layer.slots)
+        key = b.key.unflatten(0, (rows, T)).permute(0, 2, 3, 1)  # (B, G, C, T)
+        value = b.value.unflatten(0, (rows, T)).transpose(1, 2)  # (B, G, T, C)
+        keys = torch.cat((layer.keys[..., : 1 + held], key), dim=3)
+        values = torch.cat((layer.values[:, :, : 1 + held], value), dim=2)
+        scores = torch.einsum("btgmc,bgcs->bgmts", qk[..., :-1, :], keys)
+        scores.masked_fill_(masks[slots], -torch.inf)
+        scores[..., 0] = layer.bias[..., :1]  # the sink
+        b.attended.copy_(torch.einsum("bgmts,bgsc->btgmc", scores.softmax(-1), values).reshape(rows * T, -1))
+        columns = torch.arange(self.length + max(0, T - slots), self.length + T)
+        slot = 1 + columns % slots
+        layer.keys[..., slot], layer.values[:, :, slot] = key[..., -slots:], value[:, :, -slots:]
+        if self.most_padding:
+            padded = columns < self.padding[:, None]  # (B, columns)
+            bias = torch.zeros(padded.shape, dtype=scores.dtype).masked_fill_(padded, -torch.inf)
+            layer.bias[..., slot] = bias[:, None, None]
+
+
+class _Buffers:
+    """Working memory for N tokens, with the views that the operations of a step need."""
+
+    def __init__(
+        self, number: int, *, dtype, hidden: int, heads: tuple[int, int], head_dim: int, norm_eps: float
+    ):
+        (H, G), C, D = heads, head_dim, hidden
+        empty = functools.partial(torch.empty, dtype=dtype)
+        # the length of (x, sqrt(D eps)) is sqrt(D) times the root mean square of x with eps
+        self.extended = torch.full((number, D + 1), math.sqrt(D * norm_eps), dtype=dtype)
+        self.hidden, self.norms = self.extended[:, :D], empty(number, 1)
+        self.x, self.update = empty(number, D), empty(number, D)
+        qk = (H + G) * C
+        self.raw = empty(
+            number, 2 * qk + G * C
+        )  # queries and keys, values, queries and keys with swapped halves
+        self.plain = self.raw[:, : qk + G * C]
+        groups = number, G, H // G + 1, C  # the queries of a group, then its key
+        self.raw_qk, self.raw_swapped = self.raw[:, :qk].view(groups), self.raw[:, qk + G * C :].view(groups)
+        self.value = self.raw[:, qk : qk + G * C].view(number, G, C)
+        self.qk = empty(groups)
+        self.query, self.key = self.qk.flatten(0, 1)[:, :-1], self.qk[:, :, -1]
+        self.cos, self.sin = empty(number, C), empty(number, C)
+        self.wide_cos, self.wide_sin = self.cos[:, None, None], self.sin[:, None, None]
+        self.flat_attended = empty(number * G, H // G, C)
+        self.attended = self.flat_attended.view(number, H * C)
+        self.scratch: dict[Any, Any] = {}  # of the experts
+
+
+class _Norm:
+    """A norm apart from its scale and bias, which the matrices behind it take on."""
+
+    def __init__(self, norm: nn.Module):
+        self.eps = norm.eps
+        self.scale = (norm.scale if hasattr(norm, "scale") else norm.weight).detach()
+        self.shift = norm.bias.detach() if hasattr(norm, "bias") else None
+        self.centred = self.shift is not None  # LayerNorm
+        if not self.centred:
+            self.scale = self.scale * math.sqrt(len(self.scale))  # apply divides by the length of the vector
+
+    def apply(self, b: _Buffers) -> None:
+        """b.hidden -> b.x"""
+        if self.centred:
+            b.x = F.layer_norm(b.hidden, b.hidden.shape[1:], eps=self.eps)
+        else:
+            torch.linalg.vector_norm(b.extended, dim=-1, keepdim=True, out=b.norms)
+            torch.div(b.hidden, b.norms, out=b.x)
+
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, D) with scale and bias, for a matrix that did not take them on."""
+        return x * self.scale if self.shift is None else torch.addcmul(self.shift, x, self.scale)
+
+    def fold(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A matrix (out, D) and its bias (out,) -> the matrix (D, out) and the bias for unscaled input."""
+        if self.shift is not None:
+            bias = bias + weight @ self.shift
+        return (weight * self.scale).t().contiguous(), bias
+
+
+class _Layer:
+    """The laid out weights of a block, and its keys and values."""
+
+    def __init__(self, block: nn.Module, cfg, window: int | None, rows: int, max_length: int):
+        attn = block.attn
+        heads, C = cfg.num_attention_heads, cfg.head_dim
+        groups = getattr(cfg, "num_key_value_heads", heads)
+        self.norm, self.rotated = _Norm(attn.norm), getattr(attn, "rotated", False)
+        self.slots = min(window or max_length, max_length)
+        weight = attn.qkv.weight.detach()
+        bias = weight.new_zeros(len(weight)) if attn.qkv.bias is None else attn.qkv.bias.detach()
+        folded, bias = self.norm.fold(weight, bias)
+        both = torch.cat((folded, bias[None])).view(-1, heads + 2 * groups, C)  # (D + 1, H + 2G, C)
+        query, key, value = both.split((heads, groups, groups), dim=1)
+        query = query.unflatten(1, (groups, -1)) / math.sqrt(C)
+        qk = torch.cat((query, key[:, :, None]), dim=2)  # (D + 1, G, M + 1, C)
+        parts = [qk, value, qk.roll(C // 2, dims=-1)] if self.rotated else [qk, value]
+        both = torch.cat([part.flatten(1) for part in parts], dim=1)
+        self.qkv, self.qkv_bias = both[:-1], both[-1]
+        self.out = attn.out.weight.detach().t().contiguous()
+        self.out_bias = (
+            self.out.new_zeros(self.out.shape[1]) if attn.out.bias is None else attn.out.bias.detach()
+        )
+        self.mlp = _Feed(block.mlp)
+        keys = self.out.new_zeros(rows, groups, C, 1 + self.slots)  # so the product with them is faster
+        values = self.out.new_zeros(rows, groups, 1 + self.slots, C)
+        bias = self.out.new_zeros(rows, groups, heads // groups, 1 + self.slots)
+        sinks = getattr(attn, "sinks", None)
+        bias[..., 0] = -torch.inf if sinks is None else sinks.detach().view(groups, -1)
+        self.cache(keys, values, bias)
+
+    def cache(self, keys, values, bias) -> None:
+        """keys: (B, G, C, 1 + slots).  values: (B, G, 1 + slots, C).  bias: (B, G, M, 1 + slots), added to
+        the scores."""
+        self.keys, self.values, self.bias = keys, values, bias
+        self.flat_keys, self.flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+        self.flat_bias = bias.flatten(0, 1)
+
+
+class _Feed:
+    """The laid out weights of a block's experts, or of its dense MLP."""
+
+    def __init__(self, mlp: nn.Module):
+        self.norm, self.routed = _Norm(mlp.norm), getattr(mlp, "routed", False)
+        if not hasattr(mlp, "expert_weights"):  # GPT-2
+            experts = [x.detach()[None] for layer in (mlp.mlp1, mlp.mlp2) for x in (layer.weight, layer.bias)]
+            self.always = _Wide(*experts, None, 1.0, self.norm)
+            return
+        always = "shared_" if self.routed else ""
+        self.always = None
+        if not self.routed or mlp.num_shared:
+            self.always = _Wide(*mlp.expert_weights(always), self.norm)
+        if self.routed:
+            self.router, self.router_bias = self.norm.fold(mlp.gate.weight.detach(), mlp.gate.bias.detach())
+            self.rule, self.selection_bias = mlp.routing_rule, mlp.selection_bias
+            self.k, self.experts = mlp.config.experts_per_token, mlp.expert_weights()
+            self.is_wide: dict[int, bool] = {}  # by number of tokens
+            self.is_plain = mlp.config.router == "topk_softmax" and not mlp.selection_bias.any()
+
+    def add(self, b: _Buffers) -> None:
+        """Add the MLP of b.x to b.hidden."""
+        if self.always is not None:
+            self.always.add(b)
+        if not self.routed:
+            return
+        logits = torch.addmm(self.router_bias, b.x, self.router)  # (N, E)
+        if self.is_plain:
+            top, index = logits.topk(self.k)
+            weight = top.softmax(-1)
+        else:
+            index, weight, _ = self.rule(logits, self.selection_bias, self.k)
+        if len(logits) not in self.is_wide:
+            self.is_wide[len(logits)] = self._wide_is_faster(len(logits))
+        if self.is_wide[len(logits)]:
+            self.wide.add(b, torch.zeros_like(logits).scatter_(1, index, weight))
+        else:
+            self._add_chosen(b, index, weight)
+
+    @functools.cached_property
+    def wide(self) -> _Wide:
+        return _Wide(*self.experts, self.norm)
+
+    def _wide_is_faster(self, number: int) -> bool:
+        """Whether all experts as one MLP take less time for so many tokens than the chosen ones apart."""
+        E, size = len(self.experts.mlp1_weight), self.experts.mlp1_weight[0].numel()
+        size += self.experts.mlp2_weight[0].numel()
+        used = min(E, number * self.k)
+        wide = max(number * E * size / MULTIPLICATIONS, E * size / WEIGHTS_READ)
+        apart = max(number * self.k * size / MULTIPLICATIONS, used * size / WEIGHTS_READ)
+        return wide <= apart + used * EXPERT_CALL
+
+    def _add_chosen(self, b: _Buffers, index: torch.Tensor, weight: torch.Tensor) -> None:
+        """Add the chosen experts to b.hidden, one after another. index, weight: (N, k)"""
+        x, (w1, b1, w2, b2, limit, alpha) = self.norm.scaled(b.x), self.matrices
+        if len(x) == 1:  # no sorting
+            (chosen,), (row,) = index.tolist(), x
+            up = torch.stack([torch.addmv(b1[e], w1[e], row) for e in chosen])  # (k, U)
+            inner = _activation(up, limit, alpha).mul_(weight.view(-1, 1))
+            hidden = b.hidden[0].addmv_(self.experts.mlp2_bias[index[0]].t(), weight[0])
+            for e, part in zip(chosen, inner):
+                hidden.addmv_(w2[e], part)
+            return
+        order = index.flatten().argsort(stable=True)
+        sizes = torch.bincount(index.flatten(), minlength=len(w1)).tolist()
+        token = order // self.k
+        rows = x.index_select(0, token)  # (N*k, D)
+        up = rows.new_empty(len(rows), w1[0].shape[0])
+        parts = [e for e in range(len(w1)) if sizes[e]]
+        sizes = [sizes[e] for e in parts]
+        for e, some, out in zip(parts, rows.split(sizes), up.split(sizes)):
+            torch.addmm(b1[e], some, w1[e].t(), out=out)
+        inner = _activation(up, limit, alpha)
+        for e, some, out in zip(parts, inner.split(sizes), rows.split(sizes)):
+            torch.addmm(b2[e], some, w2[e].t(), out=out)
+        rows.mul_(weight.flatten()[order][:, None])
+        b.hidden.index_add_(0, token, rows)
+
+    @functools.cached_property
+    def matrices(self) -> tuple:
+        """The weights of each expert, the limit of swiglu (None: gelu) and its alpha."""
+        *matrices, limit, alpha = self.experts
+        return *(x.detach().unbind(0) for x in matrices), limit, alpha
+
+
+def _activation(up: torch.Tensor, limit: float | None, alpha: float) -> torch.Tensor:
+    """gptoss.ExpertWeights.activation with fewer operations. (R, U) -> (R, F)"""
+    if limit is None:
+        return F.gelu(up, approximate="tanh")
+    gate, linear = up.unflatten(-1, (-1, 2)).unbind(-1)
+    gate = gate.clamp(max=limit)
+    return F.silu(gate * alpha, inplace=True).mul_(linear.clamp(-limit, limit).add_(1)).mul_(1 / alpha)
+
+
+class _Wide:
+    """All experts of a block as one MLP of E F inner units; an expert that was not chosen has the gate 0."""
+
+    def __init__(self, w1, b1, w2, b2, limit, alpha, norm: _Norm):
+        """Arguments as the fields of gptoss.ExpertWeights."""
+        w1, b1, w2, self.bias2 = (x.detach() for x in (w1, b1, w2, b2))
+        self.limit, self.alpha = limit, alpha
+        self.shape = len(w1), w2.shape[2]  # E, F
+        if limit is not None:
+            # the gates of all experts, then their linear halves; with z = alpha gate, the gated half is
+            # silu(z) / alpha, and the matrices have the factors
+            w1 = torch.stack((w1[:, 0::2] * alpha, w1[:, 1::2]))  # (2, E, F, D)
+            b1 = torch.stack((b1[:, 0::2] * alpha, b1[:, 1::2] + 1))
+            w2 = w2 / alpha
+        self.w1, self.b1 = norm.fold(w1.flatten(0, -2), b1.flatten())
+        self.w2 = w2.transpose(1, 2).flatten(0, 1).contiguous()  # (E*F, D)
+        self.sum2 = self.bias2.sum(0)
+
+    def add(self, b: _Buffers, gates: torch.Tensor | None = None) -> None:
+        """Add the experts' outputs for b.x to b.hidden. gates: (N, E); None is 1 for all."""
+        if self.shape not in b.scratch:
+            E, inner = self.shape[0], b.x.new_empty(len(b.x), math.prod(self.shape))
+            z = b.x.new_empty(len(b.x), self.w1.shape[1])
+            b.scratch[self.shape] = z, *z.tensor_split(2, dim=1), inner, inner.unflatten(1, (E, -1))
+        z, gate, linear, inner, of_each = b.scratch[self.shape]
+        torch.addmm(self.b1, b.x, self.w1, out=z)
+        if self.limit is None:
+            torch._C._nn.gelu(z, approximate="tanh", out=inner)
+        else:
+            F.silu(gate.clamp_(max=self.limit * self.alpha), inplace=True)
+            torch.mul(gate, linear.clamp_(1 - self.limit, 1 + self.limit), out=inner)
+        bias = self.sum2
+        if gates is not None:
+            of_each.mul_(gates[:, :, None])
+            bias = gates @ self.bias2
+        b.hidden.add_(torch.addmm(bias, inner, self.w2, out=b.update))
