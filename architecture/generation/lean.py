@@ -28,8 +28,8 @@ LARGEST_COPIED_HEAD = 2**22  # weights
 TOKENS_AT_ONCE = 512  # most tokens that are read together
 
 # Estimates that choose how the experts run: multiplications a second, weights read a second, and the seconds
-# that an expert on its own takes beyond its arithmetic.
-MULTIPLICATIONS, WEIGHTS_READ, EXPERT_CALL = 4e10, 4e9, 2e-5
+# that an expert on its own takes beyond its arithmetic, for one token and for several, which have to be sorted.
+MULTIPLICATIONS, WEIGHTS_READ, EXPERT_CALL, SORTED_EXPERT_CALL = 5e10, 4e9, 2e-5, 5e-5
 
 
 def obstacle(model: nn.Module) -> str | None:
@@ -186,6 +186,8 @@ class LeanDecoder:
         if self.cos is not None:
             torch.index_select(self.cos, 0, positions, out=b.cos)
             torch.index_select(self.sin, 0, positions, out=b.sin)
+            b.wide_cos.copy_(b.cos[:, None, None])
+            b.wide_sin.copy_(b.sin[:, None, None])
         for layer in self.layers:
             layer.norm.apply(b)
             if layer.rotated:
@@ -204,7 +206,7 @@ class LeanDecoder:
         slot = 1 + self.length % layer.slots
         layer.keys.select(3, slot).copy_(b.key)
         layer.values.select(2, slot).copy_(b.value)
-        if self.length - layer.slots < self.most_padding:  # the slot may have held padding
+        if 0 <= self.length - layer.slots < self.most_padding:  # the slot may have held padding
             layer.bias.select(3, slot).zero_()
         keys, values, bias = layer.flat_keys, layer.flat_values, layer.flat_bias
         if self.length + 1 < layer.slots:  # not all slots are filled
@@ -268,8 +270,10 @@ class _Buffers:
         self.value = self.raw[:, qk : qk + G * C].view(number, G, C)
         self.qk = empty(groups)
         self.query, self.key = self.qk.flatten(0, 1)[:, :-1], self.qk[:, :, -1]
-        self.cos, self.sin = empty(number, C), empty(number, C)
-        self.wide_cos, self.wide_sin = self.cos[:, None, None], self.sin[:, None, None]
+        # of one head, and of each head, because the rotation is faster without broadcasting
+        self.cos, self.sin, self.wide_cos, self.wide_sin = (
+            empty(size) for size in ((number, C), (number, C), groups, groups)
+        )
         self.flat_attended = empty(number * G, H // G, C)
         self.attended = self.flat_attended.view(number, H * C)
         self.scratch: dict[Any, Any] = {}  # of the experts
@@ -394,7 +398,7 @@ class _Feed:
         used = min(E, number * self.k)
         wide = max(number * E * size / MULTIPLICATIONS, E * size / WEIGHTS_READ)
         apart = max(number * self.k * size / MULTIPLICATIONS, used * size / WEIGHTS_READ)
-        return wide <= apart + used * EXPERT_CALL
+        return wide <= apart + used * (EXPERT_CALL if number == 1 else SORTED_EXPERT_CALL)
 
     def _add_chosen(self, b: _Buffers, index: torch.Tensor, weight: torch.Tensor) -> None:
         """Add the chosen experts to b.hidden, one after another. index, weight: (N, k)"""
