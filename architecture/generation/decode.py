@@ -27,6 +27,7 @@ from architecture.generation.sampling import (
     require_finite,
 )
 
+DRAWN_TOGETHER = 2**16  # logits that are filtered and drawn from together, which the CPU's cache holds
 KEPT_ROWS = 0.75  # rows that have ended leave the decoder when this share is left
 
 
@@ -81,8 +82,12 @@ def generate_steps(
         if temperature == 0:
             return logits.argmax(-1).tolist()
         # Drawing in float64 on the CPU is the same on every device; MPS has no float64.
-        logits = filter_logits(logits.cpu().double(), temperature, top_k, top_p, min_p)
-        return draw(logits, numbers.next(rows)).tolist()
+        logits, uniform = logits.cpu(), numbers.next(rows)
+        chosen, number = [], max(1, DRAWN_TOGETHER // logits.shape[1])
+        for part, numbers_of_part in zip(logits.split(number), uniform.split(number)):
+            part = filter_logits(part.double(), temperature, top_k, top_p, min_p)
+            chosen += draw(part, numbers_of_part).tolist()
+        return chosen
 
     return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose, numbers, decoder)
 

@@ -20,7 +20,8 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Keep exactly the k largest logits, or all if there are fewer; of equal logits the lower id is kept."""
     if k >= logits.shape[-1]:
         return logits
-    return _keep_largest(logits, _largest(logits, k)[..., -1:], k)
+    number = torch.full((*logits.shape[:-1], 1), k, device=logits.device)
+    return _keep_largest(logits, _largest(logits, k + 1), number)
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
@@ -30,32 +31,26 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """
     if p == 1:
         return logits  # rounding could make the sum reach 1 early
-    shape, logits = logits.shape, logits.flatten(0, -2)
     most_probable = logits.amax(-1, keepdim=True)
     total = (logits - most_probable).exp_().sum(-1, keepdim=True)
     ordered = _largest(logits, MOSTLY_ENOUGH)
     mass = (ordered - most_probable).exp_().div_(total).cumsum(-1)
-    short = mass[:, -1] < p
-    if not short.any():
-        return _keep_mass(logits, ordered, mass, p).view(shape)
-    kept, enough = torch.empty_like(logits), ~short
-    kept[enough] = _keep_mass(logits[enough], ordered[enough], mass[enough], p)
-    ordered = _largest(logits[short], shape[-1])
-    kept[short] = _keep_mass(logits[short], ordered, ordered.softmax(-1).cumsum(-1), p)
-    return kept.view(shape)
+    if (mass[..., -1] < p).any():
+        ordered = _largest(logits, logits.shape[-1])
+        mass = ordered.softmax(-1).cumsum(-1)
+    number = torch.searchsorted(mass, torch.full_like(mass[..., :1], p)) + 1  # whose sum reaches p
+    return _keep_largest(logits, ordered, number.clamp(max=ordered.shape[-1]))
 
 
-def _keep_mass(logits, ordered, mass, p):
-    """Keep the largest logits (B, V), as many as reach p in the sums `mass` of the probabilities in order."""
-    number = ((mass < p).sum(-1, keepdim=True) + 1).clamp(max=ordered.shape[-1])
-    return _keep_largest(logits, ordered.gather(-1, number - 1), number)
-
-
-def _keep_largest(logits, least, number):
-    """Keep `number` logits, the smallest of which is `least`; of those equal to it, the lower ids."""
+def _keep_largest(logits, ordered, number):
+    """Keep `number` (B, 1) of the logits (B, V); of equal ones, the lower ids. ordered: the largest, in order."""
+    size = ordered.shape[-1]
+    least = ordered.gather(-1, number - 1)
+    next_largest = ordered.gather(-1, number.clamp(max=size - 1))
     kept = logits >= least
-    if (kept.sum(-1, keepdim=True) > number).any():
-        equal, above = logits == least, logits > least
+    if (next_largest == least).any():  # perhaps others are equal to the least one
+        above = logits > least
+        equal = logits == least
         kept = above | equal & (equal.cumsum(-1) <= number - above.sum(-1, keepdim=True))
     return logits.where(kept, -torch.inf)
 
