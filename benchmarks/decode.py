@@ -39,7 +39,7 @@ def random_model() -> Transformer:
         for name, p in model.named_parameters():
             if p.dim() > 1 and not name.endswith("bias"):
                 p.normal_(0.0, 0.08, generator=draw)
-        model.unembedding.weight.mul_(2.0)  # an entropy of 2 nats, about that of a trained model
+        model.unembedding.weight.mul_(6.0)  # an entropy of 2 nats, about that of a trained model
     return model
 
 

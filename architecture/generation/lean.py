@@ -383,7 +383,7 @@ class _Feed:
         if len(logits) not in self.is_wide:
             self.is_wide[len(logits)] = self._wide_is_faster(len(logits))
         if self.is_wide[len(logits)]:
-            self.wide.add(b, torch.zeros_like(logits).scatter_(1, index, weight))
+            self.wide.add(b, index, weight)
         else:
             self._add_chosen(b, index, weight)
 
@@ -447,7 +447,7 @@ class _Wide:
 
     def __init__(self, w1, b1, w2, b2, limit, alpha, norm: _Norm):
         """Arguments as the fields of gptoss.ExpertWeights."""
-        w1, b1, w2, self.bias2 = (x.detach() for x in (w1, b1, w2, b2))
+        w1, b1, w2, b2 = (x.detach() for x in (w1, b1, w2, b2))
         self.limit, self.alpha = limit, alpha
         self.shape = len(w1), w2.shape[2]  # E, F
         if limit is not None:
@@ -457,24 +457,25 @@ class _Wide:
             b1 = torch.stack((b1[:, 0::2] * alpha, b1[:, 1::2] + 1))
             w2 = w2 / alpha
         self.w1, self.b1 = norm.fold(w1.flatten(0, -2), b1.flatten())
-        self.w2 = w2.transpose(1, 2).flatten(0, 1).contiguous()  # (E*F, D)
-        self.sum2 = self.bias2.sum(0)
+        # the last E inner units are the gates themselves, for the biases
+        self.w2 = torch.cat((w2.transpose(1, 2).flatten(0, 1), b2))  # (E*F + E, D)
 
-    def add(self, b: _Buffers, gates: torch.Tensor | None = None) -> None:
-        """Add the experts' outputs for b.x to b.hidden. gates: (N, E); None is 1 for all."""
-        if self.shape not in b.scratch:
-            E, inner = self.shape[0], b.x.new_empty(len(b.x), math.prod(self.shape))
-            z = b.x.new_empty(len(b.x), self.w1.shape[1])
-            b.scratch[self.shape] = z, *z.tensor_split(2, dim=1), inner, inner.unflatten(1, (E, -1))
-        z, gate, linear, inner, of_each = b.scratch[self.shape]
+    def add(self, b: _Buffers, index: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:
+        """Add the experts' outputs for b.x to b.hidden. index, weight: (N, k); None is weight 1 for all."""
+        key = self.shape, index is None
+        if key not in b.scratch:
+            E, inner = self.shape[0], b.x.new_ones(len(b.x), len(self.w2))
+            z, units = b.x.new_empty(len(b.x), self.w1.shape[1]), inner[:, :-E]
+            of_each, gates = units.unflatten(1, (E, -1)), inner[:, -E:]
+            b.scratch[key] = z, *z.tensor_split(2, dim=1), inner, units, of_each, gates, gates[:, :, None]
+        z, gate, linear, inner, units, of_each, gates, wide_gates = b.scratch[key]
         torch.addmm(self.b1, b.x, self.w1, out=z)
         if self.limit is None:
-            torch._C._nn.gelu(z, approximate="tanh", out=inner)
+            torch._C._nn.gelu(z, approximate="tanh", out=units)
         else:
             F.silu(gate.clamp_(max=self.limit * self.alpha), inplace=True)
-            torch.mul(gate, linear.clamp_(1 - self.limit, 1 + self.limit), out=inner)
-        bias = self.sum2
-        if gates is not None:
-            of_each.mul_(gates[:, :, None])
-            bias = gates @ self.bias2
-        b.hidden.add_(torch.addmm(bias, inner, self.w2, out=b.update))
+            torch.mul(gate, linear.clamp_(1 - self.limit, 1 + self.limit), out=units)
+        if index is not None:
+            gates.zero_().scatter_(1, index, weight)
+            of_each.mul_(wide_gates)
+        b.hidden.addmm_(inner, self.w2)
