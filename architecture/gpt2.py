@@ -249,6 +249,8 @@ class GPT2(nn.Module):
     """GPT-2: embeddings, blocks, the last norm and the head."""
 
     name, config_class, presets = "gpt2", ModelConfig, PRESETS
+    lean_parts = Block, Attention, MLP
+    lean_functions = tuple(ATTENTION_BACKENDS.values())
 
     def __init__(
         self,

@@ -620,6 +620,8 @@ class Transformer(nn.Module):
     """The whole model: forward calls embed, run_blocks and head."""
 
     name, config_class, presets = "gptoss", ModelConfig, PRESETS
+    lean_parts = TransformerBlock, AttentionBlock, MLPBlock, RMSNorm, LayerNorm
+    lean_functions = *ATTENTION_BACKENDS.values(), *EXPERT_BACKENDS.values()
 
     def __init__(
         self,

@@ -112,6 +112,31 @@ def test_filters_at_their_edges():
     assert kept_ids(sampling.keep_min_p(halves, 0.5)) == [{0, 1}]
 
 
+def sorted_filter(logits: torch.Tensor, k: int | None, p: float | None) -> torch.Tensor:
+    """top_k or top_p by a stable sort of all logits."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    if k is not None:
+        dropped = torch.arange(logits.shape[-1]).expand_as(logits) >= k
+    else:
+        dropped = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1) >= p
+        dropped[..., 0] = False
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0], ids=lambda scale: f"scale {scale}")
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_filters_of_a_large_vocabulary_keep_what_a_stable_sort_keeps(scale, ties):
+    logits = scale * torch.randn(20, 700, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    if ties:
+        logits = (4 * logits).round() / 4
+    for k in (1, 50, 256, 699, 700, 900):
+        assert torch.equal(sampling.keep_top_k(logits, k), sorted_filter(logits, k, None))
+    some = sampling.keep_top_k(logits, 300)  # the others are -inf
+    for p in (0.05, 0.5, 0.95, 0.9999):
+        for these in (logits, some, logits[0], logits[None]):
+            assert torch.equal(sampling.keep_top_p(these, p), sorted_filter(these, None, p))
+
+
 def test_temperature_divides_before_the_filters():
     logits = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
     assert kept_ids(filter_logits(logits, min_p=0.3)) == [{0, 1}]  # e^-1 = 0.37
@@ -161,6 +186,39 @@ def test_row_generators_differ_and_do_not_depend_on_the_number_of_rows():
     assert [torch.rand((), generator=g).item() for g in few] == first[:2]
     others = [torch.rand((), generator=g).item() for g in generators(5, seed=4)]
     assert len({*first, *others}) == 10
+
+
+def test_numbers_drawn_ahead_are_those_drawn_one_by_one():
+    steps = 2 * sampling.AHEAD + 5
+    ends = [steps, 3, sampling.AHEAD, sampling.AHEAD + 1, 2]
+    own, plain = generators(5), generators(5)
+    ahead = sampling.NumbersAhead(own, steps)
+    for step in range(steps):
+        rows = [row for row in range(5) if step < ends[row]]
+        expected = [torch.rand(1, generator=plain[row], dtype=torch.float64) for row in rows]
+        assert torch.equal(ahead.next(rows), torch.cat(expected))
+    ahead.give_back()
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(own, plain))
+
+
+def test_generators_are_given_back_when_the_caller_stops_early(model):
+    own, plain = generators(2), generators(2)
+    steps = generate_steps(model, [[5], [6]], max_tokens=20, generators=own)
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    for generator in plain:
+        torch.rand(3, generator=generator, dtype=torch.float64)
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(own, plain))
+
+
+def test_rows_may_share_a_generator():
+    (shared,), (plain,) = generators(1), generators(1)
+    ahead = sampling.NumbersAhead([shared, shared], 4)
+    got = torch.cat([ahead.next([0, 1]) for _ in range(4)])
+    assert torch.equal(
+        got, torch.cat([torch.rand(1, generator=plain, dtype=torch.float64) for _ in range(8)])
+    )
 
 
 # --------------------------------------------------------------------------------------------------

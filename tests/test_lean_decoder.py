@@ -234,7 +234,7 @@ def test_other_models_go_to_the_general_decoder():
     general(changed, "unembedding has a hook or another method")
     changed = random_model()
     changed.block[1].mlp.run_experts = lambda *_: None
-    general(changed, "own experts")
+    general(changed, "another function run_experts")
     changed = random_model()
     changed.block[1].norm = torch.nn.Identity()
     general(changed, "block.1.norm is a Identity")

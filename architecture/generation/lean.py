@@ -34,26 +34,19 @@ MULTIPLICATIONS, WEIGHTS_READ, EXPERT_CALL, SORTED_EXPERT_CALL = 5e10, 4e9, 2e-5
 
 def obstacle(model: nn.Module) -> str | None:
     """Why this decoder cannot run the model, or None if it can."""
-    from architecture import gpt2, gptoss  # they import this package
-
-    models = gptoss.Transformer, gpt2.GPT2
-    if type(model) not in models:
-        return f"{type(model).__name__} may override methods of the model"
-    parts = gptoss.TransformerBlock, gptoss.AttentionBlock, gptoss.MLPBlock, gptoss.RMSNorm, gptoss.LayerNorm
-    parts += gpt2.Block, gpt2.Attention, gpt2.MLP, nn.LayerNorm, nn.Linear, nn.Embedding, nn.ModuleList
+    cls = type(model)
+    if "lean_parts" not in vars(cls):  # its own, not that of a class that it extends
+        return f"{cls.__name__} may override methods of the model"
+    parts = cls, *cls.lean_parts, nn.LayerNorm, nn.Linear, nn.Embedding, nn.ModuleList
     methods = {"forward", "embed", "run_blocks", "head", "project", "route", "expert_weights"}
-    attends = {*gptoss.ATTENTION_BACKENDS.values(), *gpt2.ATTENTION_BACKENDS.values()}
     for name, module in model.named_modules():
-        if type(module) not in (*models, *parts):
+        if type(module) not in parts:
             return f"{name} is a {type(module).__name__}"
         if module._forward_hooks or module._forward_pre_hooks or methods & vars(module).keys():
             return f"{name or 'the model'} has a hook or another method"
-        if getattr(module, "attend", None) not in (None, *attends):
-            return f"{name} has its own attention"
-        if getattr(module, "run_experts", None) not in (None, *gptoss.EXPERT_BACKENDS.values()):
-            return f"{name} has its own experts"
-        if isinstance(module, gptoss.MLPBlock) and not isinstance(module.mlp1_weight, torch.Tensor):
-            return "the experts are packed"
+        for function in ("attend", "run_experts"):
+            if getattr(module, function, None) not in (None, *cls.lean_functions):
+                return f"{name} has another function {function}"
     tensors = list(model.parameters())
     if any(p.device.type != "cpu" for p in tensors):
         return "the model is not on the CPU"
@@ -366,7 +359,7 @@ class _Feed:
             self.rule, self.selection_bias = mlp.routing_rule, mlp.selection_bias
             self.k, self.experts = mlp.config.experts_per_token, mlp.expert_weights()
             self.is_wide: dict[int, bool] = {}  # by number of tokens
-            self.is_plain = mlp.config.router == "topk_softmax" and not mlp.selection_bias.any()
+            self.is_plain = self.rule.__name__ == "topk_softmax" and not mlp.selection_bias.any()
 
     def add(self, b: _Buffers) -> None:
         """Add the MLP of b.x to b.hidden."""
