@@ -464,7 +464,7 @@ class _Wide:
         z, gate, linear, inner, units, of_each, gates, wide_gates = b.scratch[key]
         torch.addmm(self.b1, b.x, self.w1, out=z)
         if self.limit is None:
-            torch._C._nn.gelu(z, approximate="tanh", out=units)
+            units.copy_(F.gelu(z, approximate="tanh"))
         else:
             F.silu(gate.clamp_(max=self.limit * self.alpha), inplace=True)
             torch.mul(gate, linear.clamp_(1 - self.limit, 1 + self.limit), out=units)
