@@ -622,6 +622,7 @@ class Transformer(nn.Module):
     name, config_class, presets = "gptoss", ModelConfig, PRESETS
     lean_parts = TransformerBlock, AttentionBlock, MLPBlock, RMSNorm, LayerNorm
     lean_functions = *ATTENTION_BACKENDS.values(), *EXPERT_BACKENDS.values()
+    lean_attention = staticmethod(attention_backends.sdpa_attention)
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ carries            True if `carry` is a tensor (B, D) that is passed from segmen
 extends            name of a model whose weights it can start from; added_parameters names those it adds
 new_decoder        creates the decoder of a model that reads a text in pieces (generation/decode.py)
 lean_parts         classes of its modules, if generation/lean.py can decode the model; that holds for this class
-                   only, not for one that extends it. lean_functions: its backends
+                   only, not for one that extends it. lean_functions: its backends. lean_attention: with sinks
 length_limit       largest number of tokens in a text, if that is not the context limit
 optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
 

@@ -68,6 +68,7 @@ class LeanDecoder:
         if reason := obstacle(model):
             raise ValueError(f"the lean decoder cannot run this model, because {reason}; use decode.Decoder")
         cfg, self.embedding = model.config, model.embedding.weight.detach()
+        self.attention = getattr(model, "lean_attention", None)
         self.length, self.max_length = 0, max_length  # columns so far, with padding
         self.padding = torch.zeros(rows, dtype=torch.int64)  # columns in front of each row's text
         self.most_padding = 0
@@ -163,7 +164,7 @@ class LeanDecoder:
         rows, T = ids.shape
         buffers = self.new_buffers(rows * T)
         positions = (self.next_position[:, None] + torch.arange(T)).clamp(min=0)
-        masks = {layer.slots: self._hidden_keys(layer.slots, T) for layer in self.layers}
+        masks = {slots: self._visible_keys(slots, T) for slots in {layer.slots for layer in self.layers}}
         attend = functools.partial(self._attend_many, masks=masks)
         self._run(buffers, ids.flatten(), positions.flatten(), attend)
         self._count(T)
@@ -208,36 +209,42 @@ class LeanDecoder:
         weights = torch.baddbmm(bias, b.query, keys).softmax(-1)  # (B*G, M, S)
         torch.bmm(weights, values, out=b.flat_attended)
 
-    def _hidden_keys(self, slots: int, T: int) -> torch.Tensor:
-        """Keys that the next T columns do not see: (B, 1, 1, T, 1 + held + T) bool, with the null key."""
+    def _visible_keys(self, slots: int, T: int) -> torch.Tensor:
+        """The keys that the next T columns see: (B or 1, 1, T, held + T) bool, without the null key."""
         held = min(self.length, slots)
         slot = torch.arange(held)
         old = slot + (self.length - 1 - slot) // slots * slots  # the column in each slot
         new = torch.arange(self.length, self.length + T)
         key, query = torch.cat((old, new)), new[:, None]
-        in_window = (key <= query) & (key > query - slots)  # (T, held + T)
-        seen = in_window & (key >= self.padding[:, None, None]) | (key == query)
-        return ~F.pad(seen, (1, 0), value=True)[:, None, None]
+        seen = (key <= query) & (key > query - slots)
+        if self.most_padding:
+            seen = seen & (key >= self.padding[:, None, None]) | (key == query)
+        return seen.view(-1, 1, T, held + T)
 
     def _attend_many(self, layer: _Layer, b: _Buffers, *, masks) -> None:
         """Attention of several new columns; the heads' results go to b.attended."""
         rows = len(self.padding)
         qk = b.qk.unflatten(0, (rows, -1))  # (B, T, G, M + 1, C)
         T, slots, held = qk.shape[1], layer.slots, min(self.length, layer.slots)
-        key = b.key.unflatten(0, (rows, T)).permute(0, 2, 3, 1)  # (B, G, C, T)
-        value = b.value.unflatten(0, (rows, T)).transpose(1, 2)  # (B, G, T, C)
-        keys = torch.cat((layer.keys[..., : 1 + held], key), dim=3)
-        values = torch.cat((layer.values[:, :, : 1 + held], value), dim=2)
-        scores = torch.einsum("btgmc,bgcs->bgmts", qk[..., :-1, :], keys)
-        scores.masked_fill_(masks[slots], -torch.inf)
-        scores[..., 0] = layer.bias[..., :1]  # the sink
-        b.attended.copy_(torch.einsum("bgmts,bgsc->btgmc", scores.softmax(-1), values).reshape(rows * T, -1))
+        query = qk[..., :-1, :].flatten(2, 3) * math.sqrt(qk.shape[-1])  # (B, T, H, C), as sdpa divides by it
+        key, value = qk[..., -1, :], b.value.unflatten(0, (rows, T))  # (B, T, G, C)
+        keys = torch.cat((layer.keys[..., 1 : 1 + held].permute(0, 3, 1, 2), key), dim=1)
+        values = torch.cat((layer.values[:, :, 1 : 1 + held].transpose(1, 2), value), dim=1)
+        if layer.sinks is None:
+            q, k, v = (x.transpose(1, 2) for x in (query, keys, values))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[slots], enable_gqa=True).transpose(
+                1, 2
+            )
+        else:
+            out = self.attention(query, keys, values, layer.sinks, masks[slots], 0.0)
+        b.attended.copy_(out.reshape(rows * T, -1))
+        key, value = key.permute(0, 2, 3, 1), value.transpose(1, 2)  # (B, G, C, T) and (B, G, T, C)
         columns = torch.arange(self.length + max(0, T - slots), self.length + T)
         slot = 1 + columns % slots
         layer.keys[..., slot], layer.values[:, :, slot] = key[..., -slots:], value[:, :, -slots:]
         if self.most_padding:
             padded = columns < self.padding[:, None]  # (B, columns)
-            bias = torch.zeros(padded.shape, dtype=scores.dtype).masked_fill_(padded, -torch.inf)
+            bias = torch.zeros(padded.shape, dtype=values.dtype).masked_fill_(padded, -torch.inf)
             layer.bias[..., slot] = bias[:, None, None]
 
 
@@ -329,8 +336,8 @@ class _Layer:
         keys = self.out.new_zeros(rows, groups, C, 1 + self.slots)  # so the product with them is faster
         values = self.out.new_zeros(rows, groups, 1 + self.slots, C)
         bias = self.out.new_zeros(rows, groups, heads // groups, 1 + self.slots)
-        sinks = getattr(attn, "sinks", None)
-        bias[..., 0] = -torch.inf if sinks is None else sinks.detach().view(groups, -1)
+        self.sinks = None if getattr(attn, "sinks", None) is None else attn.sinks.detach()
+        bias[..., 0] = -torch.inf if self.sinks is None else self.sinks.view(groups, -1)
         self.cache(keys, values, bias)
 
     def cache(self, keys, values, bias) -> None:
