@@ -36,7 +36,8 @@ def make(folder: Path) -> None:
     from architecture.checkpoint import without_values
     from architecture.gptoss import PRESETS, ModelConfig, Transformer
     from architecture.open_gpt_oss import mxfp4, names
-    from architecture.open_gpt_oss.export import NOT_PACKED, as_json
+    from architecture.open_gpt_oss.export import NOT_PACKED
+    from common.files import as_json
 
     config = ModelConfig(**PRESETS["gpt-oss-20b"])
     model = without_values(Transformer, config)
@@ -59,7 +60,7 @@ def make(folder: Path) -> None:
             else:
                 value = torch.randn(tensor.shape, generator=generator).mul_(0.02).bfloat16()
                 value = torch.ones_like(value) if name.endswith("norm.scale") else value
-            tensors |= names.to_theirs(name, value, config)
+            tensors |= names.to_theirs(name, value, config, "hf")
         unfinished = path.with_suffix(".tmp")
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, {"format": "pt"}
