@@ -44,7 +44,7 @@ def state_of(dtype=torch.float32, wide_norms=False, **changes) -> dict:
     config = ModelConfig(**SHAPE | changes)
     tensors = random_model(config, dtype).state_dict()
     for name, tensor in tensors.items():
-        if name in weights.VOCABULARY:
+        if name in names.VOCABULARY:
             tensor[config.used_vocab_size or config.vocab_size :] = 0
         if wide_norms and name.endswith("norm.scale"):
             tensors[name] = tensor.float() * 1.001  # not a bfloat16
@@ -259,7 +259,7 @@ def test_ties_go_to_even_codes_and_what_was_unpacked_packs_without_loss_and_nan_
         (torch.full((2, 32), -math.inf), "MXFP4 cannot hold NaN or infinity; use"),
         (
             torch.zeros(2, 40),
-            "hidden_size and intermediate_size must be multiples of 32, got 40; export without",
+            "hidden_size and intermediate_size must be multiples of 32, got 40",
         ),
     ):
         with pytest.raises(ValueError, match=told):
@@ -493,7 +493,7 @@ WRONG = {
     "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(), "260 ids and no tiktoken.json or tokenizer.json, and"),
     "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "does not contain a JSON object"),
     "fewer ids": (lambda f: [change_config(f, vocab_size=259),
-                             change_tensors(f, {name: torch.zeros(259, 64) for name in weights.VOCABULARY})],
+                             change_tensors(f, {name: torch.zeros(259, 64) for name in names.VOCABULARY})],
                   "has 259 ids, but its tokenizer tiny has 260"),
 }  # fmt: skip
 PACKED_WRONG = {
@@ -501,7 +501,7 @@ PACKED_WRONG = {
     "no scales": (lambda f: change_tensors(f, {f"{STACK}.scales": None}), r"lacks 1 .*mlp1_weight.scales"),
     "no blocks": (lambda f: change_tensors(f, {f"{STACK}.blocks": None}), "lacks 1 .*mlp1_weight"),
     "both kinds": (lambda f: change_tensors(f, {STACK: torch.zeros(7, 192, 64)}), r"holds 1 tensor.*mlp1_weight\)"),
-    "no multiple": (lambda f: change_config(f, hidden_size=72), "MXFP4, which stores blocks of 32 values, .* got 72; use"),
+    "no multiple": (lambda f: change_config(f, hidden_size=72), "MXFP4 stores blocks of 32 .* got 72.; use a"),
 }  # fmt: skip
 
 

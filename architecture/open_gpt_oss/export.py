@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import tiktoken
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from architecture.checkpoint import (
     config_from_dict,
+    described,
     find_checkpoint,
     is_model_folder,
     model_of,
@@ -32,24 +32,21 @@ from architecture.checkpoint import (
 )
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import gguf_file, mxfp4, names, targets
-from architecture.open_gpt_oss.model_card import model_card
+from architecture.open_gpt_oss.model_card import energy, model_card
 from architecture.open_gpt_oss.weights import (
     CHECKSUMS,
     CONFIG,
     INDEX,
     TOKENIZER,
-    VOCABULARY,
     checksum,
     read_folder,
 )
 from architecture.tokenizer import token_byte_lengths, tokenizer_from_state, tokenizer_state
 from architecture.tokenizer_json import tokenizer_files
-from common.files import atomic_write, writing
+from common.files import as_json, atomic_write, new_folder, require_new_folder
 from common.script import say
 
-SHARD_BYTES = (
-    10**9
-)  # one file holds at most this many bytes, or one tensor; a file is in memory while it is written
+SHARD_BYTES = 10**9  # of one file, unless one tensor is larger; a file is in memory while it is written
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = {
     "hf": "of transformers and vLLM",
@@ -83,19 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.watts is not None and not 0 < args.watts < float("inf"):
-        raise ValueError(f"--watts must be a positive number, got {args.watts}")
     if args.yarn and args.format != "hf":
         raise ValueError(
-            "--yarn is for --format hf; the other formats need no YaRN for plain RoPE, so leave --yarn out"
+            "--yarn is for --format hf; no other format needs YaRN for plain RoPE, so leave --yarn out"
         )
     if args.dtype == "float16" and args.format not in targets.PROGRAMS:
         raise ValueError("--dtype float16 is for --format gguf and mlx; gpt-oss itself has bfloat16")
     folder = Path(args.output_dir)
-    require_new(folder)
+    require_new_folder(folder)
     path = find_checkpoint(args.checkpoint, say)
     state = read_folder(path) if is_model_folder(path) else read_checkpoint(path)
     config = exportable(state, args.format)
+    energy(state, args.watts)  # raises before the work begins
     if args.yarn and config.rope_scaling_factor > 1:
         raise ValueError("--yarn is for a model with plain RoPE, and this one has YaRN already; leave it out")
     notes = []
@@ -109,23 +105,14 @@ def run(args: argparse.Namespace) -> None:
     for warning in warnings_of(state, config, args.format):
         say(f"warning: {warning}")
         notes.append(f"{warning}.")
-    dtype = DTYPES.get(args.dtype)
     for line in write_folder(
-        state, folder, layout=args.format, pack=args.mxfp4, dtype=dtype, yarn=args.yarn,
+        state, folder, layout=args.format, pack=args.mxfp4, dtype=DTYPES.get(args.dtype), yarn=args.yarn,
         card=dict(path=path, changes=notes, watts=args.watts),
     ):  # fmt: skip
         say(line)
-    program = targets.PROGRAMS.get(args.format)
-    told = f"compare it with {program or 'transformers'}: python -m architecture.open_gpt_oss verify {folder}"
-    say(f"wrote {folder}; {told}{f' --with {program}' if program else ''}")
-
-
-def require_new(folder: Path) -> None:
-    """Raise ValueError unless the folder can be made, or is there and empty."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} must be a new or an empty folder; choose another name")
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"{folder} is in a folder that does not exist; create that first")
+    program = targets.PROGRAMS.get(args.format, "transformers")
+    command = f"python -m architecture.open_gpt_oss verify {quote(args.output_dir)} --with {program}"
+    say(f"wrote {folder}; compare it with {program}: {command}")
 
 
 def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
@@ -146,8 +133,7 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
     names.require_expressible(config, layout)
     if layout in targets.PROGRAMS:
         targets.require_expressible(config, layout)
-    expected = without_values(Transformer, config).state_dict()
-    require_fit(expected, getattr(state["model"], "described", state["model"]), "the checkpoint")
+    require_fit(without_values(Transformer, config).state_dict(), state["model"], "the checkpoint")
     return config
 
 
@@ -224,44 +210,64 @@ def write_folder(
     Returns a line with the error of each packed tensor.
     Raises ValueError for a model that the format cannot hold, and CannotWrite.
     """
-    require_new(folder)
-    config = exportable(state, layout)
-    tokenizer = tokenizer_from_state(state["tokenizer"])
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed export leaves it behind
-    with writing(folder):
-        try:
-            temporary.mkdir()
-            weights = state["model"]
-            precision = str(dtype or _dtype(weights)).removeprefix("torch.")
-            if layout in targets.PROGRAMS:
-                weights, config = targets.completed(weights, config)
-            if layout == "gguf":  # config and tokenizer are in the file
-                errors, files = write_gguf(weights, config, tokenizer, temporary, pack, dtype), {}
-            else:
-                errors = write_weights(weights, config, temporary, layout, pack, dtype)
-                files = {TOKENIZER: as_json(tokenizer_state(tokenizer))}
-            if layout == "original":
-                files[CONFIG] = as_json(names.original_config(config))
-            elif layout != "gguf":
-                files |= hugging_face_files(config, tokenizer, precision, pack=pack, yarn=yarn)
-            lines = []
-            if pack:
-                files["mxfp4_errors.json"] = as_json(errors)
-                lines = [
-                    f"{name}: relative error {sum(each) / len(each):.4f}, of the worst expert {max(each):.4f}"
-                    for name, each in errors.items()
-                ]
-            if card is not None:
-                text = model_card(state=state, layout=layout, dtype=precision, error_lines=lines, **card)
-                files["README.md"] = text.encode()
-            for name, content in files.items():
-                with atomic_write(temporary / name) as file:
-                    file.write(content)
-            os.replace(temporary, folder)  # replaces an empty folder
-            return lines
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    require_new_folder(folder)
+    config, tokenizer = exportable(state, layout), tokenizer_from_state(state["tokenizer"])
+    weights, files, errors = state["model"], {}, {}
+    if layout in targets.PROGRAMS:
+        weights, config = targets.completed(weights, config)
+        if dtype is None and described(weights)["embedding.weight"].dtype == torch.float64:
+            dtype = torch.float32  # the widest type of both programs
+    stored = names.stored(described(weights), config)
+    precision = dtype or stored["embedding.weight"].dtype
+
+    def parts(name: str) -> dict[str, torch.Tensor]:
+        """What the files hold for one of our tensors: itself, or blocks and scales, whose error is noted."""
+        bar.update()
+        tensor = weights[name]
+        if pack and name.endswith(mxfp4.MATRICES):
+            blocks, scales = mxfp4.quantise(tensor)
+            unpacked = mxfp4.unpack(blocks, scales, torch.float32)
+            errors[name] = [round(error, 6) for error in mxfp4.relative_error(tensor, unpacked).tolist()]
+            return {f"{name}.blocks": blocks, f"{name}.scales": scales}
+        narrow = layout != "gguf" or name.endswith(gguf_file.MATRICES)
+        kind = dtype or tensor.dtype if narrow else torch.float32
+        return {name: tensor[: len(stored[name])].to(kind)}
+
+    with (
+        new_folder(folder) as temporary,
+        tqdm(total=len(stored), desc="tensors", unit="", leave=False, disable=None) as bar,
+    ):
+        if layout == "gguf":  # config and tokenizer are in the file
+            template = TEMPLATE.read_text() if tokenizer.name == HARMONY else None
+            gguf_file.write(
+                temporary / gguf_file.FILE, parts, config, tokenizer,
+                pack=pack, dtype=precision, chat_template=template,
+            )  # fmt: skip
+        else:
+            # mlx-lm reads packed experts under the names of hf
+            spelling = "hf" if layout == "mlx" and pack else layout
+            sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in stored.items()}
+            write_tensors(temporary, spelling, sizes, parts, config)
+            files[TOKENIZER] = as_json(tokenizer_state(tokenizer))
+        told = str(precision).removeprefix("torch.")
+        if layout == "original":
+            files[CONFIG] = as_json(names.original_config(config))
+        elif layout != "gguf":
+            files |= hugging_face_files(config, tokenizer, told, pack=pack, yarn=yarn)
+        lines = [
+            f"{name}: relative error {sum(each) / len(each):.4f}, of the worst expert {max(each):.4f}"
+            for name, each in errors.items()
+        ]
+        if pack:
+            files["mxfp4_errors.json"] = as_json(errors)
+        if card is not None:
+            files["README.md"] = model_card(
+                state=state, layout=layout, dtype=told, error_lines=lines, **card
+            ).encode()
+        for name, content in files.items():
+            with atomic_write(temporary / name) as file:
+                file.write(content)
+    return lines
 
 
 def hugging_face_files(
@@ -283,99 +289,39 @@ def hugging_face_files(
     return files | tokenizer_files(tokenizer, model_max_length=config.context_limit, **tokens)
 
 
-def write_weights(
-    weights: Mapping[str, torch.Tensor],
-    config: ModelConfig,
+def write_tensors(
     folder: Path,
     layout: str,
-    pack: bool,
-    dtype: torch.dtype | None,
-) -> dict[str, list[float]]:
-    """Write the tensors to one or more .safetensors files; returns the relative error of each packed expert."""
+    sizes: Mapping[str, int],
+    parts: Callable[[str], dict[str, torch.Tensor]],
+    config: ModelConfig,
+) -> None:
+    """Write tensors to one or more .safetensors files.
+
+    sizes: bytes of each of our tensors, at most.  parts: what the files hold for one of them.
+    """
     from safetensors.torch import save
 
-    described = getattr(weights, "described", weights)
-    kept = [name for name in described if not names.SELECTION_BIAS.fullmatch(name)]
-    if config.tie_embeddings:
-        kept.remove("unembedding.weight")
-    sizes = {name: described[name].numel() * (dtype or described[name].dtype).itemsize for name in kept}
     shards, room = [[]], SHARD_BYTES
-    for name in kept:
-        if sizes[name] > room and shards[-1]:
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
             shards.append([])
             room = SHARD_BYTES
         shards[-1].append(name)
-        room -= sizes[name]
-    errors, weight_map, total = {}, {}, 0
-    with tqdm(total=len(kept), desc="tensors", unit="", leave=False, disable=None) as bar:
-        for number, shard in enumerate(shards, start=1):
-            file_name = "model.safetensors"
-            if len(shards) > 1:
-                file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            tensors = {}
-            for name in shard:
-                for part, tensor in _stored(name, weights[name], config, pack, dtype, errors):
-                    if layout == "original":
-                        tensors[part] = tensor
-                    elif layout == "mlx" and not pack:  # mlx-lm reads packed experts under the names of hf
-                        tensors |= targets.to_target(part, tensor, config, layout)
-                    else:
-                        tensors |= names.to_theirs(part, tensor, config)
-                bar.update()
-            tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-            checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
-            with atomic_write(folder / file_name) as file:
-                file.write(save(tensors, {"format": "pt", CHECKSUMS: checksums}))
-            weight_map |= dict.fromkeys(tensors, file_name)
-            total += sum(tensor.nbytes for tensor in tensors.values())
+        room -= size
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards, start=1):
+        several = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file_name, tensors = f"model{several}.safetensors", {}
+        for name in shard:
+            for part, tensor in parts(name).items():
+                tensors |= names.to_theirs(part, tensor.detach(), config, layout)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
+        with atomic_write(folder / file_name) as file:
+            file.write(save(tensors, {"format": "pt", CHECKSUMS: checksums}))
+        weight_map |= dict.fromkeys(tensors, file_name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         with atomic_write(folder / INDEX) as file:
-            file.write(as_json(index))
-    return errors
-
-
-def write_gguf(
-    weights: Mapping[str, torch.Tensor],
-    config: ModelConfig,
-    tokenizer: tiktoken.Encoding,
-    folder: Path,
-    pack: bool,
-    dtype: torch.dtype | None,
-) -> dict[str, list[float]]:
-    """Write all to one GGUF file; returns the relative error of each packed expert."""
-    described, errors = getattr(weights, "described", weights), {}
-    with tqdm(total=len(described), desc="tensors", unit="", leave=False, disable=None) as bar:
-
-        def stored(name: str) -> Iterator[tuple[str, torch.Tensor]]:
-            bar.update()
-            of_matrix = dtype if name.endswith(gguf_file.MATRICES) else None
-            return _stored(name, weights[name], config, pack, of_matrix, errors)
-
-        gguf_file.write(
-            folder / gguf_file.FILE, stored, described, config, tokenizer, pack=pack,
-            dtype=dtype or _dtype(weights), chat_template=TEMPLATE.read_text() if tokenizer.name == HARMONY else None,
-        )  # fmt: skip
-    return errors
-
-
-def _stored(name, tensor, config, pack, dtype, errors) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that hold one of ours in a file: itself, or blocks and scales, whose error is noted."""
-    if pack and name.endswith(mxfp4.MATRICES):
-        blocks, scales = mxfp4.quantise(tensor)
-        unpacked = mxfp4.unpack(blocks, scales, torch.float32)
-        errors[name] = [round(error, 6) for error in mxfp4.relative_error(tensor, unpacked).tolist()]
-        yield f"{name}.blocks", blocks
-        yield f"{name}.scales", scales
-        return
-    if name in VOCABULARY:
-        tensor = tensor[: config.used_vocab_size]
-    yield name, tensor.to(dtype or tensor.dtype)
-
-
-def _dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
-    return getattr(weights, "described", weights)["embedding.weight"].dtype
-
-
-def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+            file.write(as_json({"metadata": {"total_size": total}, "weight_map": weight_map}))

@@ -144,7 +144,6 @@ def model_card(
     """
     with reading(path, "a run's settings", way_out=ANOTHER):
         facts = _facts(Path(path).parent, state)
-    energy = _energy(facts.get("seconds"), watts)
     precision = f"Weights are in {dtype}"
     precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
     changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
@@ -158,7 +157,7 @@ def model_card(
             "Training data and procedure": _table(TRAINING, facts) if facts["trained"] else "Not recorded.",
             "Evaluation": _evaluation(facts),
             "What the export changed": changed,
-            "Environmental impact": energy,
+            "Environmental impact": energy(state, watts),
             "Technical specification": _table(MACHINE, facts) if facts["trained"] else "Not recorded.",
             "How to use it": USE[layout],
             "Citation": CITATION + CITATION_OF_THE_DATA * (facts.get("dataset_name") == TINYSTORIES),
@@ -314,17 +313,19 @@ def _evaluation(facts: dict[str, Any]) -> str:
     return f"Measured before the export, on the checkpoint{facts['best']}.\n\n{_table(EVALUATION, facts)}"
 
 
-def _energy(seconds: float | None, watts: float | None) -> str:
+def energy(state: dict[str, Any], watts: float | None) -> str:
+    """A sentence about the energy of the training. Raises ValueError for watts that give none."""
     if watts is None:
         return "The energy of the training was not measured."
-    if not (math.isfinite(watts) and watts > 0):
+    if not 0 < watts < math.inf:
         raise ValueError(f"watts must be a positive number, got {watts}; leave it out if it was not measured")
-    if seconds is None:
+    if not (progress := state.get("progress")):
         raise ValueError("watts give no energy, because the checkpoint has no training time; leave them out")
+    seconds = progress["seconds"]
     hours = watts * seconds / 3600
-    energy = f"{hours:.3g} Wh" if hours < 999.5 else f"{hours / 1000:,.2f} kWh"
+    spent = f"{hours:.3g} Wh" if hours < 999.5 else f"{hours / 1000:,.2f} kWh"
     return (
-        f"The training took {energy}: {watts:g} W, as given at the export, for {seconds:,.0f} s of training. "
+        f"The training took {spent}: {watts:g} W, as given at the export, for {seconds:,.0f} s of training. "
         "Evaluations and earlier runs are not counted; emissions are not known."
     )
 
