@@ -1,10 +1,11 @@
 # Every target sets up .venv by itself; nothing is installed outside it.
 PYTHON ?= python3
 PIP_FLAGS ?=  # for pip install; without CUDA: --extra-index-url https://download.pytorch.org/whl/cpu
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: quickstart setup test test-peers slow check pictures bench bench-gpu clean
+.PHONY: quickstart setup chat test test-peers test-browser slow check pictures bench bench-gpu clean
 
 QUICKSTART := model_quickstart
 
@@ -16,11 +17,19 @@ quickstart: .venv/.runtime  ## a small model in minutes on two cores; once insta
 
 setup: .venv/.runtime  ## what training and sampling need
 
+chat: .venv/.server  ## a page in the browser for the models here
+	$(BIN)/streamlit run server.py
+
 test: .venv/.dev  ## the whole suite, no network
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-peers: .venv/.peers  ## beside transformers and other programs, and the package in a fresh environment
 	$(BIN)/python -m pytest -n 3 --peers -m peer
+
+test-browser: .venv/.browser  ## the chat page, in an installed Chromium
+	@test -n "$(CHROMIUM)" || { echo "make test-browser needs Chromium; install it, on Debian with" \
+		"apt-get install -y --no-install-recommends chromium, or set CHROMIUM=PATH"; exit 1; }
+	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --browser -m browser
 
 slow: .venv/.dev  ## with the tests that take minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --slow
@@ -48,6 +57,14 @@ clean:
 	@echo "installing into .venv: once, some minutes, mostly PyTorch"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) -r requirements.txt
+	touch $@
+
+.venv/.server: requirements-server.txt .venv/.runtime
+	@$(PIP) -r requirements-server.txt
+	touch $@
+
+.venv/.browser: requirements-browser.txt requirements-server.txt .venv/.dev
+	@$(PIP) -r requirements-browser.txt
 	touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.runtime

@@ -13,6 +13,7 @@ sys.path.insert(0, str(REPO_ROOT))  # the tests import the project as the script
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--browser", action="store_true", help="run the tests marked browser, too")
     parser.addoption("--peers", action="store_true", help="run the tests marked peer, too")
 
 
@@ -32,6 +33,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if item.get_closest_marker("browser") and not config.getoption("--browser"):
+            item.add_marker(pytest.mark.skip(reason="browser: run with --browser"))
         if item.get_closest_marker("peer") and not config.getoption("--peers"):
             item.add_marker(pytest.mark.skip(reason="peer: run with --peers"))
         if item.get_closest_marker("gpu") and not has_gpu:
@@ -54,6 +57,7 @@ def pytest_terminal_summary(terminalreporter):
     reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])]
     ways = {
         "slow": "run them with --slow",
+        "browser": "run them with make test-browser",
         "peer": "run them with make test-peers",
         "gpu": "they need a CUDA device",
     }

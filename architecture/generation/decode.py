@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ def generate_steps(
     stop_tokens: Sequence[int] = (),
     generators: Sequence[torch.Generator] | None = None,
     use_cache: bool = True,
+    decoder: Any = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next id of every row, step by step; None for a row that has ended.
 
@@ -38,6 +40,7 @@ def generate_steps(
     stop_tokens: ids that end a row; the row yields the id, then None.
     generators: one per row, see row_generators; not needed if temperature is 0.
     use_cache: False runs the whole text at each step: slow, the reference for the cache.
+    decoder: a decoder of this model that has read what is in front of the prompts; None begins new texts.
 
     The model is in eval mode while this runs and in its earlier mode afterwards.
     Raises ValueError at the call for arguments out of range, and if the longest prompt and max_tokens
@@ -69,18 +72,19 @@ def generate_steps(
         uniform = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in rows]
         return draw(logits, torch.cat(uniform)).tolist()
 
-    return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose)
+    return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose, decoder)
 
 
 @torch.no_grad()
-def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose):
+def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, decoder):
     """The loop of generate_steps, apart from it so that arguments are checked at the call."""
     active = list(range(len(prompts)))
     new_decoder = getattr(model, "new_decoder", functools.partial(Decoder, model))
     was_training = model.training
     model.eval()
     try:
-        decoder = new_decoder(len(prompts), max(map(len, prompts)) + max_tokens - 1, use_cache)
+        if decoder is None:
+            decoder = new_decoder(len(prompts), max(map(len, prompts)) + max_tokens - 1, use_cache)
         feed = prompts
         for step in range(max_tokens):
             logits = decoder.feed(feed)

@@ -36,6 +36,11 @@ class TextStream:
             data = b"\xff"  # not UTF-8, so it becomes the replacement character
         return self.decoder.decode(data)
 
+    @property
+    def at_boundary(self) -> bool:
+        """Whether no byte of an incomplete character waits."""
+        return not self.decoder.getstate()[0]
+
     def finish(self) -> str:
         """The rest of the text: a replacement character if the last character is incomplete."""
         return self.decoder.decode(b"", final=True)
