@@ -119,10 +119,11 @@ def write_texts(path: str, texts: list[str]) -> None:
 def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
     """Answer the lines of stdin until it ends. Ctrl-C stops an answer, and in front of a line ends the chat."""
     from architecture.generation.chat import TextChat
-    from architecture.open_gpt_oss.harmony import TOKENIZER, HarmonyChat
+    from architecture.open_gpt_oss.harmony import HarmonyChat
+    from architecture.tokenizer import HARMONY
 
     filters = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    in_harmony = model.tokenizer.name == TOKENIZER
+    in_harmony = model.tokenizer.name == HARMONY
     if in_harmony:
         conversation = HarmonyChat(
             model, instructions=args.instructions or "", reasoning=args.reasoning or "medium"

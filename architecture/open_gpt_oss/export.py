@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
@@ -41,7 +42,7 @@ from architecture.open_gpt_oss.weights import (
     checksum,
     read_folder,
 )
-from architecture.tokenizer import token_byte_lengths, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer import HARMONY, token_byte_lengths, tokenizer_from_state, tokenizer_state
 from architecture.tokenizer_json import tokenizer_files
 from common.files import as_json, atomic_write, new_folder, require_new_folder
 from common.script import say
@@ -55,7 +56,6 @@ FORMATS = {
     "mlx": "of mlx-lm",
 }
 NOT_PACKED = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-HARMONY = "o200k_harmony"
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 MEASURED_ROWS, MEASURED_TOKENS = 16, 128  # of the text that shows what the selection bias did
 
@@ -68,11 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", required=True, choices=FORMATS, help=told)
     add("--output_dir", required=True, metavar="DIR", help="a new or an empty folder")
     add("--mxfp4", action="store_true", help="experts in four bits, as in the official weights")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help="of the other weights (default: that of the checkpoint); float16: gguf and mlx",
-    )
+    told = "of the other weights (default: that of the checkpoint); float16: gguf and mlx"
+    add("--dtype", choices=DTYPES, help=told)
     add("--yarn", action="store_true", help="hf: write plain RoPE as YaRN with factor 1, for vLLM")
     told = "leave out the bias of --balance bias, which gpt-oss lacks, and print what that changes"
     add("--drop_selection_bias", action="store_true", help=told)
@@ -116,10 +113,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
-    """The config of a checkpoint's model. Raises ValueError if the official formats cannot hold it.
-
-    Also if its tensors are not those of the config.
-    """
+    """The config of a checkpoint's model. ValueError if the format cannot hold it, or its tensors do not fit it."""
     if state["model_name"] == "gpt2":
         raise ValueError(
             "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export, in GPT-2's format"
@@ -164,22 +158,19 @@ def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Pat
     from architecture.generation.sampling import row_generators
 
     model = model_of(Transformer, dict(state), path)
-    tokens = min(MEASURED_TOKENS, config.context_limit - 1)
-    start = [model.tokenizer.eot_token]
-    rows = [list(start) for _ in range(MEASURED_ROWS)]
+    tokens, start = (
+        min(MEASURED_TOKENS, config.context_limit - 1),
+        [[model.tokenizer.eot_token]] * MEASURED_ROWS,
+    )
     generators = row_generators(0, MEASURED_ROWS)
-    for new in generate_steps(
-        model, [start] * MEASURED_ROWS, max_tokens=tokens, temperature=1.0, generators=generators
-    ):
-        for row, token in zip(rows, new):
-            row.append(token)
-    ids = torch.tensor(rows)
+    steps = generate_steps(model, start, max_tokens=tokens, temperature=1.0, generators=generators)
+    ids = torch.tensor([[row[0] for row in start], *steps]).T
     lengths = token_byte_lengths(model.tokenizer, config.vocab_size)
     targets = ids[:, 1:].where(lengths[ids[:, 1:]] > 0, -100)  # as everywhere, end-of-text has no bytes
     bits = []
     for _ in range(2):
         nats = model(ids[:, :-1], targets).loss_sum.item()
-        bits.append(nats / 0.6931471805599453 / lengths[ids[:, 1:]].sum().item())
+        bits.append(nats / math.log(2) / lengths[ids[:, 1:]].sum().item())
         for name, buffer in model.named_buffers():
             if names.SELECTION_BIAS.fullmatch(name):
                 buffer.zero_()
@@ -204,8 +195,8 @@ def write_folder(
 ) -> list[str]:
     """Write a checkpoint as a folder of gpt-oss: whole, or nothing.
 
-    state: of checkpoint.read_checkpoint or weights.read_folder.  layout: one of FORMATS.  pack: experts in MXFP4.  dtype: of the other
-    weights; None keeps it.  yarn: see names.hugging_face_config.
+    state: of checkpoint.read_checkpoint or weights.read_folder.  layout: one of FORMATS.  pack: experts in MXFP4.
+    dtype: of the other weights; None keeps it.  yarn: see names.hugging_face_config.
     card: path, changes and watts for model_card; None writes no README.md.
     Returns a line with the error of each packed tensor.
     Raises ValueError for a model that the format cannot hold, and CannotWrite.

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from architecture.checkpoint import LazyWeights, config_from_dict, without_values
 from architecture.gptoss import ModelConfig, RMSNorm, Transformer
 from architecture.open_gpt_oss import mxfp4, names
+from architecture.tokenizer import HARMONY
 from architecture.tokenizer_json import tokenizer_json
 from common.files import reading
 
@@ -82,7 +83,7 @@ def pre_tokenizer(encoding: tiktoken.Encoding) -> tuple[str, str | None]:
 
     Raises ValueError for a pattern that llama.cpp does not know.
     """
-    if encoding.name == "o200k_harmony":
+    if encoding.name == HARMONY:
         return "gpt-4o", None
     if encoding._pat_str not in PRE:
         raise ValueError(
@@ -196,7 +197,7 @@ def _add_tokenizer(writer, encoding: tiktoken.Encoding, used: int, chat_template
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in content["model"]["merges"]])
-    harmony = encoding.name == "o200k_harmony"
+    harmony = encoding.name == HARMONY
     writer.add_bos_token_id(special["<|startoftext|>"] if harmony else encoding.eot_token)
     writer.add_eos_token_id(special["<|return|>"] if harmony else encoding.eot_token)
     writer.add_pad_token_id(encoding.eot_token)

@@ -19,7 +19,6 @@ from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream
 from architecture.tokenizer import cache_folder
 
-TOKENIZER = "o200k_harmony"
 REASONING = ("low", "medium", "high")
 UNPARSED = "unparsed"  # the channel of what follows a malformed header
 

@@ -17,7 +17,7 @@ import torch
 
 from architecture.checkpoint import FORMAT, model_of
 from architecture.gptoss import Transformer
-from architecture.open_gpt_oss.weights import read_folder, require_folder
+from architecture.open_gpt_oss.weights import read_folder
 from common.files import atomic_write, new_folder, require_new_folder
 from common.provenance import git_commit
 from common.script import say
@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     require_new_folder(args.output_dir)
-    require_folder(args.folder)
     state = read_folder(args.folder)
     state["model"] = model_of(
         Transformer, state, args.folder

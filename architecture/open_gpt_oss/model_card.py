@@ -142,30 +142,29 @@ def model_card(
     MXFP4 tensor, a line each; () without MXFP4.  watts: mean power during the training.
     Raises ValueError for damaged records, and for watts that give no energy.
     """
+    spent = energy(state, watts)
     with reading(path, "a run's settings", way_out=ANOTHER):
         facts = _facts(Path(path).parent, state)
-    precision = f"Weights are in {dtype}"
-    precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
-    changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
-    if error_lines:
-        changed += "\n- The experts' matrices are in MXFP4. The relative error of each:\n\n"
-        changed += "\n".join(("```", *error_lines, "```"))
-    with reading(path, "a run's settings", way_out=ANOTHER):
+        precision = f"Weights are in {dtype}"
+        precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
+        changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
+        if error_lines:
+            changed += "\n- The experts' matrices are in MXFP4. The relative error of each:\n\n"
+            changed += "\n".join(("```", *error_lines, "```"))
         sections = {
             "Architecture": _table(ARCHITECTURE, facts),
             "Intended uses and limits": _limits(facts),
             "Training data and procedure": _table(TRAINING, facts) if facts["trained"] else "Not recorded.",
             "Evaluation": _evaluation(facts),
             "What the export changed": changed,
-            "Environmental impact": energy(state, watts),
+            "Environmental impact": spent,
             "Technical specification": _table(MACHINE, facts) if facts["trained"] else "Not recorded.",
             "How to use it": USE[layout],
             "Citation": CITATION + CITATION_OF_THE_DATA * (facts.get("dataset_name") == TINYSTORIES),
             "Licence": LICENCE,
         }
         first = [_front_matter(layout, facts, bool(error_lines)), _head(facts)]
-        parts = [f"## {title}\n\n{content}" for title, content in sections.items()]
-    return "\n\n".join([*first, *parts]) + "\n"
+    return "\n\n".join([*first, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------- facts

@@ -24,7 +24,7 @@ from architecture.checkpoint import LazyWeights, load_weights, without_values
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import gguf_file, names, verify_engines
 from architecture.open_gpt_oss.verify_engines import Given
-from architecture.open_gpt_oss.weights import FolderWeights, require_folder
+from architecture.open_gpt_oss.weights import FolderWeights
 from common.device import available_memory
 from common.files import read_json_object
 from common.script import say
@@ -64,7 +64,6 @@ def opened(path: Path) -> Given:
         path = path if path.is_file() else path / gguf_file.FILE
         config, weights, kinds = gguf_file.read(path)
         return Given(path, "gguf", config, weights, kinds != {"F32"})
-    require_folder(path)
     weights = FolderWeights(path)
     narrow = weights.described["embedding.weight"].dtype.itemsize < torch.float32.itemsize
     return Given(path, weights.layout, weights.config, weights, narrow or bool(weights.in_mxfp4))

@@ -23,7 +23,7 @@ from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import mxfp4, names
 from architecture.open_gpt_oss.names import VOCABULARY
-from architecture.tokenizer import get_tokenizer, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer import HARMONY, get_tokenizer, tokenizer_from_state, tokenizer_state
 from architecture.tokenizer_json import read_vocabulary
 from common.files import parse_json, read_json_object, reading
 
@@ -36,16 +36,12 @@ BELONG = f"use a folder whose {CONFIG} and weights belong together"
 
 def read_config(folder: str | Path) -> tuple[str, ModelConfig]:
     """The layout of a folder, "original" or "hf", and its config, the vocabulary padded to a multiple of 64."""
-    path = Path(folder) / CONFIG
-    return names.read_config(read_json_object(path), path)
-
-
-def require_folder(folder: str | Path) -> None:
-    """Raise ValueError unless the folder is in one of the two layouts."""
     if not checkpoint.is_model_folder(folder):
         raise ValueError(
             f"{folder} is no folder of gpt-oss, which has a {CONFIG} and .safetensors files; name one that has them"
         )
+    path = Path(folder) / CONFIG
+    return names.read_config(read_json_object(path), path)
 
 
 class FolderWeights(checkpoint.LazyWeights):
@@ -184,7 +180,7 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
     elif used == HARMONY_IDS:
-        encoding = get_tokenizer("o200k_harmony", other="")
+        encoding = get_tokenizer(HARMONY, other="")
     elif (encoding := read_vocabulary(Path(folder))) is None:
         raise ValueError(
             f"{folder} has {used:,} ids and no {TOKENIZER} or tokenizer.json, and gpt-oss's own tokenizer has "
