@@ -253,11 +253,11 @@ CANNOT = [
     (
         "gguf",
         dict(layer_types=(FULL, SLIDING) * 2),
-        "layer_types must alternate, sliding first in --format gguf",
+        "layer_types must be alternating, sliding first, in --format gguf",
     ),
-    ("mlx", dict(layer_types=(FULL,) * 4), "layer_types must hold both sliding_attention and full_attention"),
-    ("mlx", dict(num_hidden_layers=1), "layer_types must hold both"),
-    ("gguf", dict(nope_stride=2), "nope_stride must be none in the gguf format of gpt-oss"),
+    ("mlx", dict(layer_types=(FULL,) * 4), "layer_types must be of both kinds in --format mlx"),
+    ("mlx", dict(num_hidden_layers=1), "layer_types must be of both kinds"),
+    ("gguf", dict(nope_stride=2), "nope_stride must be none in --format gguf"),
     (
         "gguf",
         dict(tokenizer=tiny_tokenizer()),

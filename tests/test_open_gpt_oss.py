@@ -411,7 +411,8 @@ def test_what_gpt_oss_cannot_express_is_refused_by_name(tmp_path, capsys, what):
     for layout in ["original"] if what in ORIGINAL_ONLY else ["hf", "original"]:
         told = refused(capsys, main, *export_of(tmp_path / "checkpoint_0.pt", layout, tmp_path / "out"))
         wanted = OTHERS.get(
-            what, rf"{what} must be .* in the {layout} format of gpt-oss, and this model has "
+            what,
+            rf"{what} must be .* in --format {layout}, because gpt-oss has no setting for it, and this model ",
         )
         assert re.search(wanted, told) and (what in OTHERS or repr(SWITCHES[what]) in told), told
         assert not (tmp_path / "out").exists()

@@ -124,9 +124,7 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
             "know; export a model trained by train.py"
         )
     config = config_from_dict(ModelConfig, state["config"])
-    names.require_expressible(config, layout)
-    if layout in targets.PROGRAMS:
-        targets.require_expressible(config, layout)
+    targets.require_expressible(config, layout)
     require_fit(without_values(Transformer, config).state_dict(), state["model"], "the checkpoint")
     return config
 
@@ -202,49 +200,18 @@ def write_folder(
     Raises ValueError for a model that the format cannot hold, and CannotWrite.
     """
     require_new_folder(folder)
-    config, tokenizer = exportable(state, layout), tokenizer_from_state(state["tokenizer"])
-    weights, files, errors = state["model"], {}, {}
+    config, tokenizer, weights = (
+        exportable(state, layout),
+        tokenizer_from_state(state["tokenizer"]),
+        state["model"],
+    )
     if layout in targets.PROGRAMS:
         weights, config = targets.completed(weights, config)
-        if dtype is None and described(weights)["embedding.weight"].dtype == torch.float64:
-            dtype = torch.float32  # the widest type of both programs
-    stored = names.stored(described(weights), config)
-    precision = dtype or stored["embedding.weight"].dtype
-
-    def parts(name: str) -> dict[str, torch.Tensor]:
-        """What the files hold for one of our tensors: itself, or blocks and scales, whose error is noted."""
-        bar.update()
-        tensor = weights[name]
-        if pack and name.endswith(mxfp4.MATRICES):
-            blocks, scales = mxfp4.quantise(tensor)
-            unpacked = mxfp4.unpack(blocks, scales, torch.float32)
-            errors[name] = [round(error, 6) for error in mxfp4.relative_error(tensor, unpacked).tolist()]
-            return {f"{name}.blocks": blocks, f"{name}.scales": scales}
-        narrow = layout != "gguf" or name.endswith(gguf_file.MATRICES)
-        kind = dtype or tensor.dtype if narrow else torch.float32
-        return {name: tensor[: len(stored[name])].to(kind)}
-
-    with (
-        new_folder(folder) as temporary,
-        tqdm(total=len(stored), desc="tensors", unit="", leave=False, disable=None) as bar,
-    ):
-        if layout == "gguf":  # config and tokenizer are in the file
-            template = TEMPLATE.read_text() if tokenizer.name == HARMONY else None
-            gguf_file.write(
-                temporary / gguf_file.FILE, parts, config, tokenizer,
-                pack=pack, dtype=precision, chat_template=template,
-            )  # fmt: skip
-        else:
-            # mlx-lm reads packed experts under the names of hf
-            spelling = "hf" if layout == "mlx" and pack else layout
-            sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in stored.items()}
-            write_tensors(temporary, spelling, sizes, parts, config)
-            files[TOKENIZER] = as_json(tokenizer_state(tokenizer))
-        told = str(precision).removeprefix("torch.")
-        if layout == "original":
-            files[CONFIG] = as_json(names.original_config(config))
-        elif layout != "gguf":
-            files |= hugging_face_files(config, tokenizer, told, pack=pack, yarn=yarn)
+    kind = dtype or described(weights)["embedding.weight"].dtype
+    precision = str(kind).removeprefix("torch.")
+    with new_folder(folder) as temporary:
+        errors = write_weights(temporary, weights, config, tokenizer, layout=layout, pack=pack, dtype=dtype)
+        files = files_beside(config, tokenizer, precision, layout=layout, pack=pack, yarn=yarn)
         lines = [
             f"{name}: relative error {sum(each) / len(each):.4f}, of the worst expert {max(each):.4f}"
             for name, each in errors.items()
@@ -252,21 +219,25 @@ def write_folder(
         if pack:
             files["mxfp4_errors.json"] = as_json(errors)
         if card is not None:
-            files["README.md"] = model_card(
-                state=state, layout=layout, dtype=told, error_lines=lines, **card
-            ).encode()
+            text = model_card(state=state, layout=layout, dtype=precision, error_lines=lines, **card)
+            files["README.md"] = text.encode()
         for name, content in files.items():
             with atomic_write(temporary / name) as file:
                 file.write(content)
     return lines
 
 
-def hugging_face_files(
-    config: ModelConfig, tokenizer: tiktoken.Encoding, dtype: str, *, pack: bool, yarn: bool
+def files_beside(
+    config: ModelConfig, tokenizer: tiktoken.Encoding, dtype: str, *, layout: str, pack: bool, yarn: bool
 ) -> dict[str, bytes]:
-    """{name: content} of the files beside the weights for transformers."""
+    """{name: content} of the files that a format has beside the weights; a GGUF holds all that itself."""
+    if layout == "gguf":
+        return {}
+    files = {TOKENIZER: as_json(tokenizer_state(tokenizer))}
+    if layout == "original":
+        return files | {CONFIG: as_json(names.original_config(config))}
     ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_token)
-    tokens, files = {}, {}
+    tokens = {}
     if tokenizer.name == HARMONY:
         special = tokenizer._special_tokens
         tokens = dict(bos_token="<|startoftext|>", eos_token="<|return|>", pad_token="<|endoftext|>")
@@ -278,6 +249,47 @@ def hugging_face_files(
         content["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": NOT_PACKED}
     files |= {CONFIG: as_json(content), "generation_config.json": as_json(ids | {"do_sample": True})}
     return files | tokenizer_files(tokenizer, model_max_length=config.context_limit, **tokens)
+
+
+def write_weights(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    tokenizer: tiktoken.Encoding,
+    *,
+    layout: str,
+    pack: bool,
+    dtype: torch.dtype | None,
+) -> dict[str, list[float]]:
+    """Write the tensors, for --format gguf with all else; returns the relative error of each packed expert."""
+    stored, errors = names.stored(described(weights), config), {}
+
+    def parts(name: str) -> dict[str, torch.Tensor]:
+        """What the files hold of one of our tensors: itself, or its blocks and scales."""
+        bar.update()
+        tensor = weights[name]
+        if pack and name.endswith(mxfp4.MATRICES):
+            blocks, scales = mxfp4.quantise(tensor)
+            unpacked = mxfp4.unpack(blocks, scales, torch.float32)
+            errors[name] = [round(error, 6) for error in mxfp4.relative_error(tensor, unpacked).tolist()]
+            return {f"{name}.blocks": blocks, f"{name}.scales": scales}
+        kind = dtype or stored[name].dtype
+        if layout == "gguf" and not name.endswith(gguf_file.MATRICES):
+            kind = torch.float32
+        return {name: tensor[: len(stored[name])].to(kind)}
+
+    with tqdm(total=len(stored), desc="tensors", unit="", leave=False, disable=None) as bar:
+        if layout == "gguf":
+            gguf_file.write(
+                folder / gguf_file.FILE, parts, config, tokenizer, pack=pack,
+                dtype=dtype or stored["embedding.weight"].dtype,
+                chat_template=TEMPLATE.read_text() if tokenizer.name == HARMONY else None,
+            )  # fmt: skip
+        else:
+            sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in stored.items()}
+            spelling = "hf" if layout == "mlx" and pack else layout  # as mlx-lm reads packed experts
+            write_tensors(folder, spelling, sizes, parts, config)
+    return errors
 
 
 def write_tensors(

@@ -91,13 +91,10 @@ def pre_tokenizer(encoding: tiktoken.Encoding) -> tuple[str, str | None]:
             "would split texts in another way; use --format hf"
         )
     name, otherwise = PRE[encoding._pat_str]
-    if otherwise and not any(map(_has_two_digits, encoding._mergeable_ranks)):
+    tokens = (token.decode(errors="ignore") for token in encoding._mergeable_ranks)
+    if not any(sum(map(str.isnumeric, token)) > 1 for token in tokens):
         otherwise = None  # digits are never merged, so groups of digits do not matter
     return name, otherwise
-
-
-def _has_two_digits(token: bytes) -> bool:
-    return sum(character.isnumeric() for character in token.decode(errors="ignore")) > 1
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -270,12 +270,12 @@ def _end(path: str | None, names: int) -> str | None:
 # ---------------------------------------------------------------------------------------------------- words
 def _front_matter(layout: str, facts: dict[str, Any], mxfp4: bool) -> str:
     data = facts.get("dataset_name")
-    lines = [
-        "---",
-        *(f"library_name: {LIBRARY[layout]}" for _ in range(layout in LIBRARY)),
-        "pipeline_tag: text-generation",
-    ]
-    lines += ["license: unknown", *["language: en"] * (data in ENGLISH and "init_from" not in facts)]
+    lines = ["---"]
+    if layout in LIBRARY:
+        lines += [f"library_name: {LIBRARY[layout]}"]
+    lines += ["pipeline_tag: text-generation", "license: unknown"]
+    if data in ENGLISH and "init_from" not in facts:
+        lines += ["language: en"]
     lines += ["tags:", "- gpt_oss", "- mixture-of-experts", "- nano-gpt-oss", *["- mxfp4"] * mxfp4]
     if data:
         lines += ["datasets:", f"- {json.dumps(_plain(data), ensure_ascii=False)}"]

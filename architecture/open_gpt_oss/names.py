@@ -94,25 +94,19 @@ SAME_NAME = (
     "num_hidden_layers hidden_size intermediate_size swiglu_limit head_dim num_attention_heads "
     "num_key_value_heads sliding_window attention_bias"
 ).split()
+# {name in Hugging Face's config: ours}; the second name of a setting counts if there are both.
+RENAMED = {
+    "num_experts": "num_experts",
+    "num_local_experts": "num_experts",
+    "experts_per_token": "experts_per_token",
+    "num_experts_per_tok": "experts_per_token",
+    "tie_word_embeddings": "tie_embeddings",
+    "layer_types": "layer_types",
+}
 # Settings of transformers that change the function and that this model has no setting for.
 FIXED = {"hidden_act": "silu", "rms_norm_eps": RMSNorm.eps, "swiglu_alpha": SWIGLU_ALPHA}
-ROPE_UNKNOWN = ("attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor")
-OFFICIAL_ROPE = {
-    "rope_type": "yarn",
-    "factor": 32.0,
-    "truncate": False,
-    "original_max_position_embeddings": 4096,
-}
-# Settings of this project that the official model lacks, with the value that it stands for.
-SWITCHES = {
-    "attention_sinks": True,
-    "nope_stride": None,
-    "position": "rope",
-    "norm": "rmsnorm",
-    "mlp": "swiglu",
-    "router": "topk_softmax",
-    "shared_experts": 0,
-}
+ROPE_FIXED = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "partial_rotary_factor": 1.0}
+OFFICIAL_ROPE = {"rope_type": "yarn", "factor": 32.0, "truncate": False}
 
 
 # ------------------------------------------------------------------------------------------------ tensors
@@ -165,29 +159,6 @@ def _rows(name: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ configs
-def require_expressible(config: ModelConfig, layout: str) -> None:
-    """Raise ValueError for a model that the official format cannot hold. layout: "original" or "hf".
-
-    dropout, capacity_factor and the initial values act in training only, so they do not matter here.
-    """
-    values = {name: (getattr(config, name), value) for name, value in SWITCHES.items()}
-    values["moe_layers"] = (config.resolved_moe_layers, tuple(range(config.num_hidden_layers)))
-    if layout == "original":
-        values |= {"tie_embeddings": (config.tie_embeddings, False)}
-        values |= {"attention_bias": (config.attention_bias, True)}
-        alternating = replace(config, layer_types=None).resolved_layer_types
-        values["layer_types"] = (config.resolved_layer_types, alternating)
-    for name, (found, value) in values.items():
-        if found != value:
-            wanted = (
-                "alternating" if name == "layer_types" else "all layers" if name == "moe_layers" else value
-            )
-            raise ValueError(
-                f"{name} must be {str(wanted).lower()} in the {layout} format of gpt-oss, and this model has "
-                f"{found!r}; export a model that was trained without this setting"
-            )
-
-
 def original_config(config: ModelConfig) -> dict[str, Any]:
     """The content of original/config.json."""
     values = {name: getattr(config, name) for name in ORIGINAL_FIELDS}
@@ -234,11 +205,6 @@ def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) 
     }
 
 
-def read_original_config(values: dict[str, Any]) -> ModelConfig:
-    """The config of an original/config.json. Raises ValueError for unknown keys and impossible values."""
-    return padded(config_from_dict(ModelConfig, values))
-
-
 def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
     """The config of a config.json of GptOssForCausalLM. Raises ValueError for what this model cannot be."""
     for name, value in FIXED.items():
@@ -247,22 +213,14 @@ def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
                 f"{name} must be {value!r}, got {values[name]!r}; this code has no other gpt-oss"
             )
     ours = {name: values[name] for name in (*SAME_NAME, "vocab_size") if name in values}
-    for name, theirs in (
-        ("num_experts", ("num_local_experts", "num_experts")),
-        ("experts_per_token", ("num_experts_per_tok", "experts_per_token")),
-        ("tie_embeddings", ("tie_word_embeddings",)),
-        ("layer_types", ("layer_types",)),
-    ):
-        given = [values[key] for key in theirs if values.get(key) is not None]
-        if given:
-            ours[name] = given[0]
+    ours |= {name: values[theirs] for theirs, name in RENAMED.items() if values.get(theirs) is not None}
     rope = values.get("rope_parameters") or values.get("rope_scaling")
     if rope is None:
         rope = OFFICIAL_ROPE if "rope_theta" not in values else {"rope_type": "default"}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters must be an object, got {json.dumps(rope)}")
-    for name in ROPE_UNKNOWN:
-        if rope.get(name) not in (None, 1.0 if name == "partial_rotary_factor" else None):
+    for name, value in ROPE_FIXED.items():
+        if rope.get(name) not in (None, value):
             raise ValueError(
                 f"{name} must be left out of rope_parameters, got {rope[name]!r}; this code has no other RoPE"
             )
@@ -292,7 +250,7 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
     """The layout, "original" or "hf", and the config that a config.json holds. path: of it, for messages."""
     try:
         if "model_type" not in values:
-            return "original", read_original_config(values)
+            return "original", padded(config_from_dict(ModelConfig, values))  # refuses unknown keys
         if values["model_type"] != MODEL_TYPE:
             raise ValueError(f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; {ANOTHER}")
         return "hf", read_hugging_face_config(values)

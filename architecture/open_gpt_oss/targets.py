@@ -1,4 +1,4 @@
-"""llama.cpp (GGUF) and MLX: what each cannot express, and what each computes in another way."""
+"""What a model must be to fit each format, and what llama.cpp (GGUF) and MLX compute in another way."""
 
 from __future__ import annotations
 
@@ -15,24 +15,38 @@ from architecture.gptoss import FULL, SLIDING, ModelConfig, Transformer
 PROGRAMS = {"gguf": "llama.cpp", "mlx": "mlx"}  # the program that reads each format
 SWIGLU_LIMIT = 7.0  # both programs have it as a constant
 LLAMA_CPP_BETAS = (32.0, 1.0)
+# Settings of this project that gpt-oss lacks, with the value that it stands for.
+SWITCHES = dict(
+    attention_sinks=True, nope_stride=None, position="rope", norm="rmsnorm", mlp="swiglu", router="topk_softmax",
+    shared_experts=0,
+)  # fmt: skip
 NEAR = 1e-6  # pairs of dimensions: limits of YaRN that are so near give the same model
 
 
-def require_expressible(config: ModelConfig, target: str) -> None:
-    """Raise ValueError for a model of the official formats that the target's program cannot compute."""
-    kinds, program = config.resolved_layer_types, PROGRAMS[target]
-    rules = {"swiglu_limit": (config.swiglu_limit == SWIGLU_LIMIT, f"be {SWIGLU_LIMIT}")}
-    if target == "gguf":
-        alternating = replace(config, layer_types=None).resolved_layer_types
-        rules["layer_types"] = kinds == alternating, "alternate, sliding first"
-    else:
-        rules["layer_types"] = {SLIDING, FULL} == set(kinds), f"hold both {SLIDING} and {FULL}"
-    for name, (fits, rule) in rules.items():
-        if not fits:
-            found = list(kinds) if name == "layer_types" else getattr(config, name)
+def require_expressible(config: ModelConfig, layout: str) -> None:
+    """Raise ValueError for a model that a format cannot hold, or that its program cannot compute.
+
+    dropout, capacity_factor and the initial values act in training only, so they do not matter here.
+    """
+    kinds, limit = config.resolved_layer_types, config.swiglu_limit
+    alternating = replace(config, layer_types=None).resolved_layer_types
+    rules = [(name, getattr(config, name), value, str(value).lower()) for name, value in SWITCHES.items()]
+    rules += [("moe_layers", config.resolved_moe_layers, tuple(range(len(kinds))), "all layers")]
+    if layout in ("original", "gguf"):
+        rules += [("layer_types", kinds, alternating, "alternating, sliding first,")]
+    if layout == "original":
+        rules += [("tie_embeddings", config.tie_embeddings, False, "false")]
+        rules += [("attention_bias", config.attention_bias, True, "true")]
+    if layout == "mlx":
+        both = kinds if {SLIDING, FULL} == set(kinds) else ()
+        rules += [("layer_types", kinds, both, "of both kinds")]
+    if layout in PROGRAMS:
+        rules += [("swiglu_limit", limit, SWIGLU_LIMIT, f"{SWIGLU_LIMIT}")]
+    for name, found, wanted, rule in rules:
+        if found != wanted:
             raise ValueError(
-                f"{name} must {rule} in --format {target}, because {program} has no setting for it, and this "
-                f"model has {found}; use --format hf"
+                f"{name} must be {rule} in --format {layout}, because {PROGRAMS.get(layout, 'gpt-oss')} has no "
+                f"setting for it, and this model has {found!r}; use another --format, or a model trained without it"
             )
 
 
@@ -71,22 +85,23 @@ def yarn_warning(config: ModelConfig, target: str) -> str | None:
     )
 
 
-def completed(
-    weights: Mapping[str, torch.Tensor], config: ModelConfig
-) -> tuple[Mapping[str, torch.Tensor], ModelConfig]:
-    """The same model with a head of its own and with biases of zero where it has none, and its config.
+def completed(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> tuple[LazyWeights, ModelConfig]:
+    """The same model as both programs read it, and its config.
 
-    The two programs always read both.
+    It has a head of its own, biases of zero where it has none, and no float64.
     """
     config = replace(config, tie_embeddings=False, attention_bias=True)
-    found = dict(described(weights))
+    found, whole = described(weights), without_values(Transformer, config).state_dict()
     kind = found["embedding.weight"].dtype
-    whole = without_values(Transformer, config).state_dict()
-    added = {name: tensor.to(kind) for name, tensor in whole.items() if name not in found}
+    whole = {name: tensor.to(found[name].dtype if name in found else kind) for name, tensor in whole.items()}
+    if kind == torch.float64:
+        whole = {name: tensor.float() for name, tensor in whole.items()}
 
     def read(name: str) -> torch.Tensor:
-        if name in added:
-            return torch.zeros(added[name].shape, dtype=kind)
-        return weights[name].clone() if name == "unembedding.weight" else weights[name]
+        if name not in found:
+            return torch.zeros(whole[name].shape, dtype=whole[name].dtype)
+        tensor = weights[name].to(whole[name].dtype)
+        # safetensors writes no two tensors in one memory, as those of a tied head are
+        return tensor.clone() if name == "unembedding.weight" else tensor
 
-    return LazyWeights(found | added, read), config
+    return LazyWeights(whole, read), config
