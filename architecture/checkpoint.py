@@ -218,10 +218,16 @@ class LazyWeights(Mapping[str, torch.Tensor]):
     """Tensors by name, each read or made when it is asked for, so that they need not be in memory together.
 
     described: the same tensors on the meta device, for their names, shapes and types.
+    fresh: names of tensors that each access makes in new memory, so that nothing else holds them.
     """
 
-    def __init__(self, described: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]):
-        self.described, self.read = described, read
+    def __init__(
+        self,
+        described: Mapping[str, torch.Tensor],
+        read: Callable[[str], torch.Tensor],
+        fresh: Collection[str] = (),
+    ):
+        self.described, self.read, self.fresh = described, read, fresh
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.read(name)
@@ -289,7 +295,7 @@ def load_weights(
 ) -> None:
     """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
 
-    weights: a dictionary, or LazyWeights; then one tensor at a time is in memory twice.
+    weights: a dictionary, or LazyWeights; then one tensor at a time is in memory twice, a fresh one only once.
     added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
     their values.
     Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
@@ -305,8 +311,11 @@ def load_weights(
                     if name in weights:
                         target.copy_(owned(weights[name], name, shapes[name]))
             return
+        as_they_are = {name for name in weights if packed(expected[name])}
+        if isinstance(weights, LazyWeights):
+            as_they_are |= set(weights.fresh)
         ours = {
-            name: weights[name] if packed(expected[name]) else owned(weights[name], name, shapes[name])
+            name: weights[name] if name in as_they_are else owned(weights[name], name, shapes[name])
             for name in weights
         }
     ours |= {name: expected[name] for name in added}

@@ -285,6 +285,20 @@ def test_flags_of_other_formats_are_refused(tmp_path, capsys, checkpoint):
     assert (tmp_path / "out/model.gguf").read_text() == "another model"
 
 
+@pytest.mark.parametrize("target", targets.PROGRAMS)
+def test_a_model_in_float64_is_written_in_float32(tmp_path, target):
+    pytest.importorskip("gguf")
+    given = state()
+    wide = given | {"model": {name: tensor.double() for name, tensor in given["model"].items()}}
+    export.write_folder(wide, tmp_path / "out", layout=target)
+    found = (
+        gguf_file.read(tmp_path / "out/model.gguf")[1]
+        if target == "gguf"
+        else weights.FolderWeights(tmp_path / "out")
+    )
+    same(dict(found), dict(given["model"]))
+
+
 def test_sizes_that_mxfp4_cannot_hold_are_refused(tmp_path, capsys):
     pytest.importorskip("gguf")
     torch.save(state(intermediate_size=40), tmp_path / "checkpoint_0.pt")

@@ -580,6 +580,17 @@ def test_a_checkpoint_whose_tensors_are_not_those_of_its_config_is_not_exported(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_commands_that_are_told_can_be_copied_and_wrong_watts_cost_no_time(tmp_path, capsys, checkpoint):
+    assert "watts give no energy" in refused(
+        capsys, main, *export_of(checkpoint, "hf", tmp_path / "out"), "--watts", 5
+    )
+    assert list(tmp_path.iterdir()) == []
+    told = convert(capsys, *export_of(checkpoint, "hf", tmp_path / "my model"))
+    assert told.endswith(f"verify '{tmp_path}/my model' --with transformers\n")
+    told = convert(capsys, "import", "--folder", tmp_path / "my model", "--output_dir", tmp_path / "a b")
+    assert f"--init_from '{tmp_path}/a b'" in told
+
+
 @contextlib.contextmanager
 def files_of_at_most(size: int):
     """A write beyond that many bytes of a file fails, as on a full disk."""

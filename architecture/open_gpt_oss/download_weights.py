@@ -201,11 +201,6 @@ class Part:
         self.progress.add(-self.size)
         self.size, self.hasher = 0, self.file.hasher()
 
-    def require_right(self) -> None:
-        found = self.file.told(self.hasher)
-        if found != self.file.hash:
-            raise WrongFile(f"it has the hash {found}, and the Hub states {self.file.hash}")
-
 
 def load_file(url: str, file: HubFile, target: Path, progress: Progress) -> None:
     """Load a file to `target`, from where an earlier call stopped. A wrong file is loaded again once.
@@ -251,7 +246,9 @@ def _receive(url, part):
                 )
             part.progress.say(f"{file.path}: {reason}; next try in {seconds} s")
             time.sleep(seconds)
-    part.require_right()
+    found = file.told(part.hasher)
+    if found != file.hash:
+        raise WrongFile(f"it has the hash {found}, and the Hub states {file.hash}")
 
 
 def _one_connection(url, part):
@@ -308,7 +305,7 @@ def download(repository: str, layout: str, folder: Path) -> str:
     say(f"{_summary(record)}, into {folder}{arrived}")
     with _arriving(folder):
         _load(repository, revision, missing, arriving, Progress(total, here))
-        with writing(folder):  # config.json last: without it the folder is not taken for a model
+        with writing(folder):  # config.json last: without it nothing reads the folder
             for file in sorted(missing, key=lambda file: file.name == "config.json"):
                 (arriving / file.arriving).replace(folder / file.name)
             for name in old.keys() - files_of:  # of an older revision: a reader would take it for a shard

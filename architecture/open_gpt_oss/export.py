@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
     if args.yarn and config.rope_scaling_factor > 1:
         raise ValueError("--yarn is for a model with plain RoPE, and this one has YaRN already; leave it out")
     notes = []
-    if selects_by_bias(state["model"], config):
+    biases = (state["model"][f"block.{n}.mlp.selection_bias"] for n in range(config.num_hidden_layers))
+    if any(bias.any() for bias in biases):  # --balance bias chose experts by it
         if not args.drop_selection_bias:
             raise ValueError(
                 f"{path} was trained with --balance bias, and gpt-oss has no selection bias; add "
@@ -140,11 +141,6 @@ def warnings_of(state: Mapping[str, Any], config: ModelConfig, layout: str) -> l
 
 
 # ----------------------------------------------------------------------------------------- selection bias
-def selects_by_bias(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> bool:
-    """Whether a bias of balance=bias takes part in the choice of the experts."""
-    return any(weights[f"block.{n}.mlp.selection_bias"].any() for n in range(config.num_hidden_layers))
-
-
 @torch.no_grad()
 def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Path) -> str:
     """A line with the bits per byte of the model with and without its selection bias.

@@ -158,9 +158,8 @@ def peer_of(model: Transformer) -> nn.Module:
     content = names.hugging_face_config(config, str(dtype).removeprefix("torch."))
     peer_config = GptOssConfig(**content, attn_implementation="eager", experts_implementation="eager")
     peer = GptOssForCausalLM(peer_config).to(dtype).eval()
-    used, tensors = config.used_vocab_size or config.vocab_size, {}
-    for name, tensor in model.named_parameters():
-        tensor = tensor.detach()[:used] if "embedding" in name else tensor.detach()
+    tensors = {}
+    for name, tensor in names.stored(model.state_dict(), config).items():
         tensors |= names.to_theirs(name, tensor, config, "hf")
     peer.load_state_dict(tensors, strict=not config.tie_embeddings)
     return peer

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -19,10 +20,8 @@ from architecture.checkpoint import LazyWeights
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import engines, gguf_file, targets, weights
 
-FORMATS = {"transformers": None, "llama.cpp": "gguf", "mlx": "mlx"}  # {engine: the format made for it}
 # In nats, where llama.cpp rounds what goes into a product of matrices as well: to 16 bits or, for MXFP4, to 8.
 ROUNDED_TOLERANCE = 0.2
-MOST_PREFIXES = 24  # of each row, because llama.cpp gives log-probabilities for one position at a time
 
 
 class Given(NamedTuple):
@@ -40,8 +39,10 @@ def choose(text: str | None, path: Path, layout: str) -> list[str]:
     own = targets.PROGRAMS.get(layout)
     chosen = [own or "transformers"] if text is None else text.split(",")
     for engine in chosen:
-        if engine not in FORMATS:
-            raise ValueError(f"--with takes {', '.join(FORMATS)}, separated by commas, got {engine!r}")
+        if engine not in engines.INSTALL:
+            raise ValueError(
+                f"--with takes {', '.join(engines.INSTALL)}, separated by commas, got {engine!r}"
+            )
         if own not in (None, engine):
             raise ValueError(
                 f"{path} is in the format of {own}, which {engine} does not open; use --with {own}"
@@ -63,7 +64,8 @@ def with_engine(engine: str, given: Given, ours: Transformer, ids: torch.Tensor,
     tolerance: largest difference over the largest absolute value, where the engine computes in float32.
     """
     print(f"{engine}: {size(ids, ours.config)}")
-    layout, used = FORMATS[engine], ours.config.used_vocab_size or ours.config.vocab_size
+    layout = next(layout for layout, program in targets.PROGRAMS.items() if program == engine)
+    used = ours.config.used_vocab_size or ours.config.vocab_size
     with tempfile.TemporaryDirectory() as scratch:
         path = given.path if given.layout == layout else exported(given, layout, Path(scratch))
         theirs = log_probabilities(engine, path, ids, used)
@@ -95,8 +97,8 @@ def exported(given: Given, layout: str, scratch: Path) -> Path:
 def log_probabilities(
     engine: str, path: Path, ids: torch.Tensor, vocabulary: int
 ) -> dict[tuple[int, int], torch.Tensor]:
-    """{(row, number of ids before): (vocabulary,) float32} of an engine, at up to MOST_PREFIXES lengths."""
-    found, prefixes = {}, list(engines.lengths(ids.shape[1], MOST_PREFIXES))
+    """{(row, number of ids before): (vocabulary,) float32} of an engine, at the lengths of engines.lengths."""
+    found, prefixes = {}, engines.lengths(ids.shape[1])
     if engine == "mlx":
         model = engines.Mlx(path)
         for row, text in enumerate(ids.tolist()):
@@ -122,11 +124,5 @@ def difference(
 
 def round_yarn(model: Transformer, target: str) -> None:
     """Let a model rotate as the program of a target does; see targets.rounded_yarn."""
-    config = model.config
-    if (limits := targets.rounded_yarn(config, target)) is not None:
-        model.rope.config = SimpleNamespace(
-            rope_theta=config.rope_theta,
-            head_dim=config.head_dim,
-            rope_scaling_factor=config.rope_scaling_factor,
-            yarn_range=limits,
-        )
+    if (limits := targets.rounded_yarn(model.config, target)) is not None:
+        model.rope.config = SimpleNamespace(**asdict(model.config), yarn_range=limits)

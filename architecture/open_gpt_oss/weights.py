@@ -7,7 +7,6 @@ with the experts also in MXFP4.
 
 from __future__ import annotations
 
-import functools
 import re
 import zlib
 from dataclasses import asdict
@@ -65,8 +64,11 @@ class FolderWeights(checkpoint.LazyWeights):
         }  # fmt: skip
         stored = names.stored(model, self.config)
         for name in self.in_mxfp4:
-            del stored[name]
-            stored |= self._blocks(name, model[name])
+            whole = stored.pop(name)
+            with reading(self.folder, f"weights with {name} in MXFP4", way_out=BELONG):
+                blocks, scales = mxfp4.packed_shapes(whole.shape)
+            stored |= {f"{name}.blocks": whole.new_empty(blocks, dtype=torch.uint8)}
+            stored |= {f"{name}.scales": whole.new_empty(scales, dtype=torch.uint8)}
         self._require(stored)
         found = {}
         for name, tensor in model.items():
@@ -74,14 +76,7 @@ class FolderWeights(checkpoint.LazyWeights):
                 found |= {part: stored[part] for part in (f"{name}.blocks", f"{name}.scales")}
             else:  # what follows from another tensor has the type of the embedding
                 found[name] = tensor.to(self._dtype(name if name in stored else VOCABULARY[0]))
-        super().__init__(found, self._tensor)
-
-    def _blocks(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the files must hold for a stack in MXFP4, without values."""
-        with reading(self.folder, f"weights with {name} in MXFP4", way_out=BELONG):
-            blocks, scales = mxfp4.packed_shapes(tensor.shape)
-        new = functools.partial(torch.empty, dtype=torch.uint8, device="meta")
-        return {f"{name}.blocks": new(blocks), f"{name}.scales": new(scales)}
+        super().__init__(found, self._tensor, fresh=self.in_mxfp4)
 
     def _tensor(self, name: str) -> torch.Tensor:
         described = self.described[name]
