@@ -393,9 +393,8 @@ def _is_here(path, file, record):
         with open(path, "rb") as content:
             if file.told(file.read(content)) == file.hash:
                 return True
-    raise ValueError(
-        f"{path} exists and is not {file.path} of the Hub; move it, or choose another --output_dir"
-    )
+    told = "move it, or choose another --output_dir"
+    raise ValueError(f"{path} exists and is not {file.path} of the Hub; {told}")
 
 
 def _require_room(folder, needed):

@@ -78,9 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.yarn and args.format != "hf":
-        raise ValueError(
-            "--yarn is for --format hf; no other format needs YaRN for plain RoPE, so leave --yarn out"
-        )
+        raise ValueError("--yarn is for --format hf; no other format needs YaRN for plain RoPE; leave it out")
     if args.dtype == "float16" and args.format not in targets.PROGRAMS:
         raise ValueError("--dtype float16 is for --format gguf and mlx; gpt-oss itself has bfloat16")
     folder = Path(args.output_dir)
@@ -100,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
                 "--drop_selection_bias, which leaves it out and prints what that changes"
             )
         notes.append(change_without_bias(state, config, path))
+        say(notes[-1])
     for warning in warnings_of(state, config, args.format):
         say(f"warning: {warning}")
         notes.append(f"{warning}.")
@@ -168,12 +167,10 @@ def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Pat
         for name, buffer in model.named_buffers():
             if names.SELECTION_BIAS.fullmatch(name):
                 buffer.zero_()
-    line = (
+    return (
         f"selection bias left out: {bits[1] - bits[0]:+.4f} bits per byte ({bits[0]:.4f} with it, {bits[1]:.4f} "
         f"without) on {targets.ge(0).sum()} tokens that the model wrote itself"
     )
-    say(line)
-    return line
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -153,10 +153,7 @@ def write(
 
 def _arrays(name: str, parts: dict[str, torch.Tensor], config: ModelConfig) -> Iterator[np.ndarray]:
     """What the file holds of one of our tensors, in the order of names.their_names."""
-    if name in parts:
-        tensor = parts[name].detach()
-    else:
-        tensor = pack_blocks(parts[f"{name}.blocks"], parts[f"{name}.scales"])
+    tensor = parts[name].detach() if name in parts else pack_blocks(*parts.values())
     for part in names.to_theirs(name, tensor, config, "gguf").values():
         part = part.contiguous()
         yield (

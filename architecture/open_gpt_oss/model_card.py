@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from architecture.checkpoint import ANOTHER, best_checkpoint, config_from_dict
+from architecture.checkpoint import ANOTHER, best_checkpoint, config_from_dict, described
 from architecture.gptoss import ModelConfig
 from architecture.tokenizer import END_OF_TEXT
 from common.files import parse_json, read_json, reading
@@ -184,7 +184,7 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         "interval": "no interval recorded",
         "tokenizer_name": state["tokenizer"]["name"],
         "ids": config.used_vocab_size or config.vocab_size,
-        "stored": str(next(iter(state["model"].values())).dtype).removeprefix("torch."),
+        "stored": str(next(iter(described(state["model"]).values())).dtype).removeprefix("torch."),
         "step": state["step"],
         "planned": _planned(state["step"], train, starts),
         "training_data": held.get("training data"),

@@ -125,9 +125,8 @@ def to_theirs(name: str, tensor: torch.Tensor, config: ModelConfig, layout: str)
     names, parts = their_names(name, layout), (tensor,)
     if len(names) == 3:
         groups = config.num_key_value_heads
-        parts = tensor.split(
-            [number * config.head_dim for number in (config.num_attention_heads, groups, groups)]
-        )
+        heads = config.num_attention_heads, groups, groups
+        parts = tensor.split([number * config.head_dim for number in heads])
     elif len(names) == 2:
         parts = tensor.unflatten(_rows(name), (-1, 2)).unbind(_rows(name))
     elif layout == "hf" and MATRIX.fullmatch(name):
@@ -255,9 +254,8 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
             raise ValueError(f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; {ANOTHER}")
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no config of gpt-oss ({type(error).__name__}: {error}); {ANOTHER}"
-        ) from None
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no config of gpt-oss ({told}); {ANOTHER}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

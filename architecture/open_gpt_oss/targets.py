@@ -46,7 +46,8 @@ def require_expressible(config: ModelConfig, layout: str) -> None:
         if found != wanted:
             raise ValueError(
                 f"{name} must be {rule} in --format {layout}, because {PROGRAMS.get(layout, 'gpt-oss')} has no "
-                f"setting for it, and this model has {found!r}; use another --format, or a model that was trained that way"
+                f"setting for it, and this model has {found!r}; use another --format, or a model that was trained "
+                "that way"
             )
 
 

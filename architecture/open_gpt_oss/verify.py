@@ -71,11 +71,10 @@ def opened(path: Path) -> Given:
 
 def random_ids(config: ModelConfig, tokens: int | None) -> torch.Tensor:
     """(ROWS, tokens) int64; without a number three windows and one more, or what fits."""
-    tokens = min(3 * config.sliding_window + 1, config.context_limit) if tokens is None else tokens
-    if not 2 <= tokens <= config.context_limit:
-        raise ValueError(
-            f"--tokens must be from 2 to the context limit of {config.context_limit}, got {tokens}"
-        )
+    limit = config.context_limit
+    tokens = min(3 * config.sliding_window + 1, limit) if tokens is None else tokens
+    if not 2 <= tokens <= limit:
+        raise ValueError(f"--tokens must be from 2 to the context limit of {limit}, got {tokens}")
     used = config.used_vocab_size or config.vocab_size
     return torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
 
@@ -107,7 +106,7 @@ def with_transformers(
     for config in (given.config, other_rope(given.config)):
         if config is None:
             say(
-                f"head_dim {ours.config.head_dim} leaves no room for YaRN, so only RoPE without YaRN is compared"
+                f"head_dim {ours.config.head_dim} has no room for YaRN, so only RoPE without YaRN is compared"
             )
             continue
         model = without_values(Transformer, config).eval()

@@ -1,8 +1,8 @@
 """Read a folder in one of the two layouts of gpt-oss: OpenAI's original, or Hugging Face's.
 
 The files are memory-mapped, and a tensor is read when it is asked for, so that a load takes the memory of the
-model and of one stack of experts. Both layouts may have one file or several, in float64, float32, bfloat16 or float16,
-with the experts also in MXFP4.
+model and of one stack of experts. Both layouts may have one file or several, in float64, float32, bfloat16 or
+float16, with the experts also in MXFP4.
 """
 
 from __future__ import annotations
@@ -203,14 +203,12 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
 def load_packed(folder: str | Path, *, attention: str = "auto") -> nn.Module:
     """The model of a folder in eval mode on the CPU, its experts in MXFP4, unpacked as steps need them."""
     if not checkpoint.is_model_folder(folder):
-        raise ValueError(
-            f"weights=mxfp4 needs a folder of gpt-oss, got {folder}; export the checkpoint with --mxfp4"
-        )
+        told = "export the checkpoint with --mxfp4"
+        raise ValueError(f"weights=mxfp4 needs a folder of gpt-oss, got {folder}; {told}")
     weights = FolderWeights(folder, packed=True)
     if not weights.in_mxfp4:
-        raise ValueError(
-            f"{folder} has no weights in MXFP4; load it without weights=mxfp4, or export with --mxfp4"
-        )
+        told = "load it without weights=mxfp4, or export with --mxfp4"
+        raise ValueError(f"{folder} has no weights in MXFP4; {told}")
     model = checkpoint.without_values(Transformer, weights.config, attention=attention)
     mxfp4.pack_experts(model)
     checkpoint.load_weights(model, weights, folder)
