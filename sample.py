@@ -130,7 +130,8 @@ def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
         )
     elif args.instructions is not None or args.reasoning is not None:
         raise ValueError(
-            "--instructions and --reasoning are for gpt-oss, and this model continues plain text"
+            f"--instructions and --reasoning need the tokenizer {HARMONY} of gpt-oss, and this model has "
+            f"{model.tokenizer.name}, without turns; leave them out"
         )
     else:
         conversation = TextChat(model)

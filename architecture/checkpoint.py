@@ -31,6 +31,9 @@ LARGEST_SIZE, MOST_LAYERS, LARGEST_NUMBER, MOST_PARAMETERS = 2**20, 1024, 1e12, 
 FORMAT = 2  # the format that train.py writes; files of format 1 do not name theirs
 REQUIRED_KEYS = {"model_name": str, "config": dict, "model": dict, "tokenizer": dict, "step": int}
 ANOTHER = "use another checkpoint_<step>.pt from its folder"
+ONLY_LLAMA_CPP = (
+    "which only llama.cpp reads; use the checkpoint from which it was made, or export that with --format hf"
+)
 BEST = "best.json"  # this file of a run's folder names the checkpoint with the lowest validation loss
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,17 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
     """The checkpoint that a path names: RUN stands for its newest checkpoint, RUN/best.json for its best one.
 
     A path of a file, or of a folder that transformers wrote, is returned unchanged, whether it exists or not.
+    Raises ValueError for a GGUF file and its folder, because only llama.cpp reads them.
     say: receives one line that names the checkpoint, if it is not `path` itself.
     """
     path = Path(path)
     if path.name == BEST:
         best = best_checkpoint(path.parent)
+        if best is None and is_model_folder(path.parent):
+            raise ValueError(
+                f"{path} does not exist, because {path.parent} is an exported folder, which holds one model; give "
+                f"{path.parent} itself, without --best"
+            )
         if best is None:
             raise ValueError(
                 f"{path} names no checkpoint that exists; give a checkpoint_<step>.pt, or {path.parent} for "
@@ -52,9 +61,13 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
         found = path.parent / best["checkpoint"]
         say(f"{found}: the checkpoint of {path.parent} with the lowest validation loss")
         return found
+    if path.suffix == ".gguf" and path.is_file():
+        raise ValueError(f"{path} is a GGUF file, {ONLY_LLAMA_CPP}")
     if not path.is_dir() or is_model_folder(path):
         return path
     there, best = checkpoints(path), best_checkpoint(path)
+    if not there and any(path.glob("*.gguf")):
+        raise ValueError(f"{path} holds a GGUF file, {ONLY_LLAMA_CPP}")
     if not there:
         raise ValueError(
             f"{path} is a folder without a checkpoint_<step>.pt; name another, or train a model into it "

@@ -131,8 +131,10 @@ def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
 def require_new_folder(path: str | Path) -> None:
     """Raise ValueError unless the folder can be made, or is there and empty."""
     folder = Path(os.path.realpath(path))
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{path} must be a new or an empty folder; choose another name")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if held or (folder.exists() and not folder.is_dir()):
+        found = f"holds {held[0]}" if held else "is a file"
+        raise ValueError(f"{path} must be a new or an empty folder, and {found}; choose another name")
     if not folder.parent.is_dir():
         raise ValueError(f"{path} is in a folder that does not exist; create that first")
 

@@ -75,7 +75,10 @@ def test_sample_chats_over_stdin(run, tmp_path, monkeypatch):  # noqa: F811
         (("--chat", "--out", "x.txt"), "leave --out and --num_samples out"),
         (("--chat", "--num_samples", "2"), "leave --out and --num_samples out"),
         (("--reasoning", "low"), "are for --chat"),
-        (("--chat", "--instructions", "Be brief."), "this model continues plain text"),
+        (
+            ("--chat", "--instructions", "Be brief."),
+            "need the tokenizer o200k_harmony of gpt-oss, and this model has",
+        ),
     ],
 )
 def test_a_flag_that_a_chat_does_not_read_is_refused(run, tmp_path, flags, told):  # noqa: F811

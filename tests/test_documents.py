@@ -350,7 +350,9 @@ def commands(document: Path) -> list[list[str]]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_name_scripts_and_flags_that_exist(document):
     for words in commands(document):
-        if words[0] == "-m":
+        if words[0] == "-c":
+            compile(words[1], document.name, "exec")
+        elif words[0] == "-m":
             path = ROOT / words[1].replace(".", "/")
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), words
         else:

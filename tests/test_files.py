@@ -106,6 +106,8 @@ def test_two_writers_of_one_new_folder_do_not_mix(tmp_path):
             with new_folder(tmp_path / "out"):
                 raise AssertionError
     assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["first"]
-    with pytest.raises(ValueError, match="out must be a new or an empty folder; choose another name"):
+    with pytest.raises(
+        ValueError, match="out must be a new or an empty folder, and holds file; choose another name"
+    ):
         with new_folder(tmp_path / "out"):
             raise AssertionError

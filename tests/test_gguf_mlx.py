@@ -6,6 +6,7 @@ import re
 import sys
 import urllib.request
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from architecture.open_gpt_oss import (
     names,
     targets,
     verify,
+    verify_engines,
     weights,
 )
 from architecture.open_gpt_oss.__main__ import main
@@ -386,7 +388,8 @@ def test_verify_refuses_what_it_cannot_compare_in_one_line(tmp_path, capsys, mon
         ("is no folder of gpt-oss", tmp_path, "--with", "mlx"),
         ("--tokens must be from 2 to the context limit of 64, got 65", file, "--tokens", 65),
         ("--tokens must be from 2 to the context limit of 64, got 1", hf, "--with", "mlx", "--tokens", 1),
-        ("is no folder of gpt-oss", tmp_path / "none.gguf"),
+        ("none.gguf does not exist; name a folder of gpt-oss", tmp_path / "none.gguf"),
+        ("which mlx does not open", file, "--with", "llama.cpp, mlx"),
     ):
         assert words in refused(capsys, main, "verify", *argv)
     monkeypatch.setattr(verify, "available_memory", lambda device: 1e5)
@@ -397,10 +400,28 @@ def test_verify_refuses_what_it_cannot_compare_in_one_line(tmp_path, capsys, mon
     assert "verify --with llama.cpp needs xllamacpp, which is not installed; pip install -r" in told
 
 
-def test_a_folder_for_mlx_is_no_checkpoint(capsys, made):
-    for kind, words in (("mlx", "was exported for MLX, which only MLX reads; use the checkpoint"),
-                        ("gguf", "is a folder without a checkpoint_<step>.pt")):  # fmt: skip
-        assert words in refused(capsys, sample.main, "--checkpoint", made(kind), "--device", "cpu")
+def test_an_export_for_mlx_or_llama_cpp_is_no_checkpoint(capsys, made):
+    only = "which only llama.cpp reads; use the checkpoint from which it was made"
+    for path, words in (
+        (made("mlx"), "was exported for MLX, which only MLX reads; use the checkpoint"),
+        (made("gguf"), f"holds a GGUF file, {only}"),
+        (made("gguf") / gguf_file.FILE, f"is a GGUF file, {only}"),
+    ):
+        assert words in refused(capsys, sample.main, "--checkpoint", path, "--device", "cpu")
+
+
+@pytest.mark.parametrize("wrong, code", [(0, 0), (2, 0), (4, 1), (24, 1)])
+def test_where_llama_cpp_rounds_one_position_in_ten_may_differ_more(capsys, monkeypatch, wrong, code):
+    """A router that wants two experts almost equally chooses the other one after rounding."""
+    apart = torch.full((24,), 0.05)
+    apart[:wrong] = 0.4
+    config = SimpleNamespace(used_vocab_size=8, vocab_size=8, rope_scaling_factor=1, sliding_window=6)
+    monkeypatch.setattr(verify_engines, "log_probabilities", lambda *arguments: {})
+    monkeypatch.setattr(verify_engines, "differences", lambda *arguments: (apart, 9.0))
+    given = verify_engines.Given("model.gguf", "gguf", config, {}, rounds=True)
+    ours, ids = SimpleNamespace(config=config, rope=SimpleNamespace()), torch.zeros(2, 12)
+    judged = verify_engines.with_engine("llama.cpp", given, ours, ids, 1e-5)
+    assert judged == bool(code) and f"kept in {24 - wrong}" in capsys.readouterr().out
 
 
 def test_a_damaged_gguf_is_refused_in_one_line(tmp_path, capsys, monkeypatch, made):
@@ -534,10 +555,15 @@ def test_what_the_model_cards_tell_to_do_gives_the_text_of_sample_py(trained, ca
     request = json.loads(body) | {"temperature": 0}
     server = engines.LlamaCpp(trained / "gguf" / gguf_file.FILE, context=128).server
     by_llama_cpp = asked(server, "/v1/completions", request)["choices"][0]["text"]
+    (code,) = re.findall(r"```python\n(.*?)```", (trained / "gguf/README.md").read_text(), re.S)
+    monkeypatch.chdir(trained / "gguf")
+    capsys.readouterr()
+    exec(code.replace('"temperature": 0.8', '"temperature": 0'), {})
+    by_xllamacpp = capsys.readouterr().out.removesuffix("\n")
     flags = ["--temperature", "0", "--max_tokens", str(request["max_tokens"]), "--device", "cpu"]
     sample.main(["--checkpoint", str(trained / "run"), "--prompt", request["prompt"], *flags])
     told = capsys.readouterr().out.removesuffix("\n").removeprefix(request["prompt"])
-    assert by_llama_cpp == told and by_mlx == told and len(told) > 40
+    assert by_llama_cpp == by_xllamacpp == told and by_mlx == told and len(told) > 40
 
 
 def asked(server, path: str, request: dict) -> dict:

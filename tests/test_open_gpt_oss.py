@@ -398,7 +398,7 @@ SWITCHES = {
     "attention_bias": False, "layer_types": (FULL, FULL, SLIDING),
 }  # fmt: skip
 OTHERS = {
-    "gpt2": "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export",
+    "gpt2": "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export --checkpoint CKPT",
     "gptoss_context": "the formats of gpt-oss hold no gptoss_context model",
 }
 
@@ -415,6 +415,7 @@ def test_what_gpt_oss_cannot_express_is_refused_by_name(tmp_path, capsys, what):
             rf"{what} must be .* in --format {layout}, because gpt-oss has no setting for it, and this model ",
         )
         assert re.search(wanted, told) and (what in OTHERS or repr(SWITCHES[what]) in told), told
+        assert ("use --format hf" in told) == (what in ORIGINAL_ONLY)
         assert not (tmp_path / "out").exists()
 
 
@@ -540,17 +541,28 @@ def test_a_file_with_a_random_bit_flipped_or_cut_off_is_refused_or_has_the_same_
 def test_folders_in_use_and_folders_of_no_layout_are_refused(tmp_path, capsys, checkpoint, folders):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
-    for target in (tmp_path / "mine", tmp_path / "mine/notes.txt"):
+    for target, found in ((tmp_path / "mine", "holds notes.txt"), (tmp_path / "mine/notes.txt", "is a file")):
         for argv in (
             export_of(checkpoint, "hf", target),
             ["import", "--folder", folders["hf"], "--output_dir", target],
         ):
-            assert f"{target} must be a new or an empty folder; choose" in refused(capsys, main, *argv)
+            told = refused(capsys, main, *argv)
+            assert f"{target} must be a new or an empty folder, and {found}; choose another name" in told
     told = refused(capsys, main, *export_of(checkpoint, "hf", tmp_path / "a/b"))
     assert "is in a folder that does not exist; create that first" in told
-    for given in (tmp_path / "mine", tmp_path / "none", checkpoint):
+    for given, wanted in (
+        (tmp_path / "mine", "is no folder of gpt-oss, which has a config.json"),
+        (checkpoint, "is no folder of gpt-oss, which has a config.json"),
+        (tmp_path / "none", "none does not exist; name a folder of gpt-oss"),
+        (
+            checkpoint.parent,
+            "is the folder of a run, which train.py --init_from and sample.py --checkpoint take",
+        ),
+    ):
         told = refused(capsys, main, "import", "--folder", given, "--output_dir", tmp_path / "out")
-        assert "is no folder of gpt-oss, which has a config.json" in told
+        assert wanted in told
+    told = refused(capsys, sample.main, "--checkpoint", folders["hf"], "--best", "--device", "cpu")
+    assert "is an exported folder, which holds one model; give" in told and "without --best" in told
     for given, wanted in (
         (checkpoint, "needs a folder of gpt-oss"),
         (folders["hf"], "has no weights in MXFP4; load"),

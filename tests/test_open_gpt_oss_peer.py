@@ -267,8 +267,11 @@ def test_verify_exits_with_1_and_names_the_layer_where_transformers_has_another_
 
 
 def test_verify_refuses_what_it_cannot_compare_in_one_line(trained, tmp_path, capsys):
-    for given in (tmp_path, tmp_path / "none"):
-        assert "is no folder of gpt-oss, which has a config.json" in refused(capsys, main, "verify", given)
+    for given, wanted in (
+        (tmp_path, "is no folder of gpt-oss, which has a config.json"),
+        (tmp_path / "none", "none does not exist; name a folder of gpt-oss"),
+    ):
+        assert wanted in refused(capsys, main, "verify", given)
     for flags in (["--tokens", 1], ["--tokens", 10**6], ["--tokens", -3]):
         assert "--tokens must be from 2 to the context limit of 128, got" in refused(
             capsys, main, "verify", trained / "hf", *flags

@@ -98,7 +98,7 @@ class TrainConfig:
     )
     init_from: str | None = option(
         None,
-        "start from the weights of this checkpoint, folder of a run, or GPT-2 folder of transformers",
+        "start from the weights of this checkpoint, folder of a run, or folder of gpt-oss or GPT-2; a trained model needs a smaller lr",
     )
 
     # machine

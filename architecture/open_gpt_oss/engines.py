@@ -98,7 +98,7 @@ class Mlx:
         return new
 
 
-def lengths(tokens: int) -> list[int]:
-    """Lengths of prefixes from 1 to `tokens`, evenly spaced, with both ends."""
-    most = min(MOST_PREFIXES, tokens)
+def lengths(tokens: int, most: int = MOST_PREFIXES) -> list[int]:
+    """At most `most` lengths of prefixes from 1 to `tokens`, evenly spaced, with both ends."""
+    most = min(most, tokens)
     return [1 + (tokens - 1) * n // max(1, most - 1) for n in range(most)]

@@ -116,7 +116,8 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
     """The config of a checkpoint's model. ValueError if the format cannot hold it, or its tensors do not fit it."""
     if state["model_name"] == "gpt2":
         raise ValueError(
-            "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export, in GPT-2's format"
+            "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out "
+            "DIR, in GPT-2's format"
         )
     if state["model_name"] != Transformer.name:
         raise ValueError(

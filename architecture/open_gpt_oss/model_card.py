@@ -102,6 +102,18 @@ llama-server -m model.gguf --port 8080      # answers in the API of OpenAI:
 curl http://127.0.0.1:8080/v1/completions -d '{{"prompt": "Once upon a time", "max_tokens": 100}}'
 ```
 
+The same from Python, without a server, with `xllamacpp`, a build of llama.cpp:
+
+```python
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.n_parallel = "model.gguf", 1
+model = xllamacpp.Server(params)
+answer = model.handle_completions({{"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.8}})
+print(answer["choices"][0]["text"])
+```
+
 llama.cpp computes attention with a cache of 16 bits unless it is told `-fa off -ctk f32 -ctv f32`."""
 IN_MLX = f"""\
 With `mlx-lm`. In training the token `{END_OF_TEXT}` precedes each text, so a prompt begins with it:

@@ -251,7 +251,10 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
         if "model_type" not in values:
             return "original", padded(config_from_dict(ModelConfig, values))  # refuses unknown keys
         if values["model_type"] != MODEL_TYPE:
-            raise ValueError(f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; {ANOTHER}")
+            raise ValueError(
+                f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; name a folder of gpt-oss (one of "
+                "GPT-2 is for train.py --init_from and sample.py --checkpoint)"
+            )
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:
         told = f"{type(error).__name__}: {error}"

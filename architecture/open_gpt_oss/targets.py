@@ -44,10 +44,11 @@ def require_expressible(config: ModelConfig, layout: str) -> None:
         rules += [("swiglu_limit", limit, SWIGLU_LIMIT, f"{SWIGLU_LIMIT}")]
     for name, found, wanted, rule in rules:
         if found != wanted:
+            never = name in SWITCHES or name == "moe_layers"
             raise ValueError(
                 f"{name} must be {rule} in --format {layout}, because {PROGRAMS.get(layout, 'gpt-oss')} has no "
-                f"setting for it, and this model has {found!r}; use another --format, or a model that was trained "
-                "that way"
+                f"setting for it, and this model has {found!r}; "
+                f"{'export a model that was trained that way' if never else 'use --format hf'}"
             )
 
 

@@ -21,7 +21,9 @@ from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import engines, gguf_file, targets, weights
 
 # In nats, where llama.cpp rounds what goes into a product of matrices as well: to 16 bits or, for MXFP4, to 8.
-ROUNDED_TOLERANCE = 0.2
+# Nine positions in ten must keep it: where a router wants two experts almost equally, rounding may choose the other,
+# and that position differs more.
+ROUNDED_TOLERANCE, ROUNDED_SHARE = 0.2, 0.9
 
 
 class Given(NamedTuple):
@@ -37,7 +39,7 @@ class Given(NamedTuple):
 def choose(text: str | None, path: Path, layout: str) -> list[str]:
     """The engines of --with, or the one for which the path was made. ValueError for what cannot be compared."""
     own = targets.PROGRAMS.get(layout)
-    chosen = [own or "transformers"] if text is None else text.split(",")
+    chosen = [own or "transformers"] if text is None else [part.strip() for part in text.split(",")]
     for engine in chosen:
         if engine not in engines.INSTALL:
             raise ValueError(
@@ -71,16 +73,19 @@ def with_engine(engine: str, given: Given, ours: Transformer, ids: torch.Tensor,
         theirs = log_probabilities(engine, path, ids, used)
     if (told := targets.yarn_warning(ours.config, layout)) is not None:
         print(f"  warning: {told}")
-        apart, _ = difference(ours, ids, theirs)
-        print(f"  with the true limits of YaRN: largest difference {apart:.1e} nats, not judged")
+        apart, _ = differences(ours, ids, theirs)
+        print(f"  with the true limits of YaRN: largest difference {apart.max():.1e} nats, not judged")
         round_yarn(ours, layout)
-    apart, largest = difference(ours, ids, theirs)
+    apart, largest = differences(ours, ids, theirs)
     ours.rope.config = ours.config  # for the next engine
-    allowed = ROUNDED_TOLERANCE if given.rounds and engine == "llama.cpp" else tolerance * largest
-    bad = not apart <= allowed
+    rounds = given.rounds and engine == "llama.cpp"
+    allowed, share = (ROUNDED_TOLERANCE, ROUNDED_SHARE) if rounds else (tolerance * largest, 1.0)
+    within = int((apart <= allowed).sum())
+    bad = within < share * len(apart)
+    told = f" in {share:.0%} of them, kept in {within}" if rounds else ""
     print(
-        f"  log-probabilities: largest difference {apart:.1e} nats over {len(theirs)} positions, allowed "
-        f"{allowed:.1e}{'  <-- too large' if bad else ''}"
+        f"  log-probabilities: largest difference {apart.max():.1e} nats over {len(apart)} positions, allowed "
+        f"{allowed:.1e}{told}{'  <-- too large' if bad else ''}"
     )
     return bad
 
@@ -112,14 +117,17 @@ def log_probabilities(
 
 
 @torch.no_grad()
-def difference(
+def differences(
     ours: Transformer, ids: torch.Tensor, theirs: dict[tuple[int, int], torch.Tensor]
-) -> tuple[float, float]:
-    """The largest difference of a log-probability, and the largest absolute value of theirs, in nats."""
+) -> tuple[torch.Tensor, float]:
+    """(positions,): the largest difference of a log-probability at each; and the largest absolute value of theirs.
+
+    Both in nats.
+    """
     used = ours.config.used_vocab_size or ours.config.vocab_size
     values = ours(ids).logits[..., :used].float().log_softmax(-1)
     apart = [(values[row, length - 1] - their).abs().max() for (row, length), their in theirs.items()]
-    return torch.stack(apart).max().item(), max(their.abs().max().item() for their in theirs.values())
+    return torch.stack(apart), max(their.abs().max().item() for their in theirs.values())
 
 
 def round_yarn(model: Transformer, target: str) -> None:

@@ -35,6 +35,14 @@ BELONG = f"use a folder whose {CONFIG} and weights belong together"
 
 def read_config(folder: str | Path) -> tuple[str, ModelConfig]:
     """The layout of a folder, "original" or "hf", and its config, the vocabulary padded to a multiple of 64."""
+    if not Path(folder).exists():
+        raise ValueError(f"{folder} does not exist; name a folder of gpt-oss, or export a checkpoint into it")
+    if Path(folder).is_dir() and checkpoint.checkpoints(folder):
+        raise ValueError(
+            f"{folder} is the folder of a run, which train.py --init_from and sample.py --checkpoint take as it is; "
+            f"to make a folder of gpt-oss of it, call python -m architecture.open_gpt_oss export --checkpoint {folder} "
+            "--format hf --output_dir DIR"
+        )
     if not checkpoint.is_model_folder(folder):
         raise ValueError(
             f"{folder} is no folder of gpt-oss, which has a {CONFIG} and .safetensors files; name one that has them"

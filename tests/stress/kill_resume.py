@@ -554,6 +554,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which may have started us, would hide every hang-up
     tqdm.monitor_interval = 0  # it starts a thread, and we fork
     for module in IMPORTED:
         importlib.import_module(module)
