@@ -12,7 +12,7 @@ from test_context_generation import build as build_with_state
 from test_context_generation import save
 from test_generation import build
 
-from architecture.generation.chat_page import ONE_AT_A_TIME, conversation_file, put_turn, read_turns
+from architecture.generation.chat import ONE_AT_A_TIME, conversation_file, put_turn, read_turns
 from inference import generate_text, load_model
 
 pytestmark = pytest.mark.browser
@@ -298,12 +298,10 @@ def test_a_lack_of_memory_is_a_sentence_and_a_fault_of_the_code_is_not_hidden(he
     page = open_page()
     for error in (MemoryError("12 GB"), RuntimeError("CUDA out of memory")):
         monkeypatch.setattr(
-            "architecture.generation.chat_page.generate_steps", lambda *_, e=error, **__: raised(e)
+            "architecture.generation.chat.generate_steps", lambda *_, e=error, **__: raised(e)
         )
         assert "There is not enough memory" in errors(send(page, "the cat"))
-    monkeypatch.setattr(
-        "architecture.generation.chat_page.generate_steps", lambda *_, **__: raised(KeyError("x"))
-    )
+    monkeypatch.setattr("architecture.generation.chat.generate_steps", lambda *_, **__: raised(KeyError("x")))
     assert send(page, "the cat").exception
 
 
