@@ -592,6 +592,12 @@ def test_a_checkpoint_whose_tensors_are_not_those_of_its_config_is_not_exported(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
+    for number in range(8):  # safetensors itself writes two orders of its metadata, each half of the time
+        export.write_folder(state_of(), tmp_path / str(number), layout="hf")
+    assert len({path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}) == 1
+
+
 def test_the_commands_that_are_told_can_be_copied_and_wrong_watts_cost_no_time(tmp_path, capsys, checkpoint):
     assert "watts give no energy" in refused(
         capsys, main, *export_of(checkpoint, "hf", tmp_path / "out"), "--watts", 5

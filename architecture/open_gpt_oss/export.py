@@ -315,8 +315,16 @@ def write_tensors(
                 tensors |= names.to_theirs(part, tensor.detach(), config, layout)
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
+        data = memoryview(save(tensors, {"format": "pt", CHECKSUMS: checksums}))
+        begin = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(bytes(data[8:begin]))
+        # safetensors writes its metadata in a random order, and the same model should give the same bytes
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
         with atomic_write(folder / file_name) as file:
-            file.write(save(tensors, {"format": "pt", CHECKSUMS: checksums}))
+            for part in (len(text).to_bytes(8, "little"), text, data[begin:]):
+                file.write(part)
         weight_map |= dict.fromkeys(tensors, file_name)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
