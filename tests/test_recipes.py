@@ -15,7 +15,11 @@ from training.train_command import model_fields
 
 CONFIGS = sorted(recipes.CONFIGS.glob("*.yaml"))
 CONTEXT = sorted((recipes.CONFIGS / "context").glob("*.yaml"))
-LIGHTER = ("light", "quickstart", "tiny_gpt_oss")  # toy with fewer of everything: chosen by --config, never by a size
+LIGHTER = (
+    "light",
+    "quickstart",
+    "tiny_gpt_oss",
+)  # toy with fewer of everything: chosen by --config, never by a size
 SIZES = [path for path in CONFIGS + CONTEXT if path.stem not in LIGHTER]
 
 
