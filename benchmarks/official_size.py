@@ -31,6 +31,7 @@ SCALE = 120  # 2**-7, so that the weights have a standard deviation of about 0.0
 def make(folder: Path) -> None:
     """Write random weights of gpt-oss-20b's shape, a layer per file. An interrupted call goes on."""
     import torch
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
     from architecture.checkpoint import without_values
@@ -67,6 +68,11 @@ def make(folder: Path) -> None:
         )
         unfinished.rename(path)
         print(f"wrote {path}")
+    weight_map = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), path.name)
+    (folder / INDEX).write_bytes(as_json({"metadata": {}, "weight_map": weight_map}))
     content = names.hugging_face_config(config, "bfloat16")
     content["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": NOT_PACKED}
     (folder / "config.json").write_bytes(as_json(content))

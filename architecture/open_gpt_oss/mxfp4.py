@@ -32,7 +32,7 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> to
     if dtype == torch.float16:  # its range is smaller than that of the scales
         return unpack(blocks, scales, torch.float32).to(dtype)
     # a table of pairs of bytes is fastest
-    number = blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF
+    number = blocks.contiguous().view(torch.uint16).flatten().int()
     table = _four_values(dtype, blocks.device)
     if dtype == torch.bfloat16:  # four of them are as wide as one int64, which is gathered in one move
         values = table.view(torch.int64).flatten().index_select(0, number).view(dtype)
