@@ -72,7 +72,7 @@ def make(folder: Path) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             weight_map |= dict.fromkeys(file.keys(), path.name)
-    (folder / INDEX).write_bytes(as_json({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_bytes(as_json({"metadata": {}, "weight_map": weight_map}))
     content = names.hugging_face_config(config, "bfloat16")
     content["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": NOT_PACKED}
     (folder / "config.json").write_bytes(as_json(content))
