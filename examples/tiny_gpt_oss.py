@@ -11,8 +11,8 @@ tells stories. Its experts are rounded to MXFP4 after the training, so that all 
                          windows and than YaRN's initial context: "exact" for original, hf and mxfp4, and one set for
                          each of gguf and mlx, whose programs round YaRN's limits
 
-Training, and so every file, is the same to the bit wherever PyTorch adds in the same order: SHA256SUMS says what
-was written, and benchmarks/results/tiny_gpt_oss.json what the authors got. A call that was interrupted goes on.
+Training, and so every file, is the same to the bit wherever PyTorch adds in the same order; SHA256SUMS tells whether
+two machines made the same files. A call that was interrupted goes on.
 """
 
 from __future__ import annotations
