@@ -118,45 +118,49 @@ def write_texts(path: str, texts: list[str]) -> None:
 
 def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
     """Answer the lines of stdin until it ends. Ctrl-C stops an answer, and in front of a line ends the chat."""
-    from architecture.generation.chat import TextChat
-    from architecture.open_gpt_oss.harmony import TOKENIZER, HarmonyChat
+    from architecture.generation.chat import MODEL, TEXT, USER, Answer, Memory, prompt_of, stream_answer
+    from architecture.open_gpt_oss.harmony import Harmony
+    from architecture.tokenizer import HARMONY
 
     filters = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    in_harmony = model.tokenizer.name == TOKENIZER
-    if in_harmony:
-        conversation = HarmonyChat(
-            model, instructions=args.instructions or "", reasoning=args.reasoning or "medium"
-        )
+    form, max_tokens = None, args.max_tokens or MAX_TOKENS
+    if model.tokenizer.name == HARMONY:
+        asked = dict(instructions=args.instructions or "", reasoning=args.reasoning or "medium")
+        form, max_tokens = Harmony(model.tokenizer, **asked), args.max_tokens or model.config.context_limit
     elif args.instructions is not None or args.reasoning is not None:
         raise ValueError(
-            f"--instructions and --reasoning need the tokenizer {TOKENIZER} of gpt-oss, and this model has "
+            f"--instructions and --reasoning need the tokenizer {HARMONY} of gpt-oss, and this model has "
             f"{model.tokenizer.name}, without turns; leave them out"
         )
-    else:
-        conversation = TextChat(model)
-    max_tokens = args.max_tokens or (None if in_harmony else MAX_TOKENS)
-    for turn in itertools.count():
+    turns, memory = [], Memory()
+    for number in itertools.count():
         print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
             return
         if not (text := line.rstrip("\n")).strip():
             continue
-        channel = "text"
+        said, answer, channel = {"role": USER, "text": text}, Answer(), TEXT
         try:
-            pieces = conversation.answer(text, max_tokens=max_tokens, seed=seed + turn, **filters)
-            with contextlib.closing(pieces):  # which keeps what was written so far
-                for found, piece in pieces:
-                    if found != channel:
-                        channel = found
+            prompt = prompt_of(model, [*turns, said], max_tokens, form)
+            if prompt.unread:
+                say(f"the first {prompt.unread:,} tokens no longer fit into the context, and are not read")
+            pieces = stream_answer(model, prompt, answer, memory, seed=seed + number, **filters)
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    if piece and answer.channel != channel:
+                        channel = answer.channel
                         print(f"\n[{channel}] ", end="")
                     print(piece, end="", flush=True)
-            print(flush=True)
         except KeyboardInterrupt:
-            print(flush=True)
-            say("stopped; what was written stays")
+            say("\nstopped; what was written stays")
         except ValueError as error:
             say(f"sample.py: {error}")
+            continue
+        print(flush=True)
+        turns += [said, {"role": MODEL, "text": answer.text}]
+        if form is None and answer.end == "ended":  # the next line begins a new text
+            turns = []
 
 
 def run(args: argparse.Namespace) -> None:

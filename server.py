@@ -20,8 +20,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from architecture.generation import chat_page as chat
-from architecture.generation.chat_page import MODEL, USER
+from architecture.generation import chat
+from architecture.generation.chat import MODEL, USER
+from architecture.open_gpt_oss.harmony import Harmony
+from architecture.tokenizer import HARMONY, get_tokenizer
 from common.device import choose_device
 from common.script import Parser, is_out_of_memory, one_line
 from inference import load_model
@@ -79,6 +81,20 @@ def load(path: str, changed: int):
     return load_model(path, device=choose_device("auto"))
 
 
+@st.cache_resource(max_entries=3)
+def harmony(reasoning: str):
+    return Harmony(get_tokenizer(HARMONY), reasoning=reasoning)
+
+
+def format_of(model) -> chat.ChatFormat | None:
+    """The chat format of a model; None for one that continues text."""
+    return harmony(st.session_state.reasoning) if has_turns(model) else None
+
+
+def has_turns(model) -> bool:
+    return model is not None and model.tokenizer.name == HARMONY
+
+
 @contextlib.contextmanager
 def turn_to_compute():
     """Wait until no other page computes. The message in the page lets Streamlit end this run meanwhile."""
@@ -124,9 +140,11 @@ def ready_model(path: str):
 
 
 # --------------------------------------------------------------------------------------------- the page
-def settings() -> None:
+def settings(model) -> None:
     """The settings of answers. A change during an answer ends it, like every action in a page of Streamlit."""
     bound = dict(bind="query-params")  # in the address of the page, so that they survive a reload
+    if has_turns(model):
+        st.selectbox("Reasoning", ("medium", "low", "high"), key="reasoning", **bound)
     told = "0 always takes the most probable token, 1 is the model's own distribution"
     st.slider("Temperature", 0.0, 2.0, 0.8, 0.05, key="temperature", help=told, **bound)
     st.number_input("Top-k", 1, None, None, key="top_k", placeholder="all tokens", **bound)
@@ -160,6 +178,9 @@ def buttons(place, names: str, disabled: bool = False) -> None:
 def show(turn: dict) -> None:
     """A turn as it is: no Markdown, no HTML."""
     with st.chat_message(turn["role"], avatar=AVATARS[turn["role"]]):
+        if turn.get("analysis"):
+            with st.expander("Reasoning"):
+                st.text(turn["analysis"].strip())
         st.text(turn["text"].strip() or "(nothing)")
         if turn["role"] == MODEL:
             st.caption(about(turn))
@@ -188,7 +209,7 @@ def write_answer(model, prompt, file: Path, index: int, facts: dict) -> None:
             pieces = chat.stream_answer(model, prompt, answer, memory, seed=facts["seed"], **wanted)
             try:
                 for _ in chat.paced(pieces):
-                    place.text(answer.text.lstrip())
+                    place.text(answer.text.lstrip() or f"({answer.analysis.strip()})")
                     if time.monotonic() > saved + 1:
                         saved = time.monotonic()
                         chat.put_turn(file, index, facts | vars(answer) | dict(seconds=saved - began))
@@ -201,7 +222,11 @@ def write_answer(model, prompt, file: Path, index: int, facts: dict) -> None:
         below.caption(about(facts))
 
 
-def welcome(disabled: bool) -> None:
+def welcome(model) -> None:
+    if has_turns(model):
+        st.title("Ask gpt-oss")
+        st.markdown("This model answers in turns. Its reasoning folds away above the answer.")
+        return
     st.title("Write a story together")
     st.markdown(
         "These models continue text. What you write becomes a part of the story, and the model goes on from there; "
@@ -210,7 +235,7 @@ def welcome(disabled: bool) -> None:
     with st.container(horizontal=True):
         for opening in (*OPENINGS, None):
             name = opening or "Surprise me"
-            st.button(name, on_click=ask, args=("Continue", opening), disabled=disabled)
+            st.button(name, on_click=ask, args=("Continue", opening), disabled=model is None)
 
 
 def page() -> None:
@@ -236,13 +261,13 @@ def page() -> None:
             begin_anew()
         file = chat.conversation_file(CONVERSATIONS, st.session_state.name)
         checkpoint = choose_checkpoint(args.folders, turns)
+        model = ready_model(checkpoint) if checkpoint else None
         with st.sidebar:
-            settings()
+            settings(model)
             st.button("New conversation", on_click=begin_anew, icon=":material/add:", width="stretch")
             form = dict(on_click="ignore", icon=":material/download:", width="stretch")
             story = functools.partial(chat.story_of, file)  # called at the click
             st.download_button("Download as text", story, "story.txt", **form)
-        model = ready_model(checkpoint) if checkpoint else None
         typed, message = message is not None, opening if message is None else message
         if message is not None and not message.strip():
             st.warning("The message is empty; write some words, or press Continue.")
@@ -269,13 +294,15 @@ def converse(messages, beginning, row, model, checkpoint, file, turns, action, t
             buttons(row, "Continue Regenerate", disabled=model is None)
         else:
             with beginning.container():
-                welcome(model is None)
+                welcome(model)
         return
     beginning.empty()
     # The field for text has a button that ends this run at once, so what should be there afterwards is there now.
     buttons(row, "Continue Regenerate" if typed else "Stop")
     with messages, told():
-        prompt = chat.prompt_of(model, turns, st.session_state.max_tokens)  # too long a message is not saved
+        prompt = chat.prompt_of(
+            model, turns, st.session_state.max_tokens, format_of(model)
+        )  # too long a message is not saved
         if turns and turns[-1]["role"] == USER:
             chat.put_turn(file, len(turns) - 1, turns[-1])
         st.query_params["c"] = file.stem

@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
@@ -227,6 +227,36 @@ def config_from_dict(cls: type, values: dict[str, Any]) -> Any:
     return config
 
 
+class LazyWeights(Mapping[str, torch.Tensor]):
+    """Tensors by name, each read or made when it is asked for, so that they need not be in memory together.
+
+    described: the same tensors on the meta device, for their names, shapes and types.
+    fresh: names of tensors that each access makes in new memory, so that nothing else holds them.
+    """
+
+    def __init__(
+        self,
+        described: Mapping[str, torch.Tensor],
+        read: Callable[[str], torch.Tensor],
+        fresh: Collection[str] = (),
+    ):
+        self.described, self.read, self.fresh = described, read, fresh
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.described)
+
+    def __len__(self) -> int:
+        return len(self.described)
+
+
+def described(weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Tensors with the names, shapes and types of weights; no tensor is read for it."""
+    return weights.described if isinstance(weights, LazyWeights) else weights
+
+
 def packed(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds packed weights (MXFP4), which stay in the file that was mapped."""
     return tensor.dtype == torch.uint8
@@ -240,21 +270,22 @@ def _needs_the_type(name: str, tensor: torch.Tensor, expected: dict[str, torch.T
 
 def require_fit(
     expected: Mapping[str, torch.Tensor],
-    described: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
     source: str | Path,
     added: Collection[str] = (),
 ) -> None:
-    """Raise ValueError unless `described` has the names and shapes of a model's tensors, in one type.
+    """Raise ValueError unless weights have the names and shapes of a model's tensors, in one type.
 
     expected: the state dictionary of the model.  added: names that may be missing.
     """
+    found = described(weights)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     for problem, names in (
-        ("holds {} tensor(s) that this model lacks", described.keys() - shapes.keys()),
-        ("lacks {} tensor(s) of this model", shapes.keys() - added - described.keys()),
+        ("holds {} tensor(s) that this model lacks", found.keys() - shapes.keys()),
+        ("lacks {} tensor(s) of this model", shapes.keys() - added - found.keys()),
         (
             "holds {} tensor(s) of another shape",
-            {name for name in described if getattr(described[name], "shape", None) != shapes.get(name)},
+            {name for name in found if getattr(found[name], "shape", None) != shapes.get(name)},
         ),
     ):
         if names:
@@ -263,9 +294,7 @@ def require_fit(
                 "use the model and the sizes that it was trained with"
             )
     with reading(source, "weights", way_out=ANOTHER):
-        kinds = {
-            tensor.dtype for name, tensor in described.items() if _needs_the_type(name, tensor, expected)
-        }
+        kinds = {tensor.dtype for name, tensor in found.items() if _needs_the_type(name, tensor, expected)}
         if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
             told = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
             raise ValueError(f"they are of type {told}, and must be of one floating point type")
@@ -279,30 +308,28 @@ def load_weights(
 ) -> None:
     """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
 
-    weights: a dictionary, or a mapping that reads a tensor at each access and has them all without values in
-    `described` (architecture/open_gpt_oss/weights.py); then one tensor at a time is in memory twice, or none of
-    those that it makes anew at each access, whose names are in `made`.
+    weights: a dictionary, or LazyWeights; then one tensor at a time is in memory twice, a fresh one only once.
     added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
     their values.
     Raises ValueError for missing, unexpected and misshapen tensors, and for values that are not tensors.
     """
-    expected, described = model.state_dict(), getattr(weights, "described", weights)
-    require_fit(expected, described, source, added)
+    expected = model.state_dict()
+    require_fit(expected, weights, source, added)
     shapes = {name: tensor.shape for name, tensor in expected.items()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with reading(source, "weights", way_out=ANOTHER):
         if not any(p.is_meta for p in parameters.values()):
             with torch.no_grad():
                 for name, target in expected.items():
-                    if name in described:
+                    if name in weights:
                         target.copy_(owned(weights[name], name, shapes[name]))
             return
-        fresh = getattr(weights, "made", ())
+        as_they_are = {name for name in weights if packed(expected[name])}
+        if isinstance(weights, LazyWeights):
+            as_they_are |= set(weights.fresh)
         ours = {
-            name: weights[name]
-            if name in fresh or packed(expected[name])
-            else owned(weights[name], name, shapes[name])
-            for name in described
+            name: weights[name] if name in as_they_are else owned(weights[name], name, shapes[name])
+            for name in weights
         }
     ours |= {name: expected[name] for name in added}
     # There is nothing to copy into, so the tensors become the parameters. A tied parameter stays one object.

@@ -14,9 +14,7 @@ from __future__ import annotations
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
 import json
-import os
 import re
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +32,7 @@ from architecture.tokenizer import (
     tokenizer_state,
 )
 from architecture.tokenizer_json import read_vocabulary, tokenizer_files
-from common.files import atomic_write, read_json_object, reading, writing
+from common.files import as_json, atomic_write, new_folder, read_json_object, reading, require_new_folder
 from common.script import Parser, exit_code
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -222,9 +220,7 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     """
     from safetensors.torch import save
 
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} must be a new or an empty folder; choose another name")
+    require_new_folder(folder)
     config, tokenizer = model.config, model.tokenizer
     theirs = {name: getattr(config, ours) for ours, (name, _) in SIZES.items()}
     theirs |= {name: allowed[0] for name, allowed in FIXED.items()}
@@ -234,25 +230,14 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     theirs |= {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32"}
     theirs["vocab_size"] = config.used_vocab_size or config.vocab_size
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
-    files = {CONFIG: _as_json(theirs), WEIGHTS: save(to_hugging_face(weights, config), {"format": "pt"})}
+    files = {CONFIG: as_json(theirs), WEIGHTS: save(to_hugging_face(weights, config), {"format": "pt"})}
     if tokenizer:
-        files[TOKENIZER] = _as_json(tokenizer_state(tokenizer))
+        files[TOKENIZER] = as_json(tokenizer_state(tokenizer))
         files |= tokenizer_files(tokenizer, model_max_length=config.initial_context_length)
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed export leaves it behind
-    with writing(folder):
-        try:
-            temporary.mkdir()
-            for name, content in files.items():
-                with atomic_write(temporary / name) as file:
-                    file.write(content)
-            os.replace(temporary, folder)  # replaces an empty folder
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    with new_folder(folder) as temporary:
+        for name, content in files.items():
+            with atomic_write(temporary / name) as file:
+                file.write(content)
 
 
 # ----------------------------------------------------------------------------------------------- command

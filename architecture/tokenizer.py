@@ -29,10 +29,11 @@ from common.settings import cast
 SHIPPED_FOLDER = Path(__file__).resolve().parent.parent / "data" / "tokenizers"
 SHIPPED = ("stories4k", "bundled1536")
 OTHER = f", or use --tokenizer {SHIPPED[0]}, which needs no network"
+HARMONY = "o200k_harmony"  # the encoding of gpt-oss
 # The files that tiktoken downloads for each of its encodings.
 DOWNLOADS = {
     "gpt2": ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json"),
-    "o200k_harmony": ("encodings/o200k_base.tiktoken",),
+    HARMONY: ("encodings/o200k_base.tiktoken",),
 }
 DOWNLOAD_HOST = "https://openaipublic.blob.core.windows.net/"
 END_OF_TEXT = "<|endoftext|>"

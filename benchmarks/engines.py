@@ -78,7 +78,7 @@ def by_transformers(folder: Path, ids: torch.Tensor, truncate: bool) -> dict[tup
             config[spelling]["truncate"] = truncate
     (folder / "config.json").write_text(json.dumps(config))
     values = verify.peer_of_folder(folder)(ids).logits.log_softmax(-1)
-    lengths = list(engines.lengths(ids.shape[1]))
+    lengths = engines.lengths(ids.shape[1])
     return {(row, n): values[row, n - 1] for row in range(len(ids)) for n in lengths}
 
 
@@ -105,7 +105,7 @@ def yarn_table() -> dict[str, dict[str, float]]:
                     engine, made[target], ids, config.vocab_size
                 )
         table[name] = {
-            engine: verify_engines.difference(ours.eval(), ids, values)[0]
+            engine: verify_engines.differences(ours.eval(), ids, values)[0].max().item()
             for engine, values in theirs.items()
         }
     return table
@@ -196,9 +196,9 @@ def main() -> int:
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     table = yarn_table()
-    print(f"{'largest difference, nats':<26}" + "".join(f"{engine:>14}" for engine in verify_engines.FORMATS))
+    print(f"{'largest difference, nats':<26}" + "".join(f"{engine:>14}" for engine in engines.INSTALL))
     for name, found in table.items():
-        print(f"{name:<26}" + "".join(f"{found[engine]:>14.1e}" for engine in verify_engines.FORMATS))
+        print(f"{name:<26}" + "".join(f"{found[engine]:>14.1e}" for engine in engines.INSTALL))
     decoding = speeds(options.preset, options.rounds, options.threads)
     for rows, found in decoding.items():
         for side, rate in found.items():

@@ -31,12 +31,14 @@ SCALE = 120  # 2**-7, so that the weights have a standard deviation of about 0.0
 def make(folder: Path) -> None:
     """Write random weights of gpt-oss-20b's shape, a layer per file. An interrupted call goes on."""
     import torch
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
     from architecture.checkpoint import without_values
     from architecture.gptoss import PRESETS, ModelConfig, Transformer
     from architecture.open_gpt_oss import mxfp4, names
-    from architecture.open_gpt_oss.export import NOT_PACKED, as_json
+    from architecture.open_gpt_oss.export import NOT_PACKED
+    from common.files import as_json
 
     config = ModelConfig(**PRESETS["gpt-oss-20b"])
     model = without_values(Transformer, config)
@@ -59,13 +61,18 @@ def make(folder: Path) -> None:
             else:
                 value = torch.randn(tensor.shape, generator=generator).mul_(0.02).bfloat16()
                 value = torch.ones_like(value) if name.endswith("norm.scale") else value
-            tensors |= names.to_theirs(name, value, config)
+            tensors |= names.to_theirs(name, value, config, "hf")
         unfinished = path.with_suffix(".tmp")
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, {"format": "pt"}
         )
         unfinished.rename(path)
         print(f"wrote {path}")
+    weight_map = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), path.name)
+    (folder / "model.safetensors.index.json").write_bytes(as_json({"metadata": {}, "weight_map": weight_map}))
     content = names.hugging_face_config(config, "bfloat16")
     content["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": NOT_PACKED}
     (folder / "config.json").write_bytes(as_json(content))

@@ -51,7 +51,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, seed: int = 1) -> Tran
 
 def to_peer(tensors: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """Our parameters, or their gradients, under the peer's names and in the peer's layouts."""
-    mapped = (names.to_theirs(name, tensor, config) for name, tensor in tensors.items())
+    mapped = (names.to_theirs(name, tensor, config, "hf") for name, tensor in tensors.items())
     return {name: tensor for tensors in mapped for name, tensor in tensors.items()}
 
 

@@ -1,10 +1,11 @@
-"""Atomic writing of files, errors that name the file, and JSON with a checksum."""
+"""Atomic writing of files and folders, errors that name the file, and JSON with a checksum."""
 
 import contextlib
 import errno
 import fcntl
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,7 +107,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
     """Make a file, and its folder if needed, and lock it for as long as the returned file stays open.
 
-    The file holds the number of this process. The operating system releases the lock when the process ends, so a crash leaves no lock behind.
+    The file holds the number of this process. The operating system releases the lock when the process ends, so a
+    crash leaves no lock behind.
     in_use: makes the error for the number of the process that holds the lock.
     """
     while True:
@@ -124,6 +126,44 @@ def lock_file(path: Path, in_use: Callable[[str], ValueError]) -> TextIO:
                     os.truncate(lock.fileno(), 0)
                     os.write(lock.fileno(), f"{os.getpid()}\n".encode())
                 return lock
+
+
+def require_new_folder(path: str | Path) -> None:
+    """Raise ValueError unless the folder can be made, or is there and empty."""
+    folder = Path(os.path.realpath(path))
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if held or (folder.exists() and not folder.is_dir()):
+        found = f"holds {held[0]}" if held else "is a file"
+        raise ValueError(f"{path} must be a new or an empty folder, and {found}; choose another name")
+    if not folder.parent.is_dir():
+        raise ValueError(f"{path} is in a folder that does not exist; create that first")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` once its files are complete. An error or Ctrl-C deletes it.
+
+    Raises ValueError if `path` is not a new or an empty folder or if another process writes it, and CannotWrite.
+    """
+    require_new_folder(path)
+    folder = Path(os.path.realpath(path))  # a link to an empty folder stays a link
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    lock = temporary / ".lock"
+
+    def in_use(owner: str) -> ValueError:
+        return ValueError(f"process {owner} is writing {path}; wait for it, or choose another name")
+
+    with writing(path), lock_file(lock, in_use):
+        try:
+            for left in temporary.iterdir():  # by a process that was killed
+                if left != lock:
+                    left.unlink()
+            yield temporary
+            os.replace(temporary, folder)  # replaces an empty folder
+            (folder / lock.name).unlink()
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def decode_text(data: bytes, where: Callable[[int], str]) -> str:
@@ -177,6 +217,11 @@ def write_json_atomic(path: str | Path, value: dict[str, Any]) -> None:
     text = json.dumps(sealed(value), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def as_json(value: Any) -> bytes:
+    """The content of a JSON file that other programs read."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ tells stories. Its experts are rounded to MXFP4 after the training, so that all 
                          windows and than YaRN's initial context: "exact" for original, hf and mxfp4, and one set for
                          each of gguf and mlx, whose programs round YaRN's limits
 
-Training, and so every file, is the same to the bit wherever PyTorch adds in the same order: SHA256SUMS says what
-was written, and benchmarks/results/tiny_gpt_oss.json what the authors got. A call that was interrupted goes on.
+Training, and so every file, is the same to the bit wherever PyTorch adds in the same order; SHA256SUMS tells whether
+two machines made the same files. A call that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import torch
 import train
 from architecture.checkpoint import checkpoints, find_checkpoint, read_checkpoint
 from architecture.generation.text import encode_prompt, generate_text
-from architecture.open_gpt_oss.export import as_json, write_folder
+from architecture.open_gpt_oss.export import write_folder
 from architecture.open_gpt_oss.verify_engines import round_yarn
 from architecture.open_gpt_oss.weights import read_folder
 from architecture.registry import load_model
-from common.files import atomic_write
+from common.files import as_json, atomic_write
 from common.script import Parser, exit_code, say
 from data.stories import TRAIN_STORIES, story
 

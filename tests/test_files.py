@@ -1,8 +1,10 @@
 """Reading files of this project: any damage becomes a message that names the file."""
 
+import os
+
 import pytest
 
-from common.files import parse_json, read_json, reading, write_json_atomic
+from common.files import new_folder, parse_json, read_json, reading, write_json_atomic
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,39 @@ def test_content_that_is_not_a_sealed_object_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ValueError):
         read_json(tmp_path / "a.json")
+
+
+# ------------------------------------------------------------------------------------------ new folders
+def test_a_new_folder_appears_when_it_is_complete_and_a_link_to_it_stays(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / ".empty.tmp").mkdir()
+    (tmp_path / ".empty.tmp/half").write_text("left by a process that was killed")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "file").write_text("content")
+        assert list((tmp_path / "empty").iterdir()) == []
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_new_folder_that_is_not_completed_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("content")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_new_folder_do_not_mix(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("first")
+        with pytest.raises(ValueError, match=rf"process {os.getpid()} is writing .*out; wait for it"):
+            with new_folder(tmp_path / "out"):
+                raise AssertionError
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["first"]
+    with pytest.raises(
+        ValueError, match="out must be a new or an empty folder, and holds file; choose another name"
+    ):
+        with new_folder(tmp_path / "out"):
+            raise AssertionError

@@ -26,7 +26,9 @@ from architecture.open_gpt_oss import (
     mxfp4,
     names,
     targets,
+    verify,
     verify_engines,
+    weights,
 )
 from architecture.open_gpt_oss.__main__ import main
 from architecture.tokenizer import PROBE_TEXT, encode_text, get_tokenizer, tokenizer_state
@@ -89,9 +91,9 @@ def test_every_tensor_comes_back_from_a_target_to_the_bit(target):
     config, tensors = ModelConfig(**ODD_SHAPE | MODEL), state()["model"]
     for name, tensor in tensors.items():
         if not names.SELECTION_BIAS.fullmatch(name):
-            parts = targets.to_target(name, tensor, config, target)
-            assert tuple(parts) == targets.target_names(name, target)
-            assert torch.equal(targets.from_target(name, list(parts.values())), tensor), name
+            parts = names.to_theirs(name, tensor, config, target)
+            assert tuple(parts) == names.their_names(name, target)
+            assert torch.equal(names.from_theirs(name, list(parts.values()), target), tensor), name
 
 
 def test_a_gguf_has_the_tensors_that_llama_cpp_reads(made):
@@ -151,10 +153,12 @@ def test_a_model_comes_back_from_its_file_to_the_bit(made, target, changes):
         changes = dict(used_vocab_size=None, vocab_size=320)
     folder, given = made(target, **changes), state(**changes)
     if target == "gguf":
-        config, found, kinds = gguf_file.read(verify_engines.gguf_of(folder))
+        config, found, kinds = gguf_file.read(folder / gguf_file.FILE)
         assert kinds == {"F32"}
     else:
-        config, found = verify_engines.read_mlx(folder)
+        found = weights.FolderWeights(folder)
+        config = found.config
+        assert found.layout == "mlx"
         assert {name for name in files_of(folder) if "gate_up" in name} == set()
         written = json.loads((folder / "config.json").read_text())
         assert (written["rope_scaling"] or {}).get("factor") == (8.0 if changes is YARN else None)
@@ -179,9 +183,7 @@ def test_sixteen_bits_are_for_matrices_only(made, dtype, kind):
         if names.SELECTION_BIAS.fullmatch(name):
             continue
         narrow = name.endswith(("embedding.weight", "qkv.weight", "out.weight", "mlp1_weight", "mlp2_weight"))
-        assert {kinds[part] for part in targets.target_names(name, "gguf")} == {kind if narrow else "F32"}, (
-            name
-        )
+        assert {kinds[part] for part in names.their_names(name, "gguf")} == {kind if narrow else "F32"}, name
         wanted = given[name].to(getattr(torch, dtype)).float() if narrow else given[name]
         assert torch.equal(tensor, wanted), name
 
@@ -253,11 +255,11 @@ CANNOT = [
     (
         "gguf",
         dict(layer_types=(FULL, SLIDING) * 2),
-        "layer_types must alternate, sliding first in --format gguf",
+        "layer_types must be alternating, sliding first, in --format gguf",
     ),
-    ("mlx", dict(layer_types=(FULL,) * 4), "layer_types must hold both sliding_attention and full_attention"),
-    ("mlx", dict(num_hidden_layers=1), "layer_types must hold both"),
-    ("gguf", dict(nope_stride=2), "nope_stride must be none in the gguf format of gpt-oss"),
+    ("mlx", dict(layer_types=(FULL,) * 4), "layer_types must be of both kinds in --format mlx"),
+    ("mlx", dict(num_hidden_layers=1), "layer_types must be of both kinds"),
+    ("gguf", dict(nope_stride=2), "nope_stride must be none in --format gguf"),
     (
         "gguf",
         dict(tokenizer=tiny_tokenizer()),
@@ -285,12 +287,26 @@ def test_flags_of_other_formats_are_refused(tmp_path, capsys, checkpoint):
     assert (tmp_path / "out/model.gguf").read_text() == "another model"
 
 
+@pytest.mark.parametrize("target", targets.PROGRAMS)
+def test_a_model_in_float64_is_written_in_float32(tmp_path, target):
+    pytest.importorskip("gguf")
+    given = state()
+    wide = given | {"model": {name: tensor.double() for name, tensor in given["model"].items()}}
+    export.write_folder(wide, tmp_path / "out", layout=target)
+    found = (
+        gguf_file.read(tmp_path / "out/model.gguf")[1]
+        if target == "gguf"
+        else weights.FolderWeights(tmp_path / "out")
+    )
+    same(dict(found), dict(given["model"]))
+
+
 def test_sizes_that_mxfp4_cannot_hold_are_refused(tmp_path, capsys):
     pytest.importorskip("gguf")
     torch.save(state(intermediate_size=40), tmp_path / "checkpoint_0.pt")
     flags = "--checkpoint", tmp_path / "checkpoint_0.pt", "--format", "gguf", "--mxfp4"
     told = refused(capsys, main, "export", *flags, "--output_dir", tmp_path / "out")
-    assert "must be multiples of 32, got 40; export without --mxfp4" in told
+    assert "must be multiples of 32, got 40" in told
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_0.pt"]
 
 
@@ -376,7 +392,7 @@ def test_verify_refuses_what_it_cannot_compare_in_one_line(tmp_path, capsys, mon
         ("which mlx does not open", file, "--with", "llama.cpp, mlx"),
     ):
         assert words in refused(capsys, main, "verify", *argv)
-    monkeypatch.setattr(verify_engines, "available_memory", lambda device: 1e5)
+    monkeypatch.setattr(verify, "available_memory", lambda device: 1e5)
     for path in (file, mlx):
         assert "GB are free; use a machine with more memory" in refused(capsys, main, "verify", path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -399,11 +415,13 @@ def test_where_llama_cpp_rounds_one_position_in_ten_may_differ_more(capsys, monk
     """A router that wants two experts almost equally chooses the other one after rounding."""
     apart = torch.full((24,), 0.05)
     apart[:wrong] = 0.4
-    config = SimpleNamespace(used_vocab_size=8, vocab_size=8, rope_scaling_factor=1)
+    config = SimpleNamespace(used_vocab_size=8, vocab_size=8, rope_scaling_factor=1, sliding_window=6)
     monkeypatch.setattr(verify_engines, "log_probabilities", lambda *arguments: {})
     monkeypatch.setattr(verify_engines, "differences", lambda *arguments: (apart, 9.0))
-    judged = [verify_engines._judge(SimpleNamespace(config=config), "llama.cpp", "", None, 1e-5, True)]
-    assert judged == [bool(code)] and f"kept in {24 - wrong}" in capsys.readouterr().out
+    given = verify_engines.Given("model.gguf", "gguf", config, {}, rounds=True)
+    ours, ids = SimpleNamespace(config=config, rope=SimpleNamespace()), torch.zeros(2, 12)
+    judged = verify_engines.with_engine("llama.cpp", given, ours, ids, 1e-5)
+    assert judged == bool(code) and f"kept in {24 - wrong}" in capsys.readouterr().out
 
 
 def test_a_damaged_gguf_is_refused_in_one_line(tmp_path, capsys, monkeypatch, made):
@@ -480,8 +498,8 @@ def test_verify_compares_a_folder_of_transformers_with_all_three(made, capsys):
 @pytest.mark.peer
 @pytest.mark.parametrize("target", targets.PROGRAMS)
 def test_verify_finds_a_swapped_gate(made, capsys, monkeypatch, target):
-    right = targets.BLOCK[target]["mlp.mlp1_bias"]
-    monkeypatch.setitem(targets.BLOCK[target], "mlp.mlp1_bias", right[::-1])
+    right = names.NAMES[target]["mlp.mlp1_bias"]
+    monkeypatch.setitem(names.NAMES[target], "mlp.mlp1_bias", right[::-1])
     code, out = verified(capsys, made("hf"), "--with", targets.PROGRAMS[target])
     assert code == 1 and "too large" in out
 

@@ -208,9 +208,9 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
     for path in (tmp_path / "mine", tmp_path / "mine/notes.txt"):
-        with pytest.raises(ValueError, match=f"^{path} must be a new or an empty folder; choose"):
+        with pytest.raises(ValueError, match=f"^{path} must be a new or an empty folder, and "):
             write_folder(model, path)
-    with pytest.raises(OSError, match="b cannot be written .No such file or directory.; check"):
+    with pytest.raises(ValueError, match="b is in a folder that does not exist; create that first"):
         write_folder(model, tmp_path / "a/b")
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
     (tmp_path / "empty").mkdir()

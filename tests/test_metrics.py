@@ -137,7 +137,15 @@ def test_without_tensorboard_no_picture_is_drawn(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "moe/load": [1]}]
 
 
-def test_a_resumed_run_replaces_what_tensorboard_holds_past_its_step(tmp_path):
+@pytest.fixture
+def in_order(monkeypatch):
+    """Event files of one second are read in the order of the text of a number, in which 10 is before 9."""
+    from tensorboard.summary.writer import event_file_writer as events
+
+    monkeypatch.setattr(events, "_global_uid", events.AtomicCounter(0))
+
+
+def test_a_resumed_run_replaces_what_tensorboard_holds_past_its_step(tmp_path, in_order):
     w = writer(tmp_path, tensorboard_dir=tmp_path / "run")
     for step in (1, 2, 3, 4):
         w.log(step, {"train/loss": step})
@@ -153,11 +161,7 @@ def drawn(folder, tag="train/loss"):
     return [(event.step, event.value) for event in tensorboard(folder).Scalars(tag)]
 
 
-def test_a_new_tensorboard_folder_gets_the_page_and_the_earlier_records(tmp_path, capsys, monkeypatch):
-    from tensorboard.summary.writer import event_file_writer as events
-
-    # The files of one second are read in the order of the text of this number, in which 10 is before 9.
-    monkeypatch.setattr(events, "_global_uid", events.AtomicCounter(0))
+def test_a_new_tensorboard_folder_gets_the_page_and_the_earlier_records(tmp_path, capsys, in_order):
     charts = page_layout(routed=False, capacity=False, sinks=False, utilisation=False)
 
     def part(steps, board=None, **arguments):

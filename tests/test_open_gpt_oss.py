@@ -44,7 +44,7 @@ def state_of(dtype=torch.float32, wide_norms=False, **changes) -> dict:
     config = ModelConfig(**SHAPE | changes)
     tensors = random_model(config, dtype).state_dict()
     for name, tensor in tensors.items():
-        if name in weights.VOCABULARY:
+        if name in names.VOCABULARY:
             tensor[config.used_vocab_size or config.vocab_size :] = 0
         if wide_norms and name.endswith("norm.scale"):
             tensors[name] = tensor.float() * 1.001  # not a bfloat16
@@ -259,7 +259,7 @@ def test_ties_go_to_even_codes_and_what_was_unpacked_packs_without_loss_and_nan_
         (torch.full((2, 32), -math.inf), "MXFP4 cannot hold NaN or infinity; use"),
         (
             torch.zeros(2, 40),
-            "hidden_size and intermediate_size must be multiples of 32, got 40; export without",
+            "hidden_size and intermediate_size must be multiples of 32, got 40",
         ),
     ):
         with pytest.raises(ValueError, match=told):
@@ -411,7 +411,8 @@ def test_what_gpt_oss_cannot_express_is_refused_by_name(tmp_path, capsys, what):
     for layout in ["original"] if what in ORIGINAL_ONLY else ["hf", "original"]:
         told = refused(capsys, main, *export_of(tmp_path / "checkpoint_0.pt", layout, tmp_path / "out"))
         wanted = OTHERS.get(
-            what, rf"{what} must be .* in the {layout} format of gpt-oss, and this model has "
+            what,
+            rf"{what} must be .* in --format {layout}, because gpt-oss has no setting for it, and this model ",
         )
         assert re.search(wanted, told) and (what in OTHERS or repr(SWITCHES[what]) in told), told
         assert ("use --format hf" in told) == (what in ORIGINAL_ONLY)
@@ -494,7 +495,7 @@ WRONG = {
     "no tokenizer": (lambda f: (f / "tiktoken.json").unlink(), "260 ids and no tiktoken.json or tokenizer.json, and"),
     "bad tokenizer": (lambda f: (f / "tiktoken.json").write_text("3"), "does not contain a JSON object"),
     "fewer ids": (lambda f: [change_config(f, vocab_size=259),
-                             change_tensors(f, {name: torch.zeros(259, 64) for name in weights.VOCABULARY})],
+                             change_tensors(f, {name: torch.zeros(259, 64) for name in names.VOCABULARY})],
                   "has 259 ids, but its tokenizer tiny has 260"),
 }  # fmt: skip
 PACKED_WRONG = {
@@ -502,7 +503,7 @@ PACKED_WRONG = {
     "no scales": (lambda f: change_tensors(f, {f"{STACK}.scales": None}), r"lacks 1 .*mlp1_weight.scales"),
     "no blocks": (lambda f: change_tensors(f, {f"{STACK}.blocks": None}), "lacks 1 .*mlp1_weight"),
     "both kinds": (lambda f: change_tensors(f, {STACK: torch.zeros(7, 192, 64)}), r"holds 1 tensor.*mlp1_weight\)"),
-    "no multiple": (lambda f: change_config(f, hidden_size=72), "MXFP4, which stores blocks of 32 values, .* got 72; use"),
+    "no multiple": (lambda f: change_config(f, hidden_size=72), "MXFP4 stores blocks of 32 .* got 72.; use a"),
 }  # fmt: skip
 
 
@@ -589,6 +590,23 @@ def test_a_checkpoint_whose_tensors_are_not_those_of_its_config_is_not_exported(
         f"the checkpoint .*{told}.*{NORM}", refused(capsys, main, *export_of(path, "hf", tmp_path / "out"))
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path):
+    for number in range(8):  # safetensors itself writes two orders of its metadata, each half of the time
+        export.write_folder(state_of(), tmp_path / str(number), layout="hf")
+    assert len({path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}) == 1
+
+
+def test_the_commands_that_are_told_can_be_copied_and_wrong_watts_cost_no_time(tmp_path, capsys, checkpoint):
+    assert "watts give no energy" in refused(
+        capsys, main, *export_of(checkpoint, "hf", tmp_path / "out"), "--watts", 5
+    )
+    assert list(tmp_path.iterdir()) == []
+    told = convert(capsys, *export_of(checkpoint, "hf", tmp_path / "my model"))
+    assert told.endswith(f"verify '{tmp_path}/my model' --with transformers\n")
+    told = convert(capsys, "import", "--folder", tmp_path / "my model", "--output_dir", tmp_path / "a b")
+    assert f"--init_from '{tmp_path}/a b'" in told
 
 
 @contextlib.contextmanager

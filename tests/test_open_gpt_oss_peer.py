@@ -55,8 +55,8 @@ def agree(ours, peer, gradients: bool = True) -> None:
         F.cross_entropy(out[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
     found = {}
     for name, p in ours.named_parameters():
-        grad = p.grad[:260] if name in weights.VOCABULARY else p.grad
-        found |= names.to_theirs(name, grad, ours.config)
+        grad = p.grad[:260] if name in names.VOCABULARY else p.grad
+        found |= names.to_theirs(name, grad, ours.config, "hf")
     wanted = {name: p.grad for name, p in peer.named_parameters()}
     assert found.keys() == wanted.keys()
     largest = max(grad.abs().max() for grad in wanted.values())
@@ -119,7 +119,7 @@ def test_each_spelling_of_the_rope_block_alone_is_enough_for_transformers(tmp_pa
     for left_out in (["rope_parameters"], ["rope_scaling", "rope_theta"]):
         path.write_text(json.dumps({name: v for name, v in values.items() if name not in left_out}))
         agree(model_of(state), opened(tmp_path / "out"), gradients=False)
-        assert verify.read_config(tmp_path / "out")[1].rope_scaling_factor == 8.0
+        assert weights.read_config(tmp_path / "out")[1].rope_scaling_factor == 8.0
 
 
 def test_what_a_config_leaves_out_means_the_same_here_and_there():
@@ -162,7 +162,7 @@ def test_transformers_unpacks_an_mxfp4_export_to_the_same_weights_and_logits(tmp
     there = peer.state_dict()
     for name, tensor in weights.read_folder(tmp_path / "out")["model"].items():
         if name.endswith(mxfp4.MATRICES):
-            [(theirs, tensor)] = names.to_theirs(name, tensor, model.config).items()
+            [(theirs, tensor)] = names.to_theirs(name, tensor, model.config, "hf").items()
             assert torch.equal(there[theirs], tensor), name
     agree(model, peer.float(), gradients=False)
 

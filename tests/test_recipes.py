@@ -15,7 +15,11 @@ from training.train_command import model_fields
 
 CONFIGS = sorted(recipes.CONFIGS.glob("*.yaml"))
 CONTEXT = sorted((recipes.CONFIGS / "context").glob("*.yaml"))
-LIGHTER = ("light", "quickstart")  # toy with fewer of everything: chosen by --config, never by a size
+LIGHTER = (
+    "light",
+    "quickstart",
+    "tiny_gpt_oss",
+)  # toy with fewer of everything: chosen by --config, never by a size
 SIZES = [path for path in CONFIGS + CONTEXT if path.stem not in LIGHTER]
 
 
@@ -38,7 +42,7 @@ def no_download(monkeypatch):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_fits_its_model(path):
     cfg, overrides, *_ = parse("--config", path, *(("--model", "gpt2") if path.stem == "gpt2" else ()))
-    size = {"light": "toy", "quickstart": "toy", "gpt2": "gpt2"}.get(path.stem, path.stem)
+    size = "toy" if path.stem in LIGHTER else path.stem
     config = registry.build_config(cfg.model, size, overrides)
     assert cfg.model_size == ("toy" if path.stem == "gpt2" else size)
     assert cfg.block_size <= config.context_limit

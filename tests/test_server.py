@@ -12,7 +12,7 @@ from test_context_generation import build as build_with_state
 from test_context_generation import save
 from test_generation import build
 
-from architecture.generation.chat_page import ONE_AT_A_TIME, conversation_file, put_turn, read_turns
+from architecture.generation.chat import ONE_AT_A_TIME, conversation_file, put_turn, read_turns
 from inference import generate_text, load_model
 
 pytestmark = pytest.mark.browser
@@ -298,12 +298,10 @@ def test_a_lack_of_memory_is_a_sentence_and_a_fault_of_the_code_is_not_hidden(he
     page = open_page()
     for error in (MemoryError("12 GB"), RuntimeError("CUDA out of memory")):
         monkeypatch.setattr(
-            "architecture.generation.chat_page.generate_steps", lambda *_, e=error, **__: raised(e)
+            "architecture.generation.chat.generate_steps", lambda *_, e=error, **__: raised(e)
         )
         assert "There is not enough memory" in errors(send(page, "the cat"))
-    monkeypatch.setattr(
-        "architecture.generation.chat_page.generate_steps", lambda *_, **__: raised(KeyError("x"))
-    )
+    monkeypatch.setattr("architecture.generation.chat.generate_steps", lambda *_, **__: raised(KeyError("x")))
     assert send(page, "the cat").exception
 
 
@@ -335,3 +333,39 @@ def test_without_streamlit_run_it_says_how_to_start_it():
         [sys.executable, SERVER], capture_output=True, text=True, cwd=os.path.dirname(SERVER)
     )
     assert done.returncode == 1 and "start it with: streamlit run server.py" in done.stderr
+
+
+# ------------------------------------------------------------------------------------ the official tokenizer
+
+
+def test_a_model_with_the_official_tokenizer_answers_in_turns(here, shared_data, monkeypatch):
+    pytest.importorskip("openai_harmony")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken_cache"))
+    monkeypatch.delenv("TIKTOKEN_RS_CACHE_DIR", raising=False)
+    from architecture.tokenizer import HARMONY, get_tokenizer
+
+    tokenizer = get_tokenizer(HARMONY)
+    model = build(vocab_size=201088, hidden_size=8, initial_context_length=200)
+    model.tokenizer = tokenizer
+    (here / "model" / "checkpoint_5.pt").unlink()
+    save(model, here / "model" / "checkpoint_6.pt")
+    says = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Hi!<|return|>"
+    prompts = []
+
+    def steps(_model, given, **_options):
+        prompts.append(tokenizer.decode(given[0]))
+        return iter([[token] for token in tokenizer.encode(says, allowed_special="all")])
+
+    monkeypatch.setattr("architecture.generation.chat.generate_steps", steps)
+    page = open_page()
+    assert page.title[0].value == "Ask gpt-oss"
+    page.selectbox(key="reasoning").set_value("high")
+    page.number_input(key="max_tokens").set_value(50)
+    page = send(page.run(), "Hello")
+    assert [turn["text"] for turn in turns(page, here)] == ["Hello", "Hi!"]
+    assert turns(page, here)[1]["analysis"] == "hm" and not page.exception and not page.error
+    assert "Reasoning: high" in prompts[0] and "<|start|>user<|message|>Hello<|end|>" in prompts[0]
+    page = send(page, "More")
+    assert "<|channel|>final<|message|>Hi!<|end|>" in prompts[1] and "hm" not in prompts[1]
+    page = open_page(name=name_of(page))
+    assert page.expander[0].label == "Reasoning" and page.expander[0].text[0].value == "hm"

@@ -106,7 +106,7 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, 
         for step in range(max_tokens):
             logits = decoder.feed(feed)
             if len(active) < len(held):
-                logits = logits[[place for place, row in enumerate(held) if row in active]]
+                logits = logits[_places(active, held)]
             new: list[int | None] = [None] * len(prompts)
             for row, token in zip(active, choose(logits, active)):
                 new[row] = token
@@ -115,7 +115,7 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, 
             if not active or step == max_tokens - 1:
                 return
             if may_drop and len(active) <= KEPT_ROWS * len(held) and hasattr(decoder, "keep"):
-                decoder.keep([place for place, row in enumerate(held) if row in active])
+                decoder.keep(_places(active, held))
                 held = active
             # A row that has ended is fed an arbitrary id, and its logits are ignored.
             feed = [[new[row] or 0] for row in held]
@@ -123,6 +123,12 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, 
         if numbers is not None:
             numbers.give_back()
         model.train(was_training)
+
+
+def _places(some: list[int], held: list[int]) -> list[int]:
+    """Where the rows `some` are among `held`, of which they are a part in the same order."""
+    wanted = set(some)
+    return [place for place, row in enumerate(held) if row in wanted]
 
 
 def new_decoder(model: nn.Module, rows: int, max_length: int, use_cache: bool = True) -> Any:

@@ -122,8 +122,9 @@ class NumbersAhead:
             ]
             self.block = torch.stack(drawn, dim=1)  # (size, B)
         elif len(rows) < len(self.rows):
-            self._give_back([place for place, row in enumerate(self.rows) if row not in rows])
-            kept = [place for place, row in enumerate(self.rows) if row in rows]
+            wanted = set(rows)
+            self._give_back([place for place, row in enumerate(self.rows) if row not in wanted])
+            kept = [place for place, row in enumerate(self.rows) if row in wanted]
             self.block, self.states, self.rows = self.block[:, kept], [self.states[i] for i in kept], rows
         self.used += 1
         return self.block[self.used - 1]

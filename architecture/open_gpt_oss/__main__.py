@@ -22,15 +22,13 @@ COMMANDS = {
 
 
 def run(argv: list[str]) -> int | None:
-    parser = Parser(
-        prog="python -m architecture.open_gpt_oss", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    prog = "python -m architecture.open_gpt_oss"
+    parser = Parser(prog=prog, description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = None
     for name, (module, told) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=told, description=f"{told[0].upper()}{told[1:]}.", allow_abbrev=False
-        )
+        sentence = f"{told[0].upper()}{told[1:]}."
+        command = commands.add_parser(name, help=told, description=sentence, allow_abbrev=False)
         if argv[:1] == [name]:
             chosen = importlib.import_module(f"architecture.open_gpt_oss.{module}")
             chosen.add_arguments(command)

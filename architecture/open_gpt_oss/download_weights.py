@@ -76,6 +76,13 @@ class HubFile(NamedTuple):
     def told(self, hasher: Any) -> str:
         return f"{self.hash.split()[0]} {hasher.hexdigest()}"
 
+    def read(self, content: BinaryIO) -> Any:
+        """The hasher after it has read an open file."""
+        hasher = self.hasher()
+        while chunk := content.read(CHUNK):
+            hasher.update(chunk)
+        return hasher
+
     @property
     def arriving(self) -> str:
         """The name while it is loaded. It holds the hash, so that the bytes of another revision are not continued."""
@@ -91,7 +98,8 @@ def list_files(repository: str, layout: str) -> tuple[str, list[HubFile]]:
     hub, seconds = HfApi(), ANSWER_SECONDS
     try:
         info = call_within(seconds, hub.model_info, repository, files_metadata=True, timeout=seconds)
-        files = [_hub_file(entry, found[1]) for entry, found in _matches(info.siblings, layout)]
+        matches = ((entry, LAYOUTS[layout].fullmatch(entry.rfilename)) for entry in info.siblings)
+        files = [_hub_file(entry, found[1]) for entry, found in matches if found and found[1] != RECORD]
         if not COMMIT.fullmatch(info.sha):
             raise ValueError(f"its revision is {info.sha!r:.60}")
     except RepositoryNotFoundError as error:
@@ -110,13 +118,6 @@ def list_files(repository: str, layout: str) -> tuple[str, list[HubFile]]:
             "--layout, or check HF_ENDPOINT"
         )
     return info.sha, sorted(files, key=lambda file: file.size)
-
-
-def _matches(entries, layout):
-    for entry in entries:
-        found = LAYOUTS[layout].fullmatch(entry.rfilename)
-        if found and found[1] != RECORD:
-            yield entry, found
 
 
 def _hub_file(entry, name):
@@ -148,18 +149,12 @@ class Progress:
     def __init__(self, total: int, here: int):
         self.terminal = terminal = sys.stderr is not None and sys.stderr.isatty()
         form = "{percentage:3.0f} %|{bar}| " if terminal else "{percentage:.0f} %, "
+        often = dict(mininterval=0.2) if terminal else dict(mininterval=LINE_SECONDS, delay=LINE_SECONDS)
+        form += "{n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left"
         self.bar = tqdm(
-            total=total,
-            initial=here,
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            file=sys.stderr if terminal else self,
-            mininterval=0.2 if terminal else LINE_SECONDS,
-            miniters=0,
-            delay=0 if terminal else LINE_SECONDS,
-            bar_format=form + "{n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left",
-        )
+            total=total, initial=here, unit="B", unit_scale=True, leave=False, miniters=0, bar_format=form,
+            file=sys.stderr if terminal else self, **often,
+        )  # fmt: skip
 
     def write(self, text: str) -> None:
         if text.strip():
@@ -190,11 +185,8 @@ class Part:
     def __init__(self, out: BinaryIO, file: HubFile, progress: Progress):
         """out: open for reading and appending; what it holds already is hashed."""
         self.out, self.file, self.progress = out, file, progress
-        self.size, self.hasher = 0, file.hasher()
         out.seek(0)
-        while chunk := out.read(CHUNK):
-            self.hasher.update(chunk)
-            self.size += len(chunk)
+        self.hasher, self.size = file.read(out), out.tell()
 
     def append(self, chunk: bytes) -> None:
         self.out.write(chunk)
@@ -209,11 +201,6 @@ class Part:
         self.progress.add(-self.size)
         self.size, self.hasher = 0, self.file.hasher()
 
-    def require_right(self) -> None:
-        found = self.file.told(self.hasher)
-        if found != self.file.hash:
-            raise WrongFile(f"it has the hash {found}, and the Hub states {self.file.hash}")
-
 
 def load_file(url: str, file: HubFile, target: Path, progress: Progress) -> None:
     """Load a file to `target`, from where an earlier call stopped. A wrong file is loaded again once.
@@ -225,19 +212,18 @@ def load_file(url: str, file: HubFile, target: Path, progress: Progress) -> None
         if out.tell() > file.size:
             out.truncate(0)
         part = Part(out, file, progress)
-        try:
-            _receive(url, part)
-        except WrongFile as wrong:
-            progress.say(f"{file.path} is wrong, {wrong}; it is loaded again")
-            part.start_again()
+        for last in (False, True):
             try:
                 _receive(url, part)
-            except WrongFile as error:
+                break
+            except WrongFile as wrong:
                 part.start_again()
-                raise ValueError(
-                    f"{file.path} came twice with wrong content, {error}; nothing of it was kept; look for a "
-                    "proxy or mirror (HF_ENDPOINT) that changes files, or try again later"
-                ) from error
+                if last:
+                    raise ValueError(
+                        f"{file.path} came twice with wrong content, {wrong}; nothing of it was kept; look for a "
+                        "proxy or mirror (HF_ENDPOINT) that changes files, or try again later"
+                    ) from wrong
+                progress.say(f"{file.path} is wrong, {wrong}; it is loaded again")
         out.flush()
         os.fsync(out.fileno())
         path.replace(target)
@@ -260,7 +246,9 @@ def _receive(url, part):
                 )
             part.progress.say(f"{file.path}: {reason}; next try in {seconds} s")
             time.sleep(seconds)
-    part.require_right()
+    found = file.told(part.hasher)
+    if found != file.hash:
+        raise WrongFile(f"it has the hash {found}, and the Hub states {file.hash}")
 
 
 def _one_connection(url, part):
@@ -317,7 +305,7 @@ def download(repository: str, layout: str, folder: Path) -> str:
     say(f"{_summary(record)}, into {folder}{arrived}")
     with _arriving(folder):
         _load(repository, revision, missing, arriving, Progress(total, here))
-        with writing(folder):  # config.json last: without it the folder is not taken for a model
+        with writing(folder):  # config.json last: without it nothing reads the folder
             for file in sorted(missing, key=lambda file: file.name == "config.json"):
                 (arriving / file.arriving).replace(folder / file.name)
             for name in old.keys() - files_of:  # of an older revision: a reader would take it for a shard
@@ -401,16 +389,12 @@ def _is_here(path, file, record):
         return recorded["hash"] == file.hash and _size(path) == file.size
     if not path.exists():
         return False
-    if path.is_file() and _size(path) == file.size:
-        hasher = file.hasher()
+    if _size(path) == file.size:
         with open(path, "rb") as content:
-            while chunk := content.read(CHUNK):
-                hasher.update(chunk)
-        if file.told(hasher) == file.hash:
-            return True
-    raise ValueError(
-        f"{path} exists and is not {file.path} of the Hub; move it, or choose another --output_dir"
-    )
+            if file.told(file.read(content)) == file.hash:
+                return True
+    told = "move it, or choose another --output_dir"
+    raise ValueError(f"{path} exists and is not {file.path} of the Hub; {told}")
 
 
 def _require_room(folder, needed):
@@ -445,9 +429,8 @@ def _summary(record):
 # ----------------------------------------------------------------------------------------------- command
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--output_dir", required=True, metavar="DIR", help="the folder to fill; a new one, or this download's"
-    )
+    told = "the folder to fill; a new one, or this download's"
+    add("--output_dir", required=True, metavar="DIR", help=told)
     add("--model", choices=MODELS, default="gpt-oss-20b", help="13.8 or 65.2 GB (default: gpt-oss-20b)")
     told = "OpenAI's files or those of transformers (default: original)"
     add("--layout", choices=LAYOUTS, default="original", help=told)

@@ -6,7 +6,7 @@ without a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ INSTALL = {
     "llama.cpp": ("xllamacpp", "pip install -r requirements-peers.txt"),
     "mlx": ("mlx_lm", "pip install -r requirements-peers.txt"),
 }  # {engine: (its module, how to install it)}
+MOST_PREFIXES = 24  # of a row, because llama.cpp gives log-probabilities for one position at a time
 
 
 class LlamaCpp:
@@ -97,7 +98,7 @@ class Mlx:
         return new
 
 
-def lengths(tokens: int, most: int = 24) -> Iterator[int]:
+def lengths(tokens: int, most: int = MOST_PREFIXES) -> list[int]:
     """At most `most` lengths of prefixes from 1 to `tokens`, evenly spaced, with both ends."""
     most = min(most, tokens)
-    return (1 + (tokens - 1) * n // max(1, most - 1) for n in range(most))
+    return [1 + (tokens - 1) * n // max(1, most - 1) for n in range(most)]

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import tiktoken
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from architecture.checkpoint import (
     config_from_dict,
+    described,
     find_checkpoint,
     is_model_folder,
     model_of,
@@ -32,24 +33,21 @@ from architecture.checkpoint import (
 )
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import gguf_file, mxfp4, names, targets
-from architecture.open_gpt_oss.model_card import model_card
+from architecture.open_gpt_oss.model_card import energy, model_card
 from architecture.open_gpt_oss.weights import (
     CHECKSUMS,
     CONFIG,
     INDEX,
     TOKENIZER,
-    VOCABULARY,
     checksum,
     read_folder,
 )
-from architecture.tokenizer import token_byte_lengths, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer import HARMONY, token_byte_lengths, tokenizer_from_state, tokenizer_state
 from architecture.tokenizer_json import tokenizer_files
-from common.files import atomic_write, writing
+from common.files import as_json, atomic_write, new_folder, require_new_folder
 from common.script import say
 
-SHARD_BYTES = (
-    10**9
-)  # one file holds at most this many bytes, or one tensor; a file is in memory while it is written
+SHARD_BYTES = 10**9  # of one file, unless one tensor is larger; a file is in memory while it is written
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = {
     "hf": "of transformers and vLLM",
@@ -58,7 +56,6 @@ FORMATS = {
     "mlx": "of mlx-lm",
 }
 NOT_PACKED = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-HARMONY = "o200k_harmony"
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 MEASURED_ROWS, MEASURED_TOKENS = 16, 128  # of the text that shows what the selection bias did
 
@@ -71,11 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", required=True, choices=FORMATS, help=told)
     add("--output_dir", required=True, metavar="DIR", help="a new or an empty folder")
     add("--mxfp4", action="store_true", help="experts in four bits, as in the official weights")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help="of the other weights (default: that of the checkpoint); float16: gguf and mlx",
-    )
+    told = "of the other weights (default: that of the checkpoint); float16: gguf and mlx"
+    add("--dtype", choices=DTYPES, help=told)
     add("--yarn", action="store_true", help="hf: write plain RoPE as YaRN with factor 1, for vLLM")
     told = "leave out the bias of --balance bias, which gpt-oss lacks, and print what that changes"
     add("--drop_selection_bias", action="store_true", help=told)
@@ -83,58 +77,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.watts is not None and not 0 < args.watts < float("inf"):
-        raise ValueError(f"--watts must be a positive number, got {args.watts}")
     if args.yarn and args.format != "hf":
-        raise ValueError(
-            "--yarn is for --format hf; the other formats need no YaRN for plain RoPE, so leave --yarn out"
-        )
+        raise ValueError("--yarn is for --format hf; no other format needs YaRN for plain RoPE; leave it out")
     if args.dtype == "float16" and args.format not in targets.PROGRAMS:
         raise ValueError("--dtype float16 is for --format gguf and mlx; gpt-oss itself has bfloat16")
     folder = Path(args.output_dir)
-    require_new(folder)
+    require_new_folder(folder)
     path = find_checkpoint(args.checkpoint, say)
     state = read_folder(path) if is_model_folder(path) else read_checkpoint(path)
     config = exportable(state, args.format)
+    energy(state, args.watts)  # raises before the work begins
     if args.yarn and config.rope_scaling_factor > 1:
         raise ValueError("--yarn is for a model with plain RoPE, and this one has YaRN already; leave it out")
     notes = []
-    if selects_by_bias(state["model"], config):
+    biases = (state["model"][f"block.{n}.mlp.selection_bias"] for n in range(config.num_hidden_layers))
+    if any(bias.any() for bias in biases):  # --balance bias chose experts by it
         if not args.drop_selection_bias:
             raise ValueError(
                 f"{path} was trained with --balance bias, and gpt-oss has no selection bias; add "
                 "--drop_selection_bias, which leaves it out and prints what that changes"
             )
         notes.append(change_without_bias(state, config, path))
+        say(notes[-1])
     for warning in warnings_of(state, config, args.format):
         say(f"warning: {warning}")
         notes.append(f"{warning}.")
-    dtype = DTYPES.get(args.dtype)
     for line in write_folder(
-        state, folder, layout=args.format, pack=args.mxfp4, dtype=dtype, yarn=args.yarn,
+        state, folder, layout=args.format, pack=args.mxfp4, dtype=DTYPES.get(args.dtype), yarn=args.yarn,
         card=dict(path=path, changes=notes, watts=args.watts),
     ):  # fmt: skip
         say(line)
-    program = targets.PROGRAMS.get(args.format)
-    told = f"compare it with {program or 'transformers'}: python -m architecture.open_gpt_oss verify {folder}"
-    say(f"wrote {folder}; {told}{f' --with {program}' if program else ''}")
-
-
-def require_new(folder: Path) -> None:
-    """Raise ValueError unless the folder can be made, or is there and empty."""
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if held or (folder.exists() and not folder.is_dir()):
-        found = f"holds {held[0]}" if held else "is a file"
-        raise ValueError(f"{folder} must be a new or an empty folder, and {found}; choose another name")
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"{folder} is in a folder that does not exist; create that first")
+    program = targets.PROGRAMS.get(args.format, "transformers")
+    command = f"python -m architecture.open_gpt_oss verify {quote(args.output_dir)} --with {program}"
+    say(f"wrote {folder}; compare it with {program}: {command}")
 
 
 def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
-    """The config of a checkpoint's model. Raises ValueError if the official formats cannot hold it.
-
-    Also if its tensors are not those of the config.
-    """
+    """The config of a checkpoint's model. ValueError if the format cannot hold it, or its tensors do not fit it."""
     if state["model_name"] == "gpt2":
         raise ValueError(
             "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out "
@@ -146,11 +125,8 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
             "know; export a model trained by train.py"
         )
     config = config_from_dict(ModelConfig, state["config"])
-    names.require_expressible(config, layout)
-    if layout in targets.PROGRAMS:
-        targets.require_expressible(config, layout)
-    expected = without_values(Transformer, config).state_dict()
-    require_fit(expected, getattr(state["model"], "described", state["model"]), "the checkpoint")
+    targets.require_expressible(config, layout)
+    require_fit(without_values(Transformer, config).state_dict(), state["model"], "the checkpoint")
     return config
 
 
@@ -165,11 +141,6 @@ def warnings_of(state: Mapping[str, Any], config: ModelConfig, layout: str) -> l
 
 
 # ----------------------------------------------------------------------------------------- selection bias
-def selects_by_bias(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> bool:
-    """Whether a bias of balance=bias takes part in the choice of the experts."""
-    return any(weights[f"block.{n}.mlp.selection_bias"].any() for n in range(config.num_hidden_layers))
-
-
 @torch.no_grad()
 def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Path) -> str:
     """A line with the bits per byte of the model with and without its selection bias.
@@ -181,31 +152,26 @@ def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Pat
     from architecture.generation.sampling import row_generators
 
     model = model_of(Transformer, dict(state), path)
-    tokens = min(MEASURED_TOKENS, config.context_limit - 1)
-    start = [model.tokenizer.eot_token]
-    rows = [list(start) for _ in range(MEASURED_ROWS)]
+    tokens, start = (
+        min(MEASURED_TOKENS, config.context_limit - 1),
+        [[model.tokenizer.eot_token]] * MEASURED_ROWS,
+    )
     generators = row_generators(0, MEASURED_ROWS)
-    for new in generate_steps(
-        model, [start] * MEASURED_ROWS, max_tokens=tokens, temperature=1.0, generators=generators
-    ):
-        for row, token in zip(rows, new):
-            row.append(token)
-    ids = torch.tensor(rows)
+    steps = generate_steps(model, start, max_tokens=tokens, temperature=1.0, generators=generators)
+    ids = torch.tensor([[row[0] for row in start], *steps]).T
     lengths = token_byte_lengths(model.tokenizer, config.vocab_size)
     targets = ids[:, 1:].where(lengths[ids[:, 1:]] > 0, -100)  # as everywhere, end-of-text has no bytes
     bits = []
     for _ in range(2):
         nats = model(ids[:, :-1], targets).loss_sum.item()
-        bits.append(nats / 0.6931471805599453 / lengths[ids[:, 1:]].sum().item())
+        bits.append(nats / math.log(2) / lengths[ids[:, 1:]].sum().item())
         for name, buffer in model.named_buffers():
             if names.SELECTION_BIAS.fullmatch(name):
                 buffer.zero_()
-    line = (
+    return (
         f"selection bias left out: {bits[1] - bits[0]:+.4f} bits per byte ({bits[0]:.4f} with it, {bits[1]:.4f} "
         f"without) on {targets.ge(0).sum()} tokens that the model wrote itself"
     )
-    say(line)
-    return line
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -221,58 +187,51 @@ def write_folder(
 ) -> list[str]:
     """Write a checkpoint as a folder of gpt-oss: whole, or nothing.
 
-    state: of checkpoint.read_checkpoint or weights.read_folder.  layout: one of FORMATS.  pack: experts in MXFP4.  dtype: of the other
-    weights; None keeps it.  yarn: see names.hugging_face_config.
+    state: of checkpoint.read_checkpoint or weights.read_folder.  layout: one of FORMATS.  pack: experts in MXFP4.
+    dtype: of the other weights; None keeps it.  yarn: see names.hugging_face_config.
     card: path, changes and watts for model_card; None writes no README.md.
     Returns a line with the error of each packed tensor.
     Raises ValueError for a model that the format cannot hold, and CannotWrite.
     """
-    require_new(folder)
-    config = exportable(state, layout)
-    tokenizer = tokenizer_from_state(state["tokenizer"])
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed export leaves it behind
-    with writing(folder):
-        try:
-            temporary.mkdir()
-            weights = state["model"]
-            precision = str(dtype or _dtype(weights)).removeprefix("torch.")
-            if layout in targets.PROGRAMS:
-                weights, config = targets.completed(weights, config)
-            if layout == "gguf":  # config and tokenizer are in the file
-                errors, files = write_gguf(weights, config, tokenizer, temporary, pack, dtype), {}
-            else:
-                errors = write_weights(weights, config, temporary, layout, pack, dtype)
-                files = {TOKENIZER: as_json(tokenizer_state(tokenizer))}
-            if layout == "original":
-                files[CONFIG] = as_json(names.original_config(config))
-            elif layout != "gguf":
-                files |= hugging_face_files(config, tokenizer, precision, pack=pack, yarn=yarn)
-            lines = []
-            if pack:
-                files["mxfp4_errors.json"] = as_json(errors)
-                lines = [
-                    f"{name}: relative error {sum(each) / len(each):.4f}, of the worst expert {max(each):.4f}"
-                    for name, each in errors.items()
-                ]
-            if card is not None:
-                text = model_card(state=state, layout=layout, dtype=precision, error_lines=lines, **card)
-                files["README.md"] = text.encode()
-            for name, content in files.items():
-                with atomic_write(temporary / name) as file:
-                    file.write(content)
-            os.replace(temporary, folder)  # replaces an empty folder
-            return lines
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    require_new_folder(folder)
+    config, tokenizer, weights = (
+        exportable(state, layout),
+        tokenizer_from_state(state["tokenizer"]),
+        state["model"],
+    )
+    if layout in targets.PROGRAMS:
+        weights, config = targets.completed(weights, config)
+    kind = dtype or described(weights)["embedding.weight"].dtype
+    precision = str(kind).removeprefix("torch.")
+    with new_folder(folder) as temporary:
+        errors = write_weights(temporary, weights, config, tokenizer, layout=layout, pack=pack, dtype=dtype)
+        files = files_beside(config, tokenizer, precision, layout=layout, pack=pack, yarn=yarn)
+        lines = [
+            f"{name}: relative error {sum(each) / len(each):.4f}, of the worst expert {max(each):.4f}"
+            for name, each in errors.items()
+        ]
+        if pack:
+            files["mxfp4_errors.json"] = as_json(errors)
+        if card is not None:
+            text = model_card(state=state, layout=layout, dtype=precision, error_lines=lines, **card)
+            files["README.md"] = text.encode()
+        for name, content in files.items():
+            with atomic_write(temporary / name) as file:
+                file.write(content)
+    return lines
 
 
-def hugging_face_files(
-    config: ModelConfig, tokenizer: tiktoken.Encoding, dtype: str, *, pack: bool, yarn: bool
+def files_beside(
+    config: ModelConfig, tokenizer: tiktoken.Encoding, dtype: str, *, layout: str, pack: bool, yarn: bool
 ) -> dict[str, bytes]:
-    """{name: content} of the files beside the weights for transformers."""
+    """{name: content} of the files that a format has beside the weights; a GGUF holds all that itself."""
+    if layout == "gguf":
+        return {}
+    files = {TOKENIZER: as_json(tokenizer_state(tokenizer))}
+    if layout == "original":
+        return files | {CONFIG: as_json(names.original_config(config))}
     ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot_token)
-    tokens, files = {}, {}
+    tokens = {}
     if tokenizer.name == HARMONY:
         special = tokenizer._special_tokens
         tokens = dict(bos_token="<|startoftext|>", eos_token="<|return|>", pad_token="<|endoftext|>")
@@ -287,98 +246,87 @@ def hugging_face_files(
 
 
 def write_weights(
+    folder: Path,
     weights: Mapping[str, torch.Tensor],
     config: ModelConfig,
-    folder: Path,
+    tokenizer: tiktoken.Encoding,
+    *,
     layout: str,
     pack: bool,
     dtype: torch.dtype | None,
 ) -> dict[str, list[float]]:
-    """Write the tensors to one or more .safetensors files; returns the relative error of each packed expert."""
+    """Write the tensors, for --format gguf with all else; returns the relative error of each packed expert."""
+    stored, errors = names.stored(described(weights), config), {}
+
+    def parts(name: str) -> dict[str, torch.Tensor]:
+        """What the files hold of one of our tensors: itself, or its blocks and scales."""
+        bar.update()
+        tensor = weights[name]
+        if pack and name.endswith(mxfp4.MATRICES):
+            blocks, scales = mxfp4.quantise(tensor)
+            unpacked = mxfp4.unpack(blocks, scales, torch.float32)
+            errors[name] = [round(error, 6) for error in mxfp4.relative_error(tensor, unpacked).tolist()]
+            return {f"{name}.blocks": blocks, f"{name}.scales": scales}
+        kind = dtype or stored[name].dtype
+        if layout == "gguf" and not name.endswith(gguf_file.MATRICES):
+            kind = torch.float32
+        return {name: tensor[: len(stored[name])].to(kind)}
+
+    with tqdm(total=len(stored), desc="tensors", unit="", leave=False, disable=None) as bar:
+        if layout == "gguf":
+            gguf_file.write(
+                folder / gguf_file.FILE, parts, config, tokenizer, pack=pack,
+                dtype=dtype or stored["embedding.weight"].dtype,
+                chat_template=TEMPLATE.read_text() if tokenizer.name == HARMONY else None,
+            )  # fmt: skip
+        else:
+            sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in stored.items()}
+            spelling = "hf" if layout == "mlx" and pack else layout  # as mlx-lm reads packed experts
+            write_tensors(folder, spelling, sizes, parts, config)
+    return errors
+
+
+def write_tensors(
+    folder: Path,
+    layout: str,
+    sizes: Mapping[str, int],
+    parts: Callable[[str], dict[str, torch.Tensor]],
+    config: ModelConfig,
+) -> None:
+    """Write tensors to one or more .safetensors files.
+
+    sizes: bytes of each of our tensors, at most.  parts: what the files hold for one of them.
+    """
     from safetensors.torch import save
 
-    described = getattr(weights, "described", weights)
-    kept = [name for name in described if not names.SELECTION_BIAS.fullmatch(name)]
-    if config.tie_embeddings:
-        kept.remove("unembedding.weight")
-    sizes = {name: described[name].numel() * (dtype or described[name].dtype).itemsize for name in kept}
     shards, room = [[]], SHARD_BYTES
-    for name in kept:
-        if sizes[name] > room and shards[-1]:
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
             shards.append([])
             room = SHARD_BYTES
         shards[-1].append(name)
-        room -= sizes[name]
-    errors, weight_map, total = {}, {}, 0
-    with tqdm(total=len(kept), desc="tensors", unit="", leave=False, disable=None) as bar:
-        for number, shard in enumerate(shards, start=1):
-            file_name = "model.safetensors"
-            if len(shards) > 1:
-                file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            tensors = {}
-            for name in shard:
-                for part, tensor in _stored(name, weights[name], config, pack, dtype, errors):
-                    if layout == "original":
-                        tensors[part] = tensor
-                    elif layout == "mlx" and not pack:  # mlx-lm reads packed experts under the names of hf
-                        tensors |= targets.to_target(part, tensor, config, layout)
-                    else:
-                        tensors |= names.to_theirs(part, tensor, config)
-                bar.update()
-            tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-            checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
-            with atomic_write(folder / file_name) as file:
-                file.write(save(tensors, {"format": "pt", CHECKSUMS: checksums}))
-            weight_map |= dict.fromkeys(tensors, file_name)
-            total += sum(tensor.nbytes for tensor in tensors.values())
+        room -= size
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards, start=1):
+        several = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file_name, tensors = f"model{several}.safetensors", {}
+        for name in shard:
+            for part, tensor in parts(name).items():
+                tensors |= names.to_theirs(part, tensor.detach(), config, layout)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
+        data = memoryview(save(tensors, {"format": "pt", CHECKSUMS: checksums}))
+        begin = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(bytes(data[8:begin]))
+        # safetensors writes its metadata in a random order, and the same model should give the same bytes
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with atomic_write(folder / file_name) as file:
+            for part in (len(text).to_bytes(8, "little"), text, data[begin:]):
+                file.write(part)
+        weight_map |= dict.fromkeys(tensors, file_name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         with atomic_write(folder / INDEX) as file:
-            file.write(as_json(index))
-    return errors
-
-
-def write_gguf(
-    weights: Mapping[str, torch.Tensor],
-    config: ModelConfig,
-    tokenizer: tiktoken.Encoding,
-    folder: Path,
-    pack: bool,
-    dtype: torch.dtype | None,
-) -> dict[str, list[float]]:
-    """Write all to one GGUF file; returns the relative error of each packed expert."""
-    described, errors = getattr(weights, "described", weights), {}
-    with tqdm(total=len(described), desc="tensors", unit="", leave=False, disable=None) as bar:
-
-        def stored(name: str) -> Iterator[tuple[str, torch.Tensor]]:
-            bar.update()
-            of_matrix = dtype if name.endswith(gguf_file.MATRICES) else None
-            return _stored(name, weights[name], config, pack, of_matrix, errors)
-
-        gguf_file.write(
-            folder / gguf_file.FILE, stored, described, config, tokenizer, pack=pack,
-            dtype=dtype or _dtype(weights), chat_template=TEMPLATE.read_text() if tokenizer.name == HARMONY else None,
-        )  # fmt: skip
-    return errors
-
-
-def _stored(name, tensor, config, pack, dtype, errors) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that hold one of ours in a file: itself, or blocks and scales, whose error is noted."""
-    if pack and name.endswith(mxfp4.MATRICES):
-        blocks, scales = mxfp4.quantise(tensor)
-        unpacked = mxfp4.unpack(blocks, scales, torch.float32)
-        errors[name] = [round(error, 6) for error in mxfp4.relative_error(tensor, unpacked).tolist()]
-        yield f"{name}.blocks", blocks
-        yield f"{name}.scales", scales
-        return
-    if name in VOCABULARY:
-        tensor = tensor[: config.used_vocab_size]
-    yield name, tensor.to(dtype or tensor.dtype)
-
-
-def _dtype(weights: Mapping[str, torch.Tensor]) -> torch.dtype:
-    return getattr(weights, "described", weights)["embedding.weight"].dtype
-
-
-def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+            file.write(as_json({"metadata": {"total_size": total}, "weight_map": weight_map}))

@@ -9,117 +9,93 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import tiktoken
 
-from architecture.generation.decode import generate_steps, length_limit
-from architecture.generation.sampling import row_generators
+from architecture.generation.chat import USER
 from architecture.generation.text import TextStream
 from architecture.tokenizer import cache_folder
 
-TOKENIZER = "o200k_harmony"
 REASONING = ("low", "medium", "high")
 UNPARSED = "unparsed"  # the channel of what follows a malformed header
 
 
-class HarmonyChat:
-    """The conversation with a model that knows the harmony format."""
+class Harmony:
+    """The chat format of a model that was trained on it: a ChatFormat of architecture/generation/chat.py."""
 
-    def __init__(self, model: nn.Module, *, instructions: str = "", reasoning: str = "medium"):
-        """instructions: of the developer.  reasoning: low, medium or high.
+    def __init__(self, tokenizer: tiktoken.Encoding, *, instructions: str = "", reasoning: str = "medium"):
+        """tokenizer: o200k_harmony.  instructions: of the developer.  reasoning: low, medium or high.
 
-        Raises ValueError if openai-harmony is missing or its vocabulary cannot be loaded.
+        Raises ValueError if openai-harmony is missing.
         """
         if importlib.util.find_spec("openai_harmony") is None:
             raise ValueError("a chat with gpt-oss needs openai-harmony; pip install -r requirements-chat.txt")
         # openai-harmony reads tiktoken's cache, under another variable.
         os.environ.setdefault("TIKTOKEN_RS_CACHE_DIR", str(cache_folder()))
-        import openai_harmony as harmony
+        import openai_harmony as library
 
-        self.model, self._harmony = model, harmony
-        self._encoding = harmony.load_harmony_encoding(harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
-        self._stop = tuple(self._encoding.stop_tokens_for_assistant_actions())
-        effort = harmony.ReasoningEffort(reasoning.capitalize())
-        self.messages = [self._message("system", harmony.SystemContent.new().with_reasoning_effort(effort))]
+        self.tokenizer, self.library = tokenizer, library
+        self.encoding = library.load_harmony_encoding(library.HarmonyEncodingName.HARMONY_GPT_OSS)
+        self.stop_tokens = tuple(self.encoding.stop_tokens_for_assistant_actions())
+        effort = library.ReasoningEffort(reasoning.capitalize())
+        self._first = [self._message("system", library.SystemContent.new().with_reasoning_effort(effort))]
         if instructions:
-            developer = harmony.DeveloperContent.new().with_instructions(instructions)
-            self.messages.append(self._message("developer", developer))
+            developer = library.DeveloperContent.new().with_instructions(instructions)
+            self._first.append(self._message("developer", developer))
 
     def _message(self, role: str, content: Any) -> Any:
-        return self._harmony.Message.from_role_and_content(self._harmony.Role(role), content)
+        return self.library.Message.from_role_and_content(self.library.Role(role), content)
 
-    def ask(self, text: str) -> list[int]:
-        """Add a turn of the user; returns the ids from which the model answers."""
-        self.messages.append(self._message("user", text))
-        conversation = self._harmony.Conversation.from_messages(self.messages)
-        return self._encoding.render_conversation_for_completion(conversation, self._harmony.Role.ASSISTANT)
+    def encode(self, turns: Sequence[dict[str, Any]]) -> list[int]:
+        """The ids from which the model answers. As in training, earlier answers come without their reasoning."""
+        messages = [*self._first]
+        for turn in turns:
+            message = self._message(turn["role"], turn["text"])
+            messages.append(message if turn["role"] == USER else message.with_channel("final"))
+        conversation = self.library.Conversation.from_messages(messages)
+        return self.encoding.render_conversation_for_completion(conversation, self.library.Role.ASSISTANT)
 
-    def answer(
-        self, text: str, *, max_tokens: int | None, seed: int, **sampling: Any
-    ) -> Iterator[tuple[str, str]]:
-        """Yield (channel, piece of text) of the answer to a turn of the user.
+    def reader(self) -> HarmonyReader:
+        return HarmonyReader(self)
 
-        max_tokens: most new tokens; None for what fits into the context.  sampling: temperature, top_k, top_p
-        and min_p, as for generate_steps. An answer that is stopped stays in the conversation as far as it came.
-        Raises ValueError if the conversation leaves no room, and then forgets this turn.
-        """
-        ids = self.ask(text)
-        room = length_limit(self.model) - len(ids)
-        if room < 1:
-            self.messages.pop()
-            raise ValueError(
-                f"the conversation has {len(ids):,} tokens with this message, and the model's context has "
-                f"{length_limit(self.model):,}; shorten the message, or start a new conversation"
-            )
-        steps = generate_steps(
-            self.model,
-            [ids],
-            max_tokens=min(room, max_tokens or room),
-            stop_tokens=self._stop,
-            generators=row_generators(seed, 1),
-            **sampling,
-        )
-        return self._read(steps)
 
-    def _read(self, steps: Iterator[list[int | None]]) -> Iterator[tuple[str, str]]:
-        """Parse the ids of one answer. Text behind a malformed header, or without one, is shown as it came."""
+class HarmonyReader(TextStream):
+    """Reads the ids of one answer. Text behind a malformed header, or without one, is shown as it came.
+
+    `channel` is that of the last piece: "analysis", "final", or UNPARSED.
+    """
+
+    def __init__(self, form: Harmony):
+        super().__init__(form.tokenizer)
+        self.channel, self._library = UNPARSED, form.library
         # A parser that has failed or has read a turn cannot read another one.
-        parser = self._harmony.StreamableParser(self._encoding, role=self._harmony.Role.ASSISTANT)
-        stream, failed, unparsed = TextStream(self.model.tokenizer), False, ""
-        header: list[int] = []  # ids that no piece of text has shown yet
-        try:
-            for (token,) in steps:
-                if token is None or token in self._stop:
-                    break
-                header.append(token)
-                if not failed:
-                    try:
-                        parser.process(token)
-                    except self._harmony.HarmonyError:
-                        failed = True
-                    else:
-                        if parser.state != self._harmony.StreamState.HEADER:
-                            header.clear()
-                        if parser.last_content_delta:
-                            yield parser.current_channel or UNPARSED, parser.last_content_delta
-                if failed:
-                    piece = "".join(map(stream.push, header))
-                    header.clear()
-                    unparsed += piece
-                    yield UNPARSED, piece
-            if piece := "".join(map(stream.push, header)) + stream.finish():  # it ended inside a header
-                unparsed += piece
-                yield UNPARSED, piece
-        finally:  # also if the reader stops the answer
-            self._remember(parser, unparsed)
+        self._parser = form.library.StreamableParser(form.encoding, role=form.library.Role.ASSISTANT)
+        self._failed = False
+        self._header: list[int] = []  # ids that no piece of text has shown yet
 
-    def _remember(self, parser: Any, unparsed: str) -> None:
-        said = [(message.channel, message.content[0].text) for message in parser.messages]
-        if parser.current_content:
-            said.append((parser.current_channel, parser.current_content))
-        if unparsed:
-            said.append(("final", unparsed))
-        for channel, text in said:
-            self.messages.append(self._message("assistant", text).with_channel(channel or "final"))
+    def push(self, token: int) -> str:
+        self._header.append(token)
+        if not self._failed:
+            try:
+                self._parser.process(token)
+            except self._library.HarmonyError:
+                self._failed = True
+            else:
+                if self._parser.state != self._library.StreamState.HEADER:
+                    self._header.clear()
+                if self._parser.last_content_delta:
+                    self.channel = self._parser.current_channel or UNPARSED
+                return self._parser.last_content_delta or ""
+        return self._as_it_came()
+
+    def finish(self) -> str:
+        """The rest: ids of a header that was not completed, and a character that was not."""
+        return self._as_it_came() + super().finish()
+
+    def _as_it_came(self) -> str:
+        held, self._header = self._header, []
+        if held:
+            self.channel = UNPARSED
+        return "".join(super(HarmonyReader, self).push(token) for token in held)

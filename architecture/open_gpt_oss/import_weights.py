@@ -11,44 +11,35 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 import torch
 
 from architecture.checkpoint import FORMAT, model_of
 from architecture.gptoss import Transformer
-from architecture.open_gpt_oss.export import require_new
-from architecture.open_gpt_oss.weights import read_folder, require_folder
-from common.files import atomic_write, writing
+from architecture.open_gpt_oss.weights import read_folder
+from common.files import atomic_write, new_folder, require_new_folder
 from common.provenance import git_commit
 from common.script import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--folder", required=True, metavar="DIR", help="in the original or the Hugging Face layout of gpt-oss"
-    )
+    told = "in the original or the Hugging Face layout of gpt-oss"
+    add("--folder", required=True, metavar="DIR", help=told)
     add("--output_dir", required=True, metavar="RUN", help="a new or an empty folder for checkpoint_0.pt")
 
 
 def run(args: argparse.Namespace) -> None:
-    output = Path(args.output_dir)
-    require_new(output)
-    require_folder(args.folder)
+    require_new_folder(args.output_dir)
     state = read_folder(args.folder)
     state["model"] = model_of(
         Transformer, state, args.folder
     ).state_dict()  # read whole before a write begins
-    path, made = output / "checkpoint_0.pt", not output.exists()
-    with writing(path):
-        output.mkdir(exist_ok=True)
-        try:
-            with atomic_write(path) as file:
-                torch.save({"format": FORMAT, "commit": git_commit(), **state}, file)
-        except BaseException:
-            if made:
-                output.rmdir()
-            raise
+    with new_folder(args.output_dir) as folder, atomic_write(folder / "checkpoint_0.pt") as file:
+        torch.save({"format": FORMAT, "commit": git_commit(), **state}, file)
+    output = quote(args.output_dir)
     say(
-        f"wrote {path}; go on with python train.py --init_from {output}, or python sample.py --checkpoint {output}"
+        f"wrote {Path(args.output_dir) / 'checkpoint_0.pt'}; go on with python train.py --init_from {output}, or "
+        f"python sample.py --checkpoint {output}"
     )

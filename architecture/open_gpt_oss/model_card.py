@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from architecture.checkpoint import ANOTHER, best_checkpoint, config_from_dict
+from architecture.checkpoint import ANOTHER, best_checkpoint, config_from_dict, described
 from architecture.gptoss import ModelConfig
 from architecture.tokenizer import END_OF_TEXT
 from common.files import parse_json, read_json, reading
@@ -154,31 +154,29 @@ def model_card(
     MXFP4 tensor, a line each; () without MXFP4.  watts: mean power during the training.
     Raises ValueError for damaged records, and for watts that give no energy.
     """
+    spent = energy(state, watts)
     with reading(path, "a run's settings", way_out=ANOTHER):
         facts = _facts(Path(path).parent, state)
-    energy = _energy(facts.get("seconds"), watts)
-    precision = f"Weights are in {dtype}"
-    precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
-    changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
-    if error_lines:
-        changed += "\n- The experts' matrices are in MXFP4. The relative error of each:\n\n"
-        changed += "\n".join(("```", *error_lines, "```"))
-    with reading(path, "a run's settings", way_out=ANOTHER):
+        precision = f"Weights are in {dtype}"
+        precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
+        changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
+        if error_lines:
+            changed += "\n- The experts' matrices are in MXFP4. The relative error of each:\n\n"
+            changed += "\n".join(("```", *error_lines, "```"))
         sections = {
             "Architecture": _table(ARCHITECTURE, facts),
             "Intended uses and limits": _limits(facts),
             "Training data and procedure": _table(TRAINING, facts) if facts["trained"] else "Not recorded.",
             "Evaluation": _evaluation(facts),
             "What the export changed": changed,
-            "Environmental impact": energy,
+            "Environmental impact": spent,
             "Technical specification": _table(MACHINE, facts) if facts["trained"] else "Not recorded.",
             "How to use it": USE[layout],
             "Citation": CITATION + CITATION_OF_THE_DATA * (facts.get("dataset_name") == TINYSTORIES),
             "Licence": LICENCE,
         }
         first = [_front_matter(layout, facts, bool(error_lines)), _head(facts)]
-        parts = [f"## {title}\n\n{content}" for title, content in sections.items()]
-    return "\n\n".join([*first, *parts]) + "\n"
+    return "\n\n".join([*first, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------- facts
@@ -198,7 +196,7 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         "interval": "no interval recorded",
         "tokenizer_name": state["tokenizer"]["name"],
         "ids": config.used_vocab_size or config.vocab_size,
-        "stored": str(next(iter(state["model"].values())).dtype).removeprefix("torch."),
+        "stored": str(next(iter(described(state["model"]).values())).dtype).removeprefix("torch."),
         "step": state["step"],
         "planned": _planned(state["step"], train, starts),
         "training_data": held.get("training data"),
@@ -284,12 +282,12 @@ def _end(path: str | None, names: int) -> str | None:
 # ---------------------------------------------------------------------------------------------------- words
 def _front_matter(layout: str, facts: dict[str, Any], mxfp4: bool) -> str:
     data = facts.get("dataset_name")
-    lines = [
-        "---",
-        *(f"library_name: {LIBRARY[layout]}" for _ in range(layout in LIBRARY)),
-        "pipeline_tag: text-generation",
-    ]
-    lines += ["license: unknown", *["language: en"] * (data in ENGLISH and "init_from" not in facts)]
+    lines = ["---"]
+    if layout in LIBRARY:
+        lines += [f"library_name: {LIBRARY[layout]}"]
+    lines += ["pipeline_tag: text-generation", "license: unknown"]
+    if data in ENGLISH and "init_from" not in facts:
+        lines += ["language: en"]
     lines += ["tags:", "- gpt_oss", "- mixture-of-experts", "- nano-gpt-oss", *["- mxfp4"] * mxfp4]
     if data:
         lines += ["datasets:", f"- {json.dumps(_plain(data), ensure_ascii=False)}"]
@@ -326,17 +324,19 @@ def _evaluation(facts: dict[str, Any]) -> str:
     return f"Measured before the export, on the checkpoint{facts['best']}.\n\n{_table(EVALUATION, facts)}"
 
 
-def _energy(seconds: float | None, watts: float | None) -> str:
+def energy(state: dict[str, Any], watts: float | None) -> str:
+    """A sentence about the energy of the training. Raises ValueError for watts that give none."""
     if watts is None:
         return "The energy of the training was not measured."
-    if not (math.isfinite(watts) and watts > 0):
+    if not 0 < watts < math.inf:
         raise ValueError(f"watts must be a positive number, got {watts}; leave it out if it was not measured")
-    if seconds is None:
+    if not (progress := state.get("progress")):
         raise ValueError("watts give no energy, because the checkpoint has no training time; leave them out")
+    seconds = progress["seconds"]
     hours = watts * seconds / 3600
-    energy = f"{hours:.3g} Wh" if hours < 999.5 else f"{hours / 1000:,.2f} kWh"
+    spent = f"{hours:.3g} Wh" if hours < 999.5 else f"{hours / 1000:,.2f} kWh"
     return (
-        f"The training took {energy}: {watts:g} W, as given at the export, for {seconds:,.0f} s of training. "
+        f"The training took {spent}: {watts:g} W, as given at the export, for {seconds:,.0f} s of training. "
         "Evaluations and earlier runs are not counted; emissions are not known."
     )
 

@@ -9,6 +9,7 @@ Source: the OCP Microscaling Formats specification 1.0; gpt_oss/torch/weights.py
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> to
     if dtype == torch.float16:  # its range is smaller than that of the scales
         return unpack(blocks, scales, torch.float32).to(dtype)
     # a table of pairs of bytes is fastest
-    number = blocks.contiguous().view(torch.int16).flatten().int() & 0xFFFF
+    number = blocks.contiguous().view(torch.uint16).flatten().int()
     table = _four_values(dtype, blocks.device)
     if dtype == torch.bfloat16:  # four of them are as wide as one int64, which is gathered in one move
         values = table.view(torch.int64).flatten().index_select(0, number).view(dtype)
@@ -43,6 +44,17 @@ def unpack(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> to
     return values.mul_(power.to(dtype)[..., None]).flatten(-2)
 
 
+def packed_shapes(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of blocks and scales that hold a tensor. Raises ValueError if it cannot be cut into blocks."""
+    *outer, size = shape
+    if size % SIZE:
+        raise ValueError(
+            f"MXFP4 stores blocks of {SIZE} values, so hidden_size and intermediate_size must be multiples of "
+            f"{SIZE}, got {size}"
+        )
+    return (*outer, size // SIZE, SIZE // 2), (*outer, size // SIZE)
+
+
 def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(..., 32 G) floating point -> blocks (..., G, 16) uint8 and scales (..., G) uint8.
 
@@ -51,11 +63,7 @@ def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     unpack are packed without loss. Raises ValueError if the last axis is no multiple of 32, or for NaN and
     infinity.
     """
-    if weight.shape[-1] % SIZE:
-        raise ValueError(
-            f"MXFP4 stores blocks of {SIZE} values, so hidden_size and intermediate_size must be multiples of "
-            f"{SIZE}, got {weight.shape[-1]}; export without --mxfp4"
-        )
+    packed_shapes(weight.shape)  # raises
     x = weight.float().unflatten(-1, (-1, SIZE))
     largest = x.abs().amax(-1, keepdim=True)
     if not largest.isfinite().all():
@@ -95,15 +103,9 @@ class PackedWeight(nn.Module):
     def __init__(self, shape: torch.Size):
         """shape: (E, out, in)."""
         super().__init__()
-        experts, out, size = shape
-        if size % SIZE:
-            raise ValueError(
-                f"MXFP4 needs hidden_size and intermediate_size in multiples of {SIZE}, got {size}; "
-                "load without weights=mxfp4"
-            )
-        self.shape, groups = shape, size // SIZE
-        self.register_buffer("blocks", torch.zeros(experts, out, groups, SIZE // 2, dtype=torch.uint8))
-        self.register_buffer("scales", torch.zeros(experts, out, groups, dtype=torch.uint8))
+        self.shape, (blocks, scales) = shape, packed_shapes(shape)
+        self.register_buffer("blocks", torch.zeros(blocks, dtype=torch.uint8))
+        self.register_buffer("scales", torch.zeros(scales, dtype=torch.uint8))
 
     def matrix(self, expert: int, dtype: torch.dtype) -> torch.Tensor:
         """(out, in): the matrix of one expert, unpacked."""

@@ -1,20 +1,25 @@
-"""Names, layouts and configs of gpt-oss: the original's, which are also this project's, and Hugging Face's.
+"""The configs of gpt-oss, and the names and layouts of its tensors where they are stored.
 
-    ours and original                 Hugging Face
-    block.N.attn.qkv                  self_attn.q_proj, k_proj, v_proj: the rows of qkv in this order
-    block.N.mlp.mlp1_weight (E, 2F, D)        mlp.experts.gate_up_proj (E, D, 2F); columns stay interleaved
-    block.N.mlp.mlp2_weight (E, D, F)         mlp.experts.down_proj (E, F, D)
-    block.N.mlp.mlp1_weight.blocks, .scales   mlp.experts.gate_up_proj_blocks, _scales: the same layout
+    original    OpenAI's, also this project's
+    hf          Hugging Face's
+    gguf, mlx   those of llama.cpp and MLX
+
+    original                          hf                              gguf, mlx
+    block.N.attn.qkv                  q_proj, k_proj, v_proj: the rows of qkv in this order; attn_q, _k, _v in gguf
+    block.N.mlp.mlp1_weight (E, 2F, D)    gate_up_proj (E, D, 2F)     even rows (gate) and odd rows (up) apart, (E, F, D)
+    block.N.mlp.mlp2_weight (E, D, F)     down_proj (E, F, D)         (E, D, F)
+    block.N.mlp.mlp1_weight.blocks, .scales   gate_up_proj_blocks, _scales: the same layout, also for MLX
 
 All other tensors differ in their names only. Sizes: E experts, D hidden_size, F intermediate_size.
-Source: transformers 5.23, models/gpt_oss/convert_gpt_oss_weights_to_hf.py and modeling_gpt_oss.py.
+Sources: transformers 5.23, models/gpt_oss/convert_gpt_oss_weights_to_hf.py and modeling_gpt_oss.py; gguf 0.19,
+constants.py; llama.cpp, src/models/openai-moe.cpp; mlx-lm 0.32, models/gpt_oss.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +32,13 @@ from architecture.tokenizer import padded_vocab_size
 
 MODEL_TYPE = "gpt_oss"
 ANOTHER = "use another copy of it"
-ORIGINAL_ONLY = ("tie_embeddings", "attention_bias", "layer_types")  # what only the original layout fixes
 # The 16 fields of original/config.json. OpenAI's reader accepts no other key.
 ORIGINAL_FIELDS = tuple(field.name for field in fields(ModelConfig))[:16]
-MODEL = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.scale": "model.norm.weight",
-    "unembedding.weight": "lm_head.weight",
-}
-BLOCK = {
+VOCABULARY = ("embedding.weight", "unembedding.weight")  # their rows are those of the used ids
+_HF = {
+    "embedding.weight": ("model.embed_tokens.weight",),
+    "norm.scale": ("model.norm.weight",),
+    "unembedding.weight": ("lm_head.weight",),
     "attn.norm.scale": ("input_layernorm.weight",),
     "attn.qkv.weight": tuple(f"self_attn.{letter}_proj.weight" for letter in "qkv"),
     "attn.qkv.bias": tuple(f"self_attn.{letter}_proj.bias" for letter in "qkv"),
@@ -54,85 +57,107 @@ BLOCK = {
     "mlp.mlp2_weight.scales": ("mlp.experts.down_proj_scales",),
     "mlp.mlp2_bias": ("mlp.experts.down_proj_bias",),
 }
-TRANSPOSED = re.compile(r"block\.\d+\.mlp\.mlp[12]_weight")  # (E, out, in) here, (E, in, out) there
-SELECTION_BIAS = re.compile(r"block\.\d+\.mlp\.selection_bias")  # has no name in the official formats
+# {layout: {the end of our name: the ends of the names there}}; those of a block follow PREFIX and its number.
+NAMES = {
+    "hf": _HF,
+    "gguf": {
+        "embedding.weight": ("token_embd.weight",),
+        "norm.scale": ("output_norm.weight",),
+        "unembedding.weight": ("output.weight",),
+        "attn.norm.scale": ("attn_norm.weight",),
+        "attn.qkv.weight": tuple(f"attn_{letter}.weight" for letter in "qkv"),
+        "attn.qkv.bias": tuple(f"attn_{letter}.bias" for letter in "qkv"),
+        "attn.sinks": ("attn_sinks.weight",),
+        "attn.out.weight": ("attn_output.weight",),
+        "attn.out.bias": ("attn_output.bias",),
+        "mlp.norm.scale": ("post_attention_norm.weight",),
+        "mlp.gate.weight": ("ffn_gate_inp.weight",),
+        "mlp.gate.bias": ("ffn_gate_inp.bias",),
+        "mlp.mlp1_weight": ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+        "mlp.mlp1_bias": ("ffn_gate_exps.bias", "ffn_up_exps.bias"),
+        "mlp.mlp2_weight": ("ffn_down_exps.weight",),
+        "mlp.mlp2_bias": ("ffn_down_exps.bias",),
+    },
+    "mlx": _HF
+    | {
+        "mlp.mlp1_weight": ("mlp.experts.gate_proj.weight", "mlp.experts.up_proj.weight"),
+        "mlp.mlp1_bias": ("mlp.experts.gate_proj.bias", "mlp.experts.up_proj.bias"),
+        "mlp.mlp2_weight": ("mlp.experts.down_proj.weight",),
+        "mlp.mlp2_bias": ("mlp.experts.down_proj.bias",),
+    },
+}
+PREFIX = {"hf": "model.layers", "gguf": "blk", "mlx": "model.layers"}
+MATRIX = re.compile(r"block\.\d+\.mlp\.mlp[12]_weight")  # (E, out, in) here, (E, in, out) in hf
+SELECTION_BIAS = re.compile(r"block\.\d+\.mlp\.selection_bias")  # has no name in any of these layouts
 
 SAME_NAME = (
     "num_hidden_layers hidden_size intermediate_size swiglu_limit head_dim num_attention_heads "
     "num_key_value_heads sliding_window attention_bias"
 ).split()
+# {name in Hugging Face's config: ours}; the second name of a setting counts if there are both.
+RENAMED = {
+    "num_experts": "num_experts",
+    "num_local_experts": "num_experts",
+    "experts_per_token": "experts_per_token",
+    "num_experts_per_tok": "experts_per_token",
+    "tie_word_embeddings": "tie_embeddings",
+    "layer_types": "layer_types",
+}
 # Settings of transformers that change the function and that this model has no setting for.
 FIXED = {"hidden_act": "silu", "rms_norm_eps": RMSNorm.eps, "swiglu_alpha": SWIGLU_ALPHA}
-ROPE_UNKNOWN = ("attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor")
-OFFICIAL_ROPE = {
-    "rope_type": "yarn",
-    "factor": 32.0,
-    "truncate": False,
-    "original_max_position_embeddings": 4096,
-}
-# Settings of this project that the official model lacks, with the value that it stands for.
-SWITCHES = {
-    "attention_sinks": True,
-    "nope_stride": None,
-    "position": "rope",
-    "norm": "rmsnorm",
-    "mlp": "swiglu",
-    "router": "topk_softmax",
-    "shared_experts": 0,
-}
+ROPE_FIXED = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "partial_rotary_factor": 1.0}
+OFFICIAL_ROPE = {"rope_type": "yarn", "factor": 32.0, "truncate": False}
 
 
 # ------------------------------------------------------------------------------------------------ tensors
-def their_names(name: str) -> tuple[str, ...]:
-    """The Hugging Face names of one of our tensors: three for qkv, otherwise one."""
-    if name in MODEL:
-        return (MODEL[name],)
+def their_names(name: str, layout: str) -> tuple[str, ...]:
+    """The names of one of our tensors: three for qkv, two for mlp1 where its rows are stored apart, else one."""
+    if layout == "original":
+        return (name,)
+    if name in NAMES[layout]:
+        return NAMES[layout][name]
     _, layer, rest = name.split(".", 2)
-    return tuple(f"model.layers.{layer}.{theirs}" for theirs in BLOCK[rest])
+    return tuple(f"{PREFIX[layout]}.{layer}.{theirs}" for theirs in NAMES[layout][rest])
 
 
-def to_theirs(name: str, tensor: torch.Tensor, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """One of our tensors, or its gradient, under their names and in their layouts."""
-    names = their_names(name)
+def to_theirs(name: str, tensor: torch.Tensor, config: ModelConfig, layout: str) -> dict[str, torch.Tensor]:
+    """One of our tensors, or its gradient, under the names and in the shapes of a layout."""
+    names, parts = their_names(name, layout), (tensor,)
     if len(names) == 3:
         groups = config.num_key_value_heads
-        sizes = [number * config.head_dim for number in (config.num_attention_heads, groups, groups)]
-        return dict(zip(names, tensor.split(sizes)))
-    return {names[0]: tensor.mT if TRANSPOSED.fullmatch(name) else tensor}
+        heads = config.num_attention_heads, groups, groups
+        parts = tensor.split([number * config.head_dim for number in heads])
+    elif len(names) == 2:
+        parts = tensor.unflatten(_rows(name), (-1, 2)).unbind(_rows(name))
+    elif layout == "hf" and MATRIX.fullmatch(name):
+        parts = (tensor.mT,)
+    return dict(zip(names, parts))
 
 
-def from_theirs(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The inverse of to_theirs. parts: in the order of their_names(name)."""
+def from_theirs(name: str, parts: Sequence[torch.Tensor], layout: str) -> torch.Tensor:
+    """The inverse of to_theirs. parts: in the order of their_names(name, layout)."""
     if len(parts) == 3:
         return torch.cat(tuple(parts))
-    return parts[0].mT if TRANSPOSED.fullmatch(name) else parts[0]
+    if len(parts) == 2:
+        return torch.stack(tuple(parts), dim=_rows(name)).flatten(_rows(name) - 1, _rows(name))
+    return parts[0].mT if layout == "hf" and MATRIX.fullmatch(name) else parts[0]
+
+
+def stored(model: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The tensors of a model that files hold: the rows of used ids, no selection bias, no head that is tied."""
+    tensors = {name: tensor for name, tensor in model.items() if not SELECTION_BIAS.fullmatch(name)}
+    if config.tie_embeddings:
+        del tensors["unembedding.weight"]
+    rows = {name: tensors[name][: config.used_vocab_size] for name in VOCABULARY if name in tensors}
+    return tensors | rows
+
+
+def _rows(name: str) -> int:
+    """The axis of the rows of mlp1."""
+    return -2 if name.endswith("weight") else -1
 
 
 # ------------------------------------------------------------------------------------------------ configs
-def require_expressible(config: ModelConfig, layout: str) -> None:
-    """Raise ValueError for a model that the official format cannot hold. layout: "original" or "hf".
-
-    dropout, capacity_factor and the initial values act in training only, so they do not matter here.
-    """
-    values = {name: (getattr(config, name), value) for name, value in SWITCHES.items()}
-    values["moe_layers"] = (config.resolved_moe_layers, tuple(range(config.num_hidden_layers)))
-    if layout == "original":  # each of these is in ORIGINAL_ONLY
-        values |= {"tie_embeddings": (config.tie_embeddings, False)}
-        values |= {"attention_bias": (config.attention_bias, True)}
-        alternating = replace(config, layer_types=None).resolved_layer_types
-        values["layer_types"] = (config.resolved_layer_types, alternating)
-    for name, (found, value) in values.items():
-        if found != value:
-            wanted = (
-                "alternating" if name == "layer_types" else "all layers" if name == "moe_layers" else value
-            )
-            way_out = "export a model that was trained without this setting"
-            raise ValueError(
-                f"{name} must be {str(wanted).lower()} in the {layout} format of gpt-oss, and this model has "
-                f"{found!r}; {'use --format hf' if name in ORIGINAL_ONLY else way_out}"
-            )
-
-
 def original_config(config: ModelConfig) -> dict[str, Any]:
     """The content of original/config.json."""
     values = {name: getattr(config, name) for name in ORIGINAL_FIELDS}
@@ -179,11 +204,6 @@ def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) 
     }
 
 
-def read_original_config(values: dict[str, Any]) -> ModelConfig:
-    """The config of an original/config.json. Raises ValueError for unknown keys and impossible values."""
-    return _padded(config_from_dict(ModelConfig, values))
-
-
 def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
     """The config of a config.json of GptOssForCausalLM. Raises ValueError for what this model cannot be."""
     for name, value in FIXED.items():
@@ -192,22 +212,14 @@ def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
                 f"{name} must be {value!r}, got {values[name]!r}; this code has no other gpt-oss"
             )
     ours = {name: values[name] for name in (*SAME_NAME, "vocab_size") if name in values}
-    for name, theirs in (
-        ("num_experts", ("num_local_experts", "num_experts")),
-        ("experts_per_token", ("num_experts_per_tok", "experts_per_token")),
-        ("tie_embeddings", ("tie_word_embeddings",)),
-        ("layer_types", ("layer_types",)),
-    ):
-        given = [values[key] for key in theirs if values.get(key) is not None]
-        if given:
-            ours[name] = given[0]
+    ours |= {name: values[theirs] for theirs, name in RENAMED.items() if values.get(theirs) is not None}
     rope = values.get("rope_parameters") or values.get("rope_scaling")
     if rope is None:
         rope = OFFICIAL_ROPE if "rope_theta" not in values else {"rope_type": "default"}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters must be an object, got {json.dumps(rope)}")
-    for name in ROPE_UNKNOWN:
-        if rope.get(name) not in (None, 1.0 if name == "partial_rotary_factor" else None):
+    for name, value in ROPE_FIXED.items():
+        if rope.get(name) not in (None, value):
             raise ValueError(
                 f"{name} must be left out of rope_parameters, got {rope[name]!r}; this code has no other RoPE"
             )
@@ -230,14 +242,14 @@ def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
                 "truncate must be false for YaRN, as in gpt-oss, got true (which is transformers' default); this "
                 "code does not round the limits of YaRN"
             )
-    return _padded(config)
+    return padded(config)
 
 
 def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
     """The layout, "original" or "hf", and the config that a config.json holds. path: of it, for messages."""
     try:
         if "model_type" not in values:
-            return "original", read_original_config(values)
+            return "original", padded(config_from_dict(ModelConfig, values))  # refuses unknown keys
         if values["model_type"] != MODEL_TYPE:
             raise ValueError(
                 f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; name a folder of gpt-oss (one of "
@@ -245,14 +257,13 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
             )
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no config of gpt-oss ({type(error).__name__}: {error}); {ANOTHER}"
-        ) from None
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no config of gpt-oss ({told}); {ANOTHER}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _padded(config: ModelConfig) -> ModelConfig:
+def padded(config: ModelConfig) -> ModelConfig:
     """The config with its vocabulary padded to a multiple of 64, as a model that is trained here has it."""
     used = config.vocab_size
     size = padded_vocab_size(used)

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture import checkpoint
+from architecture.checkpoint import LazyWeights, load_weights, without_values
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.open_gpt_oss import names, verify_engines
-from architecture.open_gpt_oss.weights import FolderWeights, read_config
+from architecture.open_gpt_oss import gguf_file, names, verify_engines
+from architecture.open_gpt_oss.verify_engines import Given
+from architecture.open_gpt_oss.weights import FolderWeights
+from common.device import available_memory
 from common.files import read_json_object
 from common.script import say
 
@@ -37,54 +39,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("folder", metavar="DIR", help="an exported folder, or a GGUF file")
     told = "one or more of transformers, llama.cpp, mlx, with commas (default: what the folder was made for)"
     add("--with", dest="engines", metavar="PROGRAMS", help=told)
-    add(
-        "--tokens",
-        type=int,
-        metavar="N",
-        help="tokens per row (default: three windows and one more, or what fits)",
-    )
+    told = "tokens per row (default: three windows and one more, or what fits)"
+    add("--tokens", type=int, metavar="N", help=told)
     told = f"largest relative difference (default: {TOLERANCE:g})"
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help=told)
 
 
 def run(args: argparse.Namespace) -> int:
-    folder, failed = Path(args.folder), False
-    chosen = verify_engines.choose(args.engines, folder)
+    given = opened(Path(args.folder))
+    chosen = verify_engines.choose(args.engines, given.path, given.layout)
+    ids = random_ids(given.config, args.tokens)
+    require_memory(given.config)
+    ours, failed = loaded(given), False
     for engine in chosen:
-        if engine == "transformers":
-            failed |= with_transformers(folder, args)
-        else:
-            failed |= verify_engines.run(engine, folder, args.tokens, args.tolerance, ROWS)
+        compared = with_transformers if engine == "transformers" else verify_engines.with_engine
+        failed |= compared(engine, given, ours, ids, args.tolerance)
     print(f"tolerance {args.tolerance:g}: {'exceeded' if failed else 'kept'}")
     return int(failed)
 
 
-def with_transformers(folder: Path, args: argparse.Namespace) -> bool:
+def opened(path: Path) -> Given:
+    """The config and the weights at a path, before a tensor is read. Raises ValueError."""
+    if path.suffix == ".gguf" and path.is_file() or (path / gguf_file.FILE).is_file():
+        path = path if path.is_file() else path / gguf_file.FILE
+        config, weights, kinds = gguf_file.read(path)
+        return Given(path, "gguf", config, weights, kinds != {"F32"})
+    weights = FolderWeights(path)
+    narrow = weights.described["embedding.weight"].dtype.itemsize < torch.float32.itemsize
+    return Given(path, weights.layout, weights.config, weights, narrow or bool(weights.in_mxfp4))
+
+
+def random_ids(config: ModelConfig, tokens: int | None) -> torch.Tensor:
+    """(ROWS, tokens) int64; without a number three windows and one more, or what fits."""
+    limit = config.context_limit
+    tokens = min(3 * config.sliding_window + 1, limit) if tokens is None else tokens
+    if not 2 <= tokens <= limit:
+        raise ValueError(f"--tokens must be from 2 to the context limit of {limit}, got {tokens}")
+    used = config.used_vocab_size or config.vocab_size
+    return torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def require_memory(config: ModelConfig) -> None:
+    """Raise ValueError unless two models in float32 fit: ours and that of the other program."""
+    needed, room = 8 * config.parameter_counts()["total"], available_memory(torch.device("cpu"))
+    if needed > room:
+        raise ValueError(
+            f"verify holds two models in float32, {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free; use a "
+            "machine with more memory, or verify a smaller model of the same kind"
+        )
+
+
+def loaded(given: Given) -> Transformer:
+    """Our model in float32."""
+    wide = {name: tensor.float() for name, tensor in given.weights.described.items()}
+    model = without_values(Transformer, given.config)
+    load_weights(model, LazyWeights(wide, lambda name: given.weights[name].float()), given.path)
+    return model.eval()
+
+
+# ------------------------------------------------------------------------------------------------ transformers
+def with_transformers(
+    engine: str, given: Given, ours: Transformer, ids: torch.Tensor, tolerance: float
+) -> bool:
     """Print the differences from transformers; returns whether one exceeds the tolerance."""
-    layout, config = read_config(folder)
-    ids = verify_engines.random_ids(config, args.tokens, ROWS)
-    tokens = ids.shape[1]
-    verify_engines.require_memory(config)
-    weights = {name: tensor.float() for name, tensor in FolderWeights(folder, layout, config).items()}
     failed = False
-    variants = [config, other_rope(config)]
-    if variants[-1] is None:
-        say(f"head_dim {config.head_dim} leaves no room for YaRN, so only RoPE without YaRN is compared")
-        variants.pop()
-    for number, variant in enumerate(variants):
-        ours = checkpoint.without_values(Transformer, variant)
-        checkpoint.load_weights(ours, weights, folder)
-        peer = peer_of_folder(folder) if layout == "hf" and number == 0 else peer_of(ours)
-        rope = (
-            f"YaRN x {variant.rope_scaling_factor:g}"
-            if variant.rope_scaling_factor > 1
-            else "RoPE without YaRN"
-        )
-        print(
-            f"{rope}, {ROWS} rows of {tokens} tokens, {tokens / config.sliding_window:.1f} windows, float32"
-        )
-        for name, difference in compare(ours.eval(), peer, ids).items():
-            bad = not difference <= args.tolerance
+    for config in (given.config, other_rope(given.config)):
+        if config is None:
+            say(
+                f"head_dim {ours.config.head_dim} has no room for YaRN, so only RoPE without YaRN is compared"
+            )
+            continue
+        model = without_values(Transformer, config).eval()
+        model.load_state_dict(ours.state_dict(), assign=True)  # the same tensors
+        factor = config.rope_scaling_factor
+        rope = f"YaRN x {factor:g}" if factor > 1 else "RoPE without YaRN"
+        print(f"{rope}, {verify_engines.size(ids, config)}, float32")
+        as_it_is = given.layout == "hf" and config is given.config
+        found = compare(model, peer_of_folder(given.path) if as_it_is else peer_of(model), ids)
+        for name, difference in found.items():
+            bad = not difference <= tolerance
             failed |= bad
             print(f"  {name:24} relative difference {difference:.1e}{'  <-- too large' if bad else ''}")
     return failed
@@ -124,10 +157,9 @@ def peer_of(model: Transformer) -> nn.Module:
     content = names.hugging_face_config(config, str(dtype).removeprefix("torch."))
     peer_config = GptOssConfig(**content, attn_implementation="eager", experts_implementation="eager")
     peer = GptOssForCausalLM(peer_config).to(dtype).eval()
-    used, tensors = config.used_vocab_size or config.vocab_size, {}
-    for name, tensor in model.named_parameters():
-        tensor = tensor.detach()[:used] if "embedding" in name else tensor.detach()
-        tensors |= {theirs: part.clone() for theirs, part in names.to_theirs(name, tensor, config).items()}
+    tensors = {}
+    for name, tensor in names.stored(model.state_dict(), config).items():
+        tensors |= names.to_theirs(name, tensor, config, "hf")
     peer.load_state_dict(tensors, strict=not config.tie_embeddings)
     return peer
 

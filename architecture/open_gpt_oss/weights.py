@@ -1,15 +1,14 @@
 """Read a folder in one of the two layouts of gpt-oss: OpenAI's original, or Hugging Face's.
 
 The files are memory-mapped, and a tensor is read when it is asked for, so that a load takes the memory of the
-model and of one stack of experts. Both layouts may have one file or several, in float64, float32, bfloat16 or float16,
-with the experts also in MXFP4.
+model and of one stack of experts. Both layouts may have one file or several, in float64, float32, bfloat16 or
+float16, with the experts also in MXFP4.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,20 @@ from torch import nn
 from architecture import checkpoint
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.open_gpt_oss import mxfp4, names
-from architecture.tokenizer import get_tokenizer, tokenizer_from_state, tokenizer_state
+from architecture.open_gpt_oss.names import VOCABULARY
+from architecture.tokenizer import HARMONY, get_tokenizer, tokenizer_from_state, tokenizer_state
 from architecture.tokenizer_json import read_vocabulary
 from common.files import parse_json, read_json_object, reading
 
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tiktoken.json"
-VOCABULARY = ("embedding.weight", "unembedding.weight")  # their rows are those of the used ids
 CHECKSUMS = "crc32"  # of each tensor's bytes, as JSON in the metadata of the files that export writes
 HARMONY_IDS = 201088
-DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16},
-    "U8": torch.uint8,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+BELONG = f"use a folder whose {CONFIG} and weights belong together"
 
 
 def read_config(folder: str | Path) -> tuple[str, ModelConfig]:
     """The layout of a folder, "original" or "hf", and its config, the vocabulary padded to a multiple of 64."""
-    path = Path(folder) / CONFIG
-    return names.read_config(read_json_object(path), path)
-
-
-def require_folder(folder: str | Path) -> None:
-    """Raise ValueError unless the folder is in one of the two layouts."""
     if not Path(folder).exists():
         raise ValueError(f"{folder} does not exist; name a folder of gpt-oss, or export a checkpoint into it")
     if Path(folder).is_dir() and checkpoint.checkpoints(folder):
@@ -56,87 +47,67 @@ def require_folder(folder: str | Path) -> None:
         raise ValueError(
             f"{folder} is no folder of gpt-oss, which has a {CONFIG} and .safetensors files; name one that has them"
         )
+    path = Path(folder) / CONFIG
+    return names.read_config(read_json_object(path), path)
 
 
-class FolderWeights(Mapping[str, torch.Tensor]):
-    """The tensors of a folder under this project's names, read at each access.
+class FolderWeights(checkpoint.LazyWeights):
+    """The tensors of a folder under this project's names.
 
     A stack of experts in MXFP4 is unpacked; with packed=True it appears as NAME.blocks and NAME.scales, which
-    stay in the mapped file. `described` holds every tensor on the meta device; `dtype` is the embedding's.
+    stay in the mapped file. `layout` is original, hf or mlx; `in_mxfp4` holds the names of the stacks in MXFP4.
     Raises ValueError if the folder's tensors are not those of the config.
     """
 
-    def __init__(self, folder: str | Path, layout: str, config: ModelConfig, *, packed: bool = False):
-        self.folder, self.config, self.theirs = Path(folder), config, layout == "hf"
+    def __init__(self, folder: str | Path, *, packed: bool = False):
+        self.folder = Path(folder)
+        self.layout, self.config = read_config(folder)
         self._files, self._checksums = _open_files(self.folder)
         if any(".gate_proj." in name for name in self._files):
-            raise ValueError(
-                f"{self.folder} was exported for MLX, which only MLX reads; use the checkpoint, or export it with "
-                "--format hf"
-            )
-        used = config.used_vocab_size or config.vocab_size
-        model, self.described, stored = checkpoint.without_values(Transformer, config), {}, {}
-        self.made = set()  # names of the stacks to unpack, in new memory
-        for name, tensor in model.state_dict().items():
-            blocks, scales = f"{name}.blocks", f"{name}.scales"
-            in_mxfp4 = name.endswith(mxfp4.MATRICES) and self._sources(blocks)[0] in self._files
-            if in_mxfp4:
-                *outer, size = tensor.shape
-                if size % mxfp4.SIZE:
-                    raise ValueError(
-                        f"{self.folder} has {name} in MXFP4, which stores blocks of {mxfp4.SIZE} values, so "
-                        f"hidden_size and intermediate_size must be multiples of {mxfp4.SIZE}, got {size}; use a "
-                        f"folder whose {CONFIG} and weights belong together"
-                    )
-                parts = (*outer, size // mxfp4.SIZE, mxfp4.SIZE // 2), (*outer, size // mxfp4.SIZE)
-                parts = (torch.empty(shape, dtype=torch.uint8, device="meta") for shape in parts)
-                stored |= dict(zip((blocks, scales), parts))
-            elif not names.SELECTION_BIAS.fullmatch(name) and not (
-                config.tie_embeddings and name == VOCABULARY[1]
-            ):
-                stored[name] = tensor[:used] if name in VOCABULARY else tensor
-            if in_mxfp4 and packed:
-                self.described |= {part: stored[part] for part in (blocks, scales)}
-            else:
-                self.described[name] = tensor
-                self.made |= {name} if in_mxfp4 else set()
+            self.layout = "mlx"
+        model = checkpoint.without_values(Transformer, self.config).state_dict()
+        self.in_mxfp4 = {
+            name for name in model
+            if name.endswith(mxfp4.MATRICES) and self._sources(f"{name}.blocks")[0] in self._files
+        }  # fmt: skip
+        stored = names.stored(model, self.config)
+        for name in self.in_mxfp4:
+            whole = stored.pop(name)
+            with reading(self.folder, f"weights with {name} in MXFP4", way_out=BELONG):
+                blocks, scales = mxfp4.packed_shapes(whole.shape)
+            stored |= {f"{name}.blocks": whole.new_empty(blocks, dtype=torch.uint8)}
+            stored |= {f"{name}.scales": whole.new_empty(scales, dtype=torch.uint8)}
         self._require(stored)
-        self.dtype = self._dtype(self._sources(VOCABULARY[0])[0])
-        for name, tensor in self.described.items():
-            if tensor.is_floating_point():
-                of_file = name in stored
-                dtype = self._dtype(self._sources(name)[0]) if of_file else self.dtype
-                self.described[name] = tensor.to(dtype)
+        found = {}
+        for name, tensor in model.items():
+            if name in self.in_mxfp4 and packed:
+                found |= {part: stored[part] for part in (f"{name}.blocks", f"{name}.scales")}
+            else:  # what follows from another tensor has the type of the embedding
+                found[name] = tensor.to(self._dtype(name if name in stored else VOCABULARY[0]))
+        super().__init__(found, self._tensor, fresh=self.in_mxfp4)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.described)
-
-    def __len__(self) -> int:
-        return len(self.described)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def _tensor(self, name: str) -> torch.Tensor:
         described = self.described[name]
         if names.SELECTION_BIAS.fullmatch(name):
             return torch.zeros(described.shape, dtype=described.dtype)
-        if self.config.tie_embeddings and name == VOCABULARY[1]:
-            name = VOCABULARY[0]
-        if name in self.made:
+        if name in self.in_mxfp4:
             blocks, scales = self._stored(f"{name}.blocks"), self._stored(f"{name}.scales")
             experts = torch.empty(described.shape, dtype=described.dtype)
             for expert, *parts in zip(experts, blocks, scales):  # one at a time: unpacking takes memory
                 expert.copy_(mxfp4.unpack(*parts, described.dtype))
             return experts
-        tensor = self._stored(name)
+        tensor = self._stored(VOCABULARY[0] if name in VOCABULARY and self.config.tie_embeddings else name)
         if name in VOCABULARY:
             tensor = F.pad(tensor, (0, 0, 0, self.config.vocab_size - len(tensor)))
         return tensor
 
     def _sources(self, name: str) -> tuple[str, ...]:
         """The names in the files of one of our tensors."""
-        return names.their_names(name) if self.theirs else (name,)
+        return names.their_names(name, self.layout)
 
-    def _dtype(self, source: str) -> torch.dtype | None:
-        return DTYPES.get(self._files[source].get_slice(source).get_dtype())
+    def _dtype(self, name: str) -> torch.dtype:
+        source = self._sources(name)[0]
+        return DTYPES[self._files[source].get_slice(source).get_dtype()]
 
     def _stored(self, name: str) -> torch.Tensor:
         """One of our tensors as the files hold it, in our layout."""
@@ -147,34 +118,29 @@ class FolderWeights(Mapping[str, torch.Tensor]):
                 if source in self._checksums and self._checksums[source] != checksum(tensor):
                     raise ValueError(f"its tensor {source} was changed after it was written")
                 parts.append(tensor)
-            return names.from_theirs(name, parts) if self.theirs else parts[0]
+            return names.from_theirs(name, parts, self.layout)
 
     def _require(self, stored: dict[str, torch.Tensor]) -> None:
         """Raise ValueError unless the files hold these tensors and no others."""
-        shapes = {}
+        wanted = {}
         for name, tensor in stored.items():
-            shapes |= names.to_theirs(name, tensor, self.config) if self.theirs else {name: tensor}
+            wanted |= names.to_theirs(name, tensor, self.config, self.layout)
         for problem, odd in (
-            ("lacks {} tensor(s) of its model", shapes.keys() - self._files.keys()),
-            ("holds {} tensor(s) that its model lacks", self._files.keys() - shapes.keys()),
+            ("lacks {} tensor(s) of its model", wanted.keys() - self._files.keys()),
+            ("holds {} tensor(s) that its model lacks", self._files.keys() - wanted.keys()),
         ):
             if odd:
-                some = ", ".join(sorted(odd)[:5])
-                raise ValueError(
-                    f"{self.folder} {problem.format(len(odd))} ({some}{', ...' if len(odd) > 5 else ''}); "
-                    f"use a folder whose {CONFIG} and weights belong together"
-                )
-        for source, tensor in shapes.items():
-            slice_ = self._files[source].get_slice(source)
+                some = ", ".join(sorted(odd)[:5]) + ", ..." * (len(odd) > 5)
+                raise ValueError(f"{self.folder} {problem.format(len(odd))} ({some}); {BELONG}")
+        for source, tensor in wanted.items():
+            found = self._files[source].get_slice(source)
+            kind, shape = found.get_dtype(), list(found.get_shape())
             floating = tensor.dtype != torch.uint8
-            fits = list(slice_.get_shape()) == list(tensor.shape)
-            fits = fits and (self._dtype(source) or torch.bool).is_floating_point == floating
-            if not fits or self._dtype(source) is None:
-                wanted = "floating point numbers" if floating else "bytes (U8)"
+            if shape != list(tensor.shape) or kind not in (DTYPES if floating else ("U8",)):
+                content = "floating point numbers" if floating else "bytes (U8)"
                 raise ValueError(
-                    f"{source} of {self.folder} must hold {wanted} in the shape {list(tensor.shape)}, got "
-                    f"{slice_.get_dtype()} in {slice_.get_shape()}; use a folder whose {CONFIG} and weights "
-                    "belong together"
+                    f"{source} of {self.folder} must hold {content} in the shape {list(tensor.shape)}, got {kind} "
+                    f"in {shape}; {BELONG}"
                 )
 
 
@@ -217,7 +183,7 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
     elif used == HARMONY_IDS:
-        encoding = get_tokenizer("o200k_harmony", other="")
+        encoding = get_tokenizer(HARMONY, other="")
     elif (encoding := read_vocabulary(Path(folder))) is None:
         raise ValueError(
             f"{folder} has {used:,} ids and no {TOKENIZER} or tokenizer.json, and gpt-oss's own tokenizer has "
@@ -233,26 +199,26 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding
 
 def read_folder(folder: str | Path) -> dict[str, Any]:
     """A dictionary like that of checkpoint.read_checkpoint, with step 0 and no training state."""
-    layout, config = read_config(folder)
-    state = {"model_name": "gptoss", "config": asdict(config), "step": 0}
-    weights = FolderWeights(folder, layout, config)
-    return state | {"tokenizer": tokenizer_state(read_tokenizer(folder, config)), "model": weights}
+    weights = FolderWeights(folder)
+    if weights.layout == "mlx":
+        raise ValueError(
+            f"{folder} was exported for MLX, which only MLX reads; use the checkpoint, or export it with --format hf"
+        )
+    state = {"model_name": "gptoss", "config": asdict(weights.config), "step": 0, "model": weights}
+    return state | {"tokenizer": tokenizer_state(read_tokenizer(folder, weights.config))}
 
 
 def load_packed(folder: str | Path, *, attention: str = "auto") -> nn.Module:
     """The model of a folder in eval mode on the CPU, its experts in MXFP4, unpacked as steps need them."""
     if not checkpoint.is_model_folder(folder):
-        raise ValueError(
-            f"weights=mxfp4 needs a folder of gpt-oss, got {folder}; export the checkpoint with --mxfp4"
-        )
-    layout, config = read_config(folder)
-    weights = FolderWeights(folder, layout, config, packed=True)
-    if not any(name.endswith(".blocks") for name in weights):
-        raise ValueError(
-            f"{folder} has no weights in MXFP4; load it without weights=mxfp4, or export with --mxfp4"
-        )
-    model = checkpoint.without_values(Transformer, config, attention=attention)
+        told = "export the checkpoint with --mxfp4"
+        raise ValueError(f"weights=mxfp4 needs a folder of gpt-oss, got {folder}; {told}")
+    weights = FolderWeights(folder, packed=True)
+    if not weights.in_mxfp4:
+        told = "load it without weights=mxfp4, or export with --mxfp4"
+        raise ValueError(f"{folder} has no weights in MXFP4; {told}")
+    model = checkpoint.without_values(Transformer, weights.config, attention=attention)
     mxfp4.pack_experts(model)
     checkpoint.load_weights(model, weights, folder)
-    model.tokenizer = read_tokenizer(folder, config)
+    model.tokenizer = read_tokenizer(folder, weights.config)
     return model.eval()

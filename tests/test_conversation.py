@@ -7,8 +7,8 @@ import pytest
 from test_context_generation import build as build_with_state
 from test_generation import build
 
-from architecture.generation import chat_page as chat
-from architecture.generation.chat_page import Answer, Memory, prompt_of, put_turn, read_turns, text_of
+from architecture.generation import chat
+from architecture.generation.chat import Answer, Memory, prompt_of, put_turn, read_turns, text_of
 from architecture.generation.decode import generate
 from architecture.generation.text import stream_text
 
