@@ -23,8 +23,9 @@ import streamlit as st
 from architecture.generation import chat
 from architecture.generation.chat import MODEL, USER
 from architecture.open_gpt_oss.harmony import Harmony
+from architecture.open_gpt_oss.weights import packing_for
 from architecture.tokenizer import HARMONY, get_tokenizer
-from common.device import choose_device
+from common.device import available_memory, choose_device
 from common.script import Parser, is_out_of_memory, one_line
 from inference import load_model
 from training.state.checkpoint import naming_a_good_one
@@ -78,7 +79,8 @@ def told():
 @st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
 def load(path: str, changed: int):
     """The model of a checkpoint; changed: the time of the file, as a run may write it again."""
-    return load_model(path, device=choose_device("auto"))
+    device = choose_device("auto")
+    return load_model(path, device=device, weights=packing_for(path, available_memory(device)))
 
 
 @st.cache_resource(max_entries=3)

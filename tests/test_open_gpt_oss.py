@@ -279,6 +279,11 @@ def test_packed_experts_give_the_logits_of_unpacked_ones(folders, layout):
     wide = logits_of(packed.to("cpu", torch.float32))  # the packed experts follow the dtype of the rest
     torch.testing.assert_close(wide, logits_of(unpacked.float()), rtol=0, atol=1e-6)
     assert packed.block[0].mlp.mlp1_weight.blocks.dtype == torch.uint8
+    needed = sum(t.nbytes for t in registry.load_model(folders[layout]).state_dict().values())
+    assert weights.packing_for(folders[layout], needed) is None  # it fits
+    assert weights.packing_for(folders[layout], needed - 1) == "mxfp4"
+    assert weights.packing_for(folders[layout].parent / "checkpoint_0.pt", 0) is None
+    assert weights.packing_for(folders["hf"], 0) is None  # nothing in it is packed
 
 
 def test_the_error_of_every_expert_is_recorded_and_the_other_tensors_are_converted(

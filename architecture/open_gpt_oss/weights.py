@@ -208,6 +208,20 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
     return state | {"tokenizer": tokenizer_state(read_tokenizer(folder, weights.config))}
 
 
+def packing_for(folder: str | Path, room: int) -> str | None:
+    """What load_model's `weights` should be: "mxfp4" if experts in MXFP4 would not fit into `room` bytes unpacked.
+
+    None for a checkpoint, for a folder of another model, and where all fits.
+    """
+    if not checkpoint.is_model_folder(folder):
+        return None
+    if read_json_object(Path(folder) / CONFIG).get("model_type", names.MODEL_TYPE) != names.MODEL_TYPE:
+        return None
+    held = FolderWeights(folder)
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in held.described.values())
+    return "mxfp4" if held.fresh and needed > room else None
+
+
 def load_packed(folder: str | Path, *, attention: str = "auto") -> nn.Module:
     """The model of a folder in eval mode on the CPU, its experts in MXFP4, unpacked as steps need them."""
     if not checkpoint.is_model_folder(folder):
