@@ -79,7 +79,8 @@ def main() -> int:
         ours, theirs, version = compare(options.python, factor)
         equal[name] = sum(a == b for row, other in zip(ours, theirs) for a, b in zip(row, other))
     if not options.no_write:
-        publish("vllm_once", {"vllm": version, "ids": ROWS * NEW, "equal_ids": equal})
+        environment = options.python.absolute().parent.parent
+        publish("vllm_once", {"vllm": version, "ids": ROWS * NEW, "equal_ids": equal}, [environment])
     return judge(
         {f"{name}: {count} of {ROWS * NEW} ids equal": count == ROWS * NEW for name, count in equal.items()}
     )
