@@ -77,6 +77,11 @@ class ModelConfig:
             raise ValueError(f"{name} {rule}, got {getattr(self, name)!r}; {way_out}")
 
     @property
+    def num_ids(self) -> int:
+        """Number of ids in use; the rest of vocab_size is padding."""
+        return self.used_vocab_size or self.vocab_size
+
+    @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 

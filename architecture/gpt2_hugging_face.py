@@ -184,7 +184,7 @@ def read_weights(folder: str | Path, config: ModelConfig) -> dict[str, torch.Ten
 def read_tokenizer(folder: str | Path, config: ModelConfig) -> dict[str, Any]:
     """The state of the tokenizer beside the weights, or else of GPT-2's own."""
     path = Path(folder) / TOKENIZER
-    used = config.used_vocab_size or config.vocab_size
+    used = config.num_ids
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
     elif (encoding := read_vocabulary(Path(folder))) is None:
@@ -228,7 +228,7 @@ def write_folder(model: GPT2, folder: str | Path) -> None:
     end_of_text = tokenizer.eot_token if tokenizer else None
     theirs |= {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     theirs |= {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32"}
-    theirs["vocab_size"] = config.used_vocab_size or config.vocab_size
+    theirs["vocab_size"] = config.num_ids
     weights = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
     files = {CONFIG: as_json(theirs), WEIGHTS: save(to_hugging_face(weights, config), {"format": "pt"})}
     if tokenizer:

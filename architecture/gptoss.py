@@ -140,6 +140,11 @@ class ModelConfig:
             raise ValueError(f"{name} {rule}, got {getattr(self, name)!r}; {way_out}")
 
     @property
+    def num_ids(self) -> int:
+        """Number of ids in use; the rest of vocab_size is padding."""
+        return self.used_vocab_size or self.vocab_size
+
+    @property
     def resolved_layer_types(self) -> tuple[str, ...]:
         alternating = (SLIDING, FULL) * self.num_hidden_layers
         return self.layer_types or alternating[: self.num_hidden_layers]
@@ -754,7 +759,7 @@ class Transformer(nn.Module):
 
         Ids from used_vocab_size on get no probability.
         """
-        used = self.config.used_vocab_size or self.config.vocab_size
+        used = self.config.num_ids
         logits = loss_sum = num_targets = token_losses = None
         if targets is not None:
             weight = self.unembedding.weight

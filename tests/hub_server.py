@@ -21,19 +21,13 @@ TIME = "2024-01-01T00:00:00.000Z"
 OTHER_SHAPES = (b"null", b"5", b"[]", b"[5]", b'"x"', b"{}", b"[" * 100_000, b"<html>", b"")
 
 
-class HubServer(ThreadingHTTPServer):
-    """Serves `files` (name -> bytes) as the dataset repository `repo`; a context manager.
-
-    answers: {a part of a path: (body, headers)} that is sent in place of the right answer.
-    """
+class LoopbackServer(ThreadingHTTPServer):
+    """A server on this machine, which runs in a thread while it is used as a context manager."""
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes], *, repo: str = REPO, port: int = 0):
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.files = files
-        self.repo = repo
-        self.answers: dict[str, tuple[bytes, dict]] = {}
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0):
+        super().__init__(("127.0.0.1", port), handler)
 
     @property
     def url(self) -> str:
@@ -46,6 +40,19 @@ class HubServer(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
+
+
+class HubServer(LoopbackServer):
+    """Serves `files` (name -> bytes) as the dataset repository `repo`.
+
+    answers: {a part of a path: (body, headers)} that is sent in place of the right answer.
+    """
+
+    def __init__(self, files: dict[str, bytes], *, repo: str = REPO, port: int = 0):
+        super().__init__(_Handler, port)
+        self.files = files
+        self.repo = repo
+        self.answers: dict[str, tuple[bytes, dict]] = {}
 
 
 class _Handler(BaseHTTPRequestHandler):

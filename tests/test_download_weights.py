@@ -307,20 +307,12 @@ def test_a_file_that_comes_wrong_twice_is_refused_and_not_kept(hub, tmp_path, ca
     assert load(tmp_path / "w") == 0 and inside(tmp_path / "w") == ORIGINAL
 
 
-def test_a_damaged_half_file_is_loaded_again(hub, tmp_path, capsys):
+@pytest.mark.parametrize("size", [None, SIZE + 1], ids=["damaged", "too long"])
+def test_a_half_file_that_is_wrong_is_loaded_again(hub, tmp_path, capsys, size):
     hub.faults[WEIGHTS] = [("drop", 150_000), ("drop", 0)]
     refused(capsys, tmp_path / "w")
     [part] = tmp_path.rglob("*.part")
-    part.write_bytes(b"\0" * part.stat().st_size)
-    hub.faults.clear()
-    assert load(tmp_path / "w") == 0 and inside(tmp_path / "w") == ORIGINAL
-
-
-def test_a_half_file_that_is_too_long_is_loaded_again(hub, tmp_path, capsys):
-    hub.faults[WEIGHTS] = [("drop", 150_000), ("drop", 0)]
-    refused(capsys, tmp_path / "w")
-    [part] = tmp_path.rglob("*.part")
-    part.write_bytes(b"\0" * (SIZE + 1))
+    part.write_bytes(b"\0" * (size or part.stat().st_size))
     hub.faults.clear()
     assert load(tmp_path / "w") == 0 and inside(tmp_path / "w") == ORIGINAL
 

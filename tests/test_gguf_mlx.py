@@ -415,7 +415,7 @@ def test_where_llama_cpp_rounds_one_position_in_ten_may_differ_more(capsys, monk
     """A router that wants two experts almost equally chooses the other one after rounding."""
     apart = torch.full((24,), 0.05)
     apart[:wrong] = 0.4
-    config = SimpleNamespace(used_vocab_size=8, vocab_size=8, rope_scaling_factor=1, sliding_window=6)
+    config = SimpleNamespace(num_ids=8, rope_scaling_factor=1, sliding_window=6)
     monkeypatch.setattr(verify_engines, "log_probabilities", lambda *arguments: {})
     monkeypatch.setattr(verify_engines, "differences", lambda *arguments: (apart, 9.0))
     given = verify_engines.Given("model.gguf", "gguf", config, {}, rounds=True)

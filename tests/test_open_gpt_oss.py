@@ -45,7 +45,7 @@ def state_of(dtype=torch.float32, wide_norms=False, **changes) -> dict:
     tensors = random_model(config, dtype).state_dict()
     for name, tensor in tensors.items():
         if name in names.VOCABULARY:
-            tensor[config.used_vocab_size or config.vocab_size :] = 0
+            tensor[config.num_ids :] = 0
         if wide_norms and name.endswith("norm.scale"):
             tensors[name] = tensor.float() * 1.001  # not a bfloat16
     state = {"model_name": "gptoss", "config": asdict(config), "step": 0, "model": dict(tensors)}

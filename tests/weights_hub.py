@@ -6,15 +6,16 @@ hashes, and `resolve`, which redirects large files to another path as the Hub do
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from hub_server import LoopbackServer
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
-class WeightsHub(ThreadingHTTPServer):
-    """Serves `files` (path -> bytes) as the model repository `repo`; a context manager.
+class WeightsHub(LoopbackServer):
+    """Serves `files` (path -> bytes) as the model repository `repo`.
 
     .safetensors files are LFS files. `asked` lists (path, first byte) of every request of a file.
     `info` replaces the repository's information; `listed` (path -> entries) changes what is listed of a file.
@@ -23,28 +24,14 @@ class WeightsHub(ThreadingHTTPServer):
         ("whole",): the whole file whatever was asked; ("status", n)
     """
 
-    daemon_threads = True
-
     def __init__(self, files: dict[str, bytes], repo: str = "openai/gpt-oss-20b"):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.files, self.repo = files, repo
         self.asked: list[tuple[str, int]] = []
         self.faults: dict[str, list[tuple | None]] = {}
         self.listed: dict[str, dict] = {}
         self.info: bytes | None = None
         self.status = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
 
     def handle_error(self, *_):
         """A client that closes its connection early is no error."""

@@ -27,7 +27,7 @@ USER, MODEL = "user", "assistant"  # the roles of a turn
 TEXT, ANALYSIS = "text", "analysis"  # channels of an answer: of a model without channels, and reasoning
 PIECES_PER_SECOND = 20  # a browser takes about 14 ms to draw one
 ONE_AT_A_TIME = threading.Lock()  # for an answer: two at once take twice the memory, and as long as in turn
-_one_writer = threading.Lock()  # of conversations, in the pages of this process
+_one_writer = threading.Lock()  # the pages of this process write conversations one at a time
 
 
 # ------------------------------------------------------------------------------------------ checkpoints
@@ -175,7 +175,7 @@ class Answer:
 
     text: str = ""
     analysis: str = ""  # the reasoning in front of it, in a chat format that has it
-    channel: str = TEXT  # of the last piece
+    channel: str = TEXT  # the channel of the last piece
     tokens: int = 0
     end: str = "stopped"  # then "ended" after a stop token, or "max tokens"
 

@@ -85,7 +85,7 @@ class LeanDecoder:
             _Layer(block, cfg, window, rows, max_length) for block, window in zip(model.block, cfg.windows)
         ]
         self.norm = _Norm(model.norm)
-        self.used = cfg.used_vocab_size or cfg.vocab_size
+        self.used = cfg.num_ids
         head = model.unembedding.weight.detach()[: self.used]
         self.head_is_copy = head.numel() <= LARGEST_COPIED_HEAD
         self.head, self.head_bias = (
@@ -270,13 +270,13 @@ class _Buffers:
         self.value = self.raw[:, qk : qk + G * C].view(number, G, C)
         self.qk = empty(groups)
         self.query, self.key = self.qk.flatten(0, 1)[:, :-1], self.qk[:, :, -1]
-        # of one head, and of each head, because the rotation is faster without broadcasting
+        # cos and sin for one head, and copies for all heads: without broadcasting the rotation is faster
         self.cos, self.sin, self.wide_cos, self.wide_sin = (
             empty(size) for size in ((number, C), (number, C), groups, groups)
         )
         self.flat_attended = empty(number * G, H // G, C)
         self.attended = self.flat_attended.view(number, H * C)
-        self.scratch: dict[Any, Any] = {}  # of the experts
+        self.scratch: dict[Any, Any] = {}  # the experts keep their working memory here
 
 
 class _Norm:

@@ -106,8 +106,8 @@ class NumbersAhead:
         self.generators, self.left = generators, steps
         # rows that share a generator take turns
         self.ahead = AHEAD if len(set(map(id, generators))) == len(generators) else 1
-        self.rows: list[int] = []  # of the block
-        self.states: list[torch.Tensor] = []  # of their generators before it
+        self.rows: list[int] = []  # the rows whose numbers the block holds
+        self.states: list[torch.Tensor] = []  # the states of their generators before the block was drawn
         self.used = self.size = 0
 
     def next(self, rows: list[int]) -> torch.Tensor:

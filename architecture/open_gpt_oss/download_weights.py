@@ -308,7 +308,9 @@ def download(repository: str, layout: str, folder: Path) -> str:
         with writing(folder):  # config.json last: without it nothing reads the folder
             for file in sorted(missing, key=lambda file: file.name == "config.json"):
                 (arriving / file.arriving).replace(folder / file.name)
-            for name in old.keys() - files_of:  # of an older revision: a reader would take it for a shard
+            for name in (
+                old.keys() - files_of
+            ):  # an older revision had it, and a reader would take it for a shard
                 (folder / name).unlink(missing_ok=True)
         write_json_atomic(folder / RECORD, record)
         shutil.rmtree(arriving, ignore_errors=True)

@@ -17,7 +17,9 @@ INSTALL = {
     "llama.cpp": ("xllamacpp", "pip install -r requirements-peers.txt"),
     "mlx": ("mlx_lm", "pip install -r requirements-peers.txt"),
 }  # {engine: (its module, how to install it)}
-MOST_PREFIXES = 24  # of a row, because llama.cpp gives log-probabilities for one position at a time
+MOST_PREFIXES = (
+    24  # at most so many in a row, because llama.cpp gives log-probabilities for one position at a time
+)
 
 
 class LlamaCpp:

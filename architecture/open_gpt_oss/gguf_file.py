@@ -126,7 +126,7 @@ def write(
     for key, value in settings(config).items():
         {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_tokenizer(writer, encoding, config.used_vocab_size or config.vocab_size, chat_template)
+    _add_tokenizer(writer, encoding, config.num_ids, chat_template)
     stored = names.stored(without_values(Transformer, config).state_dict(), config)
     for name, whole in stored.items():
         kind = matrix if name.endswith(MATRICES) else kinds.F32
@@ -166,7 +166,7 @@ def settings(config: ModelConfig) -> dict[str, Any]:
     values = {key: getattr(config, name) for name, key in KEYS.items()}
     values |= {
         "context_length": config.context_limit,
-        "vocab_size": config.used_vocab_size or config.vocab_size,
+        "vocab_size": config.num_ids,
         "feed_forward_length": config.intermediate_size,
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": RMSNorm.eps,

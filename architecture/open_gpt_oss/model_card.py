@@ -195,7 +195,7 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         "context_limit": config.context_limit,
         "interval": "no interval recorded",
         "tokenizer_name": state["tokenizer"]["name"],
-        "ids": config.used_vocab_size or config.vocab_size,
+        "ids": config.num_ids,
         "stored": str(next(iter(described(state["model"]).values())).dtype).removeprefix("torch."),
         "step": state["step"],
         "planned": _planned(state["step"], train, starts),

@@ -161,7 +161,7 @@ def _rows(name: str) -> int:
 def original_config(config: ModelConfig) -> dict[str, Any]:
     """The content of original/config.json."""
     values = {name: getattr(config, name) for name in ORIGINAL_FIELDS}
-    return values | {"vocab_size": config.used_vocab_size or config.vocab_size}
+    return values | {"vocab_size": config.num_ids}
 
 
 def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) 
         "num_local_experts": config.num_experts,
         "num_experts_per_tok": config.experts_per_token,
         "experts_per_token": config.experts_per_token,
-        "vocab_size": config.used_vocab_size or config.vocab_size,
+        "vocab_size": config.num_ids,
         "layer_types": list(config.resolved_layer_types),
         "initial_context_length": config.initial_context_length,
         "max_position_embeddings": config.context_limit,

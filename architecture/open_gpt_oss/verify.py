@@ -75,7 +75,7 @@ def random_ids(config: ModelConfig, tokens: int | None) -> torch.Tensor:
     tokens = min(3 * config.sliding_window + 1, limit) if tokens is None else tokens
     if not 2 <= tokens <= limit:
         raise ValueError(f"--tokens must be from 2 to the context limit of {limit}, got {tokens}")
-    used = config.used_vocab_size or config.vocab_size
+    used = config.num_ids
     return torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
 
 

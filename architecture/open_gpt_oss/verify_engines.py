@@ -67,7 +67,7 @@ def with_engine(engine: str, given: Given, ours: Transformer, ids: torch.Tensor,
     """
     print(f"{engine}: {size(ids, ours.config)}")
     layout = next(layout for layout, program in targets.PROGRAMS.items() if program == engine)
-    used = ours.config.used_vocab_size or ours.config.vocab_size
+    used = ours.config.num_ids
     with tempfile.TemporaryDirectory() as scratch:
         path = given.path if given.layout == layout else exported(given, layout, Path(scratch))
         theirs = log_probabilities(engine, path, ids, used)
@@ -124,7 +124,7 @@ def differences(
 
     Both in nats.
     """
-    used = ours.config.used_vocab_size or ours.config.vocab_size
+    used = ours.config.num_ids
     values = ours(ids).logits[..., :used].float().log_softmax(-1)
     apart = [(values[row, length - 1] - their).abs().max() for (row, length), their in theirs.items()]
     return torch.stack(apart), max(their.abs().max().item() for their in theirs.values())

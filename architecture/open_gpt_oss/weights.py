@@ -179,7 +179,7 @@ def checksum(tensor: torch.Tensor) -> int:
 
 def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding:
     """The encoding in a folder, or gpt-oss's own for a model with its number of ids. Raises ValueError."""
-    path, used = Path(folder) / TOKENIZER, config.used_vocab_size or config.vocab_size
+    path, used = Path(folder) / TOKENIZER, config.num_ids
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
     elif used == HARMONY_IDS:
