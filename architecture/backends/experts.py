@@ -14,28 +14,28 @@ import torch
 import torch.nn.functional as F
 
 
+BLOCK_ROWS = int(__import__("os").environ.get("BR","512"))
+
+
 def sorted_experts(x, index, weight, experts):
     """Sort the tokens by expert, then multiply once per expert and matrix. Arguments as for loop_experts.
 
     Waits once for the device, to read the number of tokens of each expert.
     """
     order, inverse, dtype = _sort(x, index)
-    x, k, input_dtype = x.to(dtype), index.shape[1], x.dtype
+    x, weight, input_dtype = x.to(dtype), weight.to(dtype), x.dtype
     E = experts.mlp1_weight.shape[0]
     sizes = torch.bincount(index.flatten(), minlength=E + 1).tolist()  # the last group is the dropped ones
     matrices = [w.to(dtype) for w in experts[:4]]
     if experts.swiglu_limit is not None:
-        rows = _SwigluExperts.apply(
-            x, order, inverse, k, *matrices, sizes[:-1], experts.swiglu_limit, experts.swiglu_alpha
-        )
-    else:
-        rows = _Distribute.apply(x, order, inverse, k)
-        parts = [torch.zeros_like(rows[len(rows) - sizes[-1] :])]
-        # with unbind, the gradient of E slices is one stack; with indexing, it is E additions of full size
-        for part, w1, b1, w2, b2 in zip(rows.split(sizes), *(w.unbind(0) for w in matrices)):
-            parts.insert(-1, F.linear(experts.activation(F.linear(part, w1, b1)), w2, b2))
-        rows = torch.cat(parts)
-    return _Combine.apply(rows, weight.to(dtype), order, inverse).to(input_dtype)
+        limit, alpha = experts.swiglu_limit, experts.swiglu_alpha
+        return _SwigluExperts.apply(x, weight, order, inverse, *matrices, sizes, limit, alpha).to(input_dtype)
+    rows = _Distribute.apply(x, order, inverse, index.shape[1])
+    parts = [torch.zeros_like(rows[len(rows) - sizes[-1] :])]
+    # with unbind, the gradient of E slices is one stack; with indexing, it is E additions of full size
+    for part, w1, b1, w2, b2 in zip(rows.split(sizes), *(w.unbind(0) for w in matrices)):
+        parts.insert(-1, F.linear(experts.activation(F.linear(part, w1, b1)), w2, b2))
+    return _Combine.apply(torch.cat(parts), weight, order, inverse).to(input_dtype)
 
 
 def grouped_experts(x, index, weight, experts):
@@ -95,16 +95,12 @@ class _Distribute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return _sum_of_copies(grad, *ctx.saved_tensors, ctx.k), None, None, None
+        return _sum_of_copies(grad, ctx.saved_tensors[0].view(-1, ctx.k)), None, None, None
 
 
-def _sum_of_copies(rows, inverse, k):
-    """rows (R, D) -> (N, D), the sum over the k rows of each token."""
-    first, *others = inverse.view(-1, k).unbind(1)
-    out = rows.index_select(0, first)
-    for other in others:
-        out += rows.index_select(0, other)
-    return out
+def _sum_of_copies(rows, inverse, weight=None):
+    """rows (R, D), inverse (N, k), weight (N, k) or None for 1 -> (N, D), the sum over each token's k rows."""
+    return F.embedding_bag(inverse, rows, mode="sum", per_sample_weights=weight)  # one pass over the rows
 
 
 class _Combine(torch.autograd.Function):
@@ -113,10 +109,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, weight, order, inverse):
         ctx.save_for_backward(rows, weight, order, inverse)
-        out = rows.new_zeros(len(weight), rows.shape[1])
-        for slot, share in zip(inverse.view_as(weight).unbind(1), weight.unbind(1)):
-            out.addcmul_(rows.index_select(0, slot), share[:, None])
-        return out
+        return _sum_of_copies(rows, inverse.view_as(weight), weight)
 
     @staticmethod
     def backward(ctx, grad):
@@ -127,87 +120,113 @@ class _Combine(torch.autograd.Function):
 
 
 class _SwigluExperts(torch.autograd.Function):
-    """Every expert with swiglu on its own rows, with a hand-written gradient, which takes most of the time.
+    """sorted_experts with swiglu and a hand-written gradient.
 
-    x: (N, D). Among the R rows sorted by expert, sizes[e] belong to expert e; the rest are dropped, giving 0.
-    w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D). Returns (R, D).
-    The backward pass gathers the rows again. Saving x instead of the rows takes no memory, because the router
-    also saves x.
+    x: (N, D).  weight: (N, k).  Among the R rows sorted by expert, sizes[e] belong to expert e and the last
+    sizes[E] are dropped.  w1: (E, 2F, D), b1: (E, 2F), gate and up interleaved; w2: (E, D, F), b2: (E, D).
+    Returns (N, D).
 
-    The experts run one after another, so that the intermediate values stay in the cache. Gate and up come
-    from two products, with the even and the odd rows of w1, so that each is contiguous. With z = alpha gate,
-    the gated half is silu(z) / alpha: silu and its gradient are one kernel each, and the products include the
-    factors.
+    The experts run one after another, each from the gather of its rows to its output, so that intermediate
+    values stay in the cache. Gate and up come from one product with a copy of w1 in which the gates come
+    first, so that each half is contiguous within a row. With z = alpha gate, the gated half is silu(z) /
+    alpha: silu and its gradient are one kernel each, and the copy and the products include the factors.
     """
 
     @staticmethod
-    def forward(ctx, x, order, inverse, k, w1, b1, w2, b2, sizes, limit, alpha):
-        rows = x.index_select(0, order // k)
-        z, shifted = rows.new_empty(2, sum(sizes), w2.shape[2])
-        out = rows.new_empty(rows.shape)
-        out[sum(sizes) :] = 0
-        for e, part in _parts(sizes):
-            some = rows[part]
-            torch.addmm(b1[e, 0::2], some, w1[e, 0::2].mT, beta=alpha, alpha=alpha, out=z[part])
-            torch.addmm(b1[e, 1::2] + 1, some, w1[e, 1::2].mT, out=shifted[part])
-            inner, _, _ = _gated(z[part], shifted[part], limit, alpha)
-            torch.addmm(b2[e], inner, w2[e].mT, alpha=1 / alpha, out=out[part])
-        ctx.save_for_backward(x, order, inverse, w1, w2, z, shifted)
-        ctx.k, ctx.sizes, ctx.limit, ctx.alpha = k, sizes, limit, alpha
-        return out
+    def forward(ctx, x, weight, order, inverse, w1, b1, w2, b2, sizes, limit, alpha):
+        token, R = order // weight.shape[1], len(order) - sizes[-1]
+        w1 = _halves(w1, alpha)  # (E, 2, F, D)
+        b1 = _halves(b1, alpha)[:, :, None] + w1.new_tensor([0.0, 1.0]).view(2, 1, 1)
+        up = x.new_empty(2, R, w2.shape[2])  # z, and up + 1
+        rows = x.new_empty(len(order), x.shape[1])
+        rows[R:] = 0
+        clamped = []
+        for some, out, up_e, w1_e, b1_e, w2_e, b2_e in _by_expert(sizes, (token, rows), up, (w1, b1, w2, b2)):
+            part = x.index_select(0, some)
+            _products(up_e, b1_e, part, w1_e)
+            z, shifted = up_e
+            clamped.append(_clamps(z, shifted, limit, alpha))
+            if clamped[-1]:
+                z, shifted = z.clamp(max=alpha * limit), shifted.clamp(1 - limit, 1 + limit)
+            torch.addmm(b2_e, F.silu(z).mul_(shifted), w2_e.mT, alpha=1 / alpha, out=out)
+        ctx.save_for_backward(x, weight, order, inverse, w1, w2, up, rows)
+        ctx.sizes, ctx.clamped, ctx.limit, ctx.alpha = sizes, clamped, limit, alpha
+        return _sum_of_copies(rows, inverse.view_as(weight), weight)
 
     @staticmethod
     def backward(ctx, grad):
-        x, order, inverse, w1, w2, z, shifted = ctx.saved_tensors
-        alpha, rows = ctx.alpha, x.index_select(0, order // ctx.k)
-        d_rows = rows.new_empty(rows.shape)
-        d_rows[sum(ctx.sizes) :] = 0
+        x, weight, order, inverse, w1, w2, up, rows = ctx.saved_tensors
+        limit, alpha = ctx.limit, ctx.alpha
+        token, share = order // weight.shape[1], weight.flatten()[order, None]
+        d_rows, d_share = torch.zeros_like(rows), torch.zeros_like(share[:, 0])
         d_w1, d_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        d_b1, d_b2 = w1.new_zeros(w1.shape[:2]), w2.new_zeros(w2.shape[:2])
-        for e, part in _parts(ctx.sizes):
-            some, d_out = rows[part], grad[part]
-            inner, silu, (z_part, up_part, outside) = _gated(z[part], shifted[part], ctx.limit, alpha)
-            torch.addmm(d_w2[e], d_out.mT, inner, beta=0, alpha=1 / alpha, out=d_w2[e])
-            torch.sum(d_out, 0, out=d_b2[e])
+        d_b1, d_b2 = w1.new_zeros(w1.shape[:3]), w2.new_zeros(w2.shape[:2])
+        clamped = iter(ctx.clamped)
+        for some, out, share_e, d_x, d_share_e, up_e, w1_e, w2_e, d_w1_e, d_b1_e, d_w2_e, d_b2_e in _by_expert(
+            ctx.sizes, (token, rows, share, d_rows, d_share), up, (w1, w2, d_w1, d_b1, d_w2, d_b2)
+        ):
+            part, d_out = x.index_select(0, some), grad.index_select(0, some)
+            torch.linalg.vecdot(d_out, out, out=d_share_e)
+            d_out.mul_(share_e)
+            torch.sum(d_out, 0, out=d_b2_e)
+            z, shifted = up_e
+            if is_clamped := next(clamped):
+                outside = z > alpha * limit, (shifted < 1 - limit) | (shifted > 1 + limit)
+                z, shifted = z.clamp(max=alpha * limit), shifted.clamp(1 - limit, 1 + limit)
+            silu = F.silu(z)
+            inner = silu * shifted
+            torch.addmm(d_w2_e, d_out.mT, inner, beta=0, alpha=1 / alpha, out=d_w2_e)
             # d_inner overwrites inner, which is no longer needed
-            d_inner = torch.addmm(inner, d_out, w2[e], beta=0, alpha=1 / alpha, out=inner)
-            d_up = silu.mul_(d_inner)
-            d_z = torch.ops.aten.silu_backward(d_inner.mul_(up_part), z_part)
-            if outside is not None:
+            d_inner = torch.addmm(inner, d_out, w2_e, beta=0, alpha=1 / alpha, out=inner)
+            d_shifted = silu.mul_(d_inner)
+            d_z = torch.ops.aten.silu_backward(d_inner.mul_(shifted), z)
+            if is_clamped:
                 d_z.masked_fill_(outside[0], 0)
-                d_up.masked_fill_(outside[1], 0)
-            for half, d, scale in ((0, d_z, alpha), (1, d_up, 1.0)):
-                torch.addmm(d_w1[e, half::2], d.mT, some, beta=0, alpha=scale, out=d_w1[e, half::2])
-                torch.sum(d, 0, out=d_b1[e, half::2])
-                # the first half sets d_rows, the second half adds to it
-                torch.addmm(d_rows[part], d, w1[e, half::2], beta=half, alpha=scale, out=d_rows[part])
-        d_b1[:, 0::2] *= alpha
-        d_x = _sum_of_copies(d_rows, inverse, ctx.k)
-        return d_x, None, None, None, d_w1, d_b1, d_w2, d_b2, None, None, None
+                d_shifted.masked_fill_(outside[1], 0)
+            for half, d in enumerate((d_z, d_shifted)):
+                torch.mm(d.mT, part, out=d_w1_e[half])
+                torch.sum(d, 0, out=d_b1_e[half])
+            torch.mm(d_z, w1_e[0], out=d_x)
+            d_x.addmm_(d_shifted, w1_e[1])
+        d_x = _sum_of_copies(d_rows, inverse.view_as(weight))
+        d_weight = d_share[inverse].view_as(weight)
+        d_w1, d_b1 = (_interleaved(d, alpha) for d in (d_w1, d_b1))
+        return d_x, d_weight, None, None, d_w1, d_b1, d_w2, d_b2, None, None, None
+
+import os
+if os.environ.get("BMM"):
+    def _products(up, b1, part, w1):
+        torch.baddbmm(b1, part.expand(2, -1, -1), w1.mT, out=up)
+else:
+    def _products(up, b1, part, w1):
+        for half in 0, 1:
+            torch.addmm(b1[half, 0], part, w1[half].mT, out=up[half])
 
 
-def _parts(sizes):
-    """Each expert that has rows, with the slice of its rows."""
-    end = 0
-    for e, size in enumerate(sizes):
-        start, end = end, end + size
+def _halves(x, alpha):
+    """(E, 2F, ...) interleaved -> (E, 2, F, ...), the first half times alpha."""
+    x = x.unflatten(1, (-1, 2)).transpose(1, 2)
+    return torch.stack((x[:, 0] * alpha, x[:, 1]), 1)
+
+
+def _interleaved(d, alpha):
+    """The gradient of _halves."""
+    return torch.stack((d[:, 0] * alpha, d[:, 1]), 2).flatten(1, 2)
+
+
+def _by_expert(sizes, by_row, up, by_expert):
+    """For each expert that has rows, its part of the tensors by_row (R, ...) and of those by_expert (E, ...)."""
+    parts = (x.split_with_sizes(sizes) for x in by_row)
+    for size, *views in zip(sizes, *parts, up.split_with_sizes(sizes[:-1], dim=1), *(x.unbind(0) for x in by_expert)):
         if size:
-            yield e, slice(start, end)
+            yield views
 
 
-def _gated(z, shifted, limit, alpha):
-    """alpha times swiglu, where gate = z / alpha and up = shifted - 1 are clamped to limit.
-
-    Returns the result; silu(z); and z, shifted and a pair of masks, after clamping. The masks are True where
-    a clamp acts. On a CPU, where the check does not wait for a device, they are None if no clamp acts.
-    """
-    most, low, high = alpha * limit, 1 - limit, 1 + limit
-    outside = None
-    if z.device.type != "cpu" or not _within(z, -math.inf, most) or not _within(shifted, low, high):
-        outside = z > most, (shifted < low) | (shifted > high)
-        z, shifted = z.clamp(max=most), shifted.clamp(low, high)
-    silu = F.silu(z)
-    return silu * shifted, silu, (z, shifted, outside)
+def _clamps(z, shifted, limit, alpha):
+    """Whether a clamp acts. Only a CPU looks, because it need not wait for a device."""
+    if z.device.type != "cpu":
+        return True
+    return not (_within(z, -math.inf, alpha * limit) and _within(shifted, 1 - limit, 1 + limit))
 
 
 def _within(x, low, high):
