@@ -584,7 +584,7 @@ class MLPBlock(nn.Module):
         counts = torch.ones_like(normaliser) if counted is None else counted.to(normaliser.dtype)
         total = counts.sum().clamp(min=1)
         chosen = index
-        assigned = (index[..., None] == torch.arange(E, device=x.device)).sum(1)  # (N, E), 0 or 1
+        assigned = torch.zeros_like(probability).scatter_(1, index, 1.0)  # (N, E), 0 or 1
         dropped = logits.new_zeros(())
         if self.training and self.config.capacity_factor is not None:
             rivals = assigned * counts[:, None] > 0  # positions that are not counted use no capacity

@@ -134,90 +134,93 @@ class _SwigluExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, order, inverse, w1, b1, w2, b2, sizes, limit, alpha):
-        token, R = order // weight.shape[1], len(order) - sizes[-1]
-        w1 = _halves(w1, alpha)  # (E, 2, F, D)
-        b1 = _halves(b1, alpha)[:, :, None] + w1.new_tensor([0.0, 1.0]).view(2, 1, 1)
-        up = x.new_empty(2, R, w2.shape[2])  # z, and up + 1
-        rows = x.new_empty(len(order), x.shape[1])
-        rows[R:] = 0
+        token, number = order // weight.shape[1], len(order) - sizes[-1]
+        w_gate, w_up = _halves(w1, alpha)
+        b_gate, b_up = _halves(b1, alpha)
+        z, shifted = x.new_empty(2, number, w2.shape[2])
+        rows = _rows(x, len(order), number)
         clamped = []
-        for some, out, up_e, w1_e, b1_e, w2_e, b2_e in _by_expert(sizes, (token, rows), up, (w1, b1, w2, b2)):
+        for some, out, z_e, shifted_e, w_gate_e, w_up_e, b_gate_e, b_up_e, w2_e, b2_e in _by_expert(
+            sizes[:-1], (token, rows, z, shifted), (w_gate, w_up, b_gate, b_up + 1, w2, b2)
+        ):
             part = x.index_select(0, some)
-            _products(up_e, b1_e, part, w1_e)
-            z, shifted = up_e
-            clamped.append(_clamps(z, shifted, limit, alpha))
+            torch.addmm(b_gate_e, part, w_gate_e.mT, out=z_e)
+            torch.addmm(b_up_e, part, w_up_e.mT, out=shifted_e)
+            clamped.append(_clamps(z_e, shifted_e, limit, alpha))
             if clamped[-1]:
-                z, shifted = z.clamp(max=alpha * limit), shifted.clamp(1 - limit, 1 + limit)
-            torch.addmm(b2_e, F.silu(z).mul_(shifted), w2_e.mT, alpha=1 / alpha, out=out)
-        ctx.save_for_backward(x, weight, order, inverse, w1, w2, up, rows)
+                z_e, shifted_e = z_e.clamp(max=alpha * limit), shifted_e.clamp(1 - limit, 1 + limit)
+            torch.addmm(b2_e, F.silu(z_e).mul_(shifted_e), w2_e.mT, alpha=1 / alpha, out=out)
+        ctx.save_for_backward(x, weight, order, inverse, w_gate, w_up, w2, z, shifted, rows)
         ctx.sizes, ctx.clamped, ctx.limit, ctx.alpha = sizes, clamped, limit, alpha
         return _sum_of_copies(rows, inverse.view_as(weight), weight)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, order, inverse, w1, w2, up, rows = ctx.saved_tensors
+        x, weight, order, inverse, w_gate, w_up, w2, z, shifted, rows = ctx.saved_tensors
         limit, alpha = ctx.limit, ctx.alpha
         token, share = order // weight.shape[1], weight.flatten()[order, None]
-        d_rows, d_share = torch.zeros_like(rows), torch.zeros_like(share[:, 0])
-        d_w1, d_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        d_b1, d_b2 = w1.new_zeros(w1.shape[:3]), w2.new_zeros(w2.shape[:2])
+        d_rows, d_share = _rows(x, len(rows), len(z)), torch.zeros_like(share[:, 0])
+        d_w_gate, d_w_up, d_w2 = (torch.zeros_like(w) for w in (w_gate, w_up, w2))
+        d_b_gate, d_b_up, d_b2 = (w.new_zeros(w.shape[:2]) for w in (w_gate, w_up, w2))
         clamped = iter(ctx.clamped)
-        for some, out, share_e, d_x, d_share_e, up_e, w1_e, w2_e, d_w1_e, d_b1_e, d_w2_e, d_b2_e in _by_expert(
-            ctx.sizes, (token, rows, share, d_rows, d_share), up, (w1, w2, d_w1, d_b1, d_w2, d_b2)
-        ):
+        for (
+            some, out, share_e, z_e, shifted_e, d_part, d_share_e,
+            w_gate_e, w_up_e, w2_e, d_w_gate_e, d_w_up_e, d_w2_e, d_b_gate_e, d_b_up_e, d_b2_e,
+        ) in _by_expert(
+            ctx.sizes[:-1],
+            (token, rows, share, z, shifted, d_rows, d_share),
+            (w_gate, w_up, w2, d_w_gate, d_w_up, d_w2, d_b_gate, d_b_up, d_b2),
+        ):  # fmt: skip
             part, d_out = x.index_select(0, some), grad.index_select(0, some)
             torch.linalg.vecdot(d_out, out, out=d_share_e)
             d_out.mul_(share_e)
             torch.sum(d_out, 0, out=d_b2_e)
-            z, shifted = up_e
             if is_clamped := next(clamped):
-                outside = z > alpha * limit, (shifted < 1 - limit) | (shifted > 1 + limit)
-                z, shifted = z.clamp(max=alpha * limit), shifted.clamp(1 - limit, 1 + limit)
-            silu = F.silu(z)
-            inner = silu * shifted
+                outside = z_e > alpha * limit, (shifted_e < 1 - limit) | (shifted_e > 1 + limit)
+                z_e, shifted_e = z_e.clamp(max=alpha * limit), shifted_e.clamp(1 - limit, 1 + limit)
+            silu = F.silu(z_e)
+            inner = silu * shifted_e
             torch.addmm(d_w2_e, d_out.mT, inner, beta=0, alpha=1 / alpha, out=d_w2_e)
             # d_inner overwrites inner, which is no longer needed
             d_inner = torch.addmm(inner, d_out, w2_e, beta=0, alpha=1 / alpha, out=inner)
             d_shifted = silu.mul_(d_inner)
-            d_z = torch.ops.aten.silu_backward(d_inner.mul_(shifted), z)
+            d_z = torch.ops.aten.silu_backward(d_inner.mul_(shifted_e), z_e)
             if is_clamped:
                 d_z.masked_fill_(outside[0], 0)
                 d_shifted.masked_fill_(outside[1], 0)
-            for half, d in enumerate((d_z, d_shifted)):
-                torch.mm(d.mT, part, out=d_w1_e[half])
-                torch.sum(d, 0, out=d_b1_e[half])
-            torch.mm(d_z, w1_e[0], out=d_x)
-            d_x.addmm_(d_shifted, w1_e[1])
+            torch.mm(d_z.mT, part, out=d_w_gate_e)
+            torch.sum(d_z, 0, out=d_b_gate_e)
+            torch.mm(d_shifted.mT, part, out=d_w_up_e)
+            torch.sum(d_shifted, 0, out=d_b_up_e)
+            torch.mm(d_z, w_gate_e, out=d_part)
+            d_part.addmm_(d_shifted, w_up_e)
         d_x = _sum_of_copies(d_rows, inverse.view_as(weight))
         d_weight = d_share[inverse].view_as(weight)
-        d_w1, d_b1 = (_interleaved(d, alpha) for d in (d_w1, d_b1))
+        d_w1, d_b1 = _interleaved(d_w_gate, d_w_up, alpha), _interleaved(d_b_gate, d_b_up, alpha)
         return d_x, d_weight, None, None, d_w1, d_b1, d_w2, d_b2, None, None, None
-
-import os
-if os.environ.get("BMM"):
-    def _products(up, b1, part, w1):
-        torch.baddbmm(b1, part.expand(2, -1, -1), w1.mT, out=up)
-else:
-    def _products(up, b1, part, w1):
-        for half in 0, 1:
-            torch.addmm(b1[half, 0], part, w1[half].mT, out=up[half])
 
 
 def _halves(x, alpha):
-    """(E, 2F, ...) interleaved -> (E, 2, F, ...), the first half times alpha."""
-    x = x.unflatten(1, (-1, 2)).transpose(1, 2)
-    return torch.stack((x[:, 0] * alpha, x[:, 1]), 1)
+    """(E, 2F, ...) interleaved -> alpha times the gates (E, F, ...), and the others (E, F, ...)."""
+    return x[:, 0::2] * alpha, x[:, 1::2].contiguous()
 
 
-def _interleaved(d, alpha):
+def _interleaved(d_gate, d_up, alpha):
     """The gradient of _halves."""
-    return torch.stack((d[:, 0] * alpha, d[:, 1]), 2).flatten(1, 2)
+    return torch.stack((d_gate * alpha, d_up), dim=2).flatten(1, 2)
 
 
-def _by_expert(sizes, by_row, up, by_expert):
+def _rows(x, number, used):
+    """(number, D) for the rows sorted by expert; those from `used` on, which are dropped, are 0."""
+    rows = x.new_empty(number, x.shape[1])
+    rows[used:] = 0
+    return rows
+
+
+def _by_expert(sizes, by_row, by_expert):
     """For each expert that has rows, its part of the tensors by_row (R, ...) and of those by_expert (E, ...)."""
-    parts = (x.split_with_sizes(sizes) for x in by_row)
-    for size, *views in zip(sizes, *parts, up.split_with_sizes(sizes[:-1], dim=1), *(x.unbind(0) for x in by_expert)):
+    parts = (x[: sum(sizes)].split_with_sizes(sizes) for x in by_row)
+    for size, *views in zip(sizes, *parts, *(x.unbind(0) for x in by_expert)):
         if size:
             yield views
 
