@@ -125,8 +125,8 @@ def compare(taken: dict[str, list[float]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=30, help="timed steps of each model (default: 30)")
-    parser.add_argument("--texts", type=int, default=15, help="timed generations, each (default: 15)")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each model (default: 20)")
+    parser.add_argument("--texts", type=int, default=7, help="timed generations, each (default: 7)")
     parser.add_argument("--shape", choices=SHAPES, help="this shape only; nothing is written")
     options = parser.parse_args()
     torch.set_num_threads(1)
