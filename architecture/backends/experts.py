@@ -103,6 +103,17 @@ def _sum_of_copies(rows, inverse, weight=None):
     return F.embedding_bag(inverse, rows, mode="sum", per_sample_weights=weight)  # one pass over the rows
 
 
+def _d_weight(grad, rows, inverse, weight):
+    """The gradient (N, k) of the weight of _sum_of_copies; grad: (N, D)."""
+    N, k = weight.shape
+    starts = torch.arange(0, N * k, k, device=grad.device)
+    token = torch.arange(N, device=grad.device).repeat_interleave(k)
+    d_weight = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad, rows, inverse, starts, token, mode=0
+    )
+    return d_weight.view(N, k)
+
+
 class _Combine(torch.autograd.Function):
     """rows (R, D), weight (N, k) -> (N, D), the weighted sum over the assignments of each token."""
 
@@ -115,8 +126,7 @@ class _Combine(torch.autograd.Function):
     def backward(ctx, grad):
         rows, weight, order, inverse = ctx.saved_tensors
         d_rows = grad.index_select(0, order // weight.shape[1])  # (R, D)
-        d_weight = torch.linalg.vecdot(d_rows, rows).index_select(0, inverse).view_as(weight)
-        return d_rows.mul_(weight.flatten()[order, None]), d_weight, None, None
+        return d_rows.mul_(weight.flatten()[order, None]), _d_weight(grad, rows, inverse, weight), None, None
 
 
 class _SwigluExperts(torch.autograd.Function):
@@ -159,20 +169,19 @@ class _SwigluExperts(torch.autograd.Function):
         x, weight, order, inverse, w_gate, w_up, w2, z, shifted, rows = ctx.saved_tensors
         limit, alpha = ctx.limit, ctx.alpha
         token, share = order // weight.shape[1], weight.flatten()[order, None]
-        d_rows, d_share = _rows(x, len(rows), len(z)), torch.zeros_like(share[:, 0])
+        d_rows = _rows(x, len(rows), len(z))
         d_w_gate, d_w_up, d_w2 = (torch.zeros_like(w) for w in (w_gate, w_up, w2))
         d_b_gate, d_b_up, d_b2 = (w.new_zeros(w.shape[:2]) for w in (w_gate, w_up, w2))
         clamped = iter(ctx.clamped)
         for (
-            some, out, share_e, z_e, shifted_e, d_part, d_share_e,
+            some, share_e, z_e, shifted_e, d_part,
             w_gate_e, w_up_e, w2_e, d_w_gate_e, d_w_up_e, d_w2_e, d_b_gate_e, d_b_up_e, d_b2_e,
         ) in _by_expert(
             ctx.sizes[:-1],
-            (token, rows, share, z, shifted, d_rows, d_share),
+            (token, share, z, shifted, d_rows),
             (w_gate, w_up, w2, d_w_gate, d_w_up, d_w2, d_b_gate, d_b_up, d_b2),
         ):  # fmt: skip
             part, d_out = x.index_select(0, some), grad.index_select(0, some)
-            torch.linalg.vecdot(d_out, out, out=d_share_e)
             d_out.mul_(share_e)
             torch.sum(d_out, 0, out=d_b2_e)
             if is_clamped := next(clamped):
@@ -195,7 +204,7 @@ class _SwigluExperts(torch.autograd.Function):
             torch.mm(d_z, w_gate_e, out=d_part)
             d_part.addmm_(d_shifted, w_up_e)
         d_x = _sum_of_copies(d_rows, inverse.view_as(weight))
-        d_weight = d_share[inverse].view_as(weight)
+        d_weight = _d_weight(grad, rows, inverse, weight) if ctx.needs_input_grad[1] else None
         d_w1, d_b1 = _interleaved(d_w_gate, d_w_up, alpha), _interleaved(d_b_gate, d_b_up, alpha)
         return d_x, d_weight, None, None, d_w1, d_b1, d_w2, d_b2, None, None, None
 
