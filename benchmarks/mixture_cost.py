@@ -58,9 +58,7 @@ def configs_of(shape: dict[str, Any]) -> dict[str, ModelConfig]:
 
     width = mixture.experts_per_token * mixture.intermediate_size
     active = mixture.parameter_counts()["active"]
-    nearest = min(
-        range(width, 2 * width), key=lambda w: abs(dense(w).parameter_counts()["active"] - active)
-    )
+    nearest = min(range(width, 2 * width), key=lambda w: abs(dense(w).parameter_counts()["active"] - active))
     return {MIXTURE: mixture, FLOPS: dense(width), PARAMETERS: dense(nearest)}
 
 
@@ -86,9 +84,7 @@ def generation(config: ModelConfig) -> Callable[[int], None]:
         draw = torch.Generator().manual_seed(rows)
         prompts = torch.randint(config.vocab_size, (rows, PROMPT), generator=draw).tolist()
         decoder = LeanDecoder(model, rows, PROMPT + NEW - 1)
-        generate(
-            model, prompts, max_tokens=NEW, generators=row_generators(0, rows), decoder=decoder
-        )
+        generate(model, prompts, max_tokens=NEW, generators=row_generators(0, rows), decoder=decoder)
 
     return write
 

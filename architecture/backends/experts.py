@@ -14,9 +14,6 @@ import torch
 import torch.nn.functional as F
 
 
-BLOCK_ROWS = int(__import__("os").environ.get("BR","512"))
-
-
 def sorted_experts(x, index, weight, experts):
     """Sort the tokens by expert, then multiply once per expert and matrix. Arguments as for loop_experts.
 
@@ -137,9 +134,9 @@ class _SwigluExperts(torch.autograd.Function):
     Returns (N, D).
 
     The experts run one after another, each from the gather of its rows to its output, so that intermediate
-    values stay in the cache. Gate and up come from one product with a copy of w1 in which the gates come
-    first, so that each half is contiguous within a row. With z = alpha gate, the gated half is silu(z) /
-    alpha: silu and its gradient are one kernel each, and the copy and the products include the factors.
+    values stay in the cache. Gate and up come from two products, with copies of the even and the odd rows of
+    w1, so that each is contiguous. With z = alpha gate, the gated half is silu(z) / alpha: silu and its
+    gradient are one kernel each, and the copies and the products include the factors.
     """
 
     @staticmethod
@@ -160,14 +157,15 @@ class _SwigluExperts(torch.autograd.Function):
             if clamped[-1]:
                 z_e, shifted_e = z_e.clamp(max=alpha * limit), shifted_e.clamp(1 - limit, 1 + limit)
             torch.addmm(b2_e, F.silu(z_e).mul_(shifted_e), w2_e.mT, alpha=1 / alpha, out=out)
-        ctx.save_for_backward(x, weight, order, inverse, w_gate, w_up, w2, z, shifted, rows)
+        ctx.save_for_backward(x, weight, order, inverse, w1, w2, z, shifted, rows)
         ctx.sizes, ctx.clamped, ctx.limit, ctx.alpha = sizes, clamped, limit, alpha
         return _sum_of_copies(rows, inverse.view_as(weight), weight)
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, order, inverse, w_gate, w_up, w2, z, shifted, rows = ctx.saved_tensors
+        x, weight, order, inverse, w1, w2, z, shifted, rows = ctx.saved_tensors
         limit, alpha = ctx.limit, ctx.alpha
+        w_gate, w_up = _halves(w1, alpha)  # made again, so that no copy of the weights is kept
         token, share = order // weight.shape[1], weight.flatten()[order, None]
         d_rows = _rows(x, len(rows), len(z))
         d_w_gate, d_w_up, d_w2 = (torch.zeros_like(w) for w in (w_gate, w_up, w2))
