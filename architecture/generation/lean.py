@@ -63,10 +63,15 @@ def obstacle(model: nn.Module) -> str | None:
 class LeanDecoder:
     """Feeds all rows together, as decode.Decoder, with which it agrees but for rounding."""
 
+    carries = False  # whether it decodes models that carry a state, or those that do not
+
     @torch.inference_mode()
     def __init__(self, model: nn.Module, rows: int, max_length: int):
         """max_length: most tokens of a row, with its padding. Raises ValueError if there is an obstacle."""
-        if reason := obstacle(model):
+        reason = obstacle(model)
+        if getattr(model, "carries", False) != self.carries:
+            reason = "it carries a state" if not self.carries else "it carries no state"
+        if reason:
             raise ValueError(f"the lean decoder cannot run this model, because {reason}; use decode.Decoder")
         cfg, self.embedding = model.config, model.embedding.weight.detach()
         self.attention = getattr(model, "lean_attention", None)
@@ -78,10 +83,7 @@ class LeanDecoder:
         if hasattr(model, "position_embedding"):
             self.places = model.position_embedding.weight.detach()
         elif model.rope is not None:
-            cos, sin = (
-                x[0, :, 0].to(self.embedding.dtype) for x in model.rope.tables(torch.arange(max_length)[None])
-            )
-            self.cos, self.sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # (max_length, C)
+            self.cos, self.sin = self.rotary_tables(model, torch.arange(max_length))
         self.layers = [
             _Layer(block, cfg, window, rows, max_length) for block, window in zip(model.block, cfg.windows)
         ]
@@ -91,6 +93,11 @@ class LeanDecoder:
         self.head_is_copy = head.numel() <= LARGEST_COPIED_HEAD
         self.head = self.norm.fold(head, head.new_zeros(self.used)) if self.head_is_copy else head.t()
         self._make_buffers(cfg)
+
+    def rotary_tables(self, model: nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions (P,) -> cosines and signed sines for both halves of a head, (P, C) each"""
+        cos, sin = (x[0, :, 0].to(self.embedding.dtype) for x in model.rope.tables(positions[None]))
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
     def _make_buffers(self, cfg) -> None:
         rows = len(self.padding)
@@ -184,9 +191,8 @@ class LeanDecoder:
             layer.finish(b)
 
     def _embed(self, b: _Buffers, ids, positions) -> None:
-        """Embeddings and rotary tables for ids and positions (N,)."""
-        torch.index_select(self.embedding, 0, ids, out=b.update)
-        b.hidden.copy_(b.update)
+        """Embeddings and rotary tables for ids, or embeddings (N, D), and positions (N,)."""
+        b.hidden.copy_(self.embedding.index_select(0, ids) if ids.dim() == 1 else ids)
         if self.places is not None:
             b.hidden.add_(self.places.index_select(0, positions))
         if self.cos is not None:
