@@ -105,6 +105,7 @@ class ContextTransformer(Transformer):
     carries = True  # trained on lanes, whose batches mark the beginnings of documents
     extends = "gptoss"  # can start from weights of this model, which lack added_parameters
     length_limit = 2**31 - 1  # longest text; it is read segment by segment
+    lean_parts = *Transformer.lean_parts, UpdateGate
     optimizer_rules = (
         (r"slot", "no_decay"),
         (r"state_projection\.weight", "decay"),

@@ -53,7 +53,9 @@ def chat(shared_data, monkeypatch):
     made = types.SimpleNamespace(
         turns=[], form=Harmony(tokenizer, instructions="Be brief.", reasoning="high")
     )
-    model = types.SimpleNamespace(tokenizer=tokenizer, config=types.SimpleNamespace(context_limit=300))
+    model = types.SimpleNamespace(
+        tokenizer=tokenizer, config=types.SimpleNamespace(context_limit=300), new_decoder=lambda *_: None
+    )
     made.tokenizer = tokenizer
 
     def ask(text, says, pieces=None):

@@ -10,6 +10,7 @@ from test_generation import build
 from architecture.generation import chat
 from architecture.generation.chat import Answer, Memory, prompt_of, put_turn, read_turns, text_of
 from architecture.generation.decode import generate
+from architecture.generation.lean import LeanDecoder
 from architecture.generation.text import stream_text
 
 NAME = "0123456789abcdef"
@@ -165,6 +166,7 @@ class Spelling:
     def __init__(self, model, text: str):
         self.tokenizer, self.config = model.tokenizer, model.config
         self.ids = [*text.encode(), model.tokenizer.eot_token]
+        self.new_decoder = lambda *_: None
 
 
 def test_no_piece_has_a_part_of_a_character(model, monkeypatch):
@@ -250,6 +252,42 @@ def test_a_step_that_fails_leaves_no_state_to_continue(model_with_state, monkeyp
     with pytest.raises(MemoryError):
         answer_to(model_with_state, turns, memory)
     assert memory.text is None and answer_to(model_with_state, turns, memory).text == expected
+
+
+# ---------------------------------------------------------------------------- a decoder over the turns
+
+
+def test_a_turn_reads_only_what_is_new_and_answers_as_if_it_had_read_all(monkeypatch):
+    model = build(initial_context_length=80, used_vocab_size=128)  # ASCII: a text has the ids that were drawn
+    memory, turns, fed, feed = Memory(), [], [], LeanDecoder.feed
+    monkeypatch.setattr(LeanDecoder, "feed", lambda self, ids: (fed.append(len(ids[0])), feed(self, ids))[1])
+    turns_read = [
+        ("abc", 4),
+        (",d", 3),
+        (",f", 32),
+    ]  # the decoder has room for two turns, then all is read again
+    for number, (said, new) in enumerate(turns_read):
+        turns.append(user(said))
+        del fed[:]
+        answer = answer_to(model, turns, memory, seed=number)
+        assert fed == [new, *[1] * 11]
+        assert answer.text == answer_to(model, turns, seed=number).text
+        turns.append(told(answer.text))
+
+
+def test_a_conversation_that_was_changed_or_cut_or_stopped_is_answered_as_if_read_again():
+    model, memory = build(initial_context_length=64, used_vocab_size=128), Memory()
+    first = answer_to(model, [user("abc")], memory, pieces=5)
+    conversations = [
+        [user("abc"), told(first.text), user("d")],  # stopped in the middle
+        [user("abc"), told(first.text), user("e")],  # the last message was edited
+        [user("abc"), told("x" + first.text[1:]), user("d")],
+        [user("x" * 50), told("y" * 30)],  # too long, so the beginning is left out
+        [user("x" * 50), told("y" * 31)],
+        [user("a")],
+    ]
+    for turns in conversations:
+        assert answer_to(model, turns, memory).text == answer_to(model, turns).text
 
 
 # ------------------------------------------------------------------------------------------------- pace

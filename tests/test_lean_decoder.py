@@ -8,10 +8,11 @@ import torch
 from small_model import SHAPE, V
 
 from architecture import gpt2
-from architecture.generation import lean
+from architecture.generation import lean, lean_segments
 from architecture.generation.decode import Decoder, generate, new_decoder
 from architecture.generation.lean import LeanDecoder
 from architecture.generation.sampling import row_generators
+from architecture.generation.segments import read_from_the_beginning
 from architecture.gptoss import FULL, SLIDING, Transformer
 from architecture.gptoss_context import ContextConfig, ContextTransformer
 
@@ -203,6 +204,52 @@ def test_rows_that_ended_leave_the_decoder(monkeypatch):
     for number in range(8):
         alone = row_generators(1, 8)[number : number + 1]
         assert rows[number : number + 1] == generate(model, [[10 + number]], generators=alone, **options)
+
+
+# --------------------------------------------------------------------------------------- carried states
+
+
+def context_model(**changes):
+    shape = SHAPE | dict(segment_length=5) | changes
+    return randomized(ContextTransformer(ContextConfig(**shape)))
+
+
+@pytest.mark.parametrize("pieces", [[1] * 13, [5, 1, 4, 6, 1], [4, 9], [17, 1, 1]], ids=str)
+@pytest.mark.parametrize(
+    "changes", [dict(), dict(gated_update=True, nope_stride=2), dict(carry_state=False)], ids=str
+)
+def test_segments_are_read_as_from_the_beginning(changes, pieces, experts):
+    model, texts, at = context_model(**changes), tokens(3, 30), 0
+    decoder = model.new_decoder(3, 0, True)
+    for size in pieces:
+        got = decoder.feed([text[at : at + size] for text in texts])
+        at += size
+        for ours, text in zip(got, texts):
+            theirs = read_from_the_beginning(model, text[:at])
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+    assert decoder.lean is not None
+    got = decoder.feed(
+        [text[at : at + size] for text, size in zip(texts, (1, 7, 3))]
+    )  # no longer equally long
+    assert decoder.lean is None
+    for ours, text, size in zip(got, texts, (1, 7, 3)):
+        torch.testing.assert_close(
+            ours, read_from_the_beginning(model, text[: at + size]), rtol=0, atol=1e-11
+        )
+
+
+def test_models_with_segments_that_it_cannot_read_go_to_the_general_decoder():
+    for changes, message in (
+        (dict(segment_length=6), "window is not longer"),
+        (dict(position="learned"), "positions are learned"),
+    ):
+        model = context_model(**changes)
+        assert message in lean_segments.obstacle(model)
+        assert model.new_decoder(2, 0, True).lean is None
+        with pytest.raises(ValueError, match=message):
+            lean_segments.LeanSegmentDecoder(model, 2)
+    with pytest.raises(ValueError, match="carries a state"):
+        LeanDecoder(context_model(), 1, 20)
 
 
 # ------------------------------------------------------------------------------- what it does not decode

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import nn
 
 from architecture.checkpoint import checkpoints, is_model_folder
-from architecture.generation.decode import generate_steps, length_limit
+from architecture.generation.decode import generate_steps, length_limit, new_decoder
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream, encode_prompt
 from architecture.tokenizer import encode_text
@@ -152,20 +152,33 @@ def prompt_of(
 
 @dataclass
 class Memory:
-    """What a model that carries a state has read of a conversation, so that it reads only what is new."""
+    """The decoder of a conversation, so that a turn reads only what is new.
+
+    A model that carries a state goes on if the text does. Any other goes on if the ids of the whole conversation
+    begin with those that were read; but for rounding, its answer is then that after reading all of them again.
+    """
 
     model: nn.Module | None = None
     decoder: Any = None
     text: str | None = None  # None: nothing that can be continued
     waiting: tuple[int, ...] = ()  # a token that is part of the text, and was not fed to the decoder
+    read: Sequence[int] = ()  # the ids that were fed to the decoder, of a model without a state
+    room: int = 0  # most ids that this decoder can read
 
     def resume(self, model: nn.Module, prompt: Prompt) -> list[int]:
         """The ids that the decoder has to read for this prompt; a new decoder reads all."""
-        if self.model is model and self.text is not None and prompt.text.startswith(self.text):
-            new = encode_text(model.tokenizer, prompt.text[len(self.text) :]).tolist()
-            if ids := [*self.waiting, *new]:
-                return ids
-        self.model, self.decoder = model, model.new_decoder(1, len(prompt.ids) + prompt.max_tokens, True)
+        carries, size = hasattr(model, "new_decoder"), len(prompt.ids) + prompt.max_tokens
+        if self.model is model and self.text is not None:
+            if not carries:
+                known = len(self.read)
+                if size <= self.room and known < len(prompt.ids) and prompt.ids[:known] == self.read:
+                    return prompt.ids[known:]
+            elif prompt.text.startswith(self.text):
+                new = encode_text(model.tokenizer, prompt.text[len(self.text) :]).tolist()
+                if ids := [*self.waiting, *new]:
+                    return ids
+        self.room = min(2 * size, length_limit(model))  # for turns to come
+        self.model, self.decoder = model, new_decoder(model, 1, self.room)
         return prompt.ids
 
 
@@ -188,20 +201,20 @@ def stream_answer(
     The caller may stop after any piece. seed: as for stream_text, of which this gives the text.
     sampling: temperature, top_k and top_p as for generate_steps.
     """
-    carries = hasattr(model, "new_decoder")
-    ids = memory.resume(model, prompt) if carries else prompt.ids
+    ids = memory.resume(model, prompt)
     steps = generate_steps(
         model,
         [ids],
         max_tokens=prompt.max_tokens,
         stop_tokens=prompt.stop_tokens,
         generators=row_generators(seed, 1),
-        decoder=memory.decoder if carries else None,
+        decoder=memory.decoder,
         **sampling,
     )
     stream = prompt.format.reader() if prompt.format else TextStream(model.tokenizer)
-    memory.text = None
+    memory.text, memory.waiting, memory.read = None, (), list(prompt.ids)
     for (token,) in steps:
+        memory.read += memory.waiting
         answer.tokens += 1
         if token in prompt.stop_tokens:
             answer.end, token = "ended", None

@@ -1,8 +1,9 @@
 """A decoder with few operator calls, for small models on a CPU, where the calls cost more than the arithmetic.
 
 Weights are laid out for it once: with the scale of the norm in front of them, transposed, and those of queries
-and keys a second time with swapped halves, so that the rotation is two operations. Buffers and their views are
-made once. Slot 0 of the cache is a null key whose score is the sink. `obstacle` says what it cannot do; the
+and keys a second time with swapped halves, so that the rotation is two operations. A bias is the last row of its
+matrix, for an input that ends with 1. Buffers and their views are made once. Slot 0 of the cache is a null key
+whose score is the sink. Of a prompt, the last layer computes only keys, values and the last column. `obstacle` says what it cannot do; the
 general decoder of decode.py does everything, and the tests hold the two together.
 
 The laid out weights are copies, so a decoder lives for one text: a model that trains on needs another one.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,10 +63,15 @@ def obstacle(model: nn.Module) -> str | None:
 class LeanDecoder:
     """Feeds all rows together, as decode.Decoder, with which it agrees but for rounding."""
 
-    @torch.no_grad()
+    carries = False  # whether it decodes models that carry a state, or those that do not
+
+    @torch.inference_mode()
     def __init__(self, model: nn.Module, rows: int, max_length: int):
         """max_length: most tokens of a row, with its padding. Raises ValueError if there is an obstacle."""
-        if reason := obstacle(model):
+        reason = obstacle(model)
+        if getattr(model, "carries", False) != self.carries:
+            reason = "it carries a state" if not self.carries else "it carries no state"
+        if reason:
             raise ValueError(f"the lean decoder cannot run this model, because {reason}; use decode.Decoder")
         cfg, self.embedding = model.config, model.embedding.weight.detach()
         self.attention = getattr(model, "lean_attention", None)
@@ -77,10 +83,7 @@ class LeanDecoder:
         if hasattr(model, "position_embedding"):
             self.places = model.position_embedding.weight.detach()
         elif model.rope is not None:
-            cos, sin = (
-                x[0, :, 0].to(self.embedding.dtype) for x in model.rope.tables(torch.arange(max_length)[None])
-            )
-            self.cos, self.sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # (max_length, C)
+            self.cos, self.sin = self.rotary_tables(model, torch.arange(max_length))
         self.layers = [
             _Layer(block, cfg, window, rows, max_length) for block, window in zip(model.block, cfg.windows)
         ]
@@ -88,10 +91,13 @@ class LeanDecoder:
         self.used = cfg.num_ids
         head = model.unembedding.weight.detach()[: self.used]
         self.head_is_copy = head.numel() <= LARGEST_COPIED_HEAD
-        self.head, self.head_bias = (
-            self.norm.fold(head, head.new_zeros(self.used)) if self.head_is_copy else (head.t(), None)
-        )
+        self.head = self.norm.fold(head, head.new_zeros(self.used)) if self.head_is_copy else head.t()
         self._make_buffers(cfg)
+
+    def rotary_tables(self, model: nn.Module, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """positions (P,) -> cosines and signed sines for both halves of a head, (P, C) each"""
+        cos, sin = (x[0, :, 0].to(self.embedding.dtype) for x in model.rope.tables(positions[None]))
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
     def _make_buffers(self, cfg) -> None:
         rows = len(self.padding)
@@ -104,7 +110,7 @@ class LeanDecoder:
         self.used_logits = self.logits[:, : self.used]
         self.config = cfg
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def feed(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append the prompts, or later equally many ids to each row. Returns (B, V) logits of the next ids.
 
@@ -130,14 +136,14 @@ class LeanDecoder:
             self.next_position.sub_(self.padding)
         columns = torch.tensor([[0] * pad + list(row) for pad, row in zip(shorter, ids)])
         if longest == 1:
-            self._run(self.step, columns[:, 0], self.next_position, self._attend_one)
+            self._run(self.step, columns[:, 0], self.next_position)
             self._count(1)
         else:
             for piece in columns.split(max(1, TOKENS_AT_ONCE // rows), dim=1):
-                hidden = self._read(piece)
-            self.step.hidden.copy_(hidden[:, -1])
+                self._read(piece)
         return self._logits()
 
+    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         index = torch.tensor(rows)
@@ -154,27 +160,39 @@ class LeanDecoder:
         """The head for the rows in self.step.hidden."""
         self.norm.apply(self.step)
         if self.head_is_copy:
-            torch.addmm(self.head_bias, self.step.x, self.head, out=self.used_logits)
+            torch.mm(self.step.x_and_one, self.head, out=self.used_logits)
         else:
             torch.mm(self.norm.scaled(self.step.x), self.head, out=self.used_logits)
         return self.logits
 
-    def _read(self, ids: torch.Tensor) -> torch.Tensor:
-        """Append ids (B, T) to the rows. Returns (B, T, D), the output of the last block."""
+    def _read(self, ids: torch.Tensor) -> None:
+        """Append ids (B, T) to the rows. The output of the last block for the last column is in step.hidden."""
         rows, T = ids.shape
-        buffers = self.new_buffers(rows * T)
+        b, last = self.new_buffers(rows * T), self.layers[-1]
         positions = (self.next_position[:, None] + torch.arange(T)).clamp(min=0)
         masks = {slots: self._visible_keys(slots, T) for slots in {layer.slots for layer in self.layers}}
-        attend = functools.partial(self._attend_many, masks=masks)
-        self._run(buffers, ids.flatten(), positions.flatten(), attend)
+        self._embed(b, ids.flatten(), positions.flatten())
+        for layer in self.layers[:-1]:
+            layer.project(b)
+            self._attend_many(layer, b, masks[layer.slots], T, b.attended)
+            layer.finish(b)
+        last.project(b)
+        self._attend_many(last, b, masks[last.slots], 1, self.step.attended)
+        self.step.hidden.copy_(b.hidden.view(rows, T, -1)[:, -1])
+        last.finish(self.step)
         self._count(T)
-        return buffers.hidden.view(rows, T, -1)
 
-    def _run(self, buffers: _Buffers, ids, positions, attend) -> None:
-        """Every block for ids and positions (N,); the result is in buffers.hidden."""
-        b = buffers
-        torch.index_select(self.embedding, 0, ids, out=b.x)
-        b.hidden.copy_(b.x)
+    def _run(self, b: _Buffers, ids, positions) -> None:
+        """Every block for one new column, ids and positions (B,); the result is in b.hidden."""
+        self._embed(b, ids, positions)
+        for layer in self.layers:
+            layer.project(b)
+            self._attend_one(layer, b)
+            layer.finish(b)
+
+    def _embed(self, b: _Buffers, ids, positions) -> None:
+        """Embeddings and rotary tables for ids, or embeddings (N, D), and positions (N,)."""
+        b.hidden.copy_(self.embedding.index_select(0, ids) if ids.dim() == 1 else ids)
         if self.places is not None:
             b.hidden.add_(self.places.index_select(0, positions))
         if self.cos is not None:
@@ -182,18 +200,6 @@ class LeanDecoder:
             torch.index_select(self.sin, 0, positions, out=b.sin)
             b.wide_cos.copy_(b.cos[:, None, None])
             b.wide_sin.copy_(b.sin[:, None, None])
-        for layer in self.layers:
-            layer.norm.apply(b)
-            if layer.rotated:
-                torch.addmm(layer.qkv_bias, b.x, layer.qkv, out=b.raw)
-                torch.mul(b.raw_qk, b.wide_cos, out=b.qk).addcmul_(b.raw_swapped, b.wide_sin)
-            else:
-                torch.addmm(layer.qkv_bias, b.x, layer.qkv, out=b.plain)
-                b.qk.copy_(b.raw_qk)
-            attend(layer, b)
-            b.hidden.add_(torch.addmm(layer.out_bias, b.attended, layer.out, out=b.update))
-            layer.mlp.norm.apply(b)
-            layer.mlp.add(b)
 
     def _attend_one(self, layer: _Layer, b: _Buffers) -> None:
         """Attention of one new column; the heads' results go to b.attended."""
@@ -221,23 +227,22 @@ class LeanDecoder:
             seen = seen & (key >= self.padding[:, None, None]) | (key == query)
         return seen.view(-1, 1, T, held + T)
 
-    def _attend_many(self, layer: _Layer, b: _Buffers, *, masks) -> None:
-        """Attention of several new columns; the heads' results go to b.attended."""
+    def _attend_many(self, layer: _Layer, b: _Buffers, mask, queries: int, out: torch.Tensor) -> None:
+        """Keep all new columns, and put the attention of the last `queries` of them into out (N, H*C)."""
         rows = len(self.padding)
         qk = b.qk.unflatten(0, (rows, -1))  # (B, T, G, M + 1, C)
         T, slots, held = qk.shape[1], layer.slots, min(self.length, layer.slots)
-        query = qk[..., :-1, :].flatten(2, 3) * math.sqrt(qk.shape[-1])  # (B, T, H, C), as sdpa divides by it
+        query, mask = qk[:, T - queries :, :, :-1].flatten(2, 3), mask[:, :, T - queries :]
+        query = query * math.sqrt(qk.shape[-1])  # (B, queries, H, C), as sdpa divides by it
         key, value = qk[..., -1, :], b.value.unflatten(0, (rows, T))  # (B, T, G, C)
         keys = torch.cat((layer.keys[..., 1 : 1 + held].permute(0, 3, 1, 2), key), dim=1)
         values = torch.cat((layer.values[:, :, 1 : 1 + held].transpose(1, 2), value), dim=1)
         if layer.sinks is None:
             q, k, v = (x.transpose(1, 2) for x in (query, keys, values))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[slots], enable_gqa=True).transpose(
-                1, 2
-            )
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
         else:
-            out = self.attention(query, keys, values, layer.sinks, masks[slots], 0.0)
-        b.attended.copy_(out.reshape(rows * T, -1))
+            found = self.attention(query, keys, values, layer.sinks, mask, 0.0)
+        out.copy_(found.reshape(out.shape))
         key, value = key.permute(0, 2, 3, 1), value.transpose(1, 2)  # (B, G, C, T) and (B, G, T, C)
         columns = torch.arange(self.length + max(0, T - slots), self.length + T)
         slot = 1 + columns % slots
@@ -259,7 +264,8 @@ class _Buffers:
         # the length of (x, sqrt(D eps)) is sqrt(D) times the root mean square of x with eps
         self.extended = torch.full((number, D + 1), math.sqrt(D * norm_eps), dtype=dtype)
         self.hidden, self.norms = self.extended[:, :D], empty(number, 1)
-        self.x, self.update = empty(number, D), empty(number, D)
+        self.x_and_one, self.update = torch.ones(number, D + 1, dtype=dtype), empty(number, D)
+        self.x = self.x_and_one[:, :D]
         qk = (H + G) * C
         self.raw = empty(
             number, 2 * qk + G * C
@@ -293,7 +299,7 @@ class _Norm:
     def apply(self, b: _Buffers) -> None:
         """b.hidden -> b.x"""
         if self.centred:
-            b.x = F.layer_norm(b.hidden, b.hidden.shape[1:], eps=self.eps)
+            b.x.copy_(F.layer_norm(b.hidden, b.hidden.shape[1:], eps=self.eps))
         else:
             torch.linalg.vector_norm(b.extended, dim=-1, keepdim=True, out=b.norms)
             torch.div(b.hidden, b.norms, out=b.x)
@@ -302,11 +308,11 @@ class _Norm:
         """x (N, D) with scale and bias, for a matrix that did not take them on."""
         return x * self.scale if self.shift is None else torch.addcmul(self.shift, x, self.scale)
 
-    def fold(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A matrix (out, D) and its bias (out,) -> the matrix (D, out) and the bias for unscaled input."""
+    def fold(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """A matrix (out, D) and its bias (out,) -> a matrix (D + 1, out) for unscaled input that ends with 1."""
         if self.shift is not None:
             bias = bias + weight @ self.shift
-        return (weight * self.scale).t().contiguous(), bias
+        return torch.cat(((weight * self.scale).t(), bias[None]))
 
 
 class _Layer:
@@ -320,18 +326,14 @@ class _Layer:
         self.slots = min(window or max_length, max_length)
         weight = attn.qkv.weight.detach()
         bias = weight.new_zeros(len(weight)) if attn.qkv.bias is None else attn.qkv.bias.detach()
-        folded, bias = self.norm.fold(weight, bias)
-        both = torch.cat((folded, bias[None])).view(-1, heads + 2 * groups, C)  # (D + 1, H + 2G, C)
+        both = self.norm.fold(weight, bias).view(-1, heads + 2 * groups, C)  # (D + 1, H + 2G, C)
         query, key, value = both.split((heads, groups, groups), dim=1)
         query = query.unflatten(1, (groups, -1)) / math.sqrt(C)
         qk = torch.cat((query, key[:, :, None]), dim=2)  # (D + 1, G, M + 1, C)
         parts = [qk, value, qk.roll(C // 2, dims=-1)] if self.rotated else [qk, value]
-        both = torch.cat([part.flatten(1) for part in parts], dim=1)
-        self.qkv, self.qkv_bias = both[:-1], both[-1]
+        self.qkv = torch.cat([part.flatten(1) for part in parts], dim=1)
         self.out = attn.out.weight.detach().t().contiguous()
-        self.out_bias = (
-            self.out.new_zeros(self.out.shape[1]) if attn.out.bias is None else attn.out.bias.detach()
-        )
+        self.out_bias = None if attn.out.bias is None else attn.out.bias.detach()
         self.mlp = _Feed(block.mlp)
         keys = self.out.new_zeros(rows, groups, C, 1 + self.slots)  # so the product with them is faster
         values = self.out.new_zeros(rows, groups, 1 + self.slots, C)
@@ -339,6 +341,24 @@ class _Layer:
         self.sinks = None if getattr(attn, "sinks", None) is None else attn.sinks.detach()
         bias[..., 0] = -torch.inf if self.sinks is None else self.sinks.view(groups, -1)
         self.cache(keys, values, bias)
+
+    def project(self, b: _Buffers) -> None:
+        """b.hidden -> queries and keys in b.qk, values in b.value"""
+        self.norm.apply(b)
+        if self.rotated:
+            torch.mm(b.x_and_one, self.qkv, out=b.raw)
+            torch.mul(b.raw_qk, b.wide_cos, out=b.qk).addcmul_(b.raw_swapped, b.wide_sin)
+        else:
+            torch.mm(b.x_and_one, self.qkv, out=b.plain)
+            b.qk.copy_(b.raw_qk)
+
+    def finish(self, b: _Buffers) -> None:
+        """Add the output of attention, from b.attended, and that of the MLP to b.hidden."""
+        b.hidden.addmm_(b.attended, self.out)
+        if self.out_bias is not None:
+            b.hidden.add_(self.out_bias)
+        self.mlp.norm.apply(b)
+        self.mlp.add(b)
 
     def cache(self, keys, values, bias) -> None:
         """keys: (B, G, C, 1 + slots).  values: (B, G, 1 + slots, C).  bias: (B, G, M, 1 + slots), added to
@@ -362,7 +382,7 @@ class _Feed:
         if not self.routed or mlp.num_shared:
             self.always = _Wide(*mlp.expert_weights(always), self.norm)
         if self.routed:
-            self.router, self.router_bias = self.norm.fold(mlp.gate.weight.detach(), mlp.gate.bias.detach())
+            self.router = self.norm.fold(mlp.gate.weight.detach(), mlp.gate.bias.detach())  # (D + 1, E)
             self.rule, self.selection_bias = mlp.routing_rule, mlp.selection_bias
             self.k, self.experts = mlp.config.experts_per_token, mlp.expert_weights()
             self.is_wide: dict[int, bool] = {}  # by number of tokens
@@ -374,22 +394,25 @@ class _Feed:
             self.always.add(b)
         if not self.routed:
             return
-        logits = torch.addmm(self.router_bias, b.x, self.router)  # (N, E)
+        number = len(b.x)
+        if number not in self.is_wide:
+            self.is_wide[number] = self._wide_is_faster(number)
+        if self.is_wide[number]:
+            self.wide.add(b, self._choose)
+        else:
+            self._add_chosen(b, *self._choose(torch.mm(b.x_and_one, self.router)))
+
+    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits (N, E) -> the chosen experts and their weights, (N, k) each"""
         if self.is_plain:
             top, index = logits.topk(self.k)
-            weight = top.softmax(-1)
-        else:
-            index, weight, _ = self.rule(logits, self.selection_bias, self.k)
-        if len(logits) not in self.is_wide:
-            self.is_wide[len(logits)] = self._wide_is_faster(len(logits))
-        if self.is_wide[len(logits)]:
-            self.wide.add(b, index, weight)
-        else:
-            self._add_chosen(b, index, weight)
+            return index, top.softmax(-1)
+        index, weight, _ = self.rule(logits, self.selection_bias, self.k)
+        return index, weight
 
     @functools.cached_property
     def wide(self) -> _Wide:
-        return _Wide(*self.experts, self.norm)
+        return _Wide(*self.experts, self.norm, self.router)
 
     def _wide_is_faster(self, number: int) -> bool:
         """Whether all experts as one MLP take less time for so many tokens than the chosen ones apart."""
@@ -445,8 +468,8 @@ def _activation(up: torch.Tensor, limit: float | None, alpha: float) -> torch.Te
 class _Wide:
     """All experts of a block as one MLP of E F inner units; an expert that was not chosen has the gate 0."""
 
-    def __init__(self, w1, b1, w2, b2, limit, alpha, norm: _Norm):
-        """Arguments as the fields of gptoss.ExpertWeights."""
+    def __init__(self, w1, b1, w2, b2, limit, alpha, norm: _Norm, router: torch.Tensor | None = None):
+        """Arguments as the fields of gptoss.ExpertWeights.  router: (D + 1, E), whose product is joined to theirs."""
         w1, b1, w2, b2 = (x.detach() for x in (w1, b1, w2, b2))
         self.limit, self.alpha = limit, alpha
         self.shape = len(w1), w2.shape[2]  # E, F
@@ -456,26 +479,33 @@ class _Wide:
             w1 = torch.stack((w1[:, 0::2] * alpha, w1[:, 1::2]))  # (2, E, F, D)
             b1 = torch.stack((b1[:, 0::2] * alpha, b1[:, 1::2] + 1))
             w2 = w2 / alpha
-        self.w1, self.b1 = norm.fold(w1.flatten(0, -2), b1.flatten())
+        self.w1 = norm.fold(w1.flatten(0, -2), b1.flatten())
+        self.units = self.w1.shape[1]
+        if router is not None:
+            self.w1 = torch.cat((self.w1, router), dim=1)  # (D + 1, units + E)
         # the last E inner units are the gates themselves, for the biases
         self.w2 = torch.cat((w2.transpose(1, 2).flatten(0, 1), b2))  # (E*F + E, D)
 
-    def add(self, b: _Buffers, index: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:
-        """Add the experts' outputs for b.x to b.hidden. index, weight: (N, k); None is weight 1 for all."""
-        key = self.shape, index is None
+    def add(self, b: _Buffers, choose: Callable | None = None) -> None:
+        """Add the experts' outputs for b.x to b.hidden. choose: the routing; None is weight 1 for all."""
+        key = self.shape, choose is None
         if key not in b.scratch:
             E, inner = self.shape[0], b.x.new_ones(len(b.x), len(self.w2))
             z, units = b.x.new_empty(len(b.x), self.w1.shape[1]), inner[:, :-E]
+            both, logits = z.split_with_sizes((self.units, z.shape[1] - self.units), dim=1)
             of_each, gates = units.unflatten(1, (E, -1)), inner[:, -E:]
-            b.scratch[key] = z, *z.tensor_split(2, dim=1), inner, units, of_each, gates, gates[:, :, None]
-        z, gate, linear, inner, units, of_each, gates, wide_gates = b.scratch[key]
-        torch.addmm(self.b1, b.x, self.w1, out=z)
+            parts = z, both, *both.tensor_split(2, dim=1), logits
+            b.scratch[key] = *parts, inner, units, of_each, gates, gates[:, :, None]
+        z, both, gate, linear, logits, inner, units, of_each, gates, wide_gates = b.scratch[key]
+        torch.mm(b.x_and_one, self.w1, out=z)
+        if choose is not None:
+            index, weight = choose(logits)
         if self.limit is None:
-            units.copy_(F.gelu(z, approximate="tanh"))
+            units.copy_(F.gelu(both, approximate="tanh"))
         else:
             F.silu(gate.clamp_(max=self.limit * self.alpha), inplace=True)
             torch.mul(gate, linear.clamp_(1 - self.limit, 1 + self.limit), out=units)
-        if index is not None:
+        if choose is not None:
             gates.zero_().scatter_(1, index, weight)
             of_each.mul_(wide_gates)
         b.hidden.addmm_(inner, self.w2)

@@ -148,15 +148,15 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     logits: (B, V), -inf for an id that is never drawn.  uniform: (B,) float64 in [0, 1).  Returns (B,) int64.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    # the last sum becomes exactly 1, above every uniform number
-    cumulative.div_(cumulative[:, -1:].clone())
+    # Rounding leaves the last sum beside 1. A float64 below 1 times this sum is less than it, also when rounded.
+    uniform = uniform[:, None] * cumulative[:, -1:]
     # right=True finds the first sum above the number, so an id of probability 0 is never drawn.
-    return torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, uniform, right=True).squeeze(-1)
 
 
 def require_finite(logits: torch.Tensor) -> None:
     """ValueError if a row of logits (B, V) has no finite maximum."""
-    if not logits.amax(-1).isfinite().all():
+    if not all(map(math.isfinite, logits.amax(-1).tolist())):
         raise ValueError(
             "the model's logits are not finite, so no token can be sampled; "
             "use a checkpoint from before the loss became NaN or infinite"

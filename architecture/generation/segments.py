@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from architecture.generation import lean_segments
+
 SLOT = -1  # the position of the slot, right before the first token of a segment
 PADDING = -2  # the position of a column that holds neither slot nor token
 
@@ -78,11 +80,21 @@ class SegmentDecoder:
         self.filled = [0] * rows  # tokens in the current segment of each row
         self.state = model.new_state(rows)  # (B, D)
         self.cache = model.new_cache(rows) if use_cache else None
-        self.texts: list[list[int]] = [[] for _ in range(rows)]  # used without a cache
+        self.texts: list[list[int]] = [
+            [] for _ in range(rows)
+        ]  # used without a cache, and by the lean decoder
+        self.lean = None  # reads instead of the model while all texts are equally long
+        if use_cache and lean_segments.obstacle(model) is None:
+            self.lean = lean_segments.LeanSegmentDecoder(model, rows)
 
     @torch.no_grad()
     def feed(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append at least one id to each row. Returns (B, V) logits of the next ids."""
+        if self.lean is not None:
+            if len(set(map(len, ids))) == 1:
+                self.texts = [text + list(new) for text, new in zip(self.texts, ids)]
+                return self.lean.feed(ids)
+            self.lean, ids = None, [text + list(new) for text, new in zip(self.texts, ids)]
         if not self.use_cache:
             self.texts = [text + list(new) for text, new in zip(self.texts, ids)]
             return torch.stack([read_from_the_beginning(self.model, text) for text in self.texts])
