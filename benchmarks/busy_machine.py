@@ -5,7 +5,8 @@
 The model and the data are those of the quickstart. Each of WAYS is a process that waits for its turn. In a round the
 ways take turns in rotated order, on a quiet machine and beside one or two processes of each of KINDS. A turn lasts
 TURN seconds and at least three steps, after one step of warm-up. Figures are tokens per second of wall time, and the
-published ones are medians over rounds. Needs two cores and nothing else on them. Each finished round of a condition is
+published ones are medians over rounds. Needs two cores and nothing else on them: a turn in which other programs than
+ours used more than FOREIGN cores is repeated, at most TRIES times, and its use of cores is recorded. Each finished round of a condition is
 written to benchmarks/results/busy_machine.json, and the next call goes on from there.
 """
 
@@ -21,8 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks.publish import RESULTS, publish
+from common.threads import look, others_between
 
 NAME = "busy_machine"
 SPIN = "GOMP_SPINCOUNT"
@@ -39,6 +42,7 @@ TASKS = ("train", "evaluate", "sample")
 TURN = 3.0
 PAUSE = 0.3  # seconds before a turn, because idle threads of the other ways spin for a while
 MATRIX = 1024
+FOREIGN, TRIES = 0.15, 4
 NEW_TOKENS = 100
 
 
@@ -92,10 +96,12 @@ def serve(pipe, threads: int) -> None:
         pipe.send("ready")
         while task := pipe.recv():
             units[task]()  # warm-up
-            began, counts = time.perf_counter(), []
+            pipe.send("warm")
+            before, began, counts = look(), time.perf_counter(), []
             while time.perf_counter() - began < TURN or len(counts) < 3:
                 counts.append(units[task]())
-            pipe.send(sum(counts) / (time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            pipe.send((sum(counts) / seconds, others_between(before, look()) * seconds, seconds))
 
 
 def disturb(pipe, kind: str) -> None:
@@ -120,35 +126,60 @@ def disturb(pipe, kind: str) -> None:
 
 
 @contextlib.contextmanager
-def processes(function, arguments: dict[str, tuple[int | None, object]]) -> Iterator[dict[str, object]]:
-    """{name: pipe} of processes that run function(pipe, argument).  arguments: {name: (spin count, argument)}."""
-    context, pipes, running = multiprocessing.get_context("spawn"), {}, []
+def processes(function, arguments: dict[str, tuple[int | None, object]]) -> Iterator[dict[str, tuple]]:
+    """{name: (pipe, process)} of processes that run function(pipe, argument).
+
+    arguments: {name: (spin count, argument)}.
+    """
+    context, running = multiprocessing.get_context("spawn"), {}
     try:
         for name, (spin, argument) in arguments.items():
             os.environ.pop(SPIN, None)  # the library reads it once, when it is loaded
             if spin is not None:
                 os.environ[SPIN] = str(spin)
-            pipes[name], theirs = context.Pipe()
-            running.append(context.Process(target=function, args=(theirs, argument), daemon=True))
-            running[-1].start()
-        for pipe in pipes.values():
+            pipe, theirs = context.Pipe()
+            running[name] = pipe, context.Process(target=function, args=(theirs, argument), daemon=True)
+            running[name][1].start()
+        for pipe, _ in running.values():
             assert pipe.recv() == "ready"
-        yield pipes
+        yield running
     finally:
         os.environ.pop(SPIN, None)
-        for process in running:
+        for _, process in running.values():
             process.kill()
             process.join()
 
 
-def measure(pipes: dict[str, object], task: str, turn: int) -> dict[str, float]:
-    """Tokens per second of each way in one round."""
-    names, found = list(pipes), {}
-    for name in names[turn % len(names) :] + names[: turn % len(names)]:
+def core_seconds(process) -> float:
+    """What a process has used so far."""
+    columns = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(columns[11]) + int(columns[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def turn(pipe, task: str, others: list) -> tuple[float, float]:
+    """Tokens per second, and the cores that programs other than ours used meanwhile."""
+    tried = []
+    while len(tried) < TRIES:
         time.sleep(PAUSE)
-        pipes[name].send(task)
-        found[name] = pipes[name].recv()
-    return found
+        pipe.send(task)
+        assert pipe.recv() == "warm"
+        before = sum(map(core_seconds, others))
+        rate, used, seconds = pipe.recv()
+        ours = sum(map(core_seconds, others)) - before
+        tried.append((max(0.0, used - ours) / seconds, rate))
+        if tried[-1][0] <= FOREIGN:
+            break
+    foreign, rate = min(tried)
+    return rate, foreign
+
+
+def measure(pipes: dict[str, tuple], task: str, number: int, others: list) -> dict[str, list[float]]:
+    """{way: [tokens per second, cores of other programs]} of one round, in rotated order."""
+    names = list(pipes)
+    at = number % len(names)
+    return {
+        name: [round(x, 3) for x in turn(pipes[name][0], task, others)] for name in names[at:] + names[:at]
+    }
 
 
 def next_work(samples: dict, rounds: int) -> list[tuple[str, str]]:
@@ -162,8 +193,7 @@ def medians(samples: dict) -> dict:
     return {
         task: {
             condition: {
-                way: round(statistics.median(r[way] for r in tasks[task] if way in r), 1)
-                for way in tasks[task][0]
+                way: round(statistics.median(r[way][0] for r in tasks[task]), 1) for way in tasks[task][0]
             }
             for condition, tasks in samples.items()
             if task in tasks
@@ -199,10 +229,13 @@ def main() -> int:
             done = samples.setdefault(condition, {}).setdefault(task, [])
             count, kind = condition.split() if condition != "quiet" else (0, "")
             others = {str(number): (None, kind) for number in range(int(count))}
-            with processes(disturb, others):
+            with processes(disturb, others) as disturbers:
                 time.sleep(1.0 if others else 0)
-                done.append(measure(pipes, task, len(done)))
-            told = ", ".join(f"{way} {rate:,.0f}" for way, rate in done[-1].items())
+                running = [process for _, process in disturbers.values()]
+                done.append(measure(pipes, task, len(done), running))
+            told = ", ".join(
+                f"{way} {rate:,.0f} ({foreign:.2f})" for way, (rate, foreign) in done[-1].items()
+            )
             print(f"{condition:<11} {task:<9} {told}", flush=True)
     if not options.no_write:
         publish(NAME, {"turn_seconds": TURN, "medians": medians(samples), "samples": samples})
