@@ -4,10 +4,10 @@
 
 The model and the data are those of the quickstart. Each of WAYS is a process that waits for its turn. In a round the
 ways take turns in rotated order, on a quiet machine and beside one or two processes of each of KINDS. A turn lasts
-TURN seconds and at least three steps, after one step of warm-up. Figures are tokens per second of wall time, and the
-published ones are medians over rounds. Needs two cores and nothing else on them: a turn in which other programs than
-ours used more than FOREIGN cores is repeated, at most TRIES times, and its use of cores is recorded. Each finished round of a condition is
-written to benchmarks/results/busy_machine.json, and the next call goes on from there.
+TURN seconds and at least three units of work, after one of warm-up. Figures are tokens per second of wall time, and
+the published ones are medians over rounds. Needs two cores and nothing else on them: a turn in which programs that are
+not ours used more than FOREIGN cores is repeated, at most TRIES times, and what they used is recorded. Each finished
+round is written to benchmarks/results/busy_machine.json, and the next call goes on from there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -39,10 +40,10 @@ WAYS = {  # name: (spin count, None for the library's own; threads)
 KINDS = ("loop", "matmul", "training")
 CONDITIONS = ("quiet", *(f"{count} {kind}" for count in (1, 2) for kind in KINDS))
 TASKS = ("train", "evaluate", "sample")
-TURN = 3.0
+TURN = 2.0
 PAUSE = 0.3  # seconds before a turn, because idle threads of the other ways spin for a while
 MATRIX = 1024
-FOREIGN, TRIES = 0.15, 4
+FOREIGN, TRIES = 0.15, 2
 NEW_TOKENS = 100
 
 
@@ -167,6 +168,7 @@ def turn(pipe, task: str, others: list) -> tuple[float, float]:
         rate, used, seconds = pipe.recv()
         ours = sum(map(core_seconds, others)) - before
         tried.append((max(0.0, used - ours) / seconds, rate))
+        print(f"    {rate:8,.0f} tokens/s in {seconds:.1f} s, others {used / seconds:.2f} cores", flush=True)
         if tried[-1][0] <= FOREIGN:
             break
     foreign, rate = min(tried)
@@ -213,6 +215,7 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it ends its processes
     began, path = time.monotonic(), RESULTS / f"{NAME}.json"
     samples = json.loads(path.read_text())["samples"] if path.exists() and not options.no_write else {}
     with processes(serve, {name: WAYS[name] for name in options.ways}) as pipes:
@@ -237,8 +240,8 @@ def main() -> int:
                 f"{way} {rate:,.0f} ({foreign:.2f})" for way, (rate, foreign) in done[-1].items()
             )
             print(f"{condition:<11} {task:<9} {told}", flush=True)
-    if not options.no_write:
-        publish(NAME, {"turn_seconds": TURN, "medians": medians(samples), "samples": samples})
+            if not options.no_write:
+                publish(NAME, {"turn_seconds": TURN, "medians": medians(samples), "samples": samples})
     return 0
 
 
