@@ -50,7 +50,7 @@ PACE_ROUNDS = 3
 class Experiment(Ablation):
     """Shared by all phases."""
 
-    threads: int | None  # per run, for arms that do not set it; None: each run chooses
+    threads: int | None  # per run, for arms that do not set it; None: each run decides
     launch: Launch
     workers: int  # number of runs at the same time
 
@@ -92,7 +92,7 @@ def run(
     _require_trainable(arms)
     arms = _with_data(arms)
     folder = folder or _new_folder(spec, out_dir)
-    threads = stored.threads if stored else threads_of_runs(jobs)
+    threads = (stored and stored.threads) or threads_of_runs(arms, jobs)
     with as_interrupt(), Results(folder / "results.jsonl") as results:
         try:
             x = Experiment(spec, arms, folder, results, threads, launch, jobs)
@@ -115,14 +115,14 @@ def run(
 # ------------------------------------------------------------------------------------ before the runs
 
 
-def threads_of_runs(jobs: int) -> int | None:
-    """The threads of every run, so that seconds compare; None with GPUs, where each run chooses its own."""
-    if gpus():
+def threads_of_runs(arms: dict[str, PlannedArm], jobs: int) -> int | None:
+    """One number for every run, so that seconds compare; None with GPUs, or if all arms set their own."""
+    if gpus() or all("threads" in arm.settings for arm in arms.values()):
         return None
     if jobs > 1:
         return max(1, (os.cpu_count() or 1) // jobs)
     if line := set_threads(None, STARTED):
-        say(f"{line} in every run")
+        say(f"in every run {line}")
     return torch.get_num_threads()
 
 
