@@ -91,7 +91,9 @@ def test_no_thread_is_refused():
         set_threads(0, None)
 
 
-def test_a_resumed_run_asks_for_the_threads_it_had(tmp_path, monkeypatch, corpus):
+def test_a_resumed_run_asks_for_the_threads_it_had_and_says_that_it_is_slow(
+    tmp_path, monkeypatch, corpus, capsys
+):
     asked = []
 
     def choosing(threads, since):
@@ -105,8 +107,11 @@ def test_a_resumed_run_asks_for_the_threads_it_had(tmp_path, monkeypatch, corpus
     assert run_here(tmp_path, *flags) == 0
     (tmp_path / "model/checkpoint_4.pt").unlink()
     (tmp_path / "model/metrics.jsonl").write_text("")
+    capsys.readouterr()
+    monkeypatch.setattr(Pace, "after_step", lambda self, seconds: f"slow with {self.threads}")
     assert run_here(tmp_path, "--resume") == 0
     assert asked == [None, 1]
+    assert capsys.readouterr().err.count("slow with 1\n") == 2  # steps 3 and 4
 
 
 # ------------------------------------------------------------------------------------ spinning
