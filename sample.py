@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from common.files import atomic_write, decode_text
 from common.script import Parser, exit_code, say
+from common.threads import set_threads
 
 SEPARATOR = "<|endoftext|>"  # between the texts of a .txt file, as data/files.py reads it
 MOST_SAMPLES = 1_000_000  # per prompt
@@ -54,6 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--top_p", **number, help="only the most probable tokens that together reach X (default: all)")
     add("--min_p", **number, help="only tokens at least X times as probable as the best one (default: all)")
     add("--seed", **whole, help="same seed, same text (default: drawn and printed)")
+    add("--threads", **whole, help="CPU threads (default: one for each core that is free at the start)")
     add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
     told = f"write .jsonl, or .txt with {SEPARATOR} after each text and in none (default: print)"
     add("--out", metavar="FILE", help=told)
@@ -175,6 +177,8 @@ def run(args: argparse.Namespace) -> None:
     from training.state.checkpoint import naming_a_good_one
 
     device, given = machine.choose_device(args.device), Path(args.checkpoint)
+    if line := set_threads(args.threads, common.begin.STARTED):
+        say(line)
     path = find_checkpoint(given / BEST if args.best else given, say)
     with naming_a_good_one(path):
         model = load_model(path, device=device, weights=args.weights)

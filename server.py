@@ -20,13 +20,18 @@ from pathlib import Path
 
 import streamlit as st
 
+from common.threads import bound_spinning, set_threads
+
+if st.runtime.exists():
+    bound_spinning()  # before the imports below load torch
+
 from architecture.generation import chat
 from architecture.generation.chat import MODEL, USER
 from architecture.open_gpt_oss.harmony import Harmony
 from architecture.open_gpt_oss.weights import packing_for
 from architecture.tokenizer import HARMONY, get_tokenizer
 from common.device import available_memory, choose_device
-from common.script import Parser, is_out_of_memory, one_line
+from common.script import Parser, is_out_of_memory, one_line, say
 from inference import load_model
 from training.state.checkpoint import naming_a_good_one
 
@@ -41,6 +46,7 @@ def parse(argv: list[str]):
     parser = Parser(prog="streamlit run server.py --", allow_abbrev=False, add_help=False)
     parser.add_argument("--folders", nargs="+")
     parser.add_argument("--public", action="store_true")
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args(argv)
     address = st.get_option("server.address")
     if not args.public and address not in THIS_MACHINE:
@@ -76,6 +82,13 @@ def told():
 
 
 # -------------------------------------------------------------------------------------------- the model
+@st.cache_resource
+def choose_threads(asked: int | None) -> None:
+    """Once in the life of the server, at the first model."""
+    if line := set_threads(asked, None):
+        say(line)
+
+
 @st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
 def load(path: str, changed: int):
     """The model of a checkpoint; changed: the time of the file, as a run may write it again."""
@@ -135,9 +148,10 @@ def label(path: str) -> str:
     return re.sub(r"/checkpoint_(\d+)\.pt$", r", step \1", path)
 
 
-def ready_model(path: str):
+def ready_model(path: str, threads: int | None):
     """The model of a checkpoint; None, with a sentence in the page, if it cannot be loaded."""
     with told(), naming_a_good_one(Path(path)):
+        choose_threads(threads)
         return load(path, Path(path).stat().st_mtime_ns)
 
 
@@ -263,7 +277,7 @@ def page() -> None:
             begin_anew()
         file = chat.conversation_file(CONVERSATIONS, st.session_state.name)
         checkpoint = choose_checkpoint(args.folders, turns)
-        model = ready_model(checkpoint) if checkpoint else None
+        model = ready_model(checkpoint, args.threads) if checkpoint else None
         with st.sidebar:
             settings(model)
             st.button("New conversation", on_click=begin_anew, icon=":material/add:", width="stretch")

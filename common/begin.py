@@ -5,6 +5,7 @@
 - The numbers 0, 1 and 2 are open. Otherwise the next file that is opened gets a number of a closed stream,
   and what is meant for the stream lands in that file.
 - A line for stderr that cannot be written is lost in silence.
+- Idle threads of torch spin for a bounded time only, and STARTED has seen how busy the cores are.
 
 Importing this module does something only if a script imports it.
 """
@@ -13,6 +14,8 @@ import _signal as signal  # these four take no time, and signal, typing and cont
 import io
 import os
 import sys
+
+from common.threads import bound_spinning, look
 
 
 class Unfailing(io.FileIO):
@@ -67,6 +70,7 @@ def _imports(frame) -> bool:
     return frame.f_code.co_filename.startswith("<frozen importlib")
 
 
+STARTED = None  # a look at the cores, if a script imports this module
 _importer = sys._getframe().f_back
 while _imports(_importer):
     _importer = _importer.f_back
@@ -74,3 +78,5 @@ if _importer.f_globals["__name__"] == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
         signal.signal(signal.SIGINT, _interrupt)
     open_streams()
+    bound_spinning()
+    STARTED = look()

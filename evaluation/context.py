@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.script import Parser, exit_code, say
+from common.threads import set_threads
 
 
 class Losses(NamedTuple):
@@ -51,7 +52,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--segment_length", type=int, metavar="N", help=rows)
     add("--batch_size", type=int, default=32, metavar="N", help="documents in a batch (default: 32)")
     add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="CPU threads (default: one for each core that is free at the start)",
+    )
     add("--out", type=Path, metavar="FILE", help="file for the JSON (default: stdout)")
     args = parser.parse_args(argv)
     for name, least in (("documents", 2), ("batch_size", 2), ("segment_length", 1), ("threads", 1)):
@@ -62,7 +68,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
 
     from architecture import checkpoint, registry
     from common import device as machine
@@ -72,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
     from data.sources import open_dataset, say_left_out
     from training.state.checkpoint import data_identity, require_same_data, saved_identity, saved_settings
 
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    if line := set_threads(args.threads, common.begin.STARTED):
+        say(line)
     path = checkpoint.find_checkpoint(args.checkpoint, say)
     saved = checkpoint.read_checkpoint(path)
     before = saved_settings(saved, path)

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from common.script import Parser, exit_code, say
+from common.threads import set_threads
 
 REPEATS = 5
 
@@ -68,11 +69,11 @@ def run(argv: list[str] | None) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    import torch
 
     from common.files import write_json_atomic
 
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    if line := set_threads(args.threads, common.begin.STARTED):
+        say(line)
     write_json_atomic(args.out, measure(args.checkpoint, args.tokens, args.device))
 
 

@@ -18,11 +18,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        import torch
+    # One thread for each worker, whatever cores are free: bits depend on the number. torch is not imported yet.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from common.threads import bound_spinning
 
-        torch.set_num_threads(1)
+    bound_spinning()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -366,6 +366,17 @@ def test_runs_share_the_cores_of_a_cpu(folder, monkeypatch):
     assert "Up to 2 runs shared this machine at the same time" in report(folder)
 
 
+def test_runs_one_by_one_all_take_the_threads_that_were_free_at_the_start(folder, monkeypatch, capsys):
+    base = yaml.safe_load((folder / "spec.yaml").read_text())["base"]
+    del base["threads"]
+    write(folder, base=base, learning_rates="none")
+    monkeypatch.setattr("evaluation.ablation.experiment.set_threads", lambda asked, since: "5 threads: busy")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 5)
+    code, done = ablation()
+    assert code == 0 and {run["threads"] for run in done.runs} == {"5"}
+    assert "in every run 5 threads: busy\n" in capsys.readouterr().err
+
+
 def test_runs_have_a_gpu_each(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")

@@ -107,7 +107,9 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto = bfloat16 on cuda, else float32")
     attention: str = option("auto", "attention backend: auto, eager, sdpa, flex")
     experts: str = option("auto", "expert backend: auto, loop, sorted, grouped")
-    threads: int | None = option(None, "CPU threads; none = the choice of torch", at_least=1, at_most=1024)
+    threads: int | None = option(
+        None, "CPU threads; none = one for each core that is free at the start", at_least=1, at_most=1024
+    )
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
 

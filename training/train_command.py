@@ -5,8 +5,10 @@ import sys
 import typing
 from dataclasses import fields, replace
 
+from common.begin import STARTED
 from common.script import exit_code, say
 from common.settings import as_text
+from common.threads import set_threads
 from training.command_line import CommandLine, parse_command_line
 from training.config import TrainConfig
 
@@ -42,7 +44,8 @@ def run(command: CommandLine) -> int:
         print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
     start.require_resources(begun)
-    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    if line := set_threads(cfg.threads, STARTED):
+        say(line)
     if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
         cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
     open_split = functools.partial(

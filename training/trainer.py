@@ -20,6 +20,7 @@ from architecture.interface import IGNORE_INDEX, load_share
 from architecture.tokenizer import token_byte_lengths
 from common.device import autocast
 from common.script import first_line, is_out_of_memory, say
+from common.threads import usable_cores
 from data.documents import Source
 from data.loader import StoppedWaiting
 from data.packing import validation_batches, validation_lanes
@@ -28,6 +29,7 @@ from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
+from training.monitor.pace import Pace
 from training.optimizer import learning_rate, set_learning_rate
 from training.state import checkpoint
 from training.state.checkpoint import Progress
@@ -76,12 +78,16 @@ def train(
         run.writer.layout(reporting.layout(run))
         losses, evaluated = [], None  # of training, since the last evaluation
         logged = (progress.tokens, progress.seconds)
+        pace = Pace(torch.get_num_threads(), len(usable_cores()))
         while progress.share_done(cfg) < 1:
             began = time.perf_counter()
             lr = learning_rate(progress.share_done(cfg, margin=0.5), cfg)
             set_learning_rate(run.optimizers, lr)
             result, norms = train_step(run, progress)
-            progress.seconds += time.perf_counter() - began
+            took = time.perf_counter() - began
+            progress.seconds += took
+            if line := pace.after_step(took):
+                run.writer.say(line)
 
             step, done, stopping = progress.step, progress.share_done(cfg), bool(run.stop)
             if step % cfg.log_every == 0 or step == 1 or done == 1:

@@ -12,11 +12,15 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import torch
+
 from architecture import registry
 from architecture.checkpoint import without_values
+from common.begin import STARTED
 from common.device import choose_device
 from common.provenance import git_commit
 from common.script import say
+from common.threads import set_threads
 from data.documents import Source, common_documents
 from data.sources import AUTO, choose_dataset, open_dataset
 from evaluation.ablation import matching, write_up
@@ -46,7 +50,7 @@ PACE_ROUNDS = 3
 class Experiment(Ablation):
     """Shared by all phases."""
 
-    threads: int | None  # per run, for arms that do not set it; None: torch's default
+    threads: int | None  # per run, for arms that do not set it; None: each run decides
     launch: Launch
     workers: int  # number of runs at the same time
 
@@ -88,8 +92,7 @@ def run(
     _require_trainable(arms)
     arms = _with_data(arms)
     folder = folder or _new_folder(spec, out_dir)
-    shared = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 and not gpus() else None
-    threads = stored.threads if stored else shared
+    threads = (stored and stored.threads) or threads_of_runs(arms, jobs)
     with as_interrupt(), Results(folder / "results.jsonl") as results:
         try:
             x = Experiment(spec, arms, folder, results, threads, launch, jobs)
@@ -110,6 +113,17 @@ def run(
 
 
 # ------------------------------------------------------------------------------------ before the runs
+
+
+def threads_of_runs(arms: dict[str, PlannedArm], jobs: int) -> int | None:
+    """One number for every run, so that seconds compare; None with GPUs, or if all arms set their own."""
+    if gpus() or all("threads" in arm.settings for arm in arms.values()):
+        return None
+    if jobs > 1:
+        return max(1, (os.cpu_count() or 1) // jobs)
+    if line := set_threads(None, STARTED):
+        say(f"in every run {line}")
+    return torch.get_num_threads()
 
 
 def _earlier(spec: Spec, out_dir: Path | None) -> Path:
