@@ -204,3 +204,15 @@ def test_a_conversation_has_its_images_where_its_turns_are(model):
     assert text + told == generate_text(model, text, 5, 1.0, images=images, seed=5)
     blind = chat.prompt_of(build_text_model(), turns, 5)  # the images stay in the conversation
     assert max(blind.ids) < V and not len(blind.images)
+
+
+def test_the_images_of_a_conversation_are_files_beside_it(photo, tmp_path):
+    path = chat.conversation_file(tmp_path, "0123456789abcdef")
+    name = chat.keep_image(path, photo.read_bytes())
+    assert chat.image_file(path, name) == tmp_path / "0123456789abcdef" / name
+    turns = [{"role": chat.USER, "text": "a", "images": [name, name]}, {"role": chat.MODEL, "text": "b"}]
+    read = chat.with_images(turns, path, 6)
+    assert [len(turn["images"]) for turn in read] == [2, 0]
+    assert np.array_equal(read[0]["images"][1], draw_images(1)[0])
+    with pytest.raises(ValueError, match="16 hexadecimal digits, got '../../secret'"):
+        chat.with_images([{"images": ["../../secret"]}], path, 6)
