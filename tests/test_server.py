@@ -299,7 +299,7 @@ def test_a_checkpoint_that_vanishes_is_a_sentence_and_another_can_be_chosen(here
 @pytest.mark.parametrize("damage, message", [
     (lambda path: path.write_bytes(path.read_bytes()[:-500]), "cannot be read as a checkpoint"),
     (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint"),
-    (lambda path: change(path, model_name="mamba"), "Model must be one of gptoss, gptoss_context, gpt2, got 'mamba'"),
+    (lambda path: change(path, model_name="mamba"), "Model must be one of gptoss, gptoss_context, gptoss_vision, gpt2, got 'mamba'"),
     (lambda path: change(path, model_name="gptoss_context"), "lacks"),
     (lambda path: change(path, format=99), "has format 99"),
 ])  # fmt: skip
