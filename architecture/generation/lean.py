@@ -39,7 +39,7 @@ def obstacle(model: nn.Module) -> str | None:
     if "lean_parts" not in vars(cls):  # its own, not that of a class that it extends
         return f"{cls.__name__} may override methods of the model"
     parts = cls, *cls.lean_parts, nn.LayerNorm, nn.Linear, nn.Embedding, nn.ModuleList
-    methods = {"forward", "embed", "run_blocks", "head", "project", "route", "expert_weights"}
+    methods = {"forward", "embed", "embed_tokens", "run_blocks", "head", "project", "route", "expert_weights"}
     for name, module in model.named_modules():
         if type(module) not in parts:
             return f"{name} is a {type(module).__name__}"
@@ -66,14 +66,20 @@ class LeanDecoder:
     carries = False  # whether it decodes models that carry a state, or those that do not
 
     @torch.inference_mode()
-    def __init__(self, model: nn.Module, rows: int, max_length: int):
-        """max_length: most tokens of a row, with its padding. Raises ValueError if there is an obstacle."""
+    def __init__(self, model: nn.Module, rows: int, max_length: int, features: torch.Tensor | None = None):
+        """max_length: most tokens of a row, with its padding. Raises ValueError if there is an obstacle.
+
+        features: of the images in the texts, whose ids follow those of the vocabulary.
+        """
         reason = obstacle(model)
         if getattr(model, "carries", False) != self.carries:
             reason = "it carries a state" if not self.carries else "it carries no state"
         if reason:
             raise ValueError(f"the lean decoder cannot run this model, because {reason}; use decode.Decoder")
         cfg, self.embedding = model.config, model.embedding.weight.detach()
+        self.sees = features is not None
+        if self.sees:
+            self.embedding = torch.cat((self.embedding, features.to(self.embedding.dtype)))
         self.attention = getattr(model, "lean_attention", None)
         self.length, self.max_length = 0, max_length  # columns so far, with padding
         self.padding = torch.zeros(rows, dtype=torch.int64)  # columns in front of each row's text
@@ -179,6 +185,7 @@ class LeanDecoder:
         last.project(b)
         self._attend_many(last, b, masks[last.slots], 1, self.step.attended)
         self.step.hidden.copy_(b.hidden.view(rows, T, -1)[:, -1])
+        self.step.image = None if b.image is None else b.image.view(rows, T, 1)[:, -1]
         last.finish(self.step)
         self._count(T)
 
@@ -193,6 +200,8 @@ class LeanDecoder:
     def _embed(self, b: _Buffers, ids, positions) -> None:
         """Embeddings and rotary tables for ids, or embeddings (N, D), and positions (N,)."""
         b.hidden.copy_(self.embedding.index_select(0, ids) if ids.dim() == 1 else ids)
+        image = ids >= self.config.vocab_size if self.sees else None
+        b.image = image[:, None].to(b.x.dtype) if self.sees and image.any() else None
         if self.places is not None:
             b.hidden.add_(self.places.index_select(0, positions))
         if self.cos is not None:
@@ -282,6 +291,7 @@ class _Buffers:
         )
         self.flat_attended = empty(number * G, H // G, C)
         self.attended = self.flat_attended.view(number, H * C)
+        self.image: torch.Tensor | None = None  # (N, 1), 1 for image tokens and 0 for text; None without any
         self.scratch: dict[Any, Any] = {}  # the experts keep their working memory here
 
 
@@ -383,6 +393,7 @@ class _Feed:
             self.always = _Wide(*mlp.expert_weights(always), self.norm)
         if self.routed:
             self.router = self.norm.fold(mlp.gate.weight.detach(), mlp.gate.bias.detach())  # (D + 1, E)
+            self.image_bias = getattr(mlp, "vision_router_bias", None)
             self.rule, self.selection_bias = mlp.routing_rule, mlp.selection_bias
             self.k, self.experts = mlp.config.experts_per_token, mlp.expert_weights()
             self.is_wide: dict[int, bool] = {}  # by number of tokens
@@ -400,10 +411,12 @@ class _Feed:
         if self.is_wide[number]:
             self.wide.add(b, self._choose)
         else:
-            self._add_chosen(b, *self._choose(torch.mm(b.x_and_one, self.router)))
+            self._add_chosen(b, *self._choose(b, torch.mm(b.x_and_one, self.router)))
 
-    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose(self, b: _Buffers, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """logits (N, E) -> the chosen experts and their weights, (N, k) each"""
+        if b.image is not None and self.image_bias is not None:
+            logits.addcmul_(b.image, self.image_bias)
         if self.is_plain:
             top, index = logits.topk(self.k)
             return index, top.softmax(-1)
@@ -499,7 +512,7 @@ class _Wide:
         z, both, gate, linear, logits, inner, units, of_each, gates, wide_gates = b.scratch[key]
         torch.mm(b.x_and_one, self.w1, out=z)
         if choose is not None:
-            index, weight = choose(logits)
+            index, weight = choose(b, logits)
         if self.limit is None:
             units.copy_(F.gelu(both, approximate="tanh"))
         else:
