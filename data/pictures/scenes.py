@@ -54,8 +54,8 @@ def make_scene(split: str, index: int) -> Scene:
     turn, number = divmod(index // 2, len(QUESTIONS))
     kind = QUESTIONS[number] if index % 2 else "caption"
     yes = turn % 2 == 0
-    counts = _counts(draw, kind, turn)
     while True:
+        counts = _counts(draw, kind, turn)
         groups = _groups(draw, counts)
         if kind == "size":
             groups = groups[0]._replace(size=SIZES[turn % len(SIZES)]), *groups[1:]
