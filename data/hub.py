@@ -99,7 +99,7 @@ class HubSource(Source):
         order = np.arange(self._dataset.num_shards)
         if file_seed is not None:
             order = np.random.default_rng(file_seed).permutation(order)
-        with _in_one_sentence(self.name, f"reading {self.name} from the Hub"):
+        with in_one_sentence(self.name, f"reading {self.name} from the Hub"):
             for number in range(first, len(order)):
                 file = self._dataset.shard(num_shards=len(order), index=int(order[number]))
                 # The last row already read is read again, which shows whether the file still has it.
@@ -183,7 +183,7 @@ def _gather_validation(source):
 def open_splits(name: str, revision: str) -> dict:
     """Return {split: IterableDataset} of one revision, from its copy in the local cache if there is one."""
     cached = cached_copy(name, revision)
-    with _in_one_sentence(name, f"opening {name} on the Hub"):
+    with in_one_sentence(name, f"opening {name} on the Hub"):
         return _load(str(cached), None) if cached else _load(name, revision)
 
 
@@ -269,7 +269,7 @@ def require_commit(name: str, revision) -> str:
 
 
 @contextlib.contextmanager
-def _in_one_sentence(name, doing):
+def in_one_sentence(name, doing):
     """Turn what any library below raises into a ValueError of one sentence."""
     try:
         yield

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from architecture.images import read_image
 from common.script import shown
 from data.documents import Document, Pictured, is_validation_document
-from data.hub import HubSource
+from data.hub import HubSource, in_one_sentence
 from data.image_records import Words, require_words, words_of
 
 
@@ -76,6 +76,7 @@ class ImageHubSource(HubSource):
                 f"a row of {self._repository} has an image that is not inside the set ({shown(str(path)[:60])}); "
                 "use another set, or download it and write captions.jsonl beside its images"
             )
-        from huggingface_hub import HfFileSystem
+        from huggingface_hub import HfFileSystem, constants
 
-        return HfFileSystem().cat_file(path)
+        with in_one_sentence(self._repository, f"reading {path} from the Hub"):
+            return HfFileSystem(endpoint=constants.ENDPOINT).cat_file(path)

@@ -35,15 +35,21 @@ def words_of(record: dict, number_of_images: int, where: str, text_column: str) 
         if isinstance(value, list):
             value = value[0] if value else None
         words = Words("", text_of(value, where, column), "caption")
-    found = (words.prompt + words.text).count(IMAGE)
+    require_placeholders(words.prompt + words.text, number_of_images, where)
+    if not words.text or words.text.isspace():
+        return None
+    return words._replace(kind=text_of(record.get("kind"), where, "kind") or words.kind)
+
+
+def require_placeholders(text: str, number_of_images: int, where: str) -> int:
+    """Return how many placeholders a text has. Raises ValueError unless it has none, or one for each image."""
+    found = text.count(IMAGE)
     if found not in (0, number_of_images):
         raise ValueError(
             f"{where}: its text must have {IMAGE} once for each of its images, or not at all, and has it {found} "
             f"times for {number_of_images} image(s); add or remove one or the other"
         )
-    if not words.text or words.text.isspace():
-        return None
-    return words._replace(kind=text_of(record.get("kind"), where, "kind") or words.kind)
+    return found
 
 
 def require_words(columns, where: str, text_column: str) -> None:
