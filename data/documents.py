@@ -3,13 +3,30 @@
 import hashlib
 import heapq
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from common.files import plain_text, without_surrogates
 from common.script import shown
 
-Document = str | np.ndarray  # text, or token ids where the source is already tokenized
+
+class Pictured(NamedTuple):
+    """A document with images. Only `text` is scored.
+
+    images: uint8 arrays (3, S, S).  prompt, text: each may hold the placeholder of an image. If neither does,
+    the images come first.  kind: what the document asks for, such as "caption" or "count".  name: in messages.
+    """
+
+    images: tuple[np.ndarray, ...]
+    prompt: str
+    text: str
+    kind: str = "caption"
+    name: str = "a document"
+
+
+# Text, token ids where the source is already tokenized, or text with images.
+Document = str | np.ndarray | Pictured
 
 # Names of splits, or words in file names.
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout")
@@ -145,7 +162,7 @@ class ShuffledStream(ShuffledDocuments):
 
     source: has a `revision` and a method `rows(place, file_seed)`. A place is (index of a file in the order
     that file_seed gives, number of its rows already read). The method yields (place after the row, text or
-    None) for each row that follows.
+    None) for each row that follows. What `document` makes of a text is returned.
 
     Each document gets a key: the size of all documents before it, plus a random number below
     WINDOW_CHARACTERS that is a hash of (seed, epoch, number of the document). Documents are returned in the
@@ -177,7 +194,7 @@ class ShuffledStream(ShuffledDocuments):
         key, number, text = heapq.heappop(self._window)
         self._last = key, number
         del self._begins[number]
-        return text
+        return self._source.document(text)
 
     def _read(self):
         """Add the next row to the window. The keys of later documents are self._size or more."""
@@ -205,15 +222,17 @@ class ShuffledStream(ShuffledDocuments):
         self._rows.close()
 
 
-def text_digest(text: str) -> int:
-    """blake2b of a text, 512 bits."""
-    return int.from_bytes(hashlib.blake2b(text.encode()).digest(), "big")
+def text_digest(text: str | bytes) -> int:
+    """blake2b of a text, or of the bytes of an image, 512 bits."""
+    data = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data).digest(), "big")
 
 
-def is_validation_document(text: str) -> bool:
+def is_validation_document(text: str | bytes) -> bool:
     """Whether a document belongs to validation, for a source without a validation split.
 
-    Only the text decides, so all copies of a document are in the same split.
+    Only the text decides, so all copies of a document are in the same split; with images, only the first image,
+    so all that is said of an image is in the same split.
     """
     return text_digest(text) % 1000 < VALIDATION_PER_THOUSAND
 
