@@ -26,6 +26,16 @@ PARAMETER_RULES = (
 )
 
 
+def freeze(model: torch.nn.Module, part: str) -> None:
+    """Exclude a part of the model from training: "trunk", "vision" (what the model adds to its trunk) or "none".
+
+    model: the raw module, with `added_parameters` unless part is "none".
+    """
+    if part != "none":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_((name in model.added_parameters) == (part == "trunk"))
+
+
 def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Parameter]]:
     """Sort the trainable parameters into groups: {"matrix" | "decay" | "no_decay": {name: parameter}}.
 

@@ -28,8 +28,9 @@ def run(command: CommandLine) -> int:
 
     from architecture import checkpoint, registry
     from common import device
+    from data.images import open_images
     from data.sources import choose_dataset, open_dataset
-    from training import costs, start, trainer
+    from training import costs, optimizer, start, trainer
 
     if command.help_model:
         return print_model_fields(command.config, command.model_overrides)
@@ -43,11 +44,18 @@ def run(command: CommandLine) -> int:
         return 0
     start.require_resources(begun)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
-        cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
-    open_split = functools.partial(
-        open_dataset, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
-    )
+    images = getattr(config, "image_format", None)
+    if images is not None:
+        cfg = replace(cfg, dataset="pictures" if cfg.dataset == "auto" else cfg.dataset)
+        open_split = functools.partial(
+            open_images, cfg.dataset, size=images.size, val_dataset=cfg.val_dataset
+        )
+    else:
+        if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
+            cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
+        open_split = functools.partial(
+            open_dataset, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
+        )
     source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
     validation = open_split(split="validation", identity=held.get("validation data"))
     lines += start.check_data(begun, source, validation)
@@ -59,6 +67,7 @@ def run(command: CommandLine) -> int:
         added = model.added_parameters if saved["model_name"] != cfg.model else ()
         source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
         checkpoint.load_weights(model, saved["model"], source_of_weights, added=added)
+    optimizer.freeze(model, cfg.freeze)
     cfg = replace(  # the choices that "auto" stands for are shown, stored, and used again by --resume
         cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
     )

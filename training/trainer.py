@@ -133,7 +133,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     if result.load is not None:
         progress.expert_share = load_share(result.load)
         progress.load = result.load if progress.load is None else progress.load + result.load
-        if cfg.balance == "bias":
+        if cfg.balance == "bias" and cfg.freeze != "trunk":
             # The bias follows the learning rate, so that it settles together with the weights.
             share = run.optimizers[0].param_groups[0]["lr"] / cfg.lr
             update_selection_bias(model, result.load, cfg.bias_rate * share)
@@ -203,6 +203,7 @@ def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) 
         autocast=run.autocast,
         eot=run.tokenizer.eot_token,
         lanes=run.cfg.packing == "lanes",
+        first_image_id=run.first_image_id,
         **options,
     )
 
@@ -241,7 +242,7 @@ def close(
         except ValueError as error:  # from the validation data
             raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
     final = reporting.final_record(run, progress, found)
-    stories = reporting.sample_stories(run, 3)
+    stories = reporting.samples(run, 3)
     run.writer.final(
         progress.step,
         asdict(cfg) | asdict(run.model.config),
