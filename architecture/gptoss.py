@@ -7,7 +7,8 @@ defaults of ModelConfig the model is gpt-oss exactly.
 Shapes: B batch, T query tokens, S key tokens, N = B*T, D hidden_size, V vocabulary, L layers,
 H query heads, G key/value heads, M = H/G, C head_dim, E experts, k experts_per_token, F intermediate_size.
 
-A variant overrides whole methods of Transformer: embed, run_blocks, head, init_weights. Attention and experts
+A variant overrides whole methods of Transformer: embed, embed_tokens, run_blocks, head, init_weights; and it
+may replace the classes of the parts: Transformer.block_type, TransformerBlock.mlp_type. Attention and experts
 are specified here; backends/ implements them faster and receives every constant as an argument.
 ATTENTION_BACKENDS and EXPERT_BACKENDS list the implementations. ROUTERS lists the routing rules; the rule is
 a field of the config, because another rule is another model.
@@ -554,7 +555,7 @@ class MLPBlock(nn.Module):
         """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's statistics."""
         x = self.norm(hidden).flatten(0, 1)  # (B, T, D) -> (N, D)
         if self.routed:
-            index, weight, stats = self.route(x, None if counted is None else counted.flatten())
+            index, weight, stats = self.route(x, counted)
         else:
             index, weight, stats = *all_experts(x, 1), None
         out = self.run_experts(x, index, weight, self.expert_weights())
@@ -563,9 +564,10 @@ class MLPBlock(nn.Module):
             out = out + self.run_experts(x, *all_experts(x, self.num_shared), shared)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
-    def route(self, x, counted) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
-        """x (N, D), counted (N,) bool or None for all -> expert index (N, k), weight (N, k), statistics.
+    def route(self, x, counted, offset=0.0) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
+        """x (N, D), counted (B, T) bool or None for all -> expert index (N, k), weight (N, k), statistics.
 
+        offset: (N, E), or a number, added to the logits.
         In training with a capacity_factor, an expert keeps ceil(capacity_factor * assignments / E) of its
         assignments: those with the highest probability, and among equals those of the earliest tokens.
         So later tokens decide what earlier ones lose: the training loss is not causal, and evaluation, which
@@ -576,12 +578,12 @@ class MLPBlock(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # the router computes in float32 or wider
             wide = x.double() if x.dtype == torch.float64 else x.float()
             gate, bias = (p.to(wide.dtype) for p in (self.gate.weight, self.gate.bias))
-            logits = F.linear(wide, gate, bias)  # (N, E)
+            logits = F.linear(wide, gate, bias) + offset  # (N, E)
         index, weight, log_score = self.routing_rule(logits, self.selection_bias, k)
 
         probability = log_score.softmax(-1)
         normaliser = logits.logsumexp(-1)
-        counts = torch.ones_like(normaliser) if counted is None else counted.to(normaliser.dtype)
+        counts = torch.ones_like(normaliser) if counted is None else counted.flatten().to(normaliser.dtype)
         total = counts.sum().clamp(min=1)
         chosen = index
         assigned = (index[..., None] == torch.arange(E, device=x.device)).sum(1)  # (N, E), 0 or 1
@@ -608,10 +610,12 @@ class MLPBlock(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and experts, each added to the residual stream."""
 
+    mlp_type = MLPBlock
+
     def __init__(self, config: ModelConfig, layer: int, attention: str, experts: str):
         super().__init__()
         self.attn = AttentionBlock(config, layer, attention)
-        self.mlp = MLPBlock(config, layer, experts)
+        self.mlp = self.mlp_type(config, layer, experts)
 
     def forward(self, hidden, rope, mask, counted, cache):
         """hidden (B, T, D) -> (B, T, D) and the statistics of the router, or None without one."""
@@ -625,6 +629,7 @@ class Transformer(nn.Module):
     """The whole model: forward calls embed, run_blocks and head."""
 
     name, config_class, presets = "gptoss", ModelConfig, PRESETS
+    block_type = TransformerBlock
     lean_parts = TransformerBlock, AttentionBlock, MLPBlock, RMSNorm, LayerNorm
     lean_functions = *ATTENTION_BACKENDS.values(), *EXPERT_BACKENDS.values()
     lean_attention = staticmethod(attention_backends.sdpa_attention)
@@ -647,7 +652,7 @@ class Transformer(nn.Module):
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.context_limit, config.hidden_size)
         self.block = nn.ModuleList(
-            TransformerBlock(config, layer, self.attention_backend, self.experts_backend)
+            self.block_type(config, layer, self.attention_backend, self.experts_backend)
             for layer in range(config.num_hidden_layers)
         )
         self.norm = NORMS[config.norm](config.hidden_size)
@@ -712,10 +717,11 @@ class Transformer(nn.Module):
         return tuple(found)
 
     # ----------------------------------------------------------------- methods that variants may override
-    def embed(self, input_ids, targets, positions, cache, carry):
+    def embed(self, input_ids, targets, positions, cache, carry, **inputs):
         """-> hidden (B, T, D), positions (B or 1, T) int64, counted (B, T) bool or None for all.
 
         The statistics of the routers include the counted positions, which are those with a target.
+        inputs: for embed_tokens.
         """
         if carry is not None:
             raise ValueError("this model has no state to carry between segments; leave out carry")
@@ -732,11 +738,15 @@ class Transformer(nn.Module):
             positions = positions if cache is None else positions + cache.next_position
         elif cache is not None:
             positions = positions.expand(B, -1)
-        hidden = self.embedding(input_ids)
+        hidden = self.embed_tokens(input_ids, **inputs)
         if cfg.position == "learned":
             hidden = hidden + self.position_embedding(positions.clamp(min=0))
         hidden = F.dropout(hidden, cfg.dropout, self.training)
         return hidden, positions, None if targets is None else targets != IGNORE_INDEX
+
+    def embed_tokens(self, input_ids) -> torch.Tensor:
+        """input_ids (B, T) -> (B, T, D), without positions"""
+        return self.embedding(input_ids)
 
     def run_blocks(self, hidden, positions, counted, cache):
         """Every block and the last norm: hidden (B, T, D) -> (B, T, D) and RouterStats or None."""

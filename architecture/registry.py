@@ -20,6 +20,7 @@ from common.script import did_you_mean
 MODELS = {
     "gptoss": "architecture.gptoss:Transformer",
     "gptoss_context": "architecture.gptoss_context:ContextTransformer",
+    "gptoss_vision": "architecture.gptoss_vision:VisionLanguageTransformer",
     "gpt2": "architecture.gpt2:GPT2",
 }
 # Readers of folders of weights by the model_type in config.json. OpenAI's layout of gpt-oss has none there.
