@@ -60,6 +60,7 @@ def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Par
 
 # (pattern, kind): the logs show the norm of the gradient for each kind. Other names are of the kind "other".
 PARAMETER_KINDS = (
+    (r"vision\..+", "vision"),
     (r".+\.attn\.(qkv|out)\.weight", "attention"),
     (r".+\.sinks", "sinks"),
     (r".+\.gate\.weight", "router"),
