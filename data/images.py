@@ -1,6 +1,6 @@
 """Opening documents with images by name: open_images returns one split, as open_dataset does for text.
 
-    pictures      colored shapes with captions, questions and answers, which data/pictures makes
+pictures      colored shapes with captions, questions and answers, which data/pictures makes
 """
 
 from data.documents import IndexedSource, Pictured, Source

@@ -65,8 +65,12 @@ class RowEncoder:
     def _with_images(self, document):
         """Return the ids of the prompt and of the text. The placeholders say where the images go."""
         if self._format is None:
-            raise ValueError(f"{document.name} has images, but the model has no eyes; use --model gptoss_vision")
-        count = document.prompt.count(IMAGE) if IMAGE in document.prompt + document.text else len(document.images)
+            raise ValueError(
+                f"{document.name} has images, but the model has no eyes; use --model gptoss_vision"
+            )
+        count = (
+            document.prompt.count(IMAGE) if IMAGE in document.prompt + document.text else len(document.images)
+        )
         try:
             prompt = encode_with_images(self._tokenizer, document.prompt, count, self._format)
             rest = len(document.images) - count
@@ -92,7 +96,9 @@ class DocumentRows:
         return batch_of(rows, *self._layout)
 
 
-def batch_of(rows: list[Row], eot: int, block_size: int, image_format: ImageFormat | None) -> dict[str, np.ndarray]:
+def batch_of(
+    rows: list[Row], eot: int, block_size: int, image_format: ImageFormat | None
+) -> dict[str, np.ndarray]:
     """Return input_ids and targets, each (rows, block_size) int64, padded with EOT and -100, and images,
     (M, 3, S, S) uint8, if there are any.
     """

@@ -195,7 +195,7 @@ def routing(model: Any, source: Any, block_size: int, args: argparse.Namespace) 
     """For each MoE layer the distance of image tokens and text tokens, and the two distributions over experts."""
     from architecture.tokenizer import token_byte_lengths
     from common import device as machine
-    from data.packing import validation_rows
+    from data.rows import validation_rows
     from training.monitor.routing import share_by_medium, total_variation
     from training.validation import evaluate
 
@@ -215,7 +215,7 @@ def routing(model: Any, source: Any, block_size: int, args: argparse.Namespace) 
         device=device,
         autocast=functools.partial(machine.autocast, device, machine.choose_dtype("auto", device)),
         eot=model.tokenizer.eot_token,
-        lanes=False,
+        packing="rows",
         first_image_id=first_image_id,
         keep_choices=True,
     ).routing

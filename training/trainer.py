@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from architecture.images import ImageFormat
 from architecture.interface import IGNORE_INDEX, load_share
 from architecture.tokenizer import token_byte_lengths
 from common.device import autocast
@@ -23,6 +24,7 @@ from common.script import first_line, is_out_of_memory, say
 from data.documents import Source
 from data.loader import StoppedWaiting
 from data.packing import validation_batches, validation_lanes
+from data.rows import validation_rows
 from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
@@ -65,7 +67,8 @@ def train(
     Raises Stopped after Ctrl-C, SIGTERM or SIGHUP, ValueError for a NaN, bad data or too little memory, and
     CannotWrite for a full disk.
     """
-    batches = functools.partial(scored_batches, cfg, validation, tokenizer)
+    images = getattr(model.config, "image_format", None)
+    batches = functools.partial(scored_batches, cfg, validation, tokenizer, images)
     # All evaluations score these tokens. Reading them first finds bad data before a file is written.
     fixed = list(batches(max_tokens=cfg.eval_tokens))
     with (
@@ -202,7 +205,7 @@ def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) 
         device=run.device,
         autocast=run.autocast,
         eot=run.tokenizer.eot_token,
-        lanes=run.cfg.packing == "lanes",
+        packing=run.cfg.packing,
         first_image_id=run.first_image_id,
         **options,
     )
@@ -253,12 +256,18 @@ def close(
 
 
 def scored_batches(
-    cfg: TrainConfig, validation: Source, tokenizer: Any, max_tokens: int | None
+    cfg: TrainConfig,
+    validation: Source,
+    tokenizer: Any,
+    image_format: ImageFormat | None,
+    max_tokens: int | None,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """All or the first max_tokens validation tokens, in batches with the packing of training."""
     size = {"batch_size": cfg.batch_size, "block_size": cfg.block_size, "max_tokens": max_tokens}
     if cfg.packing == "lanes":
         return validation_lanes(validation, tokenizer, resets=cfg.carries, **size)
+    if cfg.packing == "rows":
+        return validation_rows(validation, tokenizer, image_format=image_format, **size)
     return validation_batches(validation, tokenizer, **size)
 
 
@@ -267,7 +276,8 @@ def evaluate_only(
 ) -> str:
     """Score all or the first max_tokens validation tokens. Returns the line that --eval_only prints."""
     device = torch.device(cfg.device)
-    batches = scored_batches(cfg, validation, tokenizer, max_tokens)
+    images = getattr(model.config, "image_format", None)
+    batches = scored_batches(cfg, validation, tokenizer, images, max_tokens)
     found = evaluate(
         model.to(device),
         reporting.narrated(batches, say),
@@ -275,6 +285,6 @@ def evaluate_only(
         device=device,
         autocast=functools.partial(autocast, device, cfg.dtype),
         eot=tokenizer.eot_token,
-        lanes=cfg.packing == "lanes",
+        packing=cfg.packing,
     )
     return f"validation loss {reporting.in_words(found)} of {validation.name}{validation.left_out()}"

@@ -50,7 +50,7 @@ def ask(scene: Scene) -> tuple[str, str]:
         "size": (f"{those.capitalize()} small or big?", group.size),
         "place": (f"Where is the {group.shape}?", WHERE[scene.places[0][0]]),
         "more": (f"Are there more {plural(group.shape)} than {plural(other.shape)}?", yes),
-        "total": ("How many shapes are there?", NUMBERS[sum(g.count for g in scene.groups) % 7]),
+        "total": ("How many shapes are there?", NUMBERS[sum(g.count for g in scene.groups)]),
         "left": (f"Is the {group.shape} left of the {other.shape}?", yes),
         "above": (f"Is the {group.shape} above the {other.shape}?", yes),
     }[scene.kind]
