@@ -236,7 +236,7 @@ def test_an_expert_beyond_the_32767th_keeps_its_number():
     )  # fmt: skip
     sums = RoutingSums(keep_choices=True)
     sums.add(router, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
-    found = sums.result(1.0)
+    found = sums.result()
     assert found.choices.flatten().tolist() == [3, last]
     share, _ = share_by_kind(found, torch.zeros(1, dtype=torch.int64), 1)
     assert share[0, 0, last] == 0.5
