@@ -240,9 +240,7 @@ def as_text(found: dict[str, Any]) -> str:
             low, high = row["exact"]["interval"]
             cells = "".join(f" {row[column]['share']:>8.1%}" for column in ("zeroed", "swapped"))
             exact = f"{row['exact']['share']:.1%} ({low:.1%} to {high:.1%})"
-            lines.append(
-                f"{row['kind']:<16} {row['documents']:>9,} {exact:>22}{cells} {row['chance']:>8.1%}"
-            )
+            lines.append(f"{row['kind']:<16} {row['documents']:>9,} {exact:>22}{cells} {row['chance']:>8.1%}")
         lines.append("")
     for row in found["routing"]:
         shares = "   ".join(

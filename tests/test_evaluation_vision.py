@@ -49,14 +49,18 @@ def test_the_table_shows_shares_intervals_and_the_distance_of_each_layer():
 
 def test_routing_is_counted_for_text_and_images_apart():
     tokens = torch.tensor([1, 9, 4, 12, 3], dtype=torch.int32)  # ids from 9 on are of images
-    choices = torch.tensor([[[0, 1], [2, 3], [0, 2], [2, 3], [1, 3]], [[0, 1], [0, 1], [0, 1], [0, 2], [0, 1]]])
+    choices = torch.tensor(
+        [[[0, 1], [2, 3], [0, 2], [2, 3], [1, 3]], [[0, 1], [0, 1], [0, 1], [0, 2], [0, 1]]]
+    )
     load = torch.zeros(2, 4, dtype=torch.float64)
     text, image = share_by_medium(Routing(load, load[:, 0], load[:, 0], (0, 1), choices, tokens), 9)
     sixth = torch.tensor([[2, 2, 1, 1], [3, 3, 0, 0]], dtype=torch.float64) / 6
     torch.testing.assert_close(text, sixth, rtol=0, atol=1e-15)
     torch.testing.assert_close(image, torch.tensor([[0, 0, 2, 2], [2, 1, 1, 0]]).double() / 4)
     distance = total_variation(text, image)
-    assert distance.tolist() == pytest.approx([4 / 6, 1 / 4]) and math.isclose(float(total_variation(text, text).sum()), 0)
+    assert distance.tolist() == pytest.approx([4 / 6, 1 / 4]) and math.isclose(
+        float(total_variation(text, text).sum()), 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def tokenizer():
 
 
 def small_model(**changes) -> VisionLanguageTransformer:
-    shape = dict(num_hidden_layers=2, hidden_size=20, num_attention_heads=6, num_key_value_heads=3, head_dim=4)
+    shape = dict(
+        num_hidden_layers=2, hidden_size=20, num_attention_heads=6, num_key_value_heads=3, head_dim=4
+    )
     shape |= dict(num_experts=5, intermediate_size=9, vocab_size=1536, initial_context_length=64)
     config = build_config("gptoss_vision", "toy", shape | SIZES | changes)
     return build_model("gptoss_vision", config, generator=torch.Generator().manual_seed(0))
@@ -86,7 +88,9 @@ def test_what_is_frozen_has_no_optimizer_and_takes_no_memory_for_gradients(part)
     model = small_model()
     freeze(model, part)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, _ in model.named_parameters() if (n in model.added_parameters) == (part == "trunk")}
+    assert trained == {
+        n for n, _ in model.named_parameters() if (n in model.added_parameters) == (part == "trunk")
+    }
     groups = parameter_groups(model)
     assert {name for group in groups.values() for name in group} == trained
     assert ("vision" in parameter_kinds(model)) == (part == "trunk")
@@ -139,7 +143,9 @@ def test_a_text_checkpoint_is_the_trunk_of_a_new_model_that_sees(tmp_path):
     flags += ["--threads", 1, "--device", "cpu", "--no-use_tensorboard"]
     begun = resolve(*flags)
     preset = build_config("gptoss_vision", "toy")
-    assert begun.config.vision_embed_dim == preset.vision_embed_dim  # of the preset, and the trunk's of the file
+    assert (
+        begun.config.vision_embed_dim == preset.vision_embed_dim
+    )  # of the preset, and the trunk's of the file
     assert (begun.config.hidden_size, begun.cfg.packing) == (8, "rows")
     assert run_here(tmp_path, *flags) == 0
     trunk, saved = load(TRUNK)["model"], load(tmp_path / "model/checkpoint_1.pt")
@@ -164,7 +170,9 @@ def test_the_logs_show_images_with_captions_and_the_load_of_text_and_images(show
     source = open_images("pictures", split="validation", size=16)
     assert [told["true"] for told in logged["samples/captions"]] == [source[n].text for n in range(8)]
     loads = {medium: torch.tensor(logged[f"moe/load_{medium}"]) for medium in ("text", "image")}
-    assert all(load.shape == (2, 6) and load.sum(-1).tolist() == pytest.approx([1, 1]) for load in loads.values())
+    assert all(
+        load.shape == (2, 6) and load.sum(-1).tolist() == pytest.approx([1, 1]) for load in loads.values()
+    )
     for layer in (0, 1):
         distance = (loads["text"][layer] - loads["image"][layer]).abs().sum() / 2
         assert logged[f"moe/image_text_distance/layer_{layer:02d}"] == pytest.approx(float(distance))

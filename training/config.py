@@ -21,7 +21,9 @@ class TrainConfig:
     tbptt = 1  # micro-batches through which gradients flow back
 
     # model
-    model: str = option("gptoss", "architecture: gptoss, gptoss_vision, which reads images, or gpt2, a dense baseline")
+    model: str = option(
+        "gptoss", "architecture: gptoss, gptoss_vision, which reads images, or gpt2, a dense baseline"
+    )
     model_size: str = option("toy", "preset of the architecture: toy, medium, large, ...")
     recipe: Literal["size", "none"] = option(
         "size", "settings below --config and flags: size = configs/<model_size>.yaml, none = the defaults"

@@ -142,9 +142,7 @@ def trained_parameters(cfg: TrainConfig, config: Any) -> tuple[int, int]:
         return config.parameter_counts()["total"], config.matrix_parameters()
     model = checkpoint.without_values(registry.model_class(cfg.model), config)
     freeze(model, cfg.freeze)
-    sizes = {
-        kind: sum(p.numel() for p in group.values()) for kind, group in parameter_groups(model).items()
-    }
+    sizes = {kind: sum(p.numel() for p in group.values()) for kind, group in parameter_groups(model).items()}
     return sum(sizes.values()), sizes["matrix"]
 
 

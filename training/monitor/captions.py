@@ -55,9 +55,7 @@ def captioned(
 
 
 def as_json(found: Sequence[Captioned]) -> list[dict[str, str]]:
-    return [
-        {"prompt": document.prompt, "true": document.text, "generated": said} for document, said in found
-    ]
+    return [{"prompt": document.prompt, "true": document.text, "generated": said} for document, said in found]
 
 
 def as_line(found: Captioned) -> str:
