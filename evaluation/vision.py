@@ -48,6 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
     add("--dataset", help="as in training (default: that of the checkpoint)")
     add("--val_dataset", help="as in training (default: that of the checkpoint)")
+    add("--text_column", help="column of the text, for data from the Hub (default: as in training)")
     many = "read the first N documents of each split (default: 1000)"
     add("--number", type=int, default=1000, metavar="N", help=many)
     add("--batch_size", type=int, default=64, metavar="N", help="documents in a batch (default: 64)")
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> None:
     from common import device as machine
     from common.files import write_json_atomic
     from common.provenance import provenance
-    from data.images import Pictured, open_images
+    from data.defaults import TEXT_COLUMN
+    from data.images import PICTURES, Pictured, open_images
     from training.state.checkpoint import data_identity, require_same_data, saved_identity, saved_settings
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -86,13 +88,15 @@ def run(args: argparse.Namespace) -> None:
         )
     dataset, val_dataset, held = args.dataset, args.val_dataset, {}
     if dataset is None and val_dataset is None:
-        dataset, val_dataset = before.get("dataset", "pictures"), before.get("val_dataset")
+        dataset, val_dataset = before.get("dataset", PICTURES), before.get("val_dataset")
         held = saved_identity(saved)
-    open_split = functools.partial(open_images, dataset or val_dataset, size=images.size)
-    sources = {"validation": open_split(split="validation", val_dataset=val_dataset)}
+    column = before.get("text_column", TEXT_COLUMN) if held else args.text_column or TEXT_COLUMN
+    open_split = functools.partial(open_images, dataset or val_dataset, size=images.size, text_column=column)
+    identity = held.get("validation data")
+    sources = {"validation": open_split(split="validation", val_dataset=val_dataset, identity=identity)}
     if held:
         require_same_data(held, data_identity(None, sources["validation"]), path)
-    if dataset == "pictures" and val_dataset is None:
+    if dataset == PICTURES and val_dataset is None:
         sources[FAMILIAR] = open_split(split=FAMILIAR)
     splits = {}
     for name, source in sources.items():

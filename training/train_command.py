@@ -28,7 +28,7 @@ def run(command: CommandLine) -> int:
 
     from architecture import checkpoint, registry
     from common import device
-    from data.images import open_images
+    from data.images import PICTURES, open_images
     from data.sources import choose_dataset, open_dataset
     from training import costs, optimizer, start, trainer
 
@@ -46,16 +46,15 @@ def run(command: CommandLine) -> int:
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
     images = getattr(config, "image_format", None)
     if images is not None:
-        cfg = replace(cfg, dataset="pictures" if cfg.dataset == "auto" else cfg.dataset)
-        open_split = functools.partial(
-            open_images, cfg.dataset, size=images.size, val_dataset=cfg.val_dataset
-        )
+        cfg = replace(cfg, dataset=PICTURES if cfg.dataset == "auto" else cfg.dataset)
+        open_split = functools.partial(open_images, size=images.size)
     else:
         if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
             cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
-        open_split = functools.partial(
-            open_dataset, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
-        )
+        open_split = open_dataset
+    open_split = functools.partial(
+        open_split, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
+    )
     source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
     validation = open_split(split="validation", identity=held.get("validation data"))
     lines += start.check_data(begun, source, validation)
