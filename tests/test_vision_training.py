@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from data.documents import Pictured
 from data.images import open_images
 from data.rows import validation_rows
 from evaluation import vision
-from training import start
+from training import reporting, start
 from training.command_line import parse_command_line
 from training.config import TrainConfig
 from training.costs import memory_bytes
@@ -184,7 +185,19 @@ def test_the_logs_show_images_with_captions_and_the_load_of_text_and_images(show
     events.Reload()
     for tag in ("samples/captions", "moe/load_text", "moe/load_image"):
         assert [event.step for event in events.Images(tag)] == [2]
-    assert "samples/story" not in logged
+    assert "samples/story" not in logged and logged["val/exact_match"] == 0
+
+
+def test_exact_match_counts_all_examples_and_the_logs_show_the_first_eight(monkeypatch):
+    image = np.zeros((3, 16, 16), np.uint8)
+    documents = [Pictured((image,), "", text, "caption", "x") for text in ["a red ring"] * 3 + ["a star"] * 9]
+    told = [captions.Captioned(document, "a red ring") for document in documents]
+    monkeypatch.setattr(captions, "captioned", lambda model, examples: told)
+    shown = {}
+    writer = SimpleNamespace(show=lambda step, tag, value, **drawn: shown.update({tag: value}))
+    run = SimpleNamespace(model=None, examples=documents, writer=writer)
+    assert reporting.show_captions(run, 5) == {"val/exact_match": 0.25}
+    assert shown == {"samples/captions": captions.as_json(told[:8])}
 
 
 def test_the_picture_shows_a_right_text_in_green_and_a_wrong_one_in_red():

@@ -35,6 +35,7 @@ from training.validation import Evaluation
 NARRATE_SECONDS = 15.0
 GAP = 0.25  # of validation loss above training loss, as a share of it, that means overfitting
 PAGE = "http://localhost:6006/#custom_scalars"  # the default port of TensorBoard, and our layout
+SHOWN = 8  # images in the logs
 SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # for the stories
 
 
@@ -90,6 +91,7 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
         sinks=getattr(config, "attention_sinks", False),
         utilisation=peak_flops(run.device, run.cfg.dtype) is not None,
         carries=run.cfg.carries,
+        images=run.first_image_id is not None,
     )
 
 
@@ -130,19 +132,26 @@ def show_evaluation(
         record |= instruments.sink_record(mass)
         values = {f"layer_{layer:02d}": heads.tolist() for layer, heads in mass.items()}
         writer.show(step, "attention/sink_mass", values, pictures=lambda: instruments.sink_picture(mass))
-    writer.log(step, record)
     if run.examples:
-        told = captions.captioned(run.model, run.examples)
-        writer.show(
-            step,
-            "samples/captions",
-            captions.as_json(told),
-            pictures=lambda: {"samples/captions": captions.picture(told)},
-            markdown=lambda: "\n\n".join(map(captions.as_line, told)),
-        )
-    else:
+        record |= show_captions(run, step)
+    writer.log(step, record)
+    if not run.examples:
         writer.text(step, "samples/story", sample_stories(run, 1)[0])
     writer.say(f"step {step}: validation loss {in_words(found)}")
+
+
+def show_captions(run: Run, step: int) -> dict[str, float]:
+    """Show images with what the model says. Returns the share of the examples in which it is right."""
+    told = captions.captioned(run.model, run.examples)
+    shown = told[:SHOWN]
+    run.writer.show(
+        step,
+        "samples/captions",
+        captions.as_json(shown),
+        pictures=lambda: {"samples/captions": captions.picture(shown)},
+        markdown=lambda: "\n\n".join(map(captions.as_line, shown)),
+    )
+    return {"val/exact_match": fmean(said.right for said in told)}
 
 
 def show_media(run: Run, step: int, routing: Routing) -> dict[str, float]:

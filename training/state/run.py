@@ -32,7 +32,7 @@ from training.state.interrupt import StopRequest
 from training.state.out_dir import claim_out_dir, earlier_starts, is_without_checkpoint
 from training.validation import Evaluation
 
-EXAMPLES = 8  # images that the logs show
+EXAMPLES = 100  # documents whose texts are generated at each evaluation
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Run:
     token_bytes: torch.Tensor  # (V,) int64
     token_kinds: torch.Tensor  # (V + 1,) int64 on the CPU
     loader: TrainLoader
-    examples: list[Pictured]  # documents of the validation data whose images the logs show; [] for text
+    examples: list[Pictured]  # the first documents with images of the validation data; [] for text
     writer: metrics.MetricsWriter
     tensorboard_dir: str | None
     device: torch.device
