@@ -14,7 +14,8 @@ from test_generation import build as build_text_model
 import inference
 import sample
 from architecture.generation import chat
-from architecture.generation.decode import Decoder, generate
+from architecture.generation.decode import Decoder, generate, new_decoder
+from architecture.generation.lean import LeanDecoder
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import generate_text, generate_texts
 from architecture.gptoss_vision import VisionConfig, VisionLanguageTransformer
@@ -50,11 +51,26 @@ def features_of(model, images) -> torch.Tensor:
 
 
 # ------------------------------------------------------------------------------------------ ids and rows
-@pytest.mark.parametrize("use_cache", [True, False])
+DECODERS = {
+    "lean": LeanDecoder,
+    "general": lambda *arguments: Decoder(*arguments[:3], True, *arguments[3:]),
+    "uncached": lambda *arguments: Decoder(*arguments[:3], False, *arguments[3:]),
+}
+SWITCHES = {
+    "router bias": {},
+    "sigmoid router, dense layer, learned positions": dict(router="topk_sigmoid", moe_layers=(1,),
+                                                           position="learned"),
+    "no router bias, pool token": dict(vision_router_bias=False, vision_pool_token=True, image_size=3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES)
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 @torch.no_grad()
-def test_the_logits_of_every_step_are_those_of_the_whole_text(model, use_cache):
-    features = features_of(model, draw_images(3))
-    decoder = Decoder(model, 3, 16, use_cache, features)
+def test_the_logits_of_every_step_are_those_of_the_whole_text(decoder, changes):
+    model = build(**changes)
+    features = torch.randn(12, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    decoder = decoder(model, 3, 16, features)
     texts, feed = [list(prompt) for prompt in PROMPTS], PROMPTS
     for step in range(4):
         logits = decoder.feed(feed)
@@ -62,7 +78,14 @@ def test_the_logits_of_every_step_are_those_of_the_whole_text(model, use_cache):
             whole = model(torch.tensor([text]), features=features).logits[0, -1]
             torch.testing.assert_close(found, whole, rtol=0, atol=1e-11)
         feed = [[17 * step + row] for row in range(3)]
+        feed[1] = [V + step]  # nobody does, but a decoder need not know that
         texts = [text + new for text, new in zip(texts, feed)]
+
+
+def test_a_small_model_on_a_cpu_has_the_lean_decoder(model):
+    features = features_of(model, draw_images(1))
+    for made, given in ((model, features), (model, None), (build(use_vision=False), None)):
+        assert type(new_decoder(made, 2, 9, features=given)) is LeanDecoder
 
 
 def test_rows_with_and_without_images_continue_as_each_alone_and_as_without_a_cache(model):
@@ -204,3 +227,15 @@ def test_a_conversation_has_its_images_where_its_turns_are(model):
     assert text + told == generate_text(model, text, 5, 1.0, images=images, seed=5)
     blind = chat.prompt_of(build_text_model(), turns, 5)  # the images stay in the conversation
     assert max(blind.ids) < V and not len(blind.images)
+
+
+def test_the_images_of_a_conversation_are_files_beside_it(photo, tmp_path):
+    path = chat.conversation_file(tmp_path, "0123456789abcdef")
+    name = chat.keep_image(path, photo.read_bytes())
+    assert chat.image_file(path, name) == tmp_path / "0123456789abcdef" / name
+    turns = [{"role": chat.USER, "text": "a", "images": [name, name]}, {"role": chat.MODEL, "text": "b"}]
+    read = chat.with_images(turns, path, 6)
+    assert [len(turn["images"]) for turn in read] == [2, 0]
+    assert np.array_equal(read[0]["images"][1], draw_images(1)[0])
+    with pytest.raises(ValueError, match="16 hexadecimal digits, got '../../secret'"):
+        chat.with_images([{"images": ["../../secret"]}], path, 6)

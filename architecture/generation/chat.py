@@ -6,6 +6,7 @@ model with a chat format (architecture/open_gpt_oss/harmony.py) is asked in that
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -21,9 +22,9 @@ from architecture.checkpoint import checkpoints, is_model_folder
 from architecture.generation.decode import generate_steps, length_limit
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream, encode_prompt, features_of, image_format
-from architecture.images import IMAGE
+from architecture.images import IMAGE, read_image
 from architecture.tokenizer import encode_text
-from common.files import read_json, reading, write_json_atomic
+from common.files import atomic_write, read_json, reading, write_json_atomic
 
 USER, MODEL = "user", "assistant"  # the roles of a turn
 TEXT, ANALYSIS = "text", "analysis"  # channels of an answer: of a model without channels, and reasoning
@@ -74,6 +75,33 @@ def put_turn(path: Path, index: int, turn: dict[str, Any]) -> None:
         turns = read_turns(path) if path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json_atomic(path, {"turns": [*turns[:index], turn, *turns[index + 1 :]]})
+
+
+def image_file(path: Path, name: str) -> Path:
+    """The file of an image in a conversation. The name comes from the conversation's file."""
+    if not re.fullmatch(r"[0-9a-f]{16}", name):
+        raise ValueError(
+            f"an image of a conversation has a name of 16 hexadecimal digits, got {name!r}; begin anew"
+        )
+    return path.with_suffix("") / name
+
+
+def keep_image(path: Path, data: bytes) -> str:
+    """Keep the file of an image beside the conversation; returns its name, for `images` of a turn."""
+    name = hashlib.blake2b(data, digest_size=8).hexdigest()
+    image_file(path, name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with atomic_write(image_file(path, name)) as file:
+        file.write(data)
+    return name
+
+
+def with_images(turns: Sequence[dict[str, Any]], path: Path, size: int) -> list[dict[str, Any]]:
+    """The turns of a conversation with images in place of their names."""
+
+    def read(turn: dict[str, Any]) -> list[np.ndarray]:
+        return [read_image(image_file(path, name), size, name) for name in turn.get("images", ())]
+
+    return [turn | {"images": read(turn)} for turn in turns]
 
 
 def text_of(turns: Sequence[dict[str, Any]], *, placeholders: bool = False) -> str:

@@ -150,7 +150,7 @@ def new_decoder(
     if hasattr(model, "new_decoder"):
         return model.new_decoder(rows, max_length, use_cache)
     if use_cache and lean.obstacle(model) is None:
-        return lean.LeanDecoder(model, rows, max_length)
+        return lean.LeanDecoder(model, rows, max_length, features)
     return Decoder(model, rows, max_length, use_cache, features)
 
 
