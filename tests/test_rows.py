@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from test_data_loader import EOT, STORIES, Stories, take
+from test_data_loader import EOT, STORIES, take
 
 from architecture.images import IMAGE, ImageFormat
 from architecture.tokenizer import get_tokenizer

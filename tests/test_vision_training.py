@@ -75,9 +75,9 @@ def test_only_the_text_of_a_document_is_scored():
         scored = (batch["targets"][row] >= 0).nonzero().flatten().tolist()
         assert scored == list(range(first, first + len(text)))
         assert batch["targets"][row, scored].tolist() == text
-    assert float(out.loss_sum) == pytest.approx(total, abs=1e-9)
+    assert out.loss_sum.item() == pytest.approx(total, abs=1e-9)
     alone = model(**batch)  # without logits, positions without a target never reach the head
-    assert alone.logits is None and float(alone.loss_sum) == pytest.approx(total, abs=1e-9)
+    assert alone.logits is None and alone.loss_sum.item() == pytest.approx(total, abs=1e-9)
     torch.testing.assert_close(alone.token_losses, out.token_losses, rtol=0, atol=1e-9)
 
 
@@ -198,6 +198,17 @@ def test_exact_match_counts_all_examples_and_the_logs_show_the_first_eight(monke
     run = SimpleNamespace(model=None, examples=documents, writer=writer)
     assert reporting.show_captions(run, 5) == {"val/exact_match": 0.25}
     assert shown == {"samples/captions": captions.as_json(told[:8])}
+
+
+def test_documents_that_the_context_cannot_hold_together_are_captioned_one_by_one_or_cut():
+    model = small_model(initial_context_length=16)
+    model.tokenizer = tokenizer()
+    image = np.zeros((3, 16, 16), np.uint8)
+    long, short, full = "a ring" * 5, "a ring", "a red ring " * 9
+    documents = [Pictured((image,), *both, "x", "x") for both in (("", long), (short, ""), (full, "a star"))]
+    alone = [captions.captioned(model, [document])[0].said for document in documents[:2]]
+    told = captions.captioned(model, documents)
+    assert [said.said for said in told] == [*alone, ""] and alone[0]
 
 
 def test_the_picture_shows_a_right_text_in_green_and_a_wrong_one_in_red():

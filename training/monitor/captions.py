@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from architecture.generation.text import generate_texts
+from architecture.generation.decode import length_limit
+from architecture.generation.text import encode_prompt, generate_texts, image_format
 from architecture.tokenizer import encode_text
 from data.documents import Source
 from data.images import Pictured
@@ -44,14 +45,22 @@ def captioned(
 
     images: the images to show in place of the documents' own.
     A text ends with the end-of-text token, or one token after the length of the longest true text: from there
-    on it is wrong in any case.
+    on it is wrong in any case. A document that the model's context cannot hold is cut.
     """
-    longest = max(len(encode_text(model.tokenizer, document.text)) for document in documents)
-    prompts = [document.prompt for document in documents]
     shown = [document.images for document in documents] if images is None else images
-    texts = generate_texts(model, prompts, longest + 1, temperature=0, images=shown)
-    said = [text[len(prompt) :] for prompt, text in zip(prompts, texts)]
-    return [Captioned(*pair) for pair in zip(documents, said)]
+    lengths = [
+        len(encode_prompt(model.tokenizer, document.prompt, image_format(model), len(own)))
+        for document, own in zip(documents, shown)
+    ]
+    longest = max(len(encode_text(model.tokenizer, document.text)) for document in documents)
+    room = length_limit(model) - max(lengths)
+    if room <= longest and len(documents) > 1:  # alone, each has the room that its own prompt leaves
+        return [captioned(model, [one], [own])[0] for one, own in zip(documents, shown)]
+    if room < 1:
+        return [Captioned(documents[0], "")]
+    prompts = [document.prompt for document in documents]
+    texts = generate_texts(model, prompts, min(longest + 1, room), temperature=0, images=shown)
+    return [Captioned(one, text[len(one.prompt) :]) for one, text in zip(documents, texts)]
 
 
 def as_json(found: Sequence[Captioned]) -> list[dict[str, str]]:
