@@ -38,7 +38,7 @@ from architecture.gptoss import (
     TransformerBlock,
 )
 from architecture.images import ImageFormat
-from architecture.interface import ModelOutput
+from architecture.interface import IGNORE_INDEX, ModelOutput
 from common.settings import option
 
 
@@ -355,6 +355,15 @@ class VisionLanguageTransformer(Transformer):
         text = super().embed_tokens(input_ids.masked_fill(image, 0))
         seen = F.embedding((input_ids - vocab_size).clamp(min=0), features.to(text.dtype))
         return torch.where(image[..., None], seen, text)
+
+    def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
+        """As for the trunk. For a loss alone, positions without a target, such as image tokens, are left out."""
+        if targets is None or return_logits:
+            return super().head(hidden, targets, return_logits, carry)
+        scored = targets != IGNORE_INDEX
+        out = super().head(hidden[scored][None], targets[scored][None], False, carry)
+        losses = out.token_losses.new_zeros(targets.shape).masked_scatter(scored, out.token_losses)
+        return out._replace(token_losses=losses)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """As for the trunk, and the encoder."""

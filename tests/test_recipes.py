@@ -14,13 +14,14 @@ from training.costs import report
 from training.train_command import model_fields
 
 CONFIGS = sorted(recipes.CONFIGS.glob("*.yaml"))
+VISION = sorted((recipes.CONFIGS / "vision").glob("*.yaml"))
 CONTEXT = sorted((recipes.CONFIGS / "context").glob("*.yaml"))
 LIGHTER = (
     "light",
     "quickstart",
     "tiny_gpt_oss",
 )  # toy with fewer of everything: chosen by --config, never by a size
-SIZES = [path for path in CONFIGS + CONTEXT if path.stem not in LIGHTER]
+SIZES = [path for path in CONFIGS + CONTEXT + VISION if path.stem not in LIGHTER]
 
 
 def parse(*argv, config_class=TrainConfig):
@@ -77,6 +78,16 @@ def test_a_config_file_overrides_only_what_it_names(tmp_path):
     (tmp_path / "mine.yaml").write_text("model_size: medium\nlr: 1.0e-3\ngrad_accum: 2\n")
     cfg = resolve("--config", tmp_path / "mine.yaml", "--lr", "2e-3").cfg
     assert (cfg.lr, cfg.grad_accum, cfg.block_size, cfg.eval_every) == (2e-3, 2, 512, 500)
+
+
+@pytest.mark.parametrize("path", VISION, ids=lambda path: path.stem)
+def test_a_model_that_reads_images_has_recipes_of_its_own(path):
+    cfg, _, config, _, lines, _ = resolve("--model", "gptoss_vision", "--model_size", path.stem)
+    recipe = read_yaml(path)
+    assert all(getattr(cfg, name) == value for name, value in recipe.items())
+    assert lines == (f"recipe: configs/vision/{path.stem}.yaml",) and cfg.packing == "rows"
+    longest = config.image_format.tokens + 24  # a question of `pictures`
+    assert longest <= cfg.block_size <= config.context_limit
 
 
 def test_minutes_replace_the_steps_of_a_recipe():

@@ -9,7 +9,7 @@ import torch
 from small_model import inputs_of
 
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.interface import IGNORE_INDEX, RouterStats
+from architecture.interface import IGNORE_INDEX, RouterStats, load_share
 from training.monitor.instruments import (
     kinds_markdown,
     kinds_pictures,
@@ -212,7 +212,7 @@ def test_the_probe_restores_the_mode_leaves_no_hook_and_is_empty_without_sinks()
 def test_pictures_depend_on_their_data():
     found = look(model())
     even = found._replace(load=torch.ones_like(found.load))
-    pixels, white = (load_picture(x)["moe/load"] for x in (found, even))
+    pixels, white = (load_picture(load_share(x.load), x.layers)["moe/load"] for x in (found, even))
     assert pixels.dtype == white.dtype and pixels.shape[2] == 3 and min(pixels.shape[:2]) > 80
     colored = [float((p.max(-1) - p.min(-1) > 60).mean()) for p in (pixels, white)]
     assert colored[0] > 2 * colored[1]  # an even load is white but for the colour bar
@@ -236,7 +236,7 @@ def test_an_expert_beyond_the_32767th_keeps_its_number():
     )  # fmt: skip
     sums = RoutingSums(keep_choices=True)
     sums.add(router, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
-    found = sums.result(1.0)
+    found = sums.result()
     assert found.choices.flatten().tolist() == [3, last]
     share, _ = share_by_kind(found, torch.zeros(1, dtype=torch.int64), 1)
     assert share[0, 0, last] == 0.5

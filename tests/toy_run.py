@@ -32,6 +32,7 @@ SMALL = dict(num_hidden_layers=2, hidden_size=20, num_attention_heads=6, num_key
 SMALL |= dict(num_experts=5, experts_per_token=2, intermediate_size=9, rope_scaling_factor=1.0)
 
 SAMPLE_TOKENS = 4  # of a sampled story, in place of 300: sampling took half of the time of a run
+EXAMPLES = 8  # images that are captioned, in place of 100
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -101,10 +102,11 @@ def _run(argv, folder, logs, at_step, action, environment, script):
     os.environ.update(environment)  # before anything that reads it is imported
     from training import reporting, trainer
     from training.monitor import instruments
+    from training.state import run as run_state
 
     instruments.heat_map = blank
     os.fsync = lambda descriptor: None  # a kill loses nothing that was written
-    reporting.SAMPLE_TOKENS = SAMPLE_TOKENS
+    reporting.SAMPLE_TOKENS, run_state.EXAMPLES = SAMPLE_TOKENS, EXAMPLES
     train_step = trainer.train_step
 
     def interrupted_train_step(run, progress):
@@ -127,6 +129,7 @@ def run_here(folder: Path, *flags, script: str = "train") -> int:
     threads = torch.get_num_threads()
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.reporting.SAMPLE_TOKENS", SAMPLE_TOKENS)
+        patch.setattr("training.state.run.EXAMPLES", EXAMPLES)
         try:
             return importlib.import_module(script).main([str(flag) for flag in flags])
         finally:

@@ -87,9 +87,12 @@ def parse_command_line(
     )
 
 
-def shipped_configs(config_class: type[TrainConfig]) -> dict[str, Path]:
-    """{name: path} of the YAML files in configs/, or in configs/context/, for the program of config_class."""
-    folder = CONFIGS / "context" if config_class.carries else CONFIGS
+def shipped_configs(config_class: type[TrainConfig], images: bool = False) -> dict[str, Path]:
+    """{name: path} of the YAML files in configs/, or in configs/context/, for the program of config_class.
+
+    images: those in configs/vision/, for models that read images.
+    """
+    folder = CONFIGS / "context" if config_class.carries else CONFIGS / "vision" if images else CONFIGS
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

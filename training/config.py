@@ -21,7 +21,9 @@ class TrainConfig:
     tbptt = 1  # micro-batches through which gradients flow back
 
     # model
-    model: str = option("gptoss", "architecture: gptoss, or gpt2 as its dense baseline")
+    model: str = option(
+        "gptoss", "architecture: gptoss, gptoss_vision, which reads images, or gpt2, a dense baseline"
+    )
     model_size: str = option("toy", "preset of the architecture: toy, medium, large, ...")
     recipe: Literal["size", "none"] = option(
         "size", "settings below --config and flags: size = configs/<model_size>.yaml, none = the defaults"
@@ -31,7 +33,8 @@ class TrainConfig:
     dataset: str = option(
         "auto",
         "tinystories, bundled, a .txt, .jsonl or .parquet file, a folder, or a name on the Hub; "
-        "auto = tinystories if the Hub or its cache has it, else bundled",
+        "with images: pictures, digits, faces, a folder with captions.jsonl, or a name on the Hub; "
+        "auto = tinystories if the Hub or its cache has it, else bundled; with images, pictures",
     )
     val_dataset: str | None = option(None, "validation data; none = the dataset's split, or 1% by hash")
     text_column: str = option(TEXT_COLUMN, "column that holds a document's text")
@@ -59,6 +62,10 @@ class TrainConfig:
     grad_clip: float = option(1.0, "largest norm of the whole gradient; 0 = no clipping", at_least=0)
     optimizer: Literal["adamw", "muon"] = option("muon", "optimizer of matrices; adamw updates the rest")
     weight_decay: float = option(0.1, "decoupled: a step shrinks weights by lr * weight_decay", at_least=0)
+
+    freeze: Literal["none", "trunk", "vision"] = option(
+        "none", "part of a model that reads images that does not train: trunk = the text model"
+    )
 
     # router
     balance: Literal["none", "aux", "aux_global", "bias"] = option("aux", "rule that balances experts")

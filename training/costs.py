@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from architecture import registry
+from architecture import checkpoint, registry
 from architecture.interface import logit_rows
 from common.device import PEAK_FLOPS, peak_flops
 from common.settings import as_text
 from training.config import TrainConfig
+from training.optimizer import freeze, parameter_groups
 
 
 class Machine(NamedTuple):
@@ -117,9 +118,9 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     the backward pass, are estimated from their shapes (tested to 15 % in float32).
     """
     total = config.parameter_counts()["total"]
-    matrices = config.matrix_parameters()
+    trained, matrices = trained_parameters(cfg, config)
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
-    moments = 2 * (total - matrices) + matrices if cfg.optimizer == "muon" else 2 * total
+    moments = 2 * (trained - matrices) + matrices if cfg.optimizer == "muon" else 2 * trained
     tokens = cfg.batch_size * cfg.block_size
     values = tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
     kept = int((2 if cfg.dtype == "bfloat16" else 4) * values)
@@ -128,11 +129,21 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
         "weights": 4 * total,
-        "gradients": 4 * total,
+        "gradients": 4 * trained,
         "optimizer": 4 * moments,
         "activations": cfg.tbptt * (kept + head),  # kept until the end of a window
         "logits": 2 * 4 * rows * config.vocab_size,
     }
+
+
+def trained_parameters(cfg: TrainConfig, config: Any) -> tuple[int, int]:
+    """Number of parameters that train, and of those among them that are in matrices for Muon."""
+    if cfg.freeze == "none":
+        return config.parameter_counts()["total"], config.matrix_parameters()
+    model = checkpoint.without_values(registry.model_class(cfg.model), config)
+    freeze(model, cfg.freeze)
+    sizes = {kind: sum(p.numel() for p in group.values()) for kind, group in parameter_groups(model).items()}
+    return sum(sizes.values()), sizes["matrix"]
 
 
 def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str:

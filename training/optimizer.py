@@ -26,6 +26,16 @@ PARAMETER_RULES = (
 )
 
 
+def freeze(model: torch.nn.Module, part: str) -> None:
+    """Exclude a part of the model from training: "trunk", "vision" (what the model adds to its trunk) or "none".
+
+    model: the raw module, with `added_parameters` unless part is "none".
+    """
+    if part != "none":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_((name in model.added_parameters) == (part == "trunk"))
+
+
 def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Parameter]]:
     """Sort the trainable parameters into groups: {"matrix" | "decay" | "no_decay": {name: parameter}}.
 
@@ -50,6 +60,7 @@ def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Par
 
 # (pattern, kind): the logs show the norm of the gradient for each kind. Other names are of the kind "other".
 PARAMETER_KINDS = (
+    (r"vision\..+", "vision"),
     (r".+\.attn\.(qkv|out)\.weight", "attention"),
     (r".+\.sinks", "sinks"),
     (r".+\.gate\.weight", "router"),

@@ -2,7 +2,7 @@
 
     defaults < recipe of the size < --config FILE.yaml < flags
 
-train_context.py reads configs/context/. The official sizes of GPT-2 share configs/gpt2.yaml. A recipe holds
+train_context.py reads configs/context/, and a model that reads images configs/vision/. The official sizes of GPT-2 share configs/gpt2.yaml. A recipe holds
 no field of a model, so that it fits every model of its size.
 """
 
@@ -22,9 +22,11 @@ LENGTHS = {"max_iters", "max_minutes"}  # giving one replaces the other
 
 def recipe_path(cfg: TrainConfig, size: str) -> Path | None:
     """The recipe of a size of the model; None if it has none, or cfg.recipe is "none"."""
-    if cfg.recipe == "none" or size not in registry.model_class(cfg.model).presets:
+    cls = registry.model_class(cfg.model)
+    if cfg.recipe == "none" or size not in cls.presets:
         return None
-    return shipped_configs(type(cfg)).get("gpt2" if size.startswith("gpt2") else size)
+    images = hasattr(cls.config_class, "image_format")
+    return shipped_configs(type(cfg), images).get("gpt2" if size.startswith("gpt2") else size)
 
 
 def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:

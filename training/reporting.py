@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -22,10 +23,10 @@ from common.device import peak_flops, peak_memory_gb
 from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.costs import changed_fields, expert_layers
-from training.monitor import instruments
+from training.monitor import captions, instruments
 from training.monitor.page_layout import page_layout
 from training.monitor.probes import context_record, sink_mass
-from training.monitor.routing import max_violation
+from training.monitor.routing import Routing, max_violation, share_by_medium, total_variation
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
@@ -34,6 +35,7 @@ from training.validation import Evaluation
 NARRATE_SECONDS = 15.0
 GAP = 0.25  # of validation loss above training loss, as a share of it, that means overfitting
 PAGE = "http://localhost:6006/#custom_scalars"  # the default port of TensorBoard, and our layout
+SHOWN = 8  # images in the logs
 SAMPLE_SEED, SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 1, 300, 0.8  # for the stories
 
 
@@ -89,6 +91,7 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
         sinks=getattr(config, "attention_sinks", False),
         utilisation=peak_flops(run.device, run.cfg.dtype) is not None,
         carries=run.cfg.carries,
+        images=run.first_image_id is not None,
     )
 
 
@@ -112,8 +115,10 @@ def show_evaluation(
             step,
             "moe/load",
             load_share(routing.load).tolist(),
-            pictures=lambda: instruments.load_picture(routing),
+            pictures=lambda: instruments.load_picture(load_share(routing.load), routing.layers),
         )
+        if run.first_image_id is not None:
+            record |= show_media(run, step, routing)
         table = instruments.kinds_table(routing, run.token_kinds)
         writer.show(
             step,
@@ -127,9 +132,36 @@ def show_evaluation(
         record |= instruments.sink_record(mass)
         values = {f"layer_{layer:02d}": heads.tolist() for layer, heads in mass.items()}
         writer.show(step, "attention/sink_mass", values, pictures=lambda: instruments.sink_picture(mass))
+    if run.examples:
+        record |= show_captions(run, step)
     writer.log(step, record)
-    writer.text(step, "samples/story", sample_stories(run, 1)[0])
+    if not run.examples:
+        writer.text(step, "samples/story", sample_stories(run, 1)[0])
     writer.say(f"step {step}: validation loss {in_words(found)}")
+
+
+def show_captions(run: Run, step: int) -> dict[str, float]:
+    """Show images with what the model says. Returns the share of the examples in which it is right."""
+    told = captions.captioned(run.model, run.examples)
+    shown = told[:SHOWN]
+    run.writer.show(
+        step,
+        "samples/captions",
+        captions.as_json(shown),
+        pictures=lambda: {"samples/captions": captions.picture(shown)},
+        markdown=lambda: "\n\n".join(map(captions.as_line, shown)),
+    )
+    return {"val/exact_match": fmean(said.right for said in told)}
+
+
+def show_media(run: Run, step: int, routing: Routing) -> dict[str, float]:
+    """Show the load of the experts from text tokens and from image tokens. Returns their distance, by layer."""
+    text, image = share_by_medium(routing, run.first_image_id)
+    for tag, share, of in (("moe/load_text", text, ", text"), ("moe/load_image", image, ", images")):
+        drawn = functools.partial(instruments.load_picture, share, routing.layers, tag, of)
+        run.writer.show(step, tag, share.tolist(), pictures=drawn)
+    distance = total_variation(text, image)
+    return instruments.by_layer("moe/image_text_distance", routing.layers, distance)
 
 
 def overfitting(val: float, train: Sequence[float], epoch: int) -> str:
@@ -152,6 +184,13 @@ def in_words(found: Evaluation) -> str:
         f"{found.loss:.4f} +- {half_width} nats/token (95 %, over {found.documents:,} documents), "
         f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
     )
+
+
+def samples(run: Run, number: int) -> list[str]:
+    """What the trained model writes: about images of the validation data, or stories."""
+    if run.examples:
+        return [captions.as_line(told) for told in captions.captioned(run.model, run.examples[:number])]
+    return sample_stories(run, number)
 
 
 def sample_stories(run: Run, number: int) -> list[str]:
@@ -225,7 +264,8 @@ def activation() -> str:
 
 def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
     """The text at the end of a run: stories, figures and the next commands."""
-    told = "\n".join(f"--- story {i}\n{story}" for i, story in enumerate(stories, start=1))
+    kind = "image" if run.examples else "story"
+    told = "\n".join(f"--- {kind} {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
     if run.tensorboard_dir:
         board = f"\n  tensorboard --logdir {quote(cfg.tensorboard_root)}    # then open {PAGE}"
@@ -241,7 +281,7 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
         f"({final['tokens_per_second']:,.0f} tokens/s), in pass {run.loader.progress.epoch + 1} over the data\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
-        f"  python sample.py --checkpoint {name}{board}\n"
+        f"  python sample.py --checkpoint {name}{' --image FILE' if run.examples else ''}{board}\n"
         f"  python -m evaluation.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )

@@ -59,7 +59,7 @@ def resolve(command: CommandLine) -> Start:
     if len(asked) > 1 and asked not in (["resume", "resume_from"], ["resume", "extend"]):
         raise ValueError(f"{' and '.join(asked)} each name the weights to start from; keep one of them")
     start = ways[asked[0]](command) if asked else new_model(command)
-    cfg, on = start.cfg, device.choose_device(start.cfg.device)
+    cfg, on = for_images(start.cfg, start.config, command.given), device.choose_device(start.cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
@@ -199,6 +199,22 @@ def new_config(command: CommandLine, n_vocab: int) -> Any:
     return registry.build_config(cfg.model, cfg.model_size, overrides | sizes)
 
 
+def for_images(cfg: TrainConfig, config: Any, given: frozenset[str]) -> TrainConfig:
+    """The settings with one document in each row, if the model reads images, because an image is not cut."""
+    if getattr(config, "image_format", None) is None:
+        if cfg.freeze != "none":
+            raise ValueError(
+                f"freeze must be none for model {cfg.model} with these settings, which reads no images, got "
+                f"{cfg.freeze}; leave freeze out, or use --model gptoss_vision"
+            )
+        return cfg
+    if "packing" in given and cfg.packing != "rows":
+        raise ValueError(
+            f"packing must be rows for a model that reads images, got {cfg.packing}; leave packing out"
+        )
+    return replace(cfg, packing="rows")
+
+
 def require_context(cfg: TrainConfig, config: Any) -> None:
     """Raise ValueError if rows are longer than the model's context."""
     if cfg.block_size > config.context_limit:
@@ -239,7 +255,10 @@ def given_weights(command: CommandLine) -> Start:
         brought |= {name: before[name] for name in DATA if name not in command.given}
         data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides
-    config = registry.config_from_dict(model, saved["config"] | overrides)
+    added = {}  # a variant takes the sizes of what it adds from its preset, and the rest from the checkpoint
+    if model != saved["model_name"]:
+        added = registry.model_class(model).presets.get(brought["model_size"], {})
+    config = registry.config_from_dict(model, added | saved["config"] | overrides)
     require_same_shapes(saved, config, overrides, path)
     cfg = with_segments_of(replace(cfg, **brought), config)
     return Start(cfg, tokenizer, config, saved, lines, data_identity)

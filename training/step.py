@@ -69,7 +69,8 @@ def accumulate_gradients(
             layers = router.layers
         window = window + objective
         if number % cfg.tbptt == 0:
-            window.backward()
+            if window.requires_grad:  # text alone has no gradient if the trunk is frozen
+                window.backward()
             window, carry = 0.0, None if carry is None else carry.detach()
         losses.append(out.loss_sum.detach() / total)
         text.append(torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes)))
@@ -101,7 +102,7 @@ def apply_gradients(
         grads = [p.grad for p in parameters if p.grad is not None]
         if grads:
             norms[kind] = nn.utils.get_total_norm(grads)
-    parts = torch.stack(list(norms.values()))
+    parts = torch.stack(list(norms.values()) or [torch.zeros_like(result.loss)])
     total = torch.linalg.vector_norm(parts)
     *values, found, loss = torch.cat((parts, torch.stack((total, result.loss.to(total.dtype))))).tolist()
     if not math.isfinite(found + loss):  # tolist() above is the one synchronization of a step

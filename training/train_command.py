@@ -30,8 +30,9 @@ def run(command: CommandLine) -> int:
 
     from architecture import checkpoint, registry
     from common import device
+    from data.images import PICTURES, open_images
     from data.sources import choose_dataset, open_dataset
-    from training import costs, start, trainer
+    from training import costs, optimizer, start, trainer
 
     if command.help_model:
         return print_model_fields(command.config, command.model_overrides)
@@ -46,10 +47,16 @@ def run(command: CommandLine) -> int:
     start.require_resources(begun)
     if line := set_threads(cfg.threads, STARTED):
         say(line)
-    if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
-        cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
+    images = getattr(config, "image_format", None)
+    if images is not None:
+        cfg = replace(cfg, dataset=PICTURES if cfg.dataset == "auto" else cfg.dataset)
+        open_split = functools.partial(open_images, size=images.size)
+    else:
+        if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
+            cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
+        open_split = open_dataset
     open_split = functools.partial(
-        open_dataset, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
+        open_split, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
     )
     source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
     validation = open_split(split="validation", identity=held.get("validation data"))
@@ -62,6 +69,7 @@ def run(command: CommandLine) -> int:
         added = model.added_parameters if saved["model_name"] != cfg.model else ()
         source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
         checkpoint.load_weights(model, saved["model"], source_of_weights, added=added)
+    optimizer.freeze(model, cfg.freeze)
     cfg = replace(  # the choices that "auto" stands for are shown, stored, and used again by --resume
         cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
     )

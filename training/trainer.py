@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from architecture.images import ImageFormat
 from architecture.interface import IGNORE_INDEX, load_share
 from architecture.tokenizer import token_byte_lengths
 from common.device import autocast
@@ -68,7 +69,8 @@ def train(
     Raises Stopped after Ctrl-C, SIGTERM or SIGHUP, ValueError for a NaN, bad data or too little memory, and
     CannotWrite for a full disk.
     """
-    batches = functools.partial(scored_batches, cfg, validation, tokenizer)
+    images = getattr(model.config, "image_format", None)
+    batches = functools.partial(scored_batches, cfg, validation, tokenizer, images)
     # All evaluations score these tokens. Reading them first finds bad data before a file is written.
     fixed = list(batches(max_tokens=cfg.eval_tokens))
     with (
@@ -140,7 +142,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     if result.load is not None:
         progress.expert_share = load_share(result.load)
         progress.load = result.load if progress.load is None else progress.load + result.load
-        if cfg.balance == "bias":
+        if cfg.balance == "bias" and cfg.freeze != "trunk":
             # The bias follows the learning rate, so that it settles together with the weights.
             share = run.optimizers[0].param_groups[0]["lr"] / cfg.lr
             update_selection_bias(model, result.load, cfg.bias_rate * share)
@@ -210,6 +212,7 @@ def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) 
         autocast=run.autocast,
         eot=run.tokenizer.eot_token,
         packing=run.cfg.packing,
+        first_image_id=run.first_image_id,
         **options,
     )
 
@@ -248,7 +251,7 @@ def close(
         except ValueError as error:  # from the validation data
             raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
     final = reporting.final_record(run, progress, found)
-    stories = reporting.sample_stories(run, 3)
+    stories = reporting.samples(run, 3)
     run.writer.final(
         progress.step,
         asdict(cfg) | asdict(run.model.config),
@@ -259,14 +262,18 @@ def close(
 
 
 def scored_batches(
-    cfg: TrainConfig, validation: Source, tokenizer: Any, max_tokens: int | None
+    cfg: TrainConfig,
+    validation: Source,
+    tokenizer: Any,
+    image_format: ImageFormat | None,
+    max_tokens: int | None,
 ) -> Iterator[dict[str, torch.Tensor]]:
     """All or the first max_tokens validation tokens, in batches with the packing of training."""
     size = {"batch_size": cfg.batch_size, "block_size": cfg.block_size, "max_tokens": max_tokens}
     if cfg.packing == "lanes":
         return validation_lanes(validation, tokenizer, resets=cfg.carries, **size)
     if cfg.packing == "rows":
-        return validation_rows(validation, tokenizer, **size)
+        return validation_rows(validation, tokenizer, image_format=image_format, **size)
     return validation_batches(validation, tokenizer, **size)
 
 
@@ -275,7 +282,8 @@ def evaluate_only(
 ) -> str:
     """Score all or the first max_tokens validation tokens. Returns the line that --eval_only prints."""
     device = torch.device(cfg.device)
-    batches = scored_batches(cfg, validation, tokenizer, max_tokens)
+    images = getattr(model.config, "image_format", None)
+    batches = scored_batches(cfg, validation, tokenizer, images, max_tokens)
     found = evaluate(
         model.to(device),
         reporting.narrated(batches, say),

@@ -55,6 +55,7 @@ def evaluate(
     autocast: Callable[[], object],
     eot: int,
     packing: str,
+    first_image_id: int | None = None,
     keep_choices: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
@@ -63,12 +64,13 @@ def evaluate(
     The model's carry goes from each batch to the next.
 
     eot: the target that ends a document.  packing: that of the batches (data/loader.py).
+    first_image_id: ids from here on are image tokens; None for a model of text.
     keep_choices: also keep the experts that each token chose.
     Raises Interrupted if should_stop() returns true.
     """
     was_training = model.training
     model.eval()
-    sums, by_position, routing = [], [], RoutingSums(keep_choices)
+    sums, by_position, routing = [], [], RoutingSums(keep_choices, first_image_id)
     segments, documents, segment, ended, carry = NumberedSums(), NumberedSums(), 0, 0, None
     try:
         for batch in batches:
@@ -103,7 +105,7 @@ def evaluate(
         tokens=int(tokens),
         by_position=torch.stack(by_position).sum(0).T,
         by_segment=segments.result() if segments.parts else None,
-        routing=routing.result(tokens),
+        routing=routing.result(),
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from architecture.interface import load_share
 from training.monitor.routing import Routing, dead_experts, flip_rate, max_violation, share_by_kind
 from training.monitor.token_kinds import KINDS
 
@@ -80,18 +79,19 @@ def sink_record(mass: dict[int, torch.Tensor]) -> dict[str, float]:
     }
 
 
-def load_picture(routing: Routing) -> dict[str, np.ndarray]:
-    """Draw the share of each expert in the assignments of its layer, as a multiple of an even share."""
-    share = load_share(routing.load)
+def load_picture(
+    share: torch.Tensor, layers: tuple[int, ...], tag: str = "moe/load", of: str = ""
+) -> dict[str, np.ndarray]:
+    """Draw the share of each expert in the assignments of its layer, (L, E), as a multiple of an even share."""
     picture = heat_map(
         (share * share.shape[-1]).numpy(),
-        rows=[f"layer {layer}" for layer in routing.layers],
+        rows=[f"layer {layer}" for layer in layers],
         columns=[f"{e}" for e in range(share.shape[-1])],
-        title="load of each expert / even load",
+        title=f"load of each expert{of} / even load",
         even=1.0,
         form="{:.2f}",
     )
-    return {"moe/load": picture}
+    return {tag: picture}
 
 
 def sink_picture(mass: dict[int, torch.Tensor]) -> dict[str, np.ndarray]:

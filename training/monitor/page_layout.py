@@ -33,6 +33,13 @@ CONTEXT = {
     "gate: the share of a state that is new": [r"context/gate$"],
 }
 
+IMAGES = {
+    "exact match of generated captions and answers, the first 100 validation images": [r"val/exact_match$"],
+    "distance of image and text tokens in the routers (0 = equal, 1 = no expert in common)": [
+        r"moe/image_text_distance/"
+    ],
+}
+
 MACHINE = {
     "training tokens per second": [r"perf/tokens_per_second$"],
     "peak memory, GB": [r"perf/peak_memory_gb$"],
@@ -41,12 +48,19 @@ MACHINE = {
 
 
 def page_layout(
-    *, routed: bool, capacity: bool, sinks: bool, utilisation: bool, carries: bool = False
+    *,
+    routed: bool,
+    capacity: bool,
+    sinks: bool,
+    utilisation: bool,
+    carries: bool = False,
+    images: bool = False,
 ) -> dict[str, dict[str, list[str]]]:
     """Return the page of a run: {group: {title of a chart: patterns of its tags}}.
 
     routed: the model has routers.  capacity: they drop assignments.  sinks: its attention has sinks.
     utilisation: the peak FLOPs of the device are known.  carries: a state is passed from segment to segment.
+    images: the model reads images.
     """
     dropped = {"assignments dropped over capacity, share": [r"moe/dropped/"]} if capacity else {}
     mass = {"attention on the sinks, share per head": [r"attention/sink_mass/"]} if sinks else {}
@@ -57,6 +71,7 @@ def page_layout(
         "Do the routers decide, and stay with it?": ROUTERS if routed else {},
         "Where does attention rest?": mass,
         "What does the context carry?": CONTEXT if carries else {},
+        "What does it see?": IMAGES if images else {},
         "Is the machine busy?": MACHINE | mfu,
     }
     shown = [(title, charts) for title, charts in groups.items() if charts]

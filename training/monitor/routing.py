@@ -14,7 +14,10 @@ from architecture.interface import RouterStats
 
 
 class Routing(NamedTuple):
-    """Statistics of the routers over all tokens of an evaluation. Everything is on the CPU."""
+    """Statistics of the routers over the tokens of an evaluation: those with a target, and all image tokens.
+
+    Everything is on the CPU.
+    """
 
     load: torch.Tensor  # (L, E) float64, assignments
     entropy: torch.Tensor  # (L,) float64, mean entropy of a token / ln E: 1 undecided, 0 certain
@@ -25,18 +28,23 @@ class Routing(NamedTuple):
 
 
 class RoutingSums:
-    """Accumulates a Routing over batches; keep_choices: with the experts of each token, 4*L*N*k bytes."""
+    """Accumulates a Routing over batches; keep_choices: with the experts of each token, 4*L*N*k bytes.
 
-    def __init__(self, keep_choices: bool):
-        self.keep_choices = keep_choices
-        self.sums: list[torch.Tensor] = []  # each (L, E + 2): load, entropy, margin
+    first_image_id: ids from here on are image tokens; None for a model of text.
+    """
+
+    def __init__(self, keep_choices: bool, first_image_id: int | None = None):
+        self.keep_choices, self.first_image_id = keep_choices, first_image_id
+        self.sums: list[torch.Tensor] = []  # each (L, E + 3): load, entropy, margin, tokens
         self.choices: list[torch.Tensor] = []
         self.tokens: list[torch.Tensor] = []
         self.layers: tuple[int, ...] = ()
 
     def add(self, router: RouterStats, input_ids: torch.Tensor, counted: torch.Tensor) -> None:
-        """Add one forward pass. input_ids: (B, T) int64.  counted: (B, T) bool, the positions that count."""
+        """Add one forward pass. input_ids: (B, T) int64.  counted: (B, T) bool, the positions with a target."""
         self.layers = router.layers
+        if self.first_image_id is not None:
+            counted = counted | (input_ids >= self.first_image_id)
         rows = []
         for load, logits in zip(router.load, router.logits):
             log_probability = logits.log_softmax(-1)
@@ -44,7 +52,7 @@ class RoutingSums:
             best = probability.topk(min(2, logits.shape[-1]), dim=-1).values
             margin = best[..., 0] - best[..., -1]  # 0 if there is only one expert
             entropy = -(probability * log_probability).sum(-1) / math.log(max(2, logits.shape[-1]))
-            means = torch.stack(((entropy * counted).sum(), (margin * counted).sum()))
+            means = torch.stack(((entropy * counted).sum(), (margin * counted).sum(), counted.sum()))
             rows.append(torch.cat((load, means)))
         self.sums.append(torch.stack(rows).cpu().double())
         if self.keep_choices:
@@ -53,15 +61,15 @@ class RoutingSums:
             self.choices.append(chosen[:, mask].sort(-1).values)
             self.tokens.append(input_ids.cpu()[mask].to(torch.int32))
 
-    def result(self, num_tokens: float) -> Routing | None:
-        """Return the statistics of num_tokens tokens; None for a model without routers."""
+    def result(self) -> Routing | None:
+        """Return the statistics of all tokens; None for a model without routers."""
         if not self.sums:
             return None
         sums = torch.stack(self.sums).sum(0)
         return Routing(
-            load=sums[:, :-2],
-            entropy=sums[:, -2] / num_tokens,
-            margin=sums[:, -1] / num_tokens,
+            load=sums[:, :-3],
+            entropy=sums[:, -3] / sums[:, -1],
+            margin=sums[:, -2] / sums[:, -1],
             layers=self.layers,
             choices=torch.cat(self.choices, dim=1) if self.keep_choices else None,
             tokens=torch.cat(self.tokens) if self.keep_choices else None,
@@ -88,13 +96,27 @@ def share_by_kind(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Count which experts take which kinds of token.
 
-    kind_of_token: (V,) int64, from token_kinds.
+    kind_of_token: int64, from token_kinds, by id. Higher ids, which are image tokens, are of its last kind.
     Returns (L, K, E) float64, the share of each expert in the assignments of a kind (a row sums to 1, or to 0
     for a kind that did not occur), and (K,) int64, the number of tokens of each kind.
     """
-    kinds = kind_of_token[routing.tokens.long()]  # (N,)
+    kinds = kind_of_token[routing.tokens.long().clamp(max=len(kind_of_token) - 1)]  # (N,)
     layers, num_experts = routing.load.shape
     pairs = kinds[:, None] * num_experts + routing.choices.long()  # (L, N, k)
     counts = torch.stack([row.flatten().bincount(minlength=num_kinds * num_experts) for row in pairs])
     counts = counts.view(layers, num_kinds, num_experts).double()
     return counts / counts.sum(-1, keepdim=True).clamp(min=1), kinds.bincount(minlength=num_kinds)
+
+
+def share_by_medium(routing: Routing, first_image_id: int) -> torch.Tensor:
+    """(2, L, E) float64, the share of each expert in the assignments of text tokens and of image tokens.
+
+    A row of a medium without tokens is 0.
+    """
+    is_image = torch.arange(first_image_id + 1) == first_image_id
+    return share_by_kind(routing, is_image.long(), 2)[0].transpose(0, 1)
+
+
+def total_variation(share: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Half of the sum of absolute differences, from 0 (equal) to 1 (no expert in common): (L, E) -> (L,)."""
+    return (share - other).abs().sum(-1) / 2

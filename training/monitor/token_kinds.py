@@ -21,6 +21,7 @@ KINDS = (
     "name",
     "other word",
     "word piece",
+    "image",
 )
 
 FUNCTION_WORDS = frozenset(
@@ -90,8 +91,12 @@ VERBS = frozenset().union(*map(_regular_forms, VERB_STEMS)) | IRREGULAR_VERBS
 
 
 def token_kinds(tokenizer: tiktoken.Encoding, vocab_size: int) -> torch.Tensor:
-    """Return (vocab_size,) int64, the index in KINDS of each id. Padded ids count as word pieces."""
-    kinds = torch.full((vocab_size,), KINDS.index("word piece"))
+    """Return (vocab_size + 1,) int64, the index in KINDS of each id, and of image tokens in the last place.
+
+    Padded ids count as word pieces.
+    """
+    kinds = torch.full((vocab_size + 1,), KINDS.index("word piece"))
+    kinds[-1] = KINDS.index("image")
     special = {tokenizer.encode_single_token(name) for name in tokenizer.special_tokens_set}
     for token in range(tokenizer.n_vocab):
         if token in special:

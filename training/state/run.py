@@ -20,9 +20,10 @@ from common.files import CannotWrite, atomic_write, write_json_atomic
 from common.provenance import provenance
 from common.script import say
 from data.documents import Source
+from data.images import Pictured
 from data.loader import TrainLoader
 from training.config import TrainConfig
-from training.monitor import metrics
+from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
 from training.optimizer import build_optimizers, parameter_kinds
 from training.state import checkpoint
@@ -30,6 +31,8 @@ from training.state.checkpoint import Progress
 from training.state.interrupt import StopRequest
 from training.state.out_dir import claim_out_dir, earlier_starts, is_without_checkpoint
 from training.validation import Evaluation
+
+EXAMPLES = 100  # documents whose texts are generated at each evaluation
 
 
 @dataclass
@@ -43,14 +46,16 @@ class Run:
     parameter_kinds: dict[str, list[nn.Parameter]]
     tokenizer: Any
     token_bytes: torch.Tensor  # (V,) int64
-    token_kinds: torch.Tensor  # (V,) int64 on the CPU
+    token_kinds: torch.Tensor  # (V + 1,) int64 on the CPU
     loader: TrainLoader
+    examples: list[Pictured]  # the first documents with images of the validation data; [] for text
     writer: metrics.MetricsWriter
     tensorboard_dir: str | None
     device: torch.device
     autocast: Any
     stop: StopRequest
     data_identity: dict[str, str | None]
+    first_image_id: int | None  # ids from here on are image tokens; None for a model of text
     # the position in the data and the random state that fit the weights; None while they are updated
     consistent: tuple[dict[str, Any], dict[str, Any]] | None = None
 
@@ -68,7 +73,7 @@ def open_run(
 
     resumed: the checkpoint to continue, None for a new run.
     """
-    device = torch.device(cfg.device)
+    device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
     model = model.to(device).train()
     model.tokenizer = tokenizer  # it turns samples into text; a loaded model already has it
     optimizers = build_optimizers(model, cfg)
@@ -89,6 +94,7 @@ def open_run(
             block_size=cfg.block_size,
             packing=cfg.packing,
             resets=cfg.carries,
+            image_format=image_format,
             seed=cfg.seed,
             state=rest.get("data"),
             should_stop=lambda: bool(stop),
@@ -128,12 +134,14 @@ def open_run(
             token_bytes=token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
             token_kinds=token_kinds(tokenizer, model.config.vocab_size),
             loader=loader,
+            examples=captions.examples(validation, EXAMPLES) if image_format else [],
             writer=writer,
             tensorboard_dir=tensorboard_dir,
             device=device,
             autocast=functools.partial(autocast, device, cfg.dtype),
             stop=stop,
             data_identity=checkpoint.data_identity(source, validation),
+            first_image_id=image_format and image_format.first_id,
         )
         write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
