@@ -1,0 +1,129 @@
+"""Texts and images for GPT-OSS-Vision. Images are read by architecture/images.py, as everywhere in this project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from architecture.images import IMAGE, read_image
+
+RESERVED = "<|reserved_200014|>"  # the name in gpt-oss's own files of the id that is the image token here
+
+
+class GPTOSSVisionImageProcessor(BaseImageProcessor):
+    """Images of any size and mode -> pixel_values (M, 3, size, size) float32 from -1 to 1.
+
+    Images are paths, URLs, images of PIL, or uint8 arrays or tensors of the shape (height, width), (height,
+    width, channels) or (channels, height, width) with 1, 3 or 4 channels. See read_image for what is done to
+    them, and what is refused.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, size: int = 224, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def fetch_images(self, images: Any) -> Any:
+        """The same nested lists, with each image as an array (3, size, size) uint8."""
+        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+            return [self._read(image, number) for number, image in enumerate(images, start=1)]
+        return self._read(images, 1)
+
+    def _read(self, image: Any, number: int) -> Any:
+        if isinstance(image, Sequence) and not isinstance(image, (str, bytes)):
+            return self.fetch_images(image)
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            image = super().fetch_images(image)
+        elif isinstance(image, (np.ndarray, torch.Tensor)):
+            image = np.asarray(image)
+            if image.shape == (3, self.size, self.size) and image.dtype == np.uint8:
+                return image  # was read before
+            image = _from_array(image, number)
+        return read_image(image, self.size, image if isinstance(image, str) else str(number))
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """images: one, a list, or a list of lists, which is flattened."""
+        flat, left = [], [self.fetch_images(images)]
+        while left:
+            item = left.pop(0)
+            if isinstance(item, list):
+                left = item + left
+            else:
+                flat.append(item.astype(np.float32) / np.float32(127.5) - 1)
+        return BatchFeature({"pixel_values": flat}, tensor_type=return_tensors)
+
+
+def _from_array(array: np.ndarray, number: int) -> Any:
+    """An image of PIL from an array."""
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"image {number} must be uint8 in the shape (height, width), (height, width, channels) or (channels, "
+            f"height, width) with 1, 3 or 4 channels, got {array.dtype} in {array.shape}; convert it"
+        )
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
+
+
+class GPTOSSVisionTokenizer(PreTrainedTokenizerFast):
+    """The tokenizer of the text, with a token for images, and with padding on the left, for generate()."""
+
+    padding_side = "left"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        known = self.get_vocab()
+        name = RESERVED if RESERVED in known and IMAGE not in known else IMAGE
+        self.add_special_tokens({"extra_special_tokens": {"image_token": name}})
+
+
+class GPTOSSVisionProcessor(ProcessorMixin):
+    """Texts and images -> input_ids, attention_mask and pixel_values.
+
+    A text has "<|image|>" where an image goes. Images of a text without it stand in front of it, and with
+    several texts, images without it go one to each. tokens_per_image: that of the model's config.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, tokens_per_image: int = 256, chat_template=None):
+        self.image_token, self.image_token_id = tokenizer.image_token, tokenizer.image_token_id
+        self.tokens_per_image = tokens_per_image
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
+        """images: one, a list in the order of the placeholders, or a list of lists, one for each text."""
+        if text is not None:
+            text = self._with_placeholders([text] if isinstance(text, str) else list(text), images)
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        return self.image_token * self.tokens_per_image
+
+    def _with_placeholders(self, texts: list[str], images: Any) -> list[str]:
+        texts = [text.replace(IMAGE, self.image_token) for text in texts]
+        found = [text.count(self.image_token) for text in texts]
+        if images is None or not isinstance(images, (list, tuple)):
+            images = [] if images is None else [images]
+        if images and isinstance(images[0], (list, tuple)):
+            wanted = [len(own) for own in images]
+        elif len(texts) == 1:
+            wanted = [len(images)]
+        elif any(found):
+            wanted = found if sum(found) == len(images) else []
+        else:
+            wanted = [1] * len(images) if images else found
+        texts = [text if own else self.image_token * number + text
+                 for text, own, number in zip(texts, found, wanted)] if len(wanted) == len(texts) else texts  # fmt: skip
+        if [text.count(self.image_token) for text in texts] != wanted:
+            raise ValueError(
+                f"a text must have {IMAGE} once for each of its images, or not at all, got {found} of them in "
+                f"{len(texts)} text(s) for {wanted or len(images)} image(s); add or remove one or the other"
+            )
+        return texts
