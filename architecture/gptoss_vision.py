@@ -102,7 +102,8 @@ class VisionConfig(ModelConfig):
         tokens = self.tokens_per_image
         patch, blocks, projector = self._encoder_sizes()
         keys = 12 * self.vision_embed_dim * self.vision_num_layers * tokens
-        image = 6 * patch * (tokens - self.vision_pool_token) + (6 * (blocks + projector) + keys) * tokens
+        # pixels get no gradient, so a parameter of the patch embedding costs 4
+        image = 4 * patch * (tokens - self.vision_pool_token) + (6 * (blocks + projector) + keys) * tokens
         return flops + image / block_size
 
     def matrix_parameters(self) -> int:
@@ -116,7 +117,7 @@ class VisionConfig(ModelConfig):
             return kept
         w = self.vision_embed_dim
         # two norms, queries, keys, values and the result: 8 W; input and output of GELU: 8 W
-        image = self.vision_num_layers * (16 * w + self.vision_num_heads) + 3 * w + self.hidden_size
+        image = self.vision_num_layers * (16 * w + self.vision_num_heads) + 2 * w
         image += self.vision_num_channels * self.vision_patch_size**2
         return kept + image * self.tokens_per_image / block_size
 
@@ -192,24 +193,19 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(M, channels, S, S) in [-1, 1] -> (M, P, D)"""
-        hidden = self.norm(self.encode(pixel_values))
-        return self.projector(hidden)
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(M, channels, S, S) -> (M, P, W), the output of the last block"""
         patch = self.config.vision_patch_size
-        patches = pixel_values.unfold(2, patch, patch).unfold(
-            3, patch, patch
-        )  # (M, channels, rows, columns, p, p)
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)  # (M, rows, columns, channels * p * p)
+        # (M, channels, rows, columns, p, p) -> (M, rows, columns, channels * p * p), as a convolution reads them
+        patches = (
+            pixel_values.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3)
+        )
         hidden = self.patch_embedding(patches) + self.positions(*patches.shape[1:3])
-        hidden = hidden.flatten(1, 2)
+        hidden = hidden.flatten(1, 2)  # (M, A, W)
         if self.pool_token is not None:
             pool = self.pool_token.to(hidden.dtype).expand(len(hidden), 1, -1)
-            hidden = torch.cat((pool, hidden), dim=1)
+            hidden = torch.cat((pool, hidden), dim=1)  # (M, P, W)
         for block in self.block:
             hidden = block(hidden)
-        return hidden
+        return self.projector(self.norm(hidden))
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
         """(rows, columns, W); a grid of another size than that of image_size is interpolated, as for ViT."""
@@ -252,10 +248,8 @@ class VisionMLPBlock(MLPBlock):
 
     def __init__(self, config: VisionConfig, layer: int, backend: str):
         super().__init__(config, layer, backend)
-        if self.routed and config.use_vision and config.vision_router_bias:
-            self.vision_router_bias = nn.Parameter(torch.zeros(config.num_experts))
-        else:
-            self.vision_router_bias = None
+        biased = self.routed and config.use_vision and config.vision_router_bias
+        self.vision_router_bias = nn.Parameter(torch.zeros(config.num_experts)) if biased else None
 
     def route(self, x, counted: Counted, offset=0.0):
         """As for the trunk."""

@@ -52,7 +52,7 @@ def test_weights_gradients_and_optimizer_are_those_of_a_built_model(optimizer, s
     assert expected["optimizer"] == num_bytes(state)
 
 
-def kept_for_backward(model, ids) -> int:
+def kept_for_backward(model, ids, **inputs) -> int:
     """Bytes of every tensor that autograd holds after a forward pass, the parameters' own left out."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
@@ -64,7 +64,7 @@ def kept_for_backward(model, ids) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model(ids, ids.roll(-1, 1))
+        out = model(ids, ids.roll(-1, 1), **inputs)
         _loss = out.loss + out.router.balance_loss + out.router.z_loss
     return sum(size for size, _ in kept.values())
 
@@ -87,6 +87,22 @@ def test_activations_are_estimated_to_15_percent(rows, tokens, overrides, attent
     cfg = TrainConfig(batch_size=rows, block_size=tokens, attention=attention, dtype="float32")
     estimate = memory_bytes(cfg, config)["activations"]
     assert estimate == pytest.approx(kept_for_backward(model, ids), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"vision_num_layers": 5, "vision_embed_dim": 64}, {"vision_num_layers": 0}]
+)
+def test_activations_of_an_encoder_of_images_are_estimated_to_15_percent(overrides):
+    """Those of the encoder alone, with one image in each row, as values_kept_per_token has it."""
+    config = build_config("gptoss_vision", "toy", overrides)
+    model, draw = build_model("gptoss_vision", config), torch.Generator().manual_seed(0)
+    ids = torch.randint(4096, (4, 64), generator=draw)
+    images = torch.rand(4, 3, 48, 48, generator=draw)
+    cfg = TrainConfig(batch_size=4, block_size=64, dtype="float32")
+    configs = config, build_config("gptoss_vision", "toy", overrides | {"use_vision": False})
+    seeing, blind = (memory_bytes(cfg, one)["activations"] for one in configs)
+    kept = kept_for_backward(model, ids, images=images) - kept_for_backward(model, ids)
+    assert seeing - blind == pytest.approx(kept, rel=0.15)
 
 
 def test_logits_never_count_for_more_than_one_block():

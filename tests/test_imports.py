@@ -18,7 +18,8 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("common", "architecture", "data", "training", "evaluation")  # a folder may import those before it
 SCRIPTS = {p.stem for p in REPO_ROOT.glob("*.py")}
 CONCRETE = {
-    f"architecture.{name}" for name in ("gptoss", "gpt2", "gpt2_hugging_face", "gptoss_context", "backends")
+    f"architecture.{name}"
+    for name in ("gptoss", "gpt2", "gpt2_hugging_face", "gptoss_context", "gptoss_vision", "backends")
 }
 
 
@@ -113,7 +114,7 @@ def test_imports_form_no_loop_between_files_or_folders():
 
 @pytest.mark.parametrize("pattern, forbidden", [
     ("architecture/**/*.py", {"datasets", "yaml", "tensorboard", "torch.utils.tensorboard"}),
-    ("architecture/gptoss.py", {"architecture.gptoss_context"}),
+    ("architecture/gptoss.py", {"architecture.gptoss_context", "architecture.gptoss_vision"}),
     ("architecture/interface.py", CONCRETE),
     ("architecture/generation/*.py", CONCRETE),
     ("data/**/*.py", CONCRETE),
@@ -133,7 +134,7 @@ def test_importing_loads_nothing_unneeded_and_prints_opens_and_changes_nothing()
         "training.command_line": "torch numpy datasets yaml",
         "architecture.interface": "datasets transformers tensorboard yaml tiktoken",
         "architecture.registry": "architecture.gptoss tiktoken",
-        "architecture.gptoss": "datasets transformers tensorboard yaml tiktoken",
+        "architecture.gptoss": "datasets transformers tensorboard yaml tiktoken PIL",
     }
     names = [
         ".".join(path.relative_to(REPO_ROOT).with_suffix("").parts)
