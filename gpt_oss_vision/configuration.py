@@ -1,15 +1,13 @@
 """The config of GPT-OSS-Vision: transformers' of gpt-oss, and flat settings for the images and for NoPE."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, GptOssConfig
 
+from architecture.open_gpt_oss.names import image_token_id
 from common.script import did_you_mean
 
-OFFICIAL_IDS, OFFICIAL_IMAGE_ID = 201088, 200014  # gpt-oss's tokenizer reserves this id, and no text has it
 # Names that a config.json may have beside the fields: older spellings, and what transformers adds.
 ALSO_READ = {
     "model_type", "experts_per_token", "initial_context_length", "rope_scaling", "rope_theta", "quantization_config",
@@ -58,10 +56,22 @@ class GPTOSSVisionConfig(GptOssConfig):
                     f"{name} must be a multiple of {unit} ({divisor}), got {found}; change one of the two"
                 )
         if self.nope_stride < 1:
-            raise ValueError(f"nope_stride must be at least 1, got {self.nope_stride}; use_nope=False turns NoPE off")
+            raise ValueError(
+                f"nope_stride must be at least 1, got {self.nope_stride}; use_nope=False turns NoPE off"
+            )
         if self.image_token_id is None:
-            self.image_token_id = OFFICIAL_IMAGE_ID if self.vocab_size == OFFICIAL_IDS else self.vocab_size
+            self.image_token_id = image_token_id(self.vocab_size)
+        if not 0 <= self.image_token_id <= self.vocab_size:
+            raise ValueError(
+                f"image_token_id must be from 0 to vocab_size ({self.vocab_size}), got {self.image_token_id}; "
+                "leave it out for a free one"
+            )
         super().__post_init__(**kwargs)
+
+    def validate_token_ids(self) -> None:
+        """As in transformers; but the image token may be the first id behind the vocabulary."""
+        if self.image_token_id != self.vocab_size:
+            super().validate_token_ids()
 
     @property
     def tokens_per_image(self) -> int:

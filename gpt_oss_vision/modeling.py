@@ -122,13 +122,17 @@ class GPTOSSVisionModel(GPTOSSVisionPreTrainedModel, GptOssModel):
         if pixel_values is None and (input_ids is None or self.vision is None):
             return super().forward(input_ids, inputs_embeds=inputs_embeds, **inputs)
         if input_ids is None:
-            raise ValueError("pixel_values need input_ids, which say where the images stand, got inputs_embeds only")
+            raise ValueError(
+                "pixel_values need input_ids, which say where the images stand, got inputs_embeds only"
+            )
         features = None if pixel_values is None else self.get_image_features(pixel_values)
         found, number = input_ids == self.config.image_token_id, 0 if features is None else len(features)
         torch_compilable_check(
             found.sum() == number,
-            lambda: f"input_ids have {int(found.sum())} image tokens, and the images of pixel_values make {number}; "
-            "make both with one call of the processor",
+            lambda: (
+                f"input_ids have {int(found.sum())} image tokens, and the images of pixel_values make {number}; "
+                "make both with one call of the processor"
+            ),
         )
         if features is None:
             return super().forward(input_ids, **inputs)
@@ -185,7 +189,9 @@ class GPTOSSVisionForCausalLM(GPTOSSVisionPreTrainedModel, GptOssForCausalLM):
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
         return WithoutImageToken(super()._get_logits_processor(*args, **kwargs), self.config.image_token_id)
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+    def _expand_inputs_for_generation(
+        self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs
+    ):
         """Repeats rows for beams and samples; the images of a row stay together, where the base class would not."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None:

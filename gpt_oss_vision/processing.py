@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import AddedToken, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from architecture.images import IMAGE, read_image
@@ -65,7 +65,12 @@ def _from_array(array: np.ndarray, number: int) -> Any:
 
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or array.ndim == 3
+        and array.shape[-1] not in (1, 3, 4)
+    ):
         raise ValueError(
             f"image {number} must be uint8 in the shape (height, width), (height, width, channels) or (channels, "
             f"height, width) with 1, 3 or 4 channels, got {array.dtype} in {array.shape}; convert it"
@@ -77,12 +82,22 @@ class GPTOSSVisionTokenizer(PreTrainedTokenizerFast):
     """The tokenizer of the text, with a token for images, and with padding on the left, for generate()."""
 
     padding_side = "left"
+    # A subclass with an __init__ loses its pre-tokenizer: transformers 5 builds it anew from the vocabulary.
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        known = self.get_vocab()
-        name = RESERVED if RESERVED in known and IMAGE not in known else IMAGE
-        self.add_special_tokens({"extra_special_tokens": {"image_token": name}})
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any):
+        """As in transformers; a tokenizer for text only gets the image token."""
+        tokenizer = super().from_pretrained(*args, **kwargs)
+        tokenizer.add_tokens([AddedToken(tokenizer.image_token, special=True)], special_tokens=True)
+        return tokenizer
+
+    @property
+    def image_token(self) -> str:
+        return IMAGE if self.convert_tokens_to_ids(RESERVED) is None else RESERVED
+
+    @property
+    def image_token_id(self) -> int:
+        return self.convert_tokens_to_ids(self.image_token)
 
 
 class GPTOSSVisionProcessor(ProcessorMixin):
@@ -97,7 +112,9 @@ class GPTOSSVisionProcessor(ProcessorMixin):
         self.tokens_per_image = tokens_per_image
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any
+    ) -> BatchFeature:
         """images: one, a list in the order of the placeholders, or a list of lists, one for each text."""
         if text is not None:
             text = self._with_placeholders([text] if isinstance(text, str) else list(text), images)
@@ -107,23 +124,27 @@ class GPTOSSVisionProcessor(ProcessorMixin):
         return self.image_token * self.tokens_per_image
 
     def _with_placeholders(self, texts: list[str], images: Any) -> list[str]:
+        """The texts with one placeholder for each of their images."""
         texts = [text.replace(IMAGE, self.image_token) for text in texts]
         found = [text.count(self.image_token) for text in texts]
-        if images is None or not isinstance(images, (list, tuple)):
-            images = [] if images is None else [images]
+        images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        number = len(images)
         if images and isinstance(images[0], (list, tuple)):
             wanted = [len(own) for own in images]
+            number = sum(wanted)
         elif len(texts) == 1:
-            wanted = [len(images)]
-        elif any(found):
-            wanted = found if sum(found) == len(images) else []
+            wanted = [number]
+        elif any(found) or not images:
+            wanted = found
         else:
-            wanted = [1] * len(images) if images else found
-        texts = [text if own else self.image_token * number + text
-                 for text, own, number in zip(texts, found, wanted)] if len(wanted) == len(texts) else texts  # fmt: skip
-        if [text.count(self.image_token) for text in texts] != wanted:
+            wanted = [1] * number
+        placed = [text if has else self.image_token * n + text for text, has, n in zip(texts, found, wanted)]
+        if [text.count(self.image_token) for text in placed] != wanted or (len(wanted), sum(wanted)) != (
+            len(texts),
+            number,
+        ):
             raise ValueError(
-                f"a text must have {IMAGE} once for each of its images, or not at all, got {found} of them in "
-                f"{len(texts)} text(s) for {wanted or len(images)} image(s); add or remove one or the other"
+                f"a text must have {IMAGE} once for each of its images, or not at all, got it {found} times in "
+                f"{len(texts)} text(s) for {number} image(s); add or remove one or the other"
             )
-        return texts
+        return placed
