@@ -80,7 +80,7 @@ def evaluation_seconds(run, progress, batches) -> tuple[float, float]:
         device=run.device,
         autocast=run.autocast,
         eot=run.tokenizer.eot_token,
-        lanes=run.cfg.packing == "lanes",
+        packing=run.cfg.packing,
     )
     found = []
 

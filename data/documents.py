@@ -3,13 +3,30 @@
 import hashlib
 import heapq
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from common.files import plain_text, without_surrogates
 from common.script import shown
 
-Document = str | np.ndarray  # text, or token ids where the source is already tokenized
+
+class Pictured(NamedTuple):
+    """A document with images. Only `text` is scored.
+
+    images: uint8 arrays (3, S, S).  prompt, text: each may hold the placeholder of an image. If neither does,
+    the images come first.  kind: what the document asks for, such as "caption" or "count".  name: in messages.
+    """
+
+    images: tuple[np.ndarray, ...]
+    prompt: str
+    text: str
+    kind: str = "caption"
+    name: str = "a document"
+
+
+# Text, token ids where the source is already tokenized, or text with images.
+Document = str | np.ndarray | Pictured
 
 # Names of splits, or words in file names.
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout")

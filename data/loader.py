@@ -5,8 +5,10 @@ packed   The stream EOT d1 EOT d2 EOT ... is cut into consecutive rows of block_
 lanes    Each row walks through one document [EOT, tokens, EOT], one segment of block_size tokens per
          batch, and takes the next document when its own ends. The unused rest of a document's last
          segment has input EOT and target -100.
+rows     Each row holds one document, which may have images, cut or padded to block_size (data/rows.py).
 """
 
+import functools
 import hashlib
 import queue
 import threading
@@ -15,9 +17,11 @@ from typing import NamedTuple
 
 import torch
 
+from architecture.images import ImageFormat
 from architecture.interface import IGNORE_INDEX
 from data.documents import Source
-from data.packing import PACKINGS, TokenDocuments, require_tokens
+from data.packing import LaneRows, PackedRows, TokenDocuments, as_tensors, encode, require_tokens
+from data.rows import DocumentRows, RowEncoder
 
 POLL_SECONDS = 0.05  # the time in which a blocked reader notices close()
 # How long close() waits for the reading thread. If it hangs in the network, it ends with the process.
@@ -33,15 +37,16 @@ class LoaderProgress(NamedTuple):
 
     epoch: int  # epoch of its last document, counted from 0
     documents: int  # number of documents begun so far
-    padding_share: float  # share of its targets that are padding
+    padding_share: float  # share of its targets that are padding, or a prompt's
 
 
 class TrainLoader:
     """An endless iterator of dict(input_ids, targets), each (batch_size, block_size) int64 on the CPU.
 
     resets: for lanes, adds reset, (batch_size,) bool: True where a row begins a document.
-    state: a result of `state_dict()`. The batches continue exactly after it. "packed" accepts another batch
-    size, "lanes" does not.
+    image_format: for rows, allows documents with images. A batch that has some adds images, (M, 3, S, S) uint8.
+    state: a result of `state_dict()`. The batches continue exactly after it. "packed" and "rows" accept
+    another batch size, "lanes" does not.
     prefetch: the number of batches read ahead.  should_stop: asked while no batch is ready.
 
     The constructor returns when the first batch is ready, so an error in the data is raised before the run
@@ -57,16 +62,23 @@ class TrainLoader:
         block_size: int,
         packing: str = "packed",
         resets: bool = False,
+        image_format: ImageFormat | None = None,
         seed: int = 0,
         state: dict | None = None,
         prefetch: int = 8,
         should_stop: Callable[[], bool] = lambda: False,
     ):
         source.check_tokenizer(tokenizer)
-        if state is None:
-            require_tokens(source, tokenizer, batch_size * block_size + 1)
-        documents = TokenDocuments(source, tokenizer, seed, state)
-        rows = PACKINGS[packing](documents, tokenizer.eot_token, batch_size, block_size, state)
+        size = tokenizer.eot_token, batch_size, block_size
+        if packing == "rows":
+            encode_row = RowEncoder(tokenizer, block_size, image_format)
+            documents = TokenDocuments(source, encode_row, seed, state)
+            rows = DocumentRows(documents, *size, image_format)
+        else:
+            if state is None:
+                require_tokens(source, tokenizer, batch_size * block_size + 1)
+            documents = TokenDocuments(source, functools.partial(encode, tokenizer), seed, state)
+            rows = {"packed": PackedRows, "lanes": LaneRows}[packing](documents, *size, state)
         self._resets = resets
         self._describe = {"packing": packing, "seed": seed}
         self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0.0)
@@ -79,7 +91,8 @@ class TrainLoader:
         self._thread.start()
         self._first = self._take()
         # Shows whether two runs begin with the same data.
-        self.first_batch_sha256 = hashlib.sha256(b"".join(x.tobytes() for x in self._first[:2])).hexdigest()
+        first = {name: part.tobytes() for name, part in self._first[0].items() if name != "reset"}
+        self.first_batch_sha256 = hashlib.sha256(b"".join(first.values())).hexdigest()
 
     def __iter__(self):
         return self
@@ -88,15 +101,14 @@ class TrainLoader:
         if self._stop.is_set():
             raise RuntimeError("this TrainLoader is closed")
         item, self._first = self._first or self._take(), None
-        inputs, targets, reset, self._state, self.progress = item
-        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if self._resets else {})
-        return {name: torch.from_numpy(rows) for name, rows in batch.items()}
+        batch, self._state, self.progress = item
+        return as_tensors(batch, self._resets)
 
     def state_dict(self) -> dict:
         """Return the position right after the last batch returned, whatever has been read ahead.
 
         It has packing, seed, the number of documents begun, the position of the source, and the tokens left
-        of documents begun (packed: one tensor, lanes: one per row). torch.load(weights_only=True)
+        of documents begun (packed: one tensor, lanes: one per row, rows: none). torch.load(weights_only=True)
         accepts all of it.
         """
         tokens = [torch.from_numpy(rest.copy()) for rest in self._state["tokens"]]
@@ -132,7 +144,7 @@ def _position(rows, documents):
 
 
 def _read_ahead(rows, documents, batches, stop):
-    """Put (inputs, targets, reset, position, progress) of each batch into the queue until `stop` is set.
+    """Put (batch, position, progress) of each batch into the queue until `stop` is set.
 
     An exception also goes into the queue, and ends the reading.
     """
@@ -146,10 +158,10 @@ def _read_ahead(rows, documents, batches, stop):
 
     try:
         while not stop.is_set():
-            inputs, targets, reset = next(rows)
-            padding = float((targets == IGNORE_INDEX).mean())
+            batch = next(rows)
+            padding = float((batch["targets"] == IGNORE_INDEX).mean())
             progress = LoaderProgress(documents.epoch, documents.count, padding)
-            put((inputs, targets, reset, _position(rows, documents), progress))
+            put((batch, _position(rows, documents), progress))
     except BaseException as error:
         put(error)
     finally:

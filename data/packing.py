@@ -1,4 +1,8 @@
-"""Rows of tokens from documents, packed or in lanes (data/loader.py), for training and validation."""
+"""Rows of tokens from documents, packed or in lanes (data/loader.py), for training and validation.
+
+A batch here is a dict of numpy arrays: input_ids and targets, each (rows, block_size) int64, and reset,
+(rows,) bool, where a row can begin a document in the middle of a walk. data/rows.py has the third packing.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -7,14 +11,14 @@ import torch
 
 from architecture.interface import IGNORE_INDEX
 from architecture.tokenizer import encode_text
-from data.documents import Source
+from data.documents import Pictured, Source
 
 
 class TokenDocuments:
-    """Endless shuffled documents as int64 ids, with the part of the state that both packings share."""
+    """Endless shuffled documents, each turned into ids by `encode`, with the state that all packings share."""
 
-    def __init__(self, source, tokenizer, seed, state):
-        self._tokenizer = tokenizer
+    def __init__(self, source: Source, encode: Callable, seed: int, state: dict | None):
+        self._encode = encode
         self._shuffled = source.shuffled(seed, state and state["source"])
         self.count = state["documents"] if state else 0
 
@@ -22,10 +26,10 @@ class TokenDocuments:
     def epoch(self) -> int:
         return self._shuffled.epoch
 
-    def __next__(self) -> np.ndarray:
-        ids = encode(self._tokenizer, next(self._shuffled))
+    def __next__(self):
+        encoded = self._encode(next(self._shuffled))
         self.count += 1
-        return ids
+        return encoded
 
     def state_dict(self) -> dict:
         return {"documents": self.count, "source": self._shuffled.state_dict()}
@@ -42,8 +46,7 @@ class PackedRows:
         self._num_rows, self._block_size = num_rows, block_size
         self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray, None]:
-        """Return inputs and targets, each (num_rows, block_size) int64, and None in place of resets."""
+    def __next__(self) -> dict[str, np.ndarray]:
         size = self._num_rows * self._block_size
         parts, length = list(self.tokens), sum(map(len, self.tokens))
         while length < size + 1:
@@ -53,7 +56,7 @@ class PackedRows:
         self.tokens = [stream[size:]]
         shape = self._num_rows, self._block_size
         inputs, targets = stream[:size], stream[1 : size + 1]
-        return inputs.reshape(shape).copy(), targets.reshape(shape).copy(), None
+        return {"input_ids": inputs.reshape(shape).copy(), "targets": targets.reshape(shape).copy()}
 
 
 class LaneRows:
@@ -68,8 +71,7 @@ class LaneRows:
                 f"batch_size ({num_rows}) must be {len(self.tokens)}, the number of lanes in the checkpoint"
             )
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return inputs and targets, each (num_rows, block_size) int64, and resets, (num_rows,) bool."""
+    def __next__(self) -> dict[str, np.ndarray]:
         lanes = list(self.tokens)
 
         def next_document():
@@ -80,18 +82,15 @@ class LaneRows:
         return segments
 
 
-PACKINGS = {"packed": PackedRows, "lanes": LaneRows}
-
-
 def next_segments(
     lanes: list[np.ndarray], next_document: Callable[[], np.ndarray], block_size: int, eot: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """Return the next block_size tokens of each lane.
 
     lanes: the rest of each lane's document, beginning with its last target. Changed in place. A lane whose
     document has ended takes next_document() first.
-    Returns inputs and targets, each (lanes, block_size) int64, padded with EOT and -100, and resets, (lanes,)
-    bool: True where a lane begins a document.
+    Returns input_ids and targets, padded with EOT and -100, and reset, which is True where a lane begins a
+    document.
     """
     shape = len(lanes), block_size
     inputs, targets = np.full(shape, eot), np.full(shape, IGNORE_INDEX)
@@ -103,7 +102,7 @@ def next_segments(
         inputs[row, : len(segment) - 1] = segment[:-1]
         targets[row, : len(segment) - 1] = segment[1:]
         lanes[row] = rest[len(segment) - 1 :]
-    return inputs, targets, reset
+    return {"input_ids": inputs, "targets": targets, "reset": reset}
 
 
 def validation_batches(
@@ -148,13 +147,10 @@ def validation_lanes(
     documents = (np.concatenate([eot, targets]) for targets in targets_left)
     lanes = [eot] * batch_size  # the rest of each lane's document
     while True:
-        inputs, targets, reset = next_segments(
-            lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token
-        )
-        if (targets == IGNORE_INDEX).all():
+        batch = next_segments(lanes, lambda: next(documents, eot), block_size, tokenizer.eot_token)
+        if (batch["targets"] == IGNORE_INDEX).all():
             return
-        batch = {"input_ids": inputs, "targets": targets} | ({"reset": reset} if resets else {})
-        yield {name: torch.from_numpy(rows) for name, rows in batch.items()}
+        yield as_tensors(batch, resets)
 
 
 def _validation_targets(source, tokenizer, max_tokens):
@@ -183,8 +179,15 @@ def require_tokens(source: Source, tokenizer, needed: int) -> None:
     )
 
 
+def as_tensors(batch: dict[str, np.ndarray], resets: bool = False) -> dict[str, torch.Tensor]:
+    """Return a batch as tensors, without `reset` unless the model asks for it."""
+    return {name: torch.from_numpy(part) for name, part in batch.items() if resets or name != "reset"}
+
+
 def encode(tokenizer, document) -> np.ndarray:
-    """Return the ids of a document, (n,) int64. No text becomes a special token."""
+    """Return the ids of a document without images, (n,) int64. No text becomes a special token."""
+    if isinstance(document, Pictured):
+        raise ValueError(f"{document.name} has images, which only packing rows can read; use --packing rows")
     if isinstance(document, str):
         document = encode_text(tokenizer, document)
     return np.array(document, dtype=np.int64)

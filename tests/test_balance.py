@@ -113,7 +113,7 @@ def test_evaluation_leaves_weights_and_bias_alone():
     model = new_model()
     update_selection_bias(model, torch.arange(21.0).view(3, 7), 0.3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    options = {"device": torch.device("cpu"), "autocast": torch.no_grad, "eot": 0, "lanes": False}
+    options = {"device": torch.device("cpu"), "autocast": torch.no_grad, "eot": 0, "packing": "packed"}
     evaluate(model, [batch_of(4)], TOKEN_BYTES, **options)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

@@ -58,7 +58,7 @@ def batches(number=3):
 def look(made, number=3, keep_choices=True):
     return evaluate(
         made, batches(number), torch.ones(V, dtype=torch.int64), device=torch.device("cpu"),
-        autocast=contextlib.nullcontext, eot=0, lanes=False, keep_choices=keep_choices,
+        autocast=contextlib.nullcontext, eot=0, packing="packed", keep_choices=keep_choices,
     ).routing  # fmt: skip
 
 

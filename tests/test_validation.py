@@ -16,6 +16,7 @@ from architecture.gptoss import ModelConfig, Transformer
 from architecture.tokenizer import get_tokenizer, token_byte_lengths
 from data.documents import IndexedSource
 from data.packing import validation_batches, validation_lanes
+from data.rows import validation_rows
 from training.validation import Interrupted, evaluate, ratio_interval
 
 TEXTS = [text + " caf\u00e9 \U0001f388" * (n % 2) for n, text in enumerate(documents(5))]
@@ -50,8 +51,8 @@ def model():
     return model
 
 
-def score(model, tokenizer, batch_size=3, max_tokens=None, lanes=False, **options):
-    rows = validation_lanes if lanes else validation_batches
+def score(model, tokenizer, batch_size=3, max_tokens=None, packing="packed", **options):
+    rows = {"packed": validation_batches, "lanes": validation_lanes, "rows": validation_rows}[packing]
     batches = rows(Texts(), tokenizer, batch_size=batch_size, block_size=BLOCK, max_tokens=max_tokens)
     return evaluate(
         model,
@@ -60,7 +61,7 @@ def score(model, tokenizer, batch_size=3, max_tokens=None, lanes=False, **option
         device=torch.device("cpu"),
         autocast=contextlib.nullcontext,
         eot=tokenizer.eot_token,
-        lanes=lanes,
+        packing=packing,
         **options,
     )
 
@@ -114,7 +115,7 @@ def half_width_by_hand(losses, is_text):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_the_interval_is_over_documents_in_lanes_too(model, tokenizer, batch_size):
-    found = score(model, tokenizer, batch_size, lanes=True)
+    found = score(model, tokenizer, batch_size, packing="lanes")
     losses, ends = [], []
     for text in TEXTS:  # a lane holds one document, cut into windows
         stream = [tokenizer.eot_token, *tokenizer.encode_ordinary(text), tokenizer.eot_token]
@@ -127,6 +128,24 @@ def test_the_interval_is_over_documents_in_lanes_too(model, tokenizer, batch_siz
     losses, is_text = torch.cat(losses), ~torch.cat(ends)
     assert found.documents == len(TEXTS) and found.tokens == len(losses)
     assert found.half_width == pytest.approx(half_width_by_hand(losses, is_text), rel=4e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_in_rows_each_row_is_a_document_also_where_its_end_is_cut_off(model, tokenizer, batch_size):
+    found = score(model, tokenizer, batch_size, packing="rows")
+    losses, ends = [], []
+    for text in TEXTS:
+        row = torch.tensor([tokenizer.eot_token, *tokenizer.encode_ordinary(text), tokenizer.eot_token])
+        row = row[: BLOCK + 1]
+        with torch.no_grad():
+            logits = model.eval()(row[None, :-1]).logits[0]
+        losses.append(F.cross_entropy(logits.double(), row[1:], reduction="none"))
+        ends.append(torch.arange(len(row) - 1) == len(row) - 2)
+    losses, ends = torch.cat(losses), torch.cat(ends)
+    assert len(losses) == len(TEXTS) * BLOCK  # every text is too long
+    assert found.documents == len(TEXTS) and found.tokens == len(losses)
+    assert found.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert found.half_width == pytest.approx(half_width_by_hand(losses, ~ends), rel=4e-3)
 
 
 def test_copies_of_a_token_in_a_document_make_no_result_more_certain():

@@ -36,7 +36,9 @@ class TrainConfig:
     val_dataset: str | None = option(None, "validation data; none = the dataset's split, or 1% by hash")
     text_column: str = option(TEXT_COLUMN, "column that holds a document's text")
     tokenizer: str = option(TOKENIZER, "stories4k, bundled1536, gpt2, o200k_harmony, or a rank file")
-    packing: Literal["packed", "lanes"] = option("packed", "documents joined, or one along each row")
+    packing: Literal["packed", "lanes", "rows"] = option(
+        "packed", "documents joined, one along each row, or one in each row, cut or padded"
+    )
 
     # size of a step and length of the run
     batch_size: int = option(8, "rows per micro-batch", at_least=1)

@@ -23,6 +23,7 @@ from common.script import first_line, is_out_of_memory, say
 from data.documents import Source
 from data.loader import StoppedWaiting
 from data.packing import validation_batches, validation_lanes
+from data.rows import validation_rows
 from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
@@ -202,7 +203,7 @@ def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) 
         device=run.device,
         autocast=run.autocast,
         eot=run.tokenizer.eot_token,
-        lanes=run.cfg.packing == "lanes",
+        packing=run.cfg.packing,
         **options,
     )
 
@@ -258,6 +259,8 @@ def scored_batches(
     size = {"batch_size": cfg.batch_size, "block_size": cfg.block_size, "max_tokens": max_tokens}
     if cfg.packing == "lanes":
         return validation_lanes(validation, tokenizer, resets=cfg.carries, **size)
+    if cfg.packing == "rows":
+        return validation_rows(validation, tokenizer, **size)
     return validation_batches(validation, tokenizer, **size)
 
 
@@ -274,6 +277,6 @@ def evaluate_only(
         device=device,
         autocast=functools.partial(autocast, device, cfg.dtype),
         eot=tokenizer.eot_token,
-        lanes=cfg.packing == "lanes",
+        packing=cfg.packing,
     )
     return f"validation loss {reporting.in_words(found)} of {validation.name}{validation.left_out()}"

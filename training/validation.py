@@ -54,7 +54,7 @@ def evaluate(
     device: torch.device,
     autocast: Callable[[], object],
     eot: int,
-    lanes: bool,
+    packing: str,
     keep_choices: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
@@ -62,8 +62,7 @@ def evaluate(
 
     The model's carry goes from each batch to the next.
 
-    eot: the target that ends a document.  lanes: each row goes on in the next batch; otherwise the rows
-    follow each other.
+    eot: the target that ends a document.  packing: that of the batches (data/loader.py).
     keep_choices: also keep the experts that each token chose.
     Raises Interrupted if should_stop() returns true.
     """
@@ -84,7 +83,7 @@ def evaluate(
             whole = (out.loss_sum, out.num_targets, nats, num_bytes)
             sums.append(torch.stack([x.to(nats.dtype) for x in whole]).cpu())  # the one synchronization
             by_position.append(torch.stack((losses.sum(0), counted.sum(0))).cpu().double())
-            document, ended = document_numbers(batch["targets"].cpu(), ended, eot, lanes)
+            document, ended = document_numbers(batch["targets"].cpu(), ended, eot, packing)
             documents.add(document, losses, counted)
             if "reset" in batch:
                 segment = torch.where(batch["reset"], 0, segment + 1)
@@ -129,14 +128,18 @@ def ratio_interval(nats: torch.Tensor, tokens: torch.Tensor) -> tuple[float | No
 
 
 def document_numbers(
-    targets: torch.Tensor, ended: torch.Tensor | int, eot: int, lanes: bool
+    targets: torch.Tensor, ended: torch.Tensor | int, eot: int, packing: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) a number for the document of each target, and (R, 1) the documents that have ended in each stream.
 
-    targets: (B, T) int64. EOT is the last of its document. Each row is a stream in lanes; otherwise all are one.
+    targets: (B, T) int64. EOT is the last of its document, and may be cut off in rows. Each row is a stream in
+    lanes; otherwise all are one.
     ended: from the batch before.
     """
-    streams = targets if lanes else targets.reshape(1, -1)
+    if packing == "rows":
+        numbers = ended + torch.arange(len(targets))[:, None]
+        return numbers.expand_as(targets), numbers[-1:] + 1
+    streams = targets if packing == "lanes" else targets.reshape(1, -1)
     ends = (streams == eot).long()
     number = ended + ends.cumsum(1) - ends
     numbers = number * len(streams) + torch.arange(len(streams))[:, None]

@@ -224,7 +224,7 @@ def _nearest(figure: Callable[[int], float], target: float, step: int) -> int:
 
 
 def tokens_per_step(cfg: TrainConfig) -> int | None:
-    """Targets per step; None for lanes, where it depends on how much padding the documents leave."""
+    """Targets per step; None where it depends on how much padding the documents leave."""
     return cfg.slots_per_step if cfg.packing == "packed" else None
 
 
@@ -414,11 +414,12 @@ LANE_DOCUMENTS = 4000  # on TinyStories with rows of 512, these give the mean pe
 
 def tokens_per_step_of_lanes(cfg: TrainConfig, source: Source) -> int:
     """The expected number of targets per step, from the first training documents: each is [EOT, tokens, EOT]
-    and fills as many rows of a lane as it needs.
+    and fills as many rows of a lane as it needs, or one row that cuts it.
     """
     tokenizer, tokens, rows = get_tokenizer(cfg.tokenizer), 0, 0
     for document in itertools.islice(source.documents(), LANE_DOCUMENTS):
         targets = len(encode(tokenizer, document)) + 1
-        tokens += targets
-        rows += -(-targets // cfg.block_size)
+        needed = 1 if cfg.packing == "rows" else -(-targets // cfg.block_size)
+        tokens += min(targets, needed * cfg.block_size)
+        rows += needed
     return max(1, round(cfg.batch_size * cfg.micro_batches * tokens / max(1, rows)))

@@ -322,7 +322,7 @@ def restored_position(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module)
             raise ValueError(f"its tokens are not all ids from 0 to {model.config.vocab_size - 1}")
     documents = cast("documents", saved["documents"], int)
     position = {"packing": saved["packing"], "seed": saved["seed"], "source": dict(saved["source"])}
-    if not position["source"] or not tokens:
+    if not position["source"] or not tokens and position["packing"] != "rows":
         raise ValueError("its position in the data is empty")
     return position | {"documents": documents, "tokens": tokens}
 

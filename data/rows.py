@@ -1,0 +1,146 @@
+"""Rows that hold one document each, with images or without (data/loader.py), for training and validation.
+
+A row is [EOT, prompt, text, EOT], cut or padded to block_size. An image stands in it as image_format.tokens
+ids, the rows of the table of the features of all images of the batch: first_id and onward. Only text is a
+target, and no prompt is.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from architecture.images import IMAGE, ImageFormat, encode_with_images
+from architecture.interface import IGNORE_INDEX
+from data.documents import Document, Pictured, Source
+from data.packing import as_tensors, encode
+
+logger = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """A document as ids, [EOT, ..., EOT] or the first block_size + 1 of them."""
+
+    ids: np.ndarray  # (n,) int64; those of images count from the first image of the document
+    scored: np.ndarray  # (n,) bool, whether the id is a target
+    images: tuple[np.ndarray, ...]  # (3, S, S) uint8 each
+
+
+class RowEncoder:
+    """Turns documents into Rows of block_size tokens. It warns of the 1st, 10th, 100th ... text that it cuts."""
+
+    def __init__(self, tokenizer, block_size: int, image_format: ImageFormat | None):
+        self._tokenizer, self._block_size, self._format = tokenizer, block_size, image_format
+        self.cut = 0  # number of texts cut so far
+
+    def __call__(self, document: Document) -> Row:
+        eot = [self._tokenizer.eot_token]
+        if isinstance(document, Pictured):
+            prompt, text = self._with_images(document)
+        else:
+            prompt, text = [], encode(self._tokenizer, document)
+        ids = np.concatenate([eot, prompt, text, eot]).astype(np.int64)
+        is_image = np.zeros(len(ids), bool) if self._format is None else ids >= self._format.first_id
+        scored = ~is_image
+        scored[: 1 + len(prompt)] = False
+        needed = int(np.flatnonzero(~scored)[-1]) + 1
+        images = document.images if isinstance(document, Pictured) else ()
+        if needed > self._block_size:
+            raise ValueError(
+                f"{document.name}: its images and its prompt need {needed} tokens, but a row has block_size "
+                f"{self._block_size}; raise --block_size or take an image out"
+            )
+        if len(ids) > self._block_size + 1:
+            self.cut += 1
+            if set(str(self.cut)[1:]) <= {"0"} and str(self.cut)[0] == "1":
+                name = document.name if images else "a document"
+                logger.warning(
+                    f"{name} needs {len(ids) - 1:,} tokens, and a row holds block_size {self._block_size}; the "
+                    f"rest of its text is cut off, as of {self.cut:,} documents so far"
+                )
+        return Row(ids[: self._block_size + 1], scored[: self._block_size + 1], images)
+
+    def _with_images(self, document):
+        """Return the ids of the prompt and of the text. The placeholders say where the images go."""
+        if self._format is None:
+            raise ValueError(
+                f"{document.name} has images, but the model has no eyes; use --model gptoss_vision"
+            )
+        count = (
+            document.prompt.count(IMAGE) if IMAGE in document.prompt + document.text else len(document.images)
+        )
+        try:
+            prompt = encode_with_images(self._tokenizer, document.prompt, count, self._format)
+            rest = len(document.images) - count
+            text = encode_with_images(self._tokenizer, document.text, rest, self._format, first_image=count)
+        except ValueError as error:
+            raise ValueError(f"{document.name}: {error}") from error
+        return prompt, text
+
+
+class DocumentRows:
+    """One document in each row. `tokens` is empty, since no document goes on in the next batch."""
+
+    tokens: list[np.ndarray] = []
+
+    def __init__(
+        self, documents, eot: int, num_rows: int, block_size: int, image_format: ImageFormat | None = None
+    ):
+        self._documents, self._num_rows = documents, num_rows
+        self._layout = eot, block_size, image_format
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rows = [next(self._documents) for _ in range(self._num_rows)]
+        return batch_of(rows, *self._layout)
+
+
+def batch_of(
+    rows: list[Row], eot: int, block_size: int, image_format: ImageFormat | None
+) -> dict[str, np.ndarray]:
+    """Return input_ids and targets, each (rows, block_size) int64, padded with EOT and -100, and images,
+    (M, 3, S, S) uint8, if there are any.
+    """
+    inputs, targets = np.full((len(rows), block_size), eot), np.full((len(rows), block_size), IGNORE_INDEX)
+    images = []
+    for number, row in enumerate(rows):
+        ids, length = row.ids.copy(), len(row.ids) - 1
+        if images and row.images:
+            ids[ids >= image_format.first_id] += len(images) * image_format.tokens
+        inputs[number, :length] = ids[:-1]
+        targets[number, :length] = np.where(row.scored, ids, IGNORE_INDEX)[1:]
+        images += row.images
+    return {"input_ids": inputs, "targets": targets} | ({"images": np.stack(images)} if images else {})
+
+
+def validation_rows(
+    source: Source,
+    tokenizer,
+    *,
+    batch_size: int,
+    block_size: int,
+    max_tokens: int | None = None,
+    image_format: ImageFormat | None = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the documents in their fixed order, one in each row, in dicts as TrainLoader does.
+
+    Each of the first max_tokens scored tokens (None: of all) is a target once. The last batch may have fewer
+    rows. No document is read that max_tokens does not need.
+    """
+    source.check_tokenizer(tokenizer)
+    encode_row = RowEncoder(tokenizer, block_size, image_format)
+    rows, left = [], max_tokens
+    for document in source.documents():
+        row = encode_row(document)
+        if left is not None:
+            row = row._replace(scored=row.scored & (row.scored.cumsum() <= left))
+            left -= int(row.scored.sum())
+        rows.append(row)
+        if len(rows) == batch_size or left == 0:
+            yield as_tensors(batch_of(rows, tokenizer.eot_token, block_size, image_format))
+            rows = []
+        if left == 0:
+            return
+    if rows:
+        yield as_tensors(batch_of(rows, tokenizer.eot_token, block_size, image_format))
