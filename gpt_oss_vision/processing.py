@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import make_flat_list_of_images
 
 from architecture.images import IMAGE, read_image
 
@@ -30,33 +31,29 @@ class GPTOSSVisionImageProcessor(BaseImageProcessor):
         self.size = size
 
     def fetch_images(self, images: Any) -> Any:
-        """The same nested lists, with each image as an array (3, size, size) uint8."""
-        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
-            return [self._read(image, number) for number, image in enumerate(images, start=1)]
-        return self._read(images, 1)
+        """The same, or the same lists of lists, with each image as an array (3, size, size) uint8."""
+        number = itertools.count(1)
 
-    def _read(self, image: Any, number: int) -> Any:
-        if isinstance(image, Sequence) and not isinstance(image, (str, bytes)):
-            return self.fetch_images(image)
+        def read(image: Any) -> Any:
+            return [read(each) for each in image] if isinstance(image, (list, tuple)) else self._read(image, next(number))
+
+        return read(images)
+
+    def _read(self, image: Any, number: int) -> np.ndarray:
         if isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = super().fetch_images(image)
-        elif isinstance(image, (np.ndarray, torch.Tensor)):
+            return read_image(super().fetch_images(image), self.size, image)
+        if isinstance(image, (np.ndarray, torch.Tensor)):
             image = np.asarray(image)
             if image.shape == (3, self.size, self.size) and image.dtype == np.uint8:
                 return image  # was read before
             image = _from_array(image, number)
         return read_image(image, self.size, image if isinstance(image, str) else str(number))
 
-    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """images: one, a list, or a list of lists, which is flattened."""
-        flat, left = [], [self.fetch_images(images)]
-        while left:
-            item = left.pop(0)
-            if isinstance(item, list):
-                left = item + left
-            else:
-                flat.append(item.astype(np.float32) / np.float32(127.5) - 1)
-        return BatchFeature({"pixel_values": flat}, tensor_type=return_tensors)
+    def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
+        """images: one, a list, or a list of lists, which are joined."""
+        flat = make_flat_list_of_images(self.fetch_images(images))
+        pixel_values = [image.astype(np.float32) / np.float32(127.5) - 1 for image in flat]
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
 def _from_array(array: np.ndarray, number: int) -> Any:
@@ -65,17 +62,13 @@ def _from_array(array: np.ndarray, number: int) -> Any:
 
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or array.ndim == 3
-        and array.shape[-1] not in (1, 3, 4)
-    ):
+    channels = array.shape[-1] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ValueError(
             f"image {number} must be uint8 in the shape (height, width), (height, width, channels) or (channels, "
             f"height, width) with 1, 3 or 4 channels, got {array.dtype} in {array.shape}; convert it"
         )
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
+    return Image.fromarray(array.squeeze(-1) if channels == 1 and array.ndim == 3 else array)
 
 
 class GPTOSSVisionTokenizer(PreTrainedTokenizerFast):

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FOLDERS = ("architecture", "common", "configs", "data", "evaluation", "training")
+FOLDERS = ("architecture", "common", "configs", "data", "evaluation", "gpt_oss_vision", "training")
 
 # What a user does first, and what finds its files beside the code.
 INSTALLED = """
@@ -62,8 +62,7 @@ def test_every_folder_of_code_or_data_is_a_listed_package():
 @pytest.mark.parametrize("extra", ["dev", "export", "chat", "vision"])
 def test_an_extra_is_a_file_that_setuptools_can_read(extra):
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
-    files = [dynamic["dependencies"]["file"], dynamic["optional-dependencies"][extra]["file"]]
-    for (name,) in files:
+    for name in dynamic["dependencies"]["file"] + dynamic["optional-dependencies"][extra]["file"]:
         assert all(re.fullmatch(r"\w[\w-]*==[\w.]+", line) for line in requirements(name)), name
 
 
