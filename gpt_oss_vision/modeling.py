@@ -80,6 +80,11 @@ class GPTOSSVisionPreTrainedModel(GptOssPreTrainedModel):
     input_modalities = ("image", "text")
     _no_split_modules = ["GPTOSSVisionDecoderLayer", "GPTOSSVisionEncoder"]
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """The experts are those of gpt-oss. transformers would look for them in this file, and take slow ones."""
+        return GptOssForCausalLM._can_set_experts_implementation()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -35,7 +35,11 @@ class GPTOSSVisionImageProcessor(BaseImageProcessor):
         number = itertools.count(1)
 
         def read(image: Any) -> Any:
-            return [read(each) for each in image] if isinstance(image, (list, tuple)) else self._read(image, next(number))
+            return (
+                [read(each) for each in image]
+                if isinstance(image, (list, tuple))
+                else self._read(image, next(number))
+            )
 
         return read(images)
 

@@ -74,7 +74,9 @@ def image_file(tmp_path):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_of_the_readme_runs(name, folder, image_file):
-    code = re.sub("^        ", "", EXAMPLES[name], flags=re.M).replace('"path/to/image.jpg"', repr(str(image_file)))
+    code = re.sub("^        ", "", EXAMPLES[name], flags=re.M).replace(
+        '"path/to/image.jpg"', repr(str(image_file))
+    )
     exec(compile(code, name, "exec"), {"DIR": str(folder)})
 
 
@@ -94,7 +96,9 @@ def test_a_prompt_of_an_image_and_thousands_of_tokens_is_continued(folder):
 
     from gpt_oss_vision import GPTOSSVisionForCausalLM, GPTOSSVisionProcessor
 
-    made, processor = (cls.from_pretrained(folder) for cls in (GPTOSSVisionForCausalLM, GPTOSSVisionProcessor))
+    made, processor = (
+        cls.from_pretrained(folder) for cls in (GPTOSSVisionForCausalLM, GPTOSSVisionProcessor)
+    )
     inputs = processor(text="word " * 380, images=picture(), return_tensors="pt")
     assert 1800 < inputs["input_ids"].shape[1] < 2048
     options = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)

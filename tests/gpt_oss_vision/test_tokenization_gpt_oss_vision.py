@@ -158,7 +158,9 @@ BAD = {
 def test_placeholders_and_images_that_do_not_match_are_refused(processor, text, images):
     if images is not None:
         images = [[picture() for _ in each] if isinstance(each, list) else picture() for each in images]
-    with pytest.raises(ValueError, match=r"a text must have <\|image\|> once for each of its images") as caught:
+    with pytest.raises(
+        ValueError, match=r"a text must have <\|image\|> once for each of its images"
+    ) as caught:
         processor(text=text, images=images)
     assert "\n" not in str(caught.value)
 
@@ -168,7 +170,13 @@ def test_images_of_every_kind_become_those_of_this_project(processor, tmp_path):
 
     rgb = Image.fromarray(picture())
     rgb.save(tmp_path / "a.png")
-    kinds = [str(tmp_path / "a.png"), rgb, picture(), torch.from_numpy(picture()), picture().transpose(2, 0, 1).copy()]
+    kinds = [
+        str(tmp_path / "a.png"),
+        rgb,
+        picture(),
+        torch.from_numpy(picture()),
+        picture().transpose(2, 0, 1).copy(),
+    ]
     found = processor.image_processor(kinds, return_tensors="pt").pixel_values
     assert found.shape == (5, 3, SIZE, SIZE) and (found == found[0]).all()
     for mode in ("L", "RGBA", "P", "CMYK"):
@@ -195,7 +203,11 @@ def test_images_that_cannot_be_read_are_refused(processor, tmp_path):
 
 # ------------------------------------------------------------------------------------------ chat, save and load
 def test_a_chat_with_an_image_part_has_the_image_in_its_place(folder, processor):
-    parts = [{"type": "text", "text": "See "}, {"type": "image", "image": picture()}, {"type": "text", "text": "?"}]
+    parts = [
+        {"type": "text", "text": "See "},
+        {"type": "image", "image": picture()},
+        {"type": "text", "text": "?"},
+    ]
     chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": " A cat."}]
     inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
     assert inputs["input_ids"][0].tolist() == ours(folder, f"See {IMAGE}? A cat.", 1)
@@ -222,7 +234,9 @@ def test_a_saved_processor_comes_back_through_the_auto_class(processor, tmp_path
     again = AutoProcessor.from_pretrained(tmp_path)
     assert type(again) is type(processor) and again.tokens_per_image == P
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is type(processor.image_processor)
-    arguments = dict(text=[TEXT, f"b {IMAGE}"], images=[[picture(1)], [picture(2)]], padding=True, return_tensors="pt")
+    arguments = dict(
+        text=[TEXT, f"b {IMAGE}"], images=[[picture(1)], [picture(2)]], padding=True, return_tensors="pt"
+    )
     first, second = processor(**arguments), again(**arguments)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     saved = json.loads((tmp_path / "processor_config.json").read_text())

@@ -51,4 +51,7 @@ def batch(config: VisionConfig) -> dict[str, torch.Tensor]:
     ids = torch.randint(IDS, (2, 2 * P + 7), generator=draw)
     for image, (row, at) in enumerate(((0, 2), (0, P + 4), (1, 5))):
         ids[row, at : at + P] = first + image * P + torch.arange(P)
-    return {"input_ids": ids, "images": torch.randint(256, (3, 3, SIZE, SIZE), generator=draw, dtype=torch.uint8)}
+    return {
+        "input_ids": ids,
+        "images": torch.randint(256, (3, 3, SIZE, SIZE), generator=draw, dtype=torch.uint8),
+    }
