@@ -3,6 +3,7 @@
     python sample.py --checkpoint model --prompt "Once upon a time"
     python sample.py --checkpoint model --best --prompts prompts.txt --num_samples 3 --seed 7
     python sample.py --checkpoint gpt_oss_weights --weights mxfp4 --chat
+    python sample.py --checkpoint model --image photo.png --prompt "Question: What is this?" --temperature 0
 
 The text goes to stdout, everything else to stderr. One sample is printed while it is generated; several are
 generated in one batch and printed at the end. torch is imported after the flags are parsed: --help is quick.
@@ -45,6 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     prompts.add_argument("--prompts", metavar="FILE", help="a UTF-8 file with one prompt per line")
     told = "write in turns: your lines come from stdin; gpt-oss answers in its harmony format"
     prompts.add_argument("--chat", action="store_true", help=told)
+    told = "for a model that reads images: in front of the prompt, or where it has <|image|>; repeatable"
+    add("--image", nargs="+", action="extend", default=[], metavar="FILE", help=told)
     add("--instructions", metavar="TEXT", help="with --chat and gpt-oss: of the developer")
     add("--reasoning", choices=("low", "medium", "high"), help="with --chat and gpt-oss (default: medium)")
     add("--num_samples", **whole, default=1, help="samples per prompt (default: 1)")
@@ -62,6 +65,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise ValueError(f"--best needs a run's folder as --checkpoint, got {args.checkpoint}")
     if args.chat and (args.out is not None or args.num_samples != 1):
         raise ValueError("--chat prints one answer at a time; leave --out and --num_samples out")
+    if args.image and (args.prompts is not None or len(args.prompt or [""]) > 1):
+        raise ValueError(
+            "--image is for one prompt; give --prompt once, and run again for each of the others"
+        )
     if not args.chat and (args.instructions is not None or args.reasoning is not None):
         raise ValueError("--instructions and --reasoning are for --chat; add it, or leave them out")
     if args.out is not None and Path(args.out).suffix not in (".jsonl", ".txt"):
@@ -116,8 +123,25 @@ def write_texts(path: str, texts: list[str]) -> None:
     say(f"wrote {len(texts):,} texts to {path}")
 
 
-def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
-    """Answer the lines of stdin until it ends. Ctrl-C stops an answer, and in front of a line ends the chat."""
+def read_images(args: argparse.Namespace, model: Any) -> list:
+    """The images of the command line, as the model reads them."""
+    from architecture.generation.text import image_format
+    from architecture.images import read_image
+
+    form = image_format(model)
+    if args.image and form is None:
+        raise ValueError(
+            f"--image needs a model that reads images, and this {model.name} model reads none; leave it out, or use "
+            "a checkpoint of --model gptoss_vision"
+        )
+    return [read_image(file, form.size, file) for file in args.image]
+
+
+def chat(args: argparse.Namespace, model: Any, images: list, seed: int) -> None:
+    """Answer the lines of stdin until it ends. Ctrl-C stops an answer, and in front of a line ends the chat.
+
+    images: stand in front of the first line of a text.
+    """
     from architecture.generation.chat import MODEL, TEXT, USER, Answer, Memory, prompt_of, stream_answer
     from architecture.open_gpt_oss.harmony import Harmony
     from architecture.tokenizer import HARMONY
@@ -141,6 +165,8 @@ def chat(args: argparse.Namespace, model: Any, seed: int) -> None:
         if not (text := line.rstrip("\n")).strip():
             continue
         said, answer, channel = {"role": USER, "text": text}, Answer(), TEXT
+        if not turns:
+            said["images"] = images
         try:
             prompt = prompt_of(model, [*turns, said], max_tokens, form)
             if prompt.unread:
@@ -169,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
     from architecture.checkpoint import BEST, find_checkpoint
     from architecture.generation.cache import require_memory
     from architecture.generation.decode import length_limit
-    from architecture.generation.text import encode_prompt
+    from architecture.generation.text import encode_prompt, image_format
     from common import device as machine
     from inference import load_model, stream_text
     from training.state.checkpoint import naming_a_good_one
@@ -178,12 +204,14 @@ def run(args: argparse.Namespace) -> None:
     path = find_checkpoint(given / BEST if args.best else given, say)
     with naming_a_good_one(path):
         model = load_model(path, device=device, weights=args.weights)
+    images = read_images(args, model)
     seed = secrets.randbits(31) if args.seed is None else args.seed
     if args.chat:
         say(f"{path}, {device}, seed {seed}; an empty line is ignored, Ctrl-D ends")
-        return chat(args, model, seed)
+        return chat(args, model, images, seed)
     limit = length_limit(model)
-    longest = max(len(encode_prompt(model.tokenizer, prompt)) for prompt in prompts)
+    form = image_format(model)
+    longest = max(len(encode_prompt(model.tokenizer, prompt, form, len(images))) for prompt in prompts)
     max_tokens = args.max_tokens
     if max_tokens is None:
         max_tokens = max(1, min(MAX_TOKENS, limit - longest))
@@ -191,6 +219,7 @@ def run(args: argparse.Namespace) -> None:
     filters = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     if longest + max_tokens <= limit:  # otherwise stream_text raises an error
         require_memory(model, len(texts), longest + max_tokens, machine.available_memory(device))
+    filters["images"] = [images] * len(texts)
     pieces = stream_text(model, texts, max_tokens=max_tokens, seed=seed, **filters)
     say(f"{path}, {device}, seed {seed}")
     if args.max_tokens is None and max_tokens < MAX_TOKENS:

@@ -22,6 +22,8 @@ import streamlit as st
 
 from architecture.generation import chat
 from architecture.generation.chat import MODEL, USER
+from architecture.generation.text import image_format
+from architecture.images import read_image
 from architecture.open_gpt_oss.harmony import Harmony
 from architecture.open_gpt_oss.weights import packing_for
 from architecture.tokenizer import HARMONY, get_tokenizer
@@ -157,6 +159,21 @@ def settings(model) -> None:
     st.number_input("Seed", 0, 2**31 - 1, None, key="seed", placeholder="drawn", help=told, **bound)
 
 
+def new_images(model, turns: list[dict]) -> list[bytes]:
+    """The images for the next message, if the model reads any. What is no image becomes a sentence."""
+    form, images = image_format(model), []
+    if form is None:
+        return images
+    key = f"images{len(turns)}"  # another key empties the field after a message
+    told_below = "They stand in front of the message, or where it has <|image|>"
+    shown = dict(accept_multiple_files=True, key=key, help=told_below)
+    for file in st.file_uploader("Images for the next message", **shown):
+        with told():
+            read_image(file.getvalue(), form.size, file.name)
+            images.append(file.getvalue())
+    return images
+
+
 def ask(action: str, opening: str | None = None) -> None:
     """What a button wants done in the next run, by the name of the button."""
     st.session_state.asked = action, opening
@@ -177,9 +194,12 @@ def buttons(place, names: str, disabled: bool = False) -> None:
             st.button(name, key=name, **form)
 
 
-def show(turn: dict) -> None:
-    """A turn as it is: no Markdown, no HTML."""
+def show(turn: dict, file: Path) -> None:
+    """A turn as it is: no Markdown, no HTML. file: of the conversation."""
     with st.chat_message(turn["role"], avatar=AVATARS[turn["role"]]):
+        for name in turn.get("images", ()):
+            if (image := chat.image_file(file, name)).is_file():
+                st.image(image.read_bytes(), width=160)
         if turn.get("analysis"):
             with st.expander("Reasoning"):
                 st.text(turn["analysis"].strip())
@@ -266,6 +286,7 @@ def page() -> None:
         model = ready_model(checkpoint) if checkpoint else None
         with st.sidebar:
             settings(model)
+            images = new_images(model, turns) if model else []
             st.button("New conversation", on_click=begin_anew, icon=":material/add:", width="stretch")
             form = dict(on_click="ignore", icon=":material/download:", width="stretch")
             story = functools.partial(chat.story_of, file)  # called at the click
@@ -279,6 +300,8 @@ def page() -> None:
         elif message is not None:
             action = "Continue"
             turns.append({"role": USER, "text": message})
+            if images:
+                turns[-1]["images"] = [chat.keep_image(file, image) for image in images]
         converse(messages, beginning, row, model, checkpoint, file, turns, action, typed)
 
 
@@ -290,7 +313,7 @@ def converse(messages, beginning, row, model, checkpoint, file, turns, action, t
         seed = seed if seed is None else max(seed, last["seed"] + 1)
     with messages:
         for turn in turns:
-            show(turn)
+            show(turn, file)
     if model is None or action not in ("Continue", "Regenerate"):
         if turns:
             buttons(row, "Continue Regenerate", disabled=model is None)
@@ -302,14 +325,17 @@ def converse(messages, beginning, row, model, checkpoint, file, turns, action, t
     # The field for text has a button that ends this run at once, so what should be there afterwards is there now.
     buttons(row, "Continue Regenerate" if typed else "Stop")
     with messages, told():
-        prompt = chat.prompt_of(
-            model, turns, st.session_state.max_tokens, format_of(model)
-        )  # too long a message is not saved
+        form, facts = image_format(model), dict(role=MODEL, checkpoint=checkpoint)
+        read = chat.with_images(turns, file, form.size) if form else turns
+        if form is None and any(turn.get("images") for turn in turns):
+            facts["note"] = "this model does not read the images"
+        # too long a message is not saved
+        prompt = chat.prompt_of(model, read, st.session_state.max_tokens, format_of(model))
         if turns and turns[-1]["role"] == USER:
             chat.put_turn(file, len(turns) - 1, turns[-1])
         st.query_params["c"] = file.stem
-        seed = secrets.randbits(31) if seed is None else seed
-        write_answer(model, prompt, file, len(turns), dict(role=MODEL, checkpoint=checkpoint, seed=seed))
+        facts["seed"] = secrets.randbits(31) if seed is None else seed
+        write_answer(model, prompt, file, len(turns), facts)
     if not typed:
         buttons(row, "Continue Regenerate")
 

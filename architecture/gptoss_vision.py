@@ -28,7 +28,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from architecture.gptoss import PRESETS as TRUNK_PRESETS
-from architecture.gptoss import MLPBlock, ModelConfig, Transformer, TransformerBlock
+from architecture.gptoss import (
+    AttentionBlock,
+    LayerNorm,
+    MLPBlock,
+    ModelConfig,
+    RMSNorm,
+    Transformer,
+    TransformerBlock,
+)
 from architecture.images import ImageFormat
 from architecture.interface import ModelOutput
 from common.settings import option
@@ -270,6 +278,8 @@ class VisionLanguageTransformer(Transformer):
 
     name, config_class, presets = "gptoss_vision", VisionConfig, PRESETS
     block_type = VisionTransformerBlock
+    lean_parts = (VisionTransformerBlock, AttentionBlock, VisionMLPBlock, RMSNorm, LayerNorm,
+                  VisionEncoder, VisionBlock, VisionAttention, VisionMLP)  # fmt: skip
     extends = "gptoss"  # can start from weights of this model, which lack added_parameters
     optimizer_rules = (
         (r"vision\.block\.\d+\.(attn\.(qkv|out)|mlp\.mlp[12])\.weight", "matrix"),

@@ -17,6 +17,9 @@ The config of a model has parameter_counts(), matrix_parameters(), flops_per_tok
 values_kept_per_token(...), from which the cost of a run is computed; windows and context_limit; and
 num_hidden_layers and further fields under the names of OpenAI's ModelConfig.
 
+A model that reads images has an image_format (images.py) in its config, and not None; encode_images(images),
+which returns their features; and a forward that takes `images`, or `features` in their place.
+
 Shapes: B batch, T tokens, N = tokens in a batch, D hidden_size, V vocabulary, L MoE layers, E experts.
 """
 

@@ -1,5 +1,6 @@
 """The chat page without a browser: Streamlit's AppTest runs server.py, and sees its elements."""
 
+import io
 import os
 import re
 import subprocess
@@ -8,9 +9,12 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 from test_context_generation import build as build_with_state
 from test_context_generation import save
 from test_generation import build
+from test_vision_generation import build as build_seeing
+from test_vision_generation import draw_images
 
 from architecture.generation.chat import ONE_AT_A_TIME, conversation_file, put_turn, read_turns
 from inference import generate_text, load_model
@@ -223,6 +227,60 @@ def test_the_variant_with_a_state_keeps_it_over_the_turns(here):
     assert page.session_state.memory.text.startswith("the cat" + turns(page, here)[1]["text"])
 
 
+# ------------------------------------------------------------------------------------------- with images
+
+
+@pytest.fixture
+def seeing(here):
+    """The page of a model that reads images of 6 x 6 pixels, and those of an image."""
+    save(build_seeing().float(), here / "model" / "checkpoint_9.pt")
+    file = io.BytesIO()
+    Image.fromarray(draw_images(1)[0].transpose(1, 2, 0)).save(file, "PNG")
+    page = open_page()
+    page.selectbox[0].set_value("model/checkpoint_9.pt")
+    return page.run(), file.getvalue()
+
+
+def test_an_image_goes_with_the_next_message_and_stays_in_the_conversation(here, seeing):
+    page, image = seeing
+    page.file_uploader[0].set_value([("a.png", image, "image/png")])
+    page.number_input(key="seed").set_value(7)
+    page.number_input(key="max_tokens").set_value(9)
+    page = send(page.run(), "the cat")
+    expected = generate_text(
+        load_model("model/checkpoint_9.pt"), "the cat", 9, 0.8, seed=7, images=draw_images(1)
+    )
+    first, second = turns(page, here)
+    assert "the cat" + second["text"] == expected and len(first["images"]) == 1
+    page = page.run()
+    assert not page.file_uploader[0].value  # the next message has none
+    page = press(page, "Regenerate")
+    assert turns(page, here)[1]["text"] != second["text"] and turns(page, here)[0] == first
+    page.selectbox[0].set_value("model/checkpoint_5.pt")
+    page = press(page, "Regenerate")
+    assert "this model does not read the images" in page.chat_message[1].caption[0].value
+    assert not page.file_uploader
+
+
+def test_a_file_that_is_no_image_is_a_sentence_as_soon_as_it_is_chosen(here, seeing):
+    page, image = seeing
+    page.file_uploader[0].set_value([("a.png", image[:40], "image/png"), ("b.png", image, "image/png")])
+    page = page.run()
+    assert "Image a.png cannot be read (" in errors(page)
+    page = send(page, "the cat")
+    assert len(turns(page, here)[0]["images"]) == 1
+
+
+def test_an_image_that_has_vanished_is_a_sentence(here, seeing):
+    page, image = seeing
+    page.file_uploader[0].set_value([("a.png", image, "image/png")])
+    page = send(page.run(), "the cat")
+    (kept,) = (here / "cache").rglob(turns(page, here)[0]["images"][0])
+    assert kept.read_bytes() == image
+    kept.unlink()
+    assert "must be a file, and there is none at" in errors(press(page, "Continue"))
+
+
 # ---------------------------------------------------------------------------------------- what may fail
 
 
@@ -241,7 +299,7 @@ def test_a_checkpoint_that_vanishes_is_a_sentence_and_another_can_be_chosen(here
 @pytest.mark.parametrize("damage, message", [
     (lambda path: path.write_bytes(path.read_bytes()[:-500]), "cannot be read as a checkpoint"),
     (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint"),
-    (lambda path: change(path, model_name="mamba"), "Model must be one of gptoss, gptoss_context, gpt2, got 'mamba'"),
+    (lambda path: change(path, model_name="mamba"), "Model must be one of gptoss, gptoss_context, gptoss_vision, gpt2, got 'mamba'"),
     (lambda path: change(path, model_name="gptoss_context"), "lacks"),
     (lambda path: change(path, format=99), "has format 99"),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ model with a chat format (architecture/open_gpt_oss/harmony.py) is asked in that
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -14,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from torch import nn
 
 from architecture.checkpoint import checkpoints, is_model_folder
 from architecture.generation.decode import generate_steps, length_limit
 from architecture.generation.sampling import row_generators
-from architecture.generation.text import TextStream, encode_prompt
+from architecture.generation.text import TextStream, encode_prompt, features_of, image_format
+from architecture.images import IMAGE, read_image
 from architecture.tokenizer import encode_text
-from common.files import read_json, reading, write_json_atomic
+from common.files import atomic_write, read_json, reading, write_json_atomic
 
 USER, MODEL = "user", "assistant"  # the roles of a turn
 TEXT, ANALYSIS = "text", "analysis"  # channels of an answer: of a model without channels, and reasoning
@@ -74,14 +77,51 @@ def put_turn(path: Path, index: int, turn: dict[str, Any]) -> None:
         write_json_atomic(path, {"turns": [*turns[:index], turn, *turns[index + 1 :]]})
 
 
-def text_of(turns: Sequence[dict[str, Any]]) -> str:
-    """The conversation as one text. A user's words are separated from the text before them by a blank."""
+def image_file(path: Path, name: str) -> Path:
+    """The file of an image in a conversation. The name comes from the conversation's file."""
+    if not re.fullmatch(r"[0-9a-f]{16}", name):
+        raise ValueError(
+            f"an image of a conversation has a name of 16 hexadecimal digits, got {name!r}; begin anew"
+        )
+    return path.with_suffix("") / name
+
+
+def keep_image(path: Path, data: bytes) -> str:
+    """Keep the file of an image beside the conversation; returns its name, for `images` of a turn."""
+    name = hashlib.blake2b(data, digest_size=8).hexdigest()
+    image_file(path, name).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with atomic_write(image_file(path, name)) as file:
+        file.write(data)
+    return name
+
+
+def with_images(turns: Sequence[dict[str, Any]], path: Path, size: int) -> list[dict[str, Any]]:
+    """The turns of a conversation with images in place of their names."""
+
+    def read(turn: dict[str, Any]) -> list[np.ndarray]:
+        return [read_image(image_file(path, name), size, name) for name in turn.get("images", ())]
+
+    return [turn | {"images": read(turn)} for turn in turns]
+
+
+def text_of(turns: Sequence[dict[str, Any]], *, placeholders: bool = False) -> str:
+    """The conversation as one text. A user's words are separated from the text before them by a blank.
+
+    placeholders: put one for each image of a turn in front of its text, unless that has its own.
+    """
     text = ""
     for turn in turns:
         new = turn["text"]
+        if placeholders and IMAGE not in new:
+            new = IMAGE * len(turn.get("images", ())) + new
         apart = text[-1:].isspace() or new[:1].isspace() or new[:1] in ",.;:!?'"
         text += new if turn["role"] == MODEL or not text or apart else f" {new}"
     return text
+
+
+def images_of(turns: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """The images of the turns, in order."""
+    return [image for turn in turns for image in turn.get("images", ())]
 
 
 def story_of(path: Path) -> str:
@@ -111,6 +151,7 @@ class Prompt(NamedTuple):
     unread: int  # tokens at the beginning of the conversation that no longer fit
     text: str
     format: ChatFormat | None
+    images: Sequence[np.ndarray] = ()  # whose tokens are in ids
 
 
 def prompt_of(
@@ -118,15 +159,25 @@ def prompt_of(
 ) -> Prompt:
     """The prompt of a conversation.
 
+    turns: for a model that reads images, `images` of a turn are its images, as of read_image.
     form: the chat format of the model; None for one that continues text.
     If the conversation and max_tokens do not fit into the context, the answer gets shorter, down to half of the
     context, and then the beginning is left out: of the text, or the first turns of a chat format.
     Raises ValueError if the last message of the user alone does not fit.
     """
-    tokenizer, limit = model.tokenizer, length_limit(model)
+    tokenizer, limit, sees = model.tokenizer, length_limit(model), image_format(model)
+    images = images_of(turns) if sees else []
+    if form and images:
+        raise ValueError(
+            "the chat format of this model has no place for images; begin a conversation without them"
+        )
 
     def encode(some: Sequence[dict[str, Any]]) -> list[int]:
-        return form.encode(some) if form else encode_prompt(tokenizer, text_of(some))
+        if form:
+            return form.encode(some)
+        if sees is None:
+            return encode_prompt(tokenizer, text_of(some))
+        return encode_prompt(tokenizer, text_of(some, placeholders=True), sees, len(images_of(some)))
 
     ids, space = encode(turns), limit - min(max_tokens, limit // 2)
     if turns and turns[-1]["role"] == USER:
@@ -147,7 +198,7 @@ def prompt_of(
         ids = [ids[0], *ids[1 + whole - space :]]
     stop_tokens = form.stop_tokens if form else (tokenizer.eot_token,)
     room = min(max_tokens, limit - len(ids))
-    return Prompt(ids, stop_tokens, room, whole - len(ids), text_of(turns), form)
+    return Prompt(ids, stop_tokens, room, whole - len(ids), text_of(turns), form, images)
 
 
 @dataclass
@@ -197,6 +248,7 @@ def stream_answer(
         stop_tokens=prompt.stop_tokens,
         generators=row_generators(seed, 1),
         decoder=memory.decoder if carries else None,
+        features=features_of(model, prompt.images),
         **sampling,
     )
     stream = prompt.format.reader() if prompt.format else TextStream(model.tokenizer)

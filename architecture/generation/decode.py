@@ -44,6 +44,7 @@ def generate_steps(
     generators: Sequence[torch.Generator] | None = None,
     use_cache: bool = True,
     decoder: Any = None,
+    features: torch.Tensor | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next id of every row, step by step; None for a row that has ended.
 
@@ -54,12 +55,13 @@ def generate_steps(
     of the ids that were yielded; at the end of a row, each has drawn one number per id.
     use_cache: False runs the whole text at each step: slow, the reference for the cache.
     decoder: a decoder of this model that has read what is in front of the prompts; None begins new texts.
+    features: of the images in the prompts, whose ids follow those of the vocabulary (architecture/images.py).
 
     The model is in eval mode while this runs and in its earlier mode afterwards.
     Raises ValueError at the call for arguments out of range, and if the longest prompt and max_tokens
     together exceed the model's context limit: a text is never cut silently.
     """
-    check_prompts(prompts, model.config.vocab_size)
+    check_prompts(prompts, model.config.vocab_size + (0 if features is None else len(features)))
     check_sampling(max_tokens, temperature, top_k, top_p, min_p)
     longest, limit = max(map(len, prompts)), length_limit(model)
     if longest + max_tokens > limit:
@@ -89,11 +91,12 @@ def generate_steps(
             chosen += draw(part, numbers_of_part).tolist()
         return chosen
 
-    return _steps(model, prompts, max_tokens, frozenset(stop_tokens), use_cache, choose, numbers, decoder)
+    stop_tokens = frozenset(stop_tokens)
+    return _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder, features)
 
 
 @torch.no_grad()
-def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder):
+def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder, features):
     """The loop of generate_steps, apart from it so that arguments are checked at the call."""
     held = active = list(range(len(prompts)))  # rows in the decoder, and those of them that have not ended
     was_training = model.training
@@ -101,7 +104,8 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, 
     try:
         may_drop = decoder is None  # another caller goes on with all rows of its decoder
         if decoder is None:
-            decoder = new_decoder(model, len(prompts), max(map(len, prompts)) + max_tokens - 1, use_cache)
+            length = max(map(len, prompts)) + max_tokens - 1
+            decoder = new_decoder(model, len(prompts), length, use_cache, features)
         feed = prompts
         for step in range(max_tokens):
             logits = decoder.feed(feed)
@@ -131,16 +135,23 @@ def _places(some: list[int], held: list[int]) -> list[int]:
     return [place for place, row in enumerate(held) if row in wanted]
 
 
-def new_decoder(model: nn.Module, rows: int, max_length: int, use_cache: bool = True) -> Any:
+def new_decoder(
+    model: nn.Module,
+    rows: int,
+    max_length: int,
+    use_cache: bool = True,
+    features: torch.Tensor | None = None,
+) -> Any:
     """The fastest decoder for this model. max_length: most tokens of a row, including its padding.
 
+    features: of the images in the texts, for a model that reads images.
     It uses the weights as they are now: a model that trains on needs another decoder.
     """
     if hasattr(model, "new_decoder"):
         return model.new_decoder(rows, max_length, use_cache)
     if use_cache and lean.obstacle(model) is None:
-        return lean.LeanDecoder(model, rows, max_length)
-    return Decoder(model, rows, max_length, use_cache)
+        return lean.LeanDecoder(model, rows, max_length, features)
+    return Decoder(model, rows, max_length, use_cache, features)
 
 
 class Decoder:
@@ -149,8 +160,16 @@ class Decoder:
     A model that cannot read a text in one piece has its own decoder, which its `new_decoder` returns.
     """
 
-    def __init__(self, model: nn.Module, rows: int, max_length: int, use_cache: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: int,
+        max_length: int,
+        use_cache: bool,
+        features: torch.Tensor | None = None,
+    ):
         self.model, device = model, next(model.parameters()).device
+        self.inputs = {} if features is None else {"features": features}
         self.cache = model.new_cache(rows, max_length) if use_cache else None
         self.next_position = torch.zeros(rows, 1, dtype=torch.int64, device=device)
         self.seen = self.next_position[:, :0], self.next_position[:, :0]  # ids and their positions
@@ -169,10 +188,11 @@ class Decoder:
                 torch.cat((old_ids, ids), dim=1),
                 torch.cat((old_positions, positions), dim=1),
             )
-            return self.model(self.seen[0], positions=self.seen[1]).logits[:, -1]
+            return self.model(self.seen[0], positions=self.seen[1], **self.inputs).logits[:, -1]
+        inputs = {"cache": self.cache} | self.inputs
         if longest > 1:  # the prompt without its last token: only keys and values are needed, no logits
-            self.model(ids[:, :-1], positions=positions[:, :-1], cache=self.cache, return_logits=False)
-        output = self.model(ids[:, -1:], positions=positions[:, -1:], cache=self.cache)
+            self.model(ids[:, :-1], positions=positions[:, :-1], return_logits=False, **inputs)
+        output = self.model(ids[:, -1:], positions=positions[:, -1:], **inputs)
         return output.logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -38,7 +38,7 @@ def obstacle(model: nn.Module) -> str | None:
     if "lean_parts" not in vars(cls):  # its own, not that of a class that it extends
         return f"{cls.__name__} may override methods of the model"
     parts = cls, *cls.lean_parts, nn.LayerNorm, nn.Linear, nn.Embedding, nn.ModuleList
-    methods = {"forward", "embed", "run_blocks", "head", "project", "route", "expert_weights"}
+    methods = {"forward", "embed", "embed_tokens", "run_blocks", "head", "project", "route", "expert_weights"}
     for name, module in model.named_modules():
         if type(module) not in parts:
             return f"{name} is a {type(module).__name__}"
@@ -63,11 +63,17 @@ class LeanDecoder:
     """Feeds all rows together, as decode.Decoder, with which it agrees but for rounding."""
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, rows: int, max_length: int):
-        """max_length: most tokens of a row, with its padding. Raises ValueError if there is an obstacle."""
+    def __init__(self, model: nn.Module, rows: int, max_length: int, features: torch.Tensor | None = None):
+        """max_length: most tokens of a row, with its padding. Raises ValueError if there is an obstacle.
+
+        features: of the images in the texts, whose ids follow those of the vocabulary.
+        """
         if reason := obstacle(model):
             raise ValueError(f"the lean decoder cannot run this model, because {reason}; use decode.Decoder")
         cfg, self.embedding = model.config, model.embedding.weight.detach()
+        self.sees = features is not None
+        if self.sees:
+            self.embedding = torch.cat((self.embedding, features.to(self.embedding.dtype)))
         self.attention = getattr(model, "lean_attention", None)
         self.length, self.max_length = 0, max_length  # columns so far, with padding
         self.padding = torch.zeros(rows, dtype=torch.int64)  # columns in front of each row's text
@@ -174,6 +180,8 @@ class LeanDecoder:
         """Every block for ids and positions (N,); the result is in buffers.hidden."""
         b = buffers
         torch.index_select(self.embedding, 0, ids, out=b.x)
+        image = ids >= self.config.vocab_size if self.sees else None
+        b.image = image[:, None].to(b.x.dtype) if self.sees and image.any() else None
         b.hidden.copy_(b.x)
         if self.places is not None:
             b.hidden.add_(self.places.index_select(0, positions))
@@ -276,6 +284,7 @@ class _Buffers:
         )
         self.flat_attended = empty(number * G, H // G, C)
         self.attended = self.flat_attended.view(number, H * C)
+        self.image: torch.Tensor | None = None  # (N, 1), 1 for image tokens and 0 for text; None without any
         self.scratch: dict[Any, Any] = {}  # the experts keep their working memory here
 
 
@@ -363,6 +372,7 @@ class _Feed:
             self.always = _Wide(*mlp.expert_weights(always), self.norm)
         if self.routed:
             self.router, self.router_bias = self.norm.fold(mlp.gate.weight.detach(), mlp.gate.bias.detach())
+            self.image_bias = getattr(mlp, "vision_router_bias", None)
             self.rule, self.selection_bias = mlp.routing_rule, mlp.selection_bias
             self.k, self.experts = mlp.config.experts_per_token, mlp.expert_weights()
             self.is_wide: dict[int, bool] = {}  # by number of tokens
@@ -375,6 +385,8 @@ class _Feed:
         if not self.routed:
             return
         logits = torch.addmm(self.router_bias, b.x, self.router)  # (N, E)
+        if b.image is not None and self.image_bias is not None:
+            logits.addcmul_(b.image, self.image_bias)
         if self.is_plain:
             top, index = logits.topk(self.k)
             weight = top.softmax(-1)

@@ -1,4 +1,4 @@
-"""Generate text: encode the prompts, generate ids, and decode them piece by piece."""
+"""Generate text: encode the prompts and their images, generate ids, and decode them piece by piece."""
 
 from __future__ import annotations
 
@@ -6,17 +6,49 @@ import codecs
 import secrets
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import tiktoken
+import torch
 from torch import nn
 
 from architecture.generation.decode import generate_steps
 from architecture.generation.sampling import row_generators
+from architecture.images import ImageFormat, encode_with_images
 from architecture.tokenizer import encode_text
 
 
-def encode_prompt(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
-    """The end-of-text id and the ids of the text, as a document begins in training; "" starts a new one."""
-    return [tokenizer.eot_token, *encode_text(tokenizer, text).tolist()]
+def image_format(model: nn.Module) -> ImageFormat | None:
+    """What the model makes of an image; None if it reads none."""
+    return getattr(model.config, "image_format", None)
+
+
+def encode_prompt(
+    tokenizer: tiktoken.Encoding,
+    text: str,
+    format: ImageFormat | None = None,
+    number_of_images: int = 0,
+    first_image: int = 0,
+) -> list[int]:
+    """The end-of-text id and the ids of the text, as a document begins in training; "" starts a new one.
+
+    format: of a model that reads images. The other arguments are those of encode_with_images.
+    """
+    if format is None:
+        return [tokenizer.eot_token, *encode_text(tokenizer, text).tolist()]
+    return [tokenizer.eot_token, *encode_with_images(tokenizer, text, number_of_images, format, first_image)]
+
+
+@torch.no_grad()
+def features_of(model: nn.Module, images: Sequence[np.ndarray]) -> torch.Tensor | None:
+    """The features of images as of read_image; None if there are none."""
+    if not images:
+        return None
+    if image_format(model) is None:
+        raise ValueError(
+            f"a {model.name} model without an encoder reads no images, got {len(images)}; leave them out, or use "
+            "a checkpoint of --model gptoss_vision"
+        )
+    return model.encode_images(torch.from_numpy(np.stack(images)).to(next(model.parameters()).device))
 
 
 class TextStream:
@@ -53,24 +85,39 @@ def stream_text(
     max_tokens: int,
     temperature: float,
     seed: int | None = None,
+    images: Sequence[Sequence[np.ndarray]] | None = None,
     **options,
 ) -> Iterator[tuple[int, str]]:
     """Yield (row, piece of text) as the rows grow, without the prompts. A row ends at end-of-text.
 
     seed: for row_generators; None draws one.
+    images: those of each prompt, as of read_image, for a model that reads images. They go where the prompt has
+    "<|image|>", or else in front of it. A list that several prompts share is encoded once.
     options: top_k, top_p, min_p and use_cache, as for generate_steps. Raises ValueError at the call.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; load it from a checkpoint, or set model.tokenizer")
+    images = [()] * len(prompts) if images is None else images
+    if len(images) != len(prompts):
+        raise ValueError(
+            f"images must hold a list for each of {len(prompts)} prompts, got {len(images)}; [] stands for none"
+        )
+    ids, every, first = [], [], {}  # first: the number of the first image of a list
+    for prompt, own in zip(prompts, images):
+        if id(own) not in first:
+            first[id(own)] = len(every)
+            every += own
+        ids.append(encode_prompt(tokenizer, prompt, image_format(model), len(own), first[id(own)]))
     seed = secrets.randbits(31) if seed is None else seed
     steps = generate_steps(
         model,
-        [encode_prompt(tokenizer, prompt) for prompt in prompts],
+        ids,
         max_tokens=max_tokens,
         temperature=temperature,
         stop_tokens=(tokenizer.eot_token,),
         generators=row_generators(seed, len(prompts)),
+        features=features_of(model, every),
         **options,
     )
     return _pieces(steps, [TextStream(tokenizer) for _ in prompts], tokenizer.eot_token)
@@ -96,9 +143,18 @@ def generate_texts(
     return texts
 
 
-def generate_text(model: nn.Module, prompt: str, max_tokens: int, temperature: float, **options) -> str:
+def generate_text(
+    model: nn.Module,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    *,
+    images: Sequence[np.ndarray] = (),
+    **options,
+) -> str:
     """The prompt with its continuation of at most max_tokens new tokens. options: as for stream_text.
 
     "" starts a new text. The model reads an end-of-text token in front of the prompt; the result has none.
+    images: those of the prompt.
     """
-    return generate_texts(model, [prompt], max_tokens, temperature, **options)[0]
+    return generate_texts(model, [prompt], max_tokens, temperature, images=[images], **options)[0]
