@@ -162,7 +162,7 @@ class ShuffledStream(ShuffledDocuments):
 
     source: has a `revision` and a method `rows(place, file_seed)`. A place is (index of a file in the order
     that file_seed gives, number of its rows already read). The method yields (place after the row, text or
-    None) for each row that follows.
+    None) for each row that follows. What `document` makes of a text is returned.
 
     Each document gets a key: the size of all documents before it, plus a random number below
     WINDOW_CHARACTERS that is a hash of (seed, epoch, number of the document). Documents are returned in the
@@ -194,7 +194,7 @@ class ShuffledStream(ShuffledDocuments):
         key, number, text = heapq.heappop(self._window)
         self._last = key, number
         del self._begins[number]
-        return text
+        return self._source.document(text)
 
     def _read(self):
         """Add the next row to the window. The keys of later documents are self._size or more."""
@@ -222,15 +222,17 @@ class ShuffledStream(ShuffledDocuments):
         self._rows.close()
 
 
-def text_digest(text: str) -> int:
-    """blake2b of a text, 512 bits."""
-    return int.from_bytes(hashlib.blake2b(text.encode()).digest(), "big")
+def text_digest(text: str | bytes) -> int:
+    """blake2b of a text, or of the bytes of an image, 512 bits."""
+    data = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(data).digest(), "big")
 
 
-def is_validation_document(text: str) -> bool:
+def is_validation_document(text: str | bytes) -> bool:
     """Whether a document belongs to validation, for a source without a validation split.
 
-    Only the text decides, so all copies of a document are in the same split.
+    Only the text decides, so all copies of a document are in the same split; with images, only the first image,
+    so all that is said of an image is in the same split.
     """
     return text_digest(text) % 1000 < VALIDATION_PER_THOUSAND
 

@@ -6,6 +6,7 @@ import functools
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from common.script import first_line
 from data.documents import (
     MIN_VALIDATION_DOCUMENTS,
     VALIDATION_NAMES,
+    Document,
     ShuffledStream,
     Source,
     is_validation_document,
@@ -58,14 +60,21 @@ class HubSource(Source):
         self.identity = f"{name}@{revision}, {split}, {side or 'all'} of its documents, column {text_column}"
         self.name = f"{name} (copy in the local cache)" if cached_copy(name, revision) else name
         self._dataset = open_splits(name, revision)[split]
-        columns = self._dataset.column_names
-        if columns is not None and text_column not in columns:
-            raise no_such_column(name, text_column, columns)
+        if self._dataset.column_names is not None:
+            self.require_columns(self._dataset.column_names)
 
     shuffled_by = "stream"
 
+    def require_columns(self, columns):
+        if self._text_column not in columns:
+            raise no_such_column(self._repository, self._text_column, columns)
+
+    def document(self, text):
+        """Return the document of what `rows` yields."""
+        return text
+
     def documents(self):
-        return (text for _, text in self.rows() if text is not None)
+        return (self.document(text) for _, text in self.rows() if text is not None)
 
     def shuffled(self, seed, state=None):
         if state is None:
@@ -90,7 +99,7 @@ class HubSource(Source):
         order = np.arange(self._dataset.num_shards)
         if file_seed is not None:
             order = np.random.default_rng(file_seed).permutation(order)
-        with _in_one_sentence(self.name, f"reading {self.name} from the Hub"):
+        with in_one_sentence(self.name, f"reading {self.name} from the Hub"):
             for number in range(first, len(order)):
                 file = self._dataset.shard(num_shards=len(order), index=int(order[number]))
                 # The last row already read is read again, which shows whether the file still has it.
@@ -116,17 +125,25 @@ class HubSource(Source):
 class GatheredSource(Source):
     """A few documents held in memory."""
 
-    def __init__(self, name: str, texts: list[str], identity: str):
+    def __init__(self, name: str, texts: list[Document], identity: str):
         self.name, self._texts, self.identity = name, texts, identity
 
     def documents(self):
         return iter(self._texts)
 
 
-def open_hub(name: str, *, split: str, whole: bool, text_column: str, identity: str | None = None) -> Source:
+def open_hub(
+    name: str,
+    *,
+    split: str,
+    whole: bool,
+    text_column: str,
+    identity: str | None = None,
+    kind: Callable[..., HubSource] = HubSource,
+) -> Source:
     """Open one split of a dataset on the Hub. See open_files for `whole`.
 
-    identity: that of the data to open again. Its revision is opened, and not the newest one.
+    kind: makes the source.  identity: that of the data to open again. Its revision is opened, and not the newest one.
 
     If the Hub does not answer within PROBE_SECONDS, a complete copy in its local cache is read instead.
     """
@@ -144,7 +161,7 @@ def open_hub(name: str, *, split: str, whole: bool, text_column: str, identity: 
         raise ValueError(
             f"{name} must have a split 'train', got {', '.join(splits)}; use other data with --dataset"
         )
-    source = HubSource(name, chosen, revision=revision, text_column=text_column, side=side)
+    source = kind(name, chosen, revision=revision, text_column=text_column, side=side)
     used = {"train", own_validation} if not whole else {chosen}
     source.not_read = tuple(f"split {name}" for name in splits if name not in used)
     return _gather_validation(source) if side == "validation" else source
@@ -154,7 +171,7 @@ def _gather_validation(source):
     texts, read = [], 0
     for read, (_, text) in enumerate(source.rows(), start=1):
         if text is not None:
-            texts.append(text)
+            texts.append(source.document(text))
         if len(texts) == VALIDATION_DOCUMENTS or read == VALIDATION_SCAN:
             break
     if len(texts) < MIN_VALIDATION_DOCUMENTS:
@@ -166,7 +183,7 @@ def _gather_validation(source):
 def open_splits(name: str, revision: str) -> dict:
     """Return {split: IterableDataset} of one revision, from its copy in the local cache if there is one."""
     cached = cached_copy(name, revision)
-    with _in_one_sentence(name, f"opening {name} on the Hub"):
+    with in_one_sentence(name, f"opening {name} on the Hub"):
         return _load(str(cached), None) if cached else _load(name, revision)
 
 
@@ -252,7 +269,7 @@ def require_commit(name: str, revision) -> str:
 
 
 @contextlib.contextmanager
-def _in_one_sentence(name, doing):
+def in_one_sentence(name, doing):
     """Turn what any library below raises into a ValueError of one sentence."""
     try:
         yield

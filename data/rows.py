@@ -15,6 +15,7 @@ import torch
 from architecture.images import IMAGE, ImageFormat, encode_with_images
 from architecture.interface import IGNORE_INDEX
 from data.documents import Document, Pictured, Source
+from data.image_records import require_placeholders
 from data.packing import as_tensors, encode
 
 logger = logging.getLogger(__name__)
@@ -36,17 +37,16 @@ class RowEncoder:
         self.cut = 0  # number of texts cut so far
 
     def __call__(self, document: Document) -> Row:
-        eot = [self._tokenizer.eot_token]
+        eot, images = self._tokenizer.eot_token, ()
         if isinstance(document, Pictured):
-            prompt, text = self._with_images(document)
+            images, (prompt, text) = document.images, self._with_images(document)
         else:
             prompt, text = [], encode(self._tokenizer, document)
-        ids = np.concatenate([eot, prompt, text, eot]).astype(np.int64)
+        ids = np.array([eot, *prompt, *text, eot], dtype=np.int64)
         is_image = np.zeros(len(ids), bool) if self._format is None else ids >= self._format.first_id
         scored = ~is_image
         scored[: 1 + len(prompt)] = False
         needed = int(np.flatnonzero(~scored)[-1]) + 1
-        images = document.images if isinstance(document, Pictured) else ()
         if needed > self._block_size:
             raise ValueError(
                 f"{document.name}: its images and its prompt need {needed} tokens, but a row has block_size "
@@ -54,7 +54,7 @@ class RowEncoder:
             )
         if len(ids) > self._block_size + 1:
             self.cut += 1
-            if set(str(self.cut)[1:]) <= {"0"} and str(self.cut)[0] == "1":
+            if str(self.cut).strip("0") == "1":
                 name = document.name if images else "a document"
                 logger.warning(
                     f"{name} needs {len(ids) - 1:,} tokens, and a row holds block_size {self._block_size}; the "
@@ -66,17 +66,15 @@ class RowEncoder:
         """Return the ids of the prompt and of the text. The placeholders say where the images go."""
         if self._format is None:
             raise ValueError(
-                f"{document.name} has images, but the model has no eyes; use --model gptoss_vision"
+                f"{document.name} has images, and this model reads only text; use --model gptoss_vision"
             )
-        count = (
-            document.prompt.count(IMAGE) if IMAGE in document.prompt + document.text else len(document.images)
+        there = require_placeholders(document.prompt + document.text, len(document.images), document.name)
+        in_prompt = document.prompt.count(IMAGE) if there else len(document.images)
+        prompt = encode_with_images(self._tokenizer, document.prompt, in_prompt, self._format)
+        in_text = len(document.images) - in_prompt
+        text = encode_with_images(
+            self._tokenizer, document.text, in_text, self._format, first_image=in_prompt
         )
-        try:
-            prompt = encode_with_images(self._tokenizer, document.prompt, count, self._format)
-            rest = len(document.images) - count
-            text = encode_with_images(self._tokenizer, document.text, rest, self._format, first_image=count)
-        except ValueError as error:
-            raise ValueError(f"{document.name}: {error}") from error
         return prompt, text
 
 

@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(self._repository_info())
         elif path.startswith(f"{api}/tree/"):
             folder = "/".join(path.removeprefix(f"{api}/tree/").split("/")[1:])
-            entries = self._tree(folder)
+            entries = self._tree(folder, deep="recursive=true" in self.path.lower())
             if entries is None:
                 return self._send_error(404, "EntryNotFound")
             self._send_json(entries)
@@ -87,8 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in self.server.files]
         return {"id": self.server.repo, "sha": COMMIT, "lastModified": TIME, "siblings": siblings}
 
-    def _tree(self, folder):
-        """The files and subfolders of one folder; None if there is no such folder."""
+    def _tree(self, folder, deep):
+        """The files and subfolders of one folder, and below it if `deep`; None if there is no such folder."""
         prefix = f"{folder}/" if folder else ""
         inside = [name for name in self.server.files if name.startswith(prefix)]
         entries = {}
@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             child, below, _ = name.removeprefix(prefix).partition("/")
             path = prefix + child
             entries[path] = _folder(path) if below else _entry(path, self.server.files[path])
+            if deep:
+                entries[name] = _entry(name, self.server.files[name])
         return list(entries.values()) if inside else None
 
     def _send_file(self, name):

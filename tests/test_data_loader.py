@@ -112,7 +112,7 @@ def test_each_lane_walks_through_whole_documents_and_never_mixes_two(tokenizer):
     assert documents > 20
 
 
-@pytest.mark.parametrize("packing", ["packed", "lanes"])
+@pytest.mark.parametrize("packing", ["packed", "lanes", "rows"])
 def test_a_resumed_loader_continues_bit_for_bit(tokenizer, tmp_path, packing):
     with loader(tokenizer, packing=packing) as batches:
         states, expected = [batches.state_dict()], []

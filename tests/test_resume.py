@@ -161,7 +161,7 @@ def test_muon_with_selection_bias_in_lanes_of_prepared_tokens(tmp_path, prepared
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("balance", ["aux_global", "bias"])
-@pytest.mark.parametrize("packing", ["packed", "lanes"])
+@pytest.mark.parametrize("packing", ["packed", "lanes", "rows"])
 @pytest.mark.parametrize("data", ["file", "prepared", "streamed"])
 def test_every_combination(tmp_path, corpus, prepared, hub, optimizer, balance, packing, data):
     named = {"file": corpus, "prepared": prepared, "streamed": ["--dataset", "tinystories"]}[data]

@@ -16,10 +16,10 @@ RGB = dict(
     zip(
         COLORS,
         [(220, 40, 40), (245, 140, 20), (245, 220, 40), (45, 160, 70), (45, 95, 220), (130, 60, 180)]
-        + [(250, 150, 200), (30, 30, 30)],
+        + [(250, 150, 200), (25, 25, 25)],
     )
 )
-SHADE = 12  # how much a color differs from RGB at most
+SHADE = 8  # how much a color differs from RGB at most
 LIGHTEST, DARKEST = 255, 228  # of the background
 DIAMETER = {"small": 0.48, "big": 0.82}  # in widths of a place, as JITTER is
 JITTER = 0.08  # how far a shape is from the middle of its place at most

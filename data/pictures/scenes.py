@@ -1,8 +1,8 @@
 """What is in a picture: one or two groups of shapes on a grid of nine places.
 
 The shapes of a group have one size, color and kind; two groups differ in color and in kind. A picture is made
-for a kind of question: first what the answer is, then all else, so that no answer is more frequent than
-another, except where the combinations that are held out make a difference.
+for a caption or for a question, in turns, and so are the answers to a question, except for colors and kinds,
+which depend on the combinations that are held out. So the share of the most frequent answer is known.
 """
 
 import hashlib
@@ -16,9 +16,8 @@ SIZES = ("small", "big")
 LARGEST_COUNT = 5
 LARGEST_COUNT_OF_TWO = 3  # of a group in a picture with two
 PLACES = 9  # 3 * row + column, from the top left
-# Half of all pictures have a caption. The others share these questions evenly.
+# Every second picture has a caption. The others have these questions in turn.
 QUESTIONS = ("count", "color", "shape", "size", "place", "more", "total", "left", "above")
-CAPTION_SHARE = 0.5
 TWO_GROUPS_SHARE = 0.6  # among pictures that may have one group or two
 
 
@@ -33,7 +32,7 @@ class Scene(NamedTuple):
     """A picture before it is drawn.
 
     groups: the first one is the one that the question asks about.  places: those of each group's shapes.
-    yes: what the answer is to a question of yes or no.  seed: of all that only the drawing needs.
+    yes: the answer to a question of yes or no.  seed: of all that only the drawing needs.
     """
 
     kind: str
@@ -52,30 +51,35 @@ def is_held_out(group: Group) -> bool:
 def make_scene(split: str, index: int) -> Scene:
     """Return scene number `index` of train, validation or familiar."""
     draw = random.Random(f"{SEED}/{split}/{index}")
-    kind = "caption" if draw.random() < CAPTION_SHARE else draw.choice(QUESTIONS)
-    yes = draw.random() < 0.5
-    counts = _counts(draw, kind, yes)
+    turn, number = divmod(index // 2, len(QUESTIONS))
+    kind = QUESTIONS[number] if index % 2 else "caption"
+    yes = turn % 2 == 0
     while True:
+        counts = _counts(draw, kind, turn)
         groups = _groups(draw, counts)
+        if kind == "size":
+            groups = groups[0]._replace(size=SIZES[turn % len(SIZES)]), *groups[1:]
         held_out = [is_held_out(group) for group in groups]
         if held_out[0] if split == "validation" else not any(held_out):
             break
-    return Scene(kind, groups, _places(draw, kind, yes, counts), yes, draw.getrandbits(32))
+    return Scene(kind, groups, _places(draw, kind, turn, counts), yes, draw.getrandbits(32))
 
 
-def _counts(draw, kind, yes):
+def _counts(draw, kind, turn):
     """How many shapes each group has."""
     few = range(1, LARGEST_COUNT_OF_TWO + 1)
     if kind in ("left", "above"):
         return 1, 1
     if kind == "more":
         less, more = sorted(draw.sample(few, 2))
-        return (more, less) if yes else (less, more)
+        return (more, less) if turn % 2 == 0 else (less, more)
     if kind == "total":
-        total = draw.randint(2, 2 * LARGEST_COUNT_OF_TWO)
+        total = 2 + turn % (2 * LARGEST_COUNT_OF_TWO - 1)
         first = draw.choice([n for n in few if total - n in few])
         return first, total - first
     first = 1 if kind == "place" else draw.randint(1, LARGEST_COUNT)
+    if kind == "count":
+        first = 1 + turn % LARGEST_COUNT
     if first > LARGEST_COUNT_OF_TWO or draw.random() >= TWO_GROUPS_SHARE:
         return (first,)
     return first, draw.choice(few)
@@ -86,11 +90,14 @@ def _groups(draw, counts):
     return tuple(Group(n, draw.choice(SIZES), *look) for n, *look in zip(counts, colors, shapes))
 
 
-def _places(draw, kind, yes, counts):
+def _places(draw, kind, turn, counts):
     """The places of each group's shapes, no two the same."""
     while True:
         places = draw.sample(range(PLACES), sum(counts))
-        first, second = (divmod(place, 3) for place in (places[0], places[-1]))
-        axis = {"above": 0, "left": 1}.get(kind)
-        if axis is None or first[axis] != second[axis] and (first[axis] < second[axis]) == yes:
+        if kind in ("left", "above"):
+            first, second = (divmod(place, 3)[kind == "left"] for place in places)  # row or column
+            fits = first < second if turn % 2 == 0 else first > second
+        else:
+            fits = kind != "place" or places[0] == turn % PLACES
+        if fits:
             return tuple(tuple(part) for part in (places[: counts[0]], places[counts[0] :]) if part)

@@ -1,5 +1,6 @@
 """Tell a scene in words: its one right caption, or a question about it and the one right answer."""
 
+from data.image_records import question_prompt
 from data.pictures.scenes import COLORS, Group, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -8,11 +9,6 @@ WHERE = (
     *("on the left", "in the middle", "on the right"),
     *("at the bottom left", "at the bottom", "at the bottom right"),
 )
-
-
-def question_prompt(question: str) -> str:
-    """The prompt of a question. The answer that follows begins with a blank."""
-    return f"Question: {question}\nAnswer:"
 
 
 def plural(shape: str) -> str:
