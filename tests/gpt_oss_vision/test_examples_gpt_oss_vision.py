@@ -89,6 +89,22 @@ def test_the_example_of_the_model_card_runs(folder, image_file, monkeypatch, cap
     assert "image-text-to-text" in card and "9 tokens each" in card and "- gpt_oss_vision" in card
 
 
+@pytest.mark.parametrize("prompt", ["What is it?", "See <|image|>: ", ""])
+def test_both_views_write_the_same_greedy_text_about_an_image(folder, image_file, prompt):
+    from gpt_oss_vision import GPTOSSVisionForCausalLM, GPTOSSVisionProcessor
+    from inference import generate_text, load_model, read_image
+
+    ours, size = load_model(str(folder)), 12
+    photo = read_image(image_file, size, "image.jpg")
+    told = generate_text(ours, prompt, max_tokens=30, temperature=0, images=[photo])
+    processor = GPTOSSVisionProcessor.from_pretrained(folder)
+    peer = GPTOSSVisionForCausalLM.from_pretrained(folder)
+    inputs = processor(text=prompt, images=str(image_file), return_tensors="pt")
+    ids = peer.generate(**inputs, max_new_tokens=30, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    theirs = processor.decode(ids, skip_special_tokens=True)
+    assert len(theirs) > 5 and told.endswith(theirs)
+
+
 @pytest.mark.slow
 def test_a_prompt_of_an_image_and_thousands_of_tokens_is_continued(folder):
     """Beyond the initial context, with YaRN, and beyond the window."""

@@ -83,11 +83,10 @@ def test_a_tokenizer_for_text_gets_the_image_token(tmp_path):
 
 @pytest.mark.slow
 def test_the_image_token_of_the_official_tokenizer_is_a_reserved_id(tmp_path, shared_data, monkeypatch):
-    from gpt_oss_vision import GPTOSSVisionConfig, GPTOSSVisionTokenizer
-
     from architecture.open_gpt_oss.vision_files import made_from
     from architecture.tokenizer import HARMONY, get_tokenizer
     from architecture.tokenizer_json import tokenizer_files
+    from gpt_oss_vision import GPTOSSVisionConfig, GPTOSSVisionTokenizer
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken_cache"))
     encoding = get_tokenizer(HARMONY)
