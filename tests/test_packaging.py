@@ -21,6 +21,8 @@ import pathlib, sys
 import architecture.open_gpt_oss
 assert pathlib.Path(architecture.__file__).is_relative_to(sys.prefix), architecture.__file__
 from inference import load_model_and_generate
+import gpt_oss_vision
+assert pathlib.Path(gpt_oss_vision.__file__).is_relative_to(sys.prefix), gpt_oss_vision.__file__
 from architecture.tokenizer import get_tokenizer
 for name in ("stories4k", "bundled1536"):
     encoding = get_tokenizer(name)
