@@ -35,11 +35,9 @@ class GPTOSSVisionImageProcessor(BaseImageProcessor):
         number = itertools.count(1)
 
         def read(image: Any) -> Any:
-            return (
-                [read(each) for each in image]
-                if isinstance(image, (list, tuple))
-                else self._read(image, next(number))
-            )
+            if isinstance(image, (list, tuple)):
+                return [read(each) for each in image]
+            return self._read(image, next(number))
 
         return read(images)
 
@@ -136,10 +134,8 @@ class GPTOSSVisionProcessor(ProcessorMixin):
         else:
             wanted = [1] * number
         placed = [text if has else self.image_token * n + text for text, has, n in zip(texts, found, wanted)]
-        if [text.count(self.image_token) for text in placed] != wanted or (len(wanted), sum(wanted)) != (
-            len(texts),
-            number,
-        ):
+        counts = [text.count(self.image_token) for text in placed]
+        if counts != wanted or len(wanted) != len(texts) or sum(wanted) != number:
             raise ValueError(
                 f"a text must have {IMAGE} once for each of its images, or not at all, got it {found} times in "
                 f"{len(texts)} text(s) for {number} image(s); add or remove one or the other"

@@ -31,8 +31,8 @@ from architecture.checkpoint import (
     require_fit,
     without_values,
 )
-from architecture.gptoss import ModelConfig, Transformer
-from architecture.gptoss_vision import VisionConfig, VisionLanguageTransformer
+from architecture.gptoss import ModelConfig
+from architecture.gptoss_vision import VisionConfig
 from architecture.open_gpt_oss import gguf_file, mxfp4, names, targets, vision_files
 from architecture.open_gpt_oss.model_card import energy, model_card
 from architecture.open_gpt_oss.weights import (
@@ -120,8 +120,7 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
             "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out "
             "DIR, in GPT-2's format"
         )
-    classes = {cls.name: cls for cls in (Transformer, VisionLanguageTransformer)}
-    if (cls := classes.get(state["model_name"])) is None:
+    if (cls := names.CLASSES.get(state["model_name"])) is None:
         raise ValueError(
             f"the formats of gpt-oss hold no {state['model_name']} model, whose additions other programs do not "
             "know; export a model trained by train.py"

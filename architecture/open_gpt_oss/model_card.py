@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from architecture.checkpoint import ANOTHER, best_checkpoint, config_from_dict, described
-from architecture.gptoss import ModelConfig
-from architecture.gptoss_vision import VisionConfig, VisionLanguageTransformer
+from architecture.gptoss_vision import VisionConfig
+from architecture.open_gpt_oss.names import CLASSES
 from architecture.tokenizer import END_OF_TEXT
 from common.files import parse_json, read_json, reading
 
@@ -163,11 +163,8 @@ USE = {
     "gguf": IN_LLAMA_CPP,
     "mlx": IN_MLX,
 }
-LIBRARY = {
-    "hf": "transformers",
-    "vision": "transformers",
-    "mlx": "mlx",
-}  # names that the Hugging Face Hub has for formats
+# Names that the Hugging Face Hub has for formats.
+LIBRARY = {"hf": "transformers", "vision": "transformers", "mlx": "mlx"}
 
 CITATION = "OpenAI, *gpt-oss-120b & gpt-oss-20b Model Card*, 2025, arXiv:2508.10925 (the architecture)."
 CITATION_OF_THE_DATA = "\n\nEldan and Li, *TinyStories*, 2023, arXiv:2305.07759 (the data)."
@@ -195,10 +192,9 @@ def model_card(
     Raises ValueError for damaged records, and for watts that give no energy.
     """
     spent = energy(state, watts)
-    sees = state["model_name"] == VisionLanguageTransformer.name
-    layout = "vision" if sees else layout
     with reading(path, "a run's settings", way_out=ANOTHER):
         facts = _facts(Path(path).parent, state)
+        layout = "vision" if "use_vision" in facts else layout
         precision = f"Weights are in {dtype}"
         precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
         changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
@@ -224,8 +220,7 @@ def model_card(
 # ---------------------------------------------------------------------------------------------------- facts
 def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint and the records of its run say, under the names that the tables use."""
-    sees = state["model_name"] == VisionLanguageTransformer.name
-    config = config_from_dict(VisionConfig if sees else ModelConfig, state["config"])
+    config = config_from_dict(CLASSES[state["model_name"]].config_class, state["config"])
     train, progress = state.get("train_config") or {}, state.get("progress") or {}
     held, position = state.get("data_identity") or {}, state.get("data")
     starts, final = _records(folder, state)
@@ -236,7 +231,7 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         "windows": ", ".join(f"{number} see {what}" for what, number in windows.items()),
         "yarn": yarn if config.rope_scaling_factor > 1 else "",
         "nope": f"; none in every {config.nope_stride}. layer (NoPE)" if config.nope_stride else "",
-        "tokens_per_image": config.tokens_per_image if sees else None,
+        "tokens_per_image": config.tokens_per_image if isinstance(config, VisionConfig) else None,
         "context_limit": config.context_limit,
         "interval": "no interval recorded",
         "tokenizer_name": state["tokenizer"]["name"],
@@ -347,9 +342,9 @@ def _head(facts: dict[str, Any]) -> str:
         origin = "Its weights started from random values, not from those of OpenAI."
     if base := facts.get("init_from"):
         origin = f"Its training began from {_text(base)}; what came before is not counted here."
-    sees, encoder = (
-        ("that sees ", " and a ViT as its encoder of images") if facts.get("use_vision") else ("", "")
-    )
+    sees, encoder = "", ""
+    if facts.get("use_vision"):
+        sees, encoder = "that sees ", " and a ViT as its encoder of images"
     return (
         f"# A gpt-oss {sees}of {facts['total'] / 1e6:,.1f} million parameters\n\nA mixture-of-experts language model "
         f"with the architecture of gpt-oss{encoder}, exported by nano-gpt-oss. {origin}"

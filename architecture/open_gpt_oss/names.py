@@ -34,6 +34,7 @@ from architecture.gptoss import SWIGLU_ALPHA, ModelConfig, RMSNorm, Transformer
 from architecture.gptoss_vision import VisionConfig, VisionLanguageTransformer
 from architecture.tokenizer import padded_vocab_size
 
+CLASSES = {cls.name: cls for cls in (Transformer, VisionLanguageTransformer)}  # the models of these formats
 MODEL_TYPE, VISION_TYPE = "gpt_oss", "gpt_oss_vision"
 OFFICIAL_IDS, OFFICIAL_IMAGE_ID = 201088, 200014  # an id that gpt-oss's tokenizer reserves, so no text has it
 ANOTHER = "use another copy of it"
@@ -282,8 +283,8 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
             return "original", padded(config_from_dict(ModelConfig, values))  # refuses unknown keys
         if values["model_type"] not in (MODEL_TYPE, VISION_TYPE):
             raise ValueError(
-                f"model_type must be {MODEL_TYPE} or {VISION_TYPE}, got {values['model_type']!r}; name a folder of gpt-oss (one of "
-                "GPT-2 is for train.py --init_from and sample.py --checkpoint)"
+                f"model_type must be {MODEL_TYPE} or {VISION_TYPE}, got {values['model_type']!r}; name a folder of "
+                "gpt-oss (one of GPT-2 is for train.py --init_from and sample.py --checkpoint)"
             )
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:

@@ -35,10 +35,10 @@ def require_expressible(config: ModelConfig, layout: str) -> None:
         raise ValueError(
             f"--format {layout} holds no images, and this model sees; use --format hf, for the package gpt_oss_vision"
         )
-    switches = (
-        dict(SWITCHES, nope_stride=config.nope_stride) if isinstance(config, VisionConfig) else SWITCHES
-    )
-    rules = [(name, getattr(config, name), value, str(value).lower()) for name, value in switches.items()]
+    own = {"nope_stride": config.nope_stride} if isinstance(config, VisionConfig) else {}  # has this setting
+    rules = [
+        (name, getattr(config, name), value, str(value).lower()) for name, value in (SWITCHES | own).items()
+    ]
     rules += [("moe_layers", config.resolved_moe_layers, tuple(range(len(kinds))), "all layers")]
     if layout in ("original", "gguf"):
         rules += [("layer_types", kinds, alternating, "alternating, sliding first,")]

@@ -216,10 +216,8 @@ def packing_for(folder: str | Path, room: int) -> str | None:
     """
     if not checkpoint.is_model_folder(folder):
         return None
-    if read_json_object(Path(folder) / CONFIG).get("model_type", names.MODEL_TYPE) not in (
-        names.MODEL_TYPE,
-        names.VISION_TYPE,
-    ):
+    found = read_json_object(Path(folder) / CONFIG).get("model_type", names.MODEL_TYPE)
+    if found not in (names.MODEL_TYPE, names.VISION_TYPE):
         return None
     held = FolderWeights(folder)
     needed = sum(tensor.numel() * tensor.element_size() for tensor in held.described.values())

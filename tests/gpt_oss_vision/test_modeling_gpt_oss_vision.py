@@ -219,6 +219,28 @@ def test_weights_of_text_load_with_a_new_vision_part_which_is_named(tmp_path):
     )  # as an embedding, whose std is 0.02
 
 
+def test_official_weights_in_mxfp4_load_into_the_text_half(tmp_path):
+    """A folder with the layout and the config keys of the official ones."""
+    from test_open_gpt_oss import state_of as text_state
+    from transformers import GptOssForCausalLM, Mxfp4Config
+
+    from gpt_oss_vision import GPTOSSVisionConfig, GPTOSSVisionForCausalLM
+
+    export.write_folder(text_state(), tmp_path / "out", layout="hf", pack=True)
+    path = tmp_path / "out/config.json"
+    hub = dict(
+        router_aux_loss_coef=0.9, output_router_logits=False, transformers_version="4.55.0", use_cache=True
+    )
+    path.write_text(json.dumps(json.loads(path.read_text()) | hub))
+    config = GPTOSSVisionConfig.from_pretrained(tmp_path / "out", **SEEING | dict(vision_num_heads=4))
+    options = dict(dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True))
+    made = GPTOSSVisionForCausalLM.from_pretrained(tmp_path / "out", config=config, **options)
+    text = GptOssForCausalLM.from_pretrained(tmp_path / "out", **options)
+    assert config.router_aux_loss_coef == 0.9 and torch.equal(
+        made(text_ids()).logits, text(text_ids()).logits
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_16_bits_sees(tmp_path, dtype):
     from gpt_oss_vision import GPTOSSVisionForCausalLM
