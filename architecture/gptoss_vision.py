@@ -79,40 +79,32 @@ class VisionConfig(ModelConfig):
     @property
     def image_format(self) -> ImageFormat | None:
         """What the model makes of an image; None if it reads none."""
-        if not self.use_vision:
-            return None
-        return ImageFormat(self.image_size, self.tokens_per_image, self.vocab_size)
+        made = ImageFormat(self.image_size, self.tokens_per_image, self.vocab_size)
+        return made if self.use_vision else None
 
     def _encoder_sizes(self) -> tuple[int, int, int]:
-        """Number of parameters of the encoder's matrices for one token: patch embedding, blocks, projector."""
+        """Number of parameters in the encoder's matrices: patch embedding, blocks, projector."""
         w, layers = self.vision_embed_dim, self.vision_num_layers
         pixels = self.vision_num_channels * self.vision_patch_size**2
         return pixels * w, layers * 12 * w * w, w * self.hidden_size
 
     def parameter_counts(self) -> dict[str, int]:
         """As for the trunk; the encoder and the router biases are not active for a token of the text."""
-        counts = super().parameter_counts()
-        if not self.use_vision:
-            return counts
-        w, layers = self.vision_embed_dim, self.vision_num_layers
+        counts, w, layers = super().parameter_counts(), self.vision_embed_dim, self.vision_num_layers
         biases = w + layers * 9 * w + self.hidden_size
         norms = layers * 4 * w + 2 * w
         positions = self.tokens_per_image * w  # with the pool token
         routers = len(self.resolved_moe_layers) * self.num_experts * self.vision_router_bias
         added = sum(self._encoder_sizes()) + biases + norms + positions + routers
-        return counts | {"total": counts["total"] + added}
+        return counts | {"total": counts["total"] + self.use_vision * added}
 
     def flops_per_token(self, block_size: int) -> float:
         """As for the trunk, and the encoder's work on one image in each sequence of block_size tokens."""
-        flops = super().flops_per_token(block_size)
-        if not self.use_vision:
-            return flops
-        tokens = self.tokens_per_image
-        patch, blocks, projector = self._encoder_sizes()
+        tokens, (patch, blocks, projector) = self.tokens_per_image, self._encoder_sizes()
         keys = 12 * self.vision_embed_dim * self.vision_num_layers * tokens
         # pixels get no gradient, so a parameter of the patch embedding costs 4
         image = 4 * patch * (tokens - self.vision_pool_token) + (6 * (blocks + projector) + keys) * tokens
-        return flops + image / block_size
+        return super().flops_per_token(block_size) + self.use_vision * image / block_size
 
     def matrix_parameters(self) -> int:
         """As for the trunk, with the matrices in the blocks of the encoder."""
@@ -120,14 +112,12 @@ class VisionConfig(ModelConfig):
 
     def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
         """As for the trunk, with the encoder's values for one image in each sequence."""
-        kept = super().values_kept_per_token(batch_size, block_size, attention)
-        if not self.use_vision:
-            return kept
         w = self.vision_embed_dim
         # two norms, queries, keys, values and the result: 8 W; input and output of GELU: 8 W
         image = self.vision_num_layers * (16 * w + self.vision_num_heads) + 2 * w
         image += self.vision_num_channels * self.vision_patch_size**2
-        return kept + image * self.tokens_per_image / block_size
+        kept = super().values_kept_per_token(batch_size, block_size, attention)
+        return kept + self.use_vision * image * self.tokens_per_image / block_size
 
 
 # a Vision Transformer of the size "small" beside the trunk's medium, "large" (the defaults) beside the others
@@ -201,11 +191,9 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(M, channels, S, S) in [-1, 1] -> (M, P, D)"""
-        patch = self.config.vision_patch_size
-        # (M, channels, rows, columns, p, p) -> (M, rows, columns, channels * p * p), as a convolution reads them
-        patches = (
-            pixel_values.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3)
-        )
+        p = self.config.vision_patch_size
+        patches = pixel_values.unfold(2, p, p).unfold(3, p, p)  # (M, channels, rows, columns, p, p)
+        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)  # as a convolution reads them
         hidden = self.patch_embedding(patches) + self.positions(*patches.shape[1:3])
         hidden = hidden.flatten(1, 2)  # (M, A, W)
         if self.pool_token is not None:
@@ -309,13 +297,10 @@ class VisionLanguageTransformer(Transformer):
         """
         cfg = self.config
         if self.vision is None:
-            raise ValueError("this model reads no images (use_vision=false); leave them out, or use another")
+            raise ValueError("this model reads no images (use_vision=false); leave them out")
         channels, patch = cfg.vision_num_channels, cfg.vision_patch_size
-        if (
-            images.ndim != 4
-            or images.shape[1] != channels
-            or any(n % patch or not n for n in images.shape[2:])
-        ):
+        fit = images.ndim == 4 and images.shape[1] == channels
+        if not fit or any(side == 0 or side % patch for side in images.shape[2:]):
             raise ValueError(
                 f"images must have the shape (number, {channels}, height, width), with sides that are multiples "
                 f"of vision_patch_size ({patch}), got {tuple(images.shape)}; resize them to {cfg.image_size}"
