@@ -21,8 +21,8 @@ RGB = dict(
 )
 SHADE = 8  # how much a color differs from RGB at most
 LIGHTEST, DARKEST = 255, 228  # of the background
-DIAMETER = {"small": 0.48, "big": 0.82}  # in widths of a place, as JITTER is
-JITTER = 0.08  # how far a shape is from the middle of its place at most
+DIAMETER = {"small": 0.46, "big": 0.78}  # in widths of a place, as JITTER is
+JITTER = 0.07  # how far a shape is from the middle of its place at most
 SAMPLES, STEPS = 8, 4  # STEPS: positions of a shape in a pixel, along each axis
 
 
@@ -39,7 +39,7 @@ def draw_scene(scene: Scene, size: int) -> np.ndarray:
             corner, phase = [], []
             for cells in divmod(place, 3):  # y, then x
                 middle = (cells + 0.5 + draw.uniform(-JITTER, JITTER)) * cell
-                start = int((middle - DIAMETER[group.size] * cell / 2) * STEPS)
+                start = round((middle - DIAMETER[group.size] * cell / 2) * STEPS)
                 corner.append(start // STEPS)
                 phase.append(start % STEPS)
             cover = mask(group.shape, DIAMETER[group.size] * cell, *phase)
