@@ -18,10 +18,9 @@ FOLDERS = ("architecture", "common", "configs", "data", "evaluation", "gpt_oss_v
 # What a user does first, and what finds its files beside the code.
 INSTALLED = """
 import pathlib, sys
-import architecture.open_gpt_oss
+import architecture.open_gpt_oss, gpt_oss_vision
 assert pathlib.Path(architecture.__file__).is_relative_to(sys.prefix), architecture.__file__
 from inference import load_model_and_generate
-import gpt_oss_vision
 assert pathlib.Path(gpt_oss_vision.__file__).is_relative_to(sys.prefix), gpt_oss_vision.__file__
 from architecture.tokenizer import get_tokenizer
 for name in ("stories4k", "bundled1536"):
@@ -77,7 +76,8 @@ def test_the_hooks_use_the_pinned_ruff():
 def test_no_test_needs_a_peer_to_be_loaded():
     """make test runs where requirements-peers.txt is not installed, and without it no test may be lost."""
     early = re.compile(
-        r"^(import|from) (transformers|tokenizers)\b|importorskip\(.(transformers|tokenizers)", re.M
+        r"^(import|from) (transformers|tokenizers|gpt_oss_vision)\b|importorskip\(.(transformers|tokenizers)",
+        re.M,
     )
     files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     assert [file.name for file in files if early.search(file.read_text(encoding="utf-8"))] == []

@@ -61,12 +61,11 @@ def test_transformers_alone_reads_the_tokenizer(folder):
     import subprocess
     import sys
 
-    code = f"""
-import logging
-from transformers import AutoTokenizer, GptOssForCausalLM
-print(AutoTokenizer.from_pretrained({str(folder)!r})({TEXT!r}).input_ids)
-print(GptOssForCausalLM.from_pretrained({str(folder)!r}).config.vocab_size)
-"""
+    code = f"""if True:
+        from transformers import AutoTokenizer, GptOssForCausalLM
+        print(AutoTokenizer.from_pretrained({str(folder)!r})({TEXT!r}).input_ids)
+        print(GptOssForCausalLM.from_pretrained({str(folder)!r}).config.vocab_size)
+    """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.splitlines() == [str(ours(folder, TEXT, 0)), str(IDS)]
 
