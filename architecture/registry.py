@@ -27,6 +27,7 @@ MODELS = {
 FOLDERS = {
     "gpt2": "architecture.gpt2_hugging_face:read_folder",
     "gpt_oss": "architecture.open_gpt_oss.weights:read_folder",
+    "gpt_oss_vision": "architecture.open_gpt_oss.weights:read_folder",
 }
 PACKED = "architecture.open_gpt_oss.weights:load_packed"
 

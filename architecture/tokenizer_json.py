@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,10 @@ def tokenizer_json(encoding: tiktoken.Encoding) -> dict[str, Any]:
     }
 
 
-def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
+def read_vocabulary(folder: Path, without: Collection[str] = ()) -> tiktoken.Encoding | None:
     """The encoding in vocab.json and merges.txt, or in tokenizer.json; None if the folder has neither.
 
+    without: names of added tokens that are left out.
     Its name is gpt2 if it has the ids of GPT-2's own.
     """
     usual = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
@@ -131,6 +133,7 @@ def read_vocabulary(folder: Path) -> tiktoken.Encoding | None:
         else:
             pattern, vocabulary, merges = _pattern(found), found["model"]["vocab"], found["model"]["merges"]
             special = {token["content"]: token["id"] for token in found["added_tokens"]}
+            special = {name: number for name, number in special.items() if name not in without}
         for name in special:
             vocabulary.pop(name, None)
         raw = {letter: byte for byte, letter in byte_letters().items()}

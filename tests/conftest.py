@@ -30,12 +30,15 @@ def pytest_collection_modifyitems(config, items):
         import torch
 
         has_gpu = torch.cuda.is_available()
+    # the commands of GPT-OSS-Vision's README: pytest tests/gpt_oss_vision/... and -m "slow"
+    slow = config.getoption("--slow") or config.getoption("-m") == "slow"
+    peers = config.getoption("--peers") or all("gpt_oss_vision" in argument for argument in config.args)
     for item in items:
-        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+        if item.get_closest_marker("slow") and not slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
         if item.get_closest_marker("browser") and not config.getoption("--browser"):
             item.add_marker(pytest.mark.skip(reason="browser: run with --browser"))
-        if item.get_closest_marker("peer") and not config.getoption("--peers"):
+        if item.get_closest_marker("peer") and not peers:
             item.add_marker(pytest.mark.skip(reason="peer: run with --peers"))
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device"))

@@ -372,7 +372,7 @@ def test_both_spellings_of_rope_are_read_and_truncate_only_where_it_changes_noth
 
 
 BAD_CONFIGS = {
-    "another model": (dict(model_type="llama"), "model_type must be gpt_oss, got 'llama'"),
+    "another model": (dict(model_type="llama"), "model_type must be gpt_oss or gpt_oss_vision, got 'llama'"),
     "activation": (dict(hidden_act="gelu"), "hidden_act must be 'silu', got 'gelu'"),
     "epsilon": (dict(rms_norm_eps=1e-6), "rms_norm_eps must be 1e-05, got 1e-06"),
     "alpha": (dict(swiglu_alpha=1.0), "swiglu_alpha must be 1.702, got 1.0"),

@@ -13,14 +13,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FOLDERS = ("architecture", "common", "configs", "data", "evaluation", "training")
+FOLDERS = ("architecture", "common", "configs", "data", "evaluation", "gpt_oss_vision", "training")
 
 # What a user does first, and what finds its files beside the code.
 INSTALLED = """
 import pathlib, sys
-import architecture.open_gpt_oss
+import architecture.open_gpt_oss, gpt_oss_vision
 assert pathlib.Path(architecture.__file__).is_relative_to(sys.prefix), architecture.__file__
 from inference import load_model_and_generate
+assert pathlib.Path(gpt_oss_vision.__file__).is_relative_to(sys.prefix), gpt_oss_vision.__file__
 from architecture.tokenizer import get_tokenizer
 for name in ("stories4k", "bundled1536"):
     encoding = get_tokenizer(name)
@@ -62,8 +63,7 @@ def test_every_folder_of_code_or_data_is_a_listed_package():
 @pytest.mark.parametrize("extra", ["dev", "export", "chat", "vision"])
 def test_an_extra_is_a_file_that_setuptools_can_read(extra):
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
-    files = [dynamic["dependencies"]["file"], dynamic["optional-dependencies"][extra]["file"]]
-    for (name,) in files:
+    for name in dynamic["dependencies"]["file"] + dynamic["optional-dependencies"][extra]["file"]:
         assert all(re.fullmatch(r"\w[\w-]*==[\w.]+", line) for line in requirements(name)), name
 
 
@@ -76,7 +76,8 @@ def test_the_hooks_use_the_pinned_ruff():
 def test_no_test_needs_a_peer_to_be_loaded():
     """make test runs where requirements-peers.txt is not installed, and without it no test may be lost."""
     early = re.compile(
-        r"^(import|from) (transformers|tokenizers)\b|importorskip\(.(transformers|tokenizers)", re.M
+        r"^(import|from) (transformers|tokenizers|gpt_oss_vision)\b|importorskip\(.(transformers|tokenizers)",
+        re.M,
     )
     files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     assert [file.name for file in files if early.search(file.read_text(encoding="utf-8"))] == []

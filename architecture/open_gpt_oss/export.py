@@ -31,8 +31,9 @@ from architecture.checkpoint import (
     require_fit,
     without_values,
 )
-from architecture.gptoss import ModelConfig, Transformer
-from architecture.open_gpt_oss import gguf_file, mxfp4, names, targets
+from architecture.gptoss import ModelConfig
+from architecture.gptoss_vision import VisionConfig
+from architecture.open_gpt_oss import gguf_file, mxfp4, names, targets, vision_files
 from architecture.open_gpt_oss.model_card import energy, model_card
 from architecture.open_gpt_oss.weights import (
     CHECKSUMS,
@@ -119,14 +120,14 @@ def exportable(state: Mapping[str, Any], layout: str) -> ModelConfig:
             "this is a GPT-2; export it with python -m architecture.gpt2_hugging_face export --checkpoint CKPT --out "
             "DIR, in GPT-2's format"
         )
-    if state["model_name"] != Transformer.name:
+    if (cls := names.CLASSES.get(state["model_name"])) is None:
         raise ValueError(
             f"the formats of gpt-oss hold no {state['model_name']} model, whose additions other programs do not "
             "know; export a model trained by train.py"
         )
-    config = config_from_dict(ModelConfig, state["config"])
+    config = config_from_dict(cls.config_class, state["config"])
     targets.require_expressible(config, layout)
-    require_fit(without_values(Transformer, config).state_dict(), state["model"], "the checkpoint")
+    require_fit(without_values(cls, config).state_dict(), state["model"], "the checkpoint")
     return config
 
 
@@ -151,7 +152,7 @@ def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Pat
     from architecture.generation.decode import generate_steps
     from architecture.generation.sampling import row_generators
 
-    model = model_of(Transformer, dict(state), path)
+    model = model_of(names.class_of(config), dict(state), path)
     tokens, start = (
         min(MEASURED_TOKENS, config.context_limit - 1),
         [[model.tokenizer.eot_token]] * MEASURED_ROWS,
@@ -242,7 +243,8 @@ def files_beside(
     if pack:
         content["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": NOT_PACKED}
     files |= {CONFIG: as_json(content), "generation_config.json": as_json(ids | {"do_sample": True})}
-    return files | tokenizer_files(tokenizer, model_max_length=config.context_limit, **tokens)
+    files |= tokenizer_files(tokenizer, model_max_length=config.context_limit, **tokens)
+    return files | (vision_files.made_from(files, config) if isinstance(config, VisionConfig) else {})
 
 
 def write_weights(

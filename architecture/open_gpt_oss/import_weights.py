@@ -16,7 +16,7 @@ from shlex import quote
 import torch
 
 from architecture.checkpoint import FORMAT, model_of
-from architecture.gptoss import Transformer
+from architecture.open_gpt_oss.names import CLASSES
 from architecture.open_gpt_oss.weights import read_folder
 from common.files import atomic_write, new_folder, require_new_folder
 from common.provenance import git_commit
@@ -33,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     require_new_folder(args.output_dir)
     state = read_folder(args.folder)
-    state["model"] = model_of(
-        Transformer, state, args.folder
-    ).state_dict()  # read whole before a write begins
+    model = model_of(CLASSES[state["model_name"]], state, args.folder)  # read whole before a write begins
+    state["model"] = model.state_dict()
     with new_folder(args.output_dir) as folder, atomic_write(folder / "checkpoint_0.pt") as file:
         torch.save({"format": FORMAT, "commit": git_commit(), **state}, file)
     output = quote(args.output_dir)

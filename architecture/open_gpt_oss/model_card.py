@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from architecture.checkpoint import ANOTHER, best_checkpoint, config_from_dict, described
-from architecture.gptoss import ModelConfig
+from architecture.gptoss_vision import VisionConfig
+from architecture.open_gpt_oss.names import CLASSES
 from architecture.tokenizer import END_OF_TEXT
 from common.files import parse_json, read_json, reading
 
@@ -33,9 +34,14 @@ ARCHITECTURE = {
     "width": "{hidden_size:,}",
     "heads": "{num_attention_heads} for queries, {num_key_value_heads} for keys and values, {head_dim} wide",
     "experts": "{num_experts} per layer, {experts_per_token} per token, {intermediate_size:,} wide",
-    "positions": "RoPE, base {rope_theta:,.0f}{yarn}",
+    "positions": "RoPE, base {rope_theta:,.0f}{yarn}{nope}",
     "context limit": "{context_limit:,} tokens",
     "tokenizer": "{tokenizer_name}, {ids:,} ids",
+}
+IMAGES = {
+    "images": "{vision_num_channels} channels of {image_size} x {image_size} pixels, {tokens_per_image} tokens each",
+    "encoder": "ViT of {vision_num_layers} layers, {vision_embed_dim:,} wide, {vision_num_heads} heads, patches of "
+    "{vision_patch_size} x {vision_patch_size} pixels",
 }
 TRAINING = {
     "data": "{dataset_name}",
@@ -125,9 +131,40 @@ model, tokenizer = load(".")  # this folder
 prompt = tokenizer.encode("{END_OF_TEXT}" + "Once upon a time", add_special_tokens=False)
 print(generate(model, tokenizer, prompt=prompt, max_tokens=100))
 ```"""
-# How to use each format of export.py.
-USE = {"hf": IN_TRANSFORMERS + IN_OURS, "original": IN_OURS, "gguf": IN_LLAMA_CPP, "mlx": IN_MLX}
-LIBRARY = {"hf": "transformers", "mlx": "mlx"}  # names that the Hugging Face Hub has for formats
+IN_VISION = """\
+With `transformers` 5 and the package `gpt_oss_vision` of nano-gpt-oss (`pip install -e .[vision]` in its folder):
+
+```python
+from gpt_oss_vision import GPTOSSVisionForCausalLM, GPTOSSVisionProcessor
+from PIL import Image
+
+folder = "."  # this folder
+processor = GPTOSSVisionProcessor.from_pretrained(folder)
+model = GPTOSSVisionForCausalLM.from_pretrained(folder, dtype="auto")
+image = Image.open("path/to/image.jpg")
+inputs = processor(text="", images=image, return_tensors="pt")  # or text="... <|image|> ..."
+tokens = model.generate(**inputs, max_new_tokens=50, do_sample=False)
+print(processor.decode(tokens[0], skip_special_tokens=True))
+```
+
+Without that package, `GptOssForCausalLM` of `transformers` reads the half that continues texts, and names the
+tensors that it leaves out. No test of long texts is recorded, with or without NoPE.
+
+With nano-gpt-oss:
+
+```bash
+python sample.py --checkpoint FOLDER --image FILE
+```"""
+# How to use each format of export.py; "vision" is hf for a model that sees.
+USE = {
+    "vision": IN_VISION,
+    "hf": IN_TRANSFORMERS + IN_OURS,
+    "original": IN_OURS,
+    "gguf": IN_LLAMA_CPP,
+    "mlx": IN_MLX,
+}
+# Names that the Hugging Face Hub has for formats.
+LIBRARY = {"hf": "transformers", "vision": "transformers", "mlx": "mlx"}
 
 CITATION = "OpenAI, *gpt-oss-120b & gpt-oss-20b Model Card*, 2025, arXiv:2508.10925 (the architecture)."
 CITATION_OF_THE_DATA = "\n\nEldan and Li, *TinyStories*, 2023, arXiv:2305.07759 (the data)."
@@ -157,6 +194,7 @@ def model_card(
     spent = energy(state, watts)
     with reading(path, "a run's settings", way_out=ANOTHER):
         facts = _facts(Path(path).parent, state)
+        layout = "vision" if "use_vision" in facts else layout
         precision = f"Weights are in {dtype}"
         precision += "." if facts["stored"] == dtype else f"; the checkpoint has {facts['stored']}."
         changed = "\n".join(f"- {sentence}" for sentence in (precision, *changes))
@@ -164,7 +202,7 @@ def model_card(
             changed += "\n- The experts' matrices are in MXFP4. The relative error of each:\n\n"
             changed += "\n".join(("```", *error_lines, "```"))
         sections = {
-            "Architecture": _table(ARCHITECTURE, facts),
+            "Architecture": _table(ARCHITECTURE | (IMAGES if facts.get("use_vision") else {}), facts),
             "Intended uses and limits": _limits(facts),
             "Training data and procedure": _table(TRAINING, facts) if facts["trained"] else "Not recorded.",
             "Evaluation": _evaluation(facts),
@@ -182,7 +220,7 @@ def model_card(
 # ---------------------------------------------------------------------------------------------------- facts
 def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     """What the checkpoint and the records of its run say, under the names that the tables use."""
-    config = config_from_dict(ModelConfig, state["config"])
+    config = config_from_dict(CLASSES[state["model_name"]].config_class, state["config"])
     train, progress = state.get("train_config") or {}, state.get("progress") or {}
     held, position = state.get("data_identity") or {}, state.get("data")
     starts, final = _records(folder, state)
@@ -192,6 +230,8 @@ def _facts(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     facts |= {
         "windows": ", ".join(f"{number} see {what}" for what, number in windows.items()),
         "yarn": yarn if config.rope_scaling_factor > 1 else "",
+        "nope": f"; none in every {config.nope_stride}. layer (NoPE)" if config.nope_stride else "",
+        "tokens_per_image": config.tokens_per_image if isinstance(config, VisionConfig) else None,
         "context_limit": config.context_limit,
         "interval": "no interval recorded",
         "tokenizer_name": state["tokenizer"]["name"],
@@ -285,10 +325,12 @@ def _front_matter(layout: str, facts: dict[str, Any], mxfp4: bool) -> str:
     lines = ["---"]
     if layout in LIBRARY:
         lines += [f"library_name: {LIBRARY[layout]}"]
-    lines += ["pipeline_tag: text-generation", "license: unknown"]
+    kind = "image-text-to-text" if facts.get("use_vision") else "text-generation"
+    lines += [f"pipeline_tag: {kind}", "license: unknown"]
     if data in ENGLISH and "init_from" not in facts:
         lines += ["language: en"]
     lines += ["tags:", "- gpt_oss", "- mixture-of-experts", "- nano-gpt-oss", *["- mxfp4"] * mxfp4]
+    lines += ["- gpt_oss_vision"] * (layout == "vision")
     if data:
         lines += ["datasets:", f"- {json.dumps(_plain(data), ensure_ascii=False)}"]
     return "\n".join([*lines, "---"])
@@ -300,9 +342,12 @@ def _head(facts: dict[str, Any]) -> str:
         origin = "Its weights started from random values, not from those of OpenAI."
     if base := facts.get("init_from"):
         origin = f"Its training began from {_text(base)}; what came before is not counted here."
+    sees, encoder = "", ""
+    if facts.get("use_vision"):
+        sees, encoder = "that sees ", " and a ViT as its encoder of images"
     return (
-        f"# A gpt-oss of {facts['total'] / 1e6:,.1f} million parameters\n\nA mixture-of-experts language model "
-        f"with the architecture of gpt-oss, exported by nano-gpt-oss. {origin}"
+        f"# A gpt-oss {sees}of {facts['total'] / 1e6:,.1f} million parameters\n\nA mixture-of-experts language model "
+        f"with the architecture of gpt-oss{encoder}, exported by nano-gpt-oss. {origin}"
     )
 
 

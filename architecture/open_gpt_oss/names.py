@@ -11,6 +11,9 @@
     block.N.mlp.mlp1_weight.blocks, .scales   gate_up_proj_blocks, _scales: the same layout, also for MLX
 
 All other tensors differ in their names only. Sizes: E experts, D hidden_size, F intermediate_size.
+
+A model that sees has a layout of its own, that of the package gpt_oss_vision: hf with model_type gpt_oss_vision,
+and the encoder's tensors below model.vision.
 Sources: transformers 5.23, models/gpt_oss/convert_gpt_oss_weights_to_hf.py and modeling_gpt_oss.py; gguf 0.19,
 constants.py; llama.cpp, src/models/openai-moe.cpp; mlx-lm 0.32, models/gpt_oss.py.
 """
@@ -27,10 +30,13 @@ from typing import Any
 import torch
 
 from architecture.checkpoint import config_from_dict
-from architecture.gptoss import SWIGLU_ALPHA, ModelConfig, RMSNorm
+from architecture.gptoss import SWIGLU_ALPHA, ModelConfig, RMSNorm, Transformer
+from architecture.gptoss_vision import VisionConfig, VisionLanguageTransformer
 from architecture.tokenizer import padded_vocab_size
 
-MODEL_TYPE = "gpt_oss"
+CLASSES = {cls.name: cls for cls in (Transformer, VisionLanguageTransformer)}  # the models of these formats
+MODEL_TYPE, VISION_TYPE = "gpt_oss", "gpt_oss_vision"
+OFFICIAL_IDS, OFFICIAL_IMAGE_ID = 201088, 200014  # an id that gpt-oss's tokenizer reserves, so no text has it
 ANOTHER = "use another copy of it"
 # The 16 fields of original/config.json. OpenAI's reader accepts no other key.
 ORIGINAL_FIELDS = tuple(field.name for field in fields(ModelConfig))[:16]
@@ -48,6 +54,7 @@ _HF = {
     "mlp.norm.scale": ("post_attention_layernorm.weight",),
     "mlp.gate.weight": ("mlp.router.weight",),
     "mlp.gate.bias": ("mlp.router.bias",),
+    "mlp.vision_router_bias": ("mlp.router.vision_router_bias",),
     "mlp.mlp1_weight": ("mlp.experts.gate_up_proj",),
     "mlp.mlp1_weight.blocks": ("mlp.experts.gate_up_proj_blocks",),
     "mlp.mlp1_weight.scales": ("mlp.experts.gate_up_proj_scales",),
@@ -103,6 +110,7 @@ RENAMED = {
     "tie_word_embeddings": "tie_embeddings",
     "layer_types": "layer_types",
 }
+VISION_SAME_NAME = tuple(field.name for field in fields(VisionConfig) if field not in fields(ModelConfig))
 # Settings of transformers that change the function and that this model has no setting for.
 FIXED = {"hidden_act": "silu", "rms_norm_eps": RMSNorm.eps, "swiglu_alpha": SWIGLU_ALPHA}
 ROPE_FIXED = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "partial_rotary_factor": 1.0}
@@ -116,6 +124,8 @@ def their_names(name: str, layout: str) -> tuple[str, ...]:
         return (name,)
     if name in NAMES[layout]:
         return NAMES[layout][name]
+    if name.startswith("vision."):
+        return (f"model.{name}",)
     _, layer, rest = name.split(".", 2)
     return tuple(f"{PREFIX[layout]}.{layer}.{theirs}" for theirs in NAMES[layout][rest])
 
@@ -158,6 +168,16 @@ def _rows(name: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ configs
+def class_of(config: ModelConfig) -> type[Transformer]:
+    """The class of the models with this config."""
+    return VisionLanguageTransformer if isinstance(config, VisionConfig) else Transformer
+
+
+def image_token_id(num_ids: int) -> int:
+    """The id that stands for every image token in Hugging Face's layout; without a free one, that after the text."""
+    return OFFICIAL_IMAGE_ID if num_ids == OFFICIAL_IDS else num_ids
+
+
 def original_config(config: ModelConfig) -> dict[str, Any]:
     """The content of original/config.json."""
     values = {name: getattr(config, name) for name in ORIGINAL_FIELDS}
@@ -165,11 +185,12 @@ def original_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) -> dict[str, Any]:
-    """The content of config.json for GptOssForCausalLM, without the ids of special tokens.
+    """The content of config.json for GptOssForCausalLM or GPTOSSVisionForCausalLM, without ids of special tokens.
 
     yarn: writes plain RoPE as YaRN with factor 1, the same function, for readers that know only YaRN (vLLM).
     RoPE is written in the spelling of transformers 4 (rope_scaling, rope_theta) and of 5 (rope_parameters),
-    because MLX reads only the first.
+    because MLX reads only the first; for a model that sees, only in that of 5, because without gpt_oss_vision
+    the AutoTokenizer of 5 does not open a folder of an unknown kind that has both.
     """
     rope: dict[str, Any] = {"rope_type": "default"}
     if yarn or config.rope_scaling_factor > 1:
@@ -181,9 +202,16 @@ def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) 
             "truncate": False,
             "original_max_position_embeddings": config.initial_context_length,
         }
+    vision = {}
+    if isinstance(config, VisionConfig):
+        vision = {name: getattr(config, name) for name in VISION_SAME_NAME}
+        vision |= {"image_token_id": image_token_id(config.num_ids), "use_nope": bool(config.nope_stride)}
+        vision |= {"nope_stride": config.nope_stride} if config.nope_stride else {}
+    older = {"rope_theta": config.rope_theta, "rope_scaling": rope if "factor" in rope else None}
     return {
-        "architectures": ["GptOssForCausalLM"],
-        "model_type": MODEL_TYPE,
+        "architectures": ["GPTOSSVisionForCausalLM" if vision else "GptOssForCausalLM"],
+        "model_type": VISION_TYPE if vision else MODEL_TYPE,
+        **vision,
         **{name: getattr(config, name) for name in SAME_NAME},
         "num_local_experts": config.num_experts,
         "num_experts_per_tok": config.experts_per_token,
@@ -192,8 +220,7 @@ def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) 
         "layer_types": list(config.resolved_layer_types),
         "initial_context_length": config.initial_context_length,
         "max_position_embeddings": config.context_limit,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": rope if "factor" in rope else None,
+        **({} if vision else older),
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_embeddings,
         "attention_dropout": 0.0,
@@ -205,7 +232,7 @@ def hugging_face_config(config: ModelConfig, dtype: str, *, yarn: bool = False) 
 
 
 def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
-    """The config of a config.json of GptOssForCausalLM. Raises ValueError for what this model cannot be."""
+    """The config of a config.json of hugging_face_config. Raises ValueError for what this model cannot be."""
     for name, value in FIXED.items():
         if values.get(name, value) != value:
             raise ValueError(
@@ -235,7 +262,11 @@ def read_hugging_face_config(values: dict[str, Any]) -> ModelConfig:
         ours["rope_scaling_factor"] = 1.0
     else:
         raise ValueError(f"rope_type must be default or yarn, got {kind!r}; this code has no other RoPE")
-    config = config_from_dict(ModelConfig, ours)
+    vision = values["model_type"] == VISION_TYPE
+    if vision:
+        ours |= {name: values[name] for name in VISION_SAME_NAME if name in values}
+        ours |= {"nope_stride": values.get("nope_stride", 4)} if values.get("use_nope") else {}
+    config = config_from_dict(VisionConfig if vision else ModelConfig, ours)
     if rope.get("truncate", True) and config.rope_scaling_factor > 1:
         if any(not edge.is_integer() for edge in config.yarn_range):
             raise ValueError(
@@ -250,10 +281,10 @@ def read_config(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
     try:
         if "model_type" not in values:
             return "original", padded(config_from_dict(ModelConfig, values))  # refuses unknown keys
-        if values["model_type"] != MODEL_TYPE:
+        if values["model_type"] not in (MODEL_TYPE, VISION_TYPE):
             raise ValueError(
-                f"model_type must be {MODEL_TYPE}, got {values['model_type']!r}; name a folder of gpt-oss (one of "
-                "GPT-2 is for train.py --init_from and sample.py --checkpoint)"
+                f"model_type must be {MODEL_TYPE} or {VISION_TYPE}, got {values['model_type']!r}; name a folder of "
+                "gpt-oss (one of GPT-2 is for train.py --init_from and sample.py --checkpoint)"
             )
         return "hf", read_hugging_face_config(values)
     except (KeyError, TypeError) as error:

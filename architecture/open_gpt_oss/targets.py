@@ -11,6 +11,7 @@ import torch
 
 from architecture.checkpoint import LazyWeights, described, without_values
 from architecture.gptoss import FULL, SLIDING, ModelConfig, Transformer
+from architecture.gptoss_vision import VisionConfig
 
 PROGRAMS = {"gguf": "llama.cpp", "mlx": "mlx"}  # the program that reads each format
 SWIGLU_LIMIT = 7.0  # both programs have it as a constant
@@ -30,7 +31,14 @@ def require_expressible(config: ModelConfig, layout: str) -> None:
     """
     kinds, limit = config.resolved_layer_types, config.swiglu_limit
     alternating = replace(config, layer_types=None).resolved_layer_types
-    rules = [(name, getattr(config, name), value, str(value).lower()) for name, value in SWITCHES.items()]
+    if isinstance(config, VisionConfig) and layout != "hf":
+        raise ValueError(
+            f"--format {layout} holds no images, and this model sees; use --format hf, for the package gpt_oss_vision"
+        )
+    own = {"nope_stride": config.nope_stride} if isinstance(config, VisionConfig) else {}  # has this setting
+    rules = [
+        (name, getattr(config, name), value, str(value).lower()) for name, value in (SWITCHES | own).items()
+    ]
     rules += [("moe_layers", config.resolved_moe_layers, tuple(range(len(kinds))), "all layers")]
     if layout in ("original", "gguf"):
         rules += [("layer_types", kinds, alternating, "alternating, sliding first,")]

@@ -4,7 +4,8 @@
     python -m architecture.open_gpt_oss verify exported --with transformers,llama.cpp,mlx
 
 Both models compute in float32 on the CPU, on random ids over more than three windows, with the RoPE of the
-folder and with YaRN switched the other way. Exits with 1 if a difference exceeds the tolerance. llama.cpp
+folder and with YaRN switched the other way. Of a model that sees, gpt_oss_vision is the other program, and a
+random image stands in the first row. Exits with 1 if a difference exceeds the tolerance. llama.cpp
 and MLX: see verify_engines.py. transformers needs pip install -r requirements-export.txt, the others
 requirements-peers.txt.
 """
@@ -22,9 +23,10 @@ from torch import nn
 
 from architecture.checkpoint import LazyWeights, load_weights, without_values
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.open_gpt_oss import gguf_file, names, verify_engines
+from architecture.gptoss_vision import VisionConfig
+from architecture.open_gpt_oss import gguf_file, names, verify_engines, vision_files
 from architecture.open_gpt_oss.verify_engines import Given
-from architecture.open_gpt_oss.weights import FolderWeights
+from architecture.open_gpt_oss.weights import FolderWeights, read_config
 from common.device import available_memory
 from common.files import read_json_object
 from common.script import say
@@ -71,12 +73,21 @@ def opened(path: Path) -> Given:
 
 def random_ids(config: ModelConfig, tokens: int | None) -> torch.Tensor:
     """(ROWS, tokens) int64; without a number three windows and one more, or what fits."""
-    limit = config.context_limit
-    tokens = min(3 * config.sliding_window + 1, limit) if tokens is None else tokens
-    if not 2 <= tokens <= limit:
-        raise ValueError(f"--tokens must be from 2 to the context limit of {limit}, got {tokens}")
+    limit, least = config.context_limit, 2
+    if sees(config):
+        least += config.tokens_per_image
+    tokens = min(max(3 * config.sliding_window + 1, least), limit) if tokens is None else tokens
+    if not least <= tokens <= limit:
+        raise ValueError(f"--tokens must be from {least} to the context limit of {limit}, got {tokens}")
     used = config.num_ids
-    return torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(used, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+    if sees(config):
+        ids[0, 1 : least - 1] = config.vocab_size + torch.arange(config.tokens_per_image)
+    return ids
+
+
+def sees(config: ModelConfig) -> bool:
+    return isinstance(config, VisionConfig) and config.use_vision
 
 
 def require_memory(config: ModelConfig) -> None:
@@ -92,7 +103,7 @@ def require_memory(config: ModelConfig) -> None:
 def loaded(given: Given) -> Transformer:
     """Our model in float32."""
     wide = {name: tensor.float() for name, tensor in given.weights.described.items()}
-    model = without_values(Transformer, given.config)
+    model = without_values(names.class_of(given.config), given.config)
     load_weights(model, LazyWeights(wide, lambda name: given.weights[name].float()), given.path)
     return model.eval()
 
@@ -109,7 +120,7 @@ def with_transformers(
                 f"head_dim {ours.config.head_dim} has no room for YaRN, so only RoPE without YaRN is compared"
             )
             continue
-        model = without_values(Transformer, config).eval()
+        model = without_values(names.class_of(config), config).eval()
         model.load_state_dict(ours.state_dict(), assign=True)  # the same tensors
         factor = config.rope_scaling_factor
         rope = f"YaRN x {factor:g}" if factor > 1 else "RoPE without YaRN"
@@ -135,7 +146,7 @@ def other_rope(config: ModelConfig) -> ModelConfig | None:
 
 def peer_of_folder(folder: Path) -> nn.Module:
     """The model that transformers itself reads from a folder in its layout, in float32."""
-    from transformers import GptOssForCausalLM, Mxfp4Config
+    from transformers import Mxfp4Config
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -145,18 +156,18 @@ def peer_of_folder(folder: Path) -> nn.Module:
     )
     if "quantization_config" in read_json_object(folder / "config.json"):
         options["quantization_config"] = Mxfp4Config(dequantize=True)
-    return GptOssForCausalLM.from_pretrained(folder, local_files_only=True, **options).eval()
+    cls, _ = peer_classes(read_config(folder)[1])
+    return cls.from_pretrained(folder, local_files_only=True, **options).eval()
 
 
 def peer_of(model: Transformer) -> nn.Module:
     """transformers' model with the config and the weights of ours, in their dtype."""
-    from transformers import GptOssConfig, GptOssForCausalLM
-
     config = model.config
+    peer_class, config_class = peer_classes(config)
     dtype = model.embedding.weight.dtype
     content = names.hugging_face_config(config, str(dtype).removeprefix("torch."))
-    peer_config = GptOssConfig(**content, attn_implementation="eager", experts_implementation="eager")
-    peer = GptOssForCausalLM(peer_config).to(dtype).eval()
+    peer_config = config_class(**content, attn_implementation="eager", experts_implementation="eager")
+    peer = peer_class(peer_config).to(dtype).eval()
     tensors = {}
     for name, tensor in names.stored(model.state_dict(), config).items():
         tensors |= names.to_theirs(name, tensor, config, "hf")
@@ -164,18 +175,36 @@ def peer_of(model: Transformer) -> nn.Module:
     return peer
 
 
+def peer_classes(config: ModelConfig) -> tuple[type[nn.Module], type]:
+    """The classes of the other program's model and of its config."""
+    if isinstance(config, VisionConfig):
+        from gpt_oss_vision import GPTOSSVisionConfig, GPTOSSVisionForCausalLM
+
+        return GPTOSSVisionForCausalLM, GPTOSSVisionConfig
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    return GptOssForCausalLM, GptOssConfig
+
+
 @torch.no_grad()
 def compare(ours: Transformer, peer: nn.Module, ids: torch.Tensor) -> dict[str, float]:
-    """{layer or output: largest difference over the largest absolute value of the peer}. ids: (B, T)."""
-    logits, found = _with_outputs(ours, ours.block, ids)
-    theirs, expected = _with_outputs(peer, peer.model.layers, ids)
+    """{layer or output: largest difference over the largest absolute value of the peer}. ids: of random_ids."""
+    mine, their = {"input_ids": ids}, {"input_ids": ids}
+    if sees(config := ours.config):
+        shape = 1, config.vision_num_channels, config.image_size, config.image_size
+        mine["images"] = torch.randint(
+            256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+        )
+        their = vision_files.their_inputs(ids, mine["images"], config)
+    logits, found = _with_outputs(ours, ours.block, mine)
+    theirs, expected = _with_outputs(peer, peer.model.layers, their)
     pairs = {f"after layer {n}": pair for n, pair in enumerate(zip(found, expected))}
     pairs["logits"] = logits[..., : theirs.shape[-1]], theirs
     pairs["log-probabilities"] = tuple(x.float().log_softmax(-1) for x in pairs["logits"])
     return {name: ((a - b).abs().max() / b.abs().max()).item() for name, (a, b) in pairs.items()}
 
 
-def _with_outputs(model: nn.Module, layers: nn.ModuleList, ids: torch.Tensor):
+def _with_outputs(model: nn.Module, layers: nn.ModuleList, inputs: dict[str, torch.Tensor]):
     """The logits, and what leaves each layer."""
     found: list[torch.Tensor] = []
 
@@ -184,7 +213,7 @@ def _with_outputs(model: nn.Module, layers: nn.ModuleList, ids: torch.Tensor):
 
     hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
-        return model(ids).logits, found
+        return model(**inputs).logits, found
     finally:
         for hook in hooks:
             hook.remove()

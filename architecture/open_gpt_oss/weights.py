@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from architecture import checkpoint
-from architecture.gptoss import ModelConfig, Transformer
+from architecture.gptoss import ModelConfig
+from architecture.images import IMAGE
 from architecture.open_gpt_oss import mxfp4, names
 from architecture.open_gpt_oss.names import VOCABULARY
 from architecture.tokenizer import HARMONY, get_tokenizer, tokenizer_from_state, tokenizer_state
@@ -28,7 +29,6 @@ from common.files import parse_json, read_json_object, reading
 
 CONFIG, INDEX, TOKENIZER = "config.json", "model.safetensors.index.json", "tiktoken.json"
 CHECKSUMS = "crc32"  # of each tensor's bytes, as JSON in the metadata of the files that export writes
-HARMONY_IDS = 201088
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 BELONG = f"use a folder whose {CONFIG} and weights belong together"
 
@@ -65,7 +65,7 @@ class FolderWeights(checkpoint.LazyWeights):
         self._files, self._checksums = _open_files(self.folder)
         if any(".gate_proj." in name for name in self._files):
             self.layout = "mlx"
-        model = checkpoint.without_values(Transformer, self.config).state_dict()
+        model = checkpoint.without_values(names.class_of(self.config), self.config).state_dict()
         self.in_mxfp4 = {
             name for name in model
             if name.endswith(mxfp4.MATRICES) and self._sources(f"{name}.blocks")[0] in self._files
@@ -182,12 +182,12 @@ def read_tokenizer(folder: str | Path, config: ModelConfig) -> tiktoken.Encoding
     path, used = Path(folder) / TOKENIZER, config.num_ids
     if path.is_file():
         encoding = tokenizer_from_state(read_json_object(path))
-    elif used == HARMONY_IDS:
+    elif used == names.OFFICIAL_IDS:
         encoding = get_tokenizer(HARMONY, other="")
-    elif (encoding := read_vocabulary(Path(folder))) is None:
+    elif (encoding := read_vocabulary(Path(folder), without={IMAGE})) is None:
         raise ValueError(
             f"{folder} has {used:,} ids and no {TOKENIZER} or tokenizer.json, and gpt-oss's own tokenizer has "
-            f"{HARMONY_IDS:,}; copy the tokenizer of the weights into it"
+            f"{names.OFFICIAL_IDS:,}; copy the tokenizer of the weights into it"
         )
     if encoding.n_vocab > used:
         raise ValueError(
@@ -204,7 +204,8 @@ def read_folder(folder: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} was exported for MLX, which only MLX reads; use the checkpoint, or export it with --format hf"
         )
-    state = {"model_name": "gptoss", "config": asdict(weights.config), "step": 0, "model": weights}
+    name = names.class_of(weights.config).name
+    state = {"model_name": name, "config": asdict(weights.config), "step": 0, "model": weights}
     return state | {"tokenizer": tokenizer_state(read_tokenizer(folder, weights.config))}
 
 
@@ -215,7 +216,8 @@ def packing_for(folder: str | Path, room: int) -> str | None:
     """
     if not checkpoint.is_model_folder(folder):
         return None
-    if read_json_object(Path(folder) / CONFIG).get("model_type", names.MODEL_TYPE) != names.MODEL_TYPE:
+    found = read_json_object(Path(folder) / CONFIG).get("model_type", names.MODEL_TYPE)
+    if found not in (names.MODEL_TYPE, names.VISION_TYPE):
         return None
     held = FolderWeights(folder)
     needed = sum(tensor.numel() * tensor.element_size() for tensor in held.described.values())
@@ -231,7 +233,7 @@ def load_packed(folder: str | Path, *, attention: str = "auto") -> nn.Module:
     if not weights.in_mxfp4:
         told = "load it without weights=mxfp4, or export with --mxfp4"
         raise ValueError(f"{folder} has no weights in MXFP4; {told}")
-    model = checkpoint.without_values(Transformer, weights.config, attention=attention)
+    model = checkpoint.without_values(names.class_of(weights.config), weights.config, attention=attention)
     mxfp4.pack_experts(model)
     checkpoint.load_weights(model, weights, folder)
     model.tokenizer = read_tokenizer(folder, weights.config)
