@@ -38,7 +38,7 @@ from training.train_command import train_command
 
 LOOKS = (20, 60, 200)
 KINDS = ("qkv", "out", "mlp1", "mlp2")  # the order of the matrices of a block
-STEPS = {"light": 200, "toy": 120}
+STEPS = {"light": 160, "toy": 100}
 SCORED = 32_768  # validation tokens
 LOSSES = RESULTS / "muon_losses.jsonl"
 
@@ -145,7 +145,7 @@ def gradients(config: str) -> dict:
 
     hook = register_optimizer_step_pre_hook(look)
     try:
-        train(config, "--max_iters", max(LOOKS), "--decay", 0, "--seed", 1)
+        train(config, "--max_iters", max(LOOKS), "--decay", 0, "--seed", 1, "--final_eval_tokens", SCORED)
     finally:
         hook.remove()
     steps = [b - a for a, b in zip(clock, clock[1:])]
@@ -158,13 +158,16 @@ def muon_ms(shapes: list[torch.Size], repeats: int = 9) -> dict[str, float]:
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     for p in parameters:
         p.grad = torch.randn(p.shape)
-    optimizer = muon.Muon(parameters, lr=0.01, weight_decay=0.1)
+    optimizers = {}
+    for name, polynomials in VARIANTS.items():
+        with mock.patch.object(muon, "POLYNOMIALS", polynomials):
+            optimizers[name] = muon.Muon(parameters, lr=0.01, weight_decay=0.1)
     taken, order = {name: [] for name in VARIANTS}, list(VARIANTS)
     for repeat in range(repeats + 1):
         for name in order:
             with mock.patch.object(muon, "POLYNOMIALS", VARIANTS[name]):
                 began = time.process_time()
-                optimizer.step()
+                optimizers[name].step()
             if repeat:  # the first is a warm-up
                 taken[name].append(1e3 * (time.process_time() - began))
         order = order[1:] + order[:1]
@@ -200,7 +203,9 @@ def losses() -> None:
     """Print the mean of each arm, and its paired difference to `today` at that arm's best learning rate."""
     arms: dict[tuple, dict[int, float]] = {}
     for line in stored():
-        arms.setdefault((line["config"], line["variant"], line["lr"]), {})[line["seed"]] = line["bits_per_byte"]
+        arms.setdefault((line["config"], line["variant"], line["lr"]), {})[line["seed"]] = line[
+            "bits_per_byte"
+        ]
     for config in STEPS:
         mine = {(v, lr): seeds for (c, v, lr), seeds in sorted(arms.items()) if c == config}
         of_today = [arm for arm in mine if arm[0] == "today"]
@@ -213,8 +218,12 @@ def losses() -> None:
         for (arm, d), pair in zip(differences.items(), found):
             mean = f"{summary(list(mine[arm].values())).mean:.4f}"
             apart = f"{statistics.fmean(d):+.4f} +- {pair.half_width:.4f}"
-            rows.append((f"{arm[0]} {arm[1]}", len(mine[arm]), mean, apart, f"{pair.p:.3f}", f"{pair.resolves:.4f}"))
-        print(f"{config}\n{table(('arm', 'seeds', 'bits per byte', 'against today', 'p', 'resolves'), rows)}\n")
+            rows.append(
+                (f"{arm[0]} {arm[1]}", len(mine[arm]), mean, apart, f"{pair.p:.3f}", f"{pair.resolves:.4f}")
+            )
+        print(
+            f"{config}\n{table(('arm', 'seeds', 'bits per byte', 'against today', 'p', 'resolves'), rows)}\n"
+        )
 
 
 def main() -> int:
