@@ -1,27 +1,31 @@
 """Compare polynomials for Muon: on the gradients of real runs, by their cost, and by the loss at equal time.
 
-    python -m benchmarks.muon_polynomials gradients            writes results/muon_gradients.json
+    python -m benchmarks.muon_polynomials costs      writes results/muon_costs.json
+    python -m benchmarks.muon_polynomials gradients light      writes results/muon_gradients_light.json
     python -m benchmarks.muon_polynomials run light today 8e-3 1    adds a line to results/muon_losses.jsonl
     python -m benchmarks.muon_polynomials losses               the table of these runs
 
 The stories are those of $TINYSTORIES (train.jsonl, valid.jsonl). All runs have one thread.
 
-"gradients" trains `light` and `toy` for 200 steps. At steps 20, 60 and 200 it takes the singular values of the
-matrices that Muon makes orthogonal, as shares of the norm, and applies each variant's polynomials to them. Then
-it times Muon's step with each variant in turn, in process CPU time.
+"costs" times a whole step of `light` and `toy`, and Muon's step with each variant in turn, in process CPU time.
+"gradients" trains for 200 steps. At steps 20, 60 and 200 it takes the singular values of the matrices that Muon
+makes orthogonal, as shares of the norm, and applies each variant's polynomials to them.
 "run" trains with one variant. Its steps are those that take the time of STEPS[config] steps of `today`, by
-the costs that "gradients" has measured. A run that is in the file is not repeated.
+what "costs" has measured. A run that is in the file is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
@@ -97,7 +101,8 @@ def train(*arguments) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            if code := train_command(TrainConfig, flags(*arguments, "--eval_tokens", SCORED)):
+            scored = ("--eval_tokens", SCORED, "--final_eval_tokens", SCORED)
+            if code := train_command(TrainConfig, flags(*arguments, *scored)):
                 raise SystemExit(code)
             records = read_metrics("model/metrics.jsonl")
         finally:
@@ -123,34 +128,54 @@ def share(values: torch.Tensor, limit: float) -> float:
     return (values < limit).double().mean().item()
 
 
-def gradients(config: str) -> dict:
-    """Spectra by step and kind of matrix, and CPU milliseconds of a whole step and of Muon's step."""
-    looks, clock, shapes = {}, [], []
+@contextlib.contextmanager
+def before_each_step(look: Callable[[int, muon.Muon], None]) -> Iterator[None]:
+    """Call look(number, optimizer) before each step of Muon, from number 1 on."""
+    count = itertools.count(1)
 
-    def look(optimizer, args, kwargs) -> None:
-        if not isinstance(optimizer, muon.Muon):
+    def hook(optimizer, args, kwargs) -> None:
+        if isinstance(optimizer, muon.Muon):
+            look(next(count), optimizer)
+
+    handle = register_optimizer_step_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def gradients(config: str) -> dict:
+    """Spectra by step and kind of matrix."""
+    looks = {}
+
+    def look(number: int, optimizer: muon.Muon) -> None:
+        if number not in LOOKS:
             return
-        clock.append(time.process_time())
-        if len(clock) not in LOOKS:
-            return
-        (group,) = optimizer.param_groups
-        shapes[:] = [p.shape for p in group["params"]]
-        by_kind = {kind: [] for kind in KINDS}
-        for number, p in enumerate(group["params"]):
+        (group,), by_kind = optimizer.param_groups, {kind: [] for kind in KINDS}
+        for number_of, p in enumerate(group["params"]):
             average = optimizer.state[p]["momentum_buffer"].lerp(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(average, group["momentum"]).double()
             s = torch.linalg.svdvals(update).view(-1, min(update.shape[-2:]))
-            by_kind[KINDS[number % 4]].append(s / s.norm(dim=-1, keepdim=True).clamp(min=1e-30))
-        looks[len(clock)] = {kind: spectrum(torch.cat(s)) for kind, s in by_kind.items()}
+            by_kind[KINDS[number_of % 4]].append(s / s.norm(dim=-1, keepdim=True).clamp(min=1e-30))
+        looks[number] = {kind: spectrum(torch.cat(s)) for kind, s in by_kind.items()}
 
-    hook = register_optimizer_step_pre_hook(look)
-    try:
-        train(config, "--max_iters", max(LOOKS), "--decay", 0, "--seed", 1, "--final_eval_tokens", SCORED)
-    finally:
-        hook.remove()
-    steps = [b - a for a, b in zip(clock, clock[1:])]
-    step_ms = 1e3 * statistics.median(steps[LOOKS[0] :])
-    return {"steps": looks, "whole_step_ms": step_ms, "muon_step_ms": muon_ms(shapes)}
+    with before_each_step(look):
+        train(config, "--max_iters", max(LOOKS), "--decay", 0, "--seed", 1)
+    return looks
+
+
+def costs(config: str) -> dict:
+    """Median CPU milliseconds of a whole step, with the polynomials of training/muon.py, and of Muon's step."""
+    clock, shapes = [], []
+
+    def look(number: int, optimizer: muon.Muon) -> None:
+        clock.append(time.process_time())
+        shapes[:] = [p.shape for p in optimizer.param_groups[0]["params"]]
+
+    with before_each_step(look):
+        train(config, "--max_iters", 30)
+    whole = 1e3 * statistics.median(b - a for a, b in zip(clock[3:], clock[4:]))
+    return {"whole_step_ms": whole, "muon_step_ms": muon_ms(shapes)}
 
 
 def muon_ms(shapes: list[torch.Size], repeats: int = 9) -> dict[str, float]:
@@ -175,7 +200,7 @@ def muon_ms(shapes: list[torch.Size], repeats: int = 9) -> dict[str, float]:
 
 
 def equal_time_steps(config: str, variant: str) -> int:
-    measured = json.loads((RESULTS / "muon_gradients.json").read_text(encoding="utf-8"))[config]
+    measured = json.loads((RESULTS / "muon_costs.json").read_text(encoding="utf-8"))[config]
     whole, of_muon = measured["whole_step_ms"], measured["muon_step_ms"]
     return round(STEPS[config] * whole / (whole + of_muon[variant] - of_muon["today"]))
 
@@ -190,7 +215,7 @@ def run(config: str, variant: str, lr: float, seed: int) -> None:
     if any(key.items() <= line.items() for line in stored()):
         return
     began, steps = time.process_time(), equal_time_steps(config, variant)
-    settings = ("--max_iters", steps, "--lr", lr, "--seed", seed, "--final_eval_tokens", SCORED)
+    settings = ("--max_iters", steps, "--lr", lr, "--seed", seed)
     with mock.patch.object(muon, "POLYNOMIALS", VARIANTS[variant]):
         final = train(config, *settings)
     line = key | {"steps": steps, "bits_per_byte": final["final/bits_per_byte"]}
@@ -229,7 +254,8 @@ def losses() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("gradients")
+    commands.add_parser("costs")
+    commands.add_parser("gradients").add_argument("config", choices=STEPS)
     commands.add_parser("losses")
     one = commands.add_parser("run")
     one.add_argument("config", choices=STEPS)
@@ -238,7 +264,9 @@ def main() -> int:
     one.add_argument("seed", type=int)
     args = parser.parse_args()
     if args.command == "gradients":
-        publish("muon_gradients", {"polynomials": VARIANTS} | {config: gradients(config) for config in STEPS})
+        publish(f"muon_gradients_{args.config}", {"polynomials": VARIANTS, "steps": gradients(args.config)})
+    elif args.command == "costs":
+        publish("muon_costs", {config: costs(config) for config in STEPS})
     elif args.command == "run":
         run(args.config, args.variant, args.lr, args.seed)
     else:

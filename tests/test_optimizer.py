@@ -151,10 +151,12 @@ def test_muon_agrees_with_the_direction_of_torch_muon():
     assert apart > 0.98  # five equal rounds bring the singular values less close to 1
 
 
-def test_each_matrix_of_each_parameter_is_updated_on_its_own(monkeypatch):
+@pytest.mark.parametrize("matrices", [2 * 13, 5], ids=["two parameters at once", "a parameter in parts"])
+def test_each_matrix_of_each_parameter_is_updated_on_its_own(monkeypatch, matrices):
     start, gradients = problem(5, 13, 12, 7)  # more experts than rows or columns
     alone = [[muon_steps(start[i, e], [g[i, e] for g in gradients]) for e in range(13)] for i in range(5)]
-    monkeypatch.setattr("training.muon.STACKED_VALUES", 2 * 13 * 12 * 7)  # two at once, and one left
+    at_once = matrices * 12 * 7
+    monkeypatch.setattr("training.muon.batch_values", lambda _: at_once)
     parameters = [nn.Parameter(part.clone()) for part in start]
     optimizer = Muon(parameters, lr=0.02, weight_decay=0.1)
     for gradient in gradients:
