@@ -7,7 +7,8 @@
 
 The stories are those of $TINYSTORIES (train.jsonl, valid.jsonl). All runs have one thread.
 
-"costs" times a whole step of `light` and `toy`, and Muon's step with each variant in turn, in process CPU time.
+"costs" times a whole step and Muon's step with each variant in turn, in process CPU time; then, for more and
+wider experts, Muon's step with all matrices of a shape in one batch, in small batches, and through the gram.
 "gradients" trains for 200 steps. At steps 20, 60 and 200 it takes the singular values of the matrices that Muon
 makes orthogonal, as shares of the norm, and applies each variant's polynomials to them.
 "run" trains with one variant. Its steps are those that take the time of STEPS[config] steps of `today`, by
@@ -20,6 +21,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
@@ -85,6 +87,16 @@ VARIANTS = {
     "four_0.005": best_polynomials(0.005, 4),
     "four_0.002": best_polynomials(0.002, 4),
     "five_0.002": best_polynomials(0.002, 5),
+}
+BY_POLYNOMIALS = {name: {"POLYNOMIALS": polynomials} for name, polynomials in VARIANTS.items()}
+BY_PRODUCTS = {
+    "one batch": {"batch_values": lambda _: 2**26, "LONG": math.inf},
+    "small batches": {"LONG": math.inf},
+    "small batches, gram": {},
+}
+WIDE = "--hidden_size 256 --intermediate_size 384 --num_attention_heads 8 --num_key_value_heads 4".split()
+GROWN = {f"toy, {n} experts": ("--num_experts", n) for n in (8, 32, 128)} | {
+    "4 layers of 256, 8 experts": WIDE
 }
 
 
@@ -164,8 +176,8 @@ def gradients(config: str) -> dict:
     return looks
 
 
-def costs(config: str) -> dict:
-    """Median CPU milliseconds of a whole step, with the polynomials of training/muon.py, and of Muon's step."""
+def costs(config: str, ways: dict[str, dict], *more: object) -> dict:
+    """Median CPU milliseconds of a whole step, and of Muon's step in each way."""
     clock, shapes = [], []
 
     def look(number: int, optimizer: muon.Muon) -> None:
@@ -173,26 +185,24 @@ def costs(config: str) -> dict:
         shapes[:] = [p.shape for p in optimizer.param_groups[0]["params"]]
 
     with before_each_step(look):
-        train(config, "--max_iters", 30)
+        train(config, "--max_iters", 16, *more)
     whole = 1e3 * statistics.median(b - a for a, b in zip(clock[3:], clock[4:]))
-    return {"whole_step_ms": whole, "muon_step_ms": muon_ms(shapes)}
+    return {"whole_step_ms": whole, "muon_step_ms": muon_ms(shapes, ways)}
 
 
-def muon_ms(shapes: list[torch.Size], repeats: int = 9) -> dict[str, float]:
-    """Median CPU milliseconds of Muon's step with each variant, in turn."""
+def muon_ms(shapes: list[torch.Size], ways: dict[str, dict], repeats: int = 5) -> dict[str, float]:
+    """Median CPU milliseconds of Muon's step in each way, in turn. ways: what replaces names of training.muon."""
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     for p in parameters:
         p.grad = torch.randn(p.shape)
-    optimizers = {}
-    for name, polynomials in VARIANTS.items():
-        with mock.patch.object(muon, "POLYNOMIALS", polynomials):
-            optimizers[name] = muon.Muon(parameters, lr=0.01, weight_decay=0.1)
-    taken, order = {name: [] for name in VARIANTS}, list(VARIANTS)
+    taken, order, state = {name: [] for name in ways}, list(ways), None
     for repeat in range(repeats + 1):
         for name in order:
-            with mock.patch.object(muon, "POLYNOMIALS", VARIANTS[name]):
+            with mock.patch.multiple(muon, **ways[name]):
+                optimizer = muon.Muon(parameters, lr=0.01, weight_decay=0.1)
+                optimizer.state = state = state or optimizer.state
                 began = time.process_time()
-                optimizers[name].step()
+                optimizer.step()
             if repeat:  # the first is a warm-up
                 taken[name].append(1e3 * (time.process_time() - began))
         order = order[1:] + order[:1]
@@ -266,7 +276,9 @@ def main() -> int:
     if args.command == "gradients":
         publish(f"muon_gradients_{args.config}", {"polynomials": VARIANTS, "steps": gradients(args.config)})
     elif args.command == "costs":
-        publish("muon_costs", {config: costs(config) for config in STEPS})
+        found = {config: costs(config, BY_POLYNOMIALS) for config in STEPS}
+        found |= {name: costs("toy", BY_PRODUCTS, *changes) for name, changes in GROWN.items()}
+        publish("muon_costs", found)
     elif args.command == "run":
         run(args.config, args.variant, args.lr, args.seed)
     else:

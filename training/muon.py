@@ -1,8 +1,10 @@
-"""Muon: momentum whose update is brought closer to an orthogonal matrix.
+"""Muon: momentum whose update is brought close to an orthogonal matrix.
 
-Matrices of one shape are updated together.
-torch.optim.Muon accepts 2-D parameters only. It repeats one polynomial five times; this one applies three
-different polynomials. On the gradients of a real run the two are not the same: see POLYNOMIALS.
+torch.optim.Muon accepts 2-D parameters only. It repeats one polynomial five times; this one applies four
+different polynomials, which do the same for real gradients in one round less (benchmarks/LOG.md).
+
+The cost grows with all matrices, not with those that a token uses: with many experts, a step of Muon takes
+longer than the model's forward and backward pass (benchmarks/results/muon_costs.json).
 
 Sources: Keller Jordan, https://kellerjordan.github.io/posts/muon/; scale and decay: arXiv:2502.16982.
 """
@@ -12,19 +14,21 @@ from typing import Any
 
 import torch
 
-# Coefficients (a, b, c) of three odd polynomials x <- a x + b x^3 + c x^5 (Polar Express, arXiv:2505.16932).
-# Each is the best approximation of 1 on the interval to which the one before maps [0.02, 1].
+# Coefficients (a, b, c) of four odd polynomials x <- a x + b x^3 + c x^5. Each is the best approximation of 1
+# on the interval to which those before it map [0.002, 1] (Polar Express, arXiv:2505.16932; computed by Remez
+# exchange in benchmarks/muon_polynomials.py).
 #
-# They act on the singular values of a matrix of norm 1. Values from 0.02 to 1 end between 0.9 and 1.1.
-# Smaller values grow at most 55-fold; the five published rounds of (3.4445, -4.7750, 2.0315) multiply them by
-# up to 485. Most singular values of a real gradient are smaller: in block 1
-# of configs/light.yaml, steps 20 and 60, 50 to 91 % were below 0.02, and 40 to 88 % were still below 0.7
-# after the three polynomials.
+# They act on the singular values of a matrix of norm 1. Values from 0.002 to 1 end between 0.68 and 1.32.
+# Smaller values grow 358-fold. Real gradients have such values: in configs/light.yaml at step 60, 2 to 5 % of
+# an expert's and 21 to 42 % of attention's.
 POLYNOMIALS = (
-    (7.7110, -22.1138, 16.2487),
-    (3.2153, -2.4112, 0.5013),
-    (2.2183, -1.5940, 0.4107),
+    (8.42679, -24.93613, 18.49249),
+    (4.11165, -3.05913, 0.57495),
+    (3.71457, -2.77812, 0.54294),
+    (2.78195, -2.07493, 0.46350),
 )
+
+LONG = 2  # from this ratio of its sides on, a matrix is updated through its smaller gram matrix
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,9 +59,6 @@ class Muon(torch.optim.Optimizer):
                     step_together(parts[start : start + at_once], group)
 
 
-LONG = 2  # from this ratio of its sides on, a matrix is updated through its smaller gram matrix
-
-
 def batch_values(tensor: torch.Tensor) -> int:
     """The most values in one batch of matrices. On a CPU, a batch and its results stay in the cache."""
     return 2**18 if tensor.device.type == "cpu" else 2**26
@@ -72,7 +73,9 @@ def step_together(parts: list[tuple[torch.Tensor, ...]], group: dict[str, Any]) 
         directions.append(gradients.lerp(average, momentum))  # Nesterov
     updates = orthogonalize(torch.cat(directions), group["polynomials"])
     # AdamW's update has an RMS of about 0.2, an orthogonal matrix one of 1 / sqrt(longer side). This
-    # factor (2502.16982, eq. 4) gives an orthogonal update the RMS of AdamW's.
+    # factor (2502.16982, eq. 4) gives an orthogonal update the RMS of AdamW's. With POLYNOMIALS the RMS was 0.20
+    # to 0.21 for the experts of `light` from step 20 on; for its attention 0.15 to 0.16 at step 20 and 0.20 to
+    # 0.21 at step 200 (benchmarks/results/muon_gradients_light.json).
     scale = 0.2 * math.sqrt(max(updates.shape[-2:]))
     for (weights, _, _), update in zip(parts, updates.split(parts[0][0].size(0))):
         weights.mul_(1 - lr * group["weight_decay"])
