@@ -4,7 +4,7 @@ torch.optim.Muon accepts 2-D parameters only. It repeats one polynomial five tim
 different polynomials, which do the same for real gradients in one round less (benchmarks/LOG.md).
 
 The cost grows with all matrices, not with those that a token uses: with many experts, a step of Muon takes
-longer than the model's forward and backward pass (benchmarks/results/muon_costs.json).
+longer than the model's forward and backward pass (benchmarks/LOG.md).
 
 Sources: Keller Jordan, https://kellerjordan.github.io/posts/muon/; scale and decay: arXiv:2502.16982.
 """
