@@ -60,7 +60,11 @@ class TrainConfig:
     warmup: float = option(0.02, "share of the run with linear warmup", at_least=0, below=1)
     decay: float = option(0.4, "share of the run with linear decay to 0 (wsd)", at_least=0, at_most=1)
     grad_clip: float = option(1.0, "largest norm of the whole gradient; 0 = no clipping", at_least=0)
-    optimizer: Literal["adamw", "muon"] = option("muon", "optimizer of matrices; adamw updates the rest")
+    optimizer: Literal["adamw", "muon"] = option(
+        "muon",
+        "optimizer of matrices; adamw updates the rest; muon's time grows with all experts: with 64 or more, "
+        "it takes longer than the model",
+    )
     weight_decay: float = option(0.1, "decoupled: a step shrinks weights by lr * weight_decay", at_least=0)
 
     freeze: Literal["none", "trunk", "vision"] = option(

@@ -1,89 +1,120 @@
-"""Muon: momentum whose update is brought closer to an orthogonal matrix.
+"""Muon: momentum whose update is brought close to an orthogonal matrix.
 
-Matrices of one shape are updated together.
-torch.optim.Muon accepts 2-D parameters only. It repeats one polynomial five times; this one applies three
-different polynomials. On the gradients of a real run the two are not the same: see POLYNOMIALS.
+torch.optim.Muon accepts 2-D parameters only. It repeats one polynomial five times; this one applies four
+different polynomials, which do the same for real gradients in one round less (benchmarks/LOG.md).
+
+The cost grows with all matrices, not with those that a token uses: with many experts, a step of Muon takes
+longer than the model's forward and backward pass (benchmarks/LOG.md).
 
 Sources: Keller Jordan, https://kellerjordan.github.io/posts/muon/; scale and decay: arXiv:2502.16982.
 """
 
 import math
+from typing import Any
 
 import torch
 
-# Coefficients (a, b, c) of three odd polynomials x <- a x + b x^3 + c x^5 (Polar Express, arXiv:2505.16932).
-# Each is the best approximation of 1 on the interval to which the one before maps [0.02, 1].
+# Coefficients (a, b, c) of four odd polynomials x <- a x + b x^3 + c x^5. Each is the best approximation of 1
+# on the interval to which those before it map [0.002, 1] (Polar Express, arXiv:2505.16932; computed by Remez
+# exchange in benchmarks/muon_polynomials.py).
 #
-# They act on the singular values of a matrix of norm 1. Values from 0.02 to 1 end between 0.9 and 1.1.
-# Smaller values grow at most 55-fold; the five published rounds of (3.4445, -4.7750, 2.0315) multiply them by
-# up to 485. Most singular values of a real gradient are smaller: in block 1
-# of configs/light.yaml, steps 20 and 60, 50 to 91 % were below 0.02, and 40 to 88 % were still below 0.7
-# after the three polynomials.
+# They act on the singular values of a matrix of norm 1. Values from 0.002 to 1 end between 0.68 and 1.32.
+# Smaller values grow 358-fold. Real gradients have such values: in configs/light.yaml at step 60, 2 to 5 % of
+# an expert's and 21 to 42 % of attention's.
 POLYNOMIALS = (
-    (7.7110, -22.1138, 16.2487),
-    (3.2153, -2.4112, 0.5013),
-    (2.2183, -1.5940, 0.4107),
+    (8.42679, -24.93613, 18.49249),
+    (4.11165, -3.05913, 0.57495),
+    (3.71457, -2.77812, 0.54294),
+    (2.78195, -2.07493, 0.46350),
 )
 
-STACKED_VALUES = (
-    2**26
-)  # most values in one batch of matrices: 256 MiB in float32, of which three exist at once
+LONG = 2  # from this ratio of its sides on, a matrix is updated through its smaller gram matrix
 
 
 class Muon(torch.optim.Optimizer):
     """Accepts parameters (rows, columns), and (E, rows, columns) that hold E independent matrices."""
 
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        # The polynomials are in the settings so that a checkpoint says by which ones it was trained.
+        settings = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, polynomials=POLYNOMIALS)
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape: dict[tuple, list[torch.nn.Parameter]] = {}
+            by_shape: dict[tuple, list[tuple[torch.Tensor, ...]]] = {}
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for parameters in by_shape.values():
-                at_once = max(1, STACKED_VALUES // parameters[0].numel())
-                for start in range(0, len(parameters), at_once):
-                    self._step_together(parameters[start : start + at_once], group)
-
-    def _step_together(self, parameters, group) -> None:
-        lr, momentum = group["lr"], group["momentum"]
-        averages = []
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            averages.append(state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum))
-        gradients = torch.stack([parameter.grad for parameter in parameters])
-        updates = orthogonalize(gradients.lerp_(torch.stack(averages), momentum))  # Nesterov
-        # AdamW's update has an RMS of about 0.2, an orthogonal matrix one of 1 / sqrt(longer side). This
-        # factor (2502.16982, eq. 4) gives an orthogonal update the RMS of AdamW's. Ours is not orthogonal:
-        # its RMS was 0.08 to 0.16 in the run above, and lower for attention than for experts.
-        scale = 0.2 * math.sqrt(max(parameters[0].shape[-2:]))
-        for parameter, update in zip(parameters, updates):
-            parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.add_(update, alpha=-lr * scale)
+                if parameter.grad is None:
+                    continue
+                state, (rows, columns) = self.state[parameter], parameter.shape[-2:]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                at_once = max(1, batch_values(parameter) // (rows * columns))
+                tensors = (parameter.detach(), parameter.grad.contiguous(), state["momentum_buffer"])
+                for part in zip(*(t.view(-1, rows, columns).split(at_once) for t in tensors)):
+                    by_shape.setdefault(part[0].shape, []).append(part)
+            for parts in by_shape.values():
+                at_once = max(1, batch_values(parts[0][0]) // parts[0][0].numel())
+                for start in range(0, len(parts), at_once):
+                    step_together(parts[start : start + at_once], group)
 
 
-def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+def batch_values(tensor: torch.Tensor) -> int:
+    """The most values in one batch of matrices. On a CPU, a batch and its results stay in the cache."""
+    return 2**18 if tensor.device.type == "cpu" else 2**26
+
+
+def step_together(parts: list[tuple[torch.Tensor, ...]], group: dict[str, Any]) -> None:
+    """Update matrices of one shape. parts: (weights, gradients, momentum), each (E, rows, columns)."""
+    lr, momentum = group["lr"], group["momentum"]
+    directions = []
+    for _, gradients, average in parts:
+        average.lerp_(gradients, 1 - momentum)
+        directions.append(gradients.lerp(average, momentum))  # Nesterov
+    updates = orthogonalize(torch.cat(directions), group["polynomials"])
+    # AdamW's update has an RMS of about 0.2, an orthogonal matrix one of 1 / sqrt(longer side). This
+    # factor (2502.16982, eq. 4) gives an orthogonal update the RMS of AdamW's. With POLYNOMIALS the RMS was 0.20
+    # to 0.21 for the experts of `light` from step 20 on; for its attention 0.15 to 0.16 at step 20 and 0.20 to
+    # 0.21 at step 200 (benchmarks/results/muon_gradients_light.json).
+    scale = 0.2 * math.sqrt(max(updates.shape[-2:]))
+    for (weights, _, _), update in zip(parts, updates.split(parts[0][0].size(0))):
+        weights.mul_(1 - lr * group["weight_decay"])
+        weights.add_(update, alpha=-lr * scale)
+
+
+def orthogonalize(matrices: torch.Tensor, polynomials=POLYNOMIALS) -> torch.Tensor:
     """Move the singular values of each matrix towards 1, and keep its singular vectors.
 
-    The matrix is first divided by its norm. Singular values above 0.02 then end within 0.1 of 1, smaller ones
-    grow at most 55-fold, and zeros stay zero.
+    The matrix is first divided by its norm. Then each polynomial is applied to its singular values.
 
-    matrices: (..., rows, columns).  Returns the same shape and dtype. Computed in bfloat16 on CUDA, elsewhere
+    matrices: (E, rows, columns).  Returns the same shape and dtype. Computed in bfloat16 on CUDA, elsewhere
     in the dtype of the input.
     """
-    x = matrices.flatten(0, -3) if matrices.ndim > 2 else matrices[None]  # (E, rows, columns)
-    if matrices.is_cuda:
-        x = x.bfloat16()
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.size(1) > x.size(2)
     if tall:  # x x^T is then the smaller of the two products
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # the gradient of an expert without tokens is 0
-    for a, b, c in POLYNOMIALS:  # x <- (a + b x x^T + c (x x^T)^2) x
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype).view(matrices.shape)
+    if x.dtype != torch.bfloat16 and x.size(2) >= LONG * x.size(1):
+        x = factor(x @ x.mT, polynomials) @ x
+    else:
+        for a, b, c in polynomials:  # x <- (a + b x x^T + c (x x^T)^2) x
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def factor(gram: torch.Tensor, polynomials) -> torch.Tensor:
+    """The matrix f such that f x is x after all polynomials; gram: x x^T, (E, rows, rows).
+
+    A round here takes four products of (rows, rows) matrices, and no product with x. In bfloat16 the small
+    eigenvalues of gram, which are the squares of singular values, would be lost.
+    """
+    f = p = None
+    for a, b, c in polynomials:
+        if p is not None:
+            gram = p @ gram @ p  # the gram of p x
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        f = p if f is None else p @ f
+    return f

@@ -299,14 +299,16 @@ def continued_run(command: CommandLine) -> Start:
         cfg, lines = extended(cfg, before)
         saved = read_run(Path(cfg.resume_from or path), asked)
     require_saved_device(cfg, before, saved["step"])
-    changed = ", ".join(
+    changed = [
         f"{name} {as_text(getattr(cfg, name))} (was {as_text(before[name])})"
         for name in sorted(CHANGES_BITS & before.keys())
         if getattr(cfg, name) != before[name]
-    )
+    ]
+    if checkpoint.has_other_muon(saved, path):
+        changed.append("Muon's polynomials of this version (were others)")
     if changed:
         told = f"after step {saved['step']} the bits differ from those of a run without this change"
-        lines = (*lines, f"{changed}: {told}")
+        lines = (*lines, f"{', '.join(changed)}: {told}")
     earlier_starts(cfg.out_dir)  # raises for a damaged config.json before a file changes
     config = registry.config_from_dict(saved["model_name"], saved["config"])
     identity = checkpoint.saved_identity(saved)

@@ -26,6 +26,7 @@ from common.settings import cast
 from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
+from training.muon import POLYNOMIALS
 from training.optimizer import STATE
 
 TRAINING_STATE = ("train_config", "progress", "optimizers", "rng", "data", "tensorboard_dir")
@@ -229,6 +230,13 @@ def data_identity(train: Source | None, validation: Source) -> dict[str, str | N
         }
     )
     return training | {"validation data": validation.identity}
+
+
+def has_other_muon(saved: dict[str, Any], path: Any) -> bool:
+    """Whether a checkpoint is of a run whose Muon had other polynomials; the first versions stored none."""
+    with reading(path, "a run to continue", way_out=OLDER):
+        groups = [group for optimizer in saved["optimizers"] for group in optimizer["param_groups"]]
+        return any("momentum" in group and group.get("polynomials") != POLYNOMIALS for group in groups)
 
 
 def saved_identity(saved: dict[str, Any]) -> dict[str, Any]:
