@@ -199,12 +199,13 @@ class GPTOSSVisionForCausalLM(GPTOSSVisionPreTrainedModel, GptOssForCausalLM):
     ):
         """Repeats rows for beams and samples; the images of a row stay together, where the base class would not."""
         pixel_values = kwargs.pop("pixel_values", None)
-        if pixel_values is not None:
-            images = (input_ids == self.config.image_token_id).sum(1) // self.config.tokens_per_image  # (B,)
-            if images.sum() == len(pixel_values):  # otherwise forward says what is wrong
-                rows = pixel_values.split(images.tolist())
-                pixel_values = torch.cat([row.repeat(expand_size, 1, 1, 1) for row in rows])
-        input_ids, kwargs = super()._expand_inputs_for_generation(
+        repeated, kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **kwargs
         )
-        return input_ids, kwargs if pixel_values is None else kwargs | {"pixel_values": pixel_values}
+        if pixel_values is None:
+            return repeated, kwargs
+        images = (input_ids == self.config.image_token_id).sum(1) // self.config.tokens_per_image  # (B,)
+        if expand_size > 1 and images.sum() == len(pixel_values):  # otherwise forward says what is wrong
+            rows = pixel_values.split(images.tolist())
+            pixel_values = torch.cat([row.repeat(expand_size, 1, 1, 1) for row in rows])
+        return repeated, kwargs | {"pixel_values": pixel_values}
