@@ -221,10 +221,19 @@ def test_a_conversation_has_its_images_where_its_turns_are(model):
     prompt = chat.prompt_of(model, turns, 5)
     text = f"{IMAGE}the cat. he{IMAGE} or{IMAGE}"
     assert prompt.ids == [EOT, *encode_with_images(tokenizer, text, 3, form)]
-    answer = chat.Answer()
-    pieces = chat.stream_answer(model, prompt, answer, chat.Memory(), seed=5, temperature=1.0)
-    told = "".join(pieces)
-    assert text + told == generate_text(model, text, 5, 1.0, images=images, seed=5)
+    memory = chat.Memory()
+
+    def answer(max_tokens):
+        prompt = chat.prompt_of(model, turns, max_tokens)
+        pieces = chat.stream_answer(model, prompt, chat.Answer(), memory, seed=5, temperature=1.0)
+        return "".join(pieces)
+
+    assert text + answer(5) == generate_text(model, text, 5, 1.0, images=images, seed=5)
+    answer(1)
+    turns[2]["text"], others = turns[2]["text"] + " or", draw_images(1, seed=2)
+    turns[0]["images"] = others  # the ids begin with those that were read, for another image
+    expected = generate_text(model, f"{text} or", 5, 1.0, images=[*others, *images[1:]], seed=5)
+    assert f"{text} or{answer(5)}" == expected
     blind = chat.prompt_of(build_text_model(), turns, 5)  # the images stay in the conversation
     assert max(blind.ids) < V and not len(blind.images)
 
