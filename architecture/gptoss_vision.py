@@ -107,8 +107,8 @@ class VisionConfig(ModelConfig):
         return super().flops_per_token(block_size) + self.use_vision * image / block_size
 
     def matrix_parameters(self) -> int:
-        """As for the trunk, with the matrices in the blocks of the encoder."""
-        return super().matrix_parameters() + self.use_vision * self._encoder_sizes()[1]
+        """As for the trunk, with the matrices of the encoder."""
+        return super().matrix_parameters() + self.use_vision * sum(self._encoder_sizes())
 
     def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
         """As for the trunk, with the encoder's values for one image in each sequence."""
@@ -271,7 +271,8 @@ class VisionLanguageTransformer(Transformer):
     extends = "gptoss"  # can start from weights of this model, which lack added_parameters
     optimizer_rules = (
         (r"vision\.block\.\d+\.(attn\.(qkv|out)|mlp\.mlp[12])\.weight", "matrix"),
-        (r"vision\.(patch_embedding|projector)\.weight", "decay"),
+        # pixels and features have much in common, so that steps of one size for each weight would add up
+        (r"vision\.(patch_embedding|projector)\.weight", "matrix"),
         (r"vision\.(position_embedding|pool_token)", "no_decay"),
     )
 

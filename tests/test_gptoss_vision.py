@@ -365,9 +365,9 @@ def test_every_added_parameter_has_its_optimizer_group():
              "attn.qkv.bias": "no_decay", "attn.out.weight": "matrix", "attn.out.bias": "no_decay",
              "mlp.norm.weight": "no_decay", "mlp.norm.bias": "no_decay", "mlp.mlp1.weight": "matrix",
              "mlp.mlp1.bias": "no_decay", "mlp.mlp2.weight": "matrix", "mlp.mlp2.bias": "no_decay"}  # fmt: skip
-    expected = {"patch_embedding.weight": "decay", "patch_embedding.bias": "no_decay",
+    expected = {"patch_embedding.weight": "matrix", "patch_embedding.bias": "no_decay",
                 "position_embedding": "no_decay", "pool_token": "no_decay", "norm.weight": "no_decay",
-                "norm.bias": "no_decay", "projector.weight": "decay", "projector.bias": "no_decay"}  # fmt: skip
+                "norm.bias": "no_decay", "projector.weight": "matrix", "projector.bias": "no_decay"}  # fmt: skip
     expected |= {f"block.{n}.{name}": group for n in range(3) for name, group in block.items()}
     expected = {f"vision.{name}": group for name, group in expected.items()}
     expected |= {f"block.{n}.mlp.vision_router_bias": "no_decay" for n in range(3)}
