@@ -10,7 +10,7 @@ CAPTION_COLUMN = "caption"  # read where there is no text column
 
 def question_prompt(question: str) -> str:
     """The prompt of a question. The answer that follows begins with a blank."""
-    return f"Question: {question}\nAnswer:"
+    return f"Question: {question} Answer:"
 
 
 class Words(NamedTuple):

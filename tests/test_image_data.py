@@ -88,7 +88,7 @@ def test_faces_are_half_of_each_split():
         assert answers == [" yes"] * count + [" no"] * count
         for index, patch in ((0, first), (count - 1, first + count - 1), (count, 100 + first)):
             assert abs(source[index].images[0][1] / 255 - patches[patch]).max() < 0.01
-        assert source[0].prompt == question_prompt("Is this a face?") == "Question: Is this a face?\nAnswer:"
+        assert source[0].prompt == question_prompt("Is this a face?") == "Question: Is this a face? Answer:"
 
 
 def test_a_package_that_is_missing_is_named_with_its_install_line(monkeypatch):

@@ -24,13 +24,13 @@ def test_a_token_is_of_its_kind(kind):
     assert {token: kind_of(token) for token in tokens} == dict.fromkeys(tokens, kind)
 
 
-def test_every_id_of_a_vocabulary_has_one_kind_and_padding_is_a_word_piece():
+def test_every_id_of_a_vocabulary_has_one_kind_padding_is_a_word_piece_and_images_come_last():
     tokenizer = get_tokenizer("stories4k")
     kinds = token_kinds(tokenizer, tokenizer.n_vocab + 3)
-    assert kinds.shape == (tokenizer.n_vocab + 3,) and kinds.dtype == torch.int64
+    assert kinds.shape == (tokenizer.n_vocab + 3 + 1,) and kinds.dtype == torch.int64
     assert set(kinds.tolist()) == set(range(len(KINDS)))
     assert (kinds == KINDS.index("end of text")).nonzero().tolist() == [[tokenizer.eot_token]]
-    assert kinds[-3:].tolist() == [KINDS.index("word piece")] * 3
+    assert kinds[-4:].tolist() == [KINDS.index("word piece")] * 3 + [KINDS.index("image")]
 
 
 def test_the_lists_do_not_overlap():
