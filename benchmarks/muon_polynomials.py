@@ -92,7 +92,7 @@ BY_POLYNOMIALS = {name: {"POLYNOMIALS": polynomials} for name, polynomials in VA
 BY_PRODUCTS = {
     "one batch": {"batch_values": lambda _: 2**26, "LONG": math.inf},
     "small batches": {"LONG": math.inf},
-    "small batches, gram": {},
+    "small batches, gram": {"LONG": muon.LONG},
 }
 WIDE = "--hidden_size 256 --intermediate_size 384 --num_attention_heads 8 --num_key_value_heads 4".split()
 GROWN = {f"toy, {n} experts": ("--num_experts", n) for n in (8, 32, 128)} | {
