@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from common.script import Parser, exit_code, say
+from common.threads import set_threads
 
 CAPTION = "caption"  # the kind of documents without a question
 FAMILIAR = "familiar"  # the split of new scenes of known combinations
@@ -53,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--number", type=int, default=1000, metavar="N", help=many)
     add("--batch_size", type=int, default=64, metavar="N", help="documents in a batch (default: 64)")
     add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: one for each free core)")
     add("--out", type=Path, metavar="FILE", help="file for the figures as JSON")
     args = parser.parse_args(argv)
     for name, least in (("number", 2), ("batch_size", 1), ("threads", 1)):
@@ -64,8 +65,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
     from architecture import checkpoint, registry
     from common import device as machine
     from common.files import write_json_atomic
@@ -74,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
     from data.images import PICTURES, Pictured, open_images
     from training.state.checkpoint import data_identity, require_same_data, saved_identity, saved_settings
 
-    torch.set_num_threads(args.threads or torch.get_num_threads())
+    if line := set_threads(args.threads, common.begin.STARTED):
+        say(line)
     path = checkpoint.find_checkpoint(args.checkpoint, say)
     saved = checkpoint.read_checkpoint(path)
     before = saved_settings(saved, path)
