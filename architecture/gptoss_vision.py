@@ -350,7 +350,7 @@ class VisionLanguageTransformer(Transformer):
                 f"input_ids must be below {vocab_size + number}, for {vocab_size} ids of text and {number} image "
                 f"tokens, got {largest}; pass the images that the ids were made for"
             )
-        if features is None:
+        if number == 0:
             return super().embed_tokens(input_ids)
         image = input_ids >= vocab_size
         text = super().embed_tokens(input_ids.masked_fill(image, 0))
@@ -359,9 +359,9 @@ class VisionLanguageTransformer(Transformer):
 
     def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
         """As for the trunk. For a loss alone, positions without a target, such as image tokens, are left out."""
-        if targets is None or return_logits:
+        scored = None if targets is None or return_logits else targets != IGNORE_INDEX
+        if scored is None or not scored.any():
             return super().head(hidden, targets, return_logits, carry)
-        scored = targets != IGNORE_INDEX
         out = super().head(hidden[scored][None], targets[scored][None], False, carry)
         losses = out.token_losses.new_zeros(targets.shape).masked_scatter(scored, out.token_losses)
         return out._replace(token_losses=losses)

@@ -15,11 +15,11 @@ optimizer_rules    optimizer groups of its own parameters (training/optimizer.py
 
 The config of a model has parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
 values_kept_per_token(...), from which the cost of a run is computed; windows and context_limit; and
-num_hidden_layers and further fields under the names of OpenAI's ModelConfig. A config with image_format is of a
-model that reads images: what it makes of one (architecture/images.py), or None if its encoder is off.
+num_hidden_layers and further fields under the names of OpenAI's ModelConfig.
 
-A model that reads images has an image_format (images.py) in its config, and not None; encode_images(images),
-which returns their features; and a forward that takes `images`, or `features` in their place.
+A model that reads images has image_format in its config: what it makes of one (architecture/images.py), or None if
+its encoder is off. It has encode_images(images), which returns their features, and its forward takes `images`, or
+`features` in their place.
 
 Shapes: B batch, T tokens, N = tokens in a batch, D hidden_size, V vocabulary, L MoE layers, E experts.
 """

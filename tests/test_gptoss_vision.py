@@ -451,6 +451,16 @@ def test_ids_without_their_images_are_refused():
         build(use_vision=False)(ids, images=images)
 
 
+def test_a_batch_without_images_or_without_targets_is_that_of_the_trunk():
+    model, ids = build(), text(2, T)
+    trunk = trunk_of(model)
+    no_images = model(ids, images=draw_images(0, 6)).logits
+    assert torch.equal(no_images, trunk(ids).logits)
+    ids, targets, images = mixed_batch()
+    out = model(ids, torch.full_like(targets, IGNORE_INDEX), images=images)
+    assert (out.loss.item(), int(out.num_targets)) == (0, 0) and out.token_losses.shape == ids.shape
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 6), (1, 3, 6, 6), (1, 2, 6, 7), (1, 2, 0, 6)], ids=str)
 def test_images_of_a_wrong_shape_are_refused(shape):
     with pytest.raises(ValueError, match=re.escape(f"patch_size (3), got {shape}; resize them to 6")):
