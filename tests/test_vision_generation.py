@@ -144,6 +144,18 @@ def test_images_that_no_text_can_take_are_refused(model):
         generate_text(model, "a", 3, 0, images=images * 9)
 
 
+@pytest.mark.parametrize("images, told", [
+    ([np.zeros((3, 9, 9), np.uint8)], r"an image must be an array \(3, 6, 6\) of uint8, got \(3, 9, 9\) of uint8"),
+    ([np.zeros((6, 6, 3), np.uint8)], r"got \(6, 6, 3\) of uint8; read it with read_image\(file, 6, name\)"),
+    ([np.zeros((3, 6, 6), np.float32)], r"got \(3, 6, 6\) of float32"),
+    (["photo.png"], "got str of no dtype"),
+    (np.zeros((3, 6, 6), np.uint8), "and give each prompt a list of images"),
+], ids=["another size", "channels last", "floating point", "a path", "no list"])  # fmt: skip
+def test_images_that_read_image_did_not_make_for_this_model_are_refused(model, images, told):
+    with pytest.raises(ValueError, match=told):
+        generate_text(model, "a", 2, 0, images=images)
+
+
 # ---------------------------------------------------------------------------------------------- scripts
 @pytest.fixture(scope="module")
 def checkpoint(model, tmp_path_factory):

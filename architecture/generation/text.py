@@ -48,6 +48,14 @@ def features_of(model: nn.Module, images: Sequence[np.ndarray]) -> torch.Tensor 
             f"a {model.name} model without an encoder reads no images, got {len(images)}; leave them out, or use "
             "a checkpoint of --model gptoss_vision"
         )
+    size = image_format(model).size  # of another size, an image makes another number of features than the text has ids
+    for image in images:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[1:] != (size, size):
+            got = getattr(image, "shape", type(image).__name__), getattr(image, "dtype", "no dtype")
+            raise ValueError(
+                f"an image must be an array (3, {size}, {size}) of uint8, got {got[0]} of {got[1]}; read it with "
+                f"read_image(file, {size}, name), and give each prompt a list of images"
+            )
     return model.encode_images(torch.from_numpy(np.stack(images)).to(next(model.parameters()).device))
 
 
@@ -107,7 +115,7 @@ def stream_text(
     for prompt, own in zip(prompts, images):
         if id(own) not in first:
             first[id(own)] = len(every)
-            every += own
+            every.extend(own)
         ids.append(encode_prompt(tokenizer, prompt, image_format(model), len(own), first[id(own)]))
     seed = secrets.randbits(31) if seed is None else seed
     steps = generate_steps(
