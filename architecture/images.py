@@ -79,7 +79,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
     if image.mode.startswith("I;16"):  # PIL would cut off at 255
         values = np.asarray(image).astype(np.float32)  # in the byte order of the mode
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        opaque = values != image.info.get("transparency", -1)
+        image = Image.fromarray(np.stack(((values / 257).round(), 255 * opaque), axis=-1).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits, and 8 or 16 are read")
     if image.has_transparency_data:

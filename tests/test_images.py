@@ -107,6 +107,10 @@ def test_transparency_becomes_white():
     # one colour of an RGB image is declared transparent
     keyed = png(2, 8, 2, 1, bytes([0, *RED, *BLUE]), (b"tRNS", struct.pack(">HHH", *RED)))
     assert corners(read_image(keyed, 2, "keyed")) == [(255,) * 3, BLUE]
+    # 300 is transparent, and 301, of the same 8 bits, is not
+    row = b"\0" + struct.pack(">HH", 300, 301)
+    deep = png(0, 16, 2, 1, row, (b"tRNS", struct.pack(">H", 300)))
+    assert corners(read_image(deep, 2, "deep")) == [(255,) * 3, (1,) * 3]
 
 
 @pytest.mark.parametrize("orientation, expected", [(1, [RED, BLUE]), (2, [BLUE, RED]), (3, [BLUE, RED])])
