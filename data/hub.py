@@ -60,13 +60,13 @@ class HubSource(Source):
         self.identity = f"{name}@{revision}, {split}, {side or 'all'} of its documents, column {text_column}"
         self.name = f"{name} (copy in the local cache)" if cached_copy(name, revision) else name
         self._dataset = open_splits(name, revision)[split]
-        if self._dataset.column_names is not None:
-            self.require_columns(self._dataset.column_names)
+        self.require_columns(self._dataset.column_names)
 
     shuffled_by = "stream"
 
     def require_columns(self, columns):
-        if self._text_column not in columns:
+        """Raise ValueError without the columns that a document needs. columns: None where only the rows tell."""
+        if columns is not None and self._text_column not in columns:
             raise no_such_column(self._repository, self._text_column, columns)
 
     def document(self, text):
@@ -143,7 +143,8 @@ def open_hub(
 ) -> Source:
     """Open one split of a dataset on the Hub. See open_files for `whole`.
 
-    kind: makes the source.  identity: that of the data to open again. Its revision is opened, and not the newest one.
+    kind: makes the source.  identity: that of the data to open again. Its revision is opened, and not the newest
+    one.
 
     If the Hub does not answer within PROBE_SECONDS, a complete copy in its local cache is read instead.
     """

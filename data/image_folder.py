@@ -175,6 +175,8 @@ def _scan_once(path, text_column, _version):
         row = start, length, number, _digest(words, images), first % 1000 < VALIDATION_PER_THOUSAND
         for column, value in zip(columns, row, strict=True):
             column.append(value)
+    if columns[0] and not known:
+        raise ValueError(f'{path} names no image; write the path of each under "image"')
     return Index(*(np.frombuffer(column, column.typecode) for column in columns), skipped)
 
 

@@ -31,14 +31,15 @@ class ImageHubSource(HubSource):
         super().__init__(*arguments, **options)
 
     def require_columns(self, columns):
-        require_words(columns, self._repository, self._text_column)
         features = self._dataset.features or {}
-        found = [name for name in columns if "Image(" in repr(features.get(name))]
+        found = [name for name in features if "Image(" in repr(features[name])]
         if not found:
+            only = f", only {', '.join(sorted(columns))}" if columns else ""
             raise ValueError(
-                f"{self._repository} has no column of images, only {', '.join(sorted(columns))}; use another set, "
-                "or download it and write captions.jsonl beside its images"
+                f"{self._repository} has no column of images{only}; use another set, or download it and write "
+                "captions.jsonl beside its images"
             )
+        require_words(columns, self._repository, self._text_column)
         self._image_column = "image" if "image" in found else found[0]
 
     def document(self, text: Undecoded) -> Document:

@@ -220,6 +220,8 @@ def test_a_folder_without_captions_or_without_words_is_refused(tmp_path):
         whole(tmp_path / "empty")
     with pytest.raises(ValueError, match="captions.jsonl has no document with text in it"):
         whole(write(tmp_path / "silent", [{"image": "a.png", "text": " "}]))
+    with pytest.raises(ValueError, match='captions.jsonl names no image; write the path of each under "image"'):
+        whole(write(tmp_path / "blind", [{"file_name": "a.png", "text": "x"}]))
 
 
 def test_a_second_file_of_captions_is_the_validation_split(tmp_path):
@@ -342,6 +344,7 @@ def test_a_set_without_images_or_words_or_with_images_elsewhere_is_refused(hub_a
     datasets = pytest.importorskip("datasets")
     no_words = {"data/train.parquet": parquet(tmp_path, range(3), label=str)}
     no_images = {"data/train.jsonl": b'{"text": "x"}\n', "data/validation.jsonl": b'{"text": "y"}\n'}
+    no_columns = {"data/train.csv": b"image,text\na.png,x\n"}  # datasets knows them only when it reads a row
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     rows = {"image": [{"bytes": None, "path": "/etc/hostname"}], "text": ["x"]}
     table = datasets.Dataset.from_dict({"n": [0]}).data.table.from_pydict(rows, schema=features.arrow_schema)
@@ -352,6 +355,7 @@ def test_a_set_without_images_or_words_or_with_images_elsewhere_is_refused(hub_a
     for name, files, told in (
         ("org/words", no_words, "org/words has no column 'text', only image, label"),
         ("org/images", no_images, "org/images has no column of images, only text"),
+        ("org/table", no_columns, "org/table has no column of images; use another set"),
         ("org/path", elsewhere, "a row of org/path has an image that is not inside the set"),
     ):
         with HubServer(files, repo=name) as server:
