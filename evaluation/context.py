@@ -68,7 +68,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-
     from architecture import checkpoint, registry
     from common import device as machine
     from common.files import write_json_atomic

@@ -86,11 +86,10 @@ def run(args: argparse.Namespace) -> None:
             f"{path} must be of a model that reads images, and is of {model.name}; train one with "
             "python train.py --model gptoss_vision"
         )
-    dataset, val_dataset, held = args.dataset, args.val_dataset, {}
+    dataset, val_dataset, column, held = args.dataset, args.val_dataset, args.text_column or TEXT_COLUMN, {}
     if dataset is None and val_dataset is None:
         dataset, val_dataset = before.get("dataset", PICTURES), before.get("val_dataset")
-        held = saved_identity(saved)
-    column = before.get("text_column", TEXT_COLUMN) if held else args.text_column or TEXT_COLUMN
+        column, held = args.text_column or before.get("text_column", TEXT_COLUMN), saved_identity(saved)
     open_split = functools.partial(open_images, dataset or val_dataset, size=images.size, text_column=column)
     identity = held.get("validation data")
     sources = {"validation": open_split(split="validation", val_dataset=val_dataset, identity=identity)}

@@ -2,8 +2,8 @@
 
     defaults < recipe of the size < --config FILE.yaml < flags
 
-train_context.py reads configs/context/, and a model that reads images configs/vision/. The official sizes of GPT-2 share configs/gpt2.yaml. A recipe holds
-no field of a model, so that it fits every model of its size.
+train_context.py reads configs/context/, and a model that reads images configs/vision/. The official sizes of GPT-2
+share configs/gpt2.yaml. A recipe holds no field of a model, so that it fits every model of its size.
 """
 
 from __future__ import annotations

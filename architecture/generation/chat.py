@@ -191,9 +191,8 @@ def prompt_of(
     whole = len(ids)
     if form:
         kept = list(turns)
-        while len(kept) > 1 and (
-            len(ids) > space or kept[0]["role"] == MODEL
-        ):  # an answer needs its question
+        # an answer needs its question
+        while len(kept) > 1 and (len(ids) > space or kept[0]["role"] == MODEL):
             ids = encode(kept := kept[1:])
     elif whole > space:
         ids = [ids[0], *ids[1 + whole - space :]]

@@ -3,8 +3,8 @@
 Weights are laid out for it once: with the scale of the norm in front of them, transposed, and those of queries
 and keys a second time with swapped halves, so that the rotation is two operations. A bias is the last row of its
 matrix, for an input that ends with 1. Buffers and their views are made once. Slot 0 of the cache is a null key
-whose score is the sink. Of a prompt, the last layer computes only keys, values and the last column. `obstacle` says what it cannot do; the
-general decoder of decode.py does everything, and the tests hold the two together.
+whose score is the sink. Of a prompt, the last layer computes only keys, values and the last column. `obstacle`
+says what it cannot do; the general decoder of decode.py does everything, and the tests hold the two together.
 
 The laid out weights are copies, so a decoder lives for one text: a model that trains on needs another one.
 
@@ -276,9 +276,8 @@ class _Buffers:
         self.x_and_one, self.update = torch.ones(number, D + 1, dtype=dtype), empty(number, D)
         self.x = self.x_and_one[:, :D]
         qk = (H + G) * C
-        self.raw = empty(
-            number, 2 * qk + G * C
-        )  # queries and keys, values, queries and keys with swapped halves
+        # queries and keys, values, queries and keys with swapped halves
+        self.raw = empty(number, 2 * qk + G * C)
         self.plain = self.raw[:, : qk + G * C]
         groups = number, G, H // G + 1, C  # the queries of a group, then its key
         self.raw_qk, self.raw_swapped = self.raw[:, :qk].view(groups), self.raw[:, qk + G * C :].view(groups)

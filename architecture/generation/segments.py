@@ -80,9 +80,8 @@ class SegmentDecoder:
         self.filled = [0] * rows  # tokens in the current segment of each row
         self.state = model.new_state(rows)  # (B, D)
         self.cache = model.new_cache(rows) if use_cache else None
-        self.texts: list[list[int]] = [
-            [] for _ in range(rows)
-        ]  # used without a cache, and by the lean decoder
+        # used without a cache, and when the lean decoder gives up
+        self.texts: list[list[int]] = [[] for _ in range(rows)]
         self.lean = None  # reads instead of the model while all texts are equally long
         if use_cache and lean_segments.obstacle(model) is None:
             self.lean = lean_segments.LeanSegmentDecoder(model, rows)
