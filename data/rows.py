@@ -58,7 +58,7 @@ class RowEncoder:
                 name = document.name if images else "a document"
                 logger.warning(
                     f"{name} needs {len(ids) - 1:,} tokens, and a row holds block_size {self._block_size}; the "
-                    f"rest of its text is cut off, as of {self.cut:,} documents so far"
+                    f"rest of its text is cut off (documents cut so far: {self.cut:,})"
                 )
         return Row(ids[: self._block_size + 1], scored[: self._block_size + 1], images)
 

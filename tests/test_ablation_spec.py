@@ -175,6 +175,11 @@ def test_an_arm_that_carries_a_state_is_planned_as_train_context_will_run_it(tmp
         planned(tmp_path, base=base | {"packing": "packed"}, arms=arms)
 
 
+def test_a_model_that_reads_images_is_refused_before_anything_is_planned(tmp_path):
+    with pytest.raises(ValueError, match="arm eyes: ablate.py compares models of text, and this one reads images"):
+        planned(tmp_path, arms={"a": {}, "eyes": {"model": "gptoss_vision"}})
+
+
 def test_settings_of_one_arm_from_several_dimensions_of_a_grid_are_combined(tmp_path):
     grid = {
         "w": [{"hidden_size": 96, "b": {"intermediate_size": 40}}],

@@ -107,7 +107,7 @@ def test_texts_that_are_cut_are_counted_and_said(tokenizer, caplog):
         encode("a cat")
     assert encode.cut == 25 and len(caplog.messages) == 2
     assert caplog.messages[0].startswith("photo 7 needs ") and "block_size 6" in caplog.messages[0]
-    assert "10 documents so far" in caplog.messages[1]
+    assert "documents cut so far: 10" in caplog.messages[1]
 
 
 @pytest.mark.parametrize("document, format, told", [
