@@ -176,7 +176,9 @@ def test_an_arm_that_carries_a_state_is_planned_as_train_context_will_run_it(tmp
 
 
 def test_a_model_that_reads_images_is_refused_before_anything_is_planned(tmp_path):
-    with pytest.raises(ValueError, match="arm eyes: ablate.py compares models of text, and this one reads images"):
+    with pytest.raises(
+        ValueError, match="arm eyes: ablate.py compares models of text, and this one reads images"
+    ):
         planned(tmp_path, arms={"a": {}, "eyes": {"model": "gptoss_vision"}})
 
 

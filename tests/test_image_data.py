@@ -220,7 +220,9 @@ def test_a_folder_without_captions_or_without_words_is_refused(tmp_path):
         whole(tmp_path / "empty")
     with pytest.raises(ValueError, match="captions.jsonl has no document with text in it"):
         whole(write(tmp_path / "silent", [{"image": "a.png", "text": " "}]))
-    with pytest.raises(ValueError, match='captions.jsonl names no image; write the path of each under "image"'):
+    with pytest.raises(
+        ValueError, match='captions.jsonl names no image; write the path of each under "image"'
+    ):
         whole(write(tmp_path / "blind", [{"file_name": "a.png", "text": "x"}]))
 
 

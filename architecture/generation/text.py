@@ -48,7 +48,7 @@ def features_of(model: nn.Module, images: Sequence[np.ndarray]) -> torch.Tensor 
             f"a {model.name} model without an encoder reads no images, got {len(images)}; leave them out, or use "
             "a checkpoint of --model gptoss_vision"
         )
-    size = image_format(model).size  # of another size, an image makes another number of features than the text has ids
+    size = image_format(model).size  # another size makes another number of features than the text has ids
     for image in images:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[1:] != (size, size):
             got = getattr(image, "shape", type(image).__name__), getattr(image, "dtype", "no dtype")

@@ -123,7 +123,9 @@ def resolve(name: str, settings: dict[str, Any]) -> tuple[TrainConfig, Any]:
         config = new_config(command, vocabulary(command.config.tokenizer))  # as train.py does
         require_context(command.config, config)
         if getattr(config, "image_format", None) is not None:
-            raise ValueError("ablate.py compares models of text, and this one reads images; use train.py for each arm")
+            raise ValueError(
+                "ablate.py compares models of text, and this one reads images; use train.py for each arm"
+            )
     return command.config, config
 
 
