@@ -111,6 +111,10 @@ class GPTOSSVisionProcessor(ProcessorMixin):
         self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any
     ) -> BatchFeature:
         """images: one, a list in the order of the placeholders, or a list of lists, one for each text."""
+        if isinstance(images, (list, tuple)) and all(
+            isinstance(own, (list, tuple)) and not own for own in images
+        ):
+            images = None  # a batch of texts alone
         if text is not None:
             text = self._with_placeholders([text] if isinstance(text, str) else list(text), images)
         return super().__call__(images=images, text=text, **kwargs)

@@ -163,6 +163,15 @@ def test_placeholders_and_images_that_do_not_match_are_refused(processor, text, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("images", [None, [], [[], []]], ids=str)
+def test_a_batch_of_texts_alone_has_no_pixel_values(processor, images):
+    found = processor(text=["a", "bc"], images=images)
+    assert found.keys() == {"input_ids", "attention_mask"} and found["input_ids"] == [
+        [259, 97],
+        [259, 98, 99],
+    ]
+
+
 def test_images_of_every_kind_become_those_of_this_project(processor, tmp_path):
     from PIL import Image
 
