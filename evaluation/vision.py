@@ -3,7 +3,8 @@
     python -m evaluation.vision model
     python -m evaluation.vision model --number 1000 --out vision.json
 
-A text is right if the model, taking the most probable token at each step, writes it whole and nothing else.
+A text is right if the model, taking the most probable token at each step, writes it whole and nothing else. A text
+with images in it is asked for from its last image on.
 Each row of the table is one kind of document:
 
 exact    share of right texts with its 95 % interval (Wilson 1927)
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from common.provenance import provenance
     from data.defaults import TEXT_COLUMN
     from data.images import PICTURES, Pictured, open_images
+    from training.monitor.captions import asked
     from training.state.checkpoint import data_identity, require_same_data, saved_identity, saved_settings
 
     if line := set_threads(args.threads, common.begin.STARTED):
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     splits = {}
     for name, source in sources.items():
         documents = list(itertools.islice(source.documents(), args.number))
-        pictured = [document for document in documents if isinstance(document, Pictured)]
+        pictured = [asked(document) for document in documents if isinstance(document, Pictured)]
         if len(pictured) < 2:
             raise ValueError(
                 f"swapping images takes at least 2 documents with images, and the {name} split of "
@@ -125,7 +127,7 @@ def scores(
 ) -> tuple[list[tuple[str, str]], dict[str, list[bool]]]:
     """The (kind, text) of each document, and {column: whether the model wrote its text}.
 
-    documents: Pictured, each.
+    documents: as of captions.asked.
     """
     import numpy as np
 

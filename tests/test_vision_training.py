@@ -12,10 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import assert_kill_and_resume_join
 from toy_run import TINY, load, run_here
 
+from architecture.generation.text import generate_text
 from architecture.gptoss_vision import VisionLanguageTransformer
+from architecture.images import IMAGE
 from architecture.registry import build_config, build_model
 from architecture.tokenizer import get_tokenizer
 from data.documents import Pictured
+from data.hub import GatheredSource
 from data.images import open_images
 from data.rows import validation_rows
 from evaluation import vision
@@ -209,6 +212,21 @@ def test_documents_that_the_context_cannot_hold_together_are_captioned_one_by_on
     alone = [captions.captioned(model, [document])[0].said for document in documents[:2]]
     told = captions.captioned(model, documents)
     assert [said.said for said in told] == [*alone, ""] and alone[0]
+
+
+@pytest.mark.parametrize("prompt, text", [
+    ("", f"{IMAGE}{IMAGE} a ring"), ("", f"this {IMAGE}, that {IMAGE} a ring"), (f"{IMAGE} or", f" {IMAGE} a ring"),
+])  # fmt: skip
+def test_a_text_with_images_in_it_is_asked_for_from_its_last_image_on(prompt, text):
+    model = small_model()
+    model.tokenizer = tokenizer()
+    images = tuple(np.random.default_rng(0).integers(256, size=(2, 3, 16, 16), dtype=np.uint8))
+    (document,) = captions.examples(GatheredSource("x", ["alone", Pictured(images, prompt, text)], ""), 5)
+    assert document.prompt + document.text == prompt + text and document.text == " a ring"
+    (told,) = captions.captioned(model, [document])
+    tokens = len(tokenizer().encode_ordinary(" a ring")) + 1
+    assert document.prompt + told.said == generate_text(model, document.prompt, tokens, 0, images=images)
+    assert captions.Captioned(document, " a ring").right
 
 
 def test_the_picture_shows_a_right_text_in_green_and_a_wrong_one_in_red():

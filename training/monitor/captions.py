@@ -11,6 +11,7 @@ from torch import nn
 
 from architecture.generation.decode import length_limit
 from architecture.generation.text import encode_prompt, generate_texts, image_format
+from architecture.images import IMAGE
 from architecture.tokenizer import encode_text
 from data.documents import Source
 from data.images import Pictured
@@ -30,9 +31,15 @@ class Captioned(NamedTuple):
         return self.said == self.document.text
 
 
+def asked(document: Pictured) -> Pictured:
+    """The document with all up to its last placeholder in the prompt, because a model writes no image."""
+    before, image, after = document.text.rpartition(IMAGE)
+    return document._replace(prompt=document.prompt + before + image, text=after)
+
+
 def examples(source: Source, number: int) -> list[Pictured]:
-    """The first documents with images of a source, at most `number`."""
-    pictured = (document for document in source.documents() if isinstance(document, Pictured))
+    """The first documents with images of a source, at most `number`, as of `asked`."""
+    pictured = (asked(document) for document in source.documents() if isinstance(document, Pictured))
     return list(itertools.islice(pictured, number))
 
 
@@ -43,7 +50,7 @@ def captioned(
 ) -> list[Captioned]:
     """What the model says after each prompt, with the most probable token at each step.
 
-    images: the images to show in place of the documents' own.
+    documents: as of `asked`.  images: the images to show in place of the documents' own.
     A text ends with the end-of-text token, or one token after the length of the longest true text: from there
     on it is wrong in any case. A document that the model's context cannot hold is cut.
     """
