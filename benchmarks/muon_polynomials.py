@@ -209,10 +209,10 @@ def muon_ms(shapes: list[torch.Size], ways: dict[str, dict], repeats: int = 5) -
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def equal_time_steps(config: str, variant: str) -> int:
+def equal_time_steps(config: str, variant: str, of_today: int) -> int:
     measured = json.loads((RESULTS / "muon_costs.json").read_text(encoding="utf-8"))[config]
     whole, of_muon = measured["whole_step_ms"], measured["muon_step_ms"]
-    return round(STEPS[config] * whole / (whole + of_muon[variant] - of_muon["today"]))
+    return round(of_today * whole / (whole + of_muon[variant] - of_muon["today"]))
 
 
 def stored() -> list[dict]:
@@ -220,15 +220,16 @@ def stored() -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def run(config: str, variant: str, lr: float, seed: int) -> None:
-    key = {"config": config, "variant": variant, "lr": lr, "seed": seed}
+def run(config: str, variant: str, lr: float, seed: int, of_today: int) -> None:
+    steps = equal_time_steps(config, variant, of_today)
+    key = {"config": config, "variant": variant, "lr": lr, "seed": seed, "steps": steps}
     if any(key.items() <= line.items() for line in stored()):
         return
-    began, steps = time.process_time(), equal_time_steps(config, variant)
+    began = time.process_time()
     settings = ("--max_iters", steps, "--lr", lr, "--seed", seed)
     with mock.patch.object(muon, "POLYNOMIALS", VARIANTS[variant]):
         final = train(config, *settings)
-    line = key | {"steps": steps, "bits_per_byte": final["final/bits_per_byte"]}
+    line = key | {"of_today": of_today, "bits_per_byte": final["final/bits_per_byte"]}
     line |= {"cpu_seconds": time.process_time() - began} | provenance()
     with LOSSES.open("a", encoding="utf-8") as file:
         file.write(public_text(json.dumps(line), (), os.environ["TINYSTORIES"]) + "\n")
@@ -238,11 +239,10 @@ def losses() -> None:
     """Print the mean of each arm, and its paired difference to `today` at that arm's best learning rate."""
     arms: dict[tuple, dict[int, float]] = {}
     for line in stored():
-        arms.setdefault((line["config"], line["variant"], line["lr"]), {})[line["seed"]] = line[
-            "bits_per_byte"
-        ]
-    for config in STEPS:
-        mine = {(v, lr): seeds for (c, v, lr), seeds in sorted(arms.items()) if c == config}
+        length = line["config"], line.get("of_today", STEPS[line["config"]])
+        arms.setdefault((length, line["variant"], line["lr"]), {})[line["seed"]] = line["bits_per_byte"]
+    for length in dict.fromkeys(arm[0] for arm in arms):
+        mine = {(v, lr): seeds for (c, v, lr), seeds in sorted(arms.items()) if c == length}
         of_today = [arm for arm in mine if arm[0] == "today"]
         if not of_today:
             continue
@@ -257,7 +257,7 @@ def losses() -> None:
                 (f"{arm[0]} {arm[1]}", len(mine[arm]), mean, apart, f"{pair.p:.3f}", f"{pair.resolves:.4f}")
             )
         print(
-            f"{config}\n{table(('arm', 'seeds', 'bits per byte', 'against today', 'p', 'resolves'), rows)}\n"
+            f"{length[0]}, {length[1]} steps of today\n{table(('arm', 'seeds', 'bits per byte', 'against today', 'p', 'resolves'), rows)}\n"
         )
 
 
@@ -272,6 +272,7 @@ def main() -> int:
     one.add_argument("variant", choices=VARIANTS)
     one.add_argument("lr", type=float)
     one.add_argument("seed", type=int)
+    one.add_argument("--steps", type=int, help="of today; the others get the same time (default: STEPS)")
     args = parser.parse_args()
     if args.command == "gradients":
         publish(f"muon_gradients_{args.config}", {"polynomials": VARIANTS, "steps": gradients(args.config)})
@@ -280,7 +281,7 @@ def main() -> int:
         found |= {name: costs("toy", BY_PRODUCTS, *changes) for name, changes in GROWN.items()}
         publish("muon_costs", found)
     elif args.command == "run":
-        run(args.config, args.variant, args.lr, args.seed)
+        run(args.config, args.variant, args.lr, args.seed, args.steps or STEPS[args.config])
     else:
         losses()
     return 0

@@ -122,6 +122,7 @@ def claims() -> list[tuple[str, str, tuple]]:
     toy_peer, wide_peer = peers["toy"], peers["4 layers of 256, 8 experts top-2"]
     arms = ("carried", "zeroed", "trunk_segments", "trunk_whole")
     carried, zeroed, segments, whole = (after_the_first_segment(arm) for arm in arms)
+    mixture = record("mixture_cost")["shapes"]
     parts = profile["shares"]
     shown = [parts[k] for k in ("experts", "head and loss", "optimizer", "attention without its projections")]
     thread = profile["loader_thread_share"]
@@ -136,6 +137,9 @@ def claims() -> list[tuple[str, str, tuple]]:
         ("RoPE: {:.3f} +- {:.3f} against", size("ladder", "rope", "gpt2")),
         ("training without it is {:+.4f} +- {:.4f}", pair("balancing", "none", "aux")),
         ("one of four by {:.3f} +- {:.3f}", size("granularity", "8_of_2", "4_of_1")),
+        ("{:.2f} times its step (`toy`, 2 of 8 experts), {:.2f} (8 of 32); decoding {:.2f} and {:.2f} times",
+         tuple(mixture[f"toy {name}"][task]["against"]["same parameters"]["ratio"]
+               for task in ("training", "decoding, 1 rows") for name in ("8:2", "32:8"))),
         ("{:.2f} times the tokens/s with {:.2f} of the memory at `toy`", (toy_peer["speed"], toy_peer["memory"])),
         ("to {:.1e} of {:.1f} in float32, gradients to {:.1e} of {:.2f}",
          (float32[0], sizes[0], float32[1], sizes[1])),
