@@ -6,17 +6,16 @@ import time
 
 PROC_STAT = "/proc/stat"
 
-# Rounds that an idle thread of GNU's OpenMP, which torch has on Linux, spins at a barrier before it sleeps. The library's
-# own 300,000 are 8 ms in which it keeps a core from the thread that it waits for. benchmarks/LOG.md says why it is this
-# number. The runtimes of other systems have another name for it; nothing was measured there.
+# Rounds that an idle thread of GNU's OpenMP, which torch has on Linux, spins at a barrier before it sleeps. The
+# library's own 300,000 are 8 ms in which it keeps a core from the thread that it waits for. benchmarks/LOG.md says
+# why it is this number. The runtimes of other systems have another name for it; nothing was measured there.
 SPIN_COUNT = 5000
 SETTLED_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either of them in the environment is the user's choice
 
 SHORTEST = 0.2  # seconds between two looks at the cores; the system counts in hundredths
 
-Look = tuple[
-    float, float | None, float
-]  # seconds; core seconds of all processes, if known; those of this process
+# seconds; core seconds of all processes, if known; those of this process
+Look = tuple[float, float | None, float]
 
 
 def bound_spinning() -> None:

@@ -481,7 +481,10 @@ class _Wide:
     """All experts of a block as one MLP of E F inner units; an expert that was not chosen has the gate 0."""
 
     def __init__(self, w1, b1, w2, b2, limit, alpha, norm: _Norm, router: torch.Tensor | None = None):
-        """Arguments as the fields of gptoss.ExpertWeights.  router: (D + 1, E), whose product is joined to theirs."""
+        """Arguments as the fields of gptoss.ExpertWeights.
+
+        router: (D + 1, E), whose product is joined to theirs.
+        """
         w1, b1, w2, b2 = (x.detach() for x in (w1, b1, w2, b2))
         self.limit, self.alpha = limit, alpha
         self.shape = len(w1), w2.shape[2]  # E, F
