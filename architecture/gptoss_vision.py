@@ -79,6 +79,11 @@ class VisionConfig(ModelConfig):
     @property
     def image_format(self) -> ImageFormat | None:
         """What the model makes of an image; None if it reads none."""
+        if self.use_vision and self.vision_num_channels != 3:
+            raise ValueError(
+                "vision_num_channels must be 3 where images are read, which is as RGB, got "
+                f"{self.vision_num_channels}; leave it out"
+            )
         made = ImageFormat(self.image_size, self.tokens_per_image, self.vocab_size)
         return made if self.use_vision else None
 

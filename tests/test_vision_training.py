@@ -258,8 +258,9 @@ def test_its_evaluation_runs_on_the_data_of_the_run(shown, capsys):
     "flags, message",
     [(["--freeze", "vision"], "freeze must be none for model gptoss with these settings, which reads no images"),
      (["--model", "gptoss_vision", "--packing", "packed"], "packing must be rows for a model that reads images"),
+     (["--model", "gptoss_vision", "--vision_num_channels", "1"], "must be 3 where images are read"),
      (["--model", "gptoss_vision", "--eval_only", TRUNK], "is gptoss, got gptoss_vision; leave model out")],
-    ids=["freeze", "packing", "text checkpoint"],
+    ids=["freeze", "packing", "channels", "text checkpoint"],
 )  # fmt: skip
 def test_settings_that_do_not_fit_a_model_that_sees_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
