@@ -194,6 +194,12 @@ def claims() -> list[tuple[str, str, tuple]]:
         ("**better by {:.3f} +- {:.3f}**. Finer", size("granularity", "8_of_2", "4_of_1")),
         ("16:4 against 8:2 {:+.3f} +- {:.3f}", pair("granularity", "16_of_4", "8_of_2")),
         ("32:8 against 16:4 {:+.3f} +- {:.3f}", pair("granularity", "32_of_8", "16_of_4")),
+        ("{:.2f}, {:.2f} and {:.2f} times its tokens per CPU second",
+         tuple(record("decode_peers")["rows"][rows]["ratio"] for rows in ("1", "8", "64"))),
+        ("{:.2f} (`toy`, 2 of 8 experts), {:.2f} (4 layers of 256, 2 of 8), {:.2f} (`toy`, 8 of 32); beside one of as "
+         "many FLOPs {:.2f}, {:.2f}, {:.2f}",
+         tuple(mixture[shape]["training"]["against"][dense]["ratio"]
+               for dense in ("same parameters", "same FLOPs") for shape in ("toy 8:2", "4x256 8:2", "toy 32:8"))),
         ("takes {:.2f} times the seconds of 8:2", (seconds("granularity", "32_of_8") / seconds("granularity", "8_of_2"),)),
         ("Yes, by {:.3f} +- {:.3f} nats", above(zeroed, carried)),
         ("most of the {:.3f} may be", (size("ladder", "rope", "gpt2")[0],)),
