@@ -214,9 +214,16 @@ def context_model(**changes):
     return randomized(ContextTransformer(ContextConfig(**shape)))
 
 
-@pytest.mark.parametrize("pieces", [[1] * 13, [5, 1, 4, 6, 1], [4, 9], [17, 1, 1]], ids=str)
 @pytest.mark.parametrize(
-    "changes", [dict(), dict(gated_update=True, nope_stride=2), dict(carry_state=False)], ids=str
+    ("pieces", "changes"),
+    [
+        ([1] * 13, dict(gated_update=True, nope_stride=2)),
+        ([5, 1, 4, 6, 1], dict(gated_update=True, nope_stride=2)),
+        ([4, 9], dict()),
+        ([17, 1, 1], dict()),
+        ([17, 1, 1], dict(carry_state=False)),
+    ],
+    ids=str,
 )
 def test_segments_are_read_as_from_the_beginning(changes, pieces, experts):
     model, texts, at = context_model(**changes), tokens(3, 30), 0

@@ -133,7 +133,8 @@ def test_a_step_of_text_alone_changes_nothing_if_the_trunk_is_frozen():
 # ------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("part", ["trunk", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["trunk", "none"])
 def test_a_killed_run_with_images_goes_on_bit_for_bit(tmp_path, part):
     assert_kill_and_resume_join(tmp_path, [*FLAGS, "--freeze", part])
 
