@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE = "<|image|>"
-MOST_PIXELS = 2**26  # of a file, before it is resized; as RGB they take 200 MB
+MOST_PIXELS = 2**26  # a file may have so many before it is resized; as RGB they take 200 MB
 WAY_OUT = "use another image, or save this one again with a program that can open it"
 
 

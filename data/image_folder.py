@@ -33,7 +33,7 @@ CAPTIONS = {"train": "captions.jsonl", "validation": "captions_validation.jsonl"
 
 
 class Record(NamedTuple):
-    names: list[str]  # of the images
+    names: list[str]  # the names of the images
     words: Words | None
 
 

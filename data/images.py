@@ -29,7 +29,7 @@ from data.image_records import question_prompt
 from data.pictures import COUNTS, VERSION, item
 
 PICTURES, DIGITS, FACES = "pictures", "digits", "faces"
-TRAIN_SHARE = 0.8  # of digits and faces
+TRAIN_SHARE = 0.8  # share of the digits, and of the faces, that is for training
 NAMES_OF_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 __all__ = ["DIGITS", "FACES", "PICTURES", "Pictured", "open_images", "question_prompt"]

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.script import Parser, exit_code, say
-from common.threads import set_threads
+from evaluation import from_checkpoint
 
 
 class Losses(NamedTuple):
@@ -43,54 +43,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     title = "Loss by segment with the state carried, zeroed and swapped."
     parser = Parser(prog="python -m evaluation.context", allow_abbrev=False, description=title)
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
-    add("--dataset", help="as in training (default: that of the checkpoint)")
-    add("--val_dataset", help="as in training (default: that of the checkpoint)")
-    add("--text_column", help="column of the text (default: text, or that of the checkpoint with its data)")
+    from_checkpoint.add_flags(parser)
     add("--documents", type=int, default=1000, metavar="N", help="read the first N documents (default: 1000)")
     rows = "tokens in a row of the table, for a model without a state (default: its block_size)"
     add("--segment_length", type=int, metavar="N", help=rows)
     add("--batch_size", type=int, default=32, metavar="N", help="documents in a batch (default: 32)")
-    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    add(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="CPU threads (default: one for each core that is free at the start)",
-    )
     add("--out", type=Path, metavar="FILE", help="file for the JSON (default: stdout)")
     args = parser.parse_args(argv)
-    for name, least in (("documents", 2), ("batch_size", 2), ("segment_length", 1), ("threads", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    from_checkpoint.require_at_least(args, documents=2, batch_size=2, segment_length=1, threads=1)
     return args
 
 
 def run(args: argparse.Namespace) -> None:
-    from architecture import checkpoint, registry
     from common import device as machine
     from common.files import write_json_atomic
     from common.provenance import provenance
     from data.packing import encode
     from data.sources import open_dataset, say_left_out
-    from training.state.checkpoint import data_identity, require_same_data, saved_identity, saved_settings
+    from training.state.checkpoint import data_identity, require_same_data
 
-    if line := set_threads(args.threads, common.begin.STARTED):
-        say(line)
-    path = checkpoint.find_checkpoint(args.checkpoint, say)
-    saved = checkpoint.read_checkpoint(path)
-    before = saved_settings(saved, path)
-    dataset, val_dataset, column, held = args.dataset, args.val_dataset, args.text_column or "text", {}
+    path, saved, before = from_checkpoint.read(args)
+    dataset, val_dataset, column, held = from_checkpoint.data_to_read(args, saved, before)
     if dataset is None and val_dataset is None:
-        if "dataset" not in before:
-            raise ValueError(
-                f"{path} does not say which data it was trained on; give --dataset or --val_dataset"
-            )
-        dataset, val_dataset = before["dataset"], before["val_dataset"]
-        column, held = args.text_column or before["text_column"], saved_identity(saved)
-    device = machine.choose_device(args.device)
-    model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
+        raise ValueError(f"{path} does not say which data it was trained on; give --dataset or --val_dataset")
+    model = from_checkpoint.model_on_device(args, saved, path)
+    device = next(model.parameters()).device
     carries = getattr(model, "carries", False)
     window = model.config.segment_length if carries else before.get("block_size", model.config.context_limit)
     if carries and args.segment_length not in (None, window):

@@ -35,8 +35,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.script import Parser, exit_code, say
-from common.threads import set_threads
+from common.script import Parser, exit_code
+from evaluation import from_checkpoint
 
 CAPTION = "caption"  # the kind of documents without a question
 FAMILIAR = "familiar"  # the split of new scenes of known combinations
@@ -47,52 +47,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     title = "Exact match of captions and answers, with images zeroed and swapped, and chance."
     parser = Parser(prog="python -m evaluation.vision", allow_abbrev=False, description=title)
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
-    add("--dataset", help="as in training (default: that of the checkpoint)")
-    add("--val_dataset", help="as in training (default: that of the checkpoint)")
-    add("--text_column", help="column of the text, for data from the Hub (default: as in training)")
+    from_checkpoint.add_flags(parser)
     many = "read the first N documents of each split (default: 1000)"
     add("--number", type=int, default=1000, metavar="N", help=many)
     add("--batch_size", type=int, default=64, metavar="N", help="documents in a batch (default: 64)")
-    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: one for each free core)")
     add("--out", type=Path, metavar="FILE", help="file for the figures as JSON")
     args = parser.parse_args(argv)
-    for name, least in (("number", 2), ("batch_size", 1), ("threads", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    from_checkpoint.require_at_least(args, number=2, batch_size=1, threads=1)
     return args
 
 
 def run(args: argparse.Namespace) -> None:
-    from architecture import checkpoint, registry
-    from common import device as machine
     from common.files import write_json_atomic
     from common.provenance import provenance
-    from data.defaults import TEXT_COLUMN
     from data.images import PICTURES, Pictured, open_images
     from training.monitor.captions import asked
-    from training.state.checkpoint import data_identity, require_same_data, saved_identity, saved_settings
+    from training.state.checkpoint import data_identity, require_same_data
 
-    if line := set_threads(args.threads, common.begin.STARTED):
-        say(line)
-    path = checkpoint.find_checkpoint(args.checkpoint, say)
-    saved = checkpoint.read_checkpoint(path)
-    before = saved_settings(saved, path)
-    device = machine.choose_device(args.device)
-    model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
+    path, saved, before = from_checkpoint.read(args)
+    model = from_checkpoint.model_on_device(args, saved, path)
     images = getattr(model.config, "image_format", None)
     if images is None:
         raise ValueError(
             f"{path} must be of a model that reads images, and is of {model.name}; train one with "
             "python train.py --model gptoss_vision"
         )
-    dataset, val_dataset, column, held = args.dataset, args.val_dataset, args.text_column or TEXT_COLUMN, {}
-    if dataset is None and val_dataset is None:
-        dataset, val_dataset = before.get("dataset", PICTURES), before.get("val_dataset")
-        column, held = args.text_column or before.get("text_column", TEXT_COLUMN), saved_identity(saved)
-    open_split = functools.partial(open_images, dataset or val_dataset, size=images.size, text_column=column)
+    dataset, val_dataset, column, held = from_checkpoint.data_to_read(args, saved, before)
+    dataset = dataset or val_dataset or PICTURES
+    open_split = functools.partial(open_images, dataset, size=images.size, text_column=column)
     identity = held.get("validation data")
     sources = {"validation": open_split(split="validation", val_dataset=val_dataset, identity=identity)}
     if held:

@@ -242,7 +242,7 @@ def test_a_second_file_of_captions_is_the_validation_split(tmp_path):
 
 def test_without_one_the_hash_of_the_first_image_decides(tmp_path, monkeypatch):
     """So all that is said of an image is in the same split."""
-    monkeypatch.setattr(image_folder, "VALIDATION_PER_THOUSAND", 50)  # of 200 images, 1% may be none
+    monkeypatch.setattr(image_folder, "VALIDATION_PER_THOUSAND", 50)  # 1% of 200 images may be none
     images = {f"{n}.png": png(n) for n in range(200)}
     lines = [{"image": f"{n % 200}.png", "text": f"text {n}"} for n in range(600)]
     write(tmp_path, lines, **images)

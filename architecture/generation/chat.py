@@ -216,7 +216,7 @@ class Memory:
     read: Sequence[int] = ()  # the ids that were fed to the decoder, of a model without a state
     room: int = 0  # most ids that this decoder can read
     images: Sequence[np.ndarray] = ()  # that this decoder sees
-    features: torch.Tensor | None = None  # of these images
+    features: torch.Tensor | None = None  # what the encoder made of the images
 
     def resume(self, model: nn.Module, prompt: Prompt) -> list[int]:
         """The ids that the decoder has to read for this prompt; a new decoder reads all."""

@@ -20,7 +20,7 @@ RGB = dict(
     )
 )
 SHADE = 8  # how much a color differs from RGB at most
-LIGHTEST, DARKEST = 255, 228  # of the background
+LIGHTEST, DARKEST = 255, 228  # bounds of the gray of the background
 DIAMETER = {"small": 0.46, "big": 0.78}  # in widths of a place, as JITTER is
 JITTER = 0.07  # how far a shape is from the middle of its place at most
 SAMPLES, STEPS = 8, 4  # STEPS: positions of a shape in a pixel, along each axis

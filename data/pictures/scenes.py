@@ -14,7 +14,7 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = ("small", "big")
 LARGEST_COUNT = 5
-LARGEST_COUNT_OF_TWO = 3  # of a group in a picture with two
+LARGEST_COUNT_OF_TWO = 3  # where a picture has two groups, the most shapes in each
 PLACES = 9  # 3 * row + column, from the top left
 # Every second picture has a caption. The others have these questions in turn.
 QUESTIONS = ("count", "color", "shape", "size", "place", "more", "total", "left", "above")

@@ -1,0 +1,68 @@
+"""What the commands share that measure a checkpoint on the validation data of its run, or on other data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import common.begin
+from common.script import Parser, say
+from common.threads import set_threads
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the checkpoint, and the flags of data, device and threads."""
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
+    add("--dataset", help="as in training (default: that of the checkpoint)")
+    add("--val_dataset", help="as in training (default: that of the checkpoint)")
+    add("--text_column", help="column of the text (default: text, or that of the checkpoint with its data)")
+    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
+    threads = "CPU threads (default: one for each core that is free at the start)"
+    add("--threads", type=int, metavar="N", help=threads)
+
+
+def require_at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raise ValueError for a flag that is given and below its least value."""
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            raise ValueError(f"--{name} must be at least {bound}, got {value}")
+
+
+def read(args: argparse.Namespace) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Choose the threads. Returns the path of the checkpoint, its content and the settings of its run."""
+    from architecture import checkpoint
+    from training.state.checkpoint import saved_settings
+
+    if line := set_threads(args.threads, common.begin.STARTED):
+        say(line)
+    path = checkpoint.find_checkpoint(args.checkpoint, say)
+    saved = checkpoint.read_checkpoint(path)
+    return path, saved, saved_settings(saved, path)
+
+
+def data_to_read(
+    args: argparse.Namespace, saved: dict[str, Any], before: dict[str, Any]
+) -> tuple[str | None, str | None, str, dict[str, Any]]:
+    """dataset, val_dataset and text_column; and the identity of the run's data, {} for other data.
+
+    saved, before: from read().  Both names are None if neither the flags nor the checkpoint name data.
+    """
+    from data.defaults import TEXT_COLUMN
+    from training.state.checkpoint import saved_identity
+
+    if args.dataset is not None or args.val_dataset is not None:
+        return args.dataset, args.val_dataset, args.text_column or TEXT_COLUMN, {}
+    column = args.text_column or before.get("text_column", TEXT_COLUMN)
+    return before.get("dataset"), before.get("val_dataset"), column, saved_identity(saved)
+
+
+def model_on_device(args: argparse.Namespace, saved: dict[str, Any], path: Path) -> Any:
+    """The model of the checkpoint on the device of the flags, in eval mode."""
+    from architecture import checkpoint, registry
+    from common.device import choose_device
+
+    device = choose_device(args.device)
+    return checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(device)
