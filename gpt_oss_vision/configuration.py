@@ -55,10 +55,13 @@ class GPTOSSVisionConfig(GptOssConfig):
                 raise ValueError(
                     f"{name} must be a multiple of {unit} ({divisor}), got {found}; change one of the two"
                 )
-        if self.nope_stride < 1:
-            raise ValueError(
-                f"nope_stride must be at least 1, got {self.nope_stride}; use_nope=False turns NoPE off"
-            )
+        for name, least, way_out in (
+            ("vision_num_layers", 0, "0 is a linear map of the patches"),
+            ("vision_num_channels", 1, "3 is RGB"),
+            ("nope_stride", 1, "use_nope=False turns NoPE off"),
+        ):
+            if (found := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, got {found}; {way_out}")
         if self.image_token_id is None:
             self.image_token_id = image_token_id(self.vocab_size)
         if not 0 <= self.image_token_id <= self.vocab_size:

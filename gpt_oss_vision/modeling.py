@@ -124,7 +124,7 @@ class GPTOSSVisionModel(GPTOSSVisionPreTrainedModel, GptOssModel):
 
     def forward(self, input_ids=None, *, pixel_values=None, inputs_embeds=None, **inputs):
         """As GptOssModel's. pixel_values (M, channels, S, S): the images of the batch, in the order of their tokens."""
-        if pixel_values is None and (input_ids is None or self.vision is None):
+        if pixel_values is None and input_ids is None:
             return super().forward(input_ids, inputs_embeds=inputs_embeds, **inputs)
         if input_ids is None:
             raise ValueError(

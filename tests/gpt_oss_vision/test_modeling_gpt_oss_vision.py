@@ -367,6 +367,8 @@ BAD_SETTINGS = {
         dict(vision_num_heads=7),
         "vision_embed_dim must be a multiple of vision_num_heads (7), got 1024",
     ),
+    "layers": (dict(vision_num_layers=-1), "vision_num_layers must be at least 0, got -1"),
+    "channels": (dict(vision_num_channels=0), "vision_num_channels must be at least 1, got 0"),
     "stride": (dict(use_nope=True, nope_stride=0), "nope_stride must be at least 1, got 0"),
     "image token": (
         dict(image_token_id=201089),
@@ -405,6 +407,11 @@ BAD_INPUTS = {
         dict(input_ids=text_ids(2, 14)),
         dict(use_vision=False),
         "reads no images (use_vision=False)",
+    ),
+    "image tokens, no vision": (
+        dict(pixel_values=None),
+        dict(use_vision=False),
+        "18 image tokens, and the images of pixel_values make 0;",
     ),
     "embeddings": (
         dict(input_ids=None, inputs_embeds=torch.zeros(2, 14, 24)),
