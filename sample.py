@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from common.files import atomic_write, decode_text
 from common.script import Parser, exit_code, say
-from common.threads import set_threads
+from common.threads import set_threads, set_threads_for_texts
 
 SEPARATOR = "<|endoftext|>"  # between the texts of a .txt file, as data/files.py reads it
 MOST_SAMPLES = 1_000_000  # per prompt
@@ -58,7 +58,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--top_p", **number, help="only the most probable tokens that together reach X (default: all)")
     add("--min_p", **number, help="only tokens at least X times as probable as the best one (default: all)")
     add("--seed", **whole, help="same seed, same text (default: drawn and printed)")
-    add("--threads", **whole, help="CPU threads (default: one for each core that is free at the start)")
+    add(
+        "--threads",
+        **whole,
+        help="CPU threads (default: one for a small model, else one for each core that is free)",
+    )
     add("--device", default="auto", metavar="D", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
     told = f"write .jsonl, or .txt with {SEPARATOR} after each text and in none (default: print)"
     add("--out", metavar="FILE", help=told)
@@ -208,6 +212,8 @@ def run(args: argparse.Namespace) -> None:
     path = find_checkpoint(given / BEST if args.best else given, say)
     with naming_a_good_one(path):
         model = load_model(path, device=device, weights=args.weights)
+    size = model.config.parameter_counts()["total"]
+    set_threads_for_texts(args.threads, size, len(prompts) * args.num_samples)
     images = read_images(args, model)
     seed = secrets.randbits(31) if args.seed is None else args.seed
     if args.chat:

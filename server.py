@@ -20,10 +20,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from common.threads import bound_spinning, set_threads
+from common.threads import bound_spinning, set_threads, set_threads_for_texts
 
 if st.runtime.exists():
     bound_spinning()  # before the imports below load torch
+
+import torch
 
 from architecture.generation import chat
 from architecture.generation.chat import MODEL, USER
@@ -85,10 +87,11 @@ def told():
 
 # -------------------------------------------------------------------------------------------- the model
 @st.cache_resource
-def choose_threads(asked: int | None) -> None:
+def choose_threads(asked: int | None) -> int:
     """Once in the life of the server, at the first model."""
     if line := set_threads(asked, None):
         say(line)
+    return torch.get_num_threads()
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
@@ -153,8 +156,11 @@ def label(path: str) -> str:
 def ready_model(path: str, threads: int | None):
     """The model of a checkpoint; None, with a sentence in the page, if it cannot be loaded."""
     with told(), naming_a_good_one(Path(path)):
-        choose_threads(threads)
-        return load(path, Path(path).stat().st_mtime_ns)
+        chosen = choose_threads(threads)
+        model = load(path, Path(path).stat().st_mtime_ns)
+        torch.set_num_threads(chosen)  # the model before may have been small
+        set_threads_for_texts(threads, model.config.parameter_counts()["total"], rows=1)
+        return model
 
 
 # --------------------------------------------------------------------------------------------- the page

@@ -12,6 +12,9 @@ PROC_STAT = "/proc/stat"
 SPIN_COUNT = 5000
 SETTLED_BY = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either of them in the environment is the user's choice
 
+# Up to so many parameters and rows, one thread writes texts as fast as two (docs/recipes.md).
+SMALL_MODEL, FEW_ROWS = 10_000_000, 16
+
 SHORTEST = 0.2  # seconds between two looks at the cores; the system counts in hundredths
 
 # seconds; core seconds of all processes, if known; those of this process
@@ -90,3 +93,19 @@ def set_threads(asked: int | None, since: Look | None) -> str:
         f"{threads} thread{'s' * (threads > 1)}: other work has {others:.1f} of {cores} cores; "
         f"--threads {most} takes {'both' if most == 2 else 'all' if most == cores else 'more'}"
     )
+
+
+def set_threads_for_texts(asked: int | None, parameters: int, rows: int) -> None:
+    """Lower torch's threads to one if a model writes its texts as fast with one. Call it after set_threads.
+
+    asked: as for set_threads.  parameters: of the model.  rows: texts at once.
+    """
+    import torch
+
+    if (
+        asked is None
+        and "OMP_NUM_THREADS" not in os.environ
+        and parameters <= SMALL_MODEL
+        and rows <= FEW_ROWS
+    ):
+        torch.set_num_threads(1)

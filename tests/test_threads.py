@@ -10,7 +10,7 @@ import torch
 from toy_run import TINY, run_here
 
 from common import threads
-from common.threads import free_threads, look, others_between, set_threads
+from common.threads import free_threads, look, others_between, set_threads, set_threads_for_texts
 from training.monitor.pace import Pace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +84,22 @@ def test_threads_that_are_given_are_taken_on_a_busy_machine(tmp_path, monkeypatc
         monkeypatch.setenv(way, "2")
     assert set_threads(2 if way == "--threads" else None, before) == ""
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    "asked, environment, parameters, rows, left",
+    [(None, {}, 10**7, 16, 1), (None, {}, 10**7 + 1, 1, 2), (None, {}, 10**6, 17, 2), (2, {}, 10**6, 1, 2)]
+    + [(None, {"OMP_NUM_THREADS": "2"}, 10**6, 1, 2)],
+    ids=["small", "a larger model", "many rows", "--threads", "OMP_NUM_THREADS"],
+)
+def test_a_small_model_writes_a_few_texts_with_one_thread(
+    monkeypatch, two_threads, asked, environment, parameters, rows, left
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    set_threads_for_texts(asked, parameters, rows)
+    assert torch.get_num_threads() == left
 
 
 def test_no_thread_is_refused():
