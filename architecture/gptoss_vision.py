@@ -129,7 +129,7 @@ class VisionConfig(ModelConfig):
 PRESETS = TRUNK_PRESETS | {
     # minutes on a laptop
     "toy": TRUNK_PRESETS["toy"] | dict(num_hidden_layers=3, num_experts=4, intermediate_size=96, image_size=48,
-                                       vision_embed_dim=96, vision_patch_size=8, vision_num_layers=2,
+                                       vision_embed_dim=96, vision_patch_size=16, vision_num_layers=2,
                                        vision_num_heads=4),
     "medium": TRUNK_PRESETS["medium"] | dict(vision_embed_dim=384, vision_patch_size=16, vision_num_layers=12,
                                              vision_num_heads=6),
