@@ -125,6 +125,12 @@ class TrainConfig:
     )
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
+    gpus: int | None = option(
+        None, "with dry_run: plan the run on this many GPUs, in nodes of eight", at_least=1, at_most=65_536
+    )
+    gpu: Literal["a100", "h100", "h200", "b200", "rtx4090"] | None = option(
+        None, "with dry_run: the GPU to plan for; none = h100"
+    )
 
     def __post_init__(self):
         cast_fields(self)
@@ -138,6 +144,16 @@ class TrainConfig:
                 "warmup + decay must be at most 1, because both are shares of the run; "
                 f"got {self.warmup} + {self.decay}; lower one of them"
             )
+        if self.planned and not self.dry_run:
+            raise ValueError(
+                "gpus and gpu describe a machine for --dry_run; add --dry_run, or leave them out: a run takes "
+                "the GPUs that torchrun gives it"
+            )
+
+    @property
+    def planned(self) -> bool:
+        """Whether --dry_run is about the GPUs that --gpus and --gpu describe, and not about this machine."""
+        return bool(self.gpus or self.gpu)
 
     @property
     def micro_batches(self) -> int:
@@ -168,7 +184,7 @@ DATA = ("dataset", "val_dataset", "text_column")
 CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile"})
 
 # Settings of one call, not of the run: always taken from the command line.
-OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
+OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run", "gpus", "gpu"})
 
 # Settings that --eval_only reads, beside the fields of the model.
 READ_BY_EVALUATION = (CHANGES_BITS - {"compile"}) | {

@@ -151,16 +151,11 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
 
     available: bytes on cfg.device, if known.
     """
-    counts, flops = config.parameter_counts(), config.flops_per_token(cfg.block_size)
-    per_step = cfg.slots_per_step
+    flops, per_step = config.flops_per_token(cfg.block_size), cfg.slots_per_step
     memory = memory_bytes(cfg, config)
     needed = sum(memory.values())
-    differences = (*changed_fields(cfg, config), f"{config.vocab_size:,} ids")
     lines = [
-        f"{cfg.model} {cfg.model_size} with {', '.join(differences)}",
-        f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
-        f"{counts['embedding']:,} of the total in the input embedding{expert_layers(config)}",
-        f"FLOPs per token  {flops:,.0f} (forward and backward)",
+        *model_lines(cfg, config),
         f"memory           on {cfg.device} in {cfg.dtype}: "
         + ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in memory.items()),
         f"                 {needed / 1e9:.3f} GB in all{_room(needed, available)}",
@@ -191,6 +186,18 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)
+
+
+def model_lines(cfg: TrainConfig, config: Any) -> tuple[str, str, str]:
+    """The first lines of --dry_run: the model, its parameters, its FLOPs per token."""
+    counts, flops = config.parameter_counts(), config.flops_per_token(cfg.block_size)
+    differences = (*changed_fields(cfg, config), f"{config.vocab_size:,} ids")
+    return (
+        f"{cfg.model} {cfg.model_size} with {', '.join(differences)}",
+        f"parameters       {counts['total']:,} total, {counts['active']:,} active per token, "
+        f"{counts['embedding']:,} of the total in the input embedding{expert_layers(config)}",
+        f"FLOPs per token  {flops:,.0f} (forward and backward)",
+    )
 
 
 def expert_layers(config: Any) -> str:

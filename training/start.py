@@ -59,10 +59,13 @@ def resolve(command: CommandLine) -> Start:
     if len(asked) > 1 and asked not in (["resume", "resume_from"], ["resume", "extend"]):
         raise ValueError(f"{' and '.join(asked)} each name the weights to start from; keep one of them")
     start = ways[asked[0]](command) if asked else new_model(command)
-    cfg, on = for_images(start.cfg, start.config, command.given), device.choose_device(start.cfg.device)
+    cfg = for_images(start.cfg, start.config, command.given)
+    on = torch.device("cuda") if cfg.planned else device.choose_device(cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
+    if cfg.planned:
+        return start._replace(cfg=cfg)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
     return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
 
@@ -115,7 +118,8 @@ def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str
     if command.config.carries:
         command = with_segment_length(command)
     full = command.config
-    if not recipes.recipe_path(full, size) or device.choose_device(full.device).type != "cpu":
+    on_cpu = not full.planned and device.choose_device(full.device).type == "cpu"
+    if not on_cpu or not recipes.recipe_path(full, size):
         return command, (line,)
     cfg = recipes.for_a_cpu(full, given)
     if cfg == full:

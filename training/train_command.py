@@ -32,7 +32,7 @@ def run(command: CommandLine) -> int:
     from common import device
     from data.images import PICTURES, open_images
     from data.sources import choose_dataset, open_dataset
-    from training import costs, optimizer, start, trainer
+    from training import costs, optimizer, planner, start, trainer
 
     if command.help_model:
         return print_model_fields(command.config, command.model_overrides)
@@ -41,8 +41,11 @@ def run(command: CommandLine) -> int:
         checkpoint.without_values(  # raises for a backend that this machine lacks
             registry.model_class(cfg.model), config, attention=cfg.attention, experts=cfg.experts
         )
-        room = device.available_memory(torch.device(cfg.device))
-        print("\n".join((*lines, costs.report(cfg, config, room))))
+        if cfg.planned:
+            text = planner.report(cfg, config)
+        else:
+            text = costs.report(cfg, config, device.available_memory(torch.device(cfg.device)))
+        print("\n".join((*lines, text)))
         return 0
     start.require_resources(begun)
     if line := set_threads(cfg.threads, STARTED):
