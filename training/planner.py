@@ -109,19 +109,23 @@ class Tensor(NamedTuple):
     trained: bool
     matrix: bool  # whether Muon updates it
 
-    def ranks(self, layout: Layout, gpus: int) -> int:
-        """Number of ranks that compute with the same values of it."""
-        return gpus // layout.degree if self.expert else gpus
+    def spread(self, layout: Layout) -> bool:
+        """Whether expert parallelism splits it; then FSDP2 leaves it alone."""
+        return self.expert and layout.degree > 1
+
+    def sharded(self, layout: Layout) -> bool:
+        """Whether FSDP2 splits it."""
+        return layout.sharded and not self.spread(layout)
 
     def held(self, layout: Layout, gpus: int) -> int:
         """Values that rank 0 keeps, which has the most: FSDP2 splits the first axis as torch.chunk does."""
-        rows, width = self.shape[0], math.prod(self.shape[1:])
-        rows //= layout.degree if self.expert else 1
-        return width * (math.ceil(rows / self.ranks(layout, gpus)) if layout.sharded else rows)
+        rows = self.shape[0] // layout.degree if self.spread(layout) else self.shape[0]
+        rows = math.ceil(rows / gpus) if self.sharded(layout) else rows
+        return rows * math.prod(self.shape[1:])
 
     def used(self, layout: Layout, gpus: int) -> int:
-        """Values that a rank computes with: all, or its own experts; under FSDP2 with the padding of the parts."""
-        return self.held(layout, gpus) * (self.ranks(layout, gpus) if layout.sharded else 1)
+        """Values that a rank computes with: all, or its own experts; from FSDP2 with the padding of the parts."""
+        return self.held(layout, gpus) * (gpus if self.sharded(layout) else 1)
 
 
 def tensors_of(cfg: TrainConfig, config: Any) -> list[Tensor]:
@@ -161,39 +165,38 @@ def collectives(
 ) -> list[Collective]:
     """The communication of an optimizer step; a test counts its bytes.
 
-    Left out, because they are a few KB: the norm of the gradient, losses, counters and the routers' loads.
+    Left out, because they are a few KB: the norm of the gradient, losses, and numbers of tokens.
     """
-    per_node, micro, width = min(gpus, NODE), cfg.micro_batches, bytes_per_value(cfg)
-    copies = gpus // layout.degree  # of each expert; the ranks that hold a layer together are neighbours
-    of_experts = Group(copies, min(copies, max(1, per_node // layout.degree)))
-    found = []
-    for name, group, part in (
-        ("experts", of_experts, [t for t in tensors if t.expert and layout.degree > 1]),
-        ("weights", Group(gpus, per_node), [t for t in tensors if not (t.expert and layout.degree > 1)]),
-    ):
-        gradients = 4 * sum(t.used(layout, gpus) for t in part if t.trained)
-        if group.ranks == 1 or not part:
-            continue
-        if not layout.sharded:
-            calls = math.ceil(gradients / BUCKET)
-            found.append(Collective(f"gradients of {name}", "all-reduce", gradients, calls, group, True))
-            continue
+    if gpus == 1:
+        return []
+    per_node, micro = min(gpus, NODE), cfg.micro_batches
+    everyone, found = Group(gpus, per_node), []
+    shared = [t for t in tensors if not t.spread(layout)]
+    gradients = 4 * sum(t.used(layout, gpus) for t in shared if t.trained)
+    if layout.sharded:
         # Each block is gathered for the forward pass and again for the backward pass; the rest stays in between.
-        times = {t: micro * (1 if t.block is None else 2) for t in part}
-        gathered = width * sum(times[t] * t.used(layout, gpus) for t in part)
-        calls = sum({t.block: times[t] for t in part}.values())
-        found.append(Collective(name, "all-gather", gathered, calls, group, True))
-        calls = len({t.block for t in part})
-        found.append(Collective(f"gradients of {name}", "reduce-scatter", gradients, calls, group, True))
-    if layout.degree > 1:
-        layers = len({t.block for t in tensors if t.expert})
+        times = {t.block: micro * (1 if t.block is None else 2) for t in shared}
+        size = sum(times[t.block] * gathered_width(cfg, t) * t.used(layout, gpus) for t in shared)
+        found.append(Collective("weights", "all-gather", size, sum(times.values()), everyone, True))
+        found.append(Collective("gradients", "reduce-scatter", gradients, len(times), everyone, True))
+        rows = [t for t in shared if t.matrix and len(t.shape) == 2]  # Muon needs whole matrices
+        size = 4 * sum(t.used(layout, gpus) for t in rows)
+        found.append(Collective("updates", "all-gather", size, len(rows), everyone, False))
+    else:
+        calls = math.ceil(gradients / BUCKET)
+        found.append(Collective("gradients", "all-reduce", gradients, calls, everyone, True))
+    if spread := [t for t in tensors if t.spread(layout)]:
+        # The ranks of a degree are neighbours. The others have copies of the same experts.
+        copies, inside = gpus // layout.degree, min(layout.degree, per_node)
+        group = Group(copies, max(1, min(copies, per_node // layout.degree)))
+        size = 4 * sum(t.held(layout, gpus) for t in spread if t.trained) * (copies > 1)
+        found.append(Collective("experts' gradients", "all-reduce", size, len(spread), group, False))
         # to the experts and back, in both passes; full activation checkpointing repeats the forward pass
-        trips = micro * layers * (6 if cfg.activation_checkpointing == "full" else 4)
+        trips = (6 if cfg.activation_checkpointing == "full" else 4) * len({t.block for t in spread}) * micro
         rows = cfg.batch_size * cfg.block_size * config.experts_per_token
-        group = Group(layout.degree, min(layout.degree, per_node))
-        size = trips * rows * config.hidden_size * width
-        found.append(Collective("tokens", "all-to-all", size, trips, group, False))
-    return found
+        size = trips * rows * config.hidden_size * bytes_per_value(cfg)
+        found.append(Collective("tokens", "all-to-all", size, trips, Group(layout.degree, inside), False))
+    return [collective for collective in found if collective.size]
 
 
 def bytes_per_value(cfg: TrainConfig) -> int:
@@ -201,30 +204,45 @@ def bytes_per_value(cfg: TrainConfig) -> int:
     return 2 if cfg.dtype == "bfloat16" else 4
 
 
+def gathered_width(cfg: TrainConfig, tensor: Tensor) -> int:
+    """Bytes of a value that FSDP2 gathers: blocks in the dtype of the products, the rest in float32."""
+    return 4 if tensor.block is None else bytes_per_value(cfg)
+
+
 def memory(
     cfg: TrainConfig, config: Any, tensors: list[Tensor], layout: Layout, gpus: int
 ) -> dict[str, float]:
     """Bytes on a GPU by part. Weights, gradients and optimizer state are exact; the rest is estimated."""
     one, width = costs.memory_bytes(cfg, config), bytes_per_value(cfg)
-    held = [(t, t.held(layout, gpus)) for t in tensors]
-    used: dict[int | None, int] = {}
+    trained = [t for t in tensors if t.trained]
+    gradients = 4 * sum(t.held(layout, gpus) for t in trained)
+    if cfg.micro_batches > 1:  # FSDP2 reduces them once a step, and keeps them whole until then
+        gradients += 4 * sum(t.used(layout, gpus) for t in trained if t.sharded(layout))
+    # Copies of weights: those for the products, and what FSDP2 gathers: all outside of blocks, the block that
+    # computes, and the next one, which is on its way. The gradients of two blocks are on their way back.
+    copies, on_the_way, blocks = 0, 0, {}
     for t in tensors:
-        used[t.block] = used.get(t.block, 0) + t.used(layout, gpus)
-    outside = used.pop(None)
-    block = max(used.values())
-    gradients = 4 * sum(size for t, size in held if t.trained)
-    if layout.sharded:
-        # what is in no block, the block that computes and the next one, which is on its way
-        copies, on_the_way = width * (outside + 2 * block), 4 * 2 * block
-        if cfg.micro_batches > 1:  # gradients are reduced once a step, and are whole until then
-            gradients += 4 * sum(t.used(layout, gpus) for t in tensors if t.trained)
-    else:
-        copies, on_the_way = (width * (outside + sum(used.values())) if width < 4 else 0), 0
+        size = t.used(layout, gpus)
+        if not t.sharded(layout):
+            copies += width * size if width < 4 else 0
+        elif t.block is None:
+            copies += 4 * size
+        else:
+            blocks[t.block] = blocks.get(t.block, 0) + size
+    if blocks and gpus > 1:
+        copies += 2 * width * max(blocks.values())
+        on_the_way += 2 * 4 * max(blocks.values())
+    activations = one["activations"]
+    if spread := {t.block for t in tensors if t.spread(layout)}:
+        # the rows that arrive at the experts, and those that come back
+        layers = 1 if cfg.activation_checkpointing == "full" else len(spread)
+        rows = cfg.batch_size * cfg.block_size * config.experts_per_token
+        activations += 2 * layers * rows * config.hidden_size * width * cfg.tbptt
     return {
-        "weights": 4 * sum(size for _, size in held),
+        "weights": 4 * sum(t.held(layout, gpus) for t in tensors),
         "gradients": gradients,
-        "optimizer": 4 * sum(size * (1 if t.matrix else 2) for t, size in held if t.trained),
-        "activations": one["activations"],
+        "optimizer": 4 * sum(t.held(layout, gpus) * (1 if t.matrix else 2) for t in trained),
+        "activations": activations,
         "logits": one["logits"],
         "copies of weights": copies,
         "communication": on_the_way,
@@ -232,12 +250,15 @@ def memory(
 
 
 def muon_flops(tensors: list[Tensor], layout: Layout, gpus: int) -> float:
-    """FLOPs of a step of Muon on a rank: three products for each matrix and polynomial (muon.orthogonalize)."""
+    """FLOPs of a step of Muon on a rank: three products for each matrix and polynomial (muon.orthogonalize).
+
+    A rank updates the experts that it holds, and every other matrix as a whole.
+    """
     flops = 0.0
-    for t in tensors:
-        if t.matrix:
-            short, long = sorted(t.shape[-2:])
-            flops += t.held(layout, gpus) / (short * long) * (4 * short**2 * long + 2 * short**3)
+    for t in (t for t in tensors if t.matrix):
+        short, long = sorted(t.shape[-2:])
+        values = t.held(layout, gpus) if len(t.shape) == 3 else math.prod(t.shape)
+        flops += values / (short * long) * (4 * short**2 * long + 2 * short**3)
     return len(POLYNOMIALS) * flops
 
 
@@ -270,9 +291,7 @@ CHECKPOINTING = ("none", "selective", "full")
 REPEATED = {"none": 1.0, "selective": 1.0, "full": 4 / 3}
 
 
-def plan(
-    cfg: TrainConfig, config: Any, tensors: list[Tensor], layout: Layout, gpus: int, card: Card
-) -> Plan:
+def plan(cfg: TrainConfig, config: Any, tensors: list[Tensor], layout: Layout, gpus: int, card: Card) -> Plan:
     """The plan of a layout, with the least activation checkpointing with which it fits; at least that of cfg."""
     for level in CHECKPOINTING[CHECKPOINTING.index(cfg.activation_checkpointing) :]:
         now = replace(cfg, activation_checkpointing=level)
@@ -289,24 +308,36 @@ def plan(
     return Plan(now, layout, parts, moved, computation, muon, hidden + waited, seconds)
 
 
-def plans(cfg: TrainConfig, config: Any, gpus: int, card: Card) -> list[Plan]:
-    """The plans of all layouts, or of that of cfg.parallel: first those that fit, the fastest first."""
+def plans(cfg: TrainConfig, config: Any, gpus: int, card: Card, named: bool = False) -> list[Plan]:
+    """The plans of all layouts, or of that of cfg.parallel if named: first those that fit, the fastest first.
+
+    Raises ValueError for a layout that this number of GPUs cannot have.
+    """
     tensors = tensors_of(cfg, config)
-    found = [
-        plan(cfg, config, tensors, layout, gpus, card)
-        for layout in layouts(tensors, gpus)
-    ]
+    possible = layouts(tensors, gpus)
+    if named:
+        data, degree = cfg.layout
+        largest = max(layout.degree for layout in possible)
+        asked = Layout(data == "fsdp", largest if degree == 0 else degree or 1)
+        if asked not in possible:
+            degrees = ", ".join(str(layout.degree) for layout in possible if layout.sharded)
+            raise ValueError(
+                f"the degree of parallel must divide the {gpus} GPUs and the experts of a layer ({degrees}), got "
+                f"{cfg.parallel}"
+            )
+        possible = [asked]
+    found = [plan(cfg, config, tensors, layout, gpus, card) for layout in possible]
     return sorted(found, key=lambda p: (not p.fits(card), p.seconds if p.fits(card) else p.bytes))
 
 
 # -------------------------------------------------------------------------------------------- the report
 
 
-def report(cfg: TrainConfig, config: Any) -> str:
-    """The text of --dry_run --gpus."""
+def report(cfg: TrainConfig, config: Any, named: bool) -> str:
+    """The text of --dry_run --gpus.  named: whether cfg.parallel was given, so that no other layout counts."""
     gpus, name = cfg.gpus or 1, cfg.gpu or "h100"
     card, peak = CARDS[name], PEAK_FLOPS[CARDS[name].device][cfg.dtype]
-    found = plans(cfg, config, gpus, card)
+    found = plans(cfg, config, gpus, card, named)
     fitting = [p for p in found if p.fits(card)]
     tokens, rows = gpus * cfg.slots_per_step, gpus * cfg.batch_size * cfg.micro_batches
     nodes = math.ceil(gpus / NODE)
@@ -325,7 +356,7 @@ def report(cfg: TrainConfig, config: Any) -> str:
     if others := [f"{p.layout} ({p.bytes / 1e9:,.0f} GB)" for p in found if not p.fits(card)]:
         lines += ["", f"do not fit, even with full activation checkpointing: {', '.join(others)}"]
     if not fitting:
-        lines.append(what_would_fit(cfg, config, gpus, name))
+        lines.append(what_would_fit(cfg, config, gpus, name, named))
     return "\n".join(lines)
 
 
@@ -354,19 +385,22 @@ def plan_lines(p: Plan, number: int, config: Any, gpus: int, card: Card) -> list
     ]
 
 
-def what_would_fit(cfg: TrainConfig, config: Any, gpus: int, name: str) -> str:
+def what_would_fit(cfg: TrainConfig, config: Any, gpus: int, name: str, named: bool) -> str:
     """A sentence for a model that fits in no layout: what to change."""
     ways = []
     for change in ({"batch_size": 1}, {"grad_accum": 1}, {"batch_size": 1, "grad_accum": 1}):
-        if any(best.fits(CARDS[name]) for best in plans(replace(cfg, **change), config, gpus, CARDS[name])[:1]):
+        if any(
+            best.fits(CARDS[name])
+            for best in plans(replace(cfg, **change), config, gpus, CARDS[name], named)[:1]
+        ):
             ways.append(" ".join(f"--{key} {value}" for key, value in change.items()))
             break
     for number in (gpus * 2**power for power in range(1, 11)):
-        if (best := plans(cfg, config, number, CARDS[name])[0]).fits(CARDS[name]):
+        if (best := plans(cfg, config, number, CARDS[name], named)[0]).fits(CARDS[name]):
             ways.append(f"--gpus {number} with {best.layout}")
             break
     for other, card in CARDS.items():
-        if card.memory > CARDS[name].memory and (best := plans(cfg, config, gpus, card)[0]).fits(card):
+        if card.memory > CARDS[name].memory and (best := plans(cfg, config, gpus, card, named)[0]).fits(card):
             ways.append(f"--gpu {other} with {best.layout}")
             break
     if not ways:

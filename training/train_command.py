@@ -42,7 +42,7 @@ def run(command: CommandLine) -> int:
             registry.model_class(cfg.model), config, attention=cfg.attention, experts=cfg.experts
         )
         if cfg.planned:
-            text = planner.report(cfg, config)
+            text = planner.report(cfg, config, named="parallel" in command.given)
         else:
             text = costs.report(cfg, config, device.available_memory(torch.device(cfg.device)))
         print("\n".join((*lines, text)))
