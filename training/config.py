@@ -124,6 +124,14 @@ class TrainConfig:
         None, "CPU threads; none = one for each core that is free at the start", at_least=1, at_most=1024
     )
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
+    activation_checkpointing: Literal["none", "selective", "full"] = option(
+        "none",
+        "what a block computes again in the backward pass in place of keeping it: selective = all but matrix "
+        "products and attention, full = all; the numbers stay the same",
+    )
+    offload: Literal["none", "optimizer", "activations"] = option(
+        "none", "what a GPU keeps in the memory of the host: state of the optimizer, or activations"
+    )
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
     gpus: int | None = option(
         None, "with dry_run: plan the run on this many GPUs, in nodes of eight", at_least=1, at_most=65_536
@@ -175,6 +183,7 @@ class TrainConfig:
 # losses of different tokens.
 RESUMABLE_CHANGES = frozenset(
     {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
+    | {"activation_checkpointing", "offload"}
 )
 
 # Names of the data. A resume accepts another name, because it compares the content (start.check_data).

@@ -122,7 +122,9 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (trained - matrices) + matrices if cfg.optimizer == "muon" else 2 * trained
     tokens = cfg.batch_size * cfg.block_size
-    values = tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
+    values = tokens * config.values_kept_per_token(
+        cfg.batch_size, cfg.block_size, cfg.attention, cfg.activation_checkpointing
+    )
     kept = int((2 if cfg.dtype == "bfloat16" else 4) * values)
     head = 4 * config.vocab_size * config.hidden_size  # the head keeps its gradient, in float32
     # next_token_loss holds one block of logits and its softmax at a time

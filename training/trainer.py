@@ -30,6 +30,7 @@ from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens
+from training.memory import forward_context
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.monitor.pace import Pace
 from training.optimizer import learning_rate, set_learning_rate
@@ -132,7 +133,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         previous_share=progress.expert_share,
         carry=progress.carry,
         token_bytes=run.token_bytes,
-        autocast=run.autocast,
+        autocast=forward_context(model, cfg.offload, run.autocast),
     )
     run.consistent = None
     norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip)

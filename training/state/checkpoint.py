@@ -26,6 +26,7 @@ from common.settings import cast
 from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
+from training.memory import StateOnHost
 from training.muon import POLYNOMIALS
 from training.optimizer import STATE
 
@@ -300,7 +301,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[st
         for name, like_parameter in names.items():
             shape = parameter.shape if like_parameter else ()
             tensor = owned(entry[name], f"{name} of parameter {number}", shape, torch.float32)
-            optimizer.state[parameter][name] = tensor.to(parameter.device)
+            on_host = like_parameter and isinstance(optimizer, StateOnHost)
+            optimizer.state[parameter][name] = tensor if on_host else tensor.to(parameter.device)
 
 
 def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> Progress:

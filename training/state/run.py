@@ -23,6 +23,7 @@ from data.documents import Source
 from data.images import Pictured
 from data.loader import TrainLoader
 from training.config import TrainConfig
+from training.memory import checkpoint_blocks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
 from training.optimizer import build_optimizers, parameter_kinds
@@ -75,6 +76,7 @@ def open_run(
     """
     device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
     model = model.to(device).train()
+    checkpoint_blocks(model, cfg.activation_checkpointing)
     model.tokenizer = tokenizer  # it turns samples into text; a loaded model already has it
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
