@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from architecture.registry import build_config
 from benchmarks.publish import publish
 from training.config import TrainConfig
-from training.planner import CARDS, plans
+from training.planner import CARDS, Machine, model_of, plans
 
 
 class Row(NamedTuple):
@@ -64,18 +64,19 @@ def compare(row: Row) -> dict[str, Any]:
     """The speed of a row as planned and as published."""
     config = build_config("gptoss", "gpt-oss-120b", row.size)
     cfg = TrainConfig(device="cuda", dtype="bfloat16", optimizer="adamw", **row.settings)
-    card = CARDS[row.card]
-    found = plans(cfg, config, row.gpus, card)[0]
-    speed = found.tokens_per_second(row.gpus) / row.gpus
-    planned = speed * config.flops_per_token(cfg.block_size) / 1e12 if row.unit == "TFLOP/s" else speed
+    machine = Machine(row.gpus, CARDS[row.card])
+    best = plans(cfg, model_of(cfg, config), machine)[0]
+    planned = best.speed
+    if row.unit == "TFLOP/s":
+        planned *= config.flops_per_token(cfg.block_size) / 1e12
     return {
         "what": row.what,
         "source": row.source,
         "differs": row.differs,
-        "layout": str(found.layout),
-        "activation_checkpointing": found.cfg.activation_checkpointing,
-        "fits": found.fits(card),
-        "gigabytes": round(found.bytes / 1e9, 1),
+        "layout": str(best.layout),
+        "activation_checkpointing": best.cfg.activation_checkpointing,
+        "fits": best.bytes <= machine.room,
+        "gigabytes": round(best.bytes / 1e9, 1),
         "unit": f"{row.unit} of one GPU",
         "planned": round(planned, 1),
         "published": row.published,

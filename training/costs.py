@@ -106,7 +106,7 @@ def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
     if seconds <= 3600 * LONG_HOURS:
         return ()
     return (
-        f"this run would take {_duration(seconds)} on this machine; --max_minutes 60 plans it for an hour, a "
+        f"this run would take {duration(seconds)} on this machine; --max_minutes 60 plans it for an hour, a "
         "smaller --model_size or a GPU makes each step faster, --dry_run shows the costs",
     )
 
@@ -182,9 +182,9 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
             steps = cfg.max_iters or 60 * cfg.max_minutes / seconds
             outcome = f"about {_rounded(steps)} steps, {_rounded(steps * per_step)} tokens"
             if cfg.max_iters:
-                outcome = _duration(steps * seconds)
+                outcome = duration(steps * seconds)
             scoring = evaluation_seconds(cfg, config, machine, steps)
-            outcome += f"; evaluations: {_duration(scoring)} at most{all_but}"
+            outcome += f"; evaluations: {duration(scoring)} at most{all_but}"
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)
@@ -239,7 +239,8 @@ def _rounded(number: float) -> str:
     return f"{float(f'{number:.2g}'):,.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time to two or three digits, the precision of the estimates."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:,.1f} {unit}"
