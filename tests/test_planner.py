@@ -24,9 +24,9 @@ RESULTS = Path(__file__).resolve().parents[1] / "benchmarks/results"
 LINK, LATENCY = planner.LINK_EFFICIENCY, planner.LATENCY
 
 
-def small_model(cfg=TrainConfig(dtype="float32"), **switches):
+def small_model(cfg=None, **switches):
     config = build_config("gptoss", "toy", SMALL | {"num_experts": 6} | switches)
-    return model_of(cfg, config)
+    return model_of(cfg or TrainConfig(dtype="float32"), config)
 
 
 # ------------------------------------------------------------------------------------ what a rank holds
@@ -44,7 +44,12 @@ def test_a_sharded_tensor_is_split_as_torch_splits_it(gpus):
 
 def test_experts_that_are_spread_are_not_sharded_as_well():
     tensor = Tensor((6, 5, 2), block=0, expert=True, trained=True, matrix=True)
-    for layout, held in ((Layout(True, 3), 20), (Layout(False, 3), 20), (Layout(True), 10), (Layout(False), 60)):
+    for layout, held in (
+        (Layout(True, 3), 20),
+        (Layout(False, 3), 20),
+        (Layout(True), 10),
+        (Layout(False), 60),
+    ):
         assert tensor.held(layout, 6) == held
     assert tensor.used(Layout(True, 3), 6) == 20 and tensor.used(Layout(True), 6) == 60
 
@@ -86,7 +91,12 @@ def test_the_degrees_divide_the_gpus_and_the_experts():
         # one GPU in each of four nodes: three quarters over one adapter
         ("all-reduce", 4, 1, 2 * 72e9 * 3 / 4 / 50e9),
         ("all-to-all", 8, 8, 72e9 * 7 / 8 / 450e9),
-        ("all-to-all", 16, 8, 72e9 * 8 / 16 / 50e9),  # half of the rows leave the node, each by its own adapter
+        (
+            "all-to-all",
+            16,
+            8,
+            72e9 * 8 / 16 / 50e9,
+        ),  # half of the rows leave the node, each by its own adapter
     ],
 )
 def test_a_collective_takes_the_time_of_its_slowest_link(kind, ranks, per_node, seconds):
@@ -199,7 +209,7 @@ def test_a_plan_is_of_the_gpu_and_not_of_this_machine(tmp_path, capsys):
     text = dry_run(tmp_path, capsys, *"--model_size medium --dry_run --gpus 2 --max_minutes 30".split())
     assert "step             65,536 tokens, 32,768 on each GPU" in text  # the recipe, not cut for a CPU
     assert "in bfloat16" in text and " tokens in 30 minutes" in text
-    accumulated = *"--dry_run --gpu h200 --gpus 4 --grad_accum 8 --dtype float32".split(),
+    accumulated = (*"--dry_run --gpu h200 --gpus 4 --grad_accum 8 --dtype float32".split(),)
     text = dry_run(tmp_path, capsys, *accumulated)
     assert "grad_accum 2 keeps the 16,384 tokens of one process" in text
     assert "each 67 TFLOP/s in float32, 141.0 GB" in text
