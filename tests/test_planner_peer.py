@@ -153,7 +153,9 @@ def planned_layout(parallel: str) -> Layout:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: "-".join([CASES[n][0], *map(str, CASES[n][1].values())]))
+@pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=lambda n: "-".join([CASES[n][0], *map(str, CASES[n][1].values())])
+)
 def test_two_ranks_exchange_and_hold_what_the_plan_says(found, number):
     parallel, settings = CASES[number]
     cfg, config = case(parallel, settings, {})

@@ -176,7 +176,9 @@ def model_of(cfg: TrainConfig, config: Any) -> Model:
 
 
 def layouts(model: Model, gpus: int) -> list[Layout]:
-    """Every layout of a model on this many GPUs."""
+    """Every layout of a model on this many GPUs. A model that reads images has one (start.require_layout)."""
+    if getattr(model.config, "image_format", None) is not None:
+        return [Layout(False)]
     most = math.gcd(gpus, *{t.shape[0] for t in model.tensors if t.expert} or {1})
     degrees = [degree for degree in range(1, most + 1) if most % degree == 0]
     return [Layout(sharded, degree) for degree in degrees for sharded in (False, True)]
@@ -186,13 +188,11 @@ def named_layout(cfg: TrainConfig, model: Model, gpus: int) -> Layout:
     """The layout that cfg.parallel names."""
     data, degree = cfg.layout
     possible = layouts(model, gpus)
-    largest = possible[-1].degree
-    layout = Layout(data == "fsdp", largest if degree == 0 else degree or 1)
-    if layout not in possible or (degree is not None and largest == 1):
-        degrees = ", ".join(str(layout.degree) for layout in possible[2::2])
+    layout = Layout(data == "fsdp", degree or (1 if degree is None else possible[-1].degree))
+    if layout not in possible or degree is not None and possible[-1].degree == 1:
         raise ValueError(
-            f"the degree of parallel must divide the number of GPUs ({gpus}) and that of the experts of a layer, "
-            f"got {cfg.parallel}; {f'possible are {degrees}' if degrees else 'use ddp or fsdp'}"
+            f"parallel must be one of {', '.join(map(str, possible))} for this model on {gpus} GPUs, got "
+            f"{cfg.parallel}"
         )
     return layout
 
