@@ -225,8 +225,7 @@ class ModelConfig:
     ) -> float:
         """Estimated number of values that autograd keeps for each token between forward and backward.
 
-        checkpointing: none, selective or full, as in training/memory.py. The values of one block are then in
-        the sum, because the backward pass computes one block at a time again.
+        checkpointing: none, selective or full (training/memory.py).
         """
         d, f, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         heads, groups = self.num_attention_heads, self.num_key_value_heads
@@ -247,7 +246,7 @@ class ModelConfig:
             block += (heads + 2 * groups) * self.head_dim + d  # qkv and out
             block += 0 if attention == "eager" else heads * self.head_dim + heads  # the result of attention
         choice = self.num_experts + 3 * k  # logits, and the chosen experts, which are int64
-        return layers * block + moe * choice + kept + (routed if moe else row) + 3 * d
+        return layers * block + moe * choice + 3 * d
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ from architecture.interface import logit_rows
 from common.device import PEAK_FLOPS, peak_flops
 from common.settings import as_text
 from training.config import TrainConfig
+from training.memory import PORTION
 from training.optimizer import freeze, parameter_groups
 
 
@@ -114,26 +115,35 @@ def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
 def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     """Bytes that training needs on one device.
 
-    Weights, gradients and optimizer state are exact. Activations, the tensors that the forward pass keeps for
-    the backward pass, are estimated from their shapes (tested to 15 % in float32).
+    Weights, gradients and optimizer state are exact, except for a state on the host, of which a part is on the
+    device during an update. Activations, the tensors that the forward pass keeps for the backward pass, are
+    estimated from their shapes (tested to 15 % in float32).
     """
     total = config.parameter_counts()["total"]
     trained, matrices = trained_parameters(cfg, config)
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (trained - matrices) + matrices if cfg.optimizer == "muon" else 2 * trained
+    if (
+        cfg.offload == "optimizer"
+    ):  # two portions with two moments each, of several parameters or of a large one
+        largest = max(config.vocab_size * config.hidden_size, matrices // config.num_hidden_layers)
+        moments = min(moments, 2 * 2 * max(PORTION, largest))
     tokens = cfg.batch_size * cfg.block_size
-    values = tokens * config.values_kept_per_token(
-        cfg.batch_size, cfg.block_size, cfg.attention, cfg.activation_checkpointing
+    everything, kept = (
+        tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention, checkpointing)
+        for checkpointing in ("none", cfg.activation_checkpointing)
     )
-    kept = int((2 if cfg.dtype == "bfloat16" else 4) * values)
+    kept = 0 if cfg.offload == "activations" else kept
+    block = (everything - kept) / config.num_hidden_layers  # what is made again or comes back at a time
     head = 4 * config.vocab_size * config.hidden_size  # the head keeps its gradient, in float32
+    item = 2 if cfg.dtype == "bfloat16" else 4
     # next_token_loss holds one block of logits and its softmax at a time
     rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
         "weights": 4 * total,
         "gradients": 4 * trained,
         "optimizer": 4 * moments,
-        "activations": cfg.tbptt * (kept + head),  # kept until the end of a window
+        "activations": cfg.tbptt * (int(item * kept) + head) + int(item * block),  # until the end of a window
         "logits": 2 * 4 * rows * config.vocab_size,
     }
 

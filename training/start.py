@@ -63,6 +63,7 @@ def resolve(command: CommandLine) -> Start:
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
     require_context(cfg, start.config)
+    require_gpu_for_offload(cfg)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
     return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
 
@@ -221,6 +222,15 @@ def require_context(cfg: TrainConfig, config: Any) -> None:
         raise ValueError(
             f"block_size must be at most the model's context limit of {config.context_limit} tokens, got "
             f"{cfg.block_size}; lower block_size or raise initial_context_length"
+        )
+
+
+def require_gpu_for_offload(cfg: TrainConfig) -> None:
+    """Raise ValueError for offload from a device whose memory is that of the host; --dry_run may plan for another."""
+    if cfg.offload != "none" and not cfg.device.startswith("cuda") and not cfg.dry_run:
+        raise ValueError(
+            f"offload={cfg.offload} keeps it in the memory of the host, where a run on device {cfg.device} has "
+            "it already; leave offload out, or train on a CUDA device"
         )
 
 
