@@ -12,9 +12,12 @@ lean_parts         classes of its modules, if generation/lean.py can decode the 
                    only, not for one that extends it. lean_functions: its backends. lean_attention: with sinks
 length_limit       largest number of tokens in a text, if that is not the context limit
 optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
+block              a ModuleList of a model or of one of its parts. training/memory.py may replace the forward of its
+                   members by one that computes the same values twice, so it must change nothing but its results;
+                   the attribute same_values of the function says that the values are those of the class
 
 The config of a model has parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
-values_kept_per_token(...), from which the cost of a run is computed; windows and context_limit; and
+values_kept_per_token(...), from which the cost of a run is computed; windows, dropout and context_limit; and
 num_hidden_layers and further fields under the names of OpenAI's ModelConfig.
 
 A model that reads images has image_format in its config: what it makes of one (architecture/images.py), or None if

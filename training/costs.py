@@ -148,6 +148,50 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     }
 
 
+def recomputed_share(cfg: TrainConfig, config: Any) -> float:
+    """The share of a step's FLOPs that full activation checkpointing adds: a second forward pass without the head."""
+    flops = config.flops_per_token(cfg.block_size)
+    again = flops / 3 - 2 * config.vocab_size * config.hidden_size  # a forward pass is a third of a step
+    return again / (flops + again)
+
+
+def memory_for_time(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
+    """Lines for the start of a run: what activation checkpointing and offload save, and what they cost."""
+    plain = replace(cfg, activation_checkpointing="none", offload="none")
+    lines, all_of_it = [], memory_bytes(plain, config)
+    if (kind := cfg.activation_checkpointing) != "none":
+        held = memory_bytes(replace(plain, activation_checkpointing=kind), config)["activations"]
+        before = all_of_it["activations"]
+        lines.append(
+            f"activation_checkpointing={kind} saves about {(before - held) / 1e9:.3f} GB of {before / 1e9:.3f} GB of "
+            f"activations, for {'about' if kind == 'full' else 'at most'} {recomputed_share(cfg, config):.0%} of the "
+            "tokens/s"
+        )
+    if cfg.offload != "none":
+        part, often = {
+            "optimizer": ("optimizer", "each step takes them to the GPU and back"),
+            "activations": ("activations", "each micro-batch takes them there and back"),
+        }[cfg.offload]
+        held = memory_bytes(cfg, config)[part]
+        before = memory_bytes(replace(cfg, offload="none"), config)[part]
+        lines.append(
+            f"offload={cfg.offload} saves about {(before - held) / 1e9:.3f} GB of {before / 1e9:.3f} GB of the GPU, for "
+            f"tokens/s that depend on its link to the host: {often}"
+        )
+    return tuple(lines)
+
+
+def tokens_lost(cfg: TrainConfig, config: Any, rate: float) -> str:
+    """A line about the tokens/s that activation checkpointing costs, by its FLOPs, at a measured rate; "" without it."""
+    if (kind := cfg.activation_checkpointing) == "none":
+        return ""
+    share = recomputed_share(cfg, config)
+    return (
+        f"{rate:,.0f} tokens/s with activation_checkpointing={kind}; by the FLOPs, it costs "
+        f"{'about' if kind == 'full' else 'at most'} {rate * share / (1 - share):,.0f} tokens/s"
+    )
+
+
 def trained_parameters(cfg: TrainConfig, config: Any) -> tuple[int, int]:
     """Number of parameters that train, and of those among them that are in matrices for Muon."""
     if cfg.freeze == "none":

@@ -65,7 +65,8 @@ def resolve(command: CommandLine) -> Start:
     require_context(cfg, start.config)
     require_gpu_for_offload(cfg)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
-    return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
+    lines = *bounded, *costs.warning(cfg, start.config), *costs.memory_for_time(cfg, start.config)
+    return start._replace(cfg=cfg, lines=(*start.lines, *lines))
 
 
 def require_read(command: CommandLine) -> None:

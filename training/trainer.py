@@ -29,7 +29,7 @@ from data.rows import validation_rows
 from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
-from training.costs import closing_tokens
+from training.costs import closing_tokens, tokens_lost
 from training.memory import forward_context
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.monitor.pace import Pace
@@ -100,6 +100,9 @@ def train(
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
                 losses.append(record["train/loss"])
+                rate = record["perf/tokens_per_second"]
+                if step == 2 * cfg.log_every and (line := tokens_lost(cfg, run.model.config, rate)):
+                    run.writer.say(line)
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
