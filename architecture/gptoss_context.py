@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -197,7 +197,8 @@ class ContextTransformer(Transformer):
             tokens -= 1
         hidden, router = super().run_blocks(hidden, positions, counted, cache)
         if router is not None:
-            router = router._replace(
+            router = replace(
+                router,
                 logits=tuple(x[:, -tokens:] for x in router.logits),
                 chosen=tuple(x[:, -tokens:] for x in router.chosen),
             )
