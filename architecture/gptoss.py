@@ -383,6 +383,7 @@ ATTENTION_BACKENDS = {
     "flex": attention_backends.flex_attention,
 }
 ATTENTION_MASKS = {"flex": attention_backends.block_mask}  # the others take visible_keys
+FLEX_HEAD_DIM = 16  # the smallest head that torch's flex_attention takes on CUDA
 
 
 class AttentionBlock(nn.Module):
@@ -620,7 +621,7 @@ class Transformer(nn.Module):
         experts: str = "auto",
         generator: torch.Generator | None = None,
     ):
-        """attention, experts: names of backends.  generator: draws the initial weights."""
+        """attention, experts: names of backends; auto: those for a CPU.  generator: draws the initial weights."""
         super().__init__()
         self.config = config
         self.tokenizer = None  # set by from_checkpoint
@@ -640,6 +641,17 @@ class Transformer(nn.Module):
         self.rope = RotaryEmbedding(config) if config.position == "rope" else None
         self.mask = ATTENTION_MASKS.get(self.attention_backend, visible_keys)
         self.init_weights(generator)
+
+    @classmethod
+    def auto_backends(cls, config: ModelConfig, device_type: str) -> dict[str, str]:
+        """What "auto" stands for on a device: the fast backends of CUDA where they take this config."""
+        chosen = {"attention": "sdpa", "experts": "sorted"}
+        if device_type == "cuda" and config.dropout == 0 and config.head_dim >= FLEX_HEAD_DIM:
+            chosen["attention"] = "flex"
+        # rows of bfloat16 that are a multiple of 16 bytes
+        if device_type == "cuda" and config.hidden_size % 8 == config.intermediate_size % 8 == 0:
+            chosen["experts"] = "grouped"
+        return chosen
 
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> Transformer:
@@ -730,10 +742,12 @@ class Transformer(nn.Module):
         """Every block and the last norm: hidden (B, T, D) -> (B, T, D) and RouterStats or None."""
         cfg = self.config
         rope = self.rope.tables(positions) if self.rope is not None else None
+        # a cache has another number of keys in each call, for which flex takes a plain mask
+        mask = visible_keys if cache is not None and self.attention_backend == "flex" else self.mask
         masks, decisions = {}, []  # layers with the same window share a mask
         for window in dict.fromkeys(cfg.windows):
             keys = positions if cache is None else cache.extend(window, positions)
-            masks[window] = self.mask(positions, keys, window)
+            masks[window] = mask(positions, keys, window)
         for block, window in zip(self.block, cfg.windows):
             hidden, routing = block(hidden, rope, masks[window], counted, cache)
             if routing is not None:

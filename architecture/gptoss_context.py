@@ -124,6 +124,11 @@ class ContextTransformer(Transformer):
         self.update_gate = UpdateGate(d) if config.gated_update else None
         self._init_added(generator)
 
+    @classmethod
+    def auto_backends(cls, config: ContextConfig, device_type: str) -> dict[str, str]:
+        """As for the trunk, without flex, which cannot mask the slot."""
+        return super().auto_backends(config, device_type) | {"attention": "sdpa"}
+
     @property
     def added_parameters(self) -> tuple[str, ...]:
         """Names of the parameters that the trunk does not have."""

@@ -14,7 +14,7 @@ length_limit       largest number of tokens in a text, if that is not the contex
 optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
 auto_backends      (config, device_type) -> {"attention": ..., "experts": ...}, what "auto" means on that device
 
-Its blocks are in `block`, a ModuleList; torch.compile compiles each of them (training/step.py).
+Its blocks are in `block`, a ModuleList; training/state/run.py compiles each of them.
 
 The config of a model has parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
 values_kept_per_token(...), from which the cost of a run is computed; windows and context_limit; and

@@ -36,7 +36,7 @@ from training.state.run import closing_step
 
 
 class Start(NamedTuple):
-    """A resolved start. Only the backends and the dataset may still be "auto"."""
+    """A resolved start. Only the dataset, and the backends of a model without auto_backends, may be "auto"."""
 
     cfg: TrainConfig
     tokenizer: tiktoken.Encoding
@@ -62,6 +62,9 @@ def resolve(command: CommandLine) -> Start:
     cfg, on = for_images(start.cfg, start.config, command.given), device.choose_device(start.cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
+    if backends := getattr(registry.model_class(cfg.model), "auto_backends", None):
+        fast = backends(start.config, on.type)
+        cfg = replace(cfg, **{kind: name for kind, name in fast.items() if getattr(cfg, kind) == "auto"})
     require_context(cfg, start.config)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
     return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))

@@ -93,7 +93,7 @@ def train(
                 run.writer.say(line)
 
             step, done, stopping = progress.step, progress.share_done(cfg), bool(run.stop)
-            if step % cfg.log_every == 0 or step == 1 or done == 1:
+            if is_logged(cfg, step, done):
                 record = {"optim/lr": lr, **reporting.gradient_record(norms)}
                 record |= reporting.step_record(run, result)
                 record |= reporting.speed_record(run, progress, logged)
@@ -124,7 +124,7 @@ def train(
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
     """One step: take batches, compute gradients, update the weights. Returns the result and gradient norms."""
     cfg, model = run.cfg, run.model
-    batches = take_batches(run, progress)
+    batches, counts = take_batches(run, progress)
     result = accumulate_gradients(
         run.compiled,
         batches,
@@ -133,6 +133,9 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         carry=progress.carry,
         token_bytes=run.token_bytes,
         autocast=run.autocast,
+        counts=counts,
+        copied=run.copied,
+        measured=is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1)),
     )
     run.consistent = None
     norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip)
@@ -151,6 +154,11 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     progress.tokens += result.tokens
     run.consistent = run.loader.state_dict(), checkpoint.rng_state(run.device)
     return result, norms
+
+
+def is_logged(cfg: TrainConfig, step: int, done: float) -> bool:
+    """done: the share of the run after the step. With max_minutes it is an estimate until the step has ended."""
+    return step % cfg.log_every == 0 or step == 1 or done == 1
 
 
 @contextlib.contextmanager
@@ -178,11 +186,15 @@ def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
     )
 
 
-def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
-    """The batches of a step. Saves the run if the data fails, or if it is stopped while it waits for data."""
+def take_batches(run: Run, progress: Progress) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
+    """The batches of a step, and the number of targets of each. Saves the run if the data fails, or if it is stopped while it waits for data."""
     position = run.loader.state_dict()  # the position that belongs to the current weights
+    batches, counts = [], []
     try:
-        return [next(run.loader) for _ in range(run.cfg.micro_batches)]
+        for _ in range(run.cfg.micro_batches):
+            batches.append(next(run.loader))
+            counts.append(run.loader.progress.targets)
+        return batches, counts
     except StoppedWaiting:
         path = save(run, progress, None, position)
         raise Stopped(run.stop, path, run.cfg.program) from None

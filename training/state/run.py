@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import random
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from data.loader import TrainLoader
 from training.config import TrainConfig
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
-from training.optimizer import build_optimizers, parameter_kinds
+from training.optimizer import build_optimizers, parameter_groups, parameter_kinds
 from training.state import checkpoint
 from training.state.checkpoint import Progress
 from training.state.interrupt import StopRequest
@@ -44,6 +45,7 @@ class Run:
     compiled: nn.Module  # the same module or its compiled form, which trains
     optimizers: list[torch.optim.Optimizer]
     parameter_kinds: dict[str, list[nn.Parameter]]
+    copied: list[nn.Parameter]  # see accumulate_gradients
     tokenizer: Any
     token_bytes: torch.Tensor  # (V,) int64
     token_kinds: torch.Tensor  # (V + 1,) int64 on the CPU
@@ -98,6 +100,8 @@ def open_run(
             seed=cfg.seed,
             state=rest.get("data"),
             should_stop=lambda: bool(stop),
+            device=device,
+            ahead=cfg.micro_batches if device.type == "cuda" else 0,  # a step
         )
         stack.callback(loader.close)
         if cfg.use_tensorboard:
@@ -127,9 +131,10 @@ def open_run(
         run = Run(
             cfg=cfg,
             model=model,
-            compiled=torch.compile(model) if cfg.compile == "on" else model,
+            compiled=with_compiled_blocks(model) if cfg.compile == "on" else model,
             optimizers=optimizers,
             parameter_kinds=parameter_kinds(model),
+            copied=list(parameter_groups(model)["matrix"].values()) if cfg.dtype == "bfloat16" else [],
             tokenizer=tokenizer,
             token_bytes=token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
             token_kinds=token_kinds(tokenizer, model.config.vocab_size),
@@ -145,6 +150,19 @@ def open_run(
         )
         write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
+
+
+def with_compiled_blocks(module: nn.Module) -> nn.Module:
+    """A module with the same parameters whose blocks run compiled. The given one stays as it is.
+
+    Blocks of one shape share their compiled code, so that compiling takes the time of one or two layers.
+    """
+    twin = copy.copy(module)
+    twin._modules = {
+        name: nn.ModuleList(map(torch.compile, child)) if name == "block" else with_compiled_blocks(child)
+        for name, child in module.named_children()
+    }
+    return twin
 
 
 @contextlib.contextmanager
