@@ -514,10 +514,13 @@ class MLPBlock(nn.Module):
     arXiv:2401.06066, eq. 9).
     """
 
+    expert_parameters = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
+
     def __init__(self, config: ModelConfig, layer: int, backend: str):
         super().__init__()
         self.config = config
-        self.run_experts = EXPERT_BACKENDS[backend]
+        # two names, because the routed experts may be spread over devices (interface.py), and shared ones are not
+        self.run_experts = self.run_shared_experts = EXPERT_BACKENDS[backend]
         self.routing_rule = ROUTERS[config.router]
         self.routed = layer in config.resolved_moe_layers
         self.num_shared = config.shared_experts if self.routed else 0
@@ -540,9 +543,8 @@ class MLPBlock(nn.Module):
 
     def expert_weights(self, prefix: str = "") -> ExpertWeights:
         """The weights of the routed experts; with prefix="shared_", those of the shared experts."""
-        names = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
         limit = self.config.swiglu_limit if self.config.mlp == "swiglu" else None
-        return ExpertWeights(*(getattr(self, prefix + name) for name in names), limit)
+        return ExpertWeights(*(getattr(self, prefix + name) for name in self.expert_parameters), limit)
 
     def forward(self, hidden, counted) -> tuple[torch.Tensor, LayerRouting | None]:
         """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's decisions."""
@@ -554,7 +556,7 @@ class MLPBlock(nn.Module):
         out = self.run_experts(x, index, weight, self.expert_weights())
         if self.num_shared:
             shared = self.expert_weights("shared_")
-            out = out + self.run_experts(x, *all_experts(x, self.num_shared), shared)
+            out = out + self.run_shared_experts(x, *all_experts(x, self.num_shared), shared)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), routing
 
     def route(self, x, counted, offset=0.0) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
@@ -643,15 +645,14 @@ class Transformer(nn.Module):
         self.init_weights(generator)
 
     @classmethod
-    def auto_backends(cls, config: ModelConfig, device_type: str) -> dict[str, str]:
-        """What "auto" stands for on a device: the fast backends of CUDA where they take this config."""
-        chosen = {"attention": "sdpa", "experts": "sorted"}
-        if device_type == "cuda" and config.dropout == 0 and config.head_dim >= FLEX_HEAD_DIM:
-            chosen["attention"] = "flex"
-        # rows of bfloat16 that are a multiple of 16 bytes
-        if device_type == "cuda" and config.hidden_size % 8 == config.intermediate_size % 8 == 0:
-            chosen["experts"] = "grouped"
-        return chosen
+    def auto_backends(cls, config: ModelConfig, device_type: str, dtype: str) -> dict[str, str]:
+        """What "auto" stands for: flex and grouped on CUDA, where they take this config, else sdpa and sorted."""
+        cuda = device_type == "cuda"
+        flex = cuda and config.dropout == 0 and config.head_dim >= FLEX_HEAD_DIM
+        # torch compiles grouped_mm in bfloat16 only, of which 8 values are the 16 bytes that it asks for
+        whole_rows = config.hidden_size % 8 == config.intermediate_size % 8 == 0
+        grouped = cuda and dtype == "bfloat16" and whole_rows
+        return {"attention": "flex" if flex else "sdpa", "experts": "grouped" if grouped else "sorted"}
 
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> Transformer:
@@ -802,6 +803,10 @@ class Transformer(nn.Module):
             table.copy_(sinusoidal_positions(*table.shape, device=table.device))
         for selection_bias in self.buffers():
             selection_bias.zero_()
+
+    def routed_experts(self) -> list[MLPBlock]:
+        """The modules with routed experts, one for each MoE layer."""
+        return [block.mlp for block in self.block if block.mlp.routed]
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most max_length tokens each, including padding."""

@@ -125,9 +125,9 @@ class ContextTransformer(Transformer):
         self._init_added(generator)
 
     @classmethod
-    def auto_backends(cls, config: ContextConfig, device_type: str) -> dict[str, str]:
+    def auto_backends(cls, config: ContextConfig, device_type: str, dtype: str) -> dict[str, str]:
         """As for the trunk, without flex, which cannot mask the slot."""
-        return super().auto_backends(config, device_type) | {"attention": "sdpa"}
+        return super().auto_backends(config, device_type, dtype) | {"attention": "sdpa"}
 
     @property
     def added_parameters(self) -> tuple[str, ...]:

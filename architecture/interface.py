@@ -7,14 +7,15 @@ Optional attributes of a model class or a model, besides forward, config and new
 carries            True if `carry` is a tensor (B, D) that is passed from segment to segment; forward then
                    takes reset, (B,) bool, the rows in which a document begins
 extends            name of a model whose weights it can start from; added_parameters names those it adds
+block              nn.ModuleList of its layers, which torch.compile compiles and FSDP shards one by one
+routed_experts     returns its modules with routed experts, which may be spread over devices: run_experts is their
+                   backend, and expert_parameters names the parameters (E, ...) that it gets
 new_decoder        creates the decoder of a model that reads a text in pieces (generation/decode.py)
 lean_parts         classes of its modules, if generation/lean.py can decode the model; that holds for this class
                    only, not for one that extends it. lean_functions: its backends. lean_attention: with sinks
 length_limit       largest number of tokens in a text, if that is not the context limit
 optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
-auto_backends      (config, device_type) -> {"attention": ..., "experts": ...}, what "auto" means on that device
-
-Its blocks are in `block`, a ModuleList; training/state/run.py compiles each of them.
+auto_backends      (config, device_type, dtype) -> {"attention": ..., "experts": ...}, what "auto" means there
 
 The config of a model has parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
 values_kept_per_token(...), from which the cost of a run is computed; windows and context_limit; and

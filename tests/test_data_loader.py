@@ -65,7 +65,7 @@ def test_packed_rows_are_the_shuffled_documents_one_after_another(tokenizer):
     expected = stream_of(tokenizer, [next(shuffled) for _ in range(100)])
     with loader(tokenizer, seed=4) as batches:
         got = take(batches, 40)
-        assert batches.progress.padding_share == 0
+        assert batches.progress.targets == SIZE["batch_size"] * SIZE["block_size"]
     inputs = torch.cat([batch["input_ids"].flatten() for batch in got]).tolist()
     targets = torch.cat([batch["targets"].flatten() for batch in got]).tolist()
     assert inputs == expected[: len(inputs)] and targets == expected[1 : len(inputs) + 1]
