@@ -135,22 +135,19 @@ class ModelConfig:
     ) -> float:
         """Estimate of the number of values per token that autograd keeps between forward and backward.
 
-        checkpointing: none, selective or full (training/memory.py). The backward pass then computes one block
-        at a time again, whose values are in the sum.
+        checkpointing: none, selective or full (training/memory.py).
         """
         d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
         # D: the input and output of both norms, queries, keys, values, and the result of attention
         # F: the input and output of GELU
         layer = 8 * d + 2 * f
         layer += heads * (block_size if attention == "eager" else 1)  # attention weights, or their normaliser
-        rest = 3 * d  # the last norm, and the gradient of the head
-        if checkpointing == "none":
-            return self.num_hidden_layers * layer + rest
-        block = d  # its input
+        if checkpointing != "none":
+            layer = d  # its input
         if checkpointing == "selective":
             # queries, keys, values, both outputs: 5 D; the result of attention, except with eager: D
-            block += 5 * d + f + (0 if attention == "eager" else d + heads)
-        return self.num_hidden_layers * block + layer + rest
+            layer += 5 * d + f + (0 if attention == "eager" else d + heads)
+        return self.num_hidden_layers * layer + 3 * d  # the last norm, and the gradient of the head
 
 
 _GPT2 = dict(vocab_size=50304, used_vocab_size=50257, initial_context_length=1024)

@@ -122,8 +122,8 @@ class VisionConfig(ModelConfig):
         w, heads, layers = self.vision_embed_dim, self.vision_num_heads, self.vision_num_layers
         # two norms, queries, keys, values and the result: 8 W; input and output of GELU: 8 W
         image = layers * (16 * w + heads)
-        if checkpointing != "none":  # the blocks of the trunk come later, so no block of the encoder is added
-            # the input; selective also keeps qkv, the result of attention, out and both sides of the MLP
+        if checkpointing != "none":
+            # the input; selective also keeps qkv, the result of attention, out, and the results of mlp1 and mlp2
             image = layers * (w + (checkpointing == "selective") * (10 * w + heads))
         image += 2 * w + self.vision_num_channels * self.vision_patch_size**2
         kept = super().values_kept_per_token(batch_size, block_size, attention, checkpointing)

@@ -126,6 +126,11 @@ class TrainConfig:
         None, "CPU threads; none = one for each core that is free at the start", at_least=1, at_most=1024
     )
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
+    parallel: str = option(
+        "ddp",
+        "layout over the processes that torchrun starts: ddp = copies, fsdp = shards, ep or ep:N = experts "
+        "spread over N processes, fsdp+ep or fsdp+ep:N = both",
+    )
     activation_checkpointing: Literal["none", "selective", "full"] = option(
         "none",
         "what a block computes again in the backward pass in place of keeping it: selective = all but matrix "
@@ -133,11 +138,6 @@ class TrainConfig:
     )
     offload: Literal["none", "optimizer", "activations"] = option(
         "none", "what a GPU keeps in the memory of the host: state of the optimizer, or activations"
-    )
-    parallel: str = option(
-        "ddp",
-        "layout over the processes that torchrun starts: ddp = copies, fsdp = shards, ep or ep:N = experts "
-        "spread over N processes, fsdp+ep or fsdp+ep:N = both",
     )
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
     gpus: int | None = option(

@@ -325,14 +325,11 @@ def restore_optimizer(
         for name, like_parameter in names.items():
             shape = parameter.shape if like_parameter else ()
             tensor = owned(entry[name], f"{name} of parameter {number}", shape, torch.float32)
-            on_host = like_parameter and isinstance(optimizer, StateOnHost)
-            optimizer.state[parameter][name] = (
-                tensor
-                if on_host
-                else laid_out_like(parameter, tensor)
-                if like_parameter
-                else tensor.to(parameter.device)
-            )
+            if like_parameter and not isinstance(optimizer, StateOnHost):
+                tensor = laid_out_like(parameter, tensor)
+            elif not like_parameter:
+                tensor = tensor.to(parameter.device)
+            optimizer.state[parameter][name] = tensor
 
 
 def laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
