@@ -266,10 +266,8 @@ def memory(cfg: TrainConfig, model: Model, layout: Layout, gpus: int) -> dict[st
     outside = sum(t.used(layout, gpus) for t in tensors if t.sharded(layout) and t.block is None)
     copied = sum(t.used(layout, gpus) for t in tensors if not t.sharded(layout)) * (cfg.dtype == "bfloat16")
     activations = one["activations"]
-    if (experts := {t.block for t in tensors if t.spread(layout)}) and cfg.offload != "activations":
-        # the rows that arrive at the experts, and those that come back
-        layers = 1 if cfg.activation_checkpointing == "full" else len(experts)
-        activations += 2 * layers * cfg.tbptt * row_bytes(cfg, model.config)
+    if cfg.offload != "activations":
+        activations += cfg.tbptt * expert_activations(cfg, model, layout)
     return {
         "weights": 4 * sum(t.held(layout, gpus) for t in tensors),
         "gradients": 4 * gradients,
@@ -279,6 +277,27 @@ def memory(cfg: TrainConfig, model: Model, layout: Layout, gpus: int) -> dict[st
         "copies of weights": width(cfg) * (copied + two_blocks) + 4 * outside * (gpus > 1),
         "communication": 4 * two_blocks,  # their gradients
     }
+
+
+def expert_activations(cfg: TrainConfig, model: Model, layout: Layout) -> float:
+    """Bytes that a micro-batch keeps at the experts beyond those of costs.memory_bytes."""
+    experts = [t for t in model.tensors if t.expert]
+    if not experts:
+        return 0
+    layers, rows, d = len({t.block for t in experts}), row_bytes(cfg, model.config), model.config.hidden_size
+    kept = 0.0
+    if layout.degree > 1:  # the rows that arrive at the experts, and those that come back
+        kept += 2 * rows * (1 if cfg.activation_checkpointing == "full" else layers)
+    if (
+        keeps_products(cfg, model) and cfg.activation_checkpointing == "selective"
+    ):  # gate and up, and the output
+        kept += rows * (2 * model.config.intermediate_size + d) / d * layers
+    return kept
+
+
+def keeps_products(cfg: TrainConfig, model: Model) -> bool:
+    """Whether selective checkpointing keeps all products; `sorted` experts compute theirs again."""
+    return cfg.experts == "grouped" or not any(t.expert for t in model.tensors)
 
 
 def offload_seconds(cfg: TrainConfig, model: Model, layout: Layout, machine: Machine) -> float:
@@ -309,9 +328,6 @@ def muon_flops(model: Model, layout: Layout, gpus: int) -> float:
 
 # -------------------------------------------------------------------------------------------- the plan
 CHECKPOINTING = ("none", "selective", "full")
-# FLOPs of a step, of those without checkpointing: `selective` keeps the results of products, `full` repeats the
-# forward pass, which is a third of a step.
-REPEATED = {"none": 1.0, "selective": 1.0, "full": 4 / 3}
 
 
 class Plan(NamedTuple):
@@ -347,7 +363,10 @@ def plan(cfg: TrainConfig, model: Model, layout: Layout, machine: Machine) -> Pl
             break
     rate = EFFICIENCY * machine.peak(cfg)
     one = costs.Machine("", cfg.dtype, rate, None)
-    computation = REPEATED[cfg.activation_checkpointing] * costs.step_seconds(cfg, model.config, one)
+    computation = costs.step_seconds(cfg, model.config, one)
+    level = cfg.activation_checkpointing
+    if level == "full" or level == "selective" and not keeps_products(cfg, model):
+        computation /= 1 - costs.recomputed_share(cfg, model.config)
     moved = collectives(cfg, model, layout, machine.gpus)
     overlapping = sum(c.seconds(machine.card) for c in moved if c.overlaps)
     alone = sum(c.seconds(machine.card) for c in moved if not c.overlaps)
