@@ -1,0 +1,83 @@
+"""Tiny training runs of several processes, as torchrun starts them, from the fork server of toy_run.py."""
+
+import multiprocessing.forkserver
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from toy_run import _processes
+
+SMALL = (  # no two axes of a parameter are equal; six experts, because the ranks of a test must divide them
+    "--device cpu --threads 1 --tokenizer bundled1536 --num_hidden_layers 2 --hidden_size 20 --head_dim 4 "
+    "--num_attention_heads 6 --num_key_value_heads 3 --intermediate_size 9 --num_experts 6 --experts_per_token 2 "
+    "--sliding_window 8 --initial_context_length 16 --block_size 16 --batch_size 2 --max_iters 20 --save_every 20 "
+    "--eval_every 20 --eval_tokens 80 --final_eval_tokens 80 --log_every 1 --no-use_tensorboard"
+).split()
+
+
+def launch(
+    folder: Path, number: int, cases: list[list], *, double: bool = False, script: str = "train"
+) -> str:
+    """Run `train.py FLAGS` for each case in `number` processes, which join once. Returns what they printed.
+
+    double: with weights in float64.  Fails if a case ends with another code than 0.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "localhost"}
+    environment |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    cases = [[str(flag) for flag in case] for case in cases]
+    with pytest.MonkeyPatch.context() as patch:  # the server may start here
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        multiprocessing.forkserver.ensure_running()
+    ranks = []
+    for rank in range(number):
+        own = {name: str(value) for name, value in (environment | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        arguments = folder, own, cases, double, script
+        ranks.append(_processes.Process(target=_run_cases, args=arguments, daemon=True))
+        ranks[-1].start()
+    for process in ranks:
+        process.join(600)
+        if process.exitcode is None:
+            process.kill()
+    printed = "".join((folder / f"rank_{rank}").read_text() for rank in range(number))
+    assert [process.exitcode for process in ranks] == [0] * number, printed
+    return printed
+
+
+def _run_cases(folder: Path, environment: dict[str, str], cases, double, script) -> None:
+    log = os.open(folder / f"rank_{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(folder)
+    os.environ.update(environment)
+    from architecture import registry
+    from training import reporting
+    from training.command_line import parse_command_line
+    from training.config import ContextTrainConfig, TrainConfig
+    from training.distributed.mesh import joined_ranks
+    from training.train_command import model_fields, run_on
+
+    os.fsync = lambda descriptor: None
+    reporting.SAMPLE_TOKENS = 4
+    if double:
+        build = registry.build_model
+        registry.build_model = lambda *args, **kwargs: build(*args, **kwargs).double()
+    config_class = ContextTrainConfig if script == "train_context" else TrainConfig
+    torch.set_num_threads(1)
+    try:
+        with joined_ranks() as ranks:
+            for flags in cases:
+                code = run_on(ranks, parse_command_line(flags, model_fields, config_class=config_class))
+                assert code == 0, f"{flags} ended with {code}"
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
