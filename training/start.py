@@ -359,10 +359,10 @@ def for_ranks(
     if now == was:
         return before, ()
     rows, accum = before["batch_size"], before["grad_accum"]
-    lanes, step = was * rows, was * rows * accum
+    step = was * rows * accum
     if before["packing"] == "lanes":
-        fitting = [(lanes // now, accum)] if lanes % now == 0 else []
-        numbers = divisors(lanes)
+        fitting = [(was * rows // now, accum)] if was * rows % now == 0 else []
+        numbers = divisors(was * rows)
     else:
         fitting = [(size, step // now // size) for size in divisors(step // now)] if step % now == 0 else []
         numbers = divisors(step)
