@@ -4,6 +4,7 @@ The processes are joined by gloo on the CPU. The reference is the same command i
 grad_accum is larger by the number of ranks.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,61 @@ def test_two_processes_train_as_one_in_float32(corpus, tmp_path):
 def test_four_processes_train_as_one(corpus, tmp_path):
     layouts = ("ddp", "fsdp", "ep:2", "fsdp+ep:2")  # with ep:2, two copies of each expert
     compare_layouts(corpus, tmp_path, 4, layouts, SETTINGS, 1e-10, double=True)
+
+
+def resumed(
+    corpus, folder: Path, settings: str, first: int, layout: str, others: list[tuple[int, str]]
+) -> None:
+    """A run of `first` ranks is continued from step 5 on with other numbers of ranks and layouts: same curve."""
+    start = flags(corpus, settings, "run", "--grad_accum", 4, "--save_every", 5, "--parallel", layout)
+    launch(folder, first, [start])
+    whole = shutil.copytree(folder / "run", folder / "whole")
+    for step, (number, other) in zip((5, 10), others):
+        launch(folder, number, [["--resume_from", f"run/checkpoint_{step}.pt", "--parallel", other]])
+        settings_now = load(folder / "run/checkpoint_20.pt")["train_config"]
+        rows = number * settings_now["batch_size"] * settings_now["grad_accum"]
+        assert rows == first * 2 * 4
+    compare(whole, folder / "run", 1e-4)
+
+
+@pytest.mark.peer
+def test_a_run_of_two_processes_goes_on_with_one_and_back(corpus, tmp_path):
+    resumed(corpus, tmp_path, "muon aux_global", 2, "fsdp+ep", [(1, "ddp"), (2, "fsdp")])
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_with_four_and_back(corpus, tmp_path):
+    resumed(corpus, tmp_path, "adamw bias", 2, "ddp", [(4, "fsdp"), (2, "ep")])
+
+
+@pytest.mark.peer
+def test_all_processes_stop_together_for_a_signal_or_an_error_of_one(corpus, tmp_path):
+    cases = [flags(corpus, "muon aux_global", name, "--parallel", "fsdp") for name in ("stop", "data")]
+    first, second = launch(tmp_path, 2, cases, events=["stop", "data"])
+    for name, step in (("stop", 4), ("data", 3)):
+        assert [path.name for path in (tmp_path / name).glob("*.pt")] == [f"checkpoint_{step}.pt"]
+    assert "stopped by SIGTERM and saved stop/checkpoint_4.pt" in first
+    told = "line 7 is damaged; the run was saved as data/checkpoint_3.pt; continue it with --resume"
+    assert told in first and f"FailedElsewhere: {told}" in second
+    # the second one prints nothing of its own
+    assert [line for line in second.splitlines() if not line.startswith(("FailedElsewhere", "[Gloo]"))] == []
+
+
+@pytest.mark.peer
+def test_segments_with_a_carry_train_as_in_one_process(corpus, tmp_path):
+    many = [*SMALL, *corpus, "--segment_length", 8, "--grad_clip", CLIP, "--save_every", 10]
+    one = [flag if many[i - 1] != "--batch_size" else 4 for i, flag in enumerate(many)]
+    launch(tmp_path, 1, [[*one, "--out_dir", "one"]], double=True, script="train_context")
+    launch(tmp_path, 2, [[*many, "--out_dir", "many"]], double=True, script="train_context")
+    compare(tmp_path / "one", tmp_path / "many", 1e-10)
+    carries = (load(tmp_path / name / "checkpoint_20.pt")["progress"]["carry"] for name in ("one", "many"))
+    torch.testing.assert_close(*carries, rtol=0, atol=1e-10)
+
+
+@pytest.mark.peer
+def test_aux_takes_the_load_of_each_micro_batch_of_each_process(corpus, tmp_path):
+    """So its curve is that of one process with grad_accum times the number of processes."""
+    settings = [*SMALL, *corpus, "--balance", "aux", "--balance_coef", 0.1, "--grad_clip", CLIP]
+    launch(tmp_path, 1, [[*settings, "--grad_accum", 4, "--out_dir", "one"]], double=True)
+    launch(tmp_path, 2, [[*settings, "--grad_accum", 2, "--out_dir", "many"]], double=True)
+    compare(tmp_path / "one", tmp_path / "many", 1e-10)
