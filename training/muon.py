@@ -57,7 +57,8 @@ class Muon(torch.optim.Optimizer):
                         continue
                     tensors = [tensor.to_local() for tensor in tensors]  # whole matrices
                 for part in zip(*(t.view(-1, rows, columns).split(at_once) for t in tensors)):
-                    by_shape.setdefault(part[0].shape, []).append(part)
+                    if len(part[0]):  # a rank may have no matrix
+                        by_shape.setdefault(part[0].shape, []).append(part)
             for parts in by_shape.values():
                 at_once = max(1, batch_values(parts[0][0]) // parts[0][0].numel())
                 for start in range(0, len(parts), at_once):
@@ -90,7 +91,7 @@ def step_gathered(tensors: tuple[torch.Tensor, ...], group: dict[str, Any]) -> N
     part = DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=weights.stride())
     update = orthogonalize(part.full_tensor()[None], group["polynomials"])[0]
     update = distribute_tensor(update, mesh, placements, src_data_rank=None)
-    apply(update.to_local(), weights.to_local(), max(shape), group)
+    apply(update.to_local().to(gradient.device), weights.to_local(), max(shape), group)
 
 
 def direction(gradients: torch.Tensor, average: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from architecture import registry
 from architecture.checkpoint import checkpoints_by_step, find_checkpoint, read_checkpoint, without_values
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
-from common.script import say
+from common.script import number_of_ranks, say
 from common.settings import as_text
 from data.documents import Source, common_documents
 from training import costs, recipes
@@ -31,7 +31,7 @@ from training.config import (
     TrainConfig,
     check_resume,
 )
-from training.distributed.mesh import Ranks, number_of_ranks
+from training.distributed.mesh import Ranks
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.run import closing_step
@@ -101,7 +101,7 @@ def require_resources(start: Start) -> None:
 
 def require_layout(start: Start, ranks: Ranks) -> None:
     """Raise ValueError if a run cannot be laid out over these processes. The planner needs only one of them."""
-    cfg, model = start.cfg, registry.model_class(start.cfg.model)
+    cfg = start.cfg
     if cfg.dry_run:
         return
     if ranks.number == 1:
@@ -120,10 +120,6 @@ def require_layout(start: Start, ranks: Ranks) -> None:
     if cfg.parallel != "ddp" and getattr(start.config, "image_format", None) is not None:
         raise ValueError(
             f"parallel must be ddp for a model that reads images, because not every batch has one, got {cfg.parallel}"
-        )
-    if cfg.layout[1] is not None and not hasattr(model, "routed_experts"):
-        raise ValueError(
-            f"parallel={cfg.parallel} needs a model with routed experts, which {cfg.model} has not; use ddp or fsdp"
         )
 
 
@@ -275,10 +271,10 @@ def require_room_for_offload(cfg: TrainConfig) -> None:
             f"offload={cfg.offload} keeps it in the memory of the host, where a run on device {cfg.device} has "
             "it already; leave offload out, or train on a CUDA device"
         )
-    if cfg.offload == "optimizer" and cfg.parallel != "ddp":
+    if cfg.offload == "optimizer" and cfg.layout[1] is not None:
         raise ValueError(
-            f"offload=optimizer needs whole parameters, and with parallel={cfg.parallel} each process has a part of "
-            "them, and of the optimizer's state; leave offload out, or use parallel=ddp"
+            f"offload=optimizer cannot move experts that are spread over processes, got parallel={cfg.parallel}; "
+            "leave offload out, or use parallel=ddp or fsdp"
         )
 
 
@@ -387,10 +383,10 @@ def for_ranks(
     if now == was:
         return before, ()
     rows, accum = before["batch_size"], before["grad_accum"]
-    lanes, step = was * rows, was * rows * accum
+    step = was * rows * accum
     if before["packing"] == "lanes":
-        fitting = [(lanes // now, accum)] if lanes % now == 0 else []
-        numbers = divisors(lanes)
+        fitting = [(was * rows // now, accum)] if was * rows % now == 0 else []
+        numbers = divisors(was * rows)
     else:
         fitting = [(size, step // now // size) for size in divisors(step // now)] if step % now == 0 else []
         numbers = divisors(step)
