@@ -13,7 +13,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from torch.distributed.run import get_args_parser
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import SMALL, run_here
 
 from architecture.registry import build_config
@@ -74,12 +74,13 @@ def test_only_routed_experts_are_spread_and_every_parameter_is_counted_once():
 
 
 def test_the_degrees_divide_the_gpus_and_the_experts():
-    names = [str(layout) for layout in planner.layouts(small_model(), 12)]
+    cfg = TrainConfig()
+    names = [str(layout) for layout in planner.layouts(cfg, small_model(), 12)]
     assert names == ["ddp", "fsdp", "ep:2", "fsdp+ep:2", "ep:3", "fsdp+ep:3", "ep:6", "fsdp+ep:6"]
     dense = model_of(TrainConfig(model="gpt2"), build_config("gpt2", "toy"))
-    assert [str(layout) for layout in planner.layouts(dense, 12)] == ["ddp", "fsdp"]
+    assert [str(layout) for layout in planner.layouts(cfg, dense, 12)] == ["ddp", "fsdp"]
     seeing = model_of(TrainConfig(model="gptoss_vision"), build_config("gptoss_vision", "toy"))
-    assert [str(layout) for layout in planner.layouts(seeing, 12)] == ["ddp"]
+    assert [str(layout) for layout in planner.layouts(cfg, seeing, 12)] == ["ddp"]
 
 
 # ------------------------------------------------------------------------------------------------- time
@@ -109,6 +110,18 @@ def test_a_collective_takes_the_time_of_its_slowest_link(kind, ranks, per_node, 
     assert found == pytest.approx(seconds / LINK + 3 * LATENCY)
 
 
+class CountFlops(TorchDispatchMode):
+    """Adds the FLOPs of batched products."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        if operation._schema.name in ("aten::bmm", "aten::baddbmm"):
+            left, right = arguments[-2:]
+            self.flops += 2 * left.numel() * right.shape[-1]
+        return operation(*arguments, **(options or {}))
+
+
 def test_the_flops_of_muon_are_those_of_its_products():
     cfg, flops = TrainConfig(optimizer="muon"), 0
     model = small_model(cfg)
@@ -116,9 +129,9 @@ def test_the_flops_of_muon_are_those_of_its_products():
         matrices = torch.randn(math.prod(tensor.shape[:-2]), *tensor.shape[-2:])
         if matrices.shape[1] != matrices.shape[2]:  # the way in bfloat16, which CUDA takes for every shape
             matrices = matrices.bfloat16()
-        with FlopCounterMode(display=False) as counter:
+        with CountFlops() as counted:
             orthogonalize(matrices)
-        flops += counter.get_total_flops()
+        flops += counted.flops
     assert planner.muon_flops(model, Layout(False), 2) == flops
     halves = planner.muon_flops(model, Layout(False, 2), 2)
     assert flops / 2 < halves < flops  # a rank updates its experts, and all of attention
@@ -150,6 +163,10 @@ def test_offload_trades_memory_of_the_gpu_for_time():
     assert state.memory["optimizer"] < plain.memory["optimizer"] == 8 * total
     assert kept.memory["activations"] < plain.memory["activations"]
     assert plain.step < min(state.step, kept.step)
+    sharded = planner.plan(replace(cfg, offload="optimizer"), model, Layout(True), machine)
+    assert sharded.memory["weights"] == sharded.memory["gradients"] == sharded.memory["optimizer"] == 0
+    copies = sum(4 * t.held(Layout(True), 4) * (2 if t.block is None else 3) for t in model.tensors)
+    assert sharded.seconds["copies to the host and back"] == pytest.approx(copies / 64e9 / LINK)
 
 
 def test_checkpointing_is_no_more_than_a_layout_needs_and_no_less_than_was_asked():

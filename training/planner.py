@@ -175,10 +175,12 @@ def model_of(cfg: TrainConfig, config: Any) -> Model:
     return Model(config, tensors)
 
 
-def layouts(model: Model, gpus: int) -> list[Layout]:
-    """Every layout of a model on this many GPUs. A model that reads images has one (start.require_layout)."""
+def layouts(cfg: TrainConfig, model: Model, gpus: int) -> list[Layout]:
+    """Every layout of a model on this many GPUs that training/start.py accepts."""
     if getattr(model.config, "image_format", None) is not None:
         return [Layout(False)]
+    if cfg.offload == "optimizer":
+        return [Layout(False), Layout(True)]
     most = math.gcd(gpus, *{t.shape[0] for t in model.tensors if t.expert} or {1})
     degrees = [degree for degree in range(1, most + 1) if most % degree == 0]
     return [Layout(sharded, degree) for degree in degrees for sharded in (False, True)]
@@ -187,7 +189,7 @@ def layouts(model: Model, gpus: int) -> list[Layout]:
 def named_layout(cfg: TrainConfig, model: Model, gpus: int) -> Layout:
     """The layout that cfg.parallel names."""
     data, degree = cfg.layout
-    possible = layouts(model, gpus)
+    possible = layouts(cfg, model, gpus)
     layout = Layout(data == "fsdp", degree or (1 if degree is None else possible[-1].degree))
     if layout not in possible or degree is not None and possible[-1].degree == 1:
         raise ValueError(
@@ -268,8 +270,12 @@ def memory(cfg: TrainConfig, model: Model, layout: Layout, gpus: int) -> dict[st
     activations = one["activations"]
     if cfg.offload != "activations":
         activations += cfg.tbptt * expert_activations(cfg, model, layout)
+    parameters = sum(t.held(layout, gpus) for t in tensors)
+    if updates_on_host(cfg, layout):
+        parameters = state = 0
+        gradients -= sum(t.held(layout, gpus) for t in trained)
     return {
-        "weights": 4 * sum(t.held(layout, gpus) for t in tensors),
+        "weights": 4 * parameters,
         "gradients": 4 * gradients,
         "optimizer": 4 * state,
         "activations": activations,
@@ -300,9 +306,17 @@ def keeps_products(cfg: TrainConfig, model: Model) -> bool:
     return cfg.experts == "grouped" or not any(t.expert for t in model.tensors)
 
 
+def updates_on_host(cfg: TrainConfig, layout: Layout) -> bool:
+    """Whether parameters, gradients and optimizer rest on the host, as FSDP2 offloads them, and are updated there."""
+    return cfg.offload == "optimizer" and layout.sharded
+
+
 def offload_seconds(cfg: TrainConfig, model: Model, layout: Layout, machine: Machine) -> float:
     """Seconds of a step for the copies to the memory of the host and back, which are not hidden here."""
-    if cfg.offload == "optimizer":
+    if updates_on_host(cfg, layout):  # parameters come for each all-gather, and gradients go once
+        times = {t: cfg.micro_batches * (1 if t.block is None else 2) + t.trained for t in model.tensors}
+        moved = 4 * sum(times[t] * t.held(layout, machine.gpus) for t in model.tensors)
+    elif cfg.offload == "optimizer":
         held = sum(t.held(layout, machine.gpus) * (1 if t.matrix else 2) for t in model.tensors if t.trained)
         moved = 4 * held  # both directions at once
     elif cfg.offload == "activations":
@@ -372,7 +386,7 @@ def plan(cfg: TrainConfig, model: Model, layout: Layout, machine: Machine) -> Pl
     alone = sum(c.seconds(machine.card) for c in moved if not c.overlaps)
     seconds = {
         "computation": computation,
-        "Muon": muon_flops(model, layout, machine.gpus) / rate,
+        "Muon": 0.0 if updates_on_host(cfg, layout) else muon_flops(model, layout, machine.gpus) / rate,
         "waiting for other GPUs": alone + max(0.0, overlapping - computation),
         "copies to the host and back": offload_seconds(cfg, model, layout, machine),
     }
@@ -381,7 +395,7 @@ def plan(cfg: TrainConfig, model: Model, layout: Layout, machine: Machine) -> Pl
 
 def plans(cfg: TrainConfig, model: Model, machine: Machine, named: bool = False) -> list[Plan]:
     """The plans of all layouts, or of that of cfg.parallel if named: first those that fit, the fastest first."""
-    possible = [named_layout(cfg, model, machine.gpus)] if named else layouts(model, machine.gpus)
+    possible = [named_layout(cfg, model, machine.gpus)] if named else layouts(cfg, model, machine.gpus)
     found = [plan(cfg, model, layout, machine) for layout in possible]
     return sorted(
         found, key=lambda p: (p.bytes > machine.room, p.step if p.bytes <= machine.room else p.bytes)
@@ -437,7 +451,8 @@ def plan_lines(p: Plan, number: int, model: Model, machine: Machine) -> list[str
         length = f"{cfg.max_iters:,} steps in {costs.duration(cfg.max_iters * p.step)}"
     moved = (f"{c.kind} of {c.what} {amount(c.size)} in {time(c.seconds(card))}" for c in p.collectives)
     parts = (f"{part} {amount(size)}" for part, size in p.memory.items() if size)
-    times = (f"{part} {time(seconds)}" for part, seconds in p.seconds.items() if seconds)
+    times = [f"{part} {time(seconds)}" for part, seconds in p.seconds.items() if seconds]
+    times += ["without the update on the host, which is not estimated"] * updates_on_host(cfg, p.layout)
     return [
         f"{number}. --parallel {p.layout} --activation_checkpointing {cfg.activation_checkpointing}",
         f"  speed          {gpus * p.speed:,.0f} tokens/s, {p.speed:,.0f} on each GPU, MFU {share(mfu)}; {length}",
@@ -469,7 +484,7 @@ def what_would_fit(cfg: TrainConfig, model: Model, machine: Machine, name: str, 
             (" ".join(f"--{key} {value}" for key, value in change.items()), replace(cfg, **change), machine)
             for change in ({"batch_size": 1}, {"grad_accum": 1}, {"batch_size": 1, "grad_accum": 1})
         ],
-        [("--offload optimizer", replace(cfg, offload="optimizer"), machine)],
+        [("--offload optimizer", replace(cfg, offload="optimizer"), machine)] * (cfg.layout[1] is None),
         [(f"--gpus {gpus * 2**power}", cfg, Machine(gpus * 2**power, card)) for power in range(1, 11)],
         [(f"--gpu {key}", cfg, Machine(gpus, CARDS[key])) for _, key in larger],
     )
