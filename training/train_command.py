@@ -59,7 +59,8 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
             text = planner.report(cfg, config, named="parallel" in command.given)
         else:
             text = costs.report(cfg, config, device.available_memory(torch.device(cfg.device)))
-        print("\n".join((*lines, text)))
+        if ranks.writes:
+            print("\n".join((*lines, text)))
         return 0
     if line := set_threads(cfg.threads, STARTED):
         tell(line)
