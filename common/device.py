@@ -20,6 +20,7 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 PEAK_FLOPS = {
     name: {"bfloat16": brain, "float32": single}
     for names, brain, single in (
+        (("NVIDIA B200",), 2250e12, 75e12),  # an eighth of HGX B200
         (("NVIDIA H200", "NVIDIA H100 80GB HBM3"), 989e12, 67e12),
         (("NVIDIA H100 NVL",), 835e12, 60e12),
         (("NVIDIA H100 PCIe",), 756e12, 51e12),

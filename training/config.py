@@ -3,9 +3,11 @@
 This module imports no torch, so that --help is immediate.
 """
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from common.script import number_of_ranks
 from common.settings import as_text, cast_fields, option
 from data.defaults import TEXT_COLUMN, TOKENIZER
 
@@ -44,7 +46,7 @@ class TrainConfig:
     )
 
     # size of a step and length of the run
-    batch_size: int = option(8, "rows per micro-batch", at_least=1)
+    batch_size: int = option(8, "rows per micro-batch of a process", at_least=1)
     block_size: int = option(256, "tokens per row", at_least=1)
     grad_accum: int = option(1, "micro-batches per optimizer step", at_least=1)
     max_iters: int | None = option(3000, "length of the run in optimizer steps", at_least=1)
@@ -124,7 +126,26 @@ class TrainConfig:
         None, "CPU threads; none = one for each core that is free at the start", at_least=1, at_most=1024
     )
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
+    parallel: str = option(
+        "ddp",
+        "layout over the processes that torchrun starts: ddp = copies, fsdp = shards, ep or ep:N = experts "
+        "spread over N processes, fsdp+ep or fsdp+ep:N = both",
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = option(
+        "none",
+        "what a block computes again in the backward pass in place of keeping it: selective = all but matrix "
+        "products and attention, full = all; the numbers stay the same",
+    )
+    offload: Literal["none", "optimizer", "activations"] = option(
+        "none", "what a GPU keeps in the memory of the host: state of the optimizer, or activations"
+    )
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
+    gpus: int | None = option(
+        None, "with dry_run: plan the run on this many GPUs, in nodes of eight", at_least=1, at_most=65_536
+    )
+    gpu: Literal["a100", "h100", "h200", "b200", "rtx4090"] | None = option(
+        None, "with dry_run: the GPU to plan for; none = h100"
+    )
 
     def __post_init__(self):
         cast_fields(self)
@@ -138,6 +159,29 @@ class TrainConfig:
                 "warmup + decay must be at most 1, because both are shares of the run; "
                 f"got {self.warmup} + {self.decay}; lower one of them"
             )
+        if self.planned and not self.dry_run:
+            raise ValueError(
+                "gpus and gpu describe a machine for --dry_run; add --dry_run, or leave them out: a run takes "
+                "the GPUs that torchrun gives it"
+            )
+        _ = self.layout  # raises for a wrong name
+
+    @property
+    def planned(self) -> bool:
+        """Whether --dry_run is about the GPUs that --gpus and --gpu describe, and not about this machine."""
+        return bool(self.gpus or self.gpu)
+
+    @property
+    def layout(self) -> tuple[str, int | None]:
+        """Of `parallel`: "ddp" or "fsdp", and the degree of expert parallelism; 0 = the largest, None = none."""
+        found = re.fullmatch(r"(ddp|fsdp)|(fsdp\+)?ep(?::([1-9][0-9]{0,5}))?", self.parallel)
+        if found is None:
+            raise ValueError(
+                "parallel must be ddp, fsdp, ep, fsdp+ep, or one of the last two with a number of processes, "
+                f"as in ep:8; got {self.parallel!r}"
+            )
+        data, sharded, degree = found.groups()
+        return data or ("fsdp" if sharded else "ddp"), None if data else int(degree or 0)
 
     @property
     def micro_batches(self) -> int:
@@ -146,8 +190,8 @@ class TrainConfig:
 
     @property
     def slots_per_step(self) -> int:
-        """Tokens in a step, padding included."""
-        return self.batch_size * self.block_size * self.micro_batches
+        """Tokens in a step of all processes, padding included."""
+        return number_of_ranks() * self.batch_size * self.block_size * self.micro_batches
 
 
 # --------------------------------------------------------------------------------------------------
@@ -159,19 +203,20 @@ class TrainConfig:
 # losses of different tokens.
 RESUMABLE_CHANGES = frozenset(
     {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
+    | {"activation_checkpointing", "offload"}
 )
 
 # Names of the data. A resume accepts another name, because it compares the content (start.check_data).
 DATA = ("dataset", "val_dataset", "text_column")
 
 # Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
-CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile"})
+CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile", "parallel"})
 
 # Settings of one call, not of the run: always taken from the command line.
-OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
+OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run", "gpus", "gpu"})
 
 # Settings that --eval_only reads, beside the fields of the model.
-READ_BY_EVALUATION = (CHANGES_BITS - {"compile"}) | {
+READ_BY_EVALUATION = (CHANGES_BITS - {"compile", "parallel"}) | {
     *DATA,
     *("model", "model_size", "recipe", "tokenizer", "packing", "batch_size", "block_size"),
     *("eval_tokens", "final_eval_tokens", "eval_only"),

@@ -46,12 +46,17 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
         "data/epoch": run.loader.progress.epoch,
         "data/padding_share": 1 - result.tokens / cfg.slots_per_step,
         "train/loss": float(result.loss),
-        "train/bits_per_byte": float(result.nats / math.log(2) / result.num_bytes.clamp(min=1)),
     }
+    if result.load is not None:
+        record |= instruments.by_layer("moe/max_violation", result.layers, max_violation(result.load))
+    if (
+        result.nats is None
+    ):  # a run of max_minutes ended earlier than expected, in a step that was not measured
+        return record
+    record["train/bits_per_byte"] = float(result.nats / math.log(2) / result.num_bytes.clamp(min=1))
     if result.load is not None:
         record["train/balance_loss"] = float(result.balance_loss)
         record["train/z_loss"] = float(result.z_loss)
-        record |= instruments.by_layer("moe/max_violation", result.layers, max_violation(result.load))
         if getattr(run.model.config, "capacity_factor", None) is not None:
             record |= instruments.by_layer("moe/dropped", result.layers, result.dropped)
     return record
@@ -206,7 +211,8 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes in steps"
     segments = f" x {cfg.tbptt} segments" if cfg.carries else ""
     unit = "windows" if cfg.carries else "micro-batches"
-    parts = f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
+    parts = f"{run.ranks.number} processes, {cfg.parallel}, " if run.ranks.number > 1 else ""
+    parts += f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
     experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
     other = validation.left_out() if validation.not_read != source.not_read else ""  # not the same twice
     if getattr(run.model.config, "capacity_factor", None) is not None:

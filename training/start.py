@@ -5,6 +5,7 @@ This module builds no model that takes memory, and writes no file.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from shlex import quote
@@ -17,7 +18,7 @@ from architecture import registry
 from architecture.checkpoint import checkpoints_by_step, find_checkpoint, read_checkpoint, without_values
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
-from common.script import say
+from common.script import number_of_ranks, say
 from common.settings import as_text
 from data.documents import Source, common_documents
 from training import costs, recipes
@@ -30,13 +31,14 @@ from training.config import (
     TrainConfig,
     check_resume,
 )
+from training.distributed.mesh import Ranks
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.run import closing_step
 
 
 class Start(NamedTuple):
-    """A resolved start. Only the backends and the dataset may still be "auto"."""
+    """A resolved start. Only the dataset, and the backends of a model without auto_backends, may be "auto"."""
 
     cfg: TrainConfig
     tokenizer: tiktoken.Encoding
@@ -59,12 +61,25 @@ def resolve(command: CommandLine) -> Start:
     if len(asked) > 1 and asked not in (["resume", "resume_from"], ["resume", "extend"]):
         raise ValueError(f"{' and '.join(asked)} each name the weights to start from; keep one of them")
     start = ways[asked[0]](command) if asked else new_model(command)
-    cfg, on = for_images(start.cfg, start.config, command.given), device.choose_device(start.cfg.device)
+    cfg = for_images(start.cfg, start.config, command.given)
+    on = torch.device("cuda") if cfg.planned else device.choose_device(cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
+    if backends := getattr(registry.model_class(cfg.model), "auto_backends", None):
+        fast = backends(start.config, on.type, cfg.dtype)
+        cfg = replace(cfg, **{kind: name for kind, name in fast.items() if getattr(cfg, kind) == "auto"})
+    if (cfg.experts, cfg.dtype, cfg.compile) == ("grouped", "float32", "on"):
+        raise ValueError(
+            "experts=grouped compiles in bfloat16 only, got dtype=float32; use experts=sorted, dtype=bfloat16 or "
+            "compile=off"
+        )
     require_context(cfg, start.config)
+    require_room_for_offload(cfg)
+    if cfg.planned:
+        return start._replace(cfg=cfg)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
-    return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
+    lines = *bounded, *costs.warning(cfg, start.config), *costs.memory_for_time(cfg, start.config)
+    return start._replace(cfg=cfg, lines=(*start.lines, *lines))
 
 
 def require_read(command: CommandLine) -> None:
@@ -79,9 +94,39 @@ def require_read(command: CommandLine) -> None:
 def require_resources(start: Start) -> None:
     """Raise ValueError if a run does not fit into memory, or if its output folder is taken."""
     cfg = start.cfg
-    costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
+    if number_of_ranks() == 1 or cfg.parallel == "ddp":  # in parts, a model may be larger than a device
+        costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
     if not cfg.eval_only:
         check_out_dir(cfg.out_dir, cfg.resume)
+
+
+def require_layout(start: Start, ranks: Ranks) -> None:
+    """Raise ValueError if a run cannot be laid out over these processes. The planner needs only one of them."""
+    cfg = start.cfg
+    if cfg.dry_run:
+        return
+    if ranks.number == 1:
+        if cfg.parallel != "ddp" and "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise ValueError(
+                f"parallel={cfg.parallel} needs several processes; start them with torchrun --nproc_per_node=N "
+                f"{cfg.program}, or leave parallel out"
+            )
+        return
+    if cfg.eval_only:
+        raise ValueError("--eval_only runs as one process; start it with python, without torchrun")
+    if torch.device(cfg.device) not in (torch.device("cpu"), torch.device("cuda")):
+        raise ValueError(
+            f"device must be auto, cpu or cuda under torchrun, which gives each process its own, got {cfg.device}"
+        )
+    if cfg.freeze == "trunk":
+        raise ValueError(
+            "freeze must be none or vision under torchrun, because a process without an image would have no gradient, "
+            "got trunk"
+        )
+    if cfg.parallel != "ddp" and getattr(start.config, "image_format", None) is not None:
+        raise ValueError(
+            f"parallel must be ddp for a model that reads images, because not every batch has one, got {cfg.parallel}"
+        )
 
 
 def check_data(start: Start, train: Source | None, validation: Source) -> tuple[str, ...]:
@@ -115,7 +160,8 @@ def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str
     if command.config.carries:
         command = with_segment_length(command)
     full = command.config
-    if not recipes.recipe_path(full, size) or device.choose_device(full.device).type != "cpu":
+    on_cpu = not full.planned and device.choose_device(full.device).type == "cpu"
+    if not on_cpu or not recipes.recipe_path(full, size):
         return command, (line,)
     cfg = recipes.for_a_cpu(full, given)
     if cfg == full:
@@ -224,6 +270,20 @@ def require_context(cfg: TrainConfig, config: Any) -> None:
         )
 
 
+def require_room_for_offload(cfg: TrainConfig) -> None:
+    """Raise ValueError if there is nothing to offload; --dry_run may plan for a GPU that is not here."""
+    if cfg.offload != "none" and not cfg.device.startswith("cuda") and not cfg.dry_run:
+        raise ValueError(
+            f"offload={cfg.offload} keeps it in the memory of the host, where a run on device {cfg.device} has "
+            "it already; leave offload out, or train on a CUDA device"
+        )
+    if cfg.offload == "optimizer" and cfg.layout[1] is not None:
+        raise ValueError(
+            f"offload=optimizer cannot move experts that are spread over processes, got parallel={cfg.parallel}; "
+            "leave offload out, or use parallel=ddp or fsdp"
+        )
+
+
 def given_weights(command: CommandLine) -> Start:
     """The start from the weights of a checkpoint, for a new run or an evaluation."""
     purpose = "eval_only" if command.config.eval_only else "init_from"
@@ -293,10 +353,11 @@ def continued_run(command: CommandLine) -> Start:
     path = Path(asked.resume_from) if asked.resume_from else require_latest(asked.out_dir)
     saved = read_run(path, asked)
     before = checkpoint.saved_settings(saved, path, type(asked))
+    before, lines = for_ranks(before, checkpoint.saved_ranks(saved, path), command)
     cfg = check_resume(before, command.config, saved["config"], command.model_overrides, command.given)
-    lines: tuple[str, ...] = ()
     if asked.extend:
-        cfg, lines = extended(cfg, before)
+        cfg, longer = extended(cfg, before)
+        lines += longer
         saved = read_run(Path(cfg.resume_from or path), asked)
     require_saved_device(cfg, before, saved["step"])
     changed = [
@@ -313,6 +374,52 @@ def continued_run(command: CommandLine) -> Start:
     config = registry.config_from_dict(saved["model_name"], saved["config"])
     identity = checkpoint.saved_identity(saved)
     return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved, lines, identity)
+
+
+def for_ranks(
+    before: dict[str, Any], was: int, command: CommandLine
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The saved settings of a run for another number of processes, with the same rows in a step, and a remark.
+
+    grad_accum follows, or else batch_size, or else both; in lanes batch_size, because each row is a lane.
+    was: the number of processes that the settings are saved for.
+    Raises ValueError if no batch_size and grad_accum fit, with the numbers of processes that do.
+    """
+    now, asked = number_of_ranks(), command.config
+    if now == was:
+        return before, ()
+    rows, accum = before["batch_size"], before["grad_accum"]
+    step = was * rows * accum
+    if before["packing"] == "lanes":
+        fitting = [(was * rows // now, accum)] if was * rows % now == 0 else []
+        numbers = divisors(was * rows)
+    else:
+        fitting = [(size, step // now // size) for size in divisors(step // now)] if step % now == 0 else []
+        numbers = divisors(step)
+    if not fitting:
+        raise ValueError(
+            f"the rows of a step of this run ({step}) cannot be shared by {now} processes; "
+            f"start one of these numbers of processes: {', '.join(map(str, numbers))}"
+        )
+    for place, name in enumerate(("batch_size", "grad_accum")):
+        if name in command.given:
+            values = sorted({pair[place] for pair in fitting})
+            fitting = [pair for pair in fitting if pair[place] == getattr(asked, name)]
+            if not fitting:
+                raise ValueError(
+                    f"a step of this run has {step} rows, so with {now} processes {name} must be one of "
+                    f"{', '.join(map(str, values))}, got {getattr(asked, name)}; leave it out"
+                )
+    size, accum = max((pair for pair in fitting if pair[0] <= rows), default=fitting[0])
+    line = (
+        f"{now} processes (were {was}): batch_size {size}, grad_accum {accum}, for the same {step} rows in a step; "
+        "the last bits differ"
+    )
+    return before | {"batch_size": size, "grad_accum": accum}, (line,)
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def read_run(path: Path, cfg: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Training on several devices, with PyTorch's own engines."""
