@@ -65,7 +65,10 @@ def specification() -> tuple[gptoss.Transformer, torch.Tensor, torch.Tensor]:
 
 
 def values(device: torch.device, attention: str, experts: str, dtype: str) -> dict[str, float]:
-    """Relative errors of the loss and of the worst gradient of a parameter, against the specification."""
+    """Relative errors of the loss, of all gradients together and of the worst parameter's, against the specification.
+
+    In bfloat16 some tokens have other experts, which changes the gradient of an expert with few tokens by a large part.
+    """
     reference, ids, expected = specification()
     model = gptoss.Transformer(gptoss.ModelConfig(**SHAPE), attention=attention, experts=experts)
     model.load_state_dict(reference.state_dict())
@@ -73,10 +76,14 @@ def values(device: torch.device, attention: str, experts: str, dtype: str) -> di
     with autocast(device, dtype):
         loss = model(ids[:, :-1], ids[:, 1:]).loss
     loss.backward()
-    pairs = zip(model.parameters(), reference.parameters())
+    ours, theirs = ([p.grad for p in m.parameters()] for m in (model, reference))
+    together = (
+        torch.cat([grad.detach().cpu().double().flatten() for grad in grads]) for grads in (ours, theirs)
+    )
     return {
         "loss_relative_error": relative_error(loss, expected),
-        "worst_gradient_relative_error": max(relative_error(a.grad, b.grad) for a, b in pairs),
+        "gradient_relative_error": relative_error(*together),
+        "worst_gradient_relative_error": max(map(relative_error, ours, theirs)),
     }
 
 
