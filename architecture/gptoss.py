@@ -219,8 +219,13 @@ class ModelConfig:
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
         return layers * d * self.head_dim * heads + experts * d * (up + self.intermediate_size)
 
-    def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
-        """Estimated number of values that autograd keeps for each token between forward and backward."""
+    def values_kept_per_token(
+        self, batch_size: int, block_size: int, attention: str, checkpointing: str = "none"
+    ) -> float:
+        """Estimated number of values that autograd keeps for each token between forward and backward.
+
+        checkpointing: none, selective or full (training/memory.py).
+        """
         d, f, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         # input and output of two norms; queries and keys after rotation, the result; the mask
@@ -231,9 +236,16 @@ class ModelConfig:
             kept += 2 * heads * self.head_dim + heads  # keys and values repeated for each head
         # one token in one expert: gate and up, output; for gelu: input, both sides of gelu, output
         row = 2 * f + d * (1 if self.mlp == "swiglu" else 2)
-        moe = len(self.resolved_moe_layers)
-        routed = (self.experts_per_token + self.shared_experts) * row + 6 * self.num_experts
-        return layers * kept + moe * routed + (layers - moe) * row + 3 * d
+        moe, k = len(self.resolved_moe_layers), self.experts_per_token
+        routed = (k + self.shared_experts) * row + 6 * self.num_experts
+        if checkpointing == "none":
+            return layers * kept + moe * routed + (layers - moe) * row + 3 * d
+        block = d  # its input
+        if checkpointing == "selective":
+            block += (heads + 2 * groups) * self.head_dim + d  # qkv and out
+            block += 0 if attention == "eager" else heads * self.head_dim + heads  # the result of attention
+        choice = self.num_experts + 3 * k  # logits, and the chosen experts, which are int64
+        return layers * block + moe * choice + 3 * d
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,9 @@ Optional attributes of a model class or a model, besides forward, config and new
 carries            True if `carry` is a tensor (B, D) that is passed from segment to segment; forward then
                    takes reset, (B,) bool, the rows in which a document begins
 extends            name of a model whose weights it can start from; added_parameters names those it adds
-block              nn.ModuleList of its layers, which torch.compile compiles and FSDP shards one by one
+block              nn.ModuleList of its layers, which torch.compile compiles and FSDP shards one by one; parts of the model
+                   may have one, too. The backward pass may compute a layer again (training/memory.py), so a layer
+                   changes nothing but its results. The function in place of its forward has same_values
 routed_experts     returns its modules with routed experts, which may be spread over devices: run_experts is their
                    backend, and expert_parameters names the parameters (E, ...) that it gets
 new_decoder        creates the decoder of a model that reads a text in pieces (generation/decode.py)
@@ -18,7 +20,7 @@ optimizer_rules    optimizer groups of its own parameters (training/optimizer.py
 auto_backends      (config, device_type, dtype) -> {"attention": ..., "experts": ...}, what "auto" means there
 
 The config of a model has parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
-values_kept_per_token(...), from which the cost of a run is computed; windows and context_limit; and
+values_kept_per_token(...), from which the cost of a run is computed; windows, dropout and context_limit; and
 num_hidden_layers and further fields under the names of OpenAI's ModelConfig.
 
 A model that reads images has image_format in its config: what it makes of one (architecture/images.py), or None if

@@ -29,8 +29,9 @@ from data.rows import validation_rows
 from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
-from training.costs import closing_tokens
+from training.costs import closing_tokens, tokens_lost
 from training.distributed.mesh import ONE, Ranks
+from training.memory import forward_context
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.monitor.pace import Pace
 from training.optimizer import learning_rate, set_learning_rate
@@ -102,6 +103,9 @@ def train(
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
                 losses.append(record["train/loss"])
+                rate = record["perf/tokens_per_second"]
+                if step == 2 * cfg.log_every and (line := tokens_lost(cfg, run.model.config, rate)):
+                    run.writer.say(line)
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
@@ -135,7 +139,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         previous_share=progress.expert_share,
         carry=progress.carry,
         token_bytes=run.token_bytes,
-        autocast=run.autocast,
+        autocast=forward_context(model, cfg.offload, run.autocast),
         counts=counts,
         copied=run.copied,
         measured=is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1)),

@@ -27,6 +27,7 @@ from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
 from training.distributed.mesh import ONE, Ranks
+from training.memory import StateOnHost
 from training.muon import POLYNOMIALS
 from training.optimizer import STATE, saved_order
 
@@ -324,9 +325,11 @@ def restore_optimizer(
         for name, like_parameter in names.items():
             shape = parameter.shape if like_parameter else ()
             tensor = owned(entry[name], f"{name} of parameter {number}", shape, torch.float32)
-            optimizer.state[parameter][name] = (
-                laid_out_like(parameter, tensor) if like_parameter else tensor.to(parameter.device)
-            )
+            if like_parameter and not isinstance(optimizer, StateOnHost):
+                tensor = laid_out_like(parameter, tensor)
+            elif not like_parameter:
+                tensor = tensor.to(parameter.device)
+            optimizer.state[parameter][name] = tensor
 
 
 def laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from data.loader import TrainLoader
 from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
 from training.distributed.mesh import ONE, Ranks
+from training.memory import checkpoint_blocks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
 from training.optimizer import build_optimizers, parameter_groups, parameter_kinds
@@ -80,6 +81,7 @@ def open_run(
     """
     device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
     model = model.to(device).train()
+    checkpoint_blocks(model, cfg.activation_checkpointing)
     model.tokenizer = tokenizer  # it turns samples into text; a loaded model already has it
     layout = None
     if ranks.number > 1:
