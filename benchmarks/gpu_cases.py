@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from architecture import gptoss, registry
-from benchmarks.peer_step import adamw, loss_of, training_peer
+from benchmarks.peer_step import LR, adamw, loss_of, training_peer
 from common.device import autocast, peak_flops, peak_memory_gb
 from data.documents import IndexedSource
 from data.loader import TrainLoader
@@ -134,7 +134,7 @@ def training(way: Way, device: torch.device) -> Iterator[tuple[Callable[[], None
     """The training step of a way, and the config of its model."""
     cfg = TrainConfig(
         dataset="none", batch_size=way.batch_size, block_size=way.block_size, grad_accum=way.grad_accum,
-        optimizer=way.optimizer, dtype=way.dtype, device=str(device),
+        optimizer=way.optimizer, lr=LR, dtype=way.dtype, device=str(device),
     )  # fmt: skip
     preset = registry.build_config("gptoss", way.size)
     changes = {}

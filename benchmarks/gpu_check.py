@@ -67,23 +67,25 @@ def measure(names: list[str], command: list[str], until: float, patience: float,
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=read_lines, args=(process.stdout, lines), daemon=True).start()
         current, deadline, reason = left[0], time.monotonic() + patience, ""
-        while not reason:
-            try:
-                line = lines.get(timeout=max(0.0, min(deadline, until) - time.monotonic()))
-            except queue.Empty:
-                reason = f"took more than {patience:g} s"
-                break
-            if line is None:
-                reason = f"ended with exit code {process.wait()}"
-            elif line.startswith('{"begins"'):
-                current, deadline = json.loads(line)["begins"], time.monotonic() + patience
-            elif line.startswith('{"ends"'):
-                keep(current, json.loads(line)["found"])
-                left.remove(current)
-        out_of_time = process.poll() is None and time.monotonic() >= until
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        try:
+            while not reason:
+                try:
+                    line = lines.get(timeout=max(0.0, min(deadline, until) - time.monotonic()))
+                except queue.Empty:
+                    reason = f"took more than {patience:g} s"
+                    break
+                if line is None:
+                    reason = f"ended with exit code {process.wait()}"
+                elif line.startswith('{"begins"'):
+                    current, deadline = json.loads(line)["begins"], time.monotonic() + patience
+                elif line.startswith('{"ends"'):
+                    keep(current, json.loads(line)["found"])
+                    left.remove(current)
+            out_of_time = process.poll() is None and time.monotonic() >= until
+        finally:  # after Ctrl-C, too, which does not reach the process
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if left and left[0] == current and not out_of_time:
             keep(current, {"error": f"the process {reason}"})
             left.remove(current)
