@@ -11,13 +11,16 @@ import torch
 from toy_corpus import documents
 from toy_run import TINY, differences, load, run_here
 
+from architecture import registry
 from common.files import read_json
 from common.settings import as_text
 from data import sources
 from data.hub import HubUnreachable
-from training import trainer
+from training import start, trainer
+from training.command_line import parse_command_line
 from training.config import READ_BY_EVALUATION, TrainConfig
 from training.state import checkpoint
+from training.train_command import model_fields
 
 RUN = [*TINY, "--no-use_tensorboard", "--max_iters", 4, "--save_every", 2, "--eval_every", 4]
 
@@ -464,3 +467,40 @@ def test_a_run_that_cannot_fit_into_memory_is_refused_before_anything_is_built(
     err = capsys.readouterr().err
     assert "GB of memory, and 2.0 GB are available on cpu; lower batch_size" in err
     assert not built and not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+
+@pytest.mark.parametrize("flags, backends", [
+    ("", ("flex", "grouped")),
+    ("--dropout 0.1", ("sdpa", "grouped")),
+    ("--head_dim 8", ("sdpa", "grouped")),
+    ("--hidden_size 100", ("flex", "sorted")),
+    ("--dtype float32", ("flex", "sorted")),
+    ("--attention eager --experts loop", ("eager", "loop")),
+    ("--model gpt2", ("auto", "auto")),  # it has one choice, and makes it itself
+])  # fmt: skip
+def test_auto_means_the_fast_backends_on_cuda_where_they_take_the_model(monkeypatch, flags, backends):
+    monkeypatch.setattr(start.device, "choose_device", lambda name: torch.device("cuda"))
+    argv = ["--dataset", "bundled", "--recipe", "none", *flags.split()]
+    cfg = start.resolve(parse_command_line(argv, model_fields, config_class=TrainConfig)).cfg
+    assert (cfg.attention, cfg.experts) == backends and cfg.compile == "on"
+
+
+def test_grouped_experts_in_float32_are_refused_with_compile_and_run_without_it(monkeypatch):
+    monkeypatch.setattr(start.device, "choose_device", lambda name: torch.device("cuda"))
+    argv = ["--dataset", "bundled", "--recipe", "none", "--experts", "grouped", "--dtype", "float32"]
+    command = functools.partial(parse_command_line, model_fields=model_fields, config_class=TrainConfig)
+    with pytest.raises(
+        ValueError, match="^experts=grouped compiles in bfloat16 only, got dtype=float32; use"
+    ):
+        start.resolve(command(argv))
+    assert start.resolve(command([*argv, "--compile", "off"])).cfg.experts == "grouped"
+
+
+def test_a_model_with_a_state_has_no_flex_attention_on_cuda():
+    model = registry.model_class("gptoss_context")
+    config = registry.build_config("gptoss_context", "toy")
+    expected = {"attention": "sdpa", "experts": "grouped"}
+    assert model.auto_backends(config, "cuda", "bfloat16") == expected

@@ -49,9 +49,7 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
     }
     if result.load is not None:
         record |= instruments.by_layer("moe/max_violation", result.layers, max_violation(result.load))
-    if (
-        result.nats is None
-    ):  # a run of max_minutes ended earlier than expected, in a step that was not measured
+    if result.nats is None:  # the last step of max_minutes, if it took longer than expected, is not measured
         return record
     record["train/bits_per_byte"] = float(result.nats / math.log(2) / result.num_bytes.clamp(min=1))
     if result.load is not None:

@@ -174,6 +174,8 @@ def replicate(model: nn.Module, cfg: TrainConfig, apart: list[nn.Parameter]) -> 
     has_images = getattr(model.config, "image_format", None) is not None
     if cfg.compile == "on":
         model = with_compiled_blocks(model)
+        # torch would cut compiled code at its buckets, which between blocks needs no cut, and refuses flex_attention
+        torch._dynamo.config.optimize_ddp = False
     left_out = {id(parameter) for parameter in apart}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in left_out]
     # nor does it send buffers: the only ones that change are moved by the same load everywhere
