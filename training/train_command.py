@@ -56,8 +56,7 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
             registry.model_class(cfg.model), config, attention=cfg.attention, experts=cfg.experts
         )
         room = device.available_memory(torch.device(cfg.device))
-        if ranks.writes:
-            print("\n".join((*lines, costs.report(cfg, config, room))))
+        print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
     if line := set_threads(cfg.threads, STARTED):
         tell(line)
