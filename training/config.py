@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from common.script import number_of_ranks
 from common.settings import as_text, cast_fields, option
 from data.defaults import TEXT_COLUMN, TOKENIZER
-from training.distributed.mesh import number_of_ranks
 
 
 @dataclass(frozen=True, kw_only=True)

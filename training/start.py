@@ -18,7 +18,7 @@ from architecture import registry
 from architecture.checkpoint import checkpoints_by_step, find_checkpoint, read_checkpoint, without_values
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
-from common.script import say
+from common.script import number_of_ranks, say
 from common.settings import as_text
 from data.documents import Source, common_documents
 from training import costs, recipes
@@ -31,7 +31,7 @@ from training.config import (
     TrainConfig,
     check_resume,
 )
-from training.distributed.mesh import Ranks, number_of_ranks
+from training.distributed.mesh import Ranks
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.run import closing_step
@@ -383,10 +383,10 @@ def for_ranks(
     if now == was:
         return before, ()
     rows, accum = before["batch_size"], before["grad_accum"]
-    lanes, step = was * rows, was * rows * accum
+    step = was * rows * accum
     if before["packing"] == "lanes":
-        fitting = [(lanes // now, accum)] if lanes % now == 0 else []
-        numbers = divisors(lanes)
+        fitting = [(was * rows // now, accum)] if was * rows % now == 0 else []
+        numbers = divisors(was * rows)
     else:
         fitting = [(size, step // now // size) for size in divisors(step // now)] if step % now == 0 else []
         numbers = divisors(step)
