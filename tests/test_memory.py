@@ -10,6 +10,8 @@ from test_context_training import segments
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from toy_ranks import SMALL as RANKS
+from toy_ranks import launch
 from toy_run import SMALL, TINY, differences, load, run_here
 
 from architecture.generation import lean
@@ -151,6 +153,24 @@ def test_a_run_with_checkpointing_joins_one_without_and_its_stories_come_fast(tm
     ends = [load(tmp_path / kind / "model/checkpoint_4.pt") for kind in ("none", "full")]
     for part in ("model", "optimizers", "rng", "data"):
         assert differences(ends[0][part], ends[1][part]) == []
+
+
+@pytest.mark.peer
+def test_two_processes_end_in_the_same_weights_with_checkpointing(tmp_path, corpus):
+    """Experts are exchanged and parameters gathered again where blocks are computed again."""
+    layouts, kinds = ("ddp", "fsdp", "ep", "fsdp+ep"), ("none", "selective", "full")
+    flags = [*RANKS, *corpus, "--max_iters", 3, "--save_every", 3, "--eval_every", 3, "--grad_accum", 2]
+    cases = [
+        [*flags, "--parallel", layout, "--activation_checkpointing", kind, "--out_dir", f"{layout}_{kind}"]
+        for layout in layouts
+        for kind in kinds
+    ]
+    launch(tmp_path, 2, cases)
+    for layout in layouts:
+        plain, *others = (load(tmp_path / f"{layout}_{kind}" / "checkpoint_3.pt") for kind in kinds)
+        for other in others:
+            for part in ("model", "optimizers"):
+                assert differences(other[part], plain[part]) == [], layout
 
 
 # ----------------------------------------------------------------------------------------------- memory
