@@ -80,11 +80,13 @@ def recomputed(forward: Callable, kept: frozenset[str], preserve_rng_state: bool
 
     @functools.wraps(forward)
     def call(block: nn.Module, *inputs: Any) -> Any:
-        method = MethodType(forward, block)
+        def run(*inputs: Any) -> Any:
+            return forward(block, *inputs)
+
         if not torch.is_grad_enabled():
-            return method(*inputs)
+            return run(*inputs)
         return checkpoint(
-            method, *inputs, use_reentrant=False, preserve_rng_state=preserve_rng_state, context_fn=contexts
+            run, *inputs, use_reentrant=False, preserve_rng_state=preserve_rng_state, context_fn=contexts
         )
 
     call.same_values = True  # for generation/lean.py
