@@ -106,11 +106,19 @@ class ActivationsOnHost(torch.autograd.graph.save_on_cpu):
         shapes = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
 
         def pack(tensor: torch.Tensor) -> Any:
-            stays = not tensor.is_floating_point() or tuple(sorted(tensor.shape)) in shapes
-            return tensor.detach() if stays else to_host(tensor)
+            if not tensor.is_floating_point() or tuple(sorted(tensor.shape)) in shapes:
+                return tensor.detach()
+            # save_on_cpu returns a tensor in the order of its axes; a sum over another order has other last bits
+            order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+            return order, to_host(tensor.permute(order))
 
-        self.pack_hook = pack
-        self.unpack_hook = lambda kept: kept if isinstance(kept, torch.Tensor) else to_device(kept)
+        def unpack(kept: Any) -> torch.Tensor:
+            if isinstance(kept, torch.Tensor):
+                return kept
+            order, held = kept
+            return to_device(held).permute(sorted(range(len(order)), key=order.__getitem__))
+
+        self.pack_hook, self.unpack_hook = pack, unpack
 
 
 def forward_context(
