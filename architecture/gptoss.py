@@ -240,12 +240,14 @@ class ModelConfig:
         routed = (k + self.shared_experts) * row + 6 * self.num_experts
         if checkpointing == "none":
             return layers * kept + moe * routed + (layers - moe) * row + 3 * d
-        block = d  # its input
+        block, row = d, 0  # its input
         if checkpointing == "selective":
             block += (heads + 2 * groups) * self.head_dim + d  # qkv and out
             block += 0 if attention == "eager" else heads * self.head_dim + heads  # the result of attention
-        choice = self.num_experts + 3 * k  # logits, and the chosen experts, which are int64
-        return layers * block + moe * choice + 3 * d
+            row = 0 if self.mlp == "swiglu" else f + d  # on a CPU, experts with swiglu are one operation
+        # the logits, and the chosen experts, which are int64
+        routed = (k + self.shared_experts) * row + self.num_experts + 3 * k
+        return layers * block + moe * routed + (layers - moe) * row + 3 * d
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -45,12 +45,14 @@ LIMIT, STEPS = 0.15, 2
 
 def measure(shape: str, kind: str) -> dict[str, Any]:
     """Peak memory and its estimate in GB, speed after the first step, and a hash of the weights."""
+    model, changes, rows, tokens = SHAPES[shape]
+    train(model, changes, 1, tokens, kind, steps=1)  # loads what libraries keep from their first use
     before = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1]) / 1e9
-    model, cfg, rate = train(*SHAPES[shape], kind, STEPS)
-    weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    trained, cfg, rate = train(model, changes, rows, tokens, kind, STEPS)
+    weights = b"".join(p.detach().numpy().tobytes() for p in trained.parameters())
     return {
         "peak_gb": peak_memory_gb(torch.device("cpu")) - before,
-        "estimate_gb": sum(memory_bytes(cfg, model.config).values()) / 1e9,
+        "estimate_gb": sum(memory_bytes(cfg, trained.config).values()) / 1e9,
         "tokens_per_cpu_second": rate,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
@@ -87,8 +89,13 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD of glibc: larger blocks are mapped one by one
-    for name, kind in (("gptoss", "full"), ("gpt2", "selective")):
-        train(name, {}, 1, 16, kind, steps=1)  # what is loaded at the first use is no memory of a run
+    for (
+        name,
+        changes,
+        _,
+        tokens,
+    ) in SHAPES.values():  # what libraries keep from their first use is no memory of a run
+        train(name, changes, 1, tokens, "selective", steps=1)
     found: dict[str, dict[str, Any]] = {shape: {} for shape in SHAPES}
     fork = multiprocessing.get_context("fork")
     for shape, kind in ((shape, kind) for shape in SHAPES for kind in KINDS):

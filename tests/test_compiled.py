@@ -8,6 +8,7 @@ from small_model import batch, config
 
 from architecture.gptoss import Transformer
 from training.compiled import with_compiled_blocks
+from training.memory import checkpoint_blocks
 
 
 def model(attention="sdpa", experts="grouped", **changes):
@@ -61,6 +62,19 @@ def test_one_graph_without_a_break_computes_all_layers_as_the_plain_blocks_do(
     torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=0)
     ours, theirs = (torch.cat([grad.flatten() for grad in grads]) for grads in (gradients, expected))
     assert (ours - theirs).norm() <= 0.05 * theirs.norm()  # in bfloat16 a token may change its experts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+def test_one_graph_computes_all_layers_with_activation_checkpointing(graphs, checkpointing):
+    plain, made = model(), model()
+    expected_loss, expected = loss_and_gradients(plain, plain)
+    checkpoint_blocks(made, checkpointing)
+    loss, gradients = loss_and_gradients(made, with_compiled_blocks(made))
+    assert len(graphs) == 1
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=0)
+    for (name, _), ours, theirs in zip(made.named_parameters(), gradients, expected):
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm(), name
 
 
 @pytest.mark.slow

@@ -123,9 +123,8 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     trained, matrices = trained_parameters(cfg, config)
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (trained - matrices) + matrices if cfg.optimizer == "muon" else 2 * trained
-    if (
-        cfg.offload == "optimizer"
-    ):  # two portions with two moments each, of several parameters or of a large one
+    if cfg.offload == "optimizer":
+        # an update holds two portions with two moments each, of several parameters or of a large one
         largest = max(config.vocab_size * config.hidden_size, matrices // config.num_hidden_layers)
         moments = min(moments, 2 * 2 * max(PORTION, largest))
     tokens = cfg.batch_size * cfg.block_size
@@ -157,28 +156,27 @@ def recomputed_share(cfg: TrainConfig, config: Any) -> float:
 
 def memory_for_time(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
     """Lines for the start of a run: what activation checkpointing and offload save, and what they cost."""
-    plain = replace(cfg, activation_checkpointing="none", offload="none")
-    lines, all_of_it = [], memory_bytes(plain, config)
+    lines = []
     if (kind := cfg.activation_checkpointing) != "none":
-        held = memory_bytes(replace(plain, activation_checkpointing=kind), config)["activations"]
-        before = all_of_it["activations"]
+        saved = _saved(replace(cfg, offload="none"), config, "activations", activation_checkpointing="none")
+        share = f"{'about' if kind == 'full' else 'at most'} {recomputed_share(cfg, config):.0%}"
         lines.append(
-            f"activation_checkpointing={kind} saves about {(before - held) / 1e9:.3f} GB of {before / 1e9:.3f} GB of "
-            f"activations, for {'about' if kind == 'full' else 'at most'} {recomputed_share(cfg, config):.0%} of the "
-            "tokens/s"
+            f"activation_checkpointing={kind} saves {saved} of activations, for {share} of the tokens/s"
         )
     if cfg.offload != "none":
-        part, often = {
-            "optimizer": ("optimizer", "each step takes them to the GPU and back"),
-            "activations": ("activations", "each micro-batch takes them there and back"),
-        }[cfg.offload]
-        held = memory_bytes(cfg, config)[part]
-        before = memory_bytes(replace(cfg, offload="none"), config)[part]
+        saved = _saved(cfg, config, cfg.offload, offload="none")
+        often = {"optimizer": "step", "activations": "micro-batch"}[cfg.offload]
         lines.append(
-            f"offload={cfg.offload} saves about {(before - held) / 1e9:.3f} GB of {before / 1e9:.3f} GB of the GPU, for "
-            f"tokens/s that depend on its link to the host: {often}"
+            f"offload={cfg.offload} saves {saved} on the GPU; each {often} takes it to the host and back, so the "
+            "tokens/s that this costs depend on the link"
         )
     return tuple(lines)
+
+
+def _saved(cfg: TrainConfig, config: Any, part: str, **plain: str) -> str:
+    """How much less a part of the memory is than with the settings `plain`, in words."""
+    held, before = (memory_bytes(c, config)[part] for c in (cfg, replace(cfg, **plain)))
+    return f"about {(before - held) / 1e9:.3f} of {before / 1e9:.3f} GB"
 
 
 def tokens_lost(cfg: TrainConfig, config: Any, rate: float) -> str:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -31,45 +32,42 @@ from torch import nn
 from training.muon import Muon
 
 ROUTER_CHOICE = frozenset({"aten::topk"})
-EXPENSIVE = frozenset(
-    {
-        "aten::mm",
-        "aten::_grouped_mm",
-        "_c10d_functional::all_to_all_single",
-    }
-)
+EXPENSIVE = frozenset({"aten::mm", "aten::_grouped_mm", "_c10d_functional::all_to_all_single"})
 ATTENTION = frozenset(
     {
         "aten::_scaled_dot_product_flash_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
+        "flex_attention",
     }
 )
 
 
 # --------------------------------------------------------------------------- activation checkpointing
-def checkpoint_blocks(model: nn.Module, kind: str) -> None:
-    """Let every block of a model keep less for its backward pass. kind: none, selective or full.
+def checkpoint_blocks(model: nn.Module, checkpointing: str) -> None:
+    """Let every block of a model keep less for its backward pass. checkpointing: none, selective or full.
 
     A block is a member of a ModuleList named `block`, of the model or of one of its parts. Its values and
     gradients stay the same, bit for bit.
     """
-    if kind == "none":
+    if checkpointing == "none":
         return
     dropout = model.config.dropout > 0
     kept = ROUTER_CHOICE
-    if kind == "selective":
+    if checkpointing == "selective":
         # A kernel of attention draws its own dropout. If it did not run again, what follows would draw another.
         kept = kept | EXPENSIVE | (frozenset() if dropout else ATTENTION)
-    for name, blocks in model.named_modules():
-        if name.split(".")[-1] == "block":
-            for block in blocks:
-                block.forward = recomputed(block.forward, kept, preserve_rng_state=dropout)
+    lists = [part for name, part in model.named_modules() if name.split(".")[-1] == "block"]
+    blocks = [block for part in lists for block in part]
+    # one function for each class, so that torch.compile takes all layers for one
+    forwards = {kind: recomputed(kind.forward, kept, dropout) for kind in map(type, blocks)}
+    for block in blocks:
+        block.forward = MethodType(forwards[type(block)], block)
 
 
 def recomputed(forward: Callable, kept: frozenset[str], preserve_rng_state: bool) -> Callable:
-    """A function with the values of `forward` that keeps its inputs and the results of the operations `kept`."""
+    """A method with the values of `forward` that keeps its inputs and the results of the operations `kept`."""
     from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
     def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
@@ -78,16 +76,17 @@ def recomputed(forward: Callable, kept: frozenset[str], preserve_rng_state: bool
         linear = name == "aten::addmm" and "aten::mm" in kept and arguments[0].ndim == 1
         return CheckpointPolicy.MUST_SAVE if linear or name in kept else CheckpointPolicy.PREFER_RECOMPUTE
 
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+
     @functools.wraps(forward)
-    def call(*inputs: Any) -> Any:
+    def call(block: nn.Module, *inputs: Any) -> Any:
+        def run(*inputs: Any) -> Any:
+            return forward(block, *inputs)
+
         if not torch.is_grad_enabled():
-            return forward(*inputs)
+            return run(*inputs)
         return checkpoint(
-            forward,
-            *inputs,
-            use_reentrant=False,
-            preserve_rng_state=preserve_rng_state,
-            context_fn=functools.partial(create_selective_checkpoint_contexts, policy),
+            run, *inputs, use_reentrant=False, preserve_rng_state=preserve_rng_state, context_fn=contexts
         )
 
     call.same_values = True  # for generation/lean.py
@@ -107,11 +106,19 @@ class ActivationsOnHost(torch.autograd.graph.save_on_cpu):
         shapes = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
 
         def pack(tensor: torch.Tensor) -> Any:
-            stays = not tensor.is_floating_point() or tuple(sorted(tensor.shape)) in shapes
-            return tensor.detach() if stays else to_host(tensor)
+            if not tensor.is_floating_point() or tuple(sorted(tensor.shape)) in shapes:
+                return tensor.detach()
+            # save_on_cpu returns a tensor in the order of its axes; a sum over another order has other last bits
+            order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+            return order, to_host(tensor.permute(order))
 
-        self.pack_hook = pack
-        self.unpack_hook = lambda kept: kept if isinstance(kept, torch.Tensor) else to_device(kept)
+        def unpack(kept: Any) -> torch.Tensor:
+            if isinstance(kept, torch.Tensor):
+                return kept
+            order, held = kept
+            return to_device(held).permute(sorted(range(len(order)), key=order.__getitem__))
+
+        self.pack_hook, self.unpack_hook = pack, unpack
 
 
 def forward_context(
@@ -142,56 +149,61 @@ class StateOnHost:
     """
 
     def step(self) -> None:
-        groups, came, left = self.param_groups, None, None
+        groups, leaving = self.param_groups, None
         work = [(group, some) for group in groups for some in portions(group["params"])]
+        brought = self._bring(work[0][1]) if work else []
         try:
-            for number, (group, some) in enumerate(work, start=1):
-                inward, outward = streams(some[0].device)
-                state = came or self._bring(some, inward)
-                if inward:
-                    torch.cuda.current_stream(some[0].device).wait_stream(inward)
-                if left:
-                    left.synchronize()  # so that no more than two portions are on the device
-                came = self._bring(work[number][1], inward) if number < len(work) else None
-                for entry, name, _, here in state:
+            for (group, some), (_, following) in zip(work, [*work[1:], (None, [])]):
+                if inward := streams(some[0].device)[0]:
+                    torch.cuda.current_stream(inward.device).wait_stream(inward)
+                for entry, name, _, here in brought:
                     entry[name] = here
                 self.param_groups = [group | {"params": some}]
                 super().step()
-                left = self._take_back(
-                    some, {(id(entry), name): host for entry, name, host, _ in state}, outward
-                )
-            if left:
-                left.synchronize()  # the state is complete when step() returns
+                if leaving:
+                    leaving.synchronize()  # so that the state of two portions is on the device, and no more
+                coming = self._bring(following)
+                leaving = self._take_back(some, {(id(entry), name): host for entry, name, host, _ in brought})
+                brought = coming
+            if leaving:
+                leaving.synchronize()  # the state is complete when this returns
         finally:
             self.param_groups = groups
 
-    def _bring(self, parameters: list[nn.Parameter], stream: Any) -> list[tuple]:
-        """Copy the state of parameters to their device: [(entry of self.state, name, host tensor, copy)]."""
+    def _bring(self, parameters: list[nn.Parameter]) -> list[tuple[dict, str, torch.Tensor, torch.Tensor]]:
+        """Copy the state of parameters to their device: [(entry of self.state, name, tensor on the host, copy)]."""
         brought = []
-        with torch.cuda.stream(stream):
-            for parameter in parameters:
-                entry = self.state.get(parameter, {})
+        for parameter in parameters:
+            entry = self.state.get(parameter, {})
+            with torch.cuda.stream(streams(parameter.device)[0]):
                 for name, host in entry.items():
                     if host.ndim:
                         here = host.to(parameter.device, non_blocking=True, copy=True)
                         brought.append((entry, name, host, here))
         return brought
 
-    def _take_back(self, parameters: list[nn.Parameter], hosts: dict, stream: Any) -> torch.cuda.Event | None:
-        """Copy the state of parameters to the host, into the tensors where it was. Returns when it is there."""
-        if stream:
-            stream.wait_stream(torch.cuda.current_stream(stream.device))
-        with torch.cuda.stream(stream):
+    def _take_back(self, parameters: list[nn.Parameter], hosts: dict) -> torch.cuda.Event | None:
+        """Copy the state of parameters to the host, to where it was. Returns the event of its arrival.
+
+        hosts: {(id of the entry of self.state, name): tensor on the host}.
+        """
+        outward = streams(parameters[0].device)[1]
+        if outward:
+            outward.wait_stream(torch.cuda.current_stream(outward.device))
+        with torch.cuda.stream(outward):
             for entry in (self.state.get(parameter, {}) for parameter in parameters):
                 for name, here in entry.items():
-                    if here.ndim:
-                        host = hosts.get((id(entry), name))
-                        if host is None or host.is_pinned() != here.is_cuda:  # the first step, or a resume
-                            host = torch.empty(here.shape, dtype=here.dtype, pin_memory=here.is_cuda)
-                        entry[name] = host.copy_(here, non_blocking=True)
-                        if stream:
-                            here.record_stream(stream)
-        return stream and stream.record_event()
+                    if not here.ndim:
+                        continue
+                    host = hosts.get((id(entry), name))
+                    if (
+                        host is None or host.is_pinned() != here.is_cuda
+                    ):  # the first step, or the first of a resume
+                        host = torch.empty(here.shape, dtype=here.dtype, pin_memory=here.is_cuda)
+                    entry[name] = host.copy_(here, non_blocking=True)
+                    if outward:
+                        here.record_stream(outward)  # its memory is taken again when it has arrived
+        return outward and outward.record_event()
 
 
 def portions(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

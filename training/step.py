@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -78,9 +79,8 @@ def accumulate_gradients(
         batch = {name: tensor.to(token_bytes.device) for name, tensor in batch.items()}
         if layout is not None:
             layout.exchange_gradients(number > len(batches) - cfg.tbptt)
-        with autocast():
-            inputs = {**batch, "carry": carry}
-            out = torch.func.functional_call(model, copies, (), inputs) if copies else model(**inputs)
+        with autocast(), replaced(model, copies):
+            out = model(**batch, carry=carry)
         carry = out.carry
         objective = out.loss_sum / total
         if (router := out.router) is not None:
@@ -97,7 +97,8 @@ def accumulate_gradients(
         window = window + objective
         if number % cfg.tbptt == 0:
             if window.requires_grad:  # text alone has no gradient if the trunk is frozen
-                window.backward()
+                with replaced(model, copies):  # blocks that are computed again compute with them, too
+                    window.backward()
             window, carry = 0.0, None if carry is None else carry.detach()
         losses.append(out.loss_sum.detach() / total)
         if measured:
@@ -114,6 +115,20 @@ def accumulate_gradients(
         probability, z_loss, dropped = sums
         balance = load_balancing_loss(probability, load_share(load))
     return StepResult(loss, total, load, nats, num_bytes, balance, z_loss, dropped, layers, carry)
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, copies: dict[str, torch.Tensor]) -> Iterator[None]:
+    """A context in which a model has these tensors in place of the parameters of the same names."""
+    places = [(model.get_submodule(name.rpartition(".")[0])._parameters, name) for name in copies]
+    parameters = [held[name.rpartition(".")[2]] for held, name in places]
+    try:
+        for held, name in places:
+            held[name.rpartition(".")[2]] = copies[name]
+        yield
+    finally:
+        for (held, name), parameter in zip(places, parameters):
+            held[name.rpartition(".")[2]] = parameter
 
 
 def summed(tensors: list[torch.Tensor], ranks: Ranks) -> list[torch.Tensor]:
