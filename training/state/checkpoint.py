@@ -10,6 +10,7 @@ import contextlib
 import math
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from architecture.checkpoint import ANOTHER, FORMAT, best_checkpoint, checkpoints, owned, read_checkpoint
+from architecture.shards import Stored
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, reading, write_json_atomic
 from common.provenance import git_commit
@@ -113,7 +115,14 @@ def finish_saving(out_dir: str | Path, step: int, scored: dict[str, float] | Non
         best = best_checkpoint(out_dir)
         for old in checkpoints(out_dir)[:-keep]:
             if best is None or old.name != best["checkpoint"]:
-                old.unlink()
+                remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. A kill meanwhile leaves no part of one under its name."""
+    if path.is_dir() and not path.name.endswith(".tmp"):
+        path = path.rename(path.with_name(f".{path.name}.tmp"))
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) -> None:
@@ -298,9 +307,27 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[st
                 f"its optimizer state of parameter {number} has other entries than {', '.join(names)}"
             )
         for name, like_parameter in names.items():
-            shape = parameter.shape if like_parameter else ()
-            tensor = owned(entry[name], f"{name} of parameter {number}", shape, torch.float32)
-            optimizer.state[parameter][name] = tensor.to(parameter.device)
+            told = f"{name} of parameter {number}"
+            if like_parameter:
+                tensor = restored_like(parameter, entry[name], told)
+            else:
+                tensor = owned(entry[name], told, (), torch.float32).to(parameter.device)
+            optimizer.state[parameter][name] = tensor
+
+
+def restored_like(parameter: torch.Tensor, saved: Any, what: str) -> torch.Tensor:
+    """A saved float32 tensor, sharded as the parameter is, on its device."""
+    if isinstance(saved, Stored) and (saved.shape, saved.dtype) == (parameter.shape, torch.float32):
+        tensor = torch.empty_like(parameter, dtype=torch.float32)
+        saved.read_into(tensor)
+        return tensor
+    tensor = owned(saved, what, parameter.shape, torch.float32).to(parameter.device)
+    if not hasattr(parameter, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    # every rank has all of it, so none sends its part
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> Progress:

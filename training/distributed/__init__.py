@@ -1,0 +1,1 @@
+"""Training on many devices, by PyTorch's own engines."""
