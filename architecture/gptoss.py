@@ -521,10 +521,13 @@ class MLPBlock(nn.Module):
     arXiv:2401.06066, eq. 9).
     """
 
+    expert_parameters = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
+
     def __init__(self, config: ModelConfig, layer: int, backend: str):
         super().__init__()
         self.config = config
-        self.run_experts = EXPERT_BACKENDS[backend]
+        # two names, because the routed experts may be spread over devices (interface.py), and shared ones are not
+        self.run_experts = self.run_shared_experts = EXPERT_BACKENDS[backend]
         self.routing_rule = ROUTERS[config.router]
         self.routed = layer in config.resolved_moe_layers
         self.num_shared = config.shared_experts if self.routed else 0
@@ -547,9 +550,8 @@ class MLPBlock(nn.Module):
 
     def expert_weights(self, prefix: str = "") -> ExpertWeights:
         """The weights of the routed experts; with prefix="shared_", those of the shared experts."""
-        names = ("mlp1_weight", "mlp1_bias", "mlp2_weight", "mlp2_bias")
         limit = self.config.swiglu_limit if self.config.mlp == "swiglu" else None
-        return ExpertWeights(*(getattr(self, prefix + name) for name in names), limit)
+        return ExpertWeights(*(getattr(self, prefix + name) for name in self.expert_parameters), limit)
 
     def forward(self, hidden, counted) -> tuple[torch.Tensor, LayerRouting | None]:
         """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's statistics."""
@@ -561,7 +563,7 @@ class MLPBlock(nn.Module):
         out = self.run_experts(x, index, weight, self.expert_weights())
         if self.num_shared:
             shared = self.expert_weights("shared_")
-            out = out + self.run_experts(x, *all_experts(x, self.num_shared), shared)
+            out = out + self.run_shared_experts(x, *all_experts(x, self.num_shared), shared)
         return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
 
     def route(self, x, counted, offset=0.0) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
@@ -810,6 +812,10 @@ class Transformer(nn.Module):
             table.copy_(sinusoidal_positions(*table.shape, device=table.device))
         for selection_bias in self.buffers():
             selection_bias.zero_()
+
+    def routed_experts(self) -> list[MLPBlock]:
+        """The modules with routed experts, one for each MoE layer."""
+        return [block.mlp for block in self.block if block.mlp.routed]
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most max_length tokens each, including padding."""

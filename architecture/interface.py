@@ -7,6 +7,9 @@ Optional attributes of a model class or a model, besides forward, config and new
 carries            True if `carry` is a tensor (B, D) that is passed from segment to segment; forward then
                    takes reset, (B,) bool, the rows in which a document begins
 extends            name of a model whose weights it can start from; added_parameters names those it adds
+block              nn.ModuleList of its layers, which FSDP shards one by one
+routed_experts     returns its modules with routed experts, which may be spread over devices: run_experts is their
+                   backend, and expert_parameters names the parameters (E, ...) that it gets
 new_decoder        creates the decoder of a model that reads a text in pieces (generation/decode.py)
 lean_parts         classes of its modules, if generation/lean.py can decode the model; that holds for this class
                    only, not for one that extends it. lean_functions: its backends. lean_attention: with sinks

@@ -30,18 +30,26 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def exit_code(program: str, function: Callable[[], int | None], *, interrupted: str = "interrupted") -> int:
+def exit_code(
+    program: str,
+    function: Callable[[], int | None],
+    *,
+    interrupted: str = "interrupted",
+    under_torchrun: bool = False,
+) -> int:
     """Run the work of a script and return its exit code, which is that of function, or 0 for None, or
 
     2    after ValueError, OSError or ImportError, which a user can fix, or if memory ran out; stderr gets one line
     130  after Ctrl-C; stderr gets `interrupted`, which says what was left behind
     141  after the reader of a pipe closed it, as `| head` does; without a message
+
+    under_torchrun: whether torchrun may start several processes of this script.
     """
     open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot show, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        require_one_process(program)
+        require_one_process(program, under_torchrun)
         code = work(function) or 0
         sys.stdout.flush()  # here, because Python tells of a failure at its end in words of its own
         return code
@@ -58,7 +66,8 @@ def exit_code(program: str, function: Callable[[], int | None], *, interrupted: 
             told = "the disk or device of the output is full; free space, or write the output elsewhere"
         elif not isinstance(error, (ValueError, OSError, ImportError)):
             raise
-        say(f"{program}: error: {told}")
+        if not getattr(error, "is_told", False):  # another process of a torchrun tells of it
+            say(f"{program}: error: {told}")
         return 2
     finally:
         try:
@@ -76,13 +85,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or isinstance(error, kinds) and re.search(told, str(error).lower()) is not None
 
 
-def require_one_process(program: str) -> None:
-    """Raise ValueError if torchrun or mpirun started several processes: they would write to one folder."""
+def require_one_process(program: str, under_torchrun: bool) -> None:
+    """Raise ValueError if several processes were started by what this script does not work with.
+
+    They would write to one folder. torchrun sets TORCHELASTIC_RUN_ID; what started torchrun does not matter.
+    """
+    if under_torchrun and "TORCHELASTIC_RUN_ID" in os.environ:
+        return
     for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if (count := os.environ.get(name, "1")) != "1":
+            way = ", or several with torchrun" if under_torchrun else ", without torchrun or mpirun"
             raise ValueError(
                 f"{program} runs as one process on one device, and {name}={count} says that it was started as "
-                f"one of {count}; start it with python, without torchrun or mpirun, or unset {name}"
+                f"one of {count}; start it with python{way}, or unset {name}"
             )
 
 

@@ -41,12 +41,13 @@ class LoaderProgress(NamedTuple):
 
 
 class TrainLoader:
-    """An endless iterator of dict(input_ids, targets), each (batch_size, block_size) int64 on the CPU.
+    """An endless iterator of dict(input_ids, targets), each (batch_size / n, block_size) int64 on the CPU.
 
     resets: for lanes, adds reset, (batch_size,) bool: True where a row begins a document.
     image_format: for rows, allows documents with images. A batch that has some adds images, (M, 3, S, S) uint8.
     state: a result of `state_dict()`. The batches continue exactly after it. "packed" and "rows" accept
     another batch size, "lanes" does not.
+    part: (r, n) for the r-th of n equal parts of the rows of each batch; the position is that of whole batches.
     prefetch: the number of batches read ahead.  should_stop: asked while no batch is ready.
 
     The constructor returns when the first batch is ready, so an error in the data is raised before the run
@@ -65,20 +66,23 @@ class TrainLoader:
         image_format: ImageFormat | None = None,
         seed: int = 0,
         state: dict | None = None,
+        part: tuple[int, int] = (0, 1),
         prefetch: int = 8,
         should_stop: Callable[[], bool] = lambda: False,
     ):
         source.check_tokenizer(tokenizer)
         size = tokenizer.eot_token, batch_size, block_size
+        number, parts = part
+        mine = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
         if packing == "rows":
             encode_row = RowEncoder(tokenizer, block_size, image_format)
             documents = TokenDocuments(source, encode_row, seed, state)
-            rows = DocumentRows(documents, *size, image_format)
+            rows = DocumentRows(documents, *size, image_format, mine)
         else:
             if state is None:
                 require_tokens(source, tokenizer, batch_size * block_size + 1)
             documents = TokenDocuments(source, functools.partial(encode, tokenizer), seed, state)
-            rows = {"packed": PackedRows, "lanes": LaneRows}[packing](documents, *size, state)
+            rows = {"packed": PackedRows, "lanes": LaneRows}[packing](documents, *size, state, mine)
         self._resets = resets
         self._describe = {"packing": packing, "seed": seed}
         self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0.0)

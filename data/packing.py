@@ -39,9 +39,21 @@ class TokenDocuments:
 
 
 class PackedRows:
-    """Consecutive rows of one stream. `tokens` is the rest of it and begins with the last target."""
+    """Consecutive rows of one stream. `tokens` is the rest of it and begins with the last target.
 
-    def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
+    mine: the rows of a batch that are returned.
+    """
+
+    def __init__(
+        self,
+        documents,
+        eot: int,
+        num_rows: int,
+        block_size: int,
+        state: dict | None,
+        mine: slice = slice(None),
+    ):
+        self._mine = mine
         self._documents, self._eot = documents, np.array([eot])
         self._num_rows, self._block_size = num_rows, block_size
         self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
@@ -56,19 +68,33 @@ class PackedRows:
         self.tokens = [stream[size:]]
         shape = self._num_rows, self._block_size
         inputs, targets = stream[:size], stream[1 : size + 1]
-        return {"input_ids": inputs.reshape(shape).copy(), "targets": targets.reshape(shape).copy()}
+        batch = {"input_ids": inputs, "targets": targets}
+        return {name: part.reshape(shape)[self._mine].copy() for name, part in batch.items()}
 
 
 class LaneRows:
-    """One document per row, one segment of it per batch. `tokens` is the rest of each row's document."""
+    """One document per row, one segment of it per batch. `tokens` is the rest of each row's document.
 
-    def __init__(self, documents, eot: int, num_rows: int, block_size: int, state: dict | None):
+    mine: the rows of a batch that are returned.
+    """
+
+    def __init__(
+        self,
+        documents,
+        eot: int,
+        num_rows: int,
+        block_size: int,
+        state: dict | None,
+        mine: slice = slice(None),
+    ):
+        self._mine = mine
         self._documents, self._eot, self._block_size = documents, np.array([eot]), block_size
         saved = [rest.numpy() for rest in state["tokens"]] if state else None
         self.tokens = [self._eot] * num_rows if saved is None else saved
         if len(self.tokens) != num_rows:
             raise ValueError(
-                f"batch_size ({num_rows}) must be {len(self.tokens)}, the number of lanes in the checkpoint"
+                f"batch_size times processes ({num_rows}) must be {len(self.tokens)}, the number of lanes in the "
+                "checkpoint"
             )
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -79,7 +105,7 @@ class LaneRows:
 
         segments = next_segments(lanes, next_document, self._block_size, int(self._eot[0]))
         self.tokens = lanes
-        return segments
+        return {name: part[self._mine] for name, part in segments.items()}
 
 
 def next_segments(

@@ -79,19 +79,28 @@ class RowEncoder:
 
 
 class DocumentRows:
-    """One document in each row. `tokens` is empty, since no document goes on in the next batch."""
+    """One document in each row. `tokens` is empty, since no document goes on in the next batch.
+
+    mine: the rows of a batch that are returned.
+    """
 
     tokens: list[np.ndarray] = []
 
     def __init__(
-        self, documents, eot: int, num_rows: int, block_size: int, image_format: ImageFormat | None = None
+        self,
+        documents,
+        eot: int,
+        num_rows: int,
+        block_size: int,
+        image_format: ImageFormat | None = None,
+        mine: slice = slice(None),
     ):
-        self._documents, self._num_rows = documents, num_rows
+        self._documents, self._num_rows, self._mine = documents, num_rows, mine
         self._layout = eot, block_size, image_format
 
     def __next__(self) -> dict[str, np.ndarray]:
         rows = [next(self._documents) for _ in range(self._num_rows)]
-        return batch_of(rows, *self._layout)
+        return batch_of(rows[self._mine], *self._layout)
 
 
 def batch_of(

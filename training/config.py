@@ -3,11 +3,13 @@
 This module imports no torch, so that --help is immediate.
 """
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from common.settings import as_text, cast_fields, option
 from data.defaults import TEXT_COLUMN, TOKENIZER
+from training.distributed.mesh import number_of_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class TrainConfig:
     )
 
     # size of a step and length of the run
-    batch_size: int = option(8, "rows per micro-batch", at_least=1)
+    batch_size: int = option(8, "rows per micro-batch of a process", at_least=1)
     block_size: int = option(256, "tokens per row", at_least=1)
     grad_accum: int = option(1, "micro-batches per optimizer step", at_least=1)
     max_iters: int | None = option(3000, "length of the run in optimizer steps", at_least=1)
@@ -124,6 +126,11 @@ class TrainConfig:
         None, "CPU threads; none = one for each core that is free at the start", at_least=1, at_most=1024
     )
     compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto = on a GPU")
+    parallel: str = option(
+        "ddp",
+        "layout over the processes that torchrun starts: ddp = copies, fsdp = shards, ep or ep:N = experts "
+        "spread over N processes, fsdp+ep or fsdp+ep:N = both",
+    )
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
 
     def __post_init__(self):
@@ -139,6 +146,20 @@ class TrainConfig:
                 f"got {self.warmup} + {self.decay}; lower one of them"
             )
 
+        _ = self.layout  # raises for a wrong name
+
+    @property
+    def layout(self) -> tuple[str, int | None]:
+        """Of `parallel`: "ddp" or "fsdp", and the degree of expert parallelism; 0 = the largest, None = none."""
+        found = re.fullmatch(r"(ddp|fsdp)|(fsdp\+)?ep(?::([1-9][0-9]{0,5}))?", self.parallel)
+        if found is None:
+            raise ValueError(
+                "parallel must be ddp, fsdp, ep, fsdp+ep, or one of the last two with a number of processes, "
+                f"as in ep:8; got {self.parallel!r}"
+            )
+        data, sharded, degree = found.groups()
+        return data or ("fsdp" if sharded else "ddp"), None if data else int(degree or 0)
+
     @property
     def micro_batches(self) -> int:
         """Micro-batches in a step."""
@@ -146,8 +167,8 @@ class TrainConfig:
 
     @property
     def slots_per_step(self) -> int:
-        """Tokens in a step, padding included."""
-        return self.batch_size * self.block_size * self.micro_batches
+        """Tokens in a step of all processes, padding included."""
+        return number_of_ranks() * self.batch_size * self.block_size * self.micro_batches
 
 
 # --------------------------------------------------------------------------------------------------
@@ -165,13 +186,13 @@ RESUMABLE_CHANGES = frozenset(
 DATA = ("dataset", "val_dataset", "text_column")
 
 # Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
-CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile"})
+CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile", "parallel"})
 
 # Settings of one call, not of the run: always taken from the command line.
 OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run"})
 
 # Settings that --eval_only reads, beside the fields of the model.
-READ_BY_EVALUATION = (CHANGES_BITS - {"compile"}) | {
+READ_BY_EVALUATION = (CHANGES_BITS - {"compile", "parallel"}) | {
     *DATA,
     *("model", "model_size", "recipe", "tokenizer", "packing", "batch_size", "block_size"),
     *("eval_tokens", "final_eval_tokens", "eval_only"),

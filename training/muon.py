@@ -51,6 +51,11 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 at_once = max(1, batch_values(parameter) // (rows * columns))
                 tensors = (parameter.detach(), parameter.grad.contiguous(), state["momentum_buffer"])
+                if hasattr(parameter, "device_mesh"):  # a DTensor, split over its first axis
+                    if parameter.ndim == 2:
+                        step_gathered(tensors, group)
+                        continue
+                    tensors = [tensor.to_local() for tensor in tensors]  # whole matrices
                 for part in zip(*(t.view(-1, rows, columns).split(at_once) for t in tensors)):
                     by_shape.setdefault(part[0].shape, []).append(part)
             for parts in by_shape.values():
@@ -66,20 +71,43 @@ def batch_values(tensor: torch.Tensor) -> int:
 
 def step_together(parts: list[tuple[torch.Tensor, ...]], group: dict[str, Any]) -> None:
     """Update matrices of one shape. parts: (weights, gradients, momentum), each (E, rows, columns)."""
-    lr, momentum = group["lr"], group["momentum"]
-    directions = []
-    for _, gradients, average in parts:
-        average.lerp_(gradients, 1 - momentum)
-        directions.append(gradients.lerp(average, momentum))  # Nesterov
+    directions = [direction(gradients, average, group) for _, gradients, average in parts]
     updates = orthogonalize(torch.cat(directions), group["polynomials"])
+    for (weights, _, _), update in zip(parts, updates.split(parts[0][0].size(0))):
+        apply(update, weights, max(updates.shape[-2:]), group)
+
+
+def step_gathered(tensors: tuple[torch.Tensor, ...], group: dict[str, Any]) -> None:
+    """Update a matrix whose rows are split over ranks. tensors: its weights, gradient and momentum, DTensors.
+
+    Each rank gathers the matrix, computes its whole update, and keeps its own rows.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    weights, gradient, average = tensors
+    mesh, placements, shape = weights.device_mesh, weights.placements, weights.shape
+    part = direction(gradient.to_local(), average.to_local(), group)
+    part = DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=weights.stride())
+    update = orthogonalize(part.full_tensor()[None], group["polynomials"])[0]
+    update = distribute_tensor(update, mesh, placements, src_data_rank=None)
+    apply(update.to_local(), weights.to_local(), max(shape), group)
+
+
+def direction(gradients: torch.Tensor, average: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+    """Move the average of the gradients, and return Nesterov's direction."""
+    average.lerp_(gradients, 1 - group["momentum"])
+    return gradients.lerp(average, group["momentum"])
+
+
+def apply(update: torch.Tensor, weights: torch.Tensor, longer_side: int, group: dict[str, Any]) -> None:
+    """Decay the weights, and add an orthogonal update, scaled."""
     # AdamW's update has an RMS of about 0.2, an orthogonal matrix one of 1 / sqrt(longer side). This
     # factor (2502.16982, eq. 4) gives an orthogonal update the RMS of AdamW's. With POLYNOMIALS the RMS was 0.20
     # to 0.21 for the experts of `light` from step 20 on; for its attention 0.15 to 0.16 at step 20 and 0.20 to
     # 0.21 at step 200 (benchmarks/results/muon_gradients_light.json).
-    scale = 0.2 * math.sqrt(max(updates.shape[-2:]))
-    for (weights, _, _), update in zip(parts, updates.split(parts[0][0].size(0))):
-        weights.mul_(1 - lr * group["weight_decay"])
-        weights.add_(update, alpha=-lr * scale)
+    scale = 0.2 * math.sqrt(longer_side)
+    weights.mul_(1 - group["lr"] * group["weight_decay"])
+    weights.add_(update, alpha=-group["lr"] * scale)
 
 
 def orthogonalize(matrices: torch.Tensor, polynomials=POLYNOMIALS) -> torch.Tensor:

@@ -95,10 +95,32 @@ def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.opt
     matrix, decay, no_decay = (list(g.values()) for g in parameter_groups(model).values())
     if cfg.optimizer == "adamw":
         matrix, decay = [], matrix + decay
-    groups = [{"params": decay, "weight_decay": cfg.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    groups = [
+        {"params": some, "weight_decay": weight_decay}
+        for group, weight_decay in ((decay, cfg.weight_decay), (no_decay, 0.0))
+        for some in on_one_mesh(group)
+    ]
     # (0.9, 0.95): the betas of GPT-3 (arXiv:2005.14165, appendix B) and of nanoGPT
     adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
     return [adamw, Muon(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]
+
+
+def on_one_mesh(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """The parameters in lists of one device mesh each, because a fused optimizer cannot mix DTensors of several."""
+    meshes = {}
+    for parameter in parameters:
+        meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(meshes.values()) or [[]]
+
+
+def saved_order(
+    model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> list[list[torch.nn.Parameter]]:
+    """The parameters of each optimizer in the order of a checkpoint, which is the same for every layout."""
+    names = [name for group in parameter_groups(model).values() for name in group]
+    parameters = dict(model.named_parameters())
+    held = [{p for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
+    return [[parameters[name] for name in names if parameters[name] in some] for some in held]
 
 
 def learning_rate(progress: float, cfg: TrainConfig) -> float:

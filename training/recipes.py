@@ -15,6 +15,7 @@ from architecture import registry
 from common.settings import as_text
 from training.command_line import CONFIGS, CommandLine, read_settings, shipped_configs
 from training.config import TrainConfig
+from training.distributed.mesh import number_of_ranks
 
 CPU_STEP_TOKENS = 2048  # as configs/toy.yaml; a CPU would need minutes for one step of a recipe for a GPU
 LENGTHS = {"max_iters", "max_minutes"}  # giving one replaces the other
@@ -54,6 +55,6 @@ def for_a_cpu(cfg: TrainConfig, given: frozenset[str]) -> TrainConfig:
     if cfg.slots_per_step <= CPU_STEP_TOKENS:
         return cfg
     accum = cfg.grad_accum if "grad_accum" in given else 1
-    rows = max(1, CPU_STEP_TOKENS // (cfg.block_size * cfg.tbptt * accum))
+    rows = max(1, CPU_STEP_TOKENS // (number_of_ranks() * cfg.block_size * cfg.tbptt * accum))
     rows = cfg.batch_size if "batch_size" in given else min(rows, cfg.batch_size)
     return replace(cfg, batch_size=rows, grad_accum=accum)

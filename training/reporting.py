@@ -206,7 +206,8 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     length = f"{cfg.max_iters:,} steps" if cfg.max_iters else f"{cfg.max_minutes:g} minutes in steps"
     segments = f" x {cfg.tbptt} segments" if cfg.carries else ""
     unit = "windows" if cfg.carries else "micro-batches"
-    parts = f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
+    parts = f"{run.ranks.number} processes, {cfg.parallel}, " if run.ranks.number > 1 else ""
+    parts += f"{cfg.grad_accum} {unit} of " if cfg.grad_accum > 1 else ""
     experts = f", experts {cfg.experts}, balance {cfg.balance}" if is_routed(run) else ""
     other = validation.left_out() if validation.not_read != source.not_read else ""  # not the same twice
     if getattr(run.model.config, "capacity_factor", None) is not None:

@@ -5,6 +5,7 @@ This module builds no model that takes memory, and writes no file.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from shlex import quote
@@ -30,6 +31,7 @@ from training.config import (
     TrainConfig,
     check_resume,
 )
+from training.distributed.mesh import Ranks, number_of_ranks
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.run import closing_step
@@ -82,6 +84,34 @@ def require_resources(start: Start) -> None:
     costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
     if not cfg.eval_only:
         check_out_dir(cfg.out_dir, cfg.resume)
+
+
+def require_layout(start: Start, ranks: Ranks) -> None:
+    """Raise ValueError if a run cannot be laid out over these processes. The planner needs only one of them."""
+    cfg, model = start.cfg, registry.model_class(start.cfg.model)
+    if cfg.dry_run:
+        return
+    if ranks.number == 1:
+        if cfg.parallel != "ddp" and "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise ValueError(
+                f"parallel={cfg.parallel} needs several processes; start them with torchrun --nproc_per_node=N "
+                f"{cfg.program}, or leave parallel out"
+            )
+        return
+    if cfg.eval_only:
+        raise ValueError("--eval_only runs as one process; start it with python, without torchrun")
+    if torch.device(cfg.device) not in (torch.device("cpu"), torch.device("cuda")):
+        raise ValueError(
+            f"device must be auto, cpu or cuda under torchrun, which gives each process its own, got {cfg.device}"
+        )
+    if cfg.parallel != "ddp" and getattr(start.config, "image_format", None) is not None:
+        raise ValueError(
+            f"parallel must be ddp for a model that reads images, because not every batch has one, got {cfg.parallel}"
+        )
+    if cfg.layout[1] is not None and not hasattr(model, "routed_experts"):
+        raise ValueError(
+            f"parallel={cfg.parallel} needs a model with routed experts, which {cfg.model} has not; use ddp or fsdp"
+        )
 
 
 def check_data(start: Start, train: Source | None, validation: Source) -> tuple[str, ...]:
@@ -293,10 +323,11 @@ def continued_run(command: CommandLine) -> Start:
     path = Path(asked.resume_from) if asked.resume_from else require_latest(asked.out_dir)
     saved = read_run(path, asked)
     before = checkpoint.saved_settings(saved, path, type(asked))
+    before, lines = for_ranks(before, checkpoint.saved_ranks(saved, path), command)
     cfg = check_resume(before, command.config, saved["config"], command.model_overrides, command.given)
-    lines: tuple[str, ...] = ()
     if asked.extend:
-        cfg, lines = extended(cfg, before)
+        cfg, longer = extended(cfg, before)
+        lines += longer
         saved = read_run(Path(cfg.resume_from or path), asked)
     require_saved_device(cfg, before, saved["step"])
     changed = [
@@ -313,6 +344,52 @@ def continued_run(command: CommandLine) -> Start:
     config = registry.config_from_dict(saved["model_name"], saved["config"])
     identity = checkpoint.saved_identity(saved)
     return Start(cfg, tokenizer_from_state(saved["tokenizer"]), config, saved, lines, identity)
+
+
+def for_ranks(
+    before: dict[str, Any], was: int, command: CommandLine
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The saved settings of a run for another number of processes, with the same rows in a step, and a remark.
+
+    grad_accum follows, or else batch_size, or else both; in lanes batch_size, because each row is a lane.
+    was: the number of processes that the settings are saved for.
+    Raises ValueError if no batch_size and grad_accum fit, with the numbers of processes that do.
+    """
+    now, asked = number_of_ranks(), command.config
+    if now == was:
+        return before, ()
+    rows, accum = before["batch_size"], before["grad_accum"]
+    lanes, step = was * rows, was * rows * accum
+    if before["packing"] == "lanes":
+        fitting = [(lanes // now, accum)] if lanes % now == 0 else []
+        numbers = divisors(lanes)
+    else:
+        fitting = [(size, step // now // size) for size in divisors(step // now)] if step % now == 0 else []
+        numbers = divisors(step)
+    if not fitting:
+        raise ValueError(
+            f"the rows of a step of this run ({step}) cannot be shared by {now} processes; "
+            f"start one of these numbers of processes: {', '.join(map(str, numbers))}"
+        )
+    for place, name in enumerate(("batch_size", "grad_accum")):
+        if name in command.given:
+            values = sorted({pair[place] for pair in fitting})
+            fitting = [pair for pair in fitting if pair[place] == getattr(asked, name)]
+            if not fitting:
+                raise ValueError(
+                    f"a step of this run has {step} rows, so with {now} processes {name} must be one of "
+                    f"{', '.join(map(str, values))}, got {getattr(asked, name)}; leave it out"
+                )
+    size, accum = max((pair for pair in fitting if pair[0] <= rows), default=fitting[0])
+    line = (
+        f"{now} processes (were {was}): batch_size {size}, grad_accum {accum}, for the same {step} rows in a step; "
+        "the last bits differ"
+    )
+    return before | {"batch_size": size, "grad_accum": accum}, (line,)
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def read_run(path: Path, cfg: TrainConfig) -> dict[str, Any]:

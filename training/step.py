@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,10 @@ from architecture.interface import IGNORE_INDEX, load_balancing_loss, load_share
 from training.balance import balance_term
 from training.config import TrainConfig
 from training.validation import text_nats_and_bytes
+
+if TYPE_CHECKING:
+    from training.distributed.mesh import Ranks
+    from training.distributed.shard import Layout
 
 
 class StepResult(NamedTuple):
@@ -39,6 +43,7 @@ def accumulate_gradients(
     carry: Any,
     token_bytes: torch.Tensor,
     autocast: Callable[[], Any],
+    layout: Layout | None = None,
 ) -> StepResult:
     """Add the gradient of the step's loss to the parameters.
 
@@ -48,14 +53,19 @@ def accumulate_gradients(
 
     Gradients flow back through the carry of cfg.tbptt micro-batches, which form a window.
 
+    With several ranks the step has the micro-batches of all of them, and so has the result.
+
     previous_share: see balance_term.  token_bytes: see text_nats_and_bytes.
+    layout: that of the model over the ranks; None for one process.
     """
     counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches]
-    total = sum(counts)
+    total = sum(counts) if layout is None else int(layout.ranks.sum(torch.tensor(sum(counts))))
     losses, text, routing, layers = [], [], [], ()
     window = 0.0  # sum of the objectives since the last backward pass
     for number, (batch, count) in enumerate(zip(batches, counts), start=1):
         batch = {name: tensor.to(token_bytes.device) for name, tensor in batch.items()}
+        if layout is not None:
+            layout.exchange_gradients(number > len(batches) - cfg.tbptt)
         with autocast():
             out = model(**batch, carry=carry)
         carry = out.carry
@@ -74,14 +84,24 @@ def accumulate_gradients(
             window, carry = 0.0, None if carry is None else carry.detach()
         losses.append(out.loss_sum.detach() / total)
         text.append(torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes)))
-    nats, num_bytes = torch.stack(text).sum(0)
+    sums = [torch.stack(losses).sum(), torch.stack(text).sum(0)]
+    sums += [torch.stack(column).sum(0) for column in zip(*routing)]
+    if layout is not None:
+        layout.finish_gradients()
+        sums = summed(sums, layout.ranks)
+    loss, (nats, num_bytes), *rest = sums
     load = balance = z_loss = dropped = None
     if routing:
-        load, probability, z_loss, dropped = (torch.stack(column).sum(0) for column in zip(*routing))
+        load, probability, z_loss, dropped = rest
         balance = load_balancing_loss(probability, load_share(load))
-    return StepResult(
-        torch.stack(losses).sum(), total, nats, num_bytes, load, balance, z_loss, dropped, layers, carry
-    )
+    return StepResult(loss, total, nats, num_bytes, load, balance, z_loss, dropped, layers, carry)
+
+
+def summed(tensors: list[torch.Tensor], ranks: Ranks) -> list[torch.Tensor]:
+    """The sums of tensors over the ranks, exchanged as one."""
+    flat = ranks.sum(torch.cat([tensor.double().flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
 
 
 def apply_gradients(
@@ -89,6 +109,7 @@ def apply_gradients(
     optimizers: list[torch.optim.Optimizer],
     result: StepResult,
     clip: float,
+    layout: Layout | None = None,
 ) -> dict[str, float] | None:
     """Clip the gradients, update the parameters and clear the gradients.
 
@@ -97,20 +118,23 @@ def apply_gradients(
 
     kinds: all trainable parameters, from optimizer.parameter_kinds.  clip: the largest norm; 0 for no limit.
     """
-    norms = {}
-    for kind, parameters in kinds.items():
-        grads = [p.grad for p in parameters if p.grad is not None]
-        if grads:
-            norms[kind] = nn.utils.get_total_norm(grads)
-    parts = torch.stack(list(norms.values()) or [torch.zeros_like(result.loss)])
+    grads = {kind: [p.grad for p in parameters if p.grad is not None] for kind, parameters in kinds.items()}
+    grads = {kind: some for kind, some in grads.items() if some}
+    if layout is None:
+        norms = [nn.utils.get_total_norm(some) for some in grads.values()]
+    else:
+        norms = layout.norms(grads)
+    parts = torch.stack(norms or [torch.zeros_like(result.loss)])
     total = torch.linalg.vector_norm(parts)
     *values, found, loss = torch.cat((parts, torch.stack((total, result.loss.to(total.dtype))))).tolist()
     if not math.isfinite(found + loss):  # tolist() above is the one synchronization of a step
         return None  # clipping would spread one NaN to every gradient
-    if clip:
+    if clip and layout is None:
         parameters = [p for kind in kinds.values() for p in kind if p.grad is not None]
         nn.utils.clip_grads_with_norm_(parameters, clip, total)
+    elif clip:
+        layout.scale([grad for some in grads.values() for grad in some], min(1.0, clip / (found + 1e-6)))
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {"total": found, **dict(zip(norms, values))}
+    return {"total": found, **dict(zip(grads, values))}

@@ -11,6 +11,7 @@ from common.settings import as_text
 from common.threads import set_threads
 from training.command_line import CommandLine, parse_command_line
 from training.config import TrainConfig
+from training.distributed.mesh import Ranks, joined_ranks
 
 
 def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> int:
@@ -21,11 +22,20 @@ def train_command(config_class: type[TrainConfig], argv: list[str] | None) -> in
         lambda: run(parse_command_line(argv, model_fields, config_class=config_class)),
         # for Ctrl-C before the training loop handles it, and for the second one
         interrupted="interrupted; all saved checkpoints are complete",
+        under_torchrun=True,
     )
 
 
 def run(command: CommandLine) -> int:
     """Do what the command line asks for. Returns the exit code."""
+    if command.help_model:
+        return print_model_fields(command.config, command.model_overrides)
+    with joined_ranks() as ranks:
+        return run_on(ranks, command)
+
+
+def run_on(ranks: Ranks, command: CommandLine) -> int:
+    """Train or evaluate with the processes that torchrun started, or with this one alone."""
     import torch
 
     from architecture import checkpoint, registry
@@ -34,9 +44,13 @@ def run(command: CommandLine) -> int:
     from data.sources import choose_dataset, open_dataset
     from training import costs, optimizer, start, trainer
 
-    if command.help_model:
-        return print_model_fields(command.config, command.model_overrides)
-    cfg, tokenizer, config, saved, lines, held = begun = start.resolve(command)
+    with ranks.together():
+        begun = start.resolve(command)
+        start.require_layout(begun, ranks)
+        cfg, tokenizer, config, saved, lines, held = begun
+        if not cfg.dry_run:
+            start.require_resources(begun)
+    tell = say if ranks.writes else lambda line: None
     if cfg.dry_run:
         checkpoint.without_values(  # raises for a backend that this machine lacks
             registry.model_class(cfg.model), config, attention=cfg.attention, experts=cfg.experts
@@ -44,23 +58,23 @@ def run(command: CommandLine) -> int:
         room = device.available_memory(torch.device(cfg.device))
         print("\n".join((*lines, costs.report(cfg, config, room))))
         return 0
-    start.require_resources(begun)
     if line := set_threads(cfg.threads, STARTED):
-        say(line)
+        tell(line)
     images = getattr(config, "image_format", None)
     if images is not None:
         cfg = replace(cfg, dataset=PICTURES if cfg.dataset == "auto" else cfg.dataset)
         open_split = functools.partial(open_images, size=images.size)
     else:
         if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
-            cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, say))
+            cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, tell))
         open_split = open_dataset
     open_split = functools.partial(
         open_split, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
     )
-    source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
-    validation = open_split(split="validation", identity=held.get("validation data"))
-    lines += start.check_data(begun, source, validation)
+    with ranks.together():
+        source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
+        validation = open_split(split="validation", identity=held.get("validation data"))
+        lines += start.check_data(begun, source, validation)
     generator = torch.Generator().manual_seed(cfg.seed)
     model = registry.build_model(
         cfg.model, config, attention=cfg.attention, experts=cfg.experts, generator=generator
@@ -80,10 +94,17 @@ def run(command: CommandLine) -> int:
         return 0
     try:
         trainer.train(
-            cfg, model, tokenizer, source, validation, resumed=saved if cfg.resume else None, lines=lines
+            cfg,
+            model,
+            tokenizer,
+            source,
+            validation,
+            resumed=saved if cfg.resume else None,
+            lines=lines,
+            ranks=ranks,
         )
     except trainer.Stopped as stop:
-        say(str(stop))
+        tell(str(stop))
         return 128 + stop.signal
     return 0
 

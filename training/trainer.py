@@ -8,7 +8,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -30,6 +30,7 @@ from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens
+from training.distributed.mesh import ONE, Ranks
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.monitor.pace import Pace
 from training.optimizer import learning_rate, set_learning_rate
@@ -61,6 +62,7 @@ def train(
     *,
     resumed: dict[str, Any] | None = None,
     lines: Sequence[str] = (),
+    ranks: Ranks = ONE,
 ) -> None:
     """Train until max_iters or max_minutes, and write cfg.out_dir and the files of TensorBoard.
 
@@ -72,9 +74,10 @@ def train(
     images = getattr(model.config, "image_format", None)
     batches = functools.partial(scored_batches, cfg, validation, tokenizer, images)
     # All evaluations score these tokens. Reading them first finds bad data before a file is written.
-    fixed = list(batches(max_tokens=cfg.eval_tokens))
+    with ranks.together():
+        fixed = list(batches(max_tokens=cfg.eval_tokens))
     with (
-        open_run(cfg, model, tokenizer, source, validation, resumed) as (run, progress),
+        open_run(cfg, model, tokenizer, source, validation, resumed, ranks) as (run, progress),
         saving_if_memory_runs_out(run, progress),
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
@@ -87,12 +90,12 @@ def train(
             lr = learning_rate(progress.share_done(cfg, margin=0.5), cfg)
             set_learning_rate(run.optimizers, lr)
             result, norms = train_step(run, progress)
-            took = time.perf_counter() - began
+            stopping, took = ranks.after_step(run.stop, time.perf_counter() - began)
             progress.seconds += took
             if line := pace.after_step(took):
                 run.writer.say(line)
 
-            step, done, stopping = progress.step, progress.share_done(cfg), bool(run.stop)
+            step, done = progress.step, progress.share_done(cfg)
             if step % cfg.log_every == 0 or step == 1 or done == 1:
                 record = {"optim/lr": lr, **reporting.gradient_record(norms)}
                 record |= reporting.step_record(run, result)
@@ -102,7 +105,7 @@ def train(
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
-            if (evaluating or saving) and (where := non_finite_parameter(run.model)):
+            if (evaluating or saving) and (where := on_any_rank(run, non_finite_parameter(run.model))):
                 raise not_finite(
                     run, step, where
                 )  # an update can overflow although its gradients were finite
@@ -133,11 +136,12 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         carry=progress.carry,
         token_bytes=run.token_bytes,
         autocast=run.autocast,
+        layout=run.layout,
     )
     run.consistent = None
-    norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip)
+    norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip, run.layout)
     if norms is None:
-        where = first_non_finite(model, batches, run.autocast, progress.carry)
+        where = on_any_rank(run, first_non_finite(model, batches, run.autocast, progress.carry))
         raise not_finite(run, progress.step + 1, f"{where}; the weights were left as they were")
     if result.load is not None:
         progress.expert_share = load_share(result.load)
@@ -167,7 +171,8 @@ def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
             raise
         told = f"out of memory after step {progress.step} ({first_line(error)})"
         traceback.clear_frames(error.__traceback__)  # they hold activations, and saving needs their memory
-    if run.consistent and not checkpoint.checkpoint_path(run.cfg.out_dir, progress.step).exists():
+    alone = run.ranks.number == 1  # the others wait somewhere else, and cannot save with this rank
+    if alone and run.consistent and not checkpoint.checkpoint_path(run.cfg.out_dir, progress.step).exists():
         position, rng = run.consistent
         checkpoint.set_rng_state(rng, run.device)  # a step with dropout may have begun
         with contextlib.suppress(MemoryError, RuntimeError):
@@ -182,20 +187,26 @@ def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
     """The batches of a step. Saves the run if the data fails, or if it is stopped while it waits for data."""
     position = run.loader.state_dict()  # the position that belongs to the current weights
     try:
-        return [next(run.loader) for _ in range(run.cfg.micro_batches)]
-    except StoppedWaiting:
+        with run.ranks.together():
+            return [next(run.loader) for _ in range(run.cfg.micro_batches)]
+    except (StoppedWaiting, ValueError) as error:
         path = save(run, progress, None, position)
-        raise Stopped(run.stop, path, run.cfg.program) from None
-    except ValueError as error:
-        path = save(run, progress, None, position)
-        raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
+        if run.ranks.stopping(run.stop):
+            raise Stopped(run.stop, path, run.cfg.program) from None
+        told = f"{error}; the run was saved as {path}; continue it with --resume"
+        raise run.ranks.failure(told) from error
 
 
 def not_finite(run: Run, step: int, where: str) -> ValueError:
     """The error for a loss, gradient or weight that is not finite."""
-    return ValueError(
+    return run.ranks.failure(
         f"step {step} is not finite, first in {where}; {newest_checkpoint(run)}; try a lower --lr or --grad_clip"
     )
+
+
+def on_any_rank(run: Run, where: str | None) -> str | None:
+    """The first place that a rank found, because each looks at its part only."""
+    return next((found for found in run.ranks.gather(where) if found), None)
 
 
 def newest_checkpoint(run: Run) -> str:
@@ -203,8 +214,16 @@ def newest_checkpoint(run: Run) -> str:
     return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
+def with_whole_model(run: Run) -> Run:
+    """The run with a model that one rank alone can call; on a rank that does not write, it has no values."""
+    if run.layout is None or (model := run.layout.whole_model()) is run.model:
+        return run
+    cpu = torch.device("cpu")
+    return replace(run, model=model, device=cpu, autocast=functools.partial(autocast, cpu, run.cfg.dtype))
+
+
 def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) -> Evaluation:
-    return evaluate(
+    found = evaluate(
         run.compiled,
         batches,
         run.token_bytes,
@@ -213,8 +232,12 @@ def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) 
         eot=run.tokenizer.eot_token,
         packing=run.cfg.packing,
         first_image_id=run.first_image_id,
+        ranks=run.ranks,
         **options,
     )
+    if run.layout is not None:
+        run.layout.reshard()
+    return found
 
 
 def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]]) -> Evaluation:
@@ -222,7 +245,9 @@ def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.T
     found = score(run, batches, keep_choices=True)
     if not math.isfinite(found.loss):
         raise not_finite(run, progress.step, "the validation loss")
-    reporting.show_evaluation(run, progress, found, batches)
+    whole = with_whole_model(run)
+    if run.ranks.writes:
+        reporting.show_evaluation(whole, progress, found, batches)
     progress.load, progress.choices = None, found.routing and found.routing.choices
     return found
 
@@ -245,13 +270,16 @@ def close(
         run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
             batches = reporting.narrated(batches, run.writer.say)
-            found = score(run, batches, should_stop=lambda: bool(run.stop))
+            found = score(run, batches, should_stop=lambda: run.ranks.stopping(run.stop))
         except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
         except ValueError as error:  # from the validation data
             raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
+    whole = with_whole_model(run)
+    if not run.ranks.writes:
+        return
     final = reporting.final_record(run, progress, found)
-    stories = reporting.samples(run, 3)
+    stories = reporting.samples(whole, 3)
     run.writer.final(
         progress.step,
         asdict(cfg) | asdict(run.model.config),

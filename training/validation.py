@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from architecture.interface import IGNORE_INDEX
+from training.distributed.mesh import ONE, Ranks
 from training.monitor.routing import Routing, RoutingSums
 
 
@@ -58,6 +59,7 @@ def evaluate(
     first_image_id: int | None = None,
     keep_choices: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ONE,
 ) -> Evaluation:
     """Score every target of `batches` once, in eval mode, and restore the model's mode.
 
@@ -66,26 +68,33 @@ def evaluate(
     eot: the target that ends a document.  packing: that of the batches (data/loader.py).
     first_image_id: ids from here on are image tokens; None for a model of text.
     keep_choices: also keep the experts that each token chose.
-    Raises Interrupted if should_stop() returns true.
+    ranks: they share the batches, and each gets the result of one process. If the model has a carry, which
+    passes from batch to batch, each scores all of them.
+    Raises Interrupted if should_stop() returns true. It is asked once for a batch of each rank.
     """
     was_training = model.training
     model.eval()
     sums, by_position, routing = [], [], RoutingSums(keep_choices, first_image_id)
     segments, documents, segment, ended, carry = NumberedSums(), NumberedSums(), 0, 0, None
     try:
-        for batch in batches:
-            if should_stop():
+        for batch, turn, filler in dealt(batches, ranks.number):
+            if turn == 0 and should_stop():
                 raise Interrupted
+            if not filler:
+                document, ended = document_numbers(batch["targets"].cpu(), ended, eot, packing)
+            if turn != ranks.rank and "reset" not in batch:
+                continue
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with autocast():
                 out = model(**batch, carry=carry)
+            if filler:
+                continue
             carry = out.carry
             losses, counted = out.token_losses, batch["targets"] != IGNORE_INDEX
             nats, num_bytes = text_nats_and_bytes(losses, batch["targets"], token_bytes)
             whole = (out.loss_sum, out.num_targets, nats, num_bytes)
             sums.append(torch.stack([x.to(nats.dtype) for x in whole]).cpu())  # the one synchronization
             by_position.append(torch.stack((losses.sum(0), counted.sum(0))).cpu().double())
-            document, ended = document_numbers(batch["targets"].cpu(), ended, eot, packing)
             documents.add(document, losses, counted)
             if "reset" in batch:
                 segment = torch.where(batch["reset"], 0, segment + 1)
@@ -94,6 +103,13 @@ def evaluate(
                 routing.add(out.router, batch["input_ids"], counted)
     finally:
         model.train(was_training)
+    if ranks.number > 1 and not segments.parts:
+        parts = sums, by_position, documents.parts, routing.sums, routing.choices, routing.tokens
+        *gathered, layers = zip(*ranks.gather((*parts, routing.layers)))
+        sums, by_position, documents.parts, routing.sums, routing.choices, routing.tokens = map(
+            in_turn, gathered
+        )
+        routing.layers = max(layers)  # a rank without a batch has none
     nats, tokens, text_nats, num_bytes = torch.stack(sums).double().sum(0).tolist()
     by_document = documents.result()
     by_document = by_document[by_document[:, 1] > 0]
@@ -107,6 +123,28 @@ def evaluate(
         by_segment=segments.result() if segments.parts else None,
         routing=routing.result(),
     )
+
+
+def dealt(
+    batches: Iterable[dict[str, torch.Tensor]], ranks: int
+) -> Iterator[tuple[dict[str, torch.Tensor], int, bool]]:
+    """Batches, whose turn each one is, and whether it only fills the last round.
+
+    Sharded models exchange weights and tokens in a forward pass, so every rank has the same number of them. The
+    last batch fills the last round, unless it has the carry of a sequence ("reset") and every rank scores it.
+    """
+    number, batch = -1, {}
+    for number, batch in enumerate(batches):
+        yield batch, number % ranks, False
+    if "reset" not in batch:
+        for filler in range(number + 1, -(-(number + 1) // ranks) * ranks):
+            yield batch, filler % ranks, True
+
+
+def in_turn(parts: tuple[list[Any], ...]) -> list[Any]:
+    """The results of all batches in their order, from those of each rank."""
+    most = max(map(len, parts))
+    return [some[i] for i in range(most) for some in parts if i < len(some)]
 
 
 def ratio_interval(nats: torch.Tensor, tokens: torch.Tensor) -> tuple[float | None, float | None]:

@@ -1,1 +1,1 @@
-"""Training on many devices, by PyTorch's own engines."""
+"""Training on several devices, with PyTorch's own engines."""

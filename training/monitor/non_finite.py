@@ -13,8 +13,13 @@ from torch import nn
 def non_finite_parameter(model: nn.Module) -> str | None:
     """Name the first parameter that holds NaN or infinity. It waits for the device once."""
     parameters = dict(model.named_parameters())
-    finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
+    finite = torch.stack([torch.isfinite(here(p)).all() for p in parameters.values()]).tolist()
     return next((f"the parameter {name}" for name, ok in zip(parameters, finite) if not ok), None)
+
+
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor that this process holds: all, or its part of a DTensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def first_non_finite(
@@ -59,6 +64,6 @@ def first_non_finite(
     if found:
         return found[0]
     for name, parameter in reversed(list(model.named_parameters())):  # gradients flow from the end
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+        if parameter.grad is not None and not torch.isfinite(here(parameter.grad)).all():
             return f"the gradient of {name}"
     return "the loss"

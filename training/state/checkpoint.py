@@ -24,12 +24,13 @@ from architecture.shards import Stored
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, reading, write_json_atomic
 from common.provenance import git_commit
-from common.settings import cast
+from common.settings import cast, require_bounds
 from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
+from training.distributed.mesh import ONE, Ranks
 from training.muon import POLYNOMIALS
-from training.optimizer import STATE
+from training.optimizer import STATE, saved_order
 
 TRAINING_STATE = ("train_config", "progress", "optimizers", "rng", "data", "tensorboard_dir")
 OLDER = "continue from an older one with --resume_from CHECKPOINT"
@@ -83,10 +84,20 @@ def contents(
         "step": progress.step,
         "train_config": asdict(cfg),
         "progress": vars(progress).copy(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "optimizers": [
+            optimizer_state(optimizer, order)
+            for optimizer, order in zip(optimizers, saved_order(model, optimizers))
+        ],
         "rng": rng_state(torch.device(cfg.device)),
         **rest,
     }
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, order: list[nn.Parameter]) -> dict[str, Any]:
+    """The state of an optimizer, in which the parameters are numbered in the given order."""
+    saved, number = optimizer.state_dict(), {parameter: i for i, parameter in enumerate(order)}
+    there = [number[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    return saved | {"state": {there[i]: state for i, state in saved["state"].items()}}
 
 
 def save_checkpoint(
@@ -213,6 +224,14 @@ def saved_settings(
         return {k: cast(k, v, hints[k]) if k in hints else v for k, v in found.items()}
 
 
+def saved_ranks(saved: dict[str, Any], path: Any) -> int:
+    """The number of processes that saved a checkpoint, each with its batch_size; 1 if it does not say."""
+    with reading(path, "a run's settings", way_out=OLDER):
+        ranks = cast("ranks", saved.get("ranks", 1), int)
+        require_bounds("ranks", ranks, {"at_least": 1}, "the number of processes that saved it")
+        return ranks
+
+
 def require_run(saved: dict[str, Any], path: Path) -> None:
     """Raise ValueError unless a checkpoint holds a run to continue and its name says its step."""
     missing = [key for key in TRAINING_STATE if key not in saved]
@@ -270,6 +289,7 @@ def restore(
     cfg: TrainConfig,
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
+    ranks: Ranks = ONE,
 ) -> tuple[Progress, dict[str, Any]]:
     """Restore the optimizers and the random state in place, and return what else the checkpoint holds.
 
@@ -278,28 +298,32 @@ def restore(
     """
     device = torch.device(cfg.device)
     with reading(path, "a run to continue", way_out=OLDER):
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            restore_optimizer(optimizer, state["state"])
-        progress = restored_progress(saved["progress"], cfg, model)
+        orders = saved_order(model, optimizers)
+        for optimizer, order, state in zip(optimizers, orders, saved["optimizers"], strict=True):
+            restore_optimizer(optimizer, order, state["state"])
+        progress = restored_progress(saved["progress"], cfg, model, ranks)
         if progress.step != saved["step"]:
             raise ValueError(f"it says both step {saved['step']} and step {progress.step}")
         rest = {
-            "data": restored_position(saved["data"], cfg, model),
+            "data": restored_position(saved["data"], cfg, model, ranks),
             "tensorboard_dir": restored_board(saved["tensorboard_dir"], cfg),
             "scored": restored_scores(saved.get("scored")),
         }
-        torch.manual_seed(cfg.seed)  # for a device of which the checkpoint has no generator
-        set_rng_state(saved["rng"], device)
+        seed_everything(cfg, ranks, progress.step)  # for a device or rank of which there is no generator
+        states = [saved["rng"], *saved.get("rng_of_ranks", ())]
+        if len(states) == ranks.number:
+            set_rng_state(states[ranks.rank], device)
     return progress, rest
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
-    """Copy the saved averages, each with the shape of its parameter.
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, order: list[nn.Parameter], saved: dict[int, dict[str, Any]]
+) -> None:
+    """Copy the saved averages, each with the shape of its parameter; order: the parameters by number.
 
     The saved parameter groups are not used, because the settings of the run already decide them.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    by_number = dict(enumerate(parameters))
+    by_number = dict(enumerate(order))
     for number, entry in saved.items():
         parameter, names = by_number[number], STATE[type(optimizer)]
         if entry.keys() != names.keys():
@@ -308,36 +332,35 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[int, dict[st
             )
         for name, like_parameter in names.items():
             told = f"{name} of parameter {number}"
-            if like_parameter:
-                tensor = restored_like(parameter, entry[name], told)
-            else:
-                tensor = owned(entry[name], told, (), torch.float32).to(parameter.device)
-            optimizer.state[parameter][name] = tensor
+            optimizer.state[parameter][name] = (
+                restored_like(parameter, entry[name], told)
+                if like_parameter
+                else owned(entry[name], told, (), torch.float32).to(parameter.device)
+            )
 
 
 def restored_like(parameter: torch.Tensor, saved: Any, what: str) -> torch.Tensor:
-    """A saved float32 tensor, sharded as the parameter is, on its device."""
+    """A saved float32 tensor on the device of a parameter, and in parts over the ranks if the parameter is."""
     if isinstance(saved, Stored) and (saved.shape, saved.dtype) == (parameter.shape, torch.float32):
-        tensor = torch.empty_like(parameter, dtype=torch.float32)
-        saved.read_into(tensor)
+        tensor = torch.empty_like(parameter.detach(), dtype=torch.float32)
+        saved.read_into(tensor)  # only the part of this rank
         return tensor
-    tensor = owned(saved, what, parameter.shape, torch.float32).to(parameter.device)
-    if not hasattr(parameter, "placements"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
+    tensor = owned(saved, what, parameter.shape, torch.float32)
+    if hasattr(parameter, "device_mesh"):
+        from training.distributed.shard import like
 
-    # every rank has all of it, so none sends its part
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return like(tensor, parameter)
+    return tensor.to(parameter.device)
 
 
-def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> Progress:
+def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module, ranks: Ranks) -> Progress:
     routers = [buffer for name, buffer in model.named_buffers() if name.endswith(BIAS_BUFFER)]
     experts = len(routers), len(routers[0]) if routers else 0
     shapes = {
         "expert_share": experts,
         "load": experts,
         "choices": (len(routers), None, None),
-        "carry": (cfg.batch_size, model.config.hidden_size),
+        "carry": (ranks.number * cfg.batch_size, model.config.hidden_size),
     }
     progress = Progress(**saved)
     for name, kind in (("step", int), ("tokens", int), ("seconds", float)):
@@ -346,12 +369,17 @@ def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module)
         if (value := getattr(progress, name)) is not None:
             value = owned(value, name, shape)
             setattr(progress, name, value if name == "choices" else value.to(cfg.device))
+    if progress.carry is not None:
+        progress.carry = progress.carry.chunk(ranks.number)[ranks.rank]
     return progress
 
 
-def restored_position(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module) -> dict[str, Any]:
+def restored_position(
+    saved: dict[str, Any], cfg: TrainConfig, model: nn.Module, ranks: Ranks
+) -> dict[str, Any]:
     """Return the position of the loader. The source of the data checks its own part later."""
-    tokens = [owned(rest, "tokens", (None,), torch.int64) for rest in saved["tokens"][: cfg.batch_size]]
+    rows = ranks.number * cfg.batch_size
+    tokens = [owned(rest, "tokens", (None,), torch.int64) for rest in saved["tokens"][:rows]]
     for rest in tokens:
         if not (0 <= int(rest.min()) and int(rest.max()) < model.config.vocab_size):
             raise ValueError(f"its tokens are not all ids from 0 to {model.config.vocab_size - 1}")
@@ -374,6 +402,13 @@ def restored_board(saved: Any, cfg: TrainConfig) -> str | None:
 
 def restored_scores(saved: Any) -> dict[str, float] | None:
     return {k: cast(k, saved[k], float) for k in ("val_loss", "val_bits_per_byte")} if saved else None
+
+
+def seed_everything(cfg: TrainConfig, ranks: Ranks, step: int = 0) -> None:
+    """Seed the global generators, which dropout uses; each rank draws other numbers than the first one."""
+    seed = cfg.seed if ranks.number == 1 else hash((cfg.seed, ranks.number, ranks.rank, step)) % 2**31
+    random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

@@ -14,11 +14,12 @@ STDERR = 2
 class StopRequest:
     """A context manager for Ctrl-C, SIGTERM and SIGHUP, which a closed terminal sends.
 
-    SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal`
+    says: whether it prints ANSWER.  SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal`
     and prints ANSWER to stderr. A later Ctrl-C raises KeyboardInterrupt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, says: bool = True) -> None:
+        self._says = says
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
@@ -42,6 +43,7 @@ class StopRequest:
             # print is unsafe here: the signal may have come while its buffer was in use.
             below = b"\n" if os.isatty(STDERR) else b""  # below the progress bar
             with contextlib.suppress(OSError):  # stderr may be closed
-                os.write(STDERR, below + ANSWER)
+                if self._says:
+                    os.write(STDERR, below + ANSWER)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

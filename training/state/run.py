@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from data.documents import Source
 from data.images import Pictured
 from data.loader import TrainLoader
 from training.config import TrainConfig
+from training.distributed.mesh import ONE, Ranks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
 from training.optimizer import build_optimizers, parameter_kinds
@@ -56,6 +56,8 @@ class Run:
     stop: StopRequest
     data_identity: dict[str, str | None]
     first_image_id: int | None  # ids from here on are image tokens; None for a model of text
+    ranks: Ranks = ONE
+    layout: Any = None  # training.distributed.shard.Layout; None for one process
     # the position in the data and the random state that fit the weights; None while they are updated
     consistent: tuple[dict[str, Any], dict[str, Any]] | None = None
 
@@ -68,66 +70,56 @@ def open_run(
     source: Source,
     validation: Source,
     resumed: dict[str, Any] | None,
+    ranks: Ranks = ONE,
 ) -> Iterator[tuple[Run, Progress]]:
-    """Open everything that a run needs and close it at the end.
+    """Open everything that a run needs and close it at the end. With several ranks, the first one alone writes.
 
     resumed: the checkpoint to continue, None for a new run.
     """
     device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
     model = model.to(device).train()
     model.tokenizer = tokenizer  # it turns samples into text; a loaded model already has it
+    layout = None
+    if ranks.number > 1:
+        from training.distributed.shard import Layout
+
+        layout = Layout(model, cfg, ranks)
+        compiled = layout.module
+    else:
+        compiled = torch.compile(model) if cfg.compile == "on" else model
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
     if resumed:
         path = checkpoint.checkpoint_path(cfg.out_dir, resumed["step"])
-        progress, rest = checkpoint.restore(resumed, path, cfg, model, optimizers)
+        progress, rest = checkpoint.restore(resumed, path, cfg, model, optimizers, ranks)
     else:
-        random.seed(cfg.seed)
-        torch.manual_seed(cfg.seed)
-    stop = StopRequest()
+        checkpoint.seed_everything(cfg, ranks)
+    stop = StopRequest(says=ranks.writes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(saying_how_to_go_on(cfg.out_dir, cfg.program))
         loader = TrainLoader(
             source,
             tokenizer,
-            batch_size=cfg.batch_size,
+            batch_size=ranks.number * cfg.batch_size,
             block_size=cfg.block_size,
             packing=cfg.packing,
             resets=cfg.carries,
             image_format=image_format,
             seed=cfg.seed,
             state=rest.get("data"),
+            part=(ranks.rank, ranks.number),
             should_stop=lambda: bool(stop),
         )
         stack.callback(loader.close)
-        if cfg.use_tensorboard:
-            metrics.require_tensorboard()  # raises before anything is written
-        stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
-        if resumed and path == checkpoint.latest_checkpoint(cfg.out_dir):
-            refuse_if_finished(cfg)
-        if cfg.resume_from:
-            closing_step(cfg.out_dir)  # raises for damaged records before a file is renamed
-            for line in checkpoint.set_aside_newer(path):
-                say(line)
-        if resumed:
-            refuse_if_changed(cfg.out_dir, progress.step)
-            if resumed["train_config"].get("max_iters") != cfg.max_iters:  # --extend, which alone changes it
-                store_extension(cfg, path, resumed)
-            checkpoint.finish_saving(cfg.out_dir, progress.step, rest["scored"], keep=cfg.keep)
-        tensorboard_dir = rest.get("tensorboard_dir") if cfg.use_tensorboard else None
-        if cfg.use_tensorboard and not (tensorboard_dir and metrics.has_events(tensorboard_dir)):
-            tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir, cfg.tensorboard_root))
-        writer = metrics.MetricsWriter(
-            cfg.out_dir,
-            tensorboard_dir=tensorboard_dir,
-            resume_step=progress.step if resumed else None,
-        )
-        stack.callback(writer.close)
+        tensorboard_dir, writer = rest.get("tensorboard_dir") if cfg.use_tensorboard else None, Silent()
+        with ranks.together():
+            if ranks.writes:
+                tensorboard_dir, writer = open_files(cfg, stack, resumed, progress.step, rest)
         stack.enter_context(stop)
         run = Run(
             cfg=cfg,
             model=model,
-            compiled=torch.compile(model) if cfg.compile == "on" else model,
+            compiled=compiled,
             optimizers=optimizers,
             parameter_kinds=parameter_kinds(model),
             tokenizer=tokenizer,
@@ -142,9 +134,57 @@ def open_run(
             stop=stop,
             data_identity=checkpoint.data_identity(source, validation),
             first_image_id=image_format and image_format.first_id,
+            ranks=ranks,
+            layout=layout,
         )
-        write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
+        if ranks.writes:
+            write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
+
+
+class Silent:
+    """In place of a MetricsWriter on ranks that write nothing: every method accepts everything."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def open_files(
+    cfg: TrainConfig,
+    stack: contextlib.ExitStack,
+    resumed: dict[str, Any] | None,
+    step: int,
+    rest: dict[str, Any],
+) -> tuple[str | None, metrics.MetricsWriter]:
+    """Lock the output folder, complete what a kill interrupted there, and open the records of a run.
+
+    Returns the folder of TensorBoard and the writer. stack: closes them.  rest: from checkpoint.restore.
+    """
+    if cfg.use_tensorboard:
+        metrics.require_tensorboard()  # raises before anything is written
+    stack.enter_context(contextlib.closing(claim_out_dir(cfg.out_dir, cfg.resume)))
+    if resumed:
+        path = checkpoint.checkpoint_path(cfg.out_dir, step)
+        if path == checkpoint.latest_checkpoint(cfg.out_dir):
+            refuse_if_finished(cfg)
+        if cfg.resume_from:
+            closing_step(cfg.out_dir)  # raises for damaged records before a file is renamed
+            for line in checkpoint.set_aside_newer(path):
+                say(line)
+        refuse_if_changed(cfg.out_dir, step)
+        if resumed["train_config"].get("max_iters") != cfg.max_iters:  # --extend, which alone changes it
+            store_extension(cfg, path, resumed)
+        checkpoint.finish_saving(cfg.out_dir, step, rest["scored"], keep=cfg.keep)
+    tensorboard_dir = rest.get("tensorboard_dir") if cfg.use_tensorboard else None
+    if cfg.use_tensorboard and not (tensorboard_dir and metrics.has_events(tensorboard_dir)):
+        tensorboard_dir = str(metrics.new_run_dir(cfg.out_dir, cfg.tensorboard_root))
+    writer = metrics.MetricsWriter(
+        cfg.out_dir,
+        tensorboard_dir=tensorboard_dir,
+        resume_step=step if resumed else None,
+    )
+    stack.callback(writer.close)
+    return tensorboard_dir, writer
 
 
 @contextlib.contextmanager
@@ -244,5 +284,9 @@ def save(
         found = evaluated[1]
         rest["scored"] = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
     state = checkpoint.contents(run.cfg, run.model, run.tokenizer, progress, run.optimizers, rest)
-    run.writer.sync()  # after a power cut no checkpoint may lack the records before it
-    return checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)
+    if run.layout is not None:
+        state = run.layout.whole_checkpoint(state)
+    if run.ranks.writes:
+        run.writer.sync()  # after a power cut no checkpoint may lack the records before it
+        checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)
+    return checkpoint.checkpoint_path(run.cfg.out_dir, progress.step)
