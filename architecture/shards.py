@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from common.files import read_json
+from common.files import read_json, write_json_atomic
 
 VALUES = "checkpoint.json"
 LARGE = ("model.", "optimizers.")  # names of the tensors that are read one by one, when they are needed
@@ -64,6 +64,13 @@ def read(path: Path) -> dict[str, Any]:
     reader.read_metadata = lambda: metadata  # each load would read it again
     tensors = {name: _stored(reader, name, held) for name, held in metadata.state_dict_metadata.items()}
     return _joined(values["state"], tensors)
+
+
+def change_value(path: Path, key: str, value: Any) -> None:
+    """Replace a value without tensors in the dictionary of a checkpoint."""
+    values = read_json(path / VALUES)
+    values["state"][key] = separated(value, key, {})
+    write_json_atomic(path / VALUES, values)
 
 
 def verify(path: Path, files: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What keeps the processes of a run from failing in silence: the same start, an end to every wait, and a restart."""
+"""What keeps the processes of a run from failing in silence: one start for all, an end to each wait, a restart."""
 
 from __future__ import annotations
 
@@ -10,35 +10,55 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from common.files import read_json, reading
+from common.provenance import source_checksums
 from common.script import first_line, say, shown
 from training.command_line import CommandLine
-from training.config import CHANGES_BITS, DATA, RESUMABLE_CHANGES
-from training.distributed.mesh import TIMEOUT, Ranks
+from training.config import CHANGES_BITS, DATA, RESUMABLE_CHANGES, TrainConfig
+from training.distributed.mesh import TELLING, TIMEOUT, Ranks, job
 
-STEP_LIMIT = TIMEOUT.total_seconds()
-FIRST_TO_TELL = 2.0  # seconds
+# How long a step may take: less than PyTorch's own limit, whose message does not name the step.
+STEP_LIMIT = TIMEOUT.total_seconds() - 30
+OF_A_MACHINE = ("device", "threads")  # settings that may differ between machines
 
 
 # --------------------------------------------------------------------------------------------------
 # the start
 
 
-def require_agreement(ranks: Ranks, facts: dict[str, Any]) -> None:
-    """Raise ValueError, on all ranks, if `facts`, plain values by name, are not the same on all of them."""
-    told = ranks.gather((socket.gethostname(), facts))
-    with ranks.together():
-        (first_host, first), *others = told
-        for rank, (host, held) in enumerate(others, start=1):
-            for name in first | held:
-                if first.get(name) != held.get(name):
-                    raise ValueError(
-                        f"all ranks must have the same {name}, and rank {rank} on {host} has "
-                        f"{shown(held.get(name))}, while rank 0 on {first_host} has {shown(first.get(name))}; "
-                        "start all of them with the same command, code and data"
-                    )
+def require_agreement(
+    ranks: Ranks, cfg: TrainConfig, config: Any, step: int, data: dict[str, str | None]
+) -> None:
+    """Raise ValueError, on all ranks, unless settings, code and data are the same on all of them.
+
+    config: of the model.  step: of the checkpoint to continue.  data: from checkpoint.data_identity.
+    """
+    if ranks.number == 1:
+        return
+    import torch
+
+    settings = {name: value for name, value in asdict(cfg).items() if name not in OF_A_MACHINE}
+    facts = settings | asdict(config) | {"step of the checkpoint": step} | data
+    facts |= {"version of torch": torch.__version__}
+    facts |= source_checksums("common", "architecture", "data", "training")
+    require_same(ranks, facts)
+
+
+def require_same(ranks: Ranks, facts: dict[str, Any]) -> None:
+    """Raise ValueError, on all ranks, for the first of the facts that is not the same on all of them."""
+    (here, first), *others = ranks.gather((socket.gethostname(), facts))
+    for rank, (there, held) in enumerate(others, start=1):
+        for name in first | held:
+            if (one := first.get(name)) != (other := held.get(name)):
+                raise ranks.failure(
+                    f"all ranks must have the same {name}, and it is {shown(one)} on rank 0 ({here}) and "
+                    f"{shown(other)} on rank {rank} ({there}); start them with one command, from one version of "
+                    "the code and of the data"
+                )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -46,16 +66,16 @@ def require_agreement(ranks: Ranks, facts: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def limited_wait(ranks: Ranks, step: int, limit: float = STEP_LIMIT) -> Iterator[None]:
-    """Within this, step number `step` is computed. If it takes too long, the process ends with exit code 1.
+def limited(ranks: Ranks, step: int) -> Iterator[None]:
+    """End the process with exit code 1 if the work inside, step number `step`, takes longer than STEP_LIMIT.
 
-    A rank that waits for another one cannot return from PyTorch's call, so a thread ends the process. torchrun
-    then ends the others, or starts all of them again.
+    A thread does it, because PyTorch's call does not return while it waits for another rank. torchrun then ends
+    the other processes, or starts all of them again.
     """
     if ranks.number == 1:
         yield
         return
-    timer = threading.Timer(limit, give_up, (ranks, step, limit))
+    timer = threading.Timer(STEP_LIMIT, _give_up, (ranks, step))
     timer.daemon = True
     timer.start()
     try:
@@ -64,11 +84,10 @@ def limited_wait(ranks: Ranks, step: int, limit: float = STEP_LIMIT) -> Iterator
         timer.cancel()
 
 
-def give_up(ranks: Ranks, step: int, limit: float) -> None:
-    """End this process, with the place at which each of its threads waits."""
+def _give_up(ranks: Ranks, step: int) -> None:
     say(
-        f"rank {ranks.rank} of {ranks.number} on {socket.gethostname()} is in step {step} for {limit:g} s: it waits "
-        "for a rank that hangs, or hangs itself; the lines below say where"
+        f"{ranks} gives up: step {step} has taken {STEP_LIMIT:g} s, so it waits for a rank that hangs, or hangs "
+        "itself; it is at"
     )
     faulthandler.dump_traceback(sys.__stderr__)
     os._exit(1)
@@ -80,45 +99,64 @@ def naming_lost_ranks(ranks: Ranks, progress: Any) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if ranks.number == 1 or not _is_lost(error):
+        from torch.distributed import DistError
+
+        if ranks.number == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
-        time.sleep(FIRST_TO_TELL)  # so that torchrun sees first that the other one ended, and reports its end
+        time.sleep(TELLING)  # torchrun names the first process that ended, which is to be the other one
         raise ValueError(
-            f"rank {ranks.rank} of {ranks.number} on {socket.gethostname()} lost another rank after step "
-            f"{progress.step} ({first_line(error)}); the error of that rank says why"
+            f"{ranks} lost another rank after step {progress.step}, whose own message says more "
+            f"({first_line(error)}); --resume continues from the newest checkpoint"
         ) from error
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether a collective failed because of another process."""
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or "gloo" in str(error)
 
 
 # --------------------------------------------------------------------------------------------------
 # the restart
 
 
-def job() -> str | None:
-    """The name of the job of torchrun that this process belongs to; None without torchrun.
+def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
+    """The command of a process that torchrun started again after a failure; None if the run is finished.
 
-    It is the same after a restart. torchrun names a job that has no --rdzv_id "none".
+    A run of this job goes on from its newest checkpoint, or begins anew if it has none. A run of another job is
+    not touched: the command then fails as it did at first.
     """
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return command
+    from training.state import checkpoint, out_dir
+    from training.state.run import closing_step
+
+    cfg = command.config
+    if cfg.eval_only or cfg.dry_run:
+        return command
+    folder = Path(cfg.out_dir)
+    if cfg.resume_from and "out_dir" not in command.given:
+        folder = Path(cfg.resume_from).parent
+    with ranks.together():
+        facts = run_facts(folder)
+        if facts and facts["starts"][-1].get("job") != job():
+            return command
+        saved, begun = checkpoint.latest_checkpoint(folder), out_dir.is_without_checkpoint(folder)
+        last = closing_step(folder)
+    if begun:
+        with ranks.together():
+            if ranks.writes:
+                out_dir.forget(folder)
+    if not saved or not facts:
+        return command
+    if last is not None and last >= (facts["train"]["max_iters"] or 0):
+        return None
+    # What the checkpoint decides is not asked for again: a flag may name a file that has changed since.
+    free = RESUMABLE_CHANGES | CHANGES_BITS | {*DATA}
+    cfg = replace(cfg, out_dir=str(folder), resume=True, resume_from=None, extend=None, init_from=None)
+    if ranks.writes:
+        say(f"torchrun started this run again; it goes on from {saved}")
+    return command._replace(config=cfg, model_overrides={}, given=command.given & free | {"out_dir"})
 
 
-def is_restarted() -> bool:
-    """Whether torchrun started this process in place of one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def continued(command: CommandLine) -> CommandLine:
-    """The command that goes on from the newest checkpoint. A restarted process has the command of the start.
-
-    What the checkpoint decides is no longer asked for: a flag may name a file that has changed since.
-    """
-    free = RESUMABLE_CHANGES | CHANGES_BITS | {*DATA, "out_dir"}
-    cfg = replace(command.config, resume=True, resume_from=None, extend=None, init_from=None)
-    return command._replace(config=cfg, model_overrides={}, given=command.given & free | {"resume"})
+def run_facts(folder: Path) -> dict[str, Any]:
+    """The content of config.json in the folder of a run; {} if there is none."""
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    with reading(path, "the settings and starts of a run"):
+        return read_json(path)

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ class Ranks:
 
     number: int = 1
     rank: int = 0
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.number} on {socket.gethostname()}"
 
     @property
     def writes(self) -> bool:
@@ -107,6 +111,15 @@ class Ranks:
 
 
 ONE = Ranks()
+
+
+def job() -> str | None:
+    """The name of the job of torchrun that this process belongs to, the same after a restart; None without torchrun.
+
+    torchrun calls every job that has no --rdzv_id "none"; then the process of torchrun tells them apart.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
 
 def number_of_ranks() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
+import contextlib
 import os
 import sys
 import warnings
@@ -20,17 +21,12 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.distributed import checkpoint as torch_checkpoint
-from torch.distributed.tensor import DTensor
 
 from architecture.checkpoint import find_checkpoint, read_checkpoint
 from architecture.shards import VALUES, Stored, checksum, is_sharded, raising_the_cause, separated
 from common.files import atomic_write, write_json_atomic, writing
 from common.script import Parser, exit_code, say
-
-
-def has_shards(state: dict[str, Any]) -> bool:
-    """Whether a rank holds only a part of the weights of a checkpoint."""
-    return any(isinstance(tensor, DTensor) for tensor in state["model"].values())
+from training.distributed.mesh import FailedElsewhere, Ranks
 
 
 class Saver:
@@ -39,7 +35,8 @@ class Saver:
     Training may change the tensors as soon as start() returns, because it copies them to the memory of the CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
         # A group of its own, because the messages of a save come between those of a step.
         self.group = distributed.new_group(backend="gloo")
         self.path: Path | None = None
@@ -56,11 +53,20 @@ class Saver:
         self.pending = torch_checkpoint.async_save(tensors, storage_writer=writer, process_group=self.group)
 
     def wait(self) -> None:
-        """Return when all checkpoints are complete; raises what prevented it."""
+        """Return when all checkpoints are complete; raises what prevented it, on all ranks."""
         pending, self.pending = self.pending, None
-        if pending is not None:
+        if pending is None:
+            return
+        try:
             with writing(self.path), raising_the_cause():
                 pending.result()
+        except OSError as error:
+            raise error if self.ranks.writes else FailedElsewhere(str(error)) from error
+
+    def close(self) -> None:
+        """Let the last save end, if the run has failed meanwhile. Its own error would hide that of the run."""
+        with contextlib.suppress(Exception):
+            self.wait()
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

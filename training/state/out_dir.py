@@ -54,6 +54,13 @@ def is_without_checkpoint(out_dir: str | Path) -> bool:
     return started and all(ours.fullmatch(name) for name in names)
 
 
+def forget(out_dir: str | Path) -> None:
+    """Delete what a run without a checkpoint left in its folder."""
+    assert is_without_checkpoint(out_dir)
+    for path in contents(out_dir):
+        remove(path)
+
+
 def nothing_to_continue(out_dir: str | Path) -> ValueError:
     if (owner := live_writer(out_dir)) is not None:
         return _has_a_writer(out_dir, owner)
