@@ -57,7 +57,8 @@ class Muon(torch.optim.Optimizer):
                         continue
                     tensors = [tensor.to_local() for tensor in tensors]  # whole matrices
                 for part in zip(*(t.view(-1, rows, columns).split(at_once) for t in tensors)):
-                    by_shape.setdefault(part[0].shape, []).append(part)
+                    if len(part[0]):  # a rank may have no matrix
+                        by_shape.setdefault(part[0].shape, []).append(part)
             for parts in by_shape.values():
                 at_once = max(1, batch_values(parts[0][0]) // parts[0][0].numel())
                 for start in range(0, len(parts), at_once):

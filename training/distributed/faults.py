@@ -106,7 +106,7 @@ def naming_lost_ranks(ranks: Ranks, progress: Any) -> Iterator[None]:
         time.sleep(TELLING)  # torchrun names the first process that ended, which is to be the other one
         raise ValueError(
             f"{ranks} lost another rank after step {progress.step}, whose own message says more "
-            f"({first_line(error)}); --resume continues from the newest checkpoint"
+            f"({first_line(error).split('. ')[0]}); --resume continues from the newest checkpoint"
         ) from error
 
 
