@@ -42,11 +42,11 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
     from common import device
     from data.images import PICTURES, open_images
     from data.sources import choose_dataset, open_dataset
-    from training import costs, optimizer, start, trainer
+    from training import costs, optimizer, restart, start, trainer
     from training.distributed import faults
     from training.state.checkpoint import data_identity
 
-    command = faults.after_restart(ranks, command)
+    command = restart.after_restart(ranks, command)
     if command is None:
         return 0
     with ranks.together():

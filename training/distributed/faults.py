@@ -1,4 +1,4 @@
-"""What keeps the processes of a run from failing in silence: one start for all, an end to each wait, a restart."""
+"""What keeps the processes of a run from failing in silence: one start for all of them, and an end to each wait."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from common.files import read_json, reading
 from common.provenance import source_checksums
 from common.script import first_line, say, shown
-from training.command_line import CommandLine
-from training.config import CHANGES_BITS, DATA, RESUMABLE_CHANGES, TrainConfig
-from training.distributed.mesh import TELLING, TIMEOUT, Ranks, job
+from training.config import TrainConfig
+from training.distributed.mesh import TELLING, TIMEOUT, Ranks
 
 # How long a step may take: less than PyTorch's own limit, whose message does not name the step.
 STEP_LIMIT = TIMEOUT.total_seconds() - 30
@@ -108,55 +105,3 @@ def naming_lost_ranks(ranks: Ranks, progress: Any) -> Iterator[None]:
             f"{ranks} lost another rank after step {progress.step}, whose own message says more "
             f"({first_line(error).split('. ')[0]}); --resume continues from the newest checkpoint"
         ) from error
-
-
-# --------------------------------------------------------------------------------------------------
-# the restart
-
-
-def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
-    """The command of a process that torchrun started again after a failure; None if the run is finished.
-
-    A run of this job goes on from its newest checkpoint, or begins anew if it has none. A run of another job is
-    not touched: the command then fails as it did at first.
-    """
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        return command
-    from training.state import checkpoint, out_dir
-    from training.state.run import closing_step
-
-    cfg = command.config
-    if cfg.eval_only or cfg.dry_run:
-        return command
-    folder = Path(cfg.out_dir)
-    if cfg.resume_from and "out_dir" not in command.given:
-        folder = Path(cfg.resume_from).parent
-    with ranks.together():
-        facts = run_facts(folder)
-        if facts and facts["starts"][-1].get("job") != job():
-            return command
-        saved, begun = checkpoint.latest_checkpoint(folder), out_dir.is_without_checkpoint(folder)
-        last = closing_step(folder)
-    if begun:
-        with ranks.together():
-            if ranks.writes:
-                out_dir.forget(folder)
-    if not saved or not facts:
-        return command
-    if last is not None and last >= (facts["train"]["max_iters"] or 0):
-        return None
-    # What the checkpoint decides is not asked for again: a flag may name a file that has changed since.
-    free = RESUMABLE_CHANGES | CHANGES_BITS | {*DATA}
-    cfg = replace(cfg, out_dir=str(folder), resume=True, resume_from=None, extend=None, init_from=None)
-    if ranks.writes:
-        say(f"torchrun started this run again; it goes on from {saved}")
-    return command._replace(config=cfg, model_overrides={}, given=command.given & free | {"out_dir"})
-
-
-def run_facts(folder: Path) -> dict[str, Any]:
-    """The content of config.json in the folder of a run; {} if there is none."""
-    path = folder / "config.json"
-    if not path.exists():
-        return {}
-    with reading(path, "the settings and starts of a run"):
-        return read_json(path)

@@ -113,13 +113,18 @@ class _Writer(torch_checkpoint.HuggingFaceStorageWriter):
 # the command
 
 
-def whole(value: Any) -> Any:
-    """A part of a checkpoint with all of its tensors in memory."""
+def in_memory(path: Path) -> dict[str, Any]:
+    """The dictionary of a checkpoint, plain or sharded, with all of its tensors in memory."""
+    state = read_checkpoint(path)
+    return _whole(state | {"model": dict(state["model"])})
+
+
+def _whole(value: Any) -> Any:
     if isinstance(value, Stored):
         return value.whole()
     if isinstance(value, dict):
-        return {key: whole(entry) for key, entry in value.items()}
-    return [whole(entry) for entry in value] if isinstance(value, list) else value
+        return {key: _whole(entry) for key, entry in value.items()}
+    return [_whole(entry) for entry in value] if isinstance(value, list) else value
 
 
 def run(argv: list[str] | None) -> None:
@@ -137,9 +142,8 @@ def run(argv: list[str] | None) -> None:
     if output.exists() or not output.absolute().parent.is_dir():
         why = "it exists" if output.exists() else "its folder does not exist"
         raise ValueError(f"--output must be a new name in a folder that exists, got {output}, and {why}")
-    state = read_checkpoint(path)
+    state = in_memory(path)
     if is_sharded(path):
-        state = whole(state | {"model": dict(state["model"])})
         with atomic_write(output) as file:
             torch.save(state, file)
     else:

@@ -1,0 +1,61 @@
+"""How a run goes on by itself after torchrun has started its processes again (torchrun --max-restarts)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json, reading
+from common.script import say
+from training.command_line import CommandLine
+from training.config import CHANGES_BITS, DATA, RESUMABLE_CHANGES
+from training.distributed.mesh import Ranks, job
+from training.state import checkpoint, out_dir
+from training.state.run import closing_step
+
+
+def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
+    """The command of a process that torchrun started again after a failure; None if the run is finished.
+
+    A run of this job goes on from its newest checkpoint, or begins anew if it has none. A run of another job is
+    not touched: the command then fails as it did at first.
+    """
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return command
+    cfg = command.config
+    if cfg.eval_only or cfg.dry_run:
+        return command
+    folder = Path(cfg.out_dir)
+    if cfg.resume_from and "out_dir" not in command.given:
+        folder = Path(cfg.resume_from).parent
+    with ranks.together():
+        facts = run_facts(folder)
+        if facts and facts["starts"][-1].get("job") != job():
+            return command
+        saved, begun = checkpoint.latest_checkpoint(folder), out_dir.is_without_checkpoint(folder)
+        last = closing_step(folder)
+    if begun:
+        with ranks.together():
+            if ranks.writes:
+                out_dir.forget(folder)
+    if not saved or not facts:
+        return command
+    if last is not None and last >= (facts["train"]["max_iters"] or 0):
+        return None
+    # What the checkpoint decides is not asked for again: a flag may name a file that has changed since.
+    free = RESUMABLE_CHANGES | CHANGES_BITS | {*DATA}
+    cfg = replace(cfg, out_dir=str(folder), resume=True, resume_from=None, extend=None, init_from=None)
+    if ranks.writes:
+        say(f"torchrun started this run again; it goes on from {saved}")
+    return command._replace(config=cfg, model_overrides={}, given=command.given & free | {"out_dir"})
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """The content of config.json in the folder of a run; {} if there is none."""
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    with reading(path, "the settings and starts of a run"):
+        return read_json(path)
