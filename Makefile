@@ -49,10 +49,8 @@ bench: .venv/.peers  ## the published figures that take minutes: parity, head me
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.head_memory
 
-bench-gpu: .venv/.peers  ## one CUDA device, about twenty minutes: correct values, speed beside transformers, ten minutes of medium
-	$(BIN)/python -m benchmarks.gpu_check
-	$(BIN)/python train.py --config configs/medium.yaml --max_minutes 10 --out_dir model_gpu_medium
-	$(BIN)/python -m benchmarks.record_run model_gpu_medium --out benchmarks/results/gpu_medium.json
+bench-gpu: .venv/.peers  ## one CUDA device, ten minutes, goes on if started again: values, speed beside transformers, a curve
+	$(BIN)/python -m benchmarks.gpu_check $(BENCH_GPU)
 
 clean:
 	rm -rf .venv

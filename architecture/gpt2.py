@@ -130,13 +130,23 @@ class ModelConfig:
         d = self.hidden_size
         return self.num_hidden_layers * (4 * d * d + 2 * d * self.intermediate_size)
 
-    def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
-        """Estimate of the number of values per token that autograd keeps between forward and backward."""
+    def values_kept_per_token(
+        self, batch_size: int, block_size: int, attention: str, checkpointing: str = "none"
+    ) -> float:
+        """Estimate of the number of values per token that autograd keeps between forward and backward.
+
+        checkpointing: none, selective or full (training/memory.py).
+        """
         d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
         # D: the input and output of both norms, queries, keys, values, and the result of attention
         # F: the input and output of GELU
         layer = 8 * d + 2 * f
         layer += heads * (block_size if attention == "eager" else 1)  # attention weights, or their normaliser
+        if checkpointing != "none":
+            layer = d  # its input
+        if checkpointing == "selective":
+            # queries, keys, values, both outputs: 5 D; the result of attention, except with eager: D
+            layer += 5 * d + f + (0 if attention == "eager" else d + heads)
         return self.num_hidden_layers * layer + 3 * d  # the last norm, and the gradient of the head
 
 

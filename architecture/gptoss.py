@@ -32,10 +32,9 @@ from architecture.backends import fused
 from architecture.generation.cache import KVCache
 from architecture.interface import (
     IGNORE_INDEX,
+    LayerRouting,
     ModelOutput,
     RouterStats,
-    load_balancing_loss,
-    load_share,
     next_token_loss,
 )
 from common.settings import cast_fields, option
@@ -220,8 +219,13 @@ class ModelConfig:
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
         return layers * d * self.head_dim * heads + experts * d * (up + self.intermediate_size)
 
-    def values_kept_per_token(self, batch_size: int, block_size: int, attention: str) -> float:
-        """Estimated number of values that autograd keeps for each token between forward and backward."""
+    def values_kept_per_token(
+        self, batch_size: int, block_size: int, attention: str, checkpointing: str = "none"
+    ) -> float:
+        """Estimated number of values that autograd keeps for each token between forward and backward.
+
+        checkpointing: none, selective or full (training/memory.py).
+        """
         d, f, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         # input and output of two norms; queries and keys after rotation, the result; the mask
@@ -232,9 +236,16 @@ class ModelConfig:
             kept += 2 * heads * self.head_dim + heads  # keys and values repeated for each head
         # one token in one expert: gate and up, output; for gelu: input, both sides of gelu, output
         row = 2 * f + d * (1 if self.mlp == "swiglu" else 2)
-        moe = len(self.resolved_moe_layers)
-        routed = (self.experts_per_token + self.shared_experts) * row + 6 * self.num_experts
-        return layers * kept + moe * routed + (layers - moe) * row + 3 * d
+        moe, k = len(self.resolved_moe_layers), self.experts_per_token
+        routed = (k + self.shared_experts) * row + 6 * self.num_experts
+        if checkpointing == "none":
+            return layers * kept + moe * routed + (layers - moe) * row + 3 * d
+        block = d  # its input
+        if checkpointing == "selective":
+            block += (heads + 2 * groups) * self.head_dim + d  # qkv and out
+            block += 0 if attention == "eager" else heads * self.head_dim + heads  # the result of attention
+        choice = self.num_experts + 3 * k  # logits, and the chosen experts, which are int64
+        return layers * block + moe * choice + 3 * d
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -275,7 +286,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.double() if x.dtype == torch.float64 else x.float()
         scale = self.scale.to(wide.dtype)
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             return fused.RMSNorm.apply(wide, scale, self.eps).to(x.dtype)
         return F.rms_norm(wide, scale.shape, scale, self.eps).to(x.dtype)
 
@@ -318,7 +329,11 @@ class RotaryEmbedding:
     @staticmethod
     def rotate(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Rotate each pair (i, i + C/2) by its angle: (B, T, heads, C) -> (B, T, heads, C)."""
-        return fused.Rotate.apply(x, *(table.to(x.dtype) for table in tables))
+        cos, sin = (table.to(x.dtype) for table in tables)
+        if not torch.compiler.is_compiling():
+            return fused.Rotate.apply(x, cos, sin)
+        first, second = x.chunk(2, dim=-1)  # plain operations, which the compiler joins with their neighbours
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def sinusoidal_positions(number: int, size: int, device: torch.device) -> torch.Tensor:
@@ -380,6 +395,7 @@ ATTENTION_BACKENDS = {
     "flex": attention_backends.flex_attention,
 }
 ATTENTION_MASKS = {"flex": attention_backends.block_mask}  # the others take visible_keys
+FLEX_HEAD_DIM = 16  # the smallest head that torch's flex_attention takes on CUDA
 
 
 class AttentionBlock(nn.Module):
@@ -427,17 +443,6 @@ class AttentionBlock(nn.Module):
 
 
 # ------------------------------------------------------------------------------------- router and experts
-class LayerRouting(NamedTuple):
-    """What RouterStats holds, for one router."""
-
-    load: torch.Tensor  # (E,)
-    mean_probability: torch.Tensor  # (E,)
-    z_loss: torch.Tensor  # ()
-    dropped: torch.Tensor  # ()
-    logits: torch.Tensor  # (N, E), log_score of the routing rule
-    chosen: torch.Tensor  # (N, k)
-
-
 # A routing rule is a function and an entry in ROUTERS. It takes logits (N, E) in float32 or wider,
 # selection_bias (E,), which affects the choice only, and k. It returns index (N, k), the chosen experts;
 # weight (N, k), the factors of their outputs; and log_score (N, E), whose softmax is the probability of each
@@ -554,20 +559,20 @@ class MLPBlock(nn.Module):
         return ExpertWeights(*(getattr(self, prefix + name) for name in self.expert_parameters), limit)
 
     def forward(self, hidden, counted) -> tuple[torch.Tensor, LayerRouting | None]:
-        """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's statistics."""
+        """hidden (B, T, D), counted (B, T) bool or None for all -> (B, T, D) and the router's decisions."""
         x = self.norm(hidden).flatten(0, 1)  # (B, T, D) -> (N, D)
         if self.routed:
-            index, weight, stats = self.route(x, counted)
+            index, weight, routing = self.route(x, counted)
         else:
-            index, weight, stats = *all_experts(x, 1), None
+            index, weight, routing = *all_experts(x, 1), None
         out = self.run_experts(x, index, weight, self.expert_weights())
         if self.num_shared:
             shared = self.expert_weights("shared_")
             out = out + self.run_shared_experts(x, *all_experts(x, self.num_shared), shared)
-        return F.dropout(out.view_as(hidden), self.config.dropout, self.training), stats
+        return F.dropout(out.view_as(hidden), self.config.dropout, self.training), routing
 
     def route(self, x, counted, offset=0.0) -> tuple[torch.Tensor, torch.Tensor, LayerRouting]:
-        """x (N, D), counted (B, T) bool or None for all -> expert index (N, k), weight (N, k), statistics.
+        """x (N, D), counted (B, T) bool or None for all -> expert index (N, k), weight (N, k), decisions.
 
         offset: (N, E), or a number, added to the logits.
         In training with a capacity_factor, an expert keeps ceil(capacity_factor * assignments / E) of its
@@ -582,31 +587,17 @@ class MLPBlock(nn.Module):
             gate, bias = (p.to(wide.dtype) for p in (self.gate.weight, self.gate.bias))
             logits = F.linear(wide, gate, bias) + offset  # (N, E)
         index, weight, log_score = self.routing_rule(logits, self.selection_bias, k)
-
-        probability = log_score.softmax(-1)
-        normaliser = logits.logsumexp(-1)
-        counts = torch.ones_like(normaliser) if counted is None else counted.flatten().to(normaliser.dtype)
-        total = counts.sum().clamp(min=1)
-        chosen = index
-        assigned = torch.zeros_like(probability).scatter_(1, index, 1.0)  # (N, E), 0 or 1
-        dropped = logits.new_zeros(())
+        routing = LayerRouting(logits, log_score, index, logits.new_zeros(()), counted)
         if self.training and self.config.capacity_factor is not None:
-            rivals = assigned * counts[:, None] > 0  # positions that are not counted use no capacity
-            capacity = math.ceil(self.config.capacity_factor * int(rivals.sum()) / E)
-            ranked = probability.where(rivals, -1.0).argsort(dim=0, descending=True, stable=True)
+            rivals = routing.assigned > 0  # positions that are not counted use no capacity
+            exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+            capacity = (self.config.capacity_factor * rivals.sum().to(exact) / E).ceil()
+            ranked = log_score.softmax(-1).where(rivals, -1.0).argsort(dim=0, descending=True, stable=True)
             lost = rivals & (ranked.argsort(dim=0) >= capacity)  # ranks in each column
-            dropped = lost.sum() / rivals.sum().clamp(min=1)
+            routing = routing._replace(dropped=(lost.sum() / rivals.sum().clamp(min=1)).to(logits.dtype))
             lost = lost.gather(1, index)
             index, weight = index.where(~lost, E), weight.masked_fill(lost, 0.0)
-        stats = LayerRouting(
-            load=(assigned * counts[:, None]).sum(0).detach(),
-            mean_probability=(probability * counts[:, None]).sum(0) / total,
-            z_loss=(normaliser.square() * counts).sum() / total,
-            dropped=dropped.to(logits.dtype),
-            logits=log_score.detach(),
-            chosen=chosen,
-        )
-        return index, weight, stats
+        return index, weight, routing
 
 
 class TransformerBlock(nn.Module):
@@ -620,10 +611,10 @@ class TransformerBlock(nn.Module):
         self.mlp = self.mlp_type(config, layer, experts)
 
     def forward(self, hidden, rope, mask, counted, cache):
-        """hidden (B, T, D) -> (B, T, D) and the statistics of the router, or None without one."""
+        """hidden (B, T, D) -> (B, T, D) and the decisions of the router, or None without one."""
         hidden = hidden + self.attn(hidden, rope, mask, cache)
-        update, stats = self.mlp(hidden, counted)
-        return hidden + update, stats
+        update, routing = self.mlp(hidden, counted)
+        return hidden + update, routing
 
 
 # ----------------------------------------------------------------------------------------------- the model
@@ -644,7 +635,7 @@ class Transformer(nn.Module):
         experts: str = "auto",
         generator: torch.Generator | None = None,
     ):
-        """attention, experts: names of backends.  generator: draws the initial weights."""
+        """attention, experts: names of backends; auto: those for a CPU.  generator: draws the initial weights."""
         super().__init__()
         self.config = config
         self.tokenizer = None  # set by from_checkpoint
@@ -664,6 +655,16 @@ class Transformer(nn.Module):
         self.rope = RotaryEmbedding(config) if config.position == "rope" else None
         self.mask = ATTENTION_MASKS.get(self.attention_backend, visible_keys)
         self.init_weights(generator)
+
+    @classmethod
+    def auto_backends(cls, config: ModelConfig, device_type: str, dtype: str) -> dict[str, str]:
+        """What "auto" stands for: flex and grouped on CUDA, where they take this config, else sdpa and sorted."""
+        cuda = device_type == "cuda"
+        flex = cuda and config.dropout == 0 and config.head_dim >= FLEX_HEAD_DIM
+        # torch compiles grouped_mm in bfloat16 only, of which 8 values are the 16 bytes that it asks for
+        whole_rows = config.hidden_size % 8 == config.intermediate_size % 8 == 0
+        grouped = cuda and dtype == "bfloat16" and whole_rows
+        return {"attention": "flex" if flex else "sdpa", "experts": "grouped" if grouped else "sorted"}
 
     @classmethod
     def from_checkpoint(cls, path: str, device: str | torch.device = "cpu") -> Transformer:
@@ -754,17 +755,19 @@ class Transformer(nn.Module):
         """Every block and the last norm: hidden (B, T, D) -> (B, T, D) and RouterStats or None."""
         cfg = self.config
         rope = self.rope.tables(positions) if self.rope is not None else None
-        masks, stats = {}, []  # layers with the same window share a mask
+        # a cache has another number of keys in each call, for which flex takes a plain mask
+        mask = visible_keys if cache is not None and self.attention_backend == "flex" else self.mask
+        masks, decisions = {}, []  # layers with the same window share a mask
         for window in dict.fromkeys(cfg.windows):
             keys = positions if cache is None else cache.extend(window, positions)
-            masks[window] = self.mask(positions, keys, window)
+            masks[window] = mask(positions, keys, window)
         for block, window in zip(self.block, cfg.windows):
-            hidden, layer_stats = block(hidden, rope, masks[window], counted, cache)
-            if layer_stats is not None:
-                stats.append(layer_stats)
+            hidden, routing = block(hidden, rope, masks[window], counted, cache)
+            if routing is not None:
+                decisions.append(routing)
         if cache is not None:
             cache.advance(positions)
-        return self.norm(hidden), _router_stats(stats, cfg.resolved_moe_layers, hidden.shape[:2])
+        return self.norm(hidden), _router_stats(decisions, cfg.resolved_moe_layers, hidden.shape[:2])
 
     def head(self, hidden, targets, return_logits: bool, carry) -> ModelOutput:
         """hidden (B, T, D) -> logits, loss or both, and the carry, here None.
@@ -842,15 +845,9 @@ def _choose(kind: str, name: str, known: dict[str, Any], auto: str) -> str:
 def _router_stats(routing: list[LayerRouting], layers: tuple[int, ...], shape) -> RouterStats | None:
     if not routing:
         return None
-    load, probability, z_loss, dropped, logits, chosen = zip(*routing)
-    load, probability = torch.stack(load), torch.stack(probability)
     return RouterStats(
-        balance_loss=load_balancing_loss(probability, load_share(load)),
-        z_loss=torch.stack(z_loss).mean(),
-        load=load,
-        mean_probability=probability,
-        dropped=torch.stack(dropped),
+        routing=tuple(routing),
         layers=tuple(sorted(layers)),
-        logits=tuple(x.unflatten(0, shape) for x in logits),
-        chosen=tuple(x.unflatten(0, shape) for x in chosen),
+        logits=tuple(layer.log_score.detach().unflatten(0, shape) for layer in routing),
+        chosen=tuple(layer.chosen.unflatten(0, shape) for layer in routing),
     )

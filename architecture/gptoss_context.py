@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -124,6 +124,11 @@ class ContextTransformer(Transformer):
         self.update_gate = UpdateGate(d) if config.gated_update else None
         self._init_added(generator)
 
+    @classmethod
+    def auto_backends(cls, config: ContextConfig, device_type: str, dtype: str) -> dict[str, str]:
+        """As for the trunk, without flex, which cannot mask the slot."""
+        return super().auto_backends(config, device_type, dtype) | {"attention": "sdpa"}
+
     @property
     def added_parameters(self) -> tuple[str, ...]:
         """Names of the parameters that the trunk does not have."""
@@ -197,7 +202,8 @@ class ContextTransformer(Transformer):
             tokens -= 1
         hidden, router = super().run_blocks(hidden, positions, counted, cache)
         if router is not None:
-            router = router._replace(
+            router = replace(
+                router,
                 logits=tuple(x[:, -tokens:] for x in router.logits),
                 chosen=tuple(x[:, -tokens:] for x in router.chosen),
             )

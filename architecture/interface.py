@@ -7,7 +7,9 @@ Optional attributes of a model class or a model, besides forward, config and new
 carries            True if `carry` is a tensor (B, D) that is passed from segment to segment; forward then
                    takes reset, (B,) bool, the rows in which a document begins
 extends            name of a model whose weights it can start from; added_parameters names those it adds
-block              nn.ModuleList of its layers, which FSDP shards one by one
+block              nn.ModuleList of its layers, which torch.compile compiles and FSDP shards one by one; parts of the model
+                   may have one, too. The backward pass may compute a layer again (training/memory.py), so a layer
+                   changes nothing but its results. The function in place of its forward has same_values
 routed_experts     returns its modules with routed experts, which may be spread over devices: run_experts is their
                    backend, and expert_parameters names the parameters (E, ...) that it gets
 new_decoder        creates the decoder of a model that reads a text in pieces (generation/decode.py)
@@ -15,9 +17,10 @@ lean_parts         classes of its modules, if generation/lean.py can decode the 
                    only, not for one that extends it. lean_functions: its backends. lean_attention: with sinks
 length_limit       largest number of tokens in a text, if that is not the context limit
 optimizer_rules    optimizer groups of its own parameters (training/optimizer.py)
+auto_backends      (config, device_type, dtype) -> {"attention": ..., "experts": ...}, what "auto" means there
 
 The config of a model has parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
-values_kept_per_token(...), from which the cost of a run is computed; windows and context_limit; and
+values_kept_per_token(...), from which the cost of a run is computed; windows, dropout and context_limit; and
 num_hidden_layers and further fields under the names of OpenAI's ModelConfig.
 
 A model that reads images has image_format in its config: what it makes of one (architecture/images.py), or None if
@@ -29,6 +32,8 @@ Shapes: B batch, T tokens, N = tokens in a batch, D hidden_size, V vocabulary, L
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -41,22 +46,72 @@ CHUNK_ROWS = 256
 CHUNK_LOGITS = {"cpu": 2**20, "other": 2**26}
 
 
-class RouterStats(NamedTuple):
+class LayerRouting(NamedTuple):
+    """The decisions of one router in a forward pass, from which RouterStats computes its figures."""
+
+    logits: torch.Tensor  # (N, E) float32, with a gradient
+    log_score: torch.Tensor  # (N, E) float32, with a gradient; its softmax is the probability of each expert
+    chosen: torch.Tensor  # (N, k) int64, the experts before the capacity limit
+    dropped: torch.Tensor  # () float32, share of the assignments beyond the capacity
+    counted: torch.Tensor | None  # (B, T) bool, the positions that the figures count; None for all
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """(N,) float32, 1 for a counted position, else 0."""
+        ones = torch.ones_like(self.logits[:, 0])
+        return ones if self.counted is None else self.counted.flatten().to(ones.dtype)
+
+    @property
+    def assigned(self) -> torch.Tensor:
+        """(N, E) float32, 1 where a counted position chose an expert, else 0."""
+        chosen = torch.zeros_like(self.log_score).scatter_(1, self.chosen, 1.0)
+        return chosen * self.counts[:, None]
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the counted positions: (N, ...) -> (...)"""
+        counts = self.counts
+        total = counts.sum().clamp(min=1)
+        return (values * counts.view(-1, *[1] * (values.ndim - 1))).sum(0) / total
+
+
+@dataclass(frozen=True, eq=False)
+class RouterStats:
     """How the routers of one forward pass distribute tokens over experts; one row per MoE layer.
 
-    Only positions with a target count, so that padding does not affect the balance. Without targets all
-    positions count.
+    A figure is computed when it is first read, so that one that nobody reads costs nothing. Only positions with
+    a target count, so that padding does not affect the balance. Without targets all positions count.
     """
 
-    balance_loss: torch.Tensor  # () float32, 1.0 when even, E/k when k experts take everything
-    z_loss: torch.Tensor  # () float32, mean squared logsumexp of the router logits
-    load: torch.Tensor  # (L, E) float32, assignments per expert before the capacity limit
-    mean_probability: torch.Tensor  # (L, E) float32, mean probability of each expert; has a gradient
-    dropped: torch.Tensor  # (L,) float32, share of the assignments beyond the capacity
+    routing: tuple[LayerRouting, ...]
     layers: tuple[int, ...]  # index of the layer of each row
     # one tensor per MoE layer, for every position of input_ids, counted or not
-    logits: tuple[torch.Tensor, ...]  # (B, T, E) float32, detached; their softmax is the probability
-    chosen: tuple[torch.Tensor, ...]  # (B, T, k) int64, the experts before the capacity limit
+    logits: tuple[torch.Tensor, ...]  # (B, T, E) float32, log_score without its gradient
+    chosen: tuple[torch.Tensor, ...]  # (B, T, k) int64
+
+    @functools.cached_property
+    def balance_loss(self) -> torch.Tensor:
+        """() float32, 1.0 when even, E/k when k experts take everything."""
+        return load_balancing_loss(self.mean_probability, load_share(self.load))
+
+    @functools.cached_property
+    def z_loss(self) -> torch.Tensor:
+        """() float32, mean squared logsumexp of the router logits."""
+        return torch.stack([layer.mean(layer.logits.logsumexp(-1).square()) for layer in self.routing]).mean()
+
+    @functools.cached_property
+    def load(self) -> torch.Tensor:
+        """(L, E) float32, assignments per expert before the capacity limit."""
+        return torch.stack([layer.assigned.sum(0) for layer in self.routing])
+
+    @functools.cached_property
+    def mean_probability(self) -> torch.Tensor:
+        """(L, E) float32, mean probability of each expert; has a gradient."""
+        return torch.stack([layer.mean(layer.log_score.softmax(-1)) for layer in self.routing])
+
+    @functools.cached_property
+    def dropped(self) -> torch.Tensor:
+        """(L,) float32, share of the assignments beyond the capacity."""
+        return torch.stack([layer.dropped for layer in self.routing])
 
 
 class ModelOutput(NamedTuple):

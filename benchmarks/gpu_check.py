@@ -1,171 +1,182 @@
-"""Check the fast backends on a CUDA device, and compare the speed of a training step with transformers.
+"""Measure this code on a CUDA device, in at most ten minutes: values, speed beside transformers, a curve.
 
-    python -m benchmarks.gpu_check [--steps 30]     writes benchmarks/results/gpu_check.json
+    python -m benchmarks.gpu_check [--dataset tinystories]     writes benchmarks/results/gpu_check.json
+    python -m benchmarks.gpu_check --tiny --out FILE.json      the same on a CPU in a tiny size, to test this script
 
-transformers must be installed: requirements-peers.txt.
+Each result is written at once, and a case on record is not measured again: after an interruption the same command
+goes on. --again NAME measures the cases anew whose names contain NAME. The cases run in another process; if one
+breaks the device or hangs, its error is recorded, and the next ones run in a new process.
 
-First, loss and gradients of every pair of backends, in float32 and under bfloat16 autocast, are compared with
-the specification in float64 on the CPU. Then training steps of `medium` (AdamW, bfloat16) are timed for every
-pair of fast backends and every kind of experts in transformers, with and without torch.compile. At last the
-fastest of each side take turns, which gives the published ratio. A combination that cannot run is recorded
-with its error. `make bench-gpu` also trains `medium` for ten minutes.
+values   loss and gradients of every pair of backends, in float32 and under bfloat16 autocast, against the
+         specification in float64 on the CPU
+speed    training steps of `medium` as train.py takes them on CUDA, with AdamW, and then with one switch changed at a
+         time; a dense model of the same active size; `large`; transformers with each of its kinds of experts
+curve    two minutes of `medium` by train.py
+
+Goals: a step of `medium` takes at most 1.33 times as long as that of the dense model, and `large` reaches 30 % of the
+device's peak, counted with the FLOPs of active parameters.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from architecture import gptoss, registry
-from benchmarks.peer_step import adamw, loss_of, training_peer, update
-from benchmarks.publish import publish
-from common.device import autocast, peak_flops
+from benchmarks.gpu_cases import ROOT, cases
+from benchmarks.publish import RESULTS, judge, public_text
+from common.files import atomic_write
+from common.provenance import git_commit, provenance
 
-MEDIUM_BATCH, MEDIUM_BLOCK = 64, 512
-OURS = ("sdpa+sorted", "sdpa+grouped", "flex+grouped")
-PEERS = ("eager", "batched_mm", "grouped_mm")  # transformers' kinds of experts
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """||found - expected|| / ||expected||, in float64 on the CPU."""
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+PATIENCE = 150.0  # seconds for one case; the longest, the curve, takes about 140
+DENSE_RATIO = 1.33  # times the dense step
+LARGE_MFU = 0.30
 
 
-def worst_gradient_error(model: torch.nn.Module, reference: torch.nn.Module) -> float:
-    """The largest relative error over the parameters' gradients."""
-    pairs = zip(model.parameters(), reference.parameters())
-    return max(relative_error(ours.grad, theirs.grad) for ours, theirs in pairs)
+def worker(device: str, tiny: bool, dataset: str, names: list[str]) -> tuple[subprocess.Popen, queue.Queue]:
+    """A process that measures these cases, and the lines that it prints; None after the last."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_cases",
+        device,
+        "tiny" if tiny else "full",
+        dataset,
+        *names,
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True, bufsize=1
+    )
+    lines: queue.Queue = queue.Queue()
+
+    def read() -> None:
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return process, lines
 
 
-def check_models() -> dict[str, dict[str, float]]:
-    """Relative errors of loss and gradients on the device, compared with float64 on the CPU."""
-    sizes = dict(num_hidden_layers=3, hidden_size=96, head_dim=32, num_attention_heads=6)
-    sizes |= dict(num_key_value_heads=2, num_experts=6, experts_per_token=2, intermediate_size=80)
-    sizes |= dict(sliding_window=17, initial_context_length=256, rope_scaling_factor=1.0, vocab_size=320)
-    config = gptoss.ModelConfig(**sizes)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 320, (3, 71), generator=generator)
-    reference = gptoss.Transformer(config, attention="eager", experts="loop", generator=generator)
-    with torch.no_grad():
-        for parameter in reference.parameters():  # biases and sinks far from zero, and no ties in the routing
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim == 1))
-            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
-    reference.double()
-    expected = reference(ids[:, :-1], ids[:, 1:]).loss
-    expected.backward()
-    report = {}
-    for attention in gptoss.ATTENTION_BACKENDS:
-        for experts in gptoss.EXPERT_BACKENDS:
-            for dtype in ("float32", "bfloat16"):
-                model = gptoss.Transformer(config, attention=attention, experts=experts)
-                model.load_state_dict(reference.state_dict())
-                model.float().cuda()
-                with autocast(torch.device("cuda"), dtype):
-                    out = model(ids[:, :-1].cuda(), ids[:, 1:].cuda())
-                out.loss.backward()
-                report[f"{attention} {experts} {dtype}"] = {
-                    "loss_relative_error": relative_error(out.loss, expected),
-                    "worst_gradient_relative_error": worst_gradient_error(model, reference),
-                }
-    return report
+def measure(names: list[str], device: str, tiny: bool, dataset: str, until: float, keep) -> None:
+    """Measure the cases until the clock shows `until`; keep(name, found) is called after each."""
+    while names and time.monotonic() < until:
+        process, lines = worker(device, tiny, dataset, names)
+        current, deadline, reason = names[0], time.monotonic() + PATIENCE, None
+        try:
+            while reason is None:
+                try:
+                    line = lines.get(timeout=max(0.0, min(deadline, until) - time.monotonic()))
+                except queue.Empty:
+                    reason = "late"
+                    continue
+                if line is None:
+                    reason = "ended"
+                elif line.startswith('{"begins"'):
+                    current, deadline = json.loads(line)["begins"], time.monotonic() + PATIENCE
+                elif line.startswith('{"ends"'):
+                    keep(current, json.loads(line)["found"])
+                    names.remove(current)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if reason == "late" and time.monotonic() >= until:
+            return
+        if names and names[0] == current:  # it did not end
+            told = (
+                f"took more than {PATIENCE:.0f} s" if reason == "late" else f"exit code {process.returncode}"
+            )
+            keep(current, {"error": f"the process {told}"})
+            names.remove(current)
 
 
-class Side:
-    """One way to train `medium`: its model and its optimizer on the device, and a timed step."""
-
-    def __init__(self, name: str):
-        whose, backends, compiled = name.split()
-        config = registry.build_config("gptoss", "medium")
-        generator = torch.Generator().manual_seed(0)
-        attention, experts = backends.split("+") if whose == "ours" else ("eager", "loop")
-        kernels = dict(attention=attention, experts=experts)
-        model = registry.build_model("gptoss", config, generator=generator, **kernels)
-        if whose != "ours":
-            model = training_peer(model, backends)
-        self.ours, self.flops = whose == "ours", config.flops_per_token(MEDIUM_BLOCK)
-        self.device, self.vocabulary = torch.device("cuda"), config.vocab_size
-        self.model = model.to(self.device)
-        self.forward = torch.compile(self.model) if compiled == "compiled" else self.model
-        self.optimizer = adamw(self.model)
-        self.generator = torch.Generator(self.device).manual_seed(0)
-
-    def step(self) -> float:
-        """Seconds of one training step, the device's work included."""
-        shape = (MEDIUM_BATCH, MEDIUM_BLOCK + 1)
-        ids = torch.randint(0, self.vocabulary, shape, device=self.device, generator=self.generator)
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        with autocast(self.device, "bfloat16"):
-            loss = loss_of(self.forward, ids, self.ours)
-        update(self.model, self.optimizer, loss)
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
+def limits(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
+    """The goals, with what was measured for them."""
+    told = {}
+    spec = found.get("values eager+loop bfloat16", {}).get("worst_gradient_relative_error")
+    for name, case in found.items():
+        if not name.startswith("values") or "error" in case:
+            continue
+        error = case["worst_gradient_relative_error"]
+        most = 1e-4 if name.endswith("float32") else 1.5 * spec if spec else None
+        if most is not None:
+            told[f"{name}: worst gradient {error:.1e} apart (at most {most:.1e})"] = error <= most
+    step, dense = (
+        found.get(f"speed {name}", {}).get("step_ms") for name in ("best", "dense of the active size")
+    )
+    if step and dense:
+        ratio = step / dense
+        told[f"medium takes {ratio:.2f} times the dense step (at most {DENSE_RATIO})"] = ratio <= DENSE_RATIO
+    if mfu := found.get("speed large", {}).get("mfu"):
+        told[f"large reaches {mfu:.1%} of the peak (at least {LARGE_MFU:.0%})"] = mfu >= LARGE_MFU
+    return told
 
 
-def time_alone(name: str, steps: int) -> dict[str, float | str]:
-    """Tokens per second, share of the device's peak FLOP/s and peak memory of one side, or its error."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    try:
-        side = Side(name)
-        seconds = [side.step() for _ in range(steps)]
-    except Exception as error:  # another library may raise anything on an unknown device
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    median = statistics.median(seconds[steps // 3 :])  # after warm-up and compilation
-    rate = MEDIUM_BATCH * MEDIUM_BLOCK / median
-    return {
-        "median_step_ms": 1e3 * median,
-        "tokens_per_second": rate,
-        "mfu": rate * side.flops / (peak_flops(side.device, "bfloat16") or float("nan")),
-        "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
-        "first_step_s": seconds[0],
-    }
-
-
-def time_in_turn(names: tuple[str, str], steps: int) -> list[float]:
-    """Median seconds of a step of each of two sides that take turns."""
-    sides = [Side(name) for name in names]
-    rounds = [[side.step() for side in sides] for _ in range(steps)]
-    return [statistics.median(column) for column in zip(*rounds[steps // 3 :])]
-
-
-def fastest(whose: str, timings: dict[str, dict]) -> str | None:
-    names = [n for n, t in timings.items() if n.startswith(whose) and "error" not in t]
-    return max(names, key=lambda n: timings[n]["tokens_per_second"], default=None)
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    steps = "timed steps, of which a third are warm-up (default: 30)"
-    parser.add_argument("--steps", type=int, default=30, help=steps)
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("PyTorch finds no CUDA device; run this on a machine with one")
-    result = {"device": torch.cuda.get_device_name(), "agreement": check_models()}
-    for name, error in result["agreement"].items():
-        print(f"{name:28} " + "  ".join(f"{k} {v:.2e}" for k, v in error.items()), flush=True)
-    timings = result["timings"] = {}
-    for backends in OURS + PEERS:
-        for compiled in ("plain", "compiled"):
-            name = f"{'ours' if backends in OURS else 'transformers'} {backends} {compiled}"
-            timings[name] = time_alone(name, args.steps)
-            print(name, timings[name], flush=True)
-    best = tuple(fastest(whose, timings) for whose in ("ours", "transformers"))
-    if all(best):
-        ours, theirs = time_in_turn(best, args.steps)
-        result["in_turn"] = {
-            "sides": best,
-            "median_step_ms": [1e3 * ours, 1e3 * theirs],
-            "speed": theirs / ours,
-            "memory": timings[best[0]]["peak_memory_gb"] / timings[best[1]]["peak_memory_gb"],
-        }
-        print(f"{best[0]} against {best[1]}: {result['in_turn']}", flush=True)
-    publish("gpu_check", result)
+    parser.add_argument(
+        "--dataset", default="auto", help="the text of the curve, as for train.py (default: auto)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="the most that the command takes (default: 10)"
+    )
+    parser.add_argument(
+        "--again", action="append", default=[], metavar="NAME", help="measure these cases anew"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a tiny size on the CPU, to test this script")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "gpu_check.json", help="the file of the results"
+    )
+    args = parser.parse_args(argv)
+    until = time.monotonic() + 60 * args.minutes
+    if args.tiny and args.out == RESULTS / "gpu_check.json":
+        parser.error("--tiny needs --out, because its results are not those of a GPU")
+    if not args.tiny and not torch.cuda.is_available():
+        parser.error("PyTorch finds no CUDA device; run this on a machine with one, or test it with --tiny")
+    device = torch.device("cpu" if args.tiny else "cuda")
+    place = Path(args.dataset).expanduser()
+    dataset = str(place.resolve()) if place.exists() else args.dataset  # train.py runs in another folder
+    card = "a CPU, tiny" if args.tiny else torch.cuda.get_device_name()
+    record = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"cases": {}}
+    if record.get("device", card) != card:
+        parser.error(
+            f"{args.out} holds results of {record['device']}, and this is {card}; give another --out"
+        )
+    try:
+        from transformers import __version__ as transformers
+    except ImportError as error:
+        transformers = f"absent: {error}"
+    record = provenance() | {"device": card, "transformers": transformers, "cases": record["cases"]}
+    names = list(cases(device, args.tiny, dataset))
+    again = [name for name in names if any(part in name for part in args.again)]
+
+    def keep(name: str, found: dict[str, Any]) -> None:
+        record["cases"][name] = found | {"commit": git_commit()}
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        with atomic_write(args.out) as file:
+            text = public_text(text, [ROOT])
+            file.write((text.replace(dataset, "$TINYSTORIES") if place.exists() else text).encode())
+        told = {k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}
+        print(f"{name}: {json.dumps(told)[:200]}", flush=True)
+
+    left = [name for name in names if name not in record["cases"] or name in again]
+    print(f"{card}: {len(left)} of {len(names)} cases to measure", flush=True)
+    measure(left, str(device), args.tiny, dataset, until, keep)
+    if left:
+        print(f"{len(left)} cases are left; run the same command again, from {left[0]!r} on")
+    return judge(limits(record["cases"])) if not args.tiny else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

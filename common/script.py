@@ -101,6 +101,11 @@ def require_one_process(program: str, under_torchrun: bool) -> None:
             )
 
 
+def number_of_ranks() -> int:
+    """The number of processes that torchrun started for this run; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def one_line(error: Exception) -> str:
     """The message of an exception as one line of printable characters, with long words and texts cut."""
     text = str(error) or type(error).__name__

@@ -8,6 +8,7 @@ lanes    Each row walks through one document [EOT, tokens, EOT], one segment of 
 rows     Each row holds one document, which may have images, cut or padded to block_size (data/rows.py).
 """
 
+import collections
 import functools
 import hashlib
 import queue
@@ -37,11 +38,11 @@ class LoaderProgress(NamedTuple):
 
     epoch: int  # epoch of its last document, counted from 0
     documents: int  # number of documents begun so far
-    padding_share: float  # share of its targets that are padding, or a prompt's
+    targets: int  # number of its targets, without padding and prompts
 
 
 class TrainLoader:
-    """An endless iterator of dict(input_ids, targets), each (batch_size / n, block_size) int64 on the CPU.
+    """An endless iterator of dict(input_ids, targets), each (batch_size / n, block_size) int64.
 
     resets: for lanes, adds reset, (batch_size,) bool: True where a row begins a document.
     image_format: for rows, allows documents with images. A batch that has some adds images, (M, 3, S, S) uint8.
@@ -49,6 +50,8 @@ class TrainLoader:
     another batch size, "lanes" does not.
     part: (r, n) for the r-th of n equal parts of the rows of each batch; the position is that of whole batches.
     prefetch: the number of batches read ahead.  should_stop: asked while no batch is ready.
+    device: batches are copied to a CUDA device from pinned memory, which the program does not wait for. For any
+    other device they stay on the CPU.  ahead: so many batches are copied before they are asked for.
 
     The constructor returns when the first batch is ready, so an error in the data is raised before the run
     writes anything. `next` raises the exceptions of the reading thread unchanged.
@@ -69,6 +72,8 @@ class TrainLoader:
         part: tuple[int, int] = (0, 1),
         prefetch: int = 8,
         should_stop: Callable[[], bool] = lambda: False,
+        device: torch.device | None = None,
+        ahead: int = 0,
     ):
         source.check_tokenizer(tokenizer)
         size = tokenizer.eot_token, batch_size, block_size
@@ -85,7 +90,9 @@ class TrainLoader:
             rows = {"packed": PackedRows, "lanes": LaneRows}[packing](documents, *size, state, mine)
         self._resets = resets
         self._describe = {"packing": packing, "seed": seed}
-        self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0.0)
+        self._state, self.progress = _position(rows, documents), LoaderProgress(0, 0, 0)
+        self._cuda_device = device if device is not None and device.type == "cuda" else None
+        self._ahead, self._copies = ahead, collections.deque()  # like the queue, on the device
         self._should_stop = should_stop
         self._queue: queue.Queue = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
@@ -93,10 +100,10 @@ class TrainLoader:
             target=_read_ahead, args=(rows, documents, self._queue, self._stop), daemon=True
         )
         self._thread.start()
-        self._first = self._take()
+        self._copies.append(self._take())
         # Shows whether two runs begin with the same data.
-        first = {name: part.tobytes() for name, part in self._first[0].items() if name != "reset"}
-        self.first_batch_sha256 = hashlib.sha256(b"".join(first.values())).hexdigest()
+        first = (part.cpu().numpy() for name, part in self._copies[0][0].items() if name != "reset")
+        self.first_batch_sha256 = hashlib.sha256(b"".join(part.tobytes() for part in first)).hexdigest()
 
     def __iter__(self):
         return self
@@ -104,9 +111,10 @@ class TrainLoader:
     def __next__(self) -> dict[str, torch.Tensor]:
         if self._stop.is_set():
             raise RuntimeError("this TrainLoader is closed")
-        item, self._first = self._first or self._take(), None
-        batch, self._state, self.progress = item
-        return as_tensors(batch, self._resets)
+        batch, self._state, self.progress = self._take()
+        while len(self._copies) < self._ahead and not self._queue.empty():
+            self._copies.append(self._copied(self._queue.get_nowait()))
+        return batch
 
     def state_dict(self) -> dict:
         """Return the position right after the last batch returned, whatever has been read ahead.
@@ -130,10 +138,10 @@ class TrainLoader:
         self.close()
 
     def _take(self):
-        item = None
+        item = self._copies.popleft() if self._copies else None
         while item is None:
             try:
-                item = self._queue.get(timeout=POLL_SECONDS)
+                item = self._copied(self._queue.get(timeout=POLL_SECONDS))
             except queue.Empty:  # a slow network may take minutes
                 if self._should_stop():
                     raise StoppedWaiting from None
@@ -141,6 +149,16 @@ class TrainLoader:
             self.close()
             raise item
         return item
+
+    def _copied(self, item):
+        """An item of the queue with its batch as tensors on the device; an exception stays as it is."""
+        if isinstance(item, BaseException):
+            return item
+        batch, *rest = item
+        batch = as_tensors(batch, self._resets)
+        if device := self._cuda_device:
+            batch = {name: part.pin_memory().to(device, non_blocking=True) for name, part in batch.items()}
+        return batch, *rest
 
 
 def _position(rows, documents):
@@ -163,8 +181,8 @@ def _read_ahead(rows, documents, batches, stop):
     try:
         while not stop.is_set():
             batch = next(rows)
-            padding = float((batch["targets"] == IGNORE_INDEX).mean())
-            progress = LoaderProgress(documents.epoch, documents.count, padding)
+            targets = int((batch["targets"] != IGNORE_INDEX).sum())
+            progress = LoaderProgress(documents.epoch, documents.count, targets)
             put((batch, _position(rows, documents), progress))
     except BaseException as error:
         put(error)

@@ -3,6 +3,7 @@
 import torch
 
 from architecture.gptoss import ModelConfig, Transformer
+from architecture.interface import LayerRouting, RouterStats
 
 B, T, D, V = 2, 19, 20, 37  # 19 tokens are more than three windows
 SHAPE = dict(num_hidden_layers=3, num_experts=7, experts_per_token=2, vocab_size=V, hidden_size=D,
@@ -23,6 +24,16 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     """input_ids and targets, (B, T) each."""
     draw = torch.Generator().manual_seed(3)
     return tuple(torch.randint(V, (B, T), generator=draw) for _ in range(2))
+
+
+def figures(stats: RouterStats) -> tuple[torch.Tensor, ...]:
+    """load, mean_probability, z_loss, dropped and balance_loss."""
+    return stats.load, stats.mean_probability, stats.z_loss, stats.dropped, stats.balance_loss
+
+
+def of_one_layer(routing: LayerRouting) -> RouterStats:
+    """The figures of one router; those of each layer have one row."""
+    return RouterStats(routing=(routing,), layers=(0,), logits=(), chosen=())
 
 
 @torch.no_grad()

@@ -65,10 +65,22 @@ def test_packed_rows_are_the_shuffled_documents_one_after_another(tokenizer):
     expected = stream_of(tokenizer, [next(shuffled) for _ in range(100)])
     with loader(tokenizer, seed=4) as batches:
         got = take(batches, 40)
-        assert batches.progress.padding_share == 0
+        assert batches.progress.targets == SIZE["batch_size"] * SIZE["block_size"]
     inputs = torch.cat([batch["input_ids"].flatten() for batch in got]).tolist()
     targets = torch.cat([batch["targets"].flatten() for batch in got]).tolist()
     assert inputs == expected[: len(inputs)] and targets == expected[1 : len(inputs) + 1]
+
+
+def test_batches_copied_ahead_are_the_same_at_the_same_positions(tokenizer):
+    with loader(tokenizer) as plain, loader(tokenizer, device=torch.device("cpu"), ahead=5) as ahead:
+        for number in range(12):
+            assert equal([next(plain)], [next(ahead)])
+            assert plain.state_dict()["documents"] == ahead.state_dict()["documents"]
+            assert plain.progress == ahead.progress, number
+            deadline = time.monotonic() + 10
+            while ahead._queue.qsize() < 5 and time.monotonic() < deadline:
+                time.sleep(0.001)  # so that the next call finds batches to copy
+    assert len(ahead._copies) == 5
 
 
 def test_a_batch_of_four_times_the_rows_is_four_batches(tokenizer):
@@ -155,21 +167,27 @@ def test_fewer_tokens_than_one_batch_are_refused_at_once(tokenizer, packing):
         loader(tokenizer, Stories(STORIES[:5]), **{**enough, "block_size": size + 1})
 
 
-def test_an_exception_of_the_reader_reaches_the_consumer_as_itself(tokenizer):
+def test_an_exception_of_the_reader_reaches_the_consumer_as_itself_after_all_batches_before_it(tokenizer):
     class DiskOnFire(Exception):
         pass
 
-    reads = iter(range(1000))
+    def batches_before_the_error(ahead):
+        reads = iter(range(1000))
 
-    def wait():
-        if next(reads) == 90:
-            raise DiskOnFire
+        def wait():
+            if next(reads) == 90:
+                raise DiskOnFire
 
-    threads = threading.active_count()
-    with loader(tokenizer, Stories(wait=wait)) as batches:
-        with pytest.raises(DiskOnFire):
-            take(batches, 1000)
-        assert threading.active_count() == threads
+        threads, taken = threading.active_count(), 0
+        with loader(tokenizer, Stories(wait=wait), ahead=ahead) as batches:
+            with pytest.raises(DiskOnFire):
+                while True:
+                    next(batches)
+                    taken += 1
+            assert threading.active_count() == threads
+        return taken
+
+    assert batches_before_the_error(0) == batches_before_the_error(5) > 20
 
 
 def test_close_ends_a_reader_that_is_blocked(tokenizer):

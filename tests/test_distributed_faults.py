@@ -30,7 +30,7 @@ class Told(Ranks):
     """Rank 0 of ranks that hold these facts."""
 
     def gather(self, value):
-        return [("here", value), ("there", self.others)]
+        return [value, ("there", self.others)]
 
 
 def two_ranks(others) -> Told:

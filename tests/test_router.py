@@ -5,7 +5,7 @@ import math
 import pytest
 import small_model
 import torch
-from small_model import SHAPE, B, D, T, batch
+from small_model import SHAPE, B, D, T, batch, figures, of_one_layer
 
 from architecture.gptoss import ROUTERS, MLPBlock, ModelConfig
 from architecture.interface import IGNORE_INDEX
@@ -126,25 +126,27 @@ def test_the_balance_loss_of_a_model_is_the_mean_of_its_layers():
 @each_rule
 def test_choice_weights_and_statistics_are_their_definitions_in_values_and_gradients(rule):
     made, x = block(router=rule).double(), rows()
-    index, weight, stats = made.route(x, None)
+    index, weight, routing = made.route(x, None)
+    stats = of_one_layer(routing)
     logits = router_logits(made, x)
     chosen, their_weight, probability = rule_by_loops(rule, logits, made.selection_bias)
     z_loss = sum(torch.log(torch.exp(row).sum()) ** 2 for row in logits) / len(x)
     torch.testing.assert_close(stats.z_loss, z_loss)
-    torch.testing.assert_close(stats.mean_probability, probability.mean(0))
-    torch.testing.assert_close(stats.logits.softmax(-1), probability)  # where entropy comes from
+    torch.testing.assert_close(stats.mean_probability[0], probability.mean(0))
+    torch.testing.assert_close(routing.log_score.softmax(-1), probability)  # where entropy comes from
+    torch.testing.assert_close(routing.logits, logits)
     if rule == "topk_softmax":
-        torch.testing.assert_close(stats.logits, logits)
-    assert stats.chosen.tolist() == index.tolist() == chosen
+        assert routing.log_score is routing.logits
+    assert routing.chosen.tolist() == index.tolist() == chosen
     torch.testing.assert_close(weight, their_weight)
     load = [sum(e in row for row in chosen) for e in range(E)]
-    assert stats.load.tolist() == load and stats.dropped == 0
-    balance = stats.load / stats.load.sum() @ stats.mean_probability
-    expected = sum(n / (len(x) * K) * p for n, p in zip(load, probability.mean(0)))
-    for ours, theirs in ((stats.z_loss, z_loss), (balance, expected)):
+    assert stats.load.tolist() == [load] and stats.dropped == 0
+    expected = E * sum(n / (len(x) * K) * p for n, p in zip(load, probability.mean(0)))
+    torch.testing.assert_close(stats.balance_loss, expected)
+    for ours, theirs in ((stats.z_loss, z_loss), (stats.balance_loss, expected)):
         gradients = (torch.autograd.grad(v, made.gate.weight, retain_graph=True) for v in (ours, theirs))
         torch.testing.assert_close(*gradients)
-    assert not (stats.logits.requires_grad or stats.load.requires_grad)
+    assert not stats.load.requires_grad
 
 
 @each_rule
@@ -153,7 +155,7 @@ def test_statistics_count_only_positions_with_a_target(rule):
     counted = torch.rand(13, generator=torch.Generator().manual_seed(6)) > 0.4
     _, _, some = made.route(x, counted)
     _, _, alone = made.route(x[counted], None)
-    torch.testing.assert_close(tuple(some)[:4], tuple(alone)[:4])
+    torch.testing.assert_close(*(figures(of_one_layer(routing)) for routing in (some, alone)))
     assert torch.equal(some.chosen[counted], alone.chosen)  # chosen has every position
 
 
@@ -169,7 +171,7 @@ def test_a_batch_without_any_target_gives_finite_statistics():
     made = model(capacity_factor=1.0).train()
     input_ids, targets = batch()
     output = made(input_ids, torch.full_like(targets, IGNORE_INDEX))
-    assert all(value.isfinite().all() for value in output.router[:5]) and output.loss == 0
+    assert all(value.isfinite().all() for value in figures(output.router)) and output.loss == 0
     (output.loss + output.router.balance_loss + output.router.z_loss).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
 
@@ -205,13 +207,14 @@ def test_the_selection_bias_is_a_buffer_in_the_checkpoint_that_starts_at_zero():
 @each_rule
 def test_the_router_is_float32_under_bfloat16_autocast_and_in_a_bfloat16_model(rule):
     made, x = block(router=rule), rows(dtype=torch.float32)
-    index, weight, stats = made.route(x, None)
+    index, weight, routing = made.route(x, None)
     with torch.autocast("cpu", torch.bfloat16):
-        index16, weight16, stats16 = made.route(x, None)
+        index16, weight16, routing16 = made.route(x, None)
     assert weight16.dtype == torch.float32 and torch.equal(index, index16)
-    torch.testing.assert_close((weight, *stats), (weight16, *stats16), rtol=0, atol=0)
-    _, weight, stats = made.bfloat16().route(x.bfloat16(), None)
-    assert weight.dtype == torch.float32 and all(value.dtype == torch.float32 for value in stats[:5])
+    torch.testing.assert_close((weight, *routing[:4]), (weight16, *routing16[:4]), rtol=0, atol=0)
+    _, weight, routing = made.bfloat16().route(x.bfloat16(), None)
+    every = (weight, routing.logits, routing.log_score, *figures(of_one_layer(routing)))
+    assert all(value.dtype == torch.float32 for value in every)
 
 
 # ------------------------------------------------------------------------------------------ capacity
@@ -219,7 +222,8 @@ def test_the_router_is_float32_under_bfloat16_autocast_and_in_a_bfloat16_model(r
 def test_capacity_drops_the_lowest_probabilities_of_an_expert_and_reports_the_share(rule):
     factor, n = 0.6, 13
     made, x = block(capacity_factor=factor, router=rule).double(), rows(n)
-    index, weight, stats = made.route(x, None)
+    index, weight, routing = made.route(x, None)
+    stats = of_one_layer(routing)
     capacity = math.ceil(factor * n * K / E)
     chosen, full, probability = rule_by_loops(rule, router_logits(made, x), made.selection_bias)
     chosen = torch.tensor(chosen)
@@ -231,7 +235,7 @@ def test_capacity_drops_the_lowest_probabilities_of_an_expert_and_reports_the_sh
     assert 0 < kept.sum() < n * K
     assert torch.equal(index, chosen.where(kept, E))
     torch.testing.assert_close(weight, full * kept)  # the remaining weights are not scaled up
-    torch.testing.assert_close(stats.dropped, 1 - kept.double().mean())
+    torch.testing.assert_close(stats.dropped[0], 1 - kept.double().mean())
     assert stats.load.sum() == n * K  # load is counted before the capacity limit
 
 
@@ -267,9 +271,9 @@ def test_padding_takes_no_capacity_and_does_not_count_in_it():
     made = block(capacity_factor=0.6).double()
     x, counted = rows(), torch.arange(13) % 3 > 0
     x[~counted] *= 10  # padding that would win every place
-    index, weight, stats = made.route(x, counted)
+    index, weight, routing = made.route(x, counted)
     alone_index, alone_weight, alone = made.route(x[counted], None)
     assert torch.equal(index[counted], alone_index)
     torch.testing.assert_close(weight[counted], alone_weight)
-    torch.testing.assert_close(tuple(stats)[:4], tuple(alone)[:4])
+    torch.testing.assert_close(*(figures(of_one_layer(each)) for each in (routing, alone)))
     assert (index[~counted] < E).all()  # a prompt without targets keeps its experts

@@ -9,7 +9,7 @@ import torch
 from small_model import inputs_of
 
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.interface import IGNORE_INDEX, RouterStats, load_share
+from architecture.interface import IGNORE_INDEX, LayerRouting, RouterStats, load_share
 from training.monitor.instruments import (
     kinds_markdown,
     kinds_pictures,
@@ -229,11 +229,9 @@ def test_pictures_depend_on_their_data():
 def test_an_expert_beyond_the_32767th_keeps_its_number():
     experts, last = 40_001, 40_000
     logits = torch.zeros(1, 1, experts)
-    router = RouterStats(
-        balance_loss=torch.ones(()), z_loss=torch.ones(()), load=torch.ones(1, experts),
-        mean_probability=torch.ones(1, experts), dropped=torch.zeros(1), layers=(0,),
-        logits=(logits,), chosen=(torch.tensor([[[last, 3]]]),),
-    )  # fmt: skip
+    chosen = torch.tensor([[[last, 3]]])
+    routing = LayerRouting(logits[0], logits[0], chosen[0], torch.zeros(()), None)
+    router = RouterStats(routing=(routing,), layers=(0,), logits=(logits,), chosen=(chosen,))
     sums = RoutingSums(keep_choices=True)
     sums.add(router, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
     found = sums.result()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from small_model import figures, of_one_layer
 from test_router import rule_by_loops
 from toy_run import TINY, load, run_here
 
@@ -95,8 +96,9 @@ def test_the_statistics_are_those_of_the_routed_experts():
     weights = {n: t for n, t in with_shared.state_dict().items() if "shared" not in n}
     without.load_state_dict(weights)
     (_, ours), (_, theirs) = with_shared(x, None), without(x, None)
-    assert ours.load.shape == (E,) and ours.load.sum() == B * T * K
-    for one, other in zip(ours, theirs):
+    ours, theirs = of_one_layer(ours), of_one_layer(theirs)
+    assert ours.load.shape == (1, E) and ours.load.sum() == B * T * K
+    for one, other in zip(figures(ours), figures(theirs)):
         assert torch.equal(one, other)
 
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_run import SMALL, TINY, differences, load, run_here
 
 from architecture.gptoss import ModelConfig, Transformer
-from architecture.interface import IGNORE_INDEX
+from architecture.interface import IGNORE_INDEX, RouterStats
 from training import trainer
 from training.balance import update_selection_bias
 from training.config import TrainConfig
-from training.optimizer import build_optimizers, parameter_kinds
+from training.optimizer import build_optimizers, parameter_groups, parameter_kinds
 from training.state.checkpoint import latest_checkpoint
 from training.step import accumulate_gradients, apply_gradients
 
@@ -120,6 +121,60 @@ def test_bits_per_byte_of_a_step_counts_text_tokens_only():
     text = TOKEN_BYTES[batch["targets"]] > 0  # ids 0, 5, 10, ... have no bytes, like special tokens
     assert not text.all() and float(result.nats) == pytest.approx(float(losses[text].sum()), rel=1e-6)
     assert float(result.num_bytes) == float(TOKEN_BYTES[batch["targets"]].sum())
+
+
+def test_copies_of_the_matrices_made_once_in_a_step_give_the_bits_of_copies_in_each_micro_batch():
+    """Autocast makes one copy in each forward pass; the gradients of all of them are added in float32."""
+    found, copied = [], []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+                copied.append(id(args[0]))
+            return function(*args, **kwargs or {})
+
+    for once in (False, True):
+        model = new_model().float()
+        matrices = list(parameter_groups(model)["matrix"].values())
+        copied.clear()
+        with Copies():
+            result = accumulate_gradients(
+                model, split(batch_of(8, padded=True), 4), CFG, previous_share=None, carry=None,
+                token_bytes=TOKEN_BYTES, autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+                copied=matrices if once else (),
+            )  # fmt: skip
+        for p in matrices:
+            assert copied.count(id(p)) == (1 if once else 4)
+        found.append((result.loss, {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("balance, z_loss_coef", [("aux", 0.0), ("none", 0.0), ("bias", 0.1)])
+def test_a_step_that_is_not_measured_has_the_same_gradients_and_reads_only_what_it_trains_on(
+    balance, z_loss_coef, monkeypatch
+):
+    cfg, found, read = replace(CFG, balance=balance, z_loss_coef=z_loss_coef), [], set()
+    for name in ("balance_loss", "z_loss", "load", "mean_probability", "dropped"):
+        figure = getattr(RouterStats, name).func
+
+        def watched(self, name=name, figure=figure):
+            read.add(name)
+            return figure(self)
+
+        monkeypatch.setattr(RouterStats, name, property(watched))
+    for measured in (True, False):
+        model = new_model()
+        read.clear()
+        result = accumulate_gradients(
+            model, split(batch_of(8), 2), cfg, previous_share=None, carry=None, token_bytes=TOKEN_BYTES,
+            autocast=contextlib.nullcontext, measured=measured,
+        )  # fmt: skip
+        found.append((result.loss, result.load, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    figures = (result.nats, result.num_bytes, result.balance_loss, result.z_loss, result.dropped)
+    assert figures == (None,) * 5
+    trained_on = {"aux": {"balance_loss", "mean_probability"}, "none": set(), "bias": {"z_loss"}}[balance]
+    assert read == {"load"} | trained_on
 
 
 # ------------------------------------------------------------------------------------------ clipping

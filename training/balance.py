@@ -36,7 +36,7 @@ def balance_term(rule: str, stats: RouterStats, previous_share: torch.Tensor | N
         if previous_share is None:
             previous_share = torch.full_like(stats.load, 1 / stats.load.shape[-1])
         return load_balancing_loss(stats.mean_probability, previous_share)
-    return torch.zeros_like(stats.balance_loss)
+    return stats.load.new_zeros(())
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from common.script import number_of_ranks
 from common.settings import as_text, cast_fields, option
 from data.defaults import TEXT_COLUMN, TOKENIZER
-from training.distributed.mesh import number_of_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,14 @@ class TrainConfig:
         "layout over the processes that torchrun starts: ddp = copies, fsdp = shards, ep or ep:N = experts "
         "spread over N processes, fsdp+ep or fsdp+ep:N = both",
     )
+    activation_checkpointing: Literal["none", "selective", "full"] = option(
+        "none",
+        "what a block computes again in the backward pass in place of keeping it: selective = all but matrix "
+        "products and attention, full = all; the numbers stay the same",
+    )
+    offload: Literal["none", "optimizer", "activations"] = option(
+        "none", "what a GPU keeps in the memory of the host: state of the optimizer, or activations"
+    )
     dry_run: bool = option(False, "print sizes and costs, and build nothing")
 
     def __post_init__(self):
@@ -180,6 +188,7 @@ class TrainConfig:
 # losses of different tokens.
 RESUMABLE_CHANGES = frozenset(
     {"eval_every", "final_eval_tokens", "save_every", "keep", "log_every", "use_tensorboard"}
+    | {"activation_checkpointing", "offload"}
 )
 
 # Names of the data. A resume accepts another name, because it compares the content (start.check_data).

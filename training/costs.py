@@ -13,6 +13,7 @@ from architecture.interface import logit_rows
 from common.device import PEAK_FLOPS, peak_flops
 from common.settings import as_text
 from training.config import TrainConfig
+from training.memory import PORTION
 from training.optimizer import freeze, parameter_groups
 
 
@@ -114,26 +115,81 @@ def warning(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
 def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     """Bytes that training needs on one device.
 
-    Weights, gradients and optimizer state are exact. Activations, the tensors that the forward pass keeps for
-    the backward pass, are estimated from their shapes (tested to 15 % in float32).
+    Weights, gradients and optimizer state are exact, except for a state on the host, of which a part is on the
+    device during an update. Activations, the tensors that the forward pass keeps for the backward pass, are
+    estimated from their shapes (tested to 15 % in float32).
     """
     total = config.parameter_counts()["total"]
     trained, matrices = trained_parameters(cfg, config)
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (trained - matrices) + matrices if cfg.optimizer == "muon" else 2 * trained
+    if (
+        cfg.offload == "optimizer"
+    ):  # two portions with two moments each, of several parameters or of a large one
+        largest = max(config.vocab_size * config.hidden_size, matrices // config.num_hidden_layers)
+        moments = min(moments, 2 * 2 * max(PORTION, largest))
     tokens = cfg.batch_size * cfg.block_size
-    values = tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention)
-    kept = int((2 if cfg.dtype == "bfloat16" else 4) * values)
+    everything, kept = (
+        tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention, checkpointing)
+        for checkpointing in ("none", cfg.activation_checkpointing)
+    )
+    kept = 0 if cfg.offload == "activations" else kept
+    block = (everything - kept) / config.num_hidden_layers  # what is made again or comes back at a time
     head = 4 * config.vocab_size * config.hidden_size  # the head keeps its gradient, in float32
+    item = 2 if cfg.dtype == "bfloat16" else 4
     # next_token_loss holds one block of logits and its softmax at a time
     rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
         "weights": 4 * total,
         "gradients": 4 * trained,
         "optimizer": 4 * moments,
-        "activations": cfg.tbptt * (kept + head),  # kept until the end of a window
+        "activations": cfg.tbptt * (int(item * kept) + head) + int(item * block),  # until the end of a window
         "logits": 2 * 4 * rows * config.vocab_size,
     }
+
+
+def recomputed_share(cfg: TrainConfig, config: Any) -> float:
+    """The share of a step's FLOPs that full activation checkpointing adds: a second forward pass without the head."""
+    flops = config.flops_per_token(cfg.block_size)
+    again = flops / 3 - 2 * config.vocab_size * config.hidden_size  # a forward pass is a third of a step
+    return again / (flops + again)
+
+
+def memory_for_time(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
+    """Lines for the start of a run: what activation checkpointing and offload save, and what they cost."""
+    plain = replace(cfg, activation_checkpointing="none", offload="none")
+    lines, all_of_it = [], memory_bytes(plain, config)
+    if (kind := cfg.activation_checkpointing) != "none":
+        held = memory_bytes(replace(plain, activation_checkpointing=kind), config)["activations"]
+        before = all_of_it["activations"]
+        lines.append(
+            f"activation_checkpointing={kind} saves about {(before - held) / 1e9:.3f} GB of {before / 1e9:.3f} GB of "
+            f"activations, for {'about' if kind == 'full' else 'at most'} {recomputed_share(cfg, config):.0%} of the "
+            "tokens/s"
+        )
+    if cfg.offload != "none":
+        part, often = {
+            "optimizer": ("optimizer", "each step takes them to the GPU and back"),
+            "activations": ("activations", "each micro-batch takes them there and back"),
+        }[cfg.offload]
+        held = memory_bytes(cfg, config)[part]
+        before = memory_bytes(replace(cfg, offload="none"), config)[part]
+        lines.append(
+            f"offload={cfg.offload} saves about {(before - held) / 1e9:.3f} GB of {before / 1e9:.3f} GB of the GPU, for "
+            f"tokens/s that depend on its link to the host: {often}"
+        )
+    return tuple(lines)
+
+
+def tokens_lost(cfg: TrainConfig, config: Any, rate: float) -> str:
+    """A line about the tokens/s that activation checkpointing costs, by its FLOPs, at a measured rate; "" without it."""
+    if (kind := cfg.activation_checkpointing) == "none":
+        return ""
+    share = recomputed_share(cfg, config)
+    return (
+        f"{rate:,.0f} tokens/s with activation_checkpointing={kind}; by the FLOPs, it costs "
+        f"{'about' if kind == 'full' else 'at most'} {rate * share / (1 - share):,.0f} tokens/s"
+    )
 
 
 def trained_parameters(cfg: TrainConfig, config: Any) -> tuple[int, int]:

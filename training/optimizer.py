@@ -6,6 +6,7 @@ import re
 import torch
 
 from training.config import TrainConfig
+from training.memory import HostAdamW, HostMuon
 from training.muon import Muon
 
 # (pattern, group). The first pattern that matches the whole name decides. Shapes cannot decide: the biases of
@@ -88,6 +89,8 @@ STATE = {
     torch.optim.AdamW: {"step": False, "exp_avg": True, "exp_avg_sq": True},
     Muon: {"momentum_buffer": True},
 }
+ON_HOST = {torch.optim.AdamW: HostAdamW, Muon: HostMuon}  # with --offload optimizer
+STATE |= {on_host: STATE[plain] for plain, on_host in ON_HOST.items()}
 
 
 def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -101,8 +104,10 @@ def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.opt
         for some in on_one_mesh(group)
     ]
     # (0.9, 0.95): the betas of GPT-3 (arXiv:2005.14165, appendix B) and of nanoGPT
-    adamw = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
-    return [adamw, Muon(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]
+    classes = ON_HOST.values() if cfg.offload == "optimizer" else ON_HOST.keys()
+    adamw_class, muon_class = classes
+    adamw = adamw_class(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
+    return [adamw, muon_class(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]
 
 
 def on_one_mesh(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:

@@ -12,10 +12,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from architecture import registry
+from common.script import number_of_ranks
 from common.settings import as_text
 from training.command_line import CONFIGS, CommandLine, read_settings, shipped_configs
 from training.config import TrainConfig
-from training.distributed.mesh import number_of_ranks
 
 CPU_STEP_TOKENS = 2048  # as configs/toy.yaml; a CPU would need minutes for one step of a recipe for a GPU
 LENGTHS = {"max_iters", "max_minutes"}  # giving one replaces the other

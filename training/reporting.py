@@ -46,12 +46,17 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
         "data/epoch": run.loader.progress.epoch,
         "data/padding_share": 1 - result.tokens / cfg.slots_per_step,
         "train/loss": float(result.loss),
-        "train/bits_per_byte": float(result.nats / math.log(2) / result.num_bytes.clamp(min=1)),
     }
+    if result.load is not None:
+        record |= instruments.by_layer("moe/max_violation", result.layers, max_violation(result.load))
+    if (
+        result.nats is None
+    ):  # a run of max_minutes ended earlier than expected, in a step that was not measured
+        return record
+    record["train/bits_per_byte"] = float(result.nats / math.log(2) / result.num_bytes.clamp(min=1))
     if result.load is not None:
         record["train/balance_loss"] = float(result.balance_loss)
         record["train/z_loss"] = float(result.z_loss)
-        record |= instruments.by_layer("moe/max_violation", result.layers, max_violation(result.load))
         if getattr(run.model.config, "capacity_factor", None) is not None:
             record |= instruments.by_layer("moe/dropped", result.layers, result.dropped)
     return record

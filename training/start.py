@@ -18,7 +18,7 @@ from architecture import registry
 from architecture.checkpoint import checkpoints_by_step, find_checkpoint, read_checkpoint, without_values
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
-from common.script import say
+from common.script import number_of_ranks, say
 from common.settings import as_text
 from data.documents import Source, common_documents
 from training import costs, recipes
@@ -31,14 +31,14 @@ from training.config import (
     TrainConfig,
     check_resume,
 )
-from training.distributed.mesh import Ranks, number_of_ranks
+from training.distributed.mesh import Ranks
 from training.state import checkpoint
 from training.state.out_dir import check_out_dir, earlier_starts, require_latest
 from training.state.run import closing_step
 
 
 class Start(NamedTuple):
-    """A resolved start. Only the backends and the dataset may still be "auto"."""
+    """A resolved start. Only the dataset, and the backends of a model without auto_backends, may be "auto"."""
 
     cfg: TrainConfig
     tokenizer: tiktoken.Encoding
@@ -64,9 +64,19 @@ def resolve(command: CommandLine) -> Start:
     cfg, on = for_images(start.cfg, start.config, command.given), device.choose_device(start.cfg.device)
     compiled = {"auto": "on" if on.type == "cuda" else "off"}.get(cfg.compile, cfg.compile)
     cfg = replace(cfg, device=str(on), dtype=device.choose_dtype(cfg.dtype, on), compile=compiled)
+    if backends := getattr(registry.model_class(cfg.model), "auto_backends", None):
+        fast = backends(start.config, on.type, cfg.dtype)
+        cfg = replace(cfg, **{kind: name for kind, name in fast.items() if getattr(cfg, kind) == "auto"})
+    if (cfg.experts, cfg.dtype, cfg.compile) == ("grouped", "float32", "on"):
+        raise ValueError(
+            "experts=grouped compiles in bfloat16 only, got dtype=float32; use experts=sorted, dtype=bfloat16 or "
+            "compile=off"
+        )
     require_context(cfg, start.config)
+    require_room_for_offload(cfg)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
-    return start._replace(cfg=cfg, lines=(*start.lines, *bounded, *costs.warning(cfg, start.config)))
+    lines = *bounded, *costs.warning(cfg, start.config), *costs.memory_for_time(cfg, start.config)
+    return start._replace(cfg=cfg, lines=(*start.lines, *lines))
 
 
 def require_read(command: CommandLine) -> None:
@@ -254,6 +264,20 @@ def require_context(cfg: TrainConfig, config: Any) -> None:
         )
 
 
+def require_room_for_offload(cfg: TrainConfig) -> None:
+    """Raise ValueError if there is nothing to offload; --dry_run may plan for a GPU that is not here."""
+    if cfg.offload != "none" and not cfg.device.startswith("cuda") and not cfg.dry_run:
+        raise ValueError(
+            f"offload={cfg.offload} keeps it in the memory of the host, where a run on device {cfg.device} has "
+            "it already; leave offload out, or train on a CUDA device"
+        )
+    if cfg.offload == "optimizer" and cfg.parallel != "ddp":
+        raise ValueError(
+            f"offload=optimizer needs whole parameters, and with parallel={cfg.parallel} each process has a part of "
+            "them, and of the optimizer's state; leave offload out, or use parallel=ddp"
+        )
+
+
 def given_weights(command: CommandLine) -> Start:
     """The start from the weights of a checkpoint, for a new run or an evaluation."""
     purpose = "eval_only" if command.config.eval_only else "init_from"
@@ -359,10 +383,10 @@ def for_ranks(
     if now == was:
         return before, ()
     rows, accum = before["batch_size"], before["grad_accum"]
-    lanes, step = was * rows, was * rows * accum
+    step = was * rows * accum
     if before["packing"] == "lanes":
-        fitting = [(lanes // now, accum)] if lanes % now == 0 else []
-        numbers = divisors(lanes)
+        fitting = [(was * rows // now, accum)] if was * rows % now == 0 else []
+        numbers = divisors(was * rows)
     else:
         fitting = [(size, step // now // size) for size in divisors(step // now)] if step % now == 0 else []
         numbers = divisors(step)

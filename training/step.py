@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,9 +24,10 @@ class StepResult(NamedTuple):
 
     loss: torch.Tensor  # () float32, cross-entropy, nats per token
     tokens: int
-    nats: torch.Tensor  # () float64, cross-entropy of the text tokens alone, for bits per byte
-    num_bytes: torch.Tensor  # () float64, UTF-8 bytes of the text tokens
     load: torch.Tensor | None  # (L, E) float32, assignments to each expert; None for a dense model
+    # the rest is None in a step that is not measured; the last three also for a dense model
+    nats: torch.Tensor | None  # () float64, cross-entropy of the text tokens alone, for bits per byte
+    num_bytes: torch.Tensor | None  # () float64, UTF-8 bytes of the text tokens
     balance_loss: torch.Tensor | None  # () float32, computed from the load of the whole step; 1 is even
     z_loss: torch.Tensor | None  # () float32
     dropped: torch.Tensor | None  # (L,) float32, share of the assignments over capacity
@@ -43,6 +44,9 @@ def accumulate_gradients(
     carry: Any,
     token_bytes: torch.Tensor,
     autocast: Callable[[], Any],
+    counts: Sequence[int] | None = None,
+    copied: Collection[nn.Parameter] = (),
+    measured: bool = True,
     layout: Layout | None = None,
 ) -> StepResult:
     """Add the gradient of the step's loss to the parameters.
@@ -56,26 +60,39 @@ def accumulate_gradients(
     With several ranks the step has the micro-batches of all of them, and so has the result.
 
     previous_share: see balance_term.  token_bytes: see text_nats_and_bytes.
+    counts: targets of each batch. Without them they are counted, which waits for a device that holds the batches.
+    copied: parameters that the model uses in bfloat16. They are copied once, and not in each micro-batch as by
+    autocast; the gradients of the micro-batches are still added in float32.
+    measured: False leaves out what only the logs need.
     layout: that of the model over the ranks; None for one process.
     """
-    counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches]
+    if counts is None:
+        counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches]
     total = sum(counts) if layout is None else int(layout.ranks.sum(torch.tensor(sum(counts))))
-    losses, text, routing, layers = [], [], [], ()
+    once, copies = {id(p) for p in copied}, {}
+    if once:
+        copies = {name: p.to(torch.bfloat16) for name, p in model.named_parameters() if id(p) in once}
+    losses, loads, text, means, layers = [], [], [], [], ()
     window = 0.0  # sum of the objectives since the last backward pass
     for number, (batch, count) in enumerate(zip(batches, counts), start=1):
         batch = {name: tensor.to(token_bytes.device) for name, tensor in batch.items()}
         if layout is not None:
             layout.exchange_gradients(number > len(batches) - cfg.tbptt)
         with autocast():
-            out = model(**batch, carry=carry)
+            inputs = {**batch, "carry": carry}
+            out = torch.func.functional_call(model, copies, (), inputs) if copies else model(**inputs)
         carry = out.carry
         objective = out.loss_sum / total
         if (router := out.router) is not None:
             weight = count / total
             terms = cfg.balance_coef * balance_term(cfg.balance, router, previous_share)
-            objective = objective + weight * (terms + cfg.z_loss_coef * router.z_loss)
-            means = (router.mean_probability, router.z_loss, router.dropped)
-            routing.append((router.load, *(x.detach() * weight for x in means)))
+            if cfg.z_loss_coef:
+                terms = terms + cfg.z_loss_coef * router.z_loss
+            objective = objective + weight * terms
+            loads.append(router.load)
+            if measured:
+                figures = (router.mean_probability, router.z_loss, router.dropped)
+                means.append(tuple(x.detach() * weight for x in figures))
             layers = router.layers
         window = window + objective
         if number % cfg.tbptt == 0:
@@ -83,18 +100,20 @@ def accumulate_gradients(
                 window.backward()
             window, carry = 0.0, None if carry is None else carry.detach()
         losses.append(out.loss_sum.detach() / total)
-        text.append(torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes)))
-    sums = [torch.stack(losses).sum(), torch.stack(text).sum(0)]
-    sums += [torch.stack(column).sum(0) for column in zip(*routing)]
+        if measured:
+            text.append(torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes)))
+    sums = [torch.stack(column).sum(0) for column in (losses, loads, text, *zip(*means)) if column]
     if layout is not None:
         layout.finish_gradients()
         sums = summed(sums, layout.ranks)
-    loss, (nats, num_bytes), *rest = sums
-    load = balance = z_loss = dropped = None
-    if routing:
-        load, probability, z_loss, dropped = rest
+    loss = sums.pop(0)
+    load = sums.pop(0) if loads else None
+    nats, num_bytes = sums.pop(0) if measured else (None, None)
+    balance = z_loss = dropped = None
+    if means:
+        probability, z_loss, dropped = sums
         balance = load_balancing_loss(probability, load_share(load))
-    return StepResult(loss, total, nats, num_bytes, load, balance, z_loss, dropped, layers, carry)
+    return StepResult(loss, total, load, nats, num_bytes, balance, z_loss, dropped, layers, carry)
 
 
 def summed(tensors: list[torch.Tensor], ranks: Ranks) -> list[torch.Tensor]:

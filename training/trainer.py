@@ -29,9 +29,10 @@ from data.rows import validation_rows
 from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
-from training.costs import closing_tokens
+from training.costs import closing_tokens, tokens_lost
 from training.distributed.faults import limited, naming_lost_ranks
 from training.distributed.mesh import ONE, Ranks
+from training.memory import forward_context
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.monitor.pace import Pace
 from training.optimizer import learning_rate, set_learning_rate
@@ -99,12 +100,15 @@ def train(
                 run.writer.say(line)
 
             step, done = progress.step, progress.share_done(cfg)
-            if step % cfg.log_every == 0 or step == 1 or done == 1:
+            if is_logged(cfg, step, done):
                 record = {"optim/lr": lr, **reporting.gradient_record(norms)}
                 record |= reporting.step_record(run, result)
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
                 losses.append(record["train/loss"])
+                rate = record["perf/tokens_per_second"]
+                if step == 2 * cfg.log_every and (line := tokens_lost(cfg, run.model.config, rate)):
+                    run.writer.say(line)
                 logged = (progress.tokens, progress.seconds)
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
@@ -130,7 +134,7 @@ def train(
 def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
     """One step: take batches, compute gradients, update the weights. Returns the result and gradient norms."""
     cfg, model = run.cfg, run.model
-    batches = take_batches(run, progress)
+    batches, counts = take_batches(run, progress)
     result = accumulate_gradients(
         run.compiled,
         batches,
@@ -138,7 +142,10 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         previous_share=progress.expert_share,
         carry=progress.carry,
         token_bytes=run.token_bytes,
-        autocast=run.autocast,
+        autocast=forward_context(model, cfg.offload, run.autocast),
+        counts=counts,
+        copied=run.copied,
+        measured=is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1)),
         layout=run.layout,
     )
     run.consistent = None
@@ -158,6 +165,11 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     progress.tokens += result.tokens
     run.consistent = run.loader.state_dict(), checkpoint.rng_state(run.device)
     return result, norms
+
+
+def is_logged(cfg: TrainConfig, step: int, done: float) -> bool:
+    """done: the share of the run after the step. With max_minutes it is an estimate until the step has ended."""
+    return step % cfg.log_every == 0 or step == 1 or done == 1
 
 
 @contextlib.contextmanager
@@ -186,12 +198,16 @@ def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
     )
 
 
-def take_batches(run: Run, progress: Progress) -> list[dict[str, torch.Tensor]]:
-    """The batches of a step. Saves the run if the data fails, or if it is stopped while it waits for data."""
+def take_batches(run: Run, progress: Progress) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
+    """The batches of a step, and the number of targets of each. Saves the run if the data fails, or if it is stopped while it waits for data."""
     position = run.loader.state_dict()  # the position that belongs to the current weights
+    batches, counts = [], []
     try:
         with run.ranks.together():
-            return [next(run.loader) for _ in range(run.cfg.micro_batches)]
+            for _ in range(run.cfg.micro_batches):
+                batches.append(next(run.loader))
+                counts.append(run.loader.progress.targets)
+        return batches, counts
     except (StoppedWaiting, ValueError) as error:
         path = save(run, progress, None, position)
         if run.ranks.stopping(run.stop):

@@ -82,7 +82,11 @@ def flex_attention(q, k, v, sinks, mask, dropout):
 
     Arguments as for eager_attention, but the mask comes from block_mask. The sink multiplies the output by
     sigmoid(lse - sink). It needs CUDA for training, because torch has no backward for it on a CPU.
+    With a mask of visible_keys, which the model passes with a cache, this is sdpa_attention: flex would be
+    compiled again for every number of keys.
     """
+    if isinstance(mask, torch.Tensor):
+        return sdpa_attention(q, k, v, sinks, mask, dropout)
     if dropout:
         raise ValueError(
             f"attention=flex does not support dropout, got dropout={dropout}; use attention=sdpa or dropout=0"
@@ -93,9 +97,8 @@ def flex_attention(q, k, v, sinks, mask, dropout):
             "use attention=sdpa"
         )
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, aux = _compiled_flex(q.device.type)(
-        q, k, v, block_mask=mask, scale=1 / math.sqrt(q.shape[-1]), enable_gqa=True
-    )
+    flex = _flex if torch.compiler.is_compiling() else _compiled_flex(q.device.type)
+    out, aux = flex(q, k, v, block_mask=mask, scale=1 / math.sqrt(q.shape[-1]), enable_gqa=True)
     if sinks is not None:
         share = torch.sigmoid(aux.lse - sinks[:, None].to(aux.lse.dtype))  # the share of all keys together
         out = out * share[..., None].to(out.dtype)
@@ -122,11 +125,12 @@ def block_mask(query_positions, key_positions, window):
     return create_block_mask(visible, batch, None, query.shape[1], key.shape[1], query.device)
 
 
-@functools.cache
-def _compiled_flex(device_type):
+def _flex(*args, **kwargs):
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-    def call(*args, **kwargs):
-        return flex_attention(*args, **kwargs, return_aux=AuxRequest(lse=True))
+    return flex_attention(*args, **kwargs, return_aux=AuxRequest(lse=True))
 
-    return call if device_type == "cpu" else torch.compile(call, dynamic=False)
+
+@functools.cache
+def _compiled_flex(device_type):
+    return _flex if device_type == "cpu" else torch.compile(_flex, dynamic=False)

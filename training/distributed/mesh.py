@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.script import number_of_ranks
+
 if TYPE_CHECKING:
     import torch
-
-    from training.state.interrupt import StopRequest
 
 # How long a rank waits for the others. The first rank alone writes checkpoints and stories in this time.
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -67,8 +67,11 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def after_step(self, stop: StopRequest, seconds: float) -> tuple[bool, float]:
-        """Whether any rank was asked to stop, which then holds for all, and the longest of the times of a step."""
+    def after_step(self, stop: Any, seconds: float) -> tuple[bool, float]:
+        """Whether any rank was asked to stop, which then holds for all, and the longest of the times of a step.
+
+        stop: a StopRequest (training/state/interrupt.py).
+        """
         if self.number == 1:
             return bool(stop), seconds
         import torch
@@ -81,7 +84,7 @@ class Ranks:
             stop.signal = signal.Signals(int(number))
         return number > 0, seconds
 
-    def stopping(self, stop: StopRequest) -> bool:
+    def stopping(self, stop: Any) -> bool:
         """Whether any rank was asked to stop."""
         return self.after_step(stop, 0.0)[0]
 
@@ -120,11 +123,6 @@ def job() -> str | None:
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
-
-
-def number_of_ranks() -> int:
-    """The number of processes that torchrun started for this run; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from architecture.checkpoint import without_values
+from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
 from training.distributed import expert_parallel
 from training.distributed.mesh import Ranks
@@ -163,7 +164,7 @@ def replicate(model: nn.Module, cfg: TrainConfig, apart: list[nn.Parameter]) -> 
     """Wrap a model whose gradients are to be summed over all ranks, except for the parameters in `apart`."""
     has_images = getattr(model.config, "image_format", None) is not None
     if cfg.compile == "on":
-        model = torch.compile(model)
+        model = with_compiled_blocks(model)
     left_out = {id(parameter) for parameter in apart}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in left_out]
     # nor does it send buffers: the only ones that change are moved by the same load everywhere

@@ -29,6 +29,7 @@ from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
 from training.distributed.mesh import ONE, Ranks
+from training.memory import StateOnHost
 from training.muon import POLYNOMIALS
 from training.optimizer import STATE, saved_order
 
@@ -332,11 +333,12 @@ def restore_optimizer(
             )
         for name, like_parameter in names.items():
             told = f"{name} of parameter {number}"
-            optimizer.state[parameter][name] = (
-                restored_like(parameter, entry[name], told)
-                if like_parameter
-                else owned(entry[name], told, (), torch.float32).to(parameter.device)
-            )
+            if like_parameter and not isinstance(optimizer, StateOnHost):
+                tensor = restored_like(parameter, entry[name], told)
+            else:
+                tensor = owned(entry[name], told, parameter.shape if like_parameter else (), torch.float32)
+                tensor = tensor if like_parameter else tensor.to(parameter.device)
+            optimizer.state[parameter][name] = tensor
 
 
 def restored_like(parameter: torch.Tensor, saved: Any, what: str) -> torch.Tensor:

@@ -22,11 +22,13 @@ from common.script import say
 from data.documents import Source
 from data.images import Pictured
 from data.loader import TrainLoader
+from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
 from training.distributed.mesh import ONE, Ranks, job
+from training.memory import checkpoint_blocks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
-from training.optimizer import build_optimizers, parameter_kinds
+from training.optimizer import build_optimizers, parameter_groups, parameter_kinds
 from training.state import checkpoint
 from training.state.checkpoint import Progress
 from training.state.interrupt import StopRequest
@@ -45,6 +47,7 @@ class Run:
     compiled: nn.Module  # the same module or its compiled form, which trains
     optimizers: list[torch.optim.Optimizer]
     parameter_kinds: dict[str, list[nn.Parameter]]
+    copied: list[nn.Parameter]  # see accumulate_gradients
     tokenizer: Any
     token_bytes: torch.Tensor  # (V,) int64
     token_kinds: torch.Tensor  # (V + 1,) int64 on the CPU
@@ -80,6 +83,7 @@ def open_run(
     """
     device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
     model = model.to(device).train()
+    checkpoint_blocks(model, cfg.activation_checkpointing)
     model.tokenizer = tokenizer  # it turns samples into text; a loaded model already has it
     layout = None
     if ranks.number > 1:
@@ -88,7 +92,7 @@ def open_run(
         layout = Layout(model, cfg, ranks)
         compiled = layout.module
     else:
-        compiled = torch.compile(model) if cfg.compile == "on" else model
+        compiled = with_compiled_blocks(model) if cfg.compile == "on" else model
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
     if resumed:
@@ -111,6 +115,8 @@ def open_run(
             state=rest.get("data"),
             part=(ranks.rank, ranks.number),
             should_stop=lambda: bool(stop),
+            device=device,
+            ahead=cfg.micro_batches if device.type == "cuda" else 0,  # a step
         )
         stack.callback(loader.close)
         tensorboard_dir, writer = rest.get("tensorboard_dir") if cfg.use_tensorboard else None, Silent()
@@ -129,6 +135,7 @@ def open_run(
             compiled=compiled,
             optimizers=optimizers,
             parameter_kinds=parameter_kinds(model),
+            copied=matrices_in_bfloat16(model, cfg),
             tokenizer=tokenizer,
             token_bytes=token_byte_lengths(tokenizer, model.config.vocab_size).to(device),
             token_kinds=token_kinds(tokenizer, model.config.vocab_size),
@@ -148,6 +155,13 @@ def open_run(
         if ranks.writes:
             write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
+
+
+def matrices_in_bfloat16(model: nn.Module, cfg: TrainConfig) -> list[nn.Parameter]:
+    """The matrices that autocast would copy in each micro-batch; not those of FSDP and of spread experts, DTensors."""
+    if cfg.dtype != "bfloat16":
+        return []
+    return [p for p in parameter_groups(model)["matrix"].values() if not hasattr(p, "device_mesh")]
 
 
 class Silent:

@@ -1,0 +1,118 @@
+"""Tiny training runs of several processes, as torchrun starts them, from the fork server of toy_run.py."""
+
+import functools
+import multiprocessing.forkserver
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from toy_run import _processes
+
+SMALL = (  # no two axes of a parameter are equal; six experts, because the ranks of a test must divide them
+    "--device cpu --threads 1 --tokenizer bundled1536 --num_hidden_layers 2 --hidden_size 20 --head_dim 4 "
+    "--num_attention_heads 6 --num_key_value_heads 3 --intermediate_size 9 --num_experts 6 --experts_per_token 2 "
+    "--sliding_window 8 --initial_context_length 16 --block_size 16 --batch_size 2 --max_iters 20 --save_every 20 "
+    "--eval_every 20 --eval_tokens 80 --final_eval_tokens 80 --log_every 1 --no-use_tensorboard"
+).split()
+
+
+def launch(
+    folder: Path,
+    number: int,
+    cases: list[list],
+    *,
+    double: bool = False,
+    script: str = "train",
+    events: Sequence[str] = (),
+) -> list[str]:
+    """Run `train.py FLAGS` for each case in `number` processes, which join once. Returns what each printed.
+
+    double: with weights in float64.  events: what happens to the last rank in each case after step 3: "stop" for
+    SIGTERM, "data" for damaged data, "" for nothing.  Fails if a case does not end with the exit code of that.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "localhost"}
+    environment |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    cases = [[str(flag) for flag in case] for case in cases]
+    with pytest.MonkeyPatch.context() as patch:  # the server may start here
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        multiprocessing.forkserver.ensure_running()
+    ranks = []
+    for rank in range(number):
+        own = {name: str(value) for name, value in (environment | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        arguments = folder, own, cases, double, script, events or [""] * len(cases)
+        ranks.append(_processes.Process(target=_run_cases, args=arguments, daemon=True))
+        ranks[-1].start()
+    for process in ranks:
+        process.join(600)
+        if process.exitcode is None:
+            process.kill()
+    printed = [(folder / f"rank_{rank}").read_text() for rank in range(number)]
+    assert [process.exitcode for process in ranks] == [0] * number, "".join(printed)
+    return printed
+
+
+def _run_cases(folder: Path, environment: dict[str, str], cases, double, script, events) -> None:
+    log = os.open(folder / f"rank_{environment['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(folder)
+    os.environ.update(environment)
+    from architecture import registry
+    from training import reporting, trainer
+    from training.command_line import parse_command_line
+    from training.config import ContextTrainConfig, TrainConfig
+    from training.distributed.mesh import joined_ranks
+    from training.train_command import model_fields, run_on
+
+    os.fsync = lambda descriptor: None
+    reporting.SAMPLE_TOKENS = 4
+    if double:
+        build = registry.build_model
+        registry.build_model = lambda *args, **kwargs: build(*args, **kwargs).double()
+    config_class = ContextTrainConfig if script == "train_context" else TrainConfig
+    torch.set_num_threads(1)
+    take_batches = trainer.take_batches
+    try:
+        with joined_ranks() as ranks:
+            for flags, event in zip(cases, events, strict=True):
+                here = event if ranks.rank == ranks.number - 1 else ""
+                trainer.take_batches = functools.partial(_with_event, take_batches, here)
+                try:
+                    code = run_on(ranks, parse_command_line(flags, model_fields, config_class=config_class))
+                except ValueError as error:
+                    code = 2
+                    print(f"{type(error).__name__}: {error}", flush=True)
+                assert code == {"": 0, "stop": 128 + signal.SIGTERM, "data": 2}[event], f"{flags}: {code}"
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+class _Damaged:
+    """A loader whose next batch fails."""
+
+    def __init__(self, loader):
+        self.state_dict, self.progress = loader.state_dict, loader.progress
+
+    def __next__(self):
+        raise ValueError("line 7 is damaged")
+
+
+def _with_event(take_batches, event: str, run, progress):
+    if progress.step == 3 and event == "stop":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if progress.step == 3 and event == "data":
+        run.loader = _Damaged(run.loader)
+    return take_batches(run, progress)
