@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import on_ranks
 from torch import nn
+from toy_ranks import SMALL, launch
 from toy_run import TINY, differences, load, run_here
 
 import sample
@@ -17,6 +18,7 @@ from architecture.checkpoint import checkpoints, read_checkpoint
 from common.files import write_json_atomic
 from inference import load_model
 from training.distributed import sharded_checkpoint
+from training.monitor.metrics import read_metrics
 from training.state.checkpoint import finish_saving, restored_like, set_aside_newer
 
 RUN = (*TINY, "--max_iters", "6", "--save_every", "3", "--eval_every", "6", "--no-use_tensorboard")
@@ -221,3 +223,42 @@ def test_two_ranks_read_what_four_wrote_and_the_other_way_round(tmp_path):
         (folder := tmp_path / str(writers)).mkdir()
         saved_by(writers, folder)
         on_ranks(readers, load_as_shards, folder)
+
+
+# ------------------------------------------------------------------------------------------ whole runs
+
+RESUMED = ("train/loss", "optim/grad_norm", "moe/max_violation", "val/loss")
+
+
+def same_curve(run: Path, straight: Path) -> None:
+    """Compare what two runs logged at every step, to float32's precision."""
+    ours, theirs = (read_metrics(out / "metrics.jsonl") for out in (run, straight))
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs]
+    for one, other in zip(ours, theirs):
+        for tag in one:
+            if tag.startswith(RESUMED):
+                assert one[tag] == pytest.approx(other[tag], rel=1e-4), (one["step"], tag)
+
+
+def resumes(corpus, folder: Path, layout: str, *numbers: int) -> None:
+    """A run changes its number of ranks after steps 4, 8 and so on; its curve is that of the first number."""
+    flags = [*SMALL, *corpus, "--batch_size", "4", "--parallel", layout, "--max_iters", 4 * len(numbers)]
+    flags += ["--save_every", "4", "--eval_every", "4"]
+    launch(folder, numbers[0], [[*flags, "--out_dir", "straight"]])
+    shutil.copytree(folder / "straight", folder / "run")
+    for step, number in enumerate(numbers[1:], start=1):
+        path = folder / "run" / f"checkpoint_{4 * step}.pt"
+        assert path.is_dir() == (numbers[step - 1] > 1)
+        launch(folder, number, [["--resume_from", path]])
+    same_curve(folder / "run", folder / "straight")
+
+
+@pytest.mark.peer
+def test_a_run_goes_from_two_ranks_to_one_and_back_with_the_same_curve(tmp_path, corpus):
+    resumes(corpus, tmp_path, "fsdp+ep", 2, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["fsdp", "fsdp+ep", "ep"])
+def test_a_run_goes_from_two_ranks_to_four_and_back_with_the_same_curve(tmp_path, corpus, layout):
+    resumes(corpus, tmp_path, layout, 2, 4, 2)
