@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from common.files import read_json, reading
 from common.script import say
@@ -31,8 +30,8 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
     if cfg.resume_from and "out_dir" not in command.given:
         folder = Path(cfg.resume_from).parent
     with ranks.together():
-        facts = run_facts(folder)
-        if facts and facts["starts"][-1].get("job") != job():
+        owner, length = last_start(folder)
+        if owner != job():
             return command
         saved, begun = checkpoint.latest_checkpoint(folder), out_dir.is_without_checkpoint(folder)
         last = closing_step(folder)
@@ -40,9 +39,9 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
         with ranks.together():
             if ranks.writes:
                 out_dir.forget(folder)
-    if not saved or not facts:
+    if not saved:
         return command
-    if last is not None and last >= (facts["train"]["max_iters"] or 0):
+    if last is not None and last >= length:
         return None
     # What the checkpoint decides is not asked for again: a flag may name a file that has changed since.
     free = RESUMABLE_CHANGES | CHANGES_BITS | {*DATA}
@@ -52,10 +51,14 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
     return command._replace(config=cfg, model_overrides={}, given=command.given & free | {"out_dir"})
 
 
-def run_facts(folder: Path) -> dict[str, Any]:
-    """The content of config.json in the folder of a run; {} if there is none."""
+def last_start(folder: Path) -> tuple[str | None, int]:
+    """The job that last started the run in a folder, and the steps of that run, 0 for a run by minutes.
+
+    A folder without config.json and without a checkpoint may be that of this job, which failed before it wrote them.
+    """
     path = folder / "config.json"
     if not path.exists():
-        return {}
+        return None if checkpoint.latest_checkpoint(folder) else job(), 0
     with reading(path, "the settings and starts of a run"):
-        return read_json(path)
+        facts = read_json(path)
+        return facts["starts"][-1].get("job"), facts["train"]["max_iters"] or 0
