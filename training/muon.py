@@ -91,7 +91,7 @@ def step_gathered(tensors: tuple[torch.Tensor, ...], group: dict[str, Any]) -> N
     part = DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=weights.stride())
     update = orthogonalize(part.full_tensor()[None], group["polynomials"])[0]
     update = distribute_tensor(update, mesh, placements, src_data_rank=None)
-    apply(update.to_local(), weights.to_local(), max(shape), group)
+    apply(update.to_local().to(gradient.device), weights.to_local(), max(shape), group)
 
 
 def direction(gradients: torch.Tensor, average: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:

@@ -104,8 +104,9 @@ def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.opt
         for some in on_one_mesh(group)
     ]
     # (0.9, 0.95): the betas of GPT-3 (arXiv:2005.14165, appendix B) and of nanoGPT
-    classes = ON_HOST.values() if cfg.offload == "optimizer" else ON_HOST.keys()
-    adamw_class, muon_class = classes
+    # FSDP's own offload keeps parameters and gradients on the host, too, and steps there
+    on_host = cfg.offload == "optimizer" and cfg.layout[0] == "ddp"
+    adamw_class, muon_class = ON_HOST.values() if on_host else ON_HOST.keys()
     adamw = adamw_class(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
     return [adamw, muon_class(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]
 

@@ -98,7 +98,7 @@ def require_resources(start: Start) -> None:
 
 def require_layout(start: Start, ranks: Ranks) -> None:
     """Raise ValueError if a run cannot be laid out over these processes. The planner needs only one of them."""
-    cfg, model = start.cfg, registry.model_class(start.cfg.model)
+    cfg = start.cfg
     if cfg.dry_run:
         return
     if ranks.number == 1:
@@ -117,10 +117,6 @@ def require_layout(start: Start, ranks: Ranks) -> None:
     if cfg.parallel != "ddp" and getattr(start.config, "image_format", None) is not None:
         raise ValueError(
             f"parallel must be ddp for a model that reads images, because not every batch has one, got {cfg.parallel}"
-        )
-    if cfg.layout[1] is not None and not hasattr(model, "routed_experts"):
-        raise ValueError(
-            f"parallel={cfg.parallel} needs a model with routed experts, which {cfg.model} has not; use ddp or fsdp"
         )
 
 
@@ -271,10 +267,10 @@ def require_room_for_offload(cfg: TrainConfig) -> None:
             f"offload={cfg.offload} keeps it in the memory of the host, where a run on device {cfg.device} has "
             "it already; leave offload out, or train on a CUDA device"
         )
-    if cfg.offload == "optimizer" and cfg.parallel != "ddp":
+    if cfg.offload == "optimizer" and cfg.layout[1] is not None:
         raise ValueError(
-            f"offload=optimizer needs whole parameters, and with parallel={cfg.parallel} each process has a part of "
-            "them, and of the optimizer's state; leave offload out, or use parallel=ddp"
+            f"offload=optimizer cannot move experts that are spread over processes, got parallel={cfg.parallel}; "
+            "leave offload out, or use parallel=ddp or fsdp"
         )
 
 

@@ -19,7 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,11 +41,13 @@ class Layout:
 
     def __init__(self, model: nn.Module, cfg: TrainConfig, ranks: Ranks):
         data, degree = cfg.layout
-        kind = torch.device(cfg.device).type
+        self.device = torch.device(cfg.device)
+        kind = self.device.type
         self.ranks, self.model, self.experts = ranks, model, []
         self.model_class = type(model)  # fully_shard changes it
         if degree is not None:
-            degree = expert_degree(model, degree, ranks.number)
+            with ranks.together():
+                degree = expert_degree(model, degree, ranks.number)
             sizes = ranks.number // degree, degree
             mesh = init_device_mesh(
                 kind, sizes, mesh_dim_names=(expert_parallel.REPLICA, expert_parallel.EXPERT)
@@ -107,7 +115,7 @@ class Layout:
         for grads in kinds.values():
             parts = [local(g).norm().double().square() / self.copies(g) for g in grads]
             squares.append(torch.stack(parts).sum())
-        return list(self.ranks.sum(torch.stack(squares)).sqrt())
+        return list(self.ranks.sum(torch.stack(squares)).sqrt().to(self.device))
 
     def scale(self, grads: list[torch.Tensor], factor: float) -> None:
         for grad in grads:
@@ -142,17 +150,22 @@ def expert_degree(model: nn.Module, asked: int, ranks: int) -> int:
 def shard(model: nn.Module, cfg: TrainConfig, mesh: Any, apart: set[nn.Parameter]) -> nn.Module:
     """Shard each block, and then the rest, with FSDP2. apart: parameters that it leaves as they are.
 
-    With bfloat16, blocks travel and compute in it. The embeddings and the residual stream stay in float32, as
-    under autocast, and so does the sum of the gradients.
+    With bfloat16, the parameters of blocks travel in it, those of norms and routers too; what autocast leaves in
+    float32 still computes in float32. The embeddings, the residual stream and the sum of the gradients stay in
+    float32. With offload=optimizer, parameters, gradients and averages rest on the host, where the optimizer steps.
     """
     low = getattr(torch, cfg.dtype) if cfg.dtype != "float32" else None
     narrow = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     same = MixedPrecisionPolicy(cast_forward_inputs=False)
+    offload = OffloadPolicy()
+    if cfg.offload == "optimizer":
+        offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    options = {"mesh": mesh, "ignored_params": apart, "offload_policy": offload}
     for block in model.block:
         if cfg.compile == "on":
             block.compile()
-        fully_shard(block, mesh=mesh, mp_policy=narrow if low else same, ignored_params=apart)
-    fully_shard(model, mesh=mesh, mp_policy=same, ignored_params=apart)
+        fully_shard(block, mp_policy=narrow if low else same, **options)
+    fully_shard(model, mp_policy=same, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
