@@ -18,6 +18,7 @@ from architecture.checkpoint import checkpoints, read_checkpoint
 from common.files import write_json_atomic
 from inference import load_model
 from training.distributed import sharded_checkpoint
+from training.distributed.mesh import Ranks
 from training.monitor.metrics import read_metrics
 from training.state.checkpoint import finish_saving, restored_like, set_aside_newer
 
@@ -173,17 +174,20 @@ class Small(nn.Module):
 
 
 def save_while_values_change(folder: str) -> None:
+    import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
     model = Small()
     fully_shard(model.sharded)
-    saver, path = sharded_checkpoint.Saver(), Path(folder) / "checkpoint_1.pt"
+    ranks = Ranks(dist.get_world_size(), dist.get_rank())
+    saver, path = sharded_checkpoint.Saver(ranks), Path(folder) / "checkpoint_1.pt"
     for step in (1, 2):
         state = {"model": model.state_dict(), "step": step}
         saver.start(path.with_name(f"checkpoint_{step}.pt"), state, lambda: None)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(2)
+    saver.start(path.with_name("checkpoint_2.pt"), {"model": {}}, lambda: None)  # this step is saved
     saver.wait()
 
 

@@ -33,23 +33,26 @@ class Saver:
     """Saves one checkpoint after the other while the run goes on. All ranks call the same methods.
 
     Training may change the tensors as soon as start() returns, because it copies them to the memory of the CPU.
+    newest: the checkpoint that the run continues.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, newest: Path | None = None) -> None:
+        self.ranks, self.newest = ranks, newest
         # A group of its own, because the messages of a save come between those of a step.
         self.group = distributed.new_group(backend="gloo")
-        self.path: Path | None = None
         self.pending: Future | None = None
 
     def start(self, path: Path, state: dict[str, Any], then: Callable[[], None]) -> None:
         """Begin to write a checkpoint, once the one before is complete. Raises what that one failed with.
 
+        A step that was saved is not saved again, if the run fails before the next one.
         then: what rank 0 does as soon as the checkpoint is complete.
         """
         self.wait()
+        if path == self.newest:
+            return
         writer, tensors = _Writer.of(path, state, then)
-        self.path = path
+        self.newest = path
         self.pending = torch_checkpoint.async_save(tensors, storage_writer=writer, process_group=self.group)
 
     def wait(self) -> None:
@@ -58,7 +61,7 @@ class Saver:
         if pending is None:
             return
         try:
-            with writing(self.path), raising_the_cause():
+            with writing(self.newest), raising_the_cause():
                 pending.result()
         except OSError as error:
             raise error if self.ranks.writes else FailedElsewhere(str(error)) from error

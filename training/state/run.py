@@ -127,7 +127,7 @@ def open_run(
         if layout is not None and layout.in_parts:
             from training.distributed.sharded_checkpoint import Saver
 
-            saver = stack.enter_context(contextlib.closing(Saver(ranks)))
+            saver = stack.enter_context(contextlib.closing(Saver(ranks, path if resumed else None)))
         stack.enter_context(stop)
         run = Run(
             cfg=cfg,
@@ -323,6 +323,8 @@ def save(
         run.saver.start(path, state, finish)
         if wait:
             run.saver.wait()
-    elif run.ranks.writes:
+    elif (
+        run.ranks.writes and not path.is_dir()
+    ):  # a sharded one is where this run began, before its first step
         checkpoint.save_checkpoint(out_dir, step, state, keep=keep)
     return path
