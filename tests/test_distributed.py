@@ -43,7 +43,9 @@ def compare(one: Path, many: Path, tolerance: float) -> None:
             assert record["optim/grad_norm"] > CLIP
         for tag, value in record.items():
             if tag.startswith(COMPARED):
-                assert other[tag] == pytest.approx(value, rel=tolerance, abs=1e-12), (record["step"], tag)
+                # the norms of kinds are parts of the total norm
+                near = tolerance * record["optim/grad_norm"] if "grad_norm/" in tag else 1e-12
+                assert other[tag] == pytest.approx(value, rel=tolerance, abs=near), (record["step"], tag)
     weights, found = (load(run / "checkpoint_20.pt")["model"] for run in (one, many))
     assert weights.keys() == found.keys()
     wanted = torch.cat([w.double().flatten() for w in weights.values()])
@@ -69,8 +71,12 @@ def compare_layouts(corpus, folder: Path, number: int, layouts, settings, tolera
 
 @pytest.mark.peer
 def test_two_processes_train_as_one(corpus, tmp_path):
-    settings = ("adamw none", "muon aux_global", "adamw bias")
-    compare_layouts(corpus, tmp_path, 2, LAYOUTS, settings, 1e-10, double=True)
+    compare_layouts(corpus, tmp_path, 2, LAYOUTS, ("muon aux_global", "adamw bias"), 1e-10, double=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_other_settings(corpus, tmp_path):
+    compare_layouts(corpus, tmp_path, 2, LAYOUTS, ("adamw none", "muon bias"), 1e-10, double=True)
 
 
 @pytest.mark.peer
@@ -124,7 +130,7 @@ def test_all_processes_stop_together_for_a_signal_or_an_error_of_one(corpus, tmp
 
 @pytest.mark.peer
 def test_segments_with_a_carry_train_as_in_one_process(corpus, tmp_path):
-    many = [*SMALL, *corpus, "--segment_length", 8, "--grad_clip", CLIP, "--save_every", 10]
+    many = [*SMALL, *corpus, "--block_size", 8, "--grad_clip", CLIP, "--save_every", 10]
     one = [flag if many[i - 1] != "--batch_size" else 4 for i, flag in enumerate(many)]
     launch(tmp_path, 1, [[*one, "--out_dir", "one"]], double=True, script="train_context")
     launch(tmp_path, 2, [[*many, "--out_dir", "many"]], double=True, script="train_context")

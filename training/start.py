@@ -91,7 +91,8 @@ def require_read(command: CommandLine) -> None:
 def require_resources(start: Start) -> None:
     """Raise ValueError if a run does not fit into memory, or if its output folder is taken."""
     cfg = start.cfg
-    costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
+    if number_of_ranks() == 1 or cfg.parallel == "ddp":  # in parts, a model may be larger than a device
+        costs.require_memory(cfg, start.config, device.available_memory(torch.device(cfg.device)))
     if not cfg.eval_only:
         check_out_dir(cfg.out_dir, cfg.resume)
 
@@ -113,6 +114,11 @@ def require_layout(start: Start, ranks: Ranks) -> None:
     if torch.device(cfg.device) not in (torch.device("cpu"), torch.device("cuda")):
         raise ValueError(
             f"device must be auto, cpu or cuda under torchrun, which gives each process its own, got {cfg.device}"
+        )
+    if cfg.freeze == "trunk":
+        raise ValueError(
+            "freeze must be none or vision under torchrun, because a process without an image would have no gradient, "
+            "got trunk"
         )
     if cfg.parallel != "ddp" and getattr(start.config, "image_format", None) is not None:
         raise ValueError(

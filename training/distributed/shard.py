@@ -37,7 +37,10 @@ from training.distributed.mesh import Ranks
 
 
 class Layout:
-    """A model on the ranks of a run. `module` trains in place of the raw model, which gets other parameters."""
+    """A model on the ranks of a run. `module` trains in place of the raw model, which gets other parameters.
+
+    model: on the CPU or on cfg.device. What FSDP shards never is on a device as a whole.
+    """
 
     def __init__(self, model: nn.Module, cfg: TrainConfig, ranks: Ranks):
         data, degree = cfg.layout
@@ -56,7 +59,7 @@ class Layout:
         if data == "fsdp":
             self.module = shard(model, cfg, init_device_mesh(kind, (ranks.number,)), set(self.experts))
         else:
-            self.module = replicate(model, cfg, self.experts)
+            self.module = replicate(model.to(self.device), cfg, self.experts)
 
     def exchange_gradients(self, now: bool) -> None:
         """Before a forward pass: whether the gradients of its window are exchanged, as those of a step's last are."""
@@ -105,6 +108,7 @@ class Layout:
         if self.ranks.writes:
             copy.load_state_dict(state, assign=True)
             copy.tokenizer = model.tokenizer
+            copy.cpu()  # the buffers
         return copy
 
     def norms(self, kinds: dict[str, list[torch.Tensor]]) -> list[torch.Tensor]:

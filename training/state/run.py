@@ -82,7 +82,7 @@ def open_run(
     resumed: the checkpoint to continue, None for a new run.
     """
     device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
-    model = model.to(device).train()
+    model = model.train()
     checkpoint_blocks(model, cfg.activation_checkpointing)
     model.tokenizer = tokenizer  # it turns samples into text; a loaded model already has it
     layout = None
@@ -92,6 +92,7 @@ def open_run(
         layout = Layout(model, cfg, ranks)
         compiled = layout.module
     else:
+        model = model.to(device)
         compiled = with_compiled_blocks(model) if cfg.compile == "on" else model
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
