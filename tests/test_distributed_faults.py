@@ -1,5 +1,6 @@
 """Ranks that differ, hang, die or start again."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,12 +185,16 @@ def test_a_restart_leaves_the_run_of_another_job_alone(tmp_path, corpus):
         assert {path: path.read_bytes() for path in (folder / "model").iterdir()} == before
 
 
-def test_a_restart_asks_for_nothing_that_the_checkpoint_decides(tmp_path, corpus):
-    assert run(tmp_path, *RUN, *corpus, "--out_dir", "first").code == 0
+def test_a_restart_asks_for_nothing_that_the_checkpoint_decides(tmp_path, corpus, straight):
+    shutil.copytree(straight, tmp_path / "first")
     begun = [*RUN, *corpus, "--init_from", "first", "--lr", "1e-3"]
     assert run(tmp_path, *begun, at_step=5, environment=FIRST).code == -9
     (tmp_path / "first").rename(tmp_path / "gone")
     assert run(tmp_path, *begun, environment=AGAIN).code == 0
+
+
+def test_a_restart_of_a_run_that_went_back_does_not_go_back_again(tmp_path, straight):
+    shutil.copytree(straight, tmp_path / "model")
     went_back = ["--resume_from", "model/checkpoint_3.pt"]
     assert run(tmp_path, *went_back, at_step=7, environment=FIRST).code == -9
     ended = run(tmp_path, *went_back, environment=AGAIN)
