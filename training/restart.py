@@ -42,6 +42,8 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
     if not saved:
         return command
     if last is not None and last >= length:
+        if ranks.writes:
+            say(f"the run in {folder} is finished")
         return None
     # What the checkpoint decides is not asked for again: a flag may name a file that has changed since.
     free = RESUMABLE_CHANGES | CHANGES_BITS | {*DATA}
