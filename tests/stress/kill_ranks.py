@@ -3,7 +3,7 @@
     python -m tests.stress.kill_ranks [--kills 20] [--seed 0]    writes benchmarks/results/kill_ranks.json
     python -m tests.stress.kill_ranks --only 7                   does kill 7 again and writes nothing
 
-Each kill -9 meets a random rank at a random moment, from the start of the processes to their end, of a tiny run
+Each kill -9 meets a random rank, a moment after a random step or, one time in five, before the first, of a tiny run
 that `torchrun --nproc_per_node=2 --max-restarts=3` started. The run must end by itself with exit code 0. Then
 every checkpoint in its folder, the history in metrics.jsonl and the list of files must be those of the same run
 that nobody disturbed, to the last bit. The runs take turns in --parallel, optimizer, packing and balance rule.
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from architecture.checkpoint import checkpoints
 from common.provenance import provenance
-from tests.stress.kill_resume import TINY, fingerprint, history
+from tests.stress.kill_resume import STEPS, TINY, fingerprint, history, records
 from tests.stress.processes import ROOT, Broken
 from tests.toy_corpus import documents, write_jsonl
 from training.distributed.sharded_checkpoint import in_memory
@@ -52,7 +52,7 @@ class Straight(NamedTuple):
     states: dict[str, str]  # fingerprints of its checkpoints, by name
     history: list[dict[str, Any]]
     files: set[str]
-    seconds: float  # from the start of its processes to their end
+    seconds: float  # from the start of its processes to their first step
 
 
 def start(folder: Path, recipe: str, data: list[str]) -> subprocess.Popen:
@@ -100,12 +100,20 @@ def found(folder: Path, seconds: float = 0.0) -> Straight:
     return Straight(states, history(out_dir), set(os.listdir(out_dir)), seconds)
 
 
+def wait_for_step(step: int, torchrun: subprocess.Popen, folder: Path) -> None:
+    """Return when a run has done that many steps, or has ended."""
+    while records(folder / "model").count(b'"train/loss"') < step and torchrun.poll() is None:
+        time.sleep(0.01)
+
+
 def straight_run(folder: Path, recipe: str, data: list[str]) -> Straight:
     torchrun = start(folder, recipe, data)
     wait_for_processes(torchrun)
     began = time.monotonic()
+    wait_for_step(1, torchrun, folder)
+    seconds = time.monotonic() - began
     ended(torchrun, folder)
-    return found(folder, time.monotonic() - began)
+    return found(folder, seconds)
 
 
 def killed_run(
@@ -114,7 +122,11 @@ def killed_run(
     """Kill one rank once, and check the end. Returns what the run had done by then; None if it had ended."""
     torchrun = start(folder, recipe, data)
     victim = wait_for_processes(torchrun)[draw.randrange(RANKS)]
-    time.sleep(draw.uniform(0, straight.seconds))
+    if draw.random() < 0.2:
+        time.sleep(draw.uniform(0, straight.seconds))
+    else:
+        wait_for_step(draw.randint(1, STEPS), torchrun, folder)
+        time.sleep(draw.uniform(0, 0.5))
     try:
         os.kill(victim, signal.SIGKILL)
         there = checkpoints(folder / "model")
