@@ -130,7 +130,7 @@ def test_all_processes_stop_together_for_a_signal_or_an_error_of_one(corpus, tmp
 
 @pytest.mark.peer
 def test_segments_with_a_carry_train_as_in_one_process(corpus, tmp_path):
-    many = [*SMALL, *corpus, "--block_size", 8, "--grad_clip", CLIP, "--save_every", 10]
+    many = [*SMALL, *corpus, "--block_size", 8, "--grad_clip", CLIP, "--balance", "none"]
     one = [flag if many[i - 1] != "--batch_size" else 4 for i, flag in enumerate(many)]
     launch(tmp_path, 1, [[*one, "--out_dir", "one"]], double=True, script="train_context")
     launch(tmp_path, 2, [[*many, "--out_dir", "many"]], double=True, script="train_context")
