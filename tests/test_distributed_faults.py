@@ -1,10 +1,13 @@
 """Ranks that differ, hang, die or start again."""
 
+import contextlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from ranks import on_ranks
 from toy_run import TINY, differences, load, run, run_here
 
 from architecture.checkpoint import checkpoints, read_checkpoint
-from tests.stress.kill_ranks import processes_of
+from tests.stress.kill_ranks import processes_of, wait_for_step
 from training.config import TrainConfig
 from training.distributed import faults
 from training.distributed.mesh import FailedElsewhere, Ranks
@@ -91,30 +94,29 @@ def test_a_step_that_never_ends_ends_its_process_and_names_rank_and_step():
     assert 'File "<string>", line 4' in done.stderr  # where it waits
 
 
-def torchrun(folder: Path, program: list[str], flags: list[str]) -> subprocess.Popen:
-    """Start two ranks; they print to the file `log`."""
-    folder.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def torchrun(folder: Path, program: list[str], flags: list[str]) -> Iterator[subprocess.Popen]:
+    """Two ranks, which print to the file `log`. They are killed at the end."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *program]
     with open(folder / "log", "wb") as log:
-        return subprocess.Popen([*words, *map(str, flags)], cwd=folder, stdout=log, stderr=log)
-
-
-def after_step(folder: Path, step: int, job: subprocess.Popen) -> None:
-    """Return when a run has done that many steps."""
-    records, limit = folder / "model/metrics.jsonl", time.monotonic() + 200
-    while not records.exists() or max((r["step"] for r in read_metrics(records)), default=0) < step:
-        assert job.poll() is None and time.monotonic() < limit, (folder / "log").read_text()
-        time.sleep(0.02)
+        job = subprocess.Popen([*words, *map(str, flags)], cwd=folder, stdout=log, stderr=log)
+    try:
+        yield job
+    finally:
+        if job.poll() is None:
+            for pid in (*processes_of(job), job.pid):
+                os.kill(pid, signal.SIGKILL)
+            job.wait()
 
 
 @pytest.mark.peer
 def test_a_rank_that_dies_ends_the_job_within_a_minute_with_a_checkpoint_to_load(tmp_path, corpus):
     flags = [*RUN, *corpus, "--max_iters", "5000", "--parallel", "fsdp"]
-    job = torchrun(tmp_path, [str(ROOT / "train.py")], flags)
-    after_step(tmp_path, 7, job)
-    began = time.monotonic()
-    subprocess.run(["kill", "-9", str(processes_of(job)[1])], check=True)
-    assert job.wait(60) != 0 and time.monotonic() - began < 60
+    with torchrun(tmp_path, [str(ROOT / "train.py")], flags) as job:
+        wait_for_step(7, job, tmp_path)
+        began = time.monotonic()
+        os.kill(processes_of(job)[1], signal.SIGKILL)
+        assert job.wait(60) != 0 and time.monotonic() - began < 60
     told = (tmp_path / "log").read_text()
     assert "rank 0 of 2 on " in told and "lost another rank after step" in told
     assert "Signal 9 (SIGKILL)" in told
@@ -125,15 +127,13 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute_with_a_checkpoint_to_load
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job_and_the_other_one_names_the_step(tmp_path, corpus):
     (tmp_path / "limited.py").write_text(
-        "import sys\nfrom training.distributed import faults\nfaults.STEP_LIMIT = 5\nimport train\nsys.exit(train.main())"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom training.distributed import faults\n"
+        "faults.STEP_LIMIT = 5\nimport train\nsys.exit(train.main())"
     )
-    flags = [*RUN, *corpus, "--max_iters", "5000"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        job = torchrun(tmp_path, ["limited.py"], flags)
-    after_step(tmp_path, 7, job)
-    subprocess.run(["kill", f"-{signal.SIGSTOP.value}", str(processes_of(job)[1])], check=True)
-    assert job.wait(90) != 0  # torchrun gives the hanging process half a minute
+    with torchrun(tmp_path, ["limited.py"], [*RUN, *corpus, "--max_iters", "5000"]) as job:
+        wait_for_step(7, job, tmp_path)
+        os.kill(processes_of(job)[1], signal.SIGSTOP)
+        assert job.wait(90) != 0  # torchrun gives the hanging process half a minute
     told = (tmp_path / "log").read_text()
     assert "rank 0 of 2 on " in told and "has taken 5 s" in told
 
