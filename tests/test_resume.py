@@ -271,7 +271,10 @@ def test_resume_refuses_what_changes_the_sequence(straight, capsys):
         assert run_here(straight, *RESUME, f"--{flag}", value) == 2
         error = capsys.readouterr().err
         assert f"{flag}={value} (saved: {saved})" in error and error.count("\n") == 1
-    assert "these may change: eval_every, final_eval_tokens, keep, log_every, save_every" in error
+    assert (
+        "these may change: activation_checkpointing, eval_every, final_eval_tokens, keep, log_every, "
+        in error
+    )
     assert listing(straight) == before
 
 
