@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from architecture import shards
 from common.files import read_json, read_json_object, reading
 from common.script import did_you_mean
 from common.settings import cast, require_bounds
@@ -41,7 +42,8 @@ logger = logging.getLogger(__name__)
 def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) -> Path:
     """The checkpoint that a path names: RUN stands for its newest checkpoint, RUN/best.json for its best one.
 
-    A path of a file, or of a folder that transformers wrote, is returned unchanged, whether it exists or not.
+    A path of a file, of a sharded checkpoint, or of a folder that transformers wrote, is returned unchanged,
+    whether it exists or not.
     Raises ValueError for a GGUF file and its folder, because only llama.cpp reads them.
     say: receives one line that names the checkpoint, if it is not `path` itself.
     """
@@ -63,7 +65,7 @@ def find_checkpoint(path: str | Path, say: Callable[[str], None] = logger.info) 
         return found
     if path.suffix == ".gguf" and path.is_file():
         raise ValueError(f"{path} is a GGUF file, {ONLY_LLAMA_CPP}")
-    if not path.is_dir() or is_model_folder(path):
+    if not path.is_dir() or is_model_folder(path) or shards.is_sharded(path):
         return path
     there, best = checkpoints(path), best_checkpoint(path)
     if not there and any(path.glob("*.gguf")):
@@ -124,14 +126,15 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
     """The dictionary of a checkpoint, with its tensors on the CPU, verified by the checksums in the file.
 
     Code inside a pickle is never run (weights_only). Copy a tensor before you use it: see owned().
+    In a sharded checkpoint the weights are LazyWeights, and the tensors of the optimizers are shards.Stored.
     Raises ValueError for a file that is missing, damaged, foreign or newer than this code, and MemoryError.
     way_out: the last words of the message for a damaged file.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not shards.is_sharded(path):
         raise ValueError(f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt")
     with reading(path, "a checkpoint", way_out=way_out):
-        state = _verified(path)
+        state = shards.read(path) if path.is_dir() else _verified(path)
         state = state if isinstance(state, dict) else {}
         if (found := state.get("format", 1)) > FORMAT:
             raise ValueError(
@@ -141,6 +144,10 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
         wrong = [key for key, kind in REQUIRED_KEYS.items() if not isinstance(state.get(key), kind)]
         if wrong:
             raise ValueError(f"it has no valid {', '.join(wrong)}, so another program wrote it")
+        if path.is_dir():
+            stored = state["model"]
+            shapes = {n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in stored.items()}
+            state["model"] = LazyWeights(shapes, lambda name: stored[name].whole(), fresh=stored)
     return state
 
 
@@ -198,6 +205,8 @@ def owned(
     shape: None stands for a size that the file decides; the tensor must then be contiguous, so that it is not
     larger than the file.
     """
+    if isinstance(value, shards.Stored) and value.shape == tuple(shape):
+        value = value.whole()
     fits = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
     fits = fits and len(value.shape) == len(shape)
     fits = fits and all(want in (None, size) for want, size in zip(shape, value.shape))
@@ -346,7 +355,7 @@ def load(cls: type[nn.Module], path: str | Path, *, device: str | torch.device =
     path: as for find_checkpoint.
     """
     path = find_checkpoint(path)
-    if path.is_dir():
+    if is_model_folder(path):
         raise ValueError(f"{path} is a folder of transformers; load it with architecture.registry.load_model")
     state = read_checkpoint(path)
     if state["model_name"] != cls.name:

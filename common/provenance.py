@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def source_checksums(*folders: str) -> dict[str, int]:
+    """The CRC-32 of each Python file in these folders of the project, by its path."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted(file for folder in folders for file in (root / folder).rglob("*.py"))
+    return {str(file.relative_to(root)): zlib.crc32(file.read_bytes()) for file in files}
 
 
 @functools.cache  # edits after the start do not affect the code that runs

@@ -53,7 +53,7 @@ def measure(checkpoint: Path, tokens: int, device_name: str) -> dict[str, float]
             prefill.append(half / (read - began))
             decode.append(written / (clock() - read))
     return {
-        "checkpoint_bytes": checkpoint.stat().st_size,
+        "checkpoint_bytes": sum(f.stat().st_size for f in (checkpoint, *checkpoint.glob("*")) if f.is_file()),
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "peak_memory_gb": peak_memory_gb(device),
         "prefill_tokens_per_second": statistics.median(prefill[1:]),

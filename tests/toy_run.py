@@ -151,6 +151,11 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any
 
 
 def load(path: Path) -> dict[str, Any]:
+    """The dictionary of a checkpoint, plain or sharded."""
+    if path.is_dir():
+        from training.distributed.sharded_checkpoint import in_memory
+
+        return in_memory(path)
     return torch.load(path, weights_only=True)
 
 

@@ -42,8 +42,13 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
     from common import device
     from data.images import PICTURES, open_images
     from data.sources import choose_dataset, open_dataset
-    from training import costs, optimizer, planner, start, trainer
+    from training import costs, optimizer, planner, restart, start, trainer
+    from training.distributed import faults
+    from training.state.checkpoint import data_identity
 
+    command = restart.after_restart(ranks, command)
+    if command is None:
+        return 0
     with ranks.together():
         begun = start.resolve(command)
         start.require_layout(begun, ranks)
@@ -79,6 +84,8 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
         source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
         validation = open_split(split="validation", identity=held.get("validation data"))
         lines += start.check_data(begun, source, validation)
+    step = saved["step"] if saved is not None else 0
+    faults.require_agreement(ranks, cfg, config, step, data_identity(source, validation))
     generator = torch.Generator().manual_seed(cfg.seed)
     model = registry.build_model(
         cfg.model, config, attention=cfg.attention, experts=cfg.experts, generator=generator

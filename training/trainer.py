@@ -30,6 +30,7 @@ from training import reporting
 from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens, tokens_lost
+from training.distributed.faults import limited, naming_lost_ranks
 from training.distributed.mesh import ONE, Ranks
 from training.memory import forward_context
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
@@ -79,6 +80,7 @@ def train(
         fixed = list(batches(max_tokens=cfg.eval_tokens))
     with (
         open_run(cfg, model, tokenizer, source, validation, resumed, ranks) as (run, progress),
+        naming_lost_ranks(ranks, progress),
         saving_if_memory_runs_out(run, progress),
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
@@ -90,8 +92,9 @@ def train(
             began = time.perf_counter()
             lr = learning_rate(progress.share_done(cfg, margin=0.5), cfg)
             set_learning_rate(run.optimizers, lr)
-            result, norms = train_step(run, progress)
-            stopping, took = ranks.after_step(run.stop, time.perf_counter() - began)
+            with limited(ranks, progress.step + 1):
+                result, norms = train_step(run, progress)
+                stopping, took = ranks.after_step(run.stop, time.perf_counter() - began)
             progress.seconds += took
             if line := pace.after_step(took):
                 run.writer.say(line)
@@ -119,7 +122,7 @@ def train(
                     run.writer.say(line)
                 losses = []
             if saving:  # after all records of this step, because resuming drops records after a checkpoint
-                path = save(run, progress, evaluated)
+                path = save(run, progress, evaluated, wait=stopping or done == 1)
             if stopping:
                 raise Stopped(run.stop, path, cfg.program)
         all_scored = sum(int((b["targets"] != IGNORE_INDEX).sum()) for b in fixed) < cfg.eval_tokens

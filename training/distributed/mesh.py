@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ class Ranks:
 
     number: int = 1
     rank: int = 0
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.number} on {socket.gethostname()}"
 
     @property
     def writes(self) -> bool:
@@ -112,6 +116,15 @@ class Ranks:
 ONE = Ranks()
 
 
+def job() -> str | None:
+    """The name of the job of torchrun that this process belongs to, the same after a restart; None without torchrun.
+
+    torchrun calls every job that has no --rdzv_id "none"; then the process of torchrun tells them apart.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
+
+
 @contextlib.contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Join the other processes of the run, with one CUDA device for each process of a machine, if it has them."""
@@ -131,7 +144,10 @@ def joined_ranks() -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    # After a restart, torchrun's store still has the addresses of the processes that ended (torch 2.13).
+    store, rank, number = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=number, timeout=TIMEOUT)
     try:
         yield Ranks(dist.get_world_size(), dist.get_rank())
     except FailedElsewhere:

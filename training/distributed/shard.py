@@ -77,14 +77,22 @@ class Layout:
         """After the last backward pass of a step: exchange what the engines did not."""
         expert_parallel.reduce_expert_gradients(self.experts)
 
-    def whole_checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
-        """checkpoint.contents of all ranks as that of one process, with the number of ranks and their generators."""
+    @property
+    def in_parts(self) -> bool:
+        """Whether a rank holds only a part of some parameters."""
+        return any(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+
+    def of_all_ranks(self, state: dict[str, Any]) -> dict[str, Any]:
+        """checkpoint.contents with the carry and the generators of all ranks, and their number.
+
+        All ranks get the same, but for DTensors.
+        """
         carry = state["progress"]["carry"]
         carries = self.ranks.gather(None if carry is None else carry.cpu())
         if carry is not None:
             state = state | {"progress": state["progress"] | {"carry": torch.cat(carries)}}
-        others = self.ranks.gather(state["rng"])[1:]
-        return whole(state, self.ranks.writes) | {"ranks": self.ranks.number, "rng_of_ranks": others}
+        first, *others = self.ranks.gather(state["rng"])
+        return state | {"ranks": self.ranks.number, "rng": first, "rng_of_ranks": others}
 
     def whole_model(self) -> nn.Module:
         """The model with whole parameters, in training mode: a copy on the CPU if they are in parts.
@@ -92,7 +100,7 @@ class Layout:
         Only the rank that writes gets values. All ranks must call it together.
         """
         model = self.model
-        if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        if not self.in_parts:
             return model
         backends = {"attention": model.attention_backend, "experts": model.experts_backend}
         copy = without_values(self.model_class, model.config, **backends).train()

@@ -10,6 +10,7 @@ import contextlib
 import math
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from architecture.checkpoint import ANOTHER, FORMAT, best_checkpoint, checkpoints, owned, read_checkpoint
+from architecture.shards import Stored
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, reading, write_json_atomic
 from common.provenance import git_commit
@@ -125,7 +127,14 @@ def finish_saving(out_dir: str | Path, step: int, scored: dict[str, float] | Non
         best = best_checkpoint(out_dir)
         for old in checkpoints(out_dir)[:-keep]:
             if best is None or old.name != best["checkpoint"]:
-                old.unlink()
+                remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. A kill meanwhile leaves no part of one under its name."""
+    if path.is_dir() and not path.name.endswith(".tmp"):
+        path = path.rename(path.with_name(f".{path.name}.tmp"))
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def update_best(out_dir: str | Path, step: int, val_loss: float, **more: Any) -> None:
@@ -323,17 +332,22 @@ def restore_optimizer(
                 f"its optimizer state of parameter {number} has other entries than {', '.join(names)}"
             )
         for name, like_parameter in names.items():
-            shape = parameter.shape if like_parameter else ()
-            tensor = owned(entry[name], f"{name} of parameter {number}", shape, torch.float32)
+            told = f"{name} of parameter {number}"
             if like_parameter and not isinstance(optimizer, StateOnHost):
-                tensor = laid_out_like(parameter, tensor)
-            elif not like_parameter:
-                tensor = tensor.to(parameter.device)
+                tensor = restored_like(parameter, entry[name], told)
+            else:
+                tensor = owned(entry[name], told, parameter.shape if like_parameter else (), torch.float32)
+                tensor = tensor if like_parameter else tensor.to(parameter.device)
             optimizer.state[parameter][name] = tensor
 
 
-def laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on the device of a parameter, and in parts over the ranks if the parameter is."""
+def restored_like(parameter: torch.Tensor, saved: Any, what: str) -> torch.Tensor:
+    """A saved float32 tensor on the device of a parameter, and in parts over the ranks if the parameter is."""
+    if isinstance(saved, Stored) and (saved.shape, saved.dtype) == (parameter.shape, torch.float32):
+        tensor = torch.empty_like(parameter.detach(), dtype=torch.float32)
+        saved.read_into(tensor)  # only the part of this rank
+        return tensor
+    tensor = owned(saved, what, parameter.shape, torch.float32)
     if hasattr(parameter, "device_mesh"):
         from training.distributed.shard import like
 

@@ -11,7 +11,7 @@ from shlex import quote
 from typing import Any, TextIO
 
 from common.files import lock_file, read_json, reading, writing
-from training.state.checkpoint import latest_checkpoint
+from training.state.checkpoint import latest_checkpoint, remove
 
 LOCK = ".lock"
 
@@ -54,6 +54,13 @@ def is_without_checkpoint(out_dir: str | Path) -> bool:
     return started and all(ours.fullmatch(name) for name in names)
 
 
+def forget(out_dir: str | Path) -> None:
+    """Delete what a run without a checkpoint left in its folder."""
+    assert is_without_checkpoint(out_dir)
+    for path in contents(out_dir):
+        remove(path)
+
+
 def nothing_to_continue(out_dir: str | Path) -> ValueError:
     if (owner := live_writer(out_dir)) is not None:
         return _has_a_writer(out_dir, owner)
@@ -73,7 +80,7 @@ def claim_out_dir(out_dir: str | Path, resume: bool) -> TextIO:
         lock = lock_file(out_dir / LOCK, functools.partial(_has_a_writer, out_dir))
     check_out_dir(out_dir, resume)  # again: another run may have started and ended before we held the lock
     for unfinished in out_dir.glob(".*.tmp"):  # a kill interrupted their writes
-        unfinished.unlink()
+        remove(unfinished)
     return lock
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from architecture import shards
 from architecture.tokenizer import token_byte_lengths, tokenizer_state
 from common.device import autocast
 from common.files import CannotWrite, atomic_write, write_json_atomic
@@ -23,7 +24,7 @@ from data.images import Pictured
 from data.loader import TrainLoader
 from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
-from training.distributed.mesh import ONE, Ranks
+from training.distributed.mesh import ONE, Ranks, job
 from training.memory import checkpoint_blocks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
@@ -61,6 +62,7 @@ class Run:
     first_image_id: int | None  # ids from here on are image tokens; None for a model of text
     ranks: Ranks = ONE
     layout: Any = None  # training.distributed.shard.Layout; None for one process
+    saver: Any = None  # training.distributed.sharded_checkpoint.Saver, if each rank has a part of the model
     # the position in the data and the random state that fit the weights; None while they are updated
     consistent: tuple[dict[str, Any], dict[str, Any]] | None = None
 
@@ -122,6 +124,11 @@ def open_run(
         with ranks.together():
             if ranks.writes:
                 tensorboard_dir, writer = open_files(cfg, stack, resumed, progress.step, rest)
+        saver = None
+        if layout is not None and layout.in_parts:
+            from training.distributed.sharded_checkpoint import Saver
+
+            saver = stack.enter_context(contextlib.closing(Saver(ranks, path if resumed else None)))
         stack.enter_context(stop)
         run = Run(
             cfg=cfg,
@@ -144,6 +151,7 @@ def open_run(
             first_image_id=image_format and image_format.first_id,
             ranks=ranks,
             layout=layout,
+            saver=saver,
         )
         if ranks.writes:
             write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
@@ -257,6 +265,9 @@ def store_extension(cfg: TrainConfig, path: Path, resumed: dict[str, Any]) -> No
     records = Path(cfg.out_dir) / "metrics.jsonl"
     with atomic_write(checkpoint.free_name_beside(records)) as file:
         file.write(records.read_bytes())
+    if path.is_dir():
+        shards.change_value(path, "train_config", asdict(cfg))
+        return
     with atomic_write(path) as file:
         torch.save(resumed | {"train_config": asdict(cfg)}, file)
 
@@ -267,6 +278,8 @@ def run_facts(run: Run, progress: Progress) -> dict[str, Any]:
     It holds every resolved setting, and the step, first batch, command, commit and versions of each start.
     """
     start = {"step": progress.step, "first_batch_sha256": run.loader.first_batch_sha256}
+    if name := job():
+        start["job"] = name
     return {
         "train": asdict(run.cfg),
         "model": asdict(run.model.config),
@@ -283,11 +296,13 @@ def save(
     progress: Progress,
     evaluated: tuple[int, Evaluation] | None,
     position: dict[str, Any] | None = None,
+    wait: bool = True,
 ) -> Path:
     """Save a checkpoint of this moment and return its path.
 
     evaluated: the last evaluated step and its result.
     position: where to continue in the data, by default where the loader is now.
+    wait: whether a sharded checkpoint is complete when this returns.
     """
     rest = {
         "data": position or run.loader.state_dict(),
@@ -299,9 +314,18 @@ def save(
         found = evaluated[1]
         rest["scored"] = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
     state = checkpoint.contents(run.cfg, run.model, run.tokenizer, progress, run.optimizers, rest)
+    out_dir, step, keep = run.cfg.out_dir, progress.step, run.cfg.keep
     if run.layout is not None:
-        state = run.layout.whole_checkpoint(state)
-    if run.ranks.writes:
-        run.writer.sync()  # after a power cut no checkpoint may lack the records before it
-        checkpoint.save_checkpoint(run.cfg.out_dir, progress.step, state, keep=run.cfg.keep)
-    return checkpoint.checkpoint_path(run.cfg.out_dir, progress.step)
+        state = run.layout.of_all_ranks(state)
+    run.writer.sync()  # after a power cut no checkpoint may lack the records before it
+    path = checkpoint.checkpoint_path(out_dir, step)
+    if run.saver is not None:
+        finish = functools.partial(checkpoint.finish_saving, out_dir, step, state["scored"], keep)
+        run.saver.start(path, state, finish)
+        if wait:
+            run.saver.wait()
+    elif (
+        run.ranks.writes and not path.is_dir()
+    ):  # a sharded one is where this run began, before its first step
+        checkpoint.save_checkpoint(out_dir, step, state, keep=keep)
+    return path
