@@ -19,7 +19,7 @@ def on_ranks(number: int, function: Callable[..., None], *arguments: Any) -> Non
         for rank in ranks:
             rank.start()
         for rank in ranks:
-            rank.join(120)
+            rank.join(600)
             rank.kill()
         assert [rank.exitcode for rank in ranks] == [0] * number
 
