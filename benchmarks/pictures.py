@@ -78,6 +78,17 @@ def load(ax) -> None:
     ax.figure.colorbar(image, ax=ax, label="load / even load", fraction=0.05)
 
 
+def captions(ax) -> None:
+    """Share of exact texts on held-out pictures over the steps, with the encoder and without."""
+    lines = map(json.loads, (RESULTS / "vision.jsonl").read_text(encoding="utf-8").splitlines())
+    curves = {line["arm"]: line["curve"] for line in lines}
+    for (arm, label), colour in zip({"toy": "the encoder", "floor": "one linear map"}.items(), COLOURS):
+        points = [(p["step"], 100 * p["val/exact_match"]) for p in curves[arm] if "val/exact_match" in p]
+        ax.plot(*np.array(points).T, color=colour, lw=1.4, label=label)
+    ax.set(title="Captions and answers, held-out combinations", xlabel="step", ylabel="% exact of 100")
+    ax.legend(fontsize=7)
+
+
 def save(name: str, *panels: Callable, width: float) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.1), layout="constrained", squeeze=False)
@@ -92,6 +103,7 @@ def main() -> None:
     save("curve", curve, width=5.5)
     save("ladder", ladder, width=5.5)
     save("load", load, width=4.5)
+    save("vision", captions, width=5.5)
     save("overview", curve, ladder, load, width=13)
 
 
