@@ -121,7 +121,8 @@ def test_the_context_variant_has_recipes_of_its_own():
 def test_without_a_recipe_a_size_takes_the_defaults_and_says_so():
     begun = resolve("--model_size", "gpt-oss-small")
     assert begun.lines[0] == "recipe: none for gpt-oss-small, so the defaults of train.py"
-    resolved = {name: getattr(TrainConfig, name) for name in ("model_size", "device", "dtype", "compile")}
+    named = ("model_size", "device", "dtype", "compile", "attention", "experts")
+    resolved = {name: getattr(TrainConfig, name) for name in named}
     assert replace(begun.cfg, **resolved) == TrainConfig()
     asked = resolve("--model_size", "medium", "--recipe", "none", "--block_size", 512).cfg  # as ablations do
     assert (asked.lr, asked.batch_size, asked.eval_every) == (8e-3, 8, 250)
