@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def test_the_first_difference_between_ranks_is_named(name, one, other):
     faults.require_same(two_ranks(dict(same)), same)
 
 
+@dataclass
+class ModelSettings:
+    width: int = 3
+
+
 def disagree() -> None:
     import torch.distributed as dist
 
@@ -64,11 +70,13 @@ def disagree() -> None:
     with pytest.raises(
         FailedElsewhere if ranks.rank else ValueError, match="same seed, and it is 5 on rank 0"
     ):
-        faults.require_agreement(ranks, cfg, cfg, 0, {"validation data": "x"})
+        faults.require_agreement(ranks, cfg, ModelSettings(), 0, {"validation data": "x"})
     cfg = TrainConfig(seed=5, threads=1 + ranks.rank)
-    faults.require_agreement(ranks, cfg, cfg, 0, {"validation data": "x"})
+    faults.require_agreement(ranks, cfg, ModelSettings(), 0, {"validation data": "x"})
     with pytest.raises(ValueError, match="same validation data, and it is '0'"):
-        faults.require_agreement(ranks, cfg, cfg, 0, {"validation data": str(ranks.rank)})
+        faults.require_agreement(ranks, cfg, ModelSettings(), 0, {"validation data": str(ranks.rank)})
+    with pytest.raises(ValueError, match="same width, and it is 3"):
+        faults.require_agreement(ranks, cfg, ModelSettings(3 + ranks.rank), 0, {})
 
 
 @pytest.mark.peer
