@@ -199,7 +199,10 @@ def saving_if_memory_runs_out(run: Run, progress: Progress) -> Iterator[None]:
 
 
 def take_batches(run: Run, progress: Progress) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
-    """The batches of a step, and the number of targets of each. Saves the run if the data fails, or if it is stopped while it waits for data."""
+    """The batches of a step, and the number of targets of each.
+
+    Saves the run if the data fails, or if it is stopped while it waits for data.
+    """
     position = run.loader.state_dict()  # the position that belongs to the current weights
     batches, counts = [], []
     try:
