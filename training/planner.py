@@ -105,9 +105,7 @@ class Layout(NamedTuple):
     """How parameters are spread over the ranks (training/distributed/shard.py)."""
 
     sharded: bool  # with FSDP2
-    degree: int = (
-        1  # ranks that hold the experts of a layer together; 1: every rank computes with all of them
-    )
+    degree: int = 1  # ranks that hold the experts of a layer together; 1: each computes with all of them
 
     def __str__(self) -> str:
         """As --parallel names it."""
@@ -294,9 +292,8 @@ def expert_activations(cfg: TrainConfig, model: Model, layout: Layout) -> float:
     kept = 0.0
     if layout.degree > 1:  # the rows that arrive at the experts, and those that come back
         kept += 2 * rows * (1 if cfg.activation_checkpointing == "full" else layers)
-    if (
-        keeps_products(cfg, model) and cfg.activation_checkpointing == "selective"
-    ):  # gate and up, and the output
+    if cfg.activation_checkpointing == "selective" and keeps_products(cfg, model):
+        # gate and up, and the output
         kept += rows * (2 * model.config.intermediate_size + d) / d * layers
     return kept
 

@@ -106,7 +106,8 @@ def require_layout(start: Start, ranks: Ranks) -> None:
     if cfg.dry_run:
         return
     if ranks.number == 1:
-        if cfg.parallel != "ddp" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        # a run of several processes may go on with one
+        if cfg.parallel != "ddp" and not cfg.resume and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise ValueError(
                 f"parallel={cfg.parallel} needs several processes; start them with torchrun --nproc_per_node=N "
                 f"{cfg.program}, or leave parallel out"

@@ -14,8 +14,10 @@ STDERR = 2
 class StopRequest:
     """A context manager for Ctrl-C, SIGTERM and SIGHUP, which a closed terminal sends.
 
-    says: whether it prints ANSWER.  SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal`
+    SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal`
     and prints ANSWER to stderr. A later Ctrl-C raises KeyboardInterrupt.
+
+    says: whether it prints ANSWER.
     """
 
     def __init__(self, says: bool = True) -> None:
