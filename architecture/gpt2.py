@@ -130,24 +130,35 @@ class ModelConfig:
         d = self.hidden_size
         return self.num_hidden_layers * (4 * d * d + 2 * d * self.intermediate_size)
 
-    def values_kept_per_token(
-        self, batch_size: int, block_size: int, attention: str, checkpointing: str = "none"
+    def bytes_kept_per_token(
+        self,
+        batch_size: int,
+        block_size: int,
+        *,
+        attention: str,
+        experts: str,
+        checkpointing: str = "none",
+        width: int = 4,
     ) -> float:
-        """Estimate of the number of values per token that autograd keeps between forward and backward.
+        """Estimate of the number of bytes per token that autograd keeps between forward and backward.
 
-        checkpointing: none, selective or full (training/memory.py).
+        attention: name of a backend.  experts: has no meaning here.  checkpointing: none, selective or full
+        (training/memory.py).  width: bytes of a value in a matrix product, 2 with autocast to bfloat16.
         """
         d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
-        # D: the input and output of both norms, queries, keys, values, and the result of attention
-        # F: the input and output of GELU
-        layer = 8 * d + 2 * f
-        layer += heads * (block_size if attention == "eager" else 1)  # attention weights, or their normaliser
-        if checkpointing != "none":
-            layer = d  # its input
-        if checkpointing == "selective":
-            # queries, keys, values, both outputs: 5 D; the result of attention, except with eager: D
-            layer += 5 * d + f + (0 if attention == "eager" else d + heads)
-        return self.num_hidden_layers * layer + 3 * d  # the last norm, and the gradient of the head
+        scores = heads * block_size if attention == "eager" else 0
+        if checkpointing == "none":
+            # float32: the inputs of both norms, and attention weights or their normaliser
+            # others: the outputs of both norms, queries, keys, values, the result; the input and output of GELU
+            wide, narrow = 2 * d + (scores or heads), 6 * d + 2 * f
+            narrow += scores if width < 4 else 0  # a copy of the weights
+        else:
+            wide, narrow = d, 0  # the input
+            if checkpointing == "selective":  # queries, keys, values, both outputs; the result of attention
+                narrow = 5 * d + f + (0 if scores else d)
+                wide += 0 if scores else heads
+        # the last norm, and the gradient of the head
+        return self.num_hidden_layers * (4 * wide + width * narrow) + 4 * 3 * d
 
 
 _GPT2 = dict(vocab_size=50304, used_vocab_size=50257, initial_context_length=1024)

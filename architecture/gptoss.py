@@ -219,35 +219,53 @@ class ModelConfig:
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
         return layers * d * self.head_dim * heads + experts * d * (up + self.intermediate_size)
 
-    def values_kept_per_token(
-        self, batch_size: int, block_size: int, attention: str, checkpointing: str = "none"
+    def bytes_kept_per_token(
+        self,
+        batch_size: int,
+        block_size: int,
+        *,
+        attention: str,
+        experts: str,
+        checkpointing: str = "none",
+        width: int = 4,
     ) -> float:
-        """Estimated number of values that autograd keeps for each token between forward and backward.
+        """Estimated number of bytes that autograd keeps for each token between forward and backward.
 
-        checkpointing: none, selective or full (training/memory.py).
+        attention, experts: names of backends; auto: those for a CPU.  checkpointing: none, selective or full
+        (training/memory.py).  width: bytes of a value in a matrix product, 2 with autocast to bfloat16.
+        Counted for operations that run one by one; torch.compile may keep less.
         """
         d, f, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         heads, groups = self.num_attention_heads, self.num_key_value_heads
-        # input and output of two norms; queries and keys after rotation, the result; the mask
-        kept = 4 * d + (2 * heads + groups) * self.head_dim + block_size / batch_size
-        if attention == "eager":
-            kept += (heads + 2 * groups) * self.head_dim + 2 * heads * block_size  # scores and weights
-        else:
-            kept += 2 * heads * self.head_dim + heads  # keys and values repeated for each head
-        # one token in one expert: gate and up, output; for gelu: input, both sides of gelu, output
-        row = 2 * f + d * (1 if self.mlp == "swiglu" else 2)
-        moe, k = len(self.resolved_moe_layers), self.experts_per_token
-        routed = (k + self.shared_experts) * row + 6 * self.num_experts
+        queries, projected = heads * self.head_dim, (heads + 2 * groups) * self.head_dim
+        swiglu, moe, k = self.mlp == "swiglu", len(self.resolved_moe_layers), self.experts_per_token
+        fused = swiglu and experts in ("auto", "sorted")  # one operation, which computes most values again
+        # block and row, one token in one expert, are values in the dtype of products; the others are float32
         if checkpointing == "none":
-            return layers * kept + moe * routed + (layers - moe) * row + 3 * d
-        block, row = d, 0  # its input
-        if checkpointing == "selective":
-            block += (heads + 2 * groups) * self.head_dim + d  # qkv and out
-            block += 0 if attention == "eager" else heads * self.head_dim + heads  # the result of attention
-            row = 0 if self.mlp == "swiglu" else f + d  # on a CPU, experts with swiglu are one operation
-        # the logits, and the chosen experts, which are int64
-        routed = (k + self.shared_experts) * row + self.num_experts + 3 * k
-        return layers * block + moe * routed + (layers - moe) * row + 3 * d
+            # the inputs of two norms, of the router and of qkv; queries and keys after rotation, and the result
+            wide, block = 3 * d, d + 2 * queries + groups * self.head_dim
+            if attention == "flex":  # values, as a part of qkv; the result without its sink
+                wide, block = wide + 2 * heads, block + projected + queries
+            elif attention == "eager":  # scores, weights, and the mask
+                wide, block = wide + heads * block_size, block + projected + heads * block_size
+                block += block_size / batch_size
+            else:  # keys and values repeated for each head, and the mask
+                wide, block = wide + heads, block + 2 * queries + block_size / batch_size
+            # input and output, gate and up, and five steps of swiglu; for gelu, both of its sides
+            row = 2 * f + d if fused else (7 if swiglu else 2) * f + 2 * d
+            router = 6 * self.num_experts
+            owners = 2 * k * self.num_experts if experts == "grouped" else 0  # for each bias: whose a row is
+        else:
+            wide, block, row, owners = d, 0, 0, 0  # the input
+            if checkpointing == "selective":
+                block = projected + d  # qkv and out
+                if attention != "eager":  # the result of attention
+                    wide, block = wide + heads, block + queries
+                row = 0 if fused else (2 if swiglu else 1) * f + d  # both products
+            router = self.num_experts + 3 * k  # the logits, and the chosen experts, which are int64
+        routed = 4 * router + width * ((k + self.shared_experts) * row + owners)
+        dense = width * row
+        return layers * (4 * wide + width * block) + moe * routed + (layers - moe) * dense + 4 * 3 * d
 
 
 PRESETS: dict[str, dict[str, Any]] = {

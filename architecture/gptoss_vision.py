@@ -115,18 +115,30 @@ class VisionConfig(ModelConfig):
         """As for the trunk, with the matrices of the encoder."""
         return super().matrix_parameters() + self.use_vision * sum(self._encoder_sizes())
 
-    def values_kept_per_token(
-        self, batch_size: int, block_size: int, attention: str, checkpointing: str = "none"
+    def bytes_kept_per_token(
+        self,
+        batch_size: int,
+        block_size: int,
+        *,
+        checkpointing: str = "none",
+        width: int = 4,
+        **backends: str,
     ) -> float:
         """As for the trunk, with the encoder's values for one image in each sequence."""
         w, heads, layers = self.vision_embed_dim, self.vision_num_heads, self.vision_num_layers
-        # two norms, queries, keys, values and the result: 8 W; input and output of GELU: 8 W
-        image = layers * (16 * w + heads)
-        if checkpointing != "none":
-            # the input; selective also keeps qkv, the result of attention, out, and the results of mlp1 and mlp2
-            image = layers * (w + (checkpointing == "selective") * (10 * w + heads))
-        image += 2 * w + self.vision_num_channels * self.vision_patch_size**2
-        kept = super().values_kept_per_token(batch_size, block_size, attention, checkpointing)
+        # input and output of two norms, queries, keys, values and the result: 8 W; input and output of GELU: 8 W
+        wide, narrow = 2 * w + heads, 14 * w  # the inputs of the norms are float32
+        if checkpointing != "none":  # the input
+            wide, narrow = w, 0
+        if (
+            checkpointing == "selective"
+        ):  # qkv, the result of attention, out, and the results of mlp1 and mlp2
+            wide, narrow = w + heads, 10 * w
+        image = layers * (4 * wide + width * narrow)
+        image += 4 * 2 * w + width * self.vision_num_channels * self.vision_patch_size**2
+        kept = super().bytes_kept_per_token(
+            batch_size, block_size, checkpointing=checkpointing, width=width, **backends
+        )
         return kept + self.use_vision * image * self.tokens_per_image / block_size
 
 

@@ -20,7 +20,7 @@ optimizer_rules    optimizer groups of its own parameters (training/optimizer.py
 auto_backends      (config, device_type, dtype) -> {"attention": ..., "experts": ...}, what "auto" means there
 
 The config of a model has parameter_counts(), matrix_parameters(), flops_per_token(block_size) and
-values_kept_per_token(...), from which the cost of a run is computed; windows, dropout and context_limit; and
+bytes_kept_per_token(...), from which the cost of a run is computed; windows, dropout and context_limit; and
 num_hidden_layers and further fields under the names of OpenAI's ModelConfig.
 
 A model that reads images has image_format in its config: what it makes of one (architecture/images.py), or None if

@@ -28,6 +28,7 @@ SHAPES = [  # of the model and of a micro-batch
     ({}, {}),
     ({"hidden_size": 44, "num_hidden_layers": 3}, {"batch_size": 3, "block_size": 40}),
     ({"intermediate_size": 64, "experts_per_token": 3}, {"batch_size": 8, "block_size": 24}),
+    ({"intermediate_size": 64}, {"batch_size": 6, "experts": "grouped"}),
 ]
 KINDS = {  # operation: (kind, which argument has the whole tensor; None: the result)
     "_allgather_base_": ("all-gather", 0),
@@ -77,7 +78,7 @@ def one_step(cfg, config, ranks) -> dict:
     from training.optimizer import build_optimizers, parameter_kinds
     from training.step import accumulate_gradients, apply_gradients
 
-    model = build_model("gptoss", config, generator=torch.Generator().manual_seed(0))
+    model = build_model("gptoss", config, experts=cfg.experts, generator=torch.Generator().manual_seed(0))
     model.train()
     checkpoint_blocks(model, cfg.activation_checkpointing)
     laid_out = LaidOut(model, cfg, ranks)

@@ -117,9 +117,9 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
 
     Weights, gradients and optimizer state are exact, except for a state on the host, of which a part is on the
     device during an update. Activations, the tensors that the forward pass keeps for the backward pass, are
-    estimated from their shapes (tested to 15 % in float32).
+    estimated from their shapes (tested to 15 %, without torch.compile, which may keep less).
     """
-    total = config.parameter_counts()["total"]
+    total, half = config.parameter_counts()["total"], cfg.dtype == "bfloat16"
     trained, matrices = trained_parameters(cfg, config)
     # AdamW keeps two float32 values for each parameter, Muon one for each value of a matrix
     moments = 2 * (trained - matrices) + matrices if cfg.optimizer == "muon" else 2 * trained
@@ -129,21 +129,29 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         moments = min(moments, 2 * 2 * max(PORTION, largest))
     tokens = cfg.batch_size * cfg.block_size
     everything, kept = (
-        tokens * config.values_kept_per_token(cfg.batch_size, cfg.block_size, cfg.attention, checkpointing)
+        tokens
+        * config.bytes_kept_per_token(
+            cfg.batch_size,
+            cfg.block_size,
+            attention=cfg.attention,
+            experts=cfg.experts,
+            checkpointing=checkpointing,
+            width=2 if half else 4,
+        )
         for checkpointing in ("none", cfg.activation_checkpointing)
     )
     kept = 0 if cfg.offload == "activations" else kept
     block = (everything - kept) / config.num_hidden_layers  # what is made again or comes back at a time
     head = 4 * config.vocab_size * config.hidden_size  # the head keeps its gradient, in float32
-    item = 2 if cfg.dtype == "bfloat16" else 4
     # next_token_loss holds one block of logits and its softmax at a time
     rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
         "weights": 4 * total,
         "gradients": 4 * trained,
         "optimizer": 4 * moments,
-        "activations": cfg.tbptt * (int(item * kept) + head) + int(item * block),  # until the end of a window
+        "activations": cfg.tbptt * (int(kept) + head) + int(block),  # until the end of a window
         "logits": 2 * 4 * rows * config.vocab_size,
+        "copies of weights": 2 * config.matrix_parameters() if half else 0,
     }
 
 
@@ -225,7 +233,8 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
-        taken = sum(memory_bytes(replace(cfg, dtype=machine.dtype), config).values())
+        run = cfg if machine is here else on_machine(cfg, config, machine)
+        taken = sum(memory_bytes(run, config).values())
         room = available if machine is here else machine.memory
         if taken > (room or math.inf):
             outcome = "does not fit"
@@ -240,6 +249,14 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         place = "here, " if machine is here else ""
         lines.append(f"  {place}{machine.name}, {machine.dtype}, {taken / 1e9:.3f} GB: {outcome}")
     return "\n".join(lines)
+
+
+def on_machine(cfg: TrainConfig, config: Any, machine: Machine) -> TrainConfig:
+    """The settings of a run on another machine, with the dtype and the backends that it takes there by itself."""
+    device_type = "cpu" if machine is MACHINES[0] else "cuda"
+    backends = getattr(registry.model_class(cfg.model), "auto_backends", None)
+    chosen = backends(config, device_type, machine.dtype) if backends else {}
+    return replace(cfg, device=device_type, dtype=machine.dtype, **chosen)
 
 
 def model_lines(cfg: TrainConfig, config: Any) -> tuple[str, str, str]:

@@ -267,7 +267,7 @@ def memory(cfg: TrainConfig, model: Model, layout: Layout, gpus: int) -> dict[st
     copied = sum(t.used(layout, gpus) for t in tensors if not t.sharded(layout)) * (cfg.dtype == "bfloat16")
     activations = one["activations"]
     if cfg.offload != "activations":
-        activations += cfg.tbptt * expert_activations(cfg, model, layout)
+        activations += cfg.tbptt * exchanged_rows(cfg, model, layout)
     parameters = sum(t.held(layout, gpus) for t in tensors)
     if updates_on_host(cfg, layout):
         parameters = state = 0
@@ -283,19 +283,12 @@ def memory(cfg: TrainConfig, model: Model, layout: Layout, gpus: int) -> dict[st
     }
 
 
-def expert_activations(cfg: TrainConfig, model: Model, layout: Layout) -> float:
-    """Bytes that a micro-batch keeps at the experts beyond those of costs.memory_bytes."""
-    experts = [t for t in model.tensors if t.expert]
-    if not experts:
+def exchanged_rows(cfg: TrainConfig, model: Model, layout: Layout) -> float:
+    """Bytes of the rows that a micro-batch keeps at the experts, those that arrive and those that come back."""
+    if layout.degree == 1:
         return 0
-    layers, rows, d = len({t.block for t in experts}), row_bytes(cfg, model.config), model.config.hidden_size
-    kept = 0.0
-    if layout.degree > 1:  # the rows that arrive at the experts, and those that come back
-        kept += 2 * rows * (1 if cfg.activation_checkpointing == "full" else layers)
-    if cfg.activation_checkpointing == "selective" and keeps_products(cfg, model):
-        # gate and up, and the output
-        kept += rows * (2 * model.config.intermediate_size + d) / d * layers
-    return kept
+    layers = len({t.block for t in model.tensors if t.expert})
+    return 2 * row_bytes(cfg, model.config) * (1 if cfg.activation_checkpointing == "full" else layers)
 
 
 def keeps_products(cfg: TrainConfig, model: Model) -> bool:
