@@ -262,13 +262,8 @@ def test_another_machine_is_said_in_one_line_and_continued(stopped, capsys):
 def test_a_run_of_a_device_that_is_missing_is_told_the_flags_to_add(stopped, capsys):
     path = stopped / "model/checkpoint_8.pt"
     state = load(path)
-    machine = {
-        "device": "cuda",
-        "dtype": "bfloat16",
-        "compile": "on",
-        "attention": "flex",
-        "experts": "grouped",
-    }
+    machine = {"device": "cuda", "dtype": "bfloat16", "compile": "on"}
+    machine |= {"attention": "flex", "experts": "grouped"}  # what auto stands for there
     state["train_config"] |= machine
     state["rng"]["cuda"] = torch.get_rng_state()
     torch.save(state, path)

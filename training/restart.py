@@ -21,7 +21,8 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
     A run of this job goes on from its newest checkpoint, or begins anew if it has none. A run of another job is
     not touched: the command then fails as it did at first.
     """
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    # torchrun counts the restarts of each node by its own failures
+    if {*ranks.gather(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))} == {"0"}:
         return command
     cfg = command.config
     if cfg.eval_only or cfg.dry_run:

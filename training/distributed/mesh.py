@@ -144,9 +144,11 @@ def joined_ranks() -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
-    # After a restart, torchrun's store still has the addresses of the processes that ended (torch 2.13).
     store, rank, number = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # After a restart, torchrun's store still has the addresses of the processes that ended (torch 2.13). On
+        # several nodes it must be switched off (docs/scale.md): the count is that of one node.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=number, timeout=TIMEOUT)
     try:
         yield Ranks(dist.get_world_size(), dist.get_rank())
