@@ -7,9 +7,9 @@ Optional attributes of a model class or a model, besides forward, config and new
 carries            True if `carry` is a tensor (B, D) that is passed from segment to segment; forward then
                    takes reset, (B,) bool, the rows in which a document begins
 extends            name of a model whose weights it can start from; added_parameters names those it adds
-block              nn.ModuleList of its layers, which torch.compile compiles and FSDP shards one by one; parts of the model
-                   may have one, too. The backward pass may compute a layer again (training/memory.py), so a layer
-                   changes nothing but its results. The function in place of its forward has same_values
+block              nn.ModuleList of its layers, which torch.compile compiles and FSDP shards one by one; parts of
+                   the model may have one, too. The backward pass may compute a layer again (training/memory.py),
+                   so a layer changes nothing but its results. The function in place of its forward has same_values
 routed_experts     returns its modules with routed experts, which may be spread over devices: run_experts is their
                    backend, and expert_parameters names the parameters (E, ...) that it gets
 new_decoder        creates the decoder of a model that reads a text in pieces (generation/decode.py)

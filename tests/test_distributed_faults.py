@@ -17,6 +17,8 @@ from toy_run import TINY, differences, load, run, run_here
 
 from architecture.checkpoint import checkpoints, read_checkpoint
 from tests.stress.kill_ranks import processes_of, wait_for_step
+from training import restart
+from training.command_line import CommandLine
 from training.config import TrainConfig
 from training.distributed import faults
 from training.distributed.mesh import FailedElsewhere, Ranks
@@ -191,6 +193,23 @@ def test_a_restart_leaves_the_run_of_another_job_alone(tmp_path, corpus):
         refused = run(folder, *RUN, *corpus, environment=AGAIN | {"TORCHELASTIC_RUN_ID": "b"})
         assert refused.code == 2 and "--out_dir" in refused.err
         assert {path: path.read_bytes() for path in (folder / "model").iterdir()} == before
+
+
+class OnASecondNode(Ranks):
+    """Rank 1 of two; the first one belongs to job "a", and none fails."""
+
+    def gather(self, value):
+        return [value and "a", value]
+
+
+def test_a_restart_on_a_second_node_knows_the_run_by_the_job_of_the_first_rank(tmp_path, corpus, monkeypatch):
+    """Without --rdzv_id, torchrun calls the job of each node "none"."""
+    assert run(tmp_path, *RUN, *corpus, at_step=5, environment=FIRST).code == -9
+    command = CommandLine(TrainConfig(out_dir=str(tmp_path / "model")), {}, frozenset(), False)
+    for name, value in (AGAIN | {"TORCHELASTIC_RUN_ID": "none"}).items():
+        monkeypatch.setenv(name, value)
+    assert restart.after_restart(OnASecondNode(2, 1), command).config.resume
+    assert restart.after_restart(Ranks(), command) is command
 
 
 def test_a_restart_asks_for_nothing_that_the_checkpoint_decides(tmp_path, corpus, straight):

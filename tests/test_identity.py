@@ -262,13 +262,19 @@ def test_another_machine_is_said_in_one_line_and_continued(stopped, capsys):
 def test_a_run_of_a_device_that_is_missing_is_told_the_flags_to_add(stopped, capsys):
     path = stopped / "model/checkpoint_8.pt"
     state = load(path)
-    machine = {"device": "cuda", "dtype": "bfloat16", "compile": "on", "attention": "flex"}
+    machine = {
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "compile": "on",
+        "attention": "flex",
+        "experts": "grouped",
+    }
     state["train_config"] |= machine
     state["rng"]["cuda"] = torch.get_rng_state()
     torch.save(state, path)
     told = refused(stopped, capsys)
     here = "mps" if torch.backends.mps.is_available() else "cpu"
-    flags = f"--device {here} --dtype float32 --compile off --attention sdpa"
+    flags = f"--device {here} --dtype float32 --compile off --attention sdpa --experts sorted"
     assert told.endswith(f"add {flags}") and "the run was on device cuda, which this machine does not" in told
     assert "must be auto or one that this machine has" in refused(stopped, capsys, "--device", "cuda:3")
     assert run_here(stopped, *RESUME, *flags.split()) == 0

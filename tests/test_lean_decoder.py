@@ -290,6 +290,9 @@ def test_other_models_go_to_the_general_decoder():
     changed.block[1].mlp.run_experts = lambda *_: None
     general(changed, "another function run_experts")
     changed = random_model()
+    changed.block[1].mlp.run_shared_experts = lambda *_: None
+    general(changed, "another function run_shared_experts")
+    changed = random_model()
     changed.block[1].norm = torch.nn.Identity()
     general(changed, "block.1.norm is a Identity")
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,6 +1,7 @@
 """The parts of training on several processes that one process can test: data, settings, the exchange of tokens."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from toy_run import TINY, run_here
 from architecture.gptoss import EXPERT_BACKENDS, ExpertWeights, loop_experts
 from architecture.tokenizer import get_tokenizer
 from data.loader import TrainLoader
+from training import reporting
 from training.command_line import CommandLine
 from training.config import TrainConfig
+from training.distributed.mesh import Ranks
 from training.start import for_ranks
+from training.state.checkpoint import Progress
 from training.validation import dealt, in_turn
 
 
@@ -122,6 +126,14 @@ def test_one_process_cannot_be_sharded(tmp_path, capsys):
     assert run_here(tmp_path, *TINY, "--parallel", "fsdp") == 2
     assert "start them with torchrun --nproc_per_node=N train.py" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_share_of_the_peak_is_that_of_the_devices_together(monkeypatch):
+    monkeypatch.setattr(reporting, "peak_flops", lambda *_: 50.0)
+    model = SimpleNamespace(config=SimpleNamespace(flops_per_token=lambda block_size: 10.0))
+    run = SimpleNamespace(cfg=TrainConfig(), device=torch.device("cpu"), model=model, ranks=Ranks(4, 0))
+    record = reporting.speed_record(run, Progress(tokens=60, seconds=3.0), (20, 1.0))
+    assert (record["perf/tokens_per_second"], record["perf/mfu"]) == (20.0, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------- experts

@@ -63,6 +63,8 @@ def test_a_run_goes_on_from_a_sharded_checkpoint_with_the_same_bits(finished, sh
     shutil.copytree(finished, out)
     (out / "checkpoint_3.pt").unlink()
     shutil.move(sharded, out / "checkpoint_3.pt")
+    settings = shards.read(out / "checkpoint_3.pt")["train_config"]
+    shards.change_value(out / "checkpoint_3.pt", "train_config", settings | {"parallel": "fsdp"})
     assert run_here(out.parent, "--resume_from", out / "checkpoint_3.pt", *corpus) == 0
     ended, straight = (load(folder / "checkpoint_6.pt") for folder in (out, finished))
     for key in ("model", "optimizers", "rng", "data"):

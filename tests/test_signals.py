@@ -50,6 +50,18 @@ def test_under_nohup_a_hangup_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+# ------------------------------------------------------------------------------------ several ranks
+
+
+def test_the_first_ctrl_c_of_a_rank_that_stops_because_of_another_gives_nothing_up():
+    with StopRequest(says=False) as stop:
+        stop.signal = signal.SIGTERM  # as Ranks.after_step sets it
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 # ------------------------------------------------------------------------------------ lost streams
 
 

@@ -13,9 +13,10 @@ from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX, RouterStats
 from training import trainer
 from training.balance import update_selection_bias
-from training.config import TrainConfig
+from training.config import ContextTrainConfig, TrainConfig
 from training.optimizer import build_optimizers, parameter_groups, parameter_kinds
 from training.state.checkpoint import latest_checkpoint
+from training.state.run import matrices_in_bfloat16
 from training.step import accumulate_gradients, apply_gradients
 
 CONFIG = ModelConfig(
@@ -147,6 +148,13 @@ def test_copies_of_the_matrices_made_once_in_a_step_give_the_bits_of_copies_in_e
             assert copied.count(id(p)) == (1 if once else 4)
         found.append((result.loss, {name: p.grad for name, p in model.named_parameters()}))
     torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_matrices_are_not_copied_once_where_gradients_flow_through_several_micro_batches():
+    """The gradients of a window arrive together: one copy would add them in bfloat16."""
+    model, settings = new_model(), {"dataset": "none", "dtype": "bfloat16"}
+    assert len(matrices_in_bfloat16(model, TrainConfig(**settings))) == 12
+    assert matrices_in_bfloat16(model, ContextTrainConfig(**settings, tbptt=2)) == []
 
 
 @pytest.mark.parametrize("balance, z_loss_coef", [("aux", 0.0), ("none", 0.0), ("bias", 0.1)])

@@ -1,6 +1,7 @@
 """Tiny training runs of several processes, as torchrun starts them, from the fork server of toy_run.py."""
 
 import functools
+import math
 import multiprocessing.forkserver
 import os
 import signal
@@ -34,7 +35,7 @@ def launch(
     """Run `train.py FLAGS` for each case in `number` processes, which join once. Returns what each printed.
 
     double: with weights in float64.  events: what happens to the last rank in each case after step 3: "stop" for
-    SIGTERM, "data" for damaged data, "" for nothing.  Fails if a case does not end with the exit code of that.
+    SIGTERM, "data" for damaged data, "nan" for NaN in its experts, "" for nothing.  Fails if a case does not end with the exit code of that.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -93,7 +94,9 @@ def _run_cases(folder: Path, environment: dict[str, str], cases, double, script,
                 except ValueError as error:
                     code = 2
                     print(f"{type(error).__name__}: {error}", flush=True)
-                assert code == {"": 0, "stop": 128 + signal.SIGTERM, "data": 2}[event], f"{flags}: {code}"
+                assert code == {"": 0, "stop": 128 + signal.SIGTERM, "data": 2, "nan": 2}[event], (
+                    f"{flags}: {code}"
+                )
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -115,4 +118,6 @@ def _with_event(take_batches, event: str, run, progress):
         os.kill(os.getpid(), signal.SIGTERM)
     if progress.step == 3 and event == "data":
         run.loader = _Damaged(run.loader)
+    if progress.step == 3 and event == "nan":
+        run.model.block[1].mlp.mlp1_bias.detach().to_local().fill_(math.nan)
     return take_batches(run, progress)

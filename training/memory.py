@@ -196,9 +196,8 @@ class StateOnHost:
                     if not here.ndim:
                         continue
                     host = hosts.get((id(entry), name))
-                    if (
-                        host is None or host.is_pinned() != here.is_cuda
-                    ):  # the first step, or the first of a resume
+                    # in the first step, or the first of a resume
+                    if host is None or host.is_pinned() != here.is_cuda:
                         host = torch.empty(here.shape, dtype=here.dtype, pin_memory=here.is_cuda)
                     entry[name] = host.copy_(here, non_blocking=True)
                     if outward:

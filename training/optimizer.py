@@ -5,6 +5,7 @@ import re
 
 import torch
 
+from common.script import number_of_ranks
 from training.config import TrainConfig
 from training.memory import HostAdamW, HostMuon
 from training.muon import Muon
@@ -105,7 +106,7 @@ def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.opt
     ]
     # (0.9, 0.95): the betas of GPT-3 (arXiv:2005.14165, appendix B) and of nanoGPT
     # FSDP's own offload keeps parameters and gradients on the host, too, and steps there
-    on_host = cfg.offload == "optimizer" and cfg.layout[0] == "ddp"
+    on_host = cfg.offload == "optimizer" and (cfg.layout[0] == "ddp" or number_of_ranks() == 1)
     adamw_class, muon_class = ON_HOST.values() if on_host else ON_HOST.keys()
     adamw = adamw_class(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
     return [adamw, muon_class(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]

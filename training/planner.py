@@ -105,9 +105,7 @@ class Layout(NamedTuple):
     """How parameters are spread over the ranks (training/distributed/shard.py)."""
 
     sharded: bool  # with FSDP2
-    degree: int = (
-        1  # ranks that hold the experts of a layer together; 1: every rank computes with all of them
-    )
+    degree: int = 1  # ranks that hold the experts of a layer together; 1: each computes with all of them
 
     def __str__(self) -> str:
         """As --parallel names it."""

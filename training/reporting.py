@@ -76,7 +76,8 @@ def speed_record(run: Run, progress: Progress, since: tuple[int, float]) -> dict
     }
     peak = peak_flops(run.device, run.cfg.dtype)
     if peak is not None:
-        record["perf/mfu"] = rate * run.model.config.flops_per_token(run.cfg.block_size) / peak
+        done = rate * run.model.config.flops_per_token(run.cfg.block_size)
+        record["perf/mfu"] = done / (run.ranks.number * peak)
     return record
 
 

@@ -29,9 +29,12 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
     folder = Path(cfg.out_dir)
     if cfg.resume_from and "out_dir" not in command.given:
         folder = Path(cfg.resume_from).parent
+    name = ranks.gather(job())[
+        0
+    ]  # config.json has that of the first rank; without --rdzv_id nodes have others
     with ranks.together():
-        owner, length = last_start(folder)
-        if owner != job():
+        owner, length = last_start(folder, name)
+        if owner != name:
             return command
         saved, begun = checkpoint.latest_checkpoint(folder), out_dir.is_without_checkpoint(folder)
         last = closing_step(folder)
@@ -53,14 +56,15 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
     return command._replace(config=cfg, model_overrides={}, given=command.given & free | {"out_dir"})
 
 
-def last_start(folder: Path) -> tuple[str | None, int]:
+def last_start(folder: Path, name: str | None) -> tuple[str | None, int]:
     """The job that last started the run in a folder, and the steps of that run, 0 for a run by minutes.
 
-    A folder without config.json and without a checkpoint may be that of this job, which failed before it wrote them.
+    name: that of this job. A folder without config.json and without a checkpoint may be of this job, which failed
+    before it wrote them.
     """
     path = folder / "config.json"
     if not path.exists():
-        return None if checkpoint.latest_checkpoint(folder) else job(), 0
+        return None if checkpoint.latest_checkpoint(folder) else name, 0
     with reading(path, "the settings and starts of a run"):
         facts = read_json(path)
         return facts["starts"][-1].get("job"), facts["train"]["max_iters"] or 0

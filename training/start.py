@@ -106,7 +106,8 @@ def require_layout(start: Start, ranks: Ranks) -> None:
     if cfg.dry_run:
         return
     if ranks.number == 1:
-        if cfg.parallel != "ddp" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        # a run of several processes may go on with one
+        if cfg.parallel != "ddp" and not cfg.resume and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise ValueError(
                 f"parallel={cfg.parallel} needs several processes; start them with torchrun --nproc_per_node=N "
                 f"{cfg.program}, or leave parallel out"
@@ -412,8 +413,8 @@ def for_ranks(
                 )
     size, accum = max((pair for pair in fitting if pair[0] <= rows), default=fitting[0])
     line = (
-        f"{now} processes (were {was}): batch_size {size}, grad_accum {accum}, for the same {step} rows in a step; "
-        "the last bits differ"
+        f"number of processes {now} (was {was}): batch_size {size}, grad_accum {accum}, for the same {step} rows in a "
+        "step; the last bits differ"
     )
     return before | {"batch_size": size, "grad_accum": accum}, (line,)
 
@@ -440,6 +441,8 @@ def require_saved_device(cfg: TrainConfig, saved: dict[str, Any], step: int) -> 
             raise  # the device was given
         here = device.choose_device("auto")
         plain = "" if here.type == "cuda" else " --compile off --attention sdpa"
+        if plain and cfg.experts == "grouped":  # what auto stands for on CUDA
+            plain += " --experts sorted"
         raise ValueError(
             f"the run was on device {cfg.device}, which this machine does not have; to continue it here, with "
             f"other last bits after step {step}, add --device {here} --dtype {device.choose_dtype('auto', here)}"

@@ -113,9 +113,8 @@ def train(
             evaluating = step % cfg.eval_every == 0 or done == 1
             saving = step % cfg.save_every == 0 or done == 1 or stopping
             if (evaluating or saving) and (where := on_any_rank(run, non_finite_parameter(run.model))):
-                raise not_finite(
-                    run, step, where
-                )  # an update can overflow although its gradients were finite
+                # an update can overflow although its gradients were finite
+                raise not_finite(run, step, where)
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
                 if line := reporting.overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
@@ -151,7 +150,9 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     run.consistent = None
     norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip, run.layout)
     if norms is None:
-        where = on_any_rank(run, first_non_finite(model, batches, run.autocast, progress.carry))
+        # The search runs the model, in which ranks wait for each other: all of them search, or none.
+        where = on_any_rank(run, non_finite_parameter(model))
+        where = where or on_any_rank(run, first_non_finite(model, batches, run.autocast, progress.carry))
         raise not_finite(run, progress.step + 1, f"{where}; the weights were left as they were")
     if result.load is not None:
         progress.expert_share = load_share(result.load)

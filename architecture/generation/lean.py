@@ -46,7 +46,7 @@ def obstacle(model: nn.Module) -> str | None:
         replaced = {m for m in methods & vars(module).keys() if not hasattr(vars(module)[m], "same_values")}
         if module._forward_hooks or module._forward_pre_hooks or replaced:
             return f"{name or 'the model'} has a hook or another method"
-        for function in ("attend", "run_experts"):
+        for function in ("attend", "run_experts", "run_shared_experts"):
             if getattr(module, function, None) not in (None, *cls.lean_functions):
                 return f"{name} has another function {function}"
     tensors = list(model.parameters())

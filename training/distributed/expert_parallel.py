@@ -67,9 +67,8 @@ class ExchangingExperts:
         received = received.view(W, E // W)  # from each device, for each expert of this one
         sent, arriving = torch.stack((counts.view(W, -1).sum(1), received.sum(1))).tolist()
 
-        order = expert.argsort(stable=True)[
-            : sum(sent)
-        ]  # by expert, and so by device; the dropped ones are last
+        # by expert, and so by device; the dropped ones are last
+        order = expert.argsort(stable=True)[: sum(sent)]
         rows = x.index_select(0, order // k)  # (R, D)
         if torch.is_autocast_enabled(x.device.type):
             rows = rows.to(torch.get_autocast_dtype(x.device.type))  # the experts compute in it

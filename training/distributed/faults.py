@@ -96,9 +96,11 @@ def naming_lost_ranks(ranks: Ranks, progress: Any) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if ranks.number == 1:
+            raise
         from torch.distributed import DistError
 
-        if ranks.number == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
+        if not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
         time.sleep(TELLING)  # torchrun names the first process that ended, which is to be the other one
         raise ValueError(

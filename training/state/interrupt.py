@@ -14,13 +14,18 @@ STDERR = 2
 class StopRequest:
     """A context manager for Ctrl-C, SIGTERM and SIGHUP, which a closed terminal sends.
 
-    says: whether it prints ANSWER.  SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal`
+    SIGHUP stays ignored if it was ignored at the start, as under nohup. The first of these signals sets `signal`
     and prints ANSWER to stderr. A later Ctrl-C raises KeyboardInterrupt.
+
+    Ranks.after_step sets `signal`, too, if another rank was asked; the first Ctrl-C here is then still the first one.
+
+    says: whether it prints ANSWER.
     """
 
     def __init__(self, says: bool = True) -> None:
         self._says = says
         self.signal: signal.Signals | None = None
+        self._asked = False  # whether this process got a signal
         self._previous: dict[signal.Signals, object] = {}
 
     def __bool__(self) -> bool:
@@ -38,8 +43,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.signal is None:
-            self.signal = signal.Signals(number)
+        if not self._asked:
+            self._asked = True
+            self.signal = self.signal or signal.Signals(number)
             # print is unsafe here: the signal may have come while its buffer was in use.
             below = b"\n" if os.isatty(STDERR) else b""  # below the progress bar
             with contextlib.suppress(OSError):  # stderr may be closed

@@ -160,7 +160,7 @@ def open_run(
 
 def matrices_in_bfloat16(model: nn.Module, cfg: TrainConfig) -> list[nn.Parameter]:
     """The matrices that autocast would copy in each micro-batch; not those of FSDP and of spread experts, DTensors."""
-    if cfg.dtype != "bfloat16":
+    if cfg.dtype != "bfloat16" or cfg.tbptt > 1:  # one copy would add the gradients of a window in bfloat16
         return []
     return [p for p in parameter_groups(model)["matrix"].values() if not hasattr(p, "device_mesh")]
 
@@ -324,8 +324,6 @@ def save(
         run.saver.start(path, state, finish)
         if wait:
             run.saver.wait()
-    elif (
-        run.ranks.writes and not path.is_dir()
-    ):  # a sharded one is where this run began, before its first step
+    elif run.ranks.writes and not path.is_dir():  # a folder is where this run began, before its first step
         checkpoint.save_checkpoint(out_dir, step, state, keep=keep)
     return path
