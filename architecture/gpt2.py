@@ -139,11 +139,13 @@ class ModelConfig:
         experts: str,
         checkpointing: str = "none",
         width: int = 4,
+        compiled: bool = False,
     ) -> float:
         """Estimate of the number of bytes per token that autograd keeps between forward and backward.
 
-        attention: name of a backend.  experts: has no meaning here.  checkpointing: none, selective or full
-        (training/memory.py).  width: bytes of a value in a matrix product, 2 with autocast to bfloat16.
+        attention: name of a backend.  checkpointing: none, selective or full (training/memory.py).  width: bytes of
+        a value in a matrix product, 2 with autocast to bfloat16.  experts, compiled: for other models; what
+        torch.compile saves here is not counted.
         """
         d, f, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
         scores = heads * block_size if attention == "eager" else 0

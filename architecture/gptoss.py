@@ -228,12 +228,13 @@ class ModelConfig:
         experts: str,
         checkpointing: str = "none",
         width: int = 4,
+        compiled: bool = False,
     ) -> float:
         """Estimated number of bytes that autograd keeps for each token between forward and backward.
 
         attention, experts: names of backends; auto: those for a CPU.  checkpointing: none, selective or full
         (training/memory.py).  width: bytes of a value in a matrix product, 2 with autocast to bfloat16.
-        Counted for operations that run one by one; torch.compile may keep less.
+        compiled: whether torch.compile makes the blocks. It then computes cheap values again by itself.
         """
         d, f, layers = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         heads, groups = self.num_attention_heads, self.num_key_value_heads
@@ -244,15 +245,18 @@ class ModelConfig:
         if checkpointing == "none":
             # the inputs of two norms, of the router and of qkv; queries and keys after rotation, and the result
             wide, block = 3 * d, d + 2 * queries + groups * self.head_dim
-            if attention == "flex":  # values, as a part of qkv; the result without its sink
+            if compiled and attention != "eager":  # the input; that of qkv, of the router and of its norm
+                wide, block = d + heads, 3 * d + 3 * queries + projected
+            elif attention == "flex":  # values, as a part of qkv; the result without its sink
                 wide, block = wide + 2 * heads, block + projected + queries
             elif attention == "eager":  # scores, weights, and the mask
                 wide, block = wide + heads * block_size, block + projected + heads * block_size
                 block += block_size / batch_size
             else:  # keys and values repeated for each head, and the mask
                 wide, block = wide + heads, block + 2 * queries + block_size / batch_size
-            # input and output, gate and up, and five steps of swiglu; for gelu, both of its sides
-            row = 2 * f + d if fused else (7 if swiglu else 2) * f + 2 * d
+            # input and output, gate and up, and the steps of swiglu or its result; for gelu, both of its sides
+            steps = (1 if compiled else 5) if swiglu else 0
+            row = 2 * f + d if fused else (2 + steps) * f + 2 * d
             router = 6 * self.num_experts
             owners = 2 * k * self.num_experts if experts == "grouped" else 0  # for each bias: whose a row is
         else:

@@ -21,7 +21,7 @@ B rows, T tokens, D hidden_size, N = B*T, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,13 +116,7 @@ class VisionConfig(ModelConfig):
         return super().matrix_parameters() + self.use_vision * sum(self._encoder_sizes())
 
     def bytes_kept_per_token(
-        self,
-        batch_size: int,
-        block_size: int,
-        *,
-        checkpointing: str = "none",
-        width: int = 4,
-        **backends: str,
+        self, batch_size: int, block_size: int, *, checkpointing: str = "none", width: int = 4, **how: Any
     ) -> float:
         """As for the trunk, with the encoder's values for one image in each sequence."""
         w, heads, layers = self.vision_embed_dim, self.vision_num_heads, self.vision_num_layers
@@ -137,7 +131,7 @@ class VisionConfig(ModelConfig):
         image = layers * (4 * wide + width * narrow)
         image += 4 * 2 * w + width * self.vision_num_channels * self.vision_patch_size**2
         kept = super().bytes_kept_per_token(
-            batch_size, block_size, checkpointing=checkpointing, width=width, **backends
+            batch_size, block_size, checkpointing=checkpointing, width=width, **how
         )
         return kept + self.use_vision * image * self.tokens_per_image / block_size
 

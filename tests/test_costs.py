@@ -121,7 +121,9 @@ def row(text: str, machine: str) -> str:
 
 
 def test_the_report_multiplies_tokens_and_flops():
-    cfg = TrainConfig(batch_size=3, block_size=100, grad_accum=2, max_iters=5000, dtype="float32")
+    cfg = TrainConfig(
+        batch_size=3, block_size=100, grad_accum=2, max_iters=5000, device="cpu", dtype="float32"
+    )
     config = build_config("gptoss", "toy")
     text, flops = report(cfg, config), config.flops_per_token(100)
     assert "step             600 tokens" in text
@@ -146,8 +148,10 @@ def test_the_speed_of_two_cores_is_the_measured_one():
 def test_memory_and_speed_of_a_machine_are_of_one_dtype():
     config = build_config("gptoss", "medium")
     cfgs = [
-        TrainConfig(dtype="float32", batch_size=64),
-        TrainConfig(dtype="bfloat16", batch_size=64, attention="flex", experts="grouped"),  # as on CUDA
+        TrainConfig(device="cpu", dtype="float32", batch_size=64),
+        TrainConfig(
+            device="cuda", dtype="bfloat16", batch_size=64, attention="flex", experts="grouped", compile="on"
+        ),  # as on CUDA
     ]
     full, half = (gigabytes(cfg, config) for cfg in cfgs)
     assert full != half

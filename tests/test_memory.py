@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_context_training import segments
+from test_costs import kept_for_backward
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -245,6 +246,27 @@ def test_what_is_kept_and_the_peak_are_estimated_to_15_percent(
     if dtype == "float32":
         measured = live.most + parts["weights"] + parts["gradients"]
         assert sum(parts.values()) - parts["optimizer"] == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "selective"])
+@pytest.mark.parametrize("changes, rows, tokens", [({}, 4, 128), (WIDE, 2, 192), (GELU, 3, 96)])
+def test_what_compiled_blocks_keep_is_estimated_to_15_percent(changes, rows, tokens, kind):
+    """With the partitioner that torch.compile has on every device."""
+    torch._dynamo.reset()
+    config = build_config("gptoss", "toy", changes)
+    model = build_model("gptoss", config, attention="sdpa", experts="grouped").train()
+    checkpoint_blocks(model, kind)
+    for block in model.block:
+        block.compile(backend="aot_eager_decomp_partition")
+    ids = torch.randint(4096, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    with autocast(ids.device, "bfloat16"):
+        model(ids, ids.roll(-1, 1)).loss.backward()  # compiles
+        kept = kept_for_backward(model, ids)
+    kept -= 2 * config.matrix_parameters() if kind == "none" else 0  # copies of weights
+    settings = dict(attention="sdpa", experts="grouped", checkpointing=kind, width=2, compiled=True)
+    estimate = rows * tokens * config.bytes_kept_per_token(rows, tokens, **settings)
+    assert estimate + 4 * config.vocab_size * config.hidden_size == pytest.approx(kept, rel=0.15)
 
 
 def test_checkpointing_is_counted_in_a_window_of_segments():

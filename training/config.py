@@ -129,7 +129,7 @@ class TrainConfig:
     parallel: str = option(
         "ddp",
         "layout over the processes that torchrun starts: ddp = copies, fsdp = shards, ep or ep:N = experts "
-        "spread over N processes, fsdp+ep or fsdp+ep:N = both",
+        "spread over N processes, fsdp+ep or fsdp+ep:N = both, where fsdp shards all but the experts",
     )
     activation_checkpointing: Literal["none", "selective", "full"] = option(
         "none",
