@@ -122,6 +122,7 @@ def claims() -> list[tuple[str, str, tuple]]:
     toy_peer, wide_peer = peers["toy"], peers["4 layers of 256, 8 experts top-2"]
     arms = ("carried", "zeroed", "trunk_segments", "trunk_whole")
     carried, zeroed, segments, whole = (after_the_first_segment(arm) for arm in arms)
+    kept = record("activation_memory")["measured"]
     mixture, decoding = record("mixture_cost")["shapes"], record("decode_peers")
     parts = profile["shares"]
     shown = [parts[k] for k in ("experts", "head and loss", "optimizer", "attention without its projections")]
@@ -196,6 +197,9 @@ def claims() -> list[tuple[str, str, tuple]]:
         ("32:8 against 16:4 {:+.3f} +- {:.3f}", pair("granularity", "32_of_8", "16_of_4")),
         ("{:.2f}, {:.2f} and {:.2f} times its tokens per CPU second",
          tuple(decoding["rows"][rows]["ratio"] for rows in ("1", "8", "64"))),
+        *((name + " {:.3f}, {:.3f}, {:.3f} GB",
+           [kept[shape][kind]["peak_gb"] for kind in ("none", "selective", "full")])
+          for name, shape in (("`toy`", "toy"), ("eight layers", "deep"), ("`gpt2.py`", "dense"))),
         ("{:.2f} times its compiled way",
          (decoding["rows"]["1"]["tokens_per_cpu_second"]["ours"] / decoding["compiled_one_row"]["tokens_per_cpu_second"],)),
         ("{:.2f} (`toy`, 2 of 8 experts), {:.2f} (4 layers of 256, 2 of 8), {:.2f} (`toy`, 8 of 32); beside one of as "
