@@ -124,9 +124,8 @@ class VisionConfig(ModelConfig):
         wide, narrow = 2 * w + heads, 14 * w  # the inputs of the norms are float32
         if checkpointing != "none":  # the input
             wide, narrow = w, 0
-        if (
-            checkpointing == "selective"
-        ):  # qkv, the result of attention, out, and the results of mlp1 and mlp2
+        if checkpointing == "selective":
+            # the input, and the results of qkv, attention, out, mlp1 and mlp2
             wide, narrow = w + heads, 10 * w
         image = layers * (4 * wide + width * narrow)
         image += 4 * 2 * w + width * self.vision_num_channels * self.vision_patch_size**2

@@ -46,7 +46,7 @@ LIMIT, STEPS = 0.15, 2
 def measure(shape: str, kind: str) -> dict[str, Any]:
     """Peak memory and its estimate in GB, speed after the first step, and a hash of the weights."""
     model, changes, rows, tokens = SHAPES[shape]
-    train(model, changes, 1, tokens, kind, steps=1)  # loads what libraries keep from their first use
+    train(model, changes, 1, tokens, kind, steps=1)  # the first use of the libraries, which is not measured
     before = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1]) / 1e9
     trained, cfg, rate = train(model, changes, rows, tokens, kind, STEPS)
     weights = b"".join(p.detach().numpy().tobytes() for p in trained.parameters())
@@ -89,12 +89,8 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD of glibc: larger blocks are mapped one by one
-    for (
-        name,
-        changes,
-        _,
-        tokens,
-    ) in SHAPES.values():  # what libraries keep from their first use is no memory of a run
+    # Libraries keep memory from their first use, which is not counted as that of a run.
+    for name, changes, _, tokens in SHAPES.values():
         train(name, changes, 1, tokens, "selective", steps=1)
     found: dict[str, dict[str, Any]] = {shape: {} for shape in SHAPES}
     fork = multiprocessing.get_context("fork")

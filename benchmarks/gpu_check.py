@@ -43,7 +43,7 @@ from common.provenance import git_commit, provenance
 PATIENCE = 150.0  # seconds for one case; the longest, the curve, takes about 140
 BUSY_PATIENCE = 900.0  # on a CPU, which may be busy
 Keep = Callable[[str, dict[str, Any]], None]
-FLOAT32_ERROR = 1e-4  # of all gradients together
+FLOAT32_ERROR = 1e-4  # largest relative error of all gradients taken as one vector
 BFLOAT16_ERROR = 2.0  # times that of the specification itself in bfloat16
 DENSE_RATIO = 1.33  # times the dense step
 LARGE_MFU = 0.30

@@ -5,23 +5,24 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-_processes = multiprocessing.get_context("forkserver")
+from toy_run import started
 
 
 def on_ranks(number: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call a function of a test module on each rank of a gloo group; AssertionError if it fails on one."""
-    _processes.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint"])
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            _processes.Process(target=_join, args=(rank, number, folder, function, arguments), daemon=True)
-            for rank in range(number)
-        ]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(600)
-            rank.kill()
-        assert [rank.exitcode for rank in ranks] == [0] * number
+        ranks = [started(_join, rank, number, folder, function, arguments) for rank in range(number)]
+        assert exit_codes(ranks, seconds=600) == [0] * number
+
+
+def exit_codes(processes: list[multiprocessing.Process], seconds: float) -> list[int | None]:
+    """The exit codes of processes, None for one that is still there after the time, which is killed."""
+    for process in processes:
+        process.join(seconds)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
 
 
 def _join(rank: int, number: int, folder: str, function: Callable[..., None], arguments: tuple) -> None:

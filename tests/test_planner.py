@@ -185,10 +185,8 @@ def test_checkpointing_is_no_more_than_a_layout_needs_and_no_less_than_was_asked
     assert list(found) == ["none", "selective", "full"]
     per_row = {level: p.seconds["computation"] / p.cfg.batch_size for level, p in found.items()}
     assert per_row["selective"] == pytest.approx(per_row["none"])
-    head, flops = (
-        2 * 201_088 * 2880,
-        config.flops_per_token(1024),
-    )  # a third of a step is done again, but no head
+    # a third of a step is done again, but no head
+    head, flops = 2 * 201_088 * 2880, config.flops_per_token(1024)
     assert per_row["full"] == pytest.approx((4 / 3 - head / flops) * per_row["none"])
     asked = planner.plan(replace(cfg, activation_checkpointing="full"), model, layout, machine)
     assert asked.cfg.activation_checkpointing == "full"
@@ -272,9 +270,8 @@ def under_torchrun(words: list[str], tmp_path, capsys) -> None:
     gpus = int(launch.nnodes.split(":")[-1]) * int(launch.nproc_per_node)
     flags = [*launch.training_script_args, "--tokenizer", "stories4k", "--dry_run", "--gpus", str(gpus)]
     text = dry_run(tmp_path, capsys, *flags)
-    assert (
-        "\n1. --parallel " in text and f"step             {16 * 1024 * 32:,} tokens" in text
-    )  # of the recipe
+    tokens = 16 * 1024 * 32  # a step of the recipe
+    assert "\n1. --parallel " in text and f"step             {tokens:,} tokens" in text
 
 
 def test_each_torchrun_of_the_scale_page_starts_a_run_that_fits_with_the_step_of_its_recipe(tmp_path, capsys):

@@ -24,7 +24,7 @@ CASES = [
     ("ep:2", {"activation_checkpointing": "full"}),
     ("fsdp+ep:2", {"activation_checkpointing": "selective", "optimizer": "adamw", "grad_accum": 1}),
 ]
-SHAPES = [  # of the model and of a micro-batch
+SHAPES = [  # (changes to the model, changes to the settings of training)
     ({}, {}),
     ({"hidden_size": 44, "num_hidden_layers": 3}, {"batch_size": 3, "block_size": 40}),
     ({"intermediate_size": 64, "experts_per_token": 3}, {"batch_size": 8, "block_size": 24}),

@@ -233,18 +233,21 @@ def test_two_ranks_read_what_four_wrote_and_the_other_way_round(tmp_path):
 
 # ------------------------------------------------------------------------------------------ whole runs
 
-RESUMED = ("train/loss", "optim/grad_norm", "val/loss")
+RESUMED = ("train/loss", "optim/grad_norm", "moe/max_violation", "val/loss")
 
 
-def same_curve(run: Path, straight: Path) -> None:
-    """Compare what two runs logged at every step. Their rounding differs in float32, and grows with the steps."""
+def same_curve(run: Path, straight: Path, four: bool) -> None:
+    """Compare what two runs logged at every step, to float32's precision.
+
+    four: whether four ranks took part. Rounding then moves a token to another expert; the load and the parts of the
+    norm are left out, and from the third part of the run on the rest may differ by a thousandth.
+    """
     ours, theirs = (read_metrics(out / "metrics.jsonl") for out in (run, straight))
     assert [r["step"] for r in ours] == [r["step"] for r in theirs]
     for one, other in zip(ours, theirs):
+        near = 1e-3 if four and one["step"] > 8 else 1e-4
         for tag in one:
-            # rounding may move a token to another expert, which the parts of the norm show more
-            if tag.startswith(RESUMED) and "grad_norm/" not in tag:
-                near = 1e-4 if one["step"] <= 8 else 1e-3
+            if tag.startswith(RESUMED) and not (four and tag.startswith(("optim/grad_norm/", "moe/"))):
                 assert one[tag] == pytest.approx(other[tag], rel=near), (one["step"], tag)
 
 
@@ -258,7 +261,7 @@ def resumes(corpus, folder: Path, layout: str, *numbers: int) -> None:
         path = folder / "run" / f"checkpoint_{4 * step}.pt"
         assert path.is_dir() == (numbers[step - 1] > 1)
         launch(folder, number, [["--resume_from", path]])
-    same_curve(folder / "run", folder / "straight")
+    same_curve(folder / "run", folder / "straight", four=4 in numbers)
 
 
 @pytest.mark.peer

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import multiprocessing.forkserver
 import os
 import signal
 import socket
@@ -11,9 +10,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 import torch
-from toy_run import _processes
+from ranks import exit_codes
+from toy_run import started
 
 SMALL = (  # no two axes of a parameter are equal; six experts, because the ranks of a test must divide them
     "--device cpu --threads 1 --tokenizer bundled1536 --num_hidden_layers 2 --hidden_size 20 --head_dim 4 "
@@ -45,22 +44,14 @@ def launch(
     environment = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "localhost"}
     environment |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
     cases = [[str(flag) for flag in case] for case in cases]
-    with pytest.MonkeyPatch.context() as patch:  # the server may start here
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        multiprocessing.forkserver.ensure_running()
     ranks = []
     for rank in range(number):
         own = {name: str(value) for name, value in (environment | {"RANK": rank, "LOCAL_RANK": rank}).items()}
         arguments = folder, own, cases, double, script, events or [""] * len(cases)
-        ranks.append(_processes.Process(target=_run_cases, args=arguments, daemon=True))
-        ranks[-1].start()
-    for process in ranks:
-        process.join(1200)  # a busy machine wakes two processes for each exchange
-        if process.exitcode is None:
-            process.kill()
+        ranks.append(started(_run_cases, *arguments))
+    codes = exit_codes(ranks, seconds=1200)  # a busy machine wakes two processes for each exchange
     printed = [(folder / f"rank_{rank}").read_text() for rank in range(number)]
-    assert [process.exitcode for process in ranks] == [0] * number, "".join(printed)
+    assert codes == [0] * number, "".join(printed)
     return printed
 
 

@@ -75,12 +75,7 @@ class ToyRun:
         folder.mkdir(parents=True, exist_ok=True)
         self._logs = [folder / "stdout", folder / "stderr"]
         arguments = list(map(str, flags)), folder, self._logs, at_step, action, environment or {}, script
-        self._process = _processes.Process(target=_run, args=arguments, daemon=True)
-        with pytest.MonkeyPatch.context() as patch:  # the server starts here, without this sys.path
-            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-            patch.setenv("OMP_NUM_THREADS", "1")
-            multiprocessing.forkserver.ensure_running()
-        self._process.start()
+        self._process = started(_run, *arguments)
         self.pid = self._process.pid
 
     def wait(self, seconds: float = 60) -> Finished:
@@ -93,6 +88,17 @@ class ToyRun:
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
+
+
+def started(function: Callable[..., None], *arguments: Any) -> multiprocessing.Process:
+    """A process of the fork server that calls a function of a test module."""
+    process = _processes.Process(target=function, args=arguments, daemon=True)
+    with pytest.MonkeyPatch.context() as patch:  # the server may start here, without this sys.path
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        multiprocessing.forkserver.ensure_running()
+    process.start()
+    return process
 
 
 def _run(argv, folder, logs, at_step, action, environment, script):

@@ -173,7 +173,10 @@ class TrainConfig:
 
     @property
     def layout(self) -> tuple[str, int | None]:
-        """Of `parallel`: "ddp" or "fsdp", and the degree of expert parallelism; 0 = the largest, None = none."""
+        """("ddp" or "fsdp", degree): experts are spread over `degree` processes.
+
+        degree: 0 = as many as possible, None = experts are not spread.
+        """
         found = re.fullmatch(r"(ddp|fsdp)|(fsdp\+)?ep(?::([1-9][0-9]{0,5}))?", self.parallel)
         if found is None:
             raise ValueError(

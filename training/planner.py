@@ -341,7 +341,7 @@ class Plan(NamedTuple):
     layout: Layout
     memory: dict[str, float]  # bytes by part
     collectives: list[Collective]
-    seconds: dict[str, float]  # of a step by part; what computation hides is left out
+    seconds: dict[str, float]  # the time of a step by part, without what computation hides
 
     @property
     def bytes(self) -> float:
@@ -469,7 +469,8 @@ def what_would_fit(cfg: TrainConfig, model: Model, machine: Machine, name: str, 
 
     gpus, card = machine
     larger = sorted((other.memory, key) for key, other in CARDS.items() if other.memory > card.memory)
-    kinds: tuple[list[tuple[str, TrainConfig, Machine]], ...] = (  # of each kind, the first that fits is told
+    # the sentence names the first change of each list that fits
+    kinds: tuple[list[tuple[str, TrainConfig, Machine]], ...] = (
         [
             (" ".join(f"--{key} {value}" for key, value in change.items()), replace(cfg, **change), machine)
             for change in ({"batch_size": 1}, {"grad_accum": 1}, {"batch_size": 1, "grad_accum": 1})

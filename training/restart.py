@@ -30,9 +30,8 @@ def after_restart(ranks: Ranks, command: CommandLine) -> CommandLine | None:
     folder = Path(cfg.out_dir)
     if cfg.resume_from and "out_dir" not in command.given:
         folder = Path(cfg.resume_from).parent
-    name = ranks.gather(job())[
-        0
-    ]  # config.json has that of the first rank; without --rdzv_id nodes have others
+    # config.json has the name of the first rank; without --rdzv_id, other nodes have other names
+    name = ranks.gather(job())[0]
     with ranks.together():
         owner, length = last_start(folder, name)
         if owner != name:
