@@ -51,7 +51,8 @@ def trained(words, log, environment):
 def test_arms_of_both_scripts_go_to_one_report(spec, monkeypatch):
     monkeypatch.setattr(launch, "POLL_SECONDS", 0)
     monkeypatch.setattr(pictures, "_write", draw)
-    monkeypatch.setattr(inference_cost, "REPEATS", 1)
+    monkeypatch.setattr(inference_cost, "ROUNDS", 1)
+    monkeypatch.setattr(inference_cost, "SECONDS", 0)
     write(spec, seeds=[1], headline=[])
     assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=trained) == 0
     found = lines(spec)

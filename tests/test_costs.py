@@ -1,17 +1,20 @@
-"""What --dry_run says about memory and work, against models and optimizers that were built."""
+"""What --dry_run says about memory and work, against what was built; and costs that are measured."""
 
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toy_run import SMALL
 
+from architecture import registry
 from architecture.interface import logit_rows
 from architecture.registry import build_config, build_model
 from common import device
 from common.device import available_memory
+from evaluation import inference_cost
 from training.config import TrainConfig
 from training.costs import MACHINES, bounded_evaluations, closing_tokens, memory_bytes, report
 from training.optimizer import build_optimizers
@@ -251,3 +254,88 @@ def test_evaluations_take_no_longer_than_a_short_training_and_are_in_the_estimat
     assert "at most without the closing one, on all tokens" in report(every, config)
     assert [closing_tokens(c, 100_000) for c in (short, every)] == [300_000, None]
     assert closing_tokens(short, 5) == short.eval_tokens  # the last evaluation takes its place
+
+
+# ------------------------------------------------------------------------------- costs that are measured
+
+
+class Clock:
+    """The module time, where each look at the clock takes a second, and half a CPU second."""
+
+    def __init__(self):
+        self.looks = 0
+
+    def perf_counter(self) -> float:
+        self.looks += 1
+        return float(self.looks)
+
+    def process_time(self) -> float:
+        return self.looks / 2
+
+
+def test_a_speed_is_tokens_over_the_time_of_reading_or_writing_alone(monkeypatch):
+    model, cpu, products = (
+        build_model("gptoss", build_config("gptoss", "toy", SMALL)),
+        torch.device("cpu"),
+        [],
+    )
+    model.tokenizer = SimpleNamespace(n_vocab=90)
+    monkeypatch.setattr(registry, "load_model", lambda path, device: model)
+    monkeypatch.setattr(
+        device, "matmul_rate", lambda place: products.append(clock.looks) or 3e9 + 2e9 * len(products)
+    )
+    monkeypatch.setattr(inference_cost, "time", clock := Clock())
+    monkeypatch.setattr(inference_cost, "SECONDS", 2.5)  # three texts, each of a second of decoding
+    found = inference_cost.visit(Path("model"), 16, cpu)
+    assert clock.looks == 9 and products == [0, 9]  # the product runs right before and after all looks
+    assert found["prefill_tokens_per_second"] == 8 and found["prefill_tokens_per_cpu_second"] == 16
+    assert found["decode_tokens_per_second"] == 7 and found["decode_tokens_per_cpu_second"] == 14
+    assert found["matmul_gflops"] == 6
+    assert found["weight_bytes"] == num_bytes(model.parameters())
+
+
+def test_models_are_measured_in_turn_and_each_gets_the_median_of_its_own_rounds(
+    tmp_path, monkeypatch, capsys
+):
+    speeds = {"a": [5.0, 1.0, 4.0], "b": [60.0, 80.0, 20.0]}
+    visited = []
+
+    def visit(path, tokens, device):
+        visited.append(path.stem)
+        speed = speeds[path.stem][visited.count(path.stem) - 1]
+        rates = {f"{kind}_tokens_per_second": speed * n for kind, n in (("prefill", 10), ("decode", 1))}
+        return {"weight_bytes": 7, "peak_memory_gb": speed, "matmul_gflops": speed + 0.5} | rates
+
+    monkeypatch.setattr(inference_cost, "visit", visit)
+    for size, name in enumerate(speeds):
+        (tmp_path / f"{name}.pt").write_bytes(bytes(10 + size))
+    paths = [str(tmp_path / f"{name}.pt") for name in speeds]
+    inference_cost.run(
+        [*paths, "--tokens", "8", "--rounds", "3", "--threads", "1", "--out", str(tmp_path / "out.json")]
+    )
+    assert "".join(visited) == "abbaab"
+    one, two = json.loads((tmp_path / "out.json").read_text())["checkpoints"]
+    assert one["decode_tokens_per_second"] == 4 and two["prefill_tokens_per_second"] == 600
+    assert (
+        one["matmul_gflops_each_round"] == [5.5, 1.5, 4.5]
+        and two["decode_tokens_per_second_each_round"] == speeds["b"]
+    )
+    assert (one["checkpoint_bytes"], two["checkpoint_bytes"]) == (10, 11) and one["peak_memory_gb"] == 4
+    assert (
+        "decode 60 (20 to 80) tokens/s; a fixed product of matrices 20 to 80 GFLOP/s"
+        in capsys.readouterr().out
+    )
+
+
+def test_the_peak_of_memory_begins_anew(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    if not device.forget_peak_memory(cpu):
+        pytest.skip("this system has no way to do so")
+    before = device.peak_memory_gb(cpu)
+    big = torch.ones(50_000_000 // 4)
+    assert device.peak_memory_gb(cpu) - before > 0.045
+    del big
+    assert device.peak_memory_gb(cpu) - before > 0.045 and device.forget_peak_memory(cpu)
+    assert device.peak_memory_gb(cpu) - before < 0.01
+    monkeypatch.setattr(device, "PROC", tmp_path / "none")  # as on macOS
+    assert not device.forget_peak_memory(cpu) and device.peak_memory_gb(cpu) > 0
