@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,11 @@ from toy_run import SMALL
 from architecture import registry
 from architecture.interface import logit_rows
 from architecture.registry import build_config, build_model
+from benchmarks import step_profile
 from common import device
 from common.device import available_memory
 from evaluation import inference_cost
+from training import muon
 from training.config import TrainConfig
 from training.costs import MACHINES, bounded_evaluations, closing_tokens, memory_bytes, report
 from training.optimizer import build_optimizers
@@ -339,3 +342,35 @@ def test_the_peak_of_memory_begins_anew(tmp_path, monkeypatch):
     assert device.peak_memory_gb(cpu) - before < 0.01
     monkeypatch.setattr(device, "PROC", tmp_path / "none")  # as on macOS
     assert not device.forget_peak_memory(cpu) and device.peak_memory_gb(cpu) > 0
+
+
+@pytest.mark.parametrize(
+    "rows, columns", [(6, 4), (4, 6), (5, 5), (3, 6), (14, 4)]
+)  # from twice as long on: by its gram
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_the_products_of_muon_are_counted_by_the_shape_of_a_matrix(rows, columns, rounds):
+    matrices = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(0))
+    with step_profile.FlopCounterMode(display=False) as counter:
+        muon.orthogonalize(matrices, muon.POLYNOMIALS[:rounds])
+    assert 3 * step_profile.muon_flops(rows, columns, rounds) == counter.get_total_flops()
+
+
+def test_all_products_of_a_step_are_counted_those_inside_of_attention_by_themselves():
+    """Against eager attention, whose products torch's counter knows, and against products by hand."""
+    config = build_config("gptoss", "toy", SMALL | {"vocab_size": 90, "initial_context_length": 16})
+    ids = torch.randint(90, (2, 11), generator=torch.Generator().manual_seed(0))
+    found = {}
+
+    def step(model) -> None:
+        model(ids, ids).loss.backward()
+
+    for attention in ("eager", "sdpa"):
+        model = build_model("gptoss", config, attention=attention)
+        found[attention] = step_profile.flops_of_products(partial(step, model))
+    layers, products = config.num_hidden_layers, 2 * 2 * 6 * 11 * 11 * 4  # B H T S C
+    kernel, rest = found["sdpa"]["attention's kernel"], found["sdpa"]["matrix products"]
+    assert kernel == layers * (2 + 5) * products  # forward, and backward with q k^T once more
+    assert found["eager"] == {"attention's kernel": 0, "matrix products": rest + layers * (2 + 4) * products}
+    inside = torch.zeros(3, 5)
+    by_hand = step_profile.flops_of_products(lambda: inside.addmm_(torch.ones(3, 7), torch.ones(7, 5)))
+    assert by_hand["matrix products"] == 2 * 3 * 7 * 5
