@@ -111,7 +111,7 @@ def synchronize(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def matmul_rate(device: torch.device, repeats: int = 5) -> float:
+def matmul_rate(device: torch.device, repeats: int = 3) -> float:
     """FLOP/s of a fixed product of matrices: how fast this device is at this moment, beside all other work.
 
     The product is (512, 512) @ (512, 512) on a CPU, about 0.01 s, and (4096, 4096) @ (4096, 4096) elsewhere, in

@@ -1,9 +1,9 @@
 """Measure what models cost to use: size, memory and speed.
 
-    python -m evaluation.inference_cost CHECKPOINT... --tokens N --out FILE.json [--rounds 9]
+    python -m evaluation.inference_cost CHECKPOINT... --tokens N --out FILE.json [--rounds 25]
 
 A model reads half of N tokens at once (prefill) and generates the other half one by one as sample.py does
-(decode), again and again until decoding has taken half a second; N is limited to what the model can read.
+(decode); N is limited to what the model can read.
 
 The models are measured in turn, round after round, in one process, so that a machine that becomes slower slows
 all of them. Right before and after each measurement, the same clock times a fixed product of two matrices, which
@@ -30,14 +30,20 @@ from typing import Any
 from common.script import Parser, exit_code, say
 from common.threads import set_threads
 
-ROUNDS = 9
-SECONDS = 0.5  # of decoding in each measurement; shorter ones depend on single turns of other programs
+# Many short rounds compare better than a few long ones beside other work (benchmarks/LOG.md).
+ROUNDS = 25
+FEWEST, LONG = 5, 60.0  # from so many rounds on, they end when they have taken so many seconds for each model
+SECONDS = 0.1  # of decoding in each measurement; one text of a larger model takes longer
 WARM_UP = 8  # tokens that a model generates before its speed is measured
 KINDS = ("prefill", "decode")
 
 
-def measure(checkpoints: Sequence[Path], tokens: int, device_name: str, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    checkpoints: Sequence[Path], tokens: int, device_name: str, rounds: int | None = None
+) -> list[dict[str, Any]]:
     """For each checkpoint its bytes, those of its weights, its peak memory in 1e9 bytes, and its speeds.
+
+    rounds: None for ROUNDS, or fewer if the models are slow.
 
     With KIND of prefill and decode, KIND_tokens_per_second and, on a CPU, KIND_tokens_per_cpu_second are medians
     over the rounds, and the same names with _each_round hold all of them. matmul_gflops_each_round is the GFLOP/s
@@ -50,7 +56,10 @@ def measure(checkpoints: Sequence[Path], tokens: int, device_name: str, rounds: 
     device = choose_device(device_name)
     paths = [find_checkpoint(path, say) for path in checkpoints]
     found: list[list[dict[str, Any]]] = [[] for _ in paths]
-    for turn in range(rounds):
+    began = time.monotonic()
+    for turn in range(rounds or ROUNDS):
+        if rounds is None and turn >= FEWEST and time.monotonic() - began > LONG * len(paths):
+            break
         order = range(len(paths)) if turn % 2 == 0 else reversed(range(len(paths)))  # a steady drift cancels
         for place in order:
             found[place].append(visit(paths[place], tokens, device))
@@ -151,21 +160,22 @@ def run(argv: list[str] | None) -> None:
     parser = Parser(prog="python -m evaluation.inference_cost", allow_abbrev=False)
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--tokens", type=int, required=True)
-    parser.add_argument("--rounds", type=int, help=f"measurements of each model (default: {ROUNDS})")
+    parser.add_argument(
+        "--rounds", type=int, help=f"measurements of each model (default: {ROUNDS}, or fewer of slow ones)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    rounds = ROUNDS if args.rounds is None else args.rounds
-    for name, value, least in (("tokens", args.tokens, 2), ("rounds", rounds, 1)):
-        if value < least:
+    for name, value, least in (("tokens", args.tokens, 2), ("rounds", args.rounds, 1)):
+        if value is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
 
     from common.files import write_json_atomic
 
     if line := set_threads(args.threads, common.begin.STARTED):
         say(line)
-    found = measure(args.checkpoints, args.tokens, args.device, rounds)
+    found = measure(args.checkpoints, args.tokens, args.device, args.rounds)
     write_json_atomic(args.out, {"tokens": args.tokens, "checkpoints": found})
     print(*map(in_words, found), sep="\n")
 

@@ -330,6 +330,24 @@ def test_models_are_measured_in_turn_and_each_gets_the_median_of_its_own_rounds(
     )
 
 
+def test_slow_models_get_fewer_rounds_unless_the_number_was_given(tmp_path, monkeypatch):
+    (path := tmp_path / "a.pt").touch()
+    now = [0.0]
+
+    def visit(*_):
+        now[0] += 13.0
+        return {"weight_bytes": 7, "peak_memory_gb": None, "matmul_gflops": 1.0}
+
+    monkeypatch.setattr(inference_cost, "visit", visit)
+    monkeypatch.setattr(inference_cost, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for rounds, models, made in ((None, 1, 5), (None, 2, 5), (7, 1, 7)):
+        costs = inference_cost.measure([path] * models, 8, "cpu", rounds)
+        assert [len(cost["matmul_gflops_each_round"]) for cost in costs] == [made] * models
+        assert costs[0]["peak_memory_gb"] is None
+    now[0], inference_cost.time.monotonic = 0.0, lambda: now[0] / 26
+    assert len(inference_cost.measure([path], 8, "cpu")[0]["matmul_gflops_each_round"]) == 25
+
+
 def test_the_peak_of_memory_begins_anew(tmp_path, monkeypatch):
     cpu = torch.device("cpu")
     if not device.forget_peak_memory(cpu):

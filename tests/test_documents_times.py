@@ -26,6 +26,8 @@ TIME = re.compile(
 # Times that are rules of the code or of another program and no measurements, each with its place.
 RULES = {
     "help of the training flags": ["length of the run in minutes"],  # a unit
+    "benchmarks/gpu_check.py": ["in at most ten minutes", "two minutes of `medium`"],  # its --minutes
+    "benchmarks/hub_stream.py": ["with 50 ms a request"],  # of its own server
     "Makefile": ["one CUDA device, ten minutes"],  # benchmarks/gpu_check.py --minutes
     "docs/design.md": ["when it goes on for a minute"],  # training/monitor/pace.py
     "docs/recipes.md": [
@@ -107,7 +109,8 @@ def texts() -> dict[str, str]:
     """What a user reads, by its place, with single spaces and without code."""
     paths = [*DOCUMENTS, ROOT / "Makefile", *sorted((ROOT / "configs").rglob("*.yaml"))]
     found = {str(path.relative_to(ROOT)): text_of(str(path.relative_to(ROOT))) for path in paths}
-    for name in ("train", "train_context", "sample", "ablate", "inference", "server", "evaluation/inference_cost",
+    scripts = [f"benchmarks/{path.stem}" for path in (ROOT / "benchmarks").glob("[!_]*.py")]
+    for name in (*scripts, "train", "train_context", "sample", "ablate", "inference", "server", "evaluation/inference_cost",
                  "evaluation/context", "evaluation/check", "evaluation/ablation/spec", "examples/tiny_gpt_oss"):  # fmt: skip
         found[f"{name}.py"] = " ".join(
             (ROOT / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].split()
