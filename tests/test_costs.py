@@ -307,6 +307,7 @@ def test_models_are_measured_in_turn_and_each_gets_the_median_of_its_own_rounds(
         visited.append(path.stem)
         speed = speeds[path.stem][visited.count(path.stem) - 1]
         rates = {f"{kind}_tokens_per_second": speed * n for kind, n in (("prefill", 10), ("decode", 1))}
+        rates["decode_tokens_per_cpu_second"] = 3 * speed
         return {"weight_bytes": 7, "peak_memory_gb": speed, "matmul_gflops": speed + 0.5} | rates
 
     monkeypatch.setattr(inference_cost, "visit", visit)
@@ -324,8 +325,9 @@ def test_models_are_measured_in_turn_and_each_gets_the_median_of_its_own_rounds(
         and two["decode_tokens_per_second_each_round"] == speeds["b"]
     )
     assert (one["checkpoint_bytes"], two["checkpoint_bytes"]) == (10, 11) and one["peak_memory_gb"] == 4
+    assert one["decode_tokens_per_cpu_second"] == 15  # the fastest round
     assert (
-        "decode 60 (20 to 80) tokens/s; a fixed product of matrices 20 to 80 GFLOP/s"
+        "decode 60 (20 to 80) tokens/s, 240 per CPU second; a fixed product of matrices 20 to 80 GFLOP/s"
         in capsys.readouterr().out
     )
 
@@ -336,7 +338,8 @@ def test_slow_models_get_fewer_rounds_unless_the_number_was_given(tmp_path, monk
 
     def visit(*_):
         now[0] += 13.0
-        return {"weight_bytes": 7, "peak_memory_gb": None, "matmul_gflops": 1.0}
+        rates = {"decode_tokens_per_cpu_second": now[0]}
+        return {"weight_bytes": 7, "peak_memory_gb": None, "matmul_gflops": 1.0} | rates
 
     monkeypatch.setattr(inference_cost, "visit", visit)
     monkeypatch.setattr(inference_cost, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -345,7 +348,9 @@ def test_slow_models_get_fewer_rounds_unless_the_number_was_given(tmp_path, monk
         assert [len(cost["matmul_gflops_each_round"]) for cost in costs] == [made] * models
         assert costs[0]["peak_memory_gb"] is None
     now[0], inference_cost.time.monotonic = 0.0, lambda: now[0] / 26
-    assert len(inference_cost.measure([path], 8, "cpu")[0]["matmul_gflops_each_round"]) == 25
+    (cost,) = inference_cost.measure([path], 8, "cpu")
+    assert len(cost["matmul_gflops_each_round"]) == 25
+    assert cost["decode_tokens_per_cpu_second"] == 23 * 13  # two rounds of 25 were faster
 
 
 def test_the_peak_of_memory_begins_anew(tmp_path, monkeypatch):

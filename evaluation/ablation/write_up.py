@@ -286,7 +286,7 @@ def _costs(x: Ablation) -> str:
         words += (
             f"median (smallest to largest) of {rounds} rounds in which the arms took turns, while that product ran at "
             f"{min(rates):,.0f} to {max(rates):,.0f} GFLOP/s. The time of other programs does not count in a CPU "
-            "second, so compare arms by these."
+            "second, and they can only lower this rate: a tenth of the rounds exceed its figure. Compare arms by it."
         )
     else:
         words += "median of repeats; measured once, so other work on the machine shows in it."
