@@ -9,9 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FL
 
 QUICKSTART := model_quickstart
 
-quickstart: .venv/.runtime  ## a small model in minutes on two cores; once installed, no network
+quickstart: .venv/.runtime  ## a small model on two cores; once installed, no network
 	@echo "quickstart: trains a small mixture of experts on stories that this project writes, then tells three."
-	@echo "About six minutes on two cores. Ctrl-C saves; make quickstart goes on from there."
+	@echo "The recorded run took 360 s on two cores. Ctrl-C saves; make quickstart goes on from there."
 	@$(BIN)/python train.py --out_dir $(QUICKSTART) \
 		$(if $(wildcard $(QUICKSTART)/checkpoint_*.pt),--resume,--config configs/quickstart.yaml)
 
@@ -35,7 +35,7 @@ test-browser: .venv/.browser  ## the chat page, in an installed Chromium
 		"apt-get install -y --no-install-recommends chromium, or set CHROMIUM=PATH"; exit 1; }
 	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --browser -m browser
 
-slow: .venv/.dev  ## with the tests that take minutes
+slow: .venv/.dev  ## with the slow tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --slow
 
 check: .venv/.dev  ## linter and formatter
@@ -45,7 +45,7 @@ check: .venv/.dev  ## linter and formatter
 pictures: .venv/.dev  ## the pictures of README and docs, from benchmarks/results
 	$(BIN)/python -m benchmarks.pictures
 
-bench: .venv/.peers  ## the published figures that take minutes: parity, head memory
+bench: .venv/.peers  ## the published figures of parity and head memory
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.head_memory
 
@@ -56,7 +56,7 @@ clean:
 	rm -rf .venv
 
 .venv/.runtime: requirements.txt
-	@echo "installing into .venv: once, some minutes, mostly PyTorch"
+	@echo "installing into .venv: once, mostly PyTorch"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) -r requirements.txt
 	touch $@

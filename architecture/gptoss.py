@@ -273,11 +273,11 @@ class ModelConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # minutes on a laptop
+    # for a laptop
     "toy": dict(num_hidden_layers=4, num_experts=8, experts_per_token=2, vocab_size=4096, hidden_size=128,
                 intermediate_size=192, head_dim=32, num_attention_heads=4, num_key_value_heads=2,
                 initial_context_length=1024, rope_scaling_factor=1.0),
-    # an hour on one GPU
+    # for one GPU
     "medium": dict(num_hidden_layers=8, num_experts=16, experts_per_token=4, vocab_size=4096, hidden_size=384,
                    intermediate_size=384, head_dim=64, num_attention_heads=6, num_key_value_heads=2,
                    initial_context_length=2048, rope_scaling_factor=1.0),

@@ -1,6 +1,6 @@
 """Measure generation by the lean decoder against the general one, set-up included.
 
-    python -m benchmarks.decode     writes benchmarks/results/decode.json     (about three minutes)
+    python -m benchmarks.decode     writes benchmarks/results/decode.json
 
 The model has the shape of the `light` preset below and random weights. It generates 200 tokens after prompts of
 8 at temperature 0.8, for 1, 8 and 64 rows. The two decoders take turns, in rotated order, in one process of one

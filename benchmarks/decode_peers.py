@@ -1,7 +1,7 @@
 """Measure generation by this project against transformers' GptOssForCausalLM with the same weights.
 
     python -m benchmarks.decode_peers [--repeats 3] [--no-compile]
-        writes benchmarks/results/decode_peers.json     (needs requirements-peers.txt; some minutes)
+        writes benchmarks/results/decode_peers.json     (needs requirements-peers.txt)
 
 Model, prompts and sampling are those of benchmarks/decode.py. transformers has two caches and three
 implementations of its experts; a trial of 40 tokens finds the fastest of the six ways for each number of rows.

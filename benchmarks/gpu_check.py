@@ -38,7 +38,7 @@ import torch
 from benchmarks.gpu_cases import ROOT, cases
 from benchmarks.publish import RESULTS, judge, public_text
 from common.files import atomic_write
-from common.provenance import git_commit, provenance
+from common.provenance import git_commit, provenance, record_path
 
 PATIENCE = 150.0  # seconds for one case; the longest, the curve, takes about 140
 BUSY_PATIENCE = 900.0  # on a CPU, which may be busy
@@ -143,6 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     place = Path(args.dataset).expanduser()
     dataset = str(place.resolve()) if place.exists() else args.dataset  # train.py runs in another folder
     card = "a CPU, tiny" if args.tiny else torch.cuda.get_device_name()
+    args.out = record_path(args.out)
     record = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"cases": {}}
     if record.get("device", card) != card:
         parser.error(

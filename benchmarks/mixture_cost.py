@@ -1,6 +1,6 @@
 """Measure what a mixture of experts costs, in training and in decoding, against dense models of its active size.
 
-    python -m benchmarks.mixture_cost     writes benchmarks/results/mixture_cost.json     (about six minutes)
+    python -m benchmarks.mixture_cost     writes benchmarks/results/mixture_cost.json
 
 A mixture of E experts of width F, of which a token uses k, stands beside two models of one MLP in each layer:
 

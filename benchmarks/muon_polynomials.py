@@ -35,7 +35,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from benchmarks.publish import RESULTS, public_text, publish
-from common.provenance import provenance
+from common.provenance import provenance, record_path
 from evaluation.ablation.statistics import compare, summary, table
 from training import muon
 from training.config import TrainConfig
@@ -231,7 +231,7 @@ def run(config: str, variant: str, lr: float, seed: int, of_today: int) -> None:
         final = train(config, *settings)
     line = key | {"of_today": of_today, "bits_per_byte": final["final/bits_per_byte"]}
     line |= {"cpu_seconds": time.process_time() - began} | provenance()
-    with LOSSES.open("a", encoding="utf-8") as file:
+    with record_path(LOSSES).open("a", encoding="utf-8") as file:
         file.write(public_text(json.dumps(line), (), os.environ["TINYSTORIES"]) + "\n")
 
 

@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common.provenance import provenance
-
-RESULTS = Path(__file__).parent / "results"
+from common.provenance import CHANGES, provenance, record_path
+from common.provenance import RECORDS as RESULTS
 
 
 def publish(name: str, figures: dict[str, Any], folders: Iterable[Path] = ()) -> None:
     """Write provenance and figures to benchmarks/results/NAME.json; folders: as for public_text."""
     text = json.dumps(provenance() | figures, indent=1, ensure_ascii=False) + "\n"
-    path = RESULTS / f"{name}.json"
+    path = record_path(RESULTS / f"{name}.json")
     path.write_text(public_text(text, folders), encoding="utf-8")
     print(f"wrote {path}")
 
@@ -27,6 +26,15 @@ def public_text(text: str, folders: Iterable[Path], tinystories: str | None = No
     if tinystories:
         text = text.replace(tinystories.rstrip("/") + "/", "$TINYSTORIES/")
     return text
+
+
+def require_clean_commits(text: str, path: Path) -> None:
+    """Raise ValueError for a record of finished runs whose code was not that of a commit."""
+    if CHANGES in text:
+        raise ValueError(
+            f"{path} would hold runs of a commit with changes, and nobody could repeat them; commit the changes "
+            "and train again"
+        )
 
 
 def judge(limits: dict[str, bool]) -> int:

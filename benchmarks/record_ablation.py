@@ -15,7 +15,7 @@ import json
 import shutil
 from pathlib import Path
 
-from benchmarks.publish import RESULTS, public_text
+from benchmarks.publish import RESULTS, public_text, require_clean_commits
 
 TEXTS = ("report.md", "plan.json", "results.jsonl")
 
@@ -28,6 +28,8 @@ def main() -> None:
     report = args.report.resolve()
     name = json.loads((report / "plan.json").read_text(encoding="utf-8"))["spec"]["name"]
     folder = RESULTS / "ablations" / name
+    for path in filter(Path.exists, (report / text for text in TEXTS)):
+        require_clean_commits(path.read_text(encoding="utf-8"), folder / path.name)
     shutil.rmtree(folder, ignore_errors=True)  # removes an earlier one, which is in git
     folder.mkdir(parents=True)
     for path in filter(Path.exists, (report / text for text in TEXTS)):

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.publish import public_text
+from benchmarks.publish import public_text, require_clean_commits
 from evaluation.ablation.statistics import summary
 from training.monitor.metrics import read_metrics
 
@@ -58,6 +58,7 @@ def main() -> None:
     runs = [figures(out_dir) for out_dir in args.out_dir]
     found = runs[0] if len(runs) == 1 else over_seeds(runs) | {"runs": runs}
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    require_clean_commits(text, args.out)
     args.out.write_text(public_text(text, args.out_dir, args.tinystories), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """Print hashes of 20 toy steps. A change that alters no number leaves them the same.
 
-    python -m benchmarks.same_bits     (about two minutes on one thread)
+    python -m benchmarks.same_bits
 
 Prints a sha256 for train.py, for train_context.py, and for train.py killed after step 10 and resumed, which
 must be the same as for train.py. A hash covers weights, optimizer state, random state, data position, and

@@ -1,6 +1,6 @@
 """Measure the bundled stories and their checker: are the stories varied, is the checker right?
 
-    python -m benchmarks.stories     writes benchmarks/results/stories.json     (about two minutes)
+    python -m benchmarks.stories     writes benchmarks/results/stories.json
 
 Over all training and validation stories: how many differ, their length, the most frequent run of eight words
 with names masked, and the share that the checker accepts. Further: the share of copies with one swapped name,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.publish import RESULTS
-from common.provenance import provenance
+from common.provenance import provenance, record_path
 from evaluation.ablation.statistics import compare
 from training.monitor.metrics import read_metrics
 
@@ -64,7 +64,7 @@ def run(arm: str, seed: int) -> None:
     line = {"arm": arm, "seed": seed, "flags": flags, "minutes": minutes} | provenance()
     line |= {name: found[name] for name in ("splits", "routing")}
     line["curve"] = [point for point in curve if len(point) > 1]
-    with RUNS.open("a", encoding="utf-8") as file:
+    with record_path(RUNS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,8 +86,47 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak memory in 1e9 bytes: of the CUDA device, or elsewhere of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    with contextlib.suppress(OSError):  # Linux; getrusage there also counts the process that started this one
+        if found := re.search(r"VmHWM:\s+(\d+) kB", (PROC / "self/status").read_text()):
+            return int(found[1]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS and in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def forget_peak_memory(device: torch.device) -> bool:
+    """Let peak_memory_gb begin anew from what is held now; False if the system cannot (macOS)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        (PROC / "self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+    except OSError:
+        return False
+    return True
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU always has."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def matmul_rate(device: torch.device, repeats: int = 3) -> float:
+    """FLOP/s of a fixed product of matrices: how fast this device is at this moment, beside all other work.
+
+    The product is (512, 512) @ (512, 512) on a CPU, about 0.01 s, and (4096, 4096) @ (4096, 4096) elsewhere, in
+    float32, with torch's number of threads. The rate is that of all repeats together, because a median would hide the moments
+    in which other programs had the cores.
+    """
+    size = 512 if device.type == "cpu" else 4096
+    a = torch.full((size, size), 0.5, device=device)
+    torch.mm(a, a)  # a warm-up
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        torch.mm(a, a)
+    synchronize(device)
+    return 2 * size**3 * repeats / (time.perf_counter() - began)
 
 
 def available_memory(device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """Train a tiny gpt-oss and write it in every format, with golden results for the tests of other programs.
 
-    make tiny-gpt-oss                       about four minutes on one core, no network
+    make tiny-gpt-oss                       no network
     python examples/tiny_gpt_oss.py --out_dir tiny_gpt_oss
 
 The model has all of gpt-oss (alternating windows, sinks, YaRN, clamped SwiGLU) in 0.9 M parameters, and it

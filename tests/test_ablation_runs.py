@@ -52,6 +52,7 @@ def stand_in(x, stem, *_, **__) -> Path:
 def folder(tmp_path, monkeypatch, corpus):
     """A working directory with a specification of two arms: seeds 1 and 2, three learning rates."""
     monkeypatch.setattr(pictures, "_write", stand_in)
+    monkeypatch.setattr(launch, "matmul_rate", lambda device: 4.2e10)
     monkeypatch.chdir(tmp_path)
     write(tmp_path, base=TINY | dict(zip(("dataset", "val_dataset"), corpus[1::2])))
     return tmp_path
@@ -61,7 +62,8 @@ def folder(tmp_path, monkeypatch, corpus):
 def finished(tmp_path_factory, corpus):
     """Another such directory with the report in out/, only to be read, and the settings of its runs."""
     path = tmp_path_factory.mktemp("finished")
-    with contextlib.chdir(path):
+    with contextlib.chdir(path), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "matmul_rate", lambda device: 4.2e10)
         write(path, base=TINY | dict(zip(("dataset", "val_dataset"), corpus[1::2])))
         code, done = ablation()
     assert code == 0
@@ -476,12 +478,14 @@ class Trained:
 
 
 def comparable(record: dict) -> dict:
-    return {k: v for k, v in record.items() if k not in (*TIMES, *USE)}
+    speeds = re.compile("_cpu_second|_each_round")
+    return {k: v for k, v in record.items() if k not in (*TIMES, *USE) and not speeds.search(k)}
 
 
 def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(folder, monkeypatch):
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(inference_cost, "REPEATS", 1)
+    monkeypatch.setattr(inference_cost, "ROUNDS", 1)
+    monkeypatch.setattr(inference_cost, "SECONDS", 0)
     base = yaml.safe_load((folder / "spec.yaml").read_text())["base"]
     base |= {"save_every": 2, "eval_every": 5}
     arms = {"moe": {}, "dense": {"model": "gpt2"}}
@@ -509,7 +513,13 @@ def test_real_runs_go_to_a_report_and_a_killed_grid_ends_with_the_same_bits(fold
     assert loads["moe"] > 0 and loads["dense"] is None
     text = report(folder)
     assert "Shared settings that an arm's model does not have: head_dim (dense)" in text
-    assert one[-1]["decode_tokens_per_second"] > 0 and one[-1]["checkpoint_bytes"] > 0
+    use = [line for line in one if line["phase"] == "inference"]
+    assert [line["arm"] for line in use] == ["moe", "dense"]
+    for line in use:
+        assert line["decode_tokens_per_second"] > 0 and line["checkpoint_bytes"] > line["weight_bytes"] > 0
+    assert use[0]["weight_bytes"] > use[1]["weight_bytes"]  # each line has the figures of its own arm
+    assert "a fixed product of matrices ran at 42 to 42 GFLOP/s" in text
+    assert "of 1 rounds in which the arms took turns" in text
 
 
 @pytest.mark.slow

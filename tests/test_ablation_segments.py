@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from test_ablation_runs import TINY, Ended, Pretence, draw, folder, lines, report, write  # noqa: F401
+from test_ablation_runs import REPO_ROOT, TINY, Ended, Pretence, draw, folder, lines, report, write  # noqa: F401
 from test_context_lanes import Ids
 from toy_run import run_here
 
@@ -14,6 +15,7 @@ from data.loader import TrainLoader
 from data.sources import open_dataset
 from evaluation import context, inference_cost
 from evaluation.ablation import launch, matching, pictures, segments
+from evaluation.ablation.verdict import Ablation
 from training.config import ContextTrainConfig, TrainConfig
 
 BASE = TINY | {"packing": "lanes", "initial_context_length": 128, "eval_every": 99}
@@ -51,7 +53,8 @@ def trained(words, log, environment):
 def test_arms_of_both_scripts_go_to_one_report(spec, monkeypatch):
     monkeypatch.setattr(launch, "POLL_SECONDS", 0)
     monkeypatch.setattr(pictures, "_write", draw)
-    monkeypatch.setattr(inference_cost, "REPEATS", 1)
+    monkeypatch.setattr(inference_cost, "ROUNDS", 1)
+    monkeypatch.setattr(inference_cost, "SECONDS", 0)
     write(spec, seeds=[1], headline=[])
     assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=trained) == 0
     found = lines(spec)
@@ -218,3 +221,19 @@ def test_the_lanes_of_a_run_hold_what_was_counted(corpus):
             counts = [int((next(batches)["targets"] != -100).sum()) for _ in range(150)]
         counted = matching.tokens_per_step_of_lanes(cfg, source)
         assert counted == pytest.approx(sum(counts) / 150, rel=0.02)
+
+
+def test_the_recorded_gap_is_told_beside_the_first_segment():
+    """An independent computation from the same results gave 55.7 +- 10.0 %."""
+    path = REPO_ROOT / "benchmarks/results/ablations/context_vector/results.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def of(phase, arm=None):
+        return [line for line in found if line["phase"] == phase and arm in (None, line["arm"])]
+
+    ends = ("trunk_segments", "trunk_whole", ["carried"])
+    asked = SimpleNamespace(seeds=(1, 2, 3), expanded=dict, gaps=lambda arms: [ends])
+    (told,) = segments.gap_in_words(Ablation(asked, {}, path.parent, SimpleNamespace(of=of)))
+    assert "**carried** closes 63.9 +- 17.8 % of the gap" in told
+    assert "**trunk_whole** minus **trunk_segments** is 0.0124 +- 0.0083" in told
+    assert "from its own first segment, it is 55.7 +- 10.0 %." in told

@@ -1,17 +1,23 @@
-"""What --dry_run says about memory and work, against models and optimizers that were built."""
+"""What --dry_run says about memory and work, against what was built; and costs that are measured."""
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toy_run import SMALL
 
+from architecture import registry
 from architecture.interface import logit_rows
 from architecture.registry import build_config, build_model
+from benchmarks import step_profile
 from common import device
 from common.device import available_memory
+from evaluation import inference_cost
+from training import muon
 from training.config import TrainConfig
 from training.costs import MACHINES, bounded_evaluations, closing_tokens, memory_bytes, report
 from training.optimizer import build_optimizers
@@ -251,3 +257,143 @@ def test_evaluations_take_no_longer_than_a_short_training_and_are_in_the_estimat
     assert "at most without the closing one, on all tokens" in report(every, config)
     assert [closing_tokens(c, 100_000) for c in (short, every)] == [300_000, None]
     assert closing_tokens(short, 5) == short.eval_tokens  # the last evaluation takes its place
+
+
+# ------------------------------------------------------------------------------- costs that are measured
+
+
+class Clock:
+    """The module time, where each look at the clock takes a second, and half a CPU second."""
+
+    def __init__(self):
+        self.looks = 0
+
+    def perf_counter(self) -> float:
+        self.looks += 1
+        return float(self.looks)
+
+    def process_time(self) -> float:
+        return self.looks / 2
+
+
+def test_a_speed_is_tokens_over_the_time_of_reading_or_writing_alone(monkeypatch):
+    model, cpu, products = (
+        build_model("gptoss", build_config("gptoss", "toy", SMALL)),
+        torch.device("cpu"),
+        [],
+    )
+    model.tokenizer = SimpleNamespace(n_vocab=90)
+    monkeypatch.setattr(registry, "load_model", lambda path, device: model)
+    monkeypatch.setattr(
+        device, "matmul_rate", lambda place: products.append(clock.looks) or 3e9 + 2e9 * len(products)
+    )
+    monkeypatch.setattr(inference_cost, "time", clock := Clock())
+    monkeypatch.setattr(inference_cost, "SECONDS", 2.5)  # three texts, each of a second of decoding
+    found = inference_cost.visit(Path("model"), 16, cpu)
+    assert clock.looks == 9 and products == [0, 9]  # the product runs right before and after all looks
+    assert found["prefill_tokens_per_second"] == 8 and found["prefill_tokens_per_cpu_second"] == 16
+    assert found["decode_tokens_per_second"] == 7 and found["decode_tokens_per_cpu_second"] == 14
+    assert found["matmul_gflops"] == 6
+    assert found["weight_bytes"] == num_bytes(model.parameters())
+
+
+def test_models_are_measured_in_turn_and_each_gets_the_median_of_its_own_rounds(
+    tmp_path, monkeypatch, capsys
+):
+    speeds = {"a": [5.0, 1.0, 4.0], "b": [60.0, 80.0, 20.0]}
+    visited = []
+
+    def visit(path, tokens, device):
+        visited.append(path.stem)
+        speed = speeds[path.stem][visited.count(path.stem) - 1]
+        rates = {f"{kind}_tokens_per_second": speed * n for kind, n in (("prefill", 10), ("decode", 1))}
+        rates["decode_tokens_per_cpu_second"] = 3 * speed
+        return {"weight_bytes": 7, "peak_memory_gb": speed, "matmul_gflops": speed + 0.5} | rates
+
+    monkeypatch.setattr(inference_cost, "visit", visit)
+    for size, name in enumerate(speeds):
+        (tmp_path / f"{name}.pt").write_bytes(bytes(10 + size))
+    paths = [str(tmp_path / f"{name}.pt") for name in speeds]
+    inference_cost.run(
+        [*paths, "--tokens", "8", "--rounds", "3", "--threads", "1", "--out", str(tmp_path / "out.json")]
+    )
+    assert "".join(visited) == "abbaab"
+    one, two = json.loads((tmp_path / "out.json").read_text())["checkpoints"]
+    assert one["decode_tokens_per_second"] == 4 and two["prefill_tokens_per_second"] == 600
+    assert (
+        one["matmul_gflops_each_round"] == [5.5, 1.5, 4.5]
+        and two["decode_tokens_per_second_each_round"] == speeds["b"]
+    )
+    assert (one["checkpoint_bytes"], two["checkpoint_bytes"]) == (10, 11) and one["peak_memory_gb"] == 4
+    assert one["decode_tokens_per_cpu_second"] == 15  # the fastest round
+    assert (
+        "decode 60 (20 to 80) tokens/s, 240 per CPU second; a fixed product of matrices 20 to 80 GFLOP/s"
+        in capsys.readouterr().out
+    )
+
+
+def test_slow_models_get_fewer_rounds_unless_the_number_was_given(tmp_path, monkeypatch):
+    (path := tmp_path / "a.pt").touch()
+    now = [0.0]
+
+    def visit(*_):
+        now[0] += 13.0
+        rates = {"decode_tokens_per_cpu_second": now[0]}
+        return {"weight_bytes": 7, "peak_memory_gb": None, "matmul_gflops": 1.0} | rates
+
+    monkeypatch.setattr(inference_cost, "visit", visit)
+    monkeypatch.setattr(inference_cost, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for rounds, models, made in ((None, 1, 5), (None, 2, 5), (7, 1, 7)):
+        costs = inference_cost.measure([path] * models, 8, "cpu", rounds)
+        assert [len(cost["matmul_gflops_each_round"]) for cost in costs] == [made] * models
+        assert costs[0]["peak_memory_gb"] is None
+    now[0], inference_cost.time.monotonic = 0.0, lambda: now[0] / 26
+    (cost,) = inference_cost.measure([path], 8, "cpu")
+    assert len(cost["matmul_gflops_each_round"]) == 25
+    assert cost["decode_tokens_per_cpu_second"] == 23 * 13  # two rounds of 25 were faster
+
+
+def test_the_peak_of_memory_begins_anew(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    if not device.forget_peak_memory(cpu):
+        pytest.skip("this system has no way to do so")
+    before = device.peak_memory_gb(cpu)
+    big = torch.ones(50_000_000 // 4)
+    assert device.peak_memory_gb(cpu) - before > 0.045
+    del big
+    assert device.peak_memory_gb(cpu) - before > 0.045 and device.forget_peak_memory(cpu)
+    assert device.peak_memory_gb(cpu) - before < 0.01
+    monkeypatch.setattr(device, "PROC", tmp_path / "none")  # as on macOS
+    assert not device.forget_peak_memory(cpu) and device.peak_memory_gb(cpu) > 0
+
+
+@pytest.mark.parametrize(
+    "rows, columns", [(6, 4), (4, 6), (5, 5), (3, 6), (14, 4)]
+)  # from twice as long on: by its gram
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_the_products_of_muon_are_counted_by_the_shape_of_a_matrix(rows, columns, rounds):
+    matrices = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(0))
+    with step_profile.FlopCounterMode(display=False) as counter:
+        muon.orthogonalize(matrices, muon.POLYNOMIALS[:rounds])
+    assert 3 * step_profile.muon_flops(rows, columns, rounds) == counter.get_total_flops()
+
+
+def test_all_products_of_a_step_are_counted_those_inside_of_attention_by_themselves():
+    """Against eager attention, whose products torch's counter knows, and against products by hand."""
+    config = build_config("gptoss", "toy", SMALL | {"vocab_size": 90, "initial_context_length": 16})
+    ids = torch.randint(90, (2, 11), generator=torch.Generator().manual_seed(0))
+    found = {}
+
+    def step(model) -> None:
+        model(ids, ids).loss.backward()
+
+    for attention in ("eager", "sdpa"):
+        model = build_model("gptoss", config, attention=attention)
+        found[attention] = step_profile.flops_of_products(partial(step, model))
+    layers, products = config.num_hidden_layers, 2 * 2 * 6 * 11 * 11 * 4  # B H T S C
+    kernel, rest = found["sdpa"]["attention's kernel"], found["sdpa"]["matrix products"]
+    assert kernel == layers * (2 + 5) * products  # forward, and backward with q k^T once more
+    assert found["eager"] == {"attention's kernel": 0, "matrix products": rest + layers * (2 + 4) * products}
+    inside = torch.zeros(3, 5)
+    by_hand = step_profile.flops_of_products(lambda: inside.addmm_(torch.ones(3, 7), torch.ones(7, 5)))
+    assert by_hand["matrix products"] == 2 * 3 * 7 * 5

@@ -303,16 +303,38 @@ def score_by_segment(x: Experiment) -> None:
 
 
 def measure_inference(x: Experiment) -> None:
-    """Measure one run of each arm, one after the other, each with one row of the longest block_size."""
-    jobs, module = [], "evaluation.inference_cost"
+    """Measure one run of each arm, in turn in one process, each with one row of the longest block_size.
+
+    Arms on other devices or with other threads take turns in a process of their own.
+    """
+    module = "evaluation.inference_cost"
     options = {"tokens": max(arm.block_size for arm in x.arms.values())}
+    together: dict[tuple[str, ...], dict[str, Job]] = {}
     for name in x.arms:
         for line in x.ended_well(name).values():
             record = {"id": f"inference {name}", "phase": "inference", "arm": name}
             if found := checkpoint_job(x, line, record, module, options, written_outcome):
-                jobs += found
+                if record["id"] not in x.results.lines:
+                    place = tuple(w for w in found[0].words if w.startswith(("--device=", "--threads=")))
+                    together.setdefault(place, {})[name] = found[0]
                 break
-    run_jobs(jobs, x.results, x.launch, workers=1)
+    for jobs in together.values():
+        first = next(iter(jobs.values()))
+        words = [*first.words[:2], *(job.words[2] for job in jobs.values()), *first.words[3:]]
+        run_jobs([first._replace(words=words)], OfSeveralArms(x.results, list(jobs)), x.launch, workers=1)
+
+
+class OfSeveralArms:
+    """The results, as run_jobs writes them, for a process that measured several arms: one line for each arm."""
+
+    def __init__(self, results: Results, arms: list[str]):
+        self.results, self.arms, self.lines = results, arms, {}
+
+    def add(self, record: dict[str, Any]) -> None:
+        costs = record.pop("checkpoints", [{} for _ in self.arms])
+        for arm, cost in zip(self.arms, costs, strict=True):
+            figures = {name: value for name, value in cost.items() if name != "checkpoint"}
+            self.results.add(record | {"id": f"inference {arm}", "arm": arm} | figures)
 
 
 def checkpoint_job(

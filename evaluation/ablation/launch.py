@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from common.device import matmul_rate
 from common.script import say
 from evaluation.ablation.results import Results, facts, failure, final_record, last_line, log_of, records_of
 from training.state.checkpoint import checkpoints, latest_checkpoint
@@ -90,7 +91,17 @@ def start(job: Job, slot: int, launch: Launch) -> tuple[Job, subprocess.Popen]:
     elif folder.exists():
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    job.record.update(speed_of_machine(job, "before"))
     return job, launch(words, log_of(folder), visible_gpu(slot))
+
+
+def speed_of_machine(job: Job, when: str) -> dict[str, float]:
+    """GFLOP/s of a fixed product of matrices, which the seconds of a training run are read beside; {} for other
+    jobs, and on GPUs, which belong to the runs.
+    """
+    if job.record.get("phase") not in ("search", "verdict") or gpus():
+        return {}
+    return {f"matmul_gflops_{when}": round(matmul_rate(torch.device("cpu")) / 1e9, 1)}
 
 
 def wait_for_writer(folder: Path, name: str) -> None:
@@ -104,7 +115,7 @@ def wait_for_writer(folder: Path, name: str) -> None:
 def finish(job: Job, code: int, results: Results) -> None:
     if code in ASKED_TO_STOP:
         raise KeyboardInterrupt
-    record = job.record | job.outcome(job.folder, code)
+    record = job.record | job.outcome(job.folder, code) | speed_of_machine(job, "after")
     results.add(record)
     if record["phase"] == "search":
         for path in checkpoints(job.folder):  # a run of the search is never continued

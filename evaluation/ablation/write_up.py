@@ -249,24 +249,47 @@ def _loads(x: Ablation) -> str:
 
 
 def _costs(x: Ablation) -> str:
-    memory = "peak_memory_gb"
+    memory, rows = "peak_memory_gb", []
     training = {"training s": "seconds", "tokens/s": "tokens_per_second", "peak GB": memory}
     use = {"checkpoint MB": "checkpoint_bytes", "weights MB": "weight_bytes", "in use: peak GB": memory}
-    use |= {f"{kind} tokens/s": f"{kind}_tokens_per_second" for kind in ("prefill", "decode")}
-    rows = []
+    measured = [line for line in x.results.of("inference") if line["status"] == "ok"]
+    for kind in ("prefill", "decode"):
+        for unit, tag in {"s": "second", "CPU s": "cpu_second"}.items():
+            if any(f"{kind}_tokens_per_{tag}" in line for line in measured):
+                use[f"{kind} tokens/{unit}"] = f"{kind}_tokens_per_{tag}"
     for name in x.arms:
         runs = list(x.ended_well(name).values())
-        used = [line for line in x.results.of("inference", name) if line["status"] == "ok"]
+        used = [line for line in measured if line["arm"] == name]
         row = [name]
         for lines, columns in ((runs, training), (used, use)):
             for column, tag in columns.items():
-                value = statistics.median([line[tag] for line in lines] or [math.nan])
-                row.append(_figure(value / 1e6 if column.endswith("MB") else value))
+                values = [line[tag] for line in lines if line.get(tag) is not None]
+                row.append(
+                    _figure(statistics.median(values or [math.nan]) / (1e6 if column.endswith("MB") else 1))
+                )
+                if each := [rate for line in lines for rate in line.get(f"{tag}_each_round", ())]:
+                    row[-1] += f" ({_figure(min(each))} to {_figure(max(each))})"
         rows.append(row)
-    words = (
-        "Training: medians over the runs, evaluation not counted. In use: one checkpoint per arm, one row, "
-        "with the cache, median of repeats; measured once, so other work on the machine shows in it."
-    )
+    words = "Training: medians over the runs, evaluation not counted."
+    around = ("matmul_gflops_before", "matmul_gflops_after")
+    rates = [
+        line[tag] for name in x.arms for line in x.ended_well(name).values() for tag in around if tag in line
+    ]
+    if rates:
+        words += (
+            f" Right before and after the runs, a fixed product of matrices ran at {min(rates):,.0f} to "
+            f"{max(rates):,.0f} GFLOP/s on this machine."
+        )
+    words += " In use: one checkpoint per arm, one row, with the cache, "
+    if rates := [rate for line in measured for rate in line.get("matmul_gflops_each_round", ())]:
+        rounds = max(len(line.get("matmul_gflops_each_round", ())) for line in measured)
+        words += (
+            f"median (smallest to largest) of {rounds} rounds in which the arms took turns, while that product ran at "
+            f"{min(rates):,.0f} to {max(rates):,.0f} GFLOP/s. The time of other programs does not count in a CPU "
+            "second, and they can only lower this rate: a tenth of the rounds exceed its figure. Compare arms by it."
+        )
+    else:
+        words += "median of repeats; measured once, so other work on the machine shows in it."
     at_once = max((line.get("at_once", 1) for line in x.results.of("verdict")), default=1)
     if at_once > 1:
         words += (

@@ -31,7 +31,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from tqdm import tqdm
 
-from common.provenance import provenance
+from common.provenance import provenance, record_path
 from tests.stress.fuzzing.cases import AS_COMMANDS, KINDS, Case, Strategy, described
 from tests.stress.fuzzing.judge import SECONDS, Finding, run_case
 from tests.stress.fuzzing.materials import make_materials
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = summary(counts, found, time.monotonic() - began)
     print(json.dumps(figures, indent=1))
     if not args.kind:
-        RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
+        record_path(RESULT).write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
     return 1 if found else 0
 
 

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from common.provenance import provenance
+from common.provenance import provenance, record_path
 from common.script import one_line
 from tests.stress.exact import exact
 from tests.stress.fuzzing import judge
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(json.dumps(figures, indent=1))
     print("\n".join(f"--- FINDING {finding}" for finding in findings))
-    RESULT.write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
+    record_path(RESULT).write_text(json.dumps(provenance() | figures, indent=1) + "\n", encoding="utf-8")
     return 1 if findings else 0
 
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from architecture.checkpoint import checkpoints
-from common.provenance import provenance
+from common.provenance import provenance, record_path
 from tests.stress.kill_resume import STEPS, TINY, fingerprint, history, records
 from tests.stress.processes import ROOT, Broken
 from tests.toy_corpus import documents, write_jsonl
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         shutil.rmtree(work)
     if args.only is None:
         result = facts | {"seed": args.seed, "ranks": RANKS, "recipes": RECIPES} | figures
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        record_path(args.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 1 if figures["what_failed"] else 0
 
 

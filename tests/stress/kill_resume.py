@@ -62,7 +62,7 @@ import torch
 from tqdm import tqdm
 
 from architecture.checkpoint import best_checkpoint, checkpoints_by_step, read_checkpoint
-from common.provenance import provenance
+from common.provenance import provenance, record_path
 from tests.stress import changed_data, two_writers
 from tests.stress.changed_data import Data
 from tests.stress.exact import exact
@@ -582,7 +582,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.only is not None:
         return 1 if count.failures else 0
     result = facts | {"seed": args.seed} | figures | {"what_failed": count.failures}
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    record_path(args.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 1 if count.failures else 0
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.provenance import provenance
+from common.provenance import provenance, record_path
 from training.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{'met   ' if held else 'MISSED'} {what}")
     print(json.dumps(figures, indent=1))
     result = provenance() | {"minutes": args.minutes, "flags": flags, **figures, "final": final}
-    args.out.write_text(json.dumps(result | wanted, indent=1) + "\n", encoding="utf-8")
+    record_path(args.out).write_text(json.dumps(result | wanted, indent=1) + "\n", encoding="utf-8")
     return 0 if all(wanted.values()) else 1
 
 
