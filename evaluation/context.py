@@ -275,25 +275,40 @@ def costs(losses: list[Losses]) -> dict[str, Any]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The table as text: nats per token +- half width of the 95 % interval over documents."""
+    """Two tables as text: the losses by segment as trained, and every column with its costs.
+
+    Nats per token +- half width of the 95 % interval over documents.
+    """
+    last = "after_the_first" if "after_the_first" in found else "all"
+    titles = {"after_the_first": "from 1 on", "all": "all"}
     rows = [(str(entry["segment"]), entry) for entry in found["segments"]]
-    rows += [
-        (name, found[key]) for name, key in (("from 1 on", "after_the_first"), ("all", "all")) if key in found
-    ]
-    names = [name for name, value in found["all"].items() if isinstance(value, dict)]
-    lines = [f"{'segment':>9} {'documents':>9} {'tokens':>9}" + "".join(f"{n:>20}" for n in names)]
+    rows += [(title, found[key]) for key, title in titles.items() if key in found]
+    columns = list(found["costs"])
+    first = columns[0]
+    names = [name for name in columns if not name.startswith(("overlap_", "kept_"))]
+    names += [f"{name} - {first}" for name in names[1:]]
+    lines = [f"{'segment':>9} {'documents':>9} {'tokens':>9}" + "".join(f"{n:>21}" for n in names)]
     for title, entry in rows:
-        cells = "".join(
-            f"{entry[n]['mean']:>11.4f}"
-            + (" +- unknown" if (e := entry[n]["half_width"]) is None else f" +-{e:>7.4f}")
-            for n in names
-        )
+        cells = "".join(_cell(entry[name]) for name in names)
         lines.append(f"{title:>9} {entry['documents']:>9,} {entry['tokens']:>9,}{cells}")
-    lines += ["+-: 95 % interval over documents"]
+    heads = (titles[last], f"- {first}", "windows", "tokens computed per scored token")
+    lines += [
+        "",
+        "column".ljust(11)
+        + "".join(f"{head:>21}" for head in heads[:2])
+        + "".join(f"  {h}" for h in heads[2:]),
+    ]
     for name, cost in found["costs"].items():
-        ratio = cost["tokens_computed_per_scored_token"]
-        lines.append(f"{name}: {cost['windows']:,} windows, {ratio:.3f} tokens computed per scored token")
-    return "\n".join(lines)
+        difference = " " * 21 if name == first else _cell(found[last][f"{name} - {first}"])
+        counts = f"{cost['windows']:>9,}  {cost['tokens_computed_per_scored_token']:.3f}"
+        lines.append(f"{name:<11}{_cell(found[last][name])}{difference}{counts}")
+    return "\n".join([*lines, "+-: 95 % interval over documents"])
+
+
+def _cell(entry: dict[str, float]) -> str:
+    """A mean and its half width in 21 characters."""
+    half_width = entry["half_width"]
+    return f"{entry['mean']:>10.4f}" + (" +- unknown" if half_width is None else f" +-{half_width:>8.4f}")
 
 
 def main(argv: list[str] | None = None) -> int:
