@@ -445,7 +445,8 @@ class GPT2(nn.Module):
                 p.normal_(0.0, 0.02 * (residual if writes else 1.0), generator=generator)
             if name == "embedding.weight" and cfg.position == "none":
                 # The draw of the table that is missing, so that the weights after it are those of its rivals.
-                p.new_empty(cfg.context_limit, cfg.hidden_size).normal_(generator=generator)
+                missing = torch.empty(cfg.context_limit, cfg.hidden_size, dtype=p.dtype, device=p.device)
+                missing.normal_(generator=generator)
         if cfg.position_init == "small":
             self.position_embedding.weight.mul_(0.1)
         elif cfg.position_init == "sinusoidal":

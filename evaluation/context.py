@@ -291,17 +291,13 @@ def as_text(found: dict[str, Any]) -> str:
     for title, entry in rows:
         cells = "".join(_cell(entry[name]) for name in names)
         lines.append(f"{title:>9} {entry['documents']:>9,} {entry['tokens']:>9,}{cells}")
-    heads = (titles[last], f"- {first}", "windows", "tokens computed per scored token")
-    lines += [
-        "",
-        "column".ljust(11)
-        + "".join(f"{head:>21}" for head in heads[:2])
-        + "".join(f"  {h}" for h in heads[2:]),
-    ]
+    difference = f"- {first}"
+    heads = f"{titles[last]:>21}{difference:>21}  windows  tokens computed per scored token"
+    lines += ["", f"{'column':<11}{heads}"]
     for name, cost in found["costs"].items():
-        difference = " " * 21 if name == first else _cell(found[last][f"{name} - {first}"])
+        beside = " " * 21 if name == first else _cell(found[last][f"{name} - {first}"])
         counts = f"{cost['windows']:>9,}  {cost['tokens_computed_per_scored_token']:.3f}"
-        lines.append(f"{name:<11}{_cell(found[last][name])}{difference}{counts}")
+        lines.append(f"{name:<11}{_cell(found[last][name])}{beside}{counts}")
     return "\n".join([*lines, "+-: 95 % interval over documents"])
 
 
