@@ -304,7 +304,8 @@ def as_text(found: dict[str, Any]) -> str:
 def _cell(entry: dict[str, float]) -> str:
     """A mean and its half width in 21 characters."""
     half_width = entry["half_width"]
-    return f"{entry['mean']:>10.4f}" + (" +- unknown" if half_width is None else f" +-{half_width:>8.4f}")
+    interval = "unknown" if half_width is None else f"{half_width:.4f}"
+    return f"{entry['mean']:.4f} +- {interval}".rjust(21)
 
 
 def main(argv: list[str] | None = None) -> int:
