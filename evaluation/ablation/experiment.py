@@ -297,7 +297,7 @@ def score_by_segment(x: Experiment) -> None:
     for name in x.arms:
         for seed, line in x.ended_well(name).items():
             record = {"id": f"segments {name} seed {seed}", "phase": "segments", "arm": name, "seed": seed}
-            options = reading_options(x, name)
+            options = reading_options(x.spec, x.arms[name])
             jobs += checkpoint_job(x, line, record, "evaluation.context", options, segments_outcome)
     run_jobs(jobs, x.results, x.launch, x.workers)
 

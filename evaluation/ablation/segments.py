@@ -19,6 +19,7 @@ from typing import Any
 
 from evaluation.ablation import matching
 from evaluation.ablation.results import written_outcome
+from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import Summary, part, summary, with_interval
 from evaluation.ablation.verdict import Ablation
 
@@ -27,16 +28,16 @@ CONTROLS = {"zeroed": "state zeroed", "swapped": "state of another document"}
 LEAST_SHARE = 0.01  # segments with a smaller share of the tokens are not shown: few documents reach them
 
 
-def reading_options(x: Ablation, arm: str) -> dict[str, Any]:
+def reading_options(spec: Spec, arm: matching.PlannedArm) -> dict[str, Any]:
     """The flags of evaluation.context for an arm. Overlaps and kept keys are for arms that read one segment at
     a time without a state; keys are not kept where positions are learned, because those beyond the first
     segment were not trained.
     """
-    cfg, config = matching.resolve(arm, x.arms[arm].settings)
-    asked: dict[str, Any] = {"segment_length": x.spec.segments}
-    if cfg.carries or cfg.block_size != x.spec.segments:
+    cfg, config = matching.resolve(arm.name, arm.settings)
+    asked: dict[str, Any] = {"segment_length": spec.segments}
+    if cfg.carries or cfg.block_size != spec.segments:
         return asked
-    numbers = {"overlap": x.spec.overlap, "keep_keys": x.spec.keep_keys}
+    numbers = {"overlap": spec.overlap, "keep_keys": spec.keep_keys}
     if config.position == "learned":
         del numbers["keep_keys"]
     return asked | {flag: ",".join(map(str, given)) for flag, given in numbers.items() if given}
