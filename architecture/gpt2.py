@@ -2,7 +2,8 @@
 
 GPT-2 has learned positions, LayerNorm in front of each part of a block, multi-head attention over all earlier
 tokens, a GELU MLP, biases in every layer, and a head that is the embedding (Radford et al. 2019, and OpenAI's
-gpt-2/src/model.py).
+gpt-2/src/model.py). For comparisons, its table of positions can begin otherwise (position_init) or be left out
+(position=none).
 
 The model shares output, loss, cache and checkpoints with gptoss.py, and no code of the model itself: a
 baseline that shared code with the other model would share its bugs. A test compares the two at the settings
@@ -17,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,10 @@ class ModelConfig:
     initial_context_length: int = option(
         1024, "most tokens in a sequence: the number of learned positions", at_least=1
     )
+    position: Literal["learned", "none"] = option("learned", "how the model sees positions")
+    position_init: Literal["normal", "small", "sinusoidal"] = option(
+        "normal", "initial learned positions: std 0.02, std 0.002, or sines with RMS 0.02"
+    )
     tie_embeddings: bool = option(True, "one matrix for embedding and head")
     dropout: float = option(0.0, "on attention, MLP and embedding, in training", at_least=0, below=1)
     used_vocab_size: int | None = option(
@@ -64,6 +69,18 @@ class ModelConfig:
             self.hidden_size % heads == 0,
             f"must be a multiple of num_attention_heads ({heads})",
             f"set hidden_size={-(-self.hidden_size // heads) * heads}",
+        )
+        self._require(
+            "position_init",
+            self.position == "learned" or self.position_init == "normal",
+            f"must be normal with position={self.position}, which has no table of positions",
+            "set position_init=normal, or position=learned",
+        )
+        self._require(
+            "hidden_size",
+            self.hidden_size % 2 == 0 or self.position_init != "sinusoidal",
+            "must be even for position_init=sinusoidal, because its sines and cosines are pairs",
+            f"set hidden_size={self.hidden_size + heads}",  # odd times odd: one more of heads is even
         )
         self._require(
             "used_vocab_size",
@@ -97,7 +114,10 @@ class ModelConfig:
 
     @property
     def context_limit(self) -> int:
-        """The largest number of tokens in a sequence: there is no position after the learned ones."""
+        """The largest number of tokens in a sequence: there is no position after the learned ones.
+
+        The limit is the same with position=none, so that the two compare.
+        """
         return self.initial_context_length
 
     def parameter_counts(self) -> dict[str, int]:
@@ -109,7 +129,8 @@ class ModelConfig:
         d, f = self.hidden_size, self.intermediate_size
         norm, attention, mlp = 2 * d, 4 * d * d + 4 * d, 2 * d * f + f + d
         shared = self.num_hidden_layers * (2 * norm + attention + mlp) + norm
-        table, positions = self.vocab_size * d, self.context_limit * d
+        table = self.vocab_size * d
+        positions = self.context_limit * d if self.position == "learned" else 0
         head = 0 if self.tie_embeddings else table
         return {
             "total": shared + table + positions + head,
@@ -182,6 +203,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": dict(_GPT2, num_hidden_layers=48, hidden_size=1600, intermediate_size=6400,
                     num_attention_heads=25),
 }  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- positions
+def sinusoidal_positions(number: int, size: int, device: torch.device) -> torch.Tensor:
+    """Sines in even columns and cosines in odd ones, with a root mean square of 0.02.
+
+    Returns (number, size) float64.
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, times 0.02 sqrt(2).
+    """
+    place = torch.arange(number, dtype=torch.float64, device=device)
+    column = torch.arange(0, size, 2, dtype=torch.float64, device=device)
+    angle = torch.outer(place, 10000 ** (-column / size))  # (number, size / 2)
+    table = angle.new_empty(number, size)
+    table[:, 0::2], table[:, 1::2] = angle.sin(), angle.cos()
+    return 0.02 * math.sqrt(2) * table
 
 
 # --------------------------------------------------------------------------------------------- attention
@@ -279,6 +315,7 @@ class GPT2(nn.Module):
     name, config_class, presets = "gpt2", ModelConfig, PRESETS
     lean_parts = Block, Attention, MLP
     lean_functions = tuple(ATTENTION_BACKENDS.values())
+    rope = None  # nothing is rotated; the lean decoder asks where it finds no table of positions
 
     def __init__(
         self,
@@ -306,7 +343,8 @@ class GPT2(nn.Module):
         self.tokenizer = None  # from_checkpoint sets it
         self.attention_backend, self.experts_backend = attention, "none"
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.context_limit, config.hidden_size)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.context_limit, config.hidden_size)
         self.block = nn.ModuleList(
             Block(config, layer, attention) for layer in range(config.num_hidden_layers)
         )
@@ -360,10 +398,13 @@ class GPT2(nn.Module):
             positions = positions.expand(B, -1)
             keys = positions if cache is None else cache.extend(None, positions)
             mask = visible_keys(positions, keys)
-            places = self.position_embedding(positions.clamp(min=0))  # padding gets any row: nobody sees it
-        else:
-            places = self.position_embedding.weight[:T]
-        hidden = F.dropout(self.embedding(input_ids) + places, cfg.dropout, self.training)
+        hidden = self.embedding(input_ids)
+        if cfg.position == "learned" and positions is None:
+            hidden = hidden + self.position_embedding.weight[:T]
+        elif cfg.position == "learned":
+            # padding gets any row: nobody sees it
+            hidden = hidden + self.position_embedding(positions.clamp(min=0))
+        hidden = F.dropout(hidden, cfg.dropout, self.training)
         for block in self.block:
             hidden = block(hidden, mask, cache)
         if cache is not None:
@@ -389,9 +430,11 @@ class GPT2(nn.Module):
         """Set the initial weights of GPT-2: normal with std 0.02, biases 0, norms 1.
 
         The matrices that write to the residual stream are divided by sqrt(2 L), so that its variance does not
-        grow with depth.
+        grow with depth. position_init has its own start for the table of positions; position and
+        position_init change no other weight.
         """
-        residual = (2 * self.config.num_hidden_layers) ** -0.5
+        cfg = self.config
+        residual = (2 * cfg.num_hidden_layers) ** -0.5
         for name, p in self.named_parameters():
             if name.endswith("norm.weight"):
                 p.fill_(1.0)
@@ -400,6 +443,15 @@ class GPT2(nn.Module):
             else:
                 writes = name.endswith(("attn.out.weight", "mlp.mlp2.weight"))
                 p.normal_(0.0, 0.02 * (residual if writes else 1.0), generator=generator)
+            if name == "embedding.weight" and cfg.position == "none":
+                # The draw of the table that is missing, so that the weights after it are those of its rivals.
+                missing = torch.empty(cfg.context_limit, cfg.hidden_size, dtype=p.dtype, device=p.device)
+                missing.normal_(generator=generator)
+        if cfg.position_init == "small":
+            self.position_embedding.weight.mul_(0.1)
+        elif cfg.position_init == "sinusoidal":
+            table = self.position_embedding.weight
+            table.copy_(sinusoidal_positions(*table.shape, device=table.device))
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of at most max_length tokens, padding included."""

@@ -7,6 +7,8 @@ Only tensors are read, never a pickle. transformers need not be installed.
 
 Our format has other names, transposed matrices in the blocks ((out, in) here, (in, out) there), and a
 vocabulary padded to a multiple of 64. Dropout is a setting of a run here, so that of the folder is ignored.
+transformers has no GPT-2 without positions: position=none is written as a table of zeros, which adds nothing,
+and is read back as that table, which further training would change.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ def their_names(config: ModelConfig) -> dict[str, str]:
         "mlp.mlp1": "mlp.c_fc",
         "mlp.mlp2": "mlp.c_proj",
     }
-    names = {"embedding.weight": "wte.weight", "position_embedding.weight": "wpe.weight"}
+    names = {"embedding.weight": "wte.weight"}
+    if config.position == "learned":
+        names["position_embedding.weight"] = "wpe.weight"
     for kind in ("weight", "bias"):
         names[f"norm.{kind}"] = f"ln_f.{kind}"
         for layer in range(config.num_hidden_layers):
@@ -99,6 +103,9 @@ def to_hugging_face(weights: dict[str, torch.Tensor], config: ModelConfig) -> di
             tensor = tensor[: config.used_vocab_size]
         prefix = "" if theirs == "lm_head.weight" else "transformer."
         tensors[prefix + theirs] = _turned(theirs, tensor).contiguous()
+    if config.position == "none":
+        embedding = weights["embedding.weight"]
+        tensors["transformer.wpe.weight"] = embedding.new_zeros(config.context_limit, config.hidden_size)
     return tensors
 
 

@@ -88,7 +88,9 @@ class ModelConfig:
         "layers with experts, counted from 0; the others get one dense MLP; all, none, or numbers such as 0,2",
     )
     router: Literal[*ROUTERS] = option(
-        "topk_softmax", "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, one sigmoid score per expert"
+        "topk_softmax",
+        "topk_softmax = gpt-oss; topk_sigmoid = DeepSeek-V3, one sigmoid score per expert; "
+        "topk_sigmoid_unnormalized = the same, but the weights of the chosen experts do not add up to 1",
     )
     shared_experts: int = option(0, "experts in each MoE layer that process every token", at_least=0)
     capacity_factor: float | None = option(
@@ -488,7 +490,21 @@ def topk_sigmoid(logits, selection_bias, k: int):
     return index, log_score.gather(1, index).softmax(-1), log_score
 
 
-ROUTERS = {"topk_softmax": topk_softmax, "topk_sigmoid": topk_sigmoid}
+def topk_sigmoid_unnormalized(logits, selection_bias, k: int):
+    """topk_sigmoid whose weights are the scores themselves, which are not divided by their sum.
+
+    With k = 1 the other rules give the weight 1, so that the loss has no gradient for their routers.
+    Source: arXiv:2408.15664, eq. 1 and 2.
+    """
+    index, _, *others = topk_sigmoid(logits, selection_bias, k)
+    return index, logits.gather(1, index).sigmoid(), *others
+
+
+ROUTERS = {
+    "topk_softmax": topk_softmax,
+    "topk_sigmoid": topk_sigmoid,
+    "topk_sigmoid_unnormalized": topk_sigmoid_unnormalized,
+}
 
 
 def swiglu(x: torch.Tensor, limit: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from test_ablation_runs import REPO_ROOT, TINY, Ended, Pretence, draw, folder, lines, report, write  # noqa: F401
 from test_context_lanes import Ids
 from toy_run import run_here
@@ -15,6 +16,7 @@ from data.loader import TrainLoader
 from data.sources import open_dataset
 from evaluation import context, inference_cost
 from evaluation.ablation import launch, matching, pictures, segments
+from evaluation.ablation.spec import read_spec
 from evaluation.ablation.verdict import Ablation
 from training.config import ContextTrainConfig, TrainConfig
 
@@ -100,7 +102,7 @@ class Scored(Pretence):
 
     def __init__(self, failing=()):
         super().__init__(lambda given: 2.0)
-        self.failing = failing
+        self.failing, self.asked = failing, {}
 
     def __call__(self, words, log, environment):
         if words[:2] != ["-m", "evaluation.context"]:
@@ -115,12 +117,16 @@ class Scored(Pretence):
         after = AFTER[arm] - 0.1 * seed * (arm == "carried")
         worse = {"carried": 0.0, "zeroed": 0.3, "swapped": 0.4 + 0.2 * seed}
         columns = {"plain": 0.0} if arm != "carried" else worse
+        for flag, way, harm in (("overlap", "overlap", -0.2), ("keep_keys", "kept", 0.1)):
+            self.asked.setdefault(arm, {})[flag] = given.get(flag)
+            columns |= {f"{way}_{n}": harm * seed for n in given.get(flag, "").split(",") if n}
 
         def entry(loss, more):
             return {name: {"mean": loss + more * harm} for name, harm in columns.items()}
 
         found = {"all": entry(2.7, 0.5), "after_the_first": entry(after, 1)}
         scores = [entry(FIRST, 0), *[entry(after, 1)] * (len(TOKENS) - 1)]
+        found["costs"] = {name: {"tokens_computed_per_scored_token": 1.125} for name in columns}
         found["segments"] = [{"tokens": n} | score for n, score in zip(TOKENS, scores)]
         Path(given["out"]).write_text(json.dumps(found))
         return Ended()
@@ -161,6 +167,46 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
     assert row(differences, "2") == row(differences, "from 1 on") == apart
     # the state of another document costs 0.6 and 0.8
     assert row(by_segment, "carried") == ["0.3000 +- 0.0000", f"0.7000 +- {12.7062 * 0.1:.4f}"]
+
+
+def test_overlaps_and_kept_keys_are_rivals_that_need_no_run_of_their_own(spec):
+    write(spec, overlap=[4, 8], keep_keys=[16])
+    runs = Scored()
+    assert ablate.main(["spec.yaml", "--out_dir", "out"], launch=runs) == 0
+    none = {"overlap": None, "keep_keys": None}
+    rivals = {"overlap": "4,8", "keep_keys": "16"}
+    # no state and one segment at a time; the whole document is not read in segments
+    assert runs.asked == {"carried": none, "trunk_segments": rivals, "trunk_whole": none}
+    read = report(spec).split("read in other ways")[1]
+    # overlaps: 2.5 - 0.2 seed, carried: 2.3 - 0.1 seed, so 0.1 and 0.0 above it; kept keys: 2.5 + 0.1 seed
+    half, double = f"+- {12.7062 * 0.05:.4f}", f"+- {12.7062 * 0.1:.4f}"
+    expected = [f"2.2000 {double}", f"-0.3000 {double}", f"0.0500 {half}", "1.125"]
+    assert row(read, "trunk_segments", "overlap_8") == expected
+    expected = [f"2.6500 {half}", f"0.1500 {half}", f"0.5000 {double}", "1.125"]
+    assert row(read, "trunk_segments", "kept_16") == expected
+    assert row(read, "carried", "as trained") == [f"2.1500 {half}", "", "", "1.125"]
+    with pytest.raises(StopIteration):
+        row(read, "trunk_whole", "overlap_8")
+
+
+def test_overlaps_are_shorter_than_a_segment_and_need_segments(spec):
+    path = spec / "spec.yaml"
+    values = yaml.safe_load(path.read_text())
+    bare = {key: value for key, value in values.items() if key not in ("segments", "gap", "measure")}
+    for changed, told in (
+        (
+            values | {"overlap": [8, 16]},
+            "overlap must be from 1 to 15 tokens, for segments of 16, got 16; change it",
+        ),
+        (
+            values | {"keep_keys": [0]},
+            "keep_keys must be from 1 to 16 tokens, for segments of 16, got 0; change it",
+        ),
+        (bare | {"overlap": [8]}, "overlap needs the loss by segment; set segments"),
+    ):
+        path.write_text(yaml.safe_dump(changed))
+        with pytest.raises(ValueError, match=told):
+            read_spec(path)
 
 
 @pytest.mark.slow

@@ -64,6 +64,15 @@ def gradients(model, loss):
         ),
         (dict(dropout=1.0), "dropout must be below 1; got 1.0 (default: 0.0)"),
         (dict(used_vocab_size=38), "used_vocab_size must be at most vocab_size (37), got 38; set"),
+        (
+            dict(position="none", position_init="small"),
+            "position_init must be normal with position=none, which has no table of positions, got 'small'; set",
+        ),
+        (
+            dict(hidden_size=25, position_init="sinusoidal"),
+            "hidden_size must be even for position_init=sinusoidal, because its sines and cosines are pairs, got "
+            "25; set hidden_size=30",
+        ),
     ],
 )
 def test_a_refusal_names_the_field_the_rule_the_value_and_the_way_out(changes, told):
@@ -78,7 +87,9 @@ def test_a_preset_survives_json():
         assert registry.config_from_dict("gpt2", json.loads(json.dumps(asdict(config)))) == config
 
 
-@pytest.mark.parametrize("changes", [{}, dict(tie_embeddings=False), PRESETS["gpt2"]], ids=len)
+@pytest.mark.parametrize(
+    "changes", [{}, dict(tie_embeddings=False), dict(position="none"), PRESETS["gpt2"]], ids=repr
+)
 def test_the_counts_are_those_of_the_built_model(changes):
     """Active is counted here by walking the parameters, not by a formula."""
     config = small(**changes)
@@ -86,8 +97,11 @@ def test_the_counts_are_those_of_the_built_model(changes):
         model = registry.build_model("gpt2", config)
     counts = config.parameter_counts()
     assert counts["total"] == sum(p.numel() for p in model.parameters())
-    tables = (model.embedding.weight.numel(), model.position_embedding.weight.numel())
-    assert counts["embedding"] == sum(tables)
+    tables = [
+        p for name, p in model.named_parameters() if name.endswith("embedding.weight") and "un" not in name
+    ]
+    assert counts["embedding"] == sum(table.numel() for table in tables)
+    assert len(tables) == (1 if config.position == "none" else 2)
     inside = sum(p.numel() for name, p in model.named_parameters() if "embedding" not in name)
     assert counts["active"] == inside + model.unembedding.weight.numel()
 
@@ -159,7 +173,13 @@ def test_the_fast_attention_gives_the_same_values_and_gradients_as_the_specifica
         torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
-def test_without_positions_a_row_counts_from_zero():
+def test_a_config_from_before_the_switches_of_positions_is_the_gpt2_of_today():
+    old = asdict(small())
+    assert (old.pop("position"), old.pop("position_init")) == ("learned", "normal")
+    assert registry.config_from_dict("gpt2", old) == small()
+
+
+def test_a_row_that_is_told_no_positions_counts_from_zero():
     ids, targets = batch()
     model, same = random_model(), random_model()
     output = model(ids, targets, return_logits=True)
@@ -252,6 +272,34 @@ def test_initial_weights_have_the_documented_spread_and_an_untrained_model_the_u
     assert model(*batch()).loss.item() == pytest.approx(math.log(4096), rel=0.02)
 
 
+def test_the_start_of_positions_is_that_of_gptoss_and_changes_no_other_weight():
+    starts = [dict(position_init=start) for start in ("normal", "small", "sinusoidal")] + [
+        dict(position="none")
+    ]
+    states = [
+        GPT2(
+            small(initial_context_length=301, **start), generator=torch.Generator().manual_seed(0)
+        ).state_dict()
+        for start in starts
+    ]
+    normal, small_, sines, none = (state.pop("position_embedding.weight", None) for state in states)
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
+    assert none is None and normal.std().item() == pytest.approx(0.02, rel=0.05)
+    torch.testing.assert_close(small_, 0.1 * normal)  # std 0.002
+    place, column = (torch.arange(n, dtype=torch.float64) for n in (301, 20))
+    angle = place[:, None] / 10000 ** ((column - column % 2) / 20)
+    wanted = torch.where(column % 2 == 0, angle.sin(), angle.cos())
+    wanted *= 0.02 / wanted.square().mean().sqrt()  # the RMS of gptoss
+    torch.testing.assert_close(sines.double(), wanted, rtol=0, atol=1e-8)
+    trunk = gptoss.ModelConfig(
+        **SHAPE | dict(initial_context_length=301), num_key_value_heads=5, head_dim=4, num_experts=1,
+        experts_per_token=1, rope_scaling_factor=1.0, position="learned", position_init="sinusoidal",
+    )  # fmt: skip
+    assert torch.equal(sines, gptoss.Transformer(trunk).position_embedding.weight)
+
+
 def test_dropout_acts_in_training_only_at_its_four_places():
     ids, _ = batch()
     plain = random_model(torch.float32)
@@ -306,9 +354,13 @@ def test_pieces_of_any_size_through_a_cache_equal_the_whole(attention, chunks):
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-@pytest.mark.parametrize("attention", ATTENTION_BACKENDS)
-def test_left_padded_rows_of_different_lengths_equal_each_row_alone(attention, chunks):
-    model, (ids, _) = random_model(attention=attention), batch(rows=3)
+@pytest.mark.parametrize(
+    "changes",
+    [dict(attention="eager"), dict(attention="sdpa"), dict(position="none")],
+    ids=["eager", "sdpa", "no positions"],
+)
+def test_left_padded_rows_of_different_lengths_equal_each_row_alone(changes, chunks):
+    model, (ids, _) = random_model(**changes), batch(rows=3)
     padding = torch.tensor([0, 4, 11])
     positions = torch.arange(T)[None] - padding[:, None]
     cached = in_pieces(model, ids, chunks, positions)
@@ -332,8 +384,9 @@ def test_without_positions_a_padded_row_goes_on_from_its_own_last_position():
     torch.testing.assert_close(torch.cat(rest, dim=1), expected, rtol=0, atol=1e-11)
 
 
-def test_ragged_prompts_are_continued_as_without_a_cache_and_as_alone():
-    model = random_model(tie_embeddings=False)
+@pytest.mark.parametrize("position", ["learned", "none"])
+def test_ragged_prompts_are_continued_as_without_a_cache_and_as_alone(position):
+    model = random_model(tie_embeddings=False, position=position)
     prompts = [[7, 3, 25, 9, 11, 2, 8, 30, 4, 5, 6], [12], [20, 1, 30, 29]]
 
     def told(prompts, generators, **options):
@@ -391,16 +444,19 @@ def test_the_map_to_transformers_and_back_is_the_same_to_the_bit():
 
 # --------------------------------------------------------------------------------- gptoss as GPT-2
 @pytest.mark.parametrize(
-    "dense", [dict(num_experts=1, experts_per_token=1), dict(moe_layers=())], ids=["one expert", "no experts"]
+    "dense",
+    [dict(num_experts=1, experts_per_token=1), dict(moe_layers=()), dict(moe_layers=(), position="none")],
+    ids=["one expert", "no experts", "no positions"],
 )
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
 @pytest.mark.parametrize("backends", [("eager", "loop"), ("sdpa", "sorted")], ids=" ".join)
 def test_gptoss_with_the_settings_of_gpt2_is_the_same_function(dense, tie, backends):
     """The router of one expert chooses it with a softmax of 1, and so gets no gradient."""
-    model = random_model(tie_embeddings=tie)
+    position = dense.get("position", "learned")
+    model = random_model(tie_embeddings=tie, position=position)
     switches = dict(rope_scaling_factor=1.0, layer_types=(gptoss.FULL,) * 3, attention_sinks=False)
-    switches |= dict(position="learned", norm="layernorm", mlp="gelu", tie_embeddings=tie)
-    config = gptoss.ModelConfig(**SHAPE, num_key_value_heads=5, head_dim=4, **switches, **dense)
+    switches |= dict(position=position, norm="layernorm", mlp="gelu", tie_embeddings=tie) | dense
+    config = gptoss.ModelConfig(**SHAPE, num_key_value_heads=5, head_dim=4, **switches)
     attention, experts = backends
     trunk = gptoss.Transformer(config, attention=attention, experts=experts).double().eval()
     own = {name for name in trunk.state_dict() if "gate" in name or "selection_bias" in name}

@@ -101,11 +101,15 @@ def test_what_transformers_saved_gives_the_same_logits_here_in_float32(tmp_path,
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
-def test_what_was_exported_gives_the_same_logits_in_transformers(tmp_path, tie):
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(tie_embeddings=False), dict(position="none")],
+    ids=["tied", "own head", "no positions"],
+)
+def test_what_was_exported_gives_the_same_logits_in_transformers(tmp_path, changes):
     import transformers
 
-    model = our_model(tie_embeddings=tie)
+    model = our_model(**changes)
     write_folder(model, tmp_path / "out")
     peer, told = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(told.values()), told
@@ -122,6 +126,15 @@ def test_an_export_comes_back_to_the_bit_with_its_tokenizer(written):
         used = 260 if "bedding" in name and "position" not in name else len(tensor)
         assert torch.equal(back.state_dict()[name][:used], tensor[:used]), name
     assert back.unembedding.weight is back.embedding.weight
+
+
+def test_a_model_without_positions_comes_back_to_the_bit_with_a_table_of_zeros(tmp_path):
+    model = our_model(position="none")
+    write_folder(model, tmp_path / "out")
+    back = registry.load_model(tmp_path / "out")
+    table = back.state_dict()["position_embedding.weight"]
+    assert table.shape == (29, 20) and not table.any()
+    assert torch.equal(logits_of(back), logits_of(model))
 
 
 def test_the_older_files_of_the_hub_are_read_without_prefix_and_with_masks(tmp_path, written):

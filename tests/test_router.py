@@ -46,6 +46,7 @@ FORMULAS = {
     "topk_softmax": (lambda z: z, torch.exp),
     "topk_sigmoid": (lambda z: 1 / (1 + torch.exp(-z)), lambda z: 1 / (1 + torch.exp(-z))),
 }
+FORMULAS["topk_sigmoid_unnormalized"] = FORMULAS["topk_sigmoid"]  # but the shares are the weights
 
 
 def rule_by_loops(rule, logits, bias, k=K):
@@ -57,7 +58,8 @@ def rule_by_loops(rule, logits, bias, k=K):
         chosen = sorted(range(len(row)), key=lambda e: -preference[e])[:k]
         shares = [share(z) for z in row]
         index.append(chosen)
-        weight.append(torch.stack([shares[e] / sum(shares[c] for c in chosen) for e in chosen]))
+        whole = 1 if rule == "topk_sigmoid_unnormalized" else sum(shares[c] for c in chosen)
+        weight.append(torch.stack([shares[e] / whole for e in chosen]))
         probability.append(torch.stack([s / sum(shares) for s in shares]))
     return index, torch.stack(weight), torch.stack(probability)
 
@@ -78,7 +80,7 @@ def test_a_rule_is_its_formula_in_values_and_gradients(rule):
         torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
-@each_rule
+@pytest.mark.parametrize("rule", ["topk_softmax", "topk_sigmoid"])
 @pytest.mark.parametrize("far", [-120.0, 120.0])
 def test_a_rule_stays_exact_where_sigmoid_underflows_in_float32(rule, far):
     """sigmoid(-120) is 0 in float32, so dividing by the sum of the scores would give NaN."""
@@ -94,12 +96,20 @@ def test_a_rule_stays_exact_where_sigmoid_underflows_in_float32(rule, far):
     assert logits.grad.isfinite().all()
 
 
+@each_rule
+def test_with_one_expert_per_token_only_an_unnormalized_weight_teaches_the_router(rule):
+    made = model(router=rule, experts_per_token=1).train()
+    made(*batch()).loss.backward()
+    largest = max(layer.mlp.gate.weight.grad.abs().max().item() for layer in made.block)
+    assert (largest > 1e-6) == (rule == "topk_sigmoid_unnormalized")
+
+
 def test_a_new_rule_is_a_function_and_an_entry_in_the_table(monkeypatch):
     def last_k(logits, selection_bias, k):
         index = torch.arange(E - k, E).expand(len(logits), -1)
         return index, logits.new_full(index.shape, 1 / k), logits
 
-    with pytest.raises(ValueError, match="^router must be one of topk_softmax, topk_sigmoid; got"):
+    with pytest.raises(ValueError, match="^router must be one of topk_softmax, .*; got"):
         model(router="last_k")
     monkeypatch.setitem(ROUTERS, "last_k", last_k)
     made = model(router="last_k", capacity_factor=1.0).train()

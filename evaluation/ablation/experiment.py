@@ -36,7 +36,7 @@ from evaluation.ablation.launch import (
 )
 from evaluation.ablation.matching import PlannedArm, best_rate, next_rates, tidy
 from evaluation.ablation.results import Results, training_outcome, written_outcome
-from evaluation.ablation.segments import segments_outcome
+from evaluation.ablation.segments import reading_options, segments_outcome
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
 from evaluation.ablation.verdict import Ablation, unresolved, verdicts
 from training.monitor.metrics import new_run_dir
@@ -297,7 +297,7 @@ def score_by_segment(x: Experiment) -> None:
     for name in x.arms:
         for seed, line in x.ended_well(name).items():
             record = {"id": f"segments {name} seed {seed}", "phase": "segments", "arm": name, "seed": seed}
-            options = {"segment_length": x.spec.segments}
+            options = reading_options(x.spec, x.arms[name])
             jobs += checkpoint_job(x, line, record, "evaluation.context", options, segments_outcome)
     run_jobs(jobs, x.results, x.launch, x.workers)
 

@@ -5,8 +5,10 @@ evaluation.context adds to the results of a run
     segment_tokens                tokens of each segment, by its number in its document
     loss_by_segment               nats per token of each segment, with the state carried if the model has one
     loss_after_first_segment      nats per token of all segments but the first
+    computed_per_token            tokens that the model computed for each scored token
 
-and, if the model carries a state, both losses again under names that end in _zeroed and _swapped.
+and all but the first again for other ways to read with the same weights: under names that end in _zeroed and
+_swapped, if the model carries a state, and in _overlap_N and _kept_N, if the specification asks for them.
 """
 
 from __future__ import annotations
@@ -15,13 +17,30 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from evaluation.ablation import matching
 from evaluation.ablation.results import written_outcome
+from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import Summary, part, summary, with_interval
 from evaluation.ablation.verdict import Ablation
 
-MEASURE = "loss_after_first_segment"
+MEASURE, COST = "loss_after_first_segment", "computed_per_token"
 CONTROLS = {"zeroed": "state zeroed", "swapped": "state of another document"}
 LEAST_SHARE = 0.01  # segments with a smaller share of the tokens are not shown: few documents reach them
+
+
+def reading_options(spec: Spec, arm: matching.PlannedArm) -> dict[str, Any]:
+    """The flags of evaluation.context for an arm. Overlaps and kept keys are for arms that read one segment at
+    a time without a state; keys are not kept where positions are learned, because those beyond the first
+    segment were not trained.
+    """
+    cfg, config = matching.resolve(arm.name, arm.settings)
+    asked: dict[str, Any] = {"segment_length": spec.segments}
+    if cfg.carries or cfg.block_size != spec.segments:
+        return asked
+    numbers = {"overlap": spec.overlap, "keep_keys": spec.keep_keys}
+    if config.position == "learned":
+        del numbers["keep_keys"]
+    return asked | {flag: ",".join(map(str, given)) for flag, given in numbers.items() if given}
 
 
 def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
@@ -33,11 +52,14 @@ def segments_outcome(folder: Path, code: int) -> dict[str, Any]:
         message = "no validation document is longer than one segment; choose a smaller value for segments"
         return {"status": "failed", "message": message}
     found = {"status": "ok", "message": "", "segment_tokens": [s["tokens"] for s in record["segments"]]}
-    for column in ("plain", "carried", *CONTROLS):
-        if column in record["all"]:
-            suffix = f"_{column}" if column in CONTROLS else ""
+    costs = record.get("costs", {})
+    for column, entry in record["all"].items():
+        if isinstance(entry, dict) and " - " not in column:  # neither a count nor a difference
+            suffix = "" if column in ("plain", "carried") else f"_{column}"
             found[f"loss_by_segment{suffix}"] = [s[column]["mean"] for s in record["segments"]]
             found[MEASURE + suffix] = record["after_the_first"][column]["mean"]
+            if column in costs:
+                found[COST + suffix] = costs[column]["tokens_computed_per_scored_token"]
     return found
 
 
@@ -87,6 +109,13 @@ def harm(x: Ablation, arm: str, control: str) -> Summary | None:
     """
     lines, tag = evaluated(x, arm).values(), f"{MEASURE}_{control}"
     return _over_seeds([line[tag] - line[MEASURE] for line in lines if tag in line])
+
+
+def other_readings(x: Ablation, arm: str) -> list[str]:
+    """The other ways to read in which an arm was scored, in the order of the specification."""
+    asked = [("overlap", x.spec.overlap), ("kept", x.spec.keep_keys)]
+    names = [f"{way}_{number}" for way, given in asked for number in given or ()]
+    return [name for name in names if any(f"{MEASURE}_{name}" in line for line in evaluated(x, arm).values())]
 
 
 def gap_in_words(x: Ablation) -> list[str]:
@@ -140,7 +169,7 @@ def section(x: Ablation) -> str:
     names = [name for name in x.arms if evaluated(x, name)]
     if not names:
         return "No run was scored by segment."
-    parts = [_losses(x, names), _above(x), _controls(x, names), _tokens(x, names)]
+    parts = [_losses(x, names), _above(x), _readings(x, names), _controls(x, names), _tokens(x, names)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -173,6 +202,33 @@ def _above(x: Ablation) -> str:
         "the mean difference over seeds."
     )
     return part(words, ["segment", *map(" - ".join, pairs)], rows)
+
+
+def _readings(x: Ablation, names: list[str]) -> str:
+    """One row for each arm and each way to read it; "" if no arm was read in another way."""
+    if not any(other_readings(x, name) for name in names):
+        return ""
+    rows = []
+    for name in names:
+        lines, theirs = evaluated(x, name), evaluated(x, reference := x.arms[name].reference)
+        for reading in ("", *other_readings(x, name)):
+            suffix = f"_{reading}" if reading else ""
+            losses = {
+                seed: line[MEASURE + suffix] for seed, line in lines.items() if MEASURE + suffix in line
+            }
+            fewer = [losses[seed] - lines[seed][MEASURE] for seed in losses] if reading else []
+            beside = [losses[seed] - theirs[seed][MEASURE] for seed in losses if seed in theirs]
+            cost = _over_seeds([line[COST + suffix] for line in lines.values() if COST + suffix in line])
+            columns = (list(losses.values()), fewer, beside if name != reference else [])
+            cells = [with_interval(summary(values)) if values else "" for values in columns]
+            rows.append([name, reading or "as trained", *cells, f"{cost.mean:.3f}" if cost else ""])
+    words = (
+        "The same trained weights, read in other ways: overlap_N repeats the last N tokens of a window at the "
+        "beginning of the next, and kept_N keeps their keys and values visible. Nats per token after the first "
+        "segment; differences at the same seeds; tokens computed per scored token, with slots and repeated tokens. "
+        "+-: 95 % interval over seeds, not corrected for the number of rows."
+    )
+    return part(words, ["arm", "read", "loss", "- as trained", "- reference", "computed"], rows)
 
 
 def _controls(x: Ablation, names: list[str]) -> str:

@@ -37,6 +37,9 @@ models, each with its training settings, that are compared.
                                   none); with a grid, at each of its points
     segments: 64                  length of a segment in tokens: evaluation.context also scores each
                                   finished run document by document, in segments of this length
+    overlap: [8, 16]              with segments: evaluation.context also scores the arms without a state whose
+    keep_keys: [16, 64]           block_size is one segment in windows that overlap by so many tokens, or keep so
+                                  many keys; flags of evaluation.context, and no further training
     measure: bits_per_byte        score to compare; or val_loss, if all arms have one tokenizer; or, with
                                   segments, loss_after_first_segment (nats per token); the search then uses
                                   val_loss, which it compares only within an arm
@@ -119,6 +122,8 @@ class Spec:
     headline: tuple[tuple[str, str], ...] | None  # None: each arm against the reference
     measure: Measure
     segments: int | None
+    overlap: tuple[int, ...] | None  # None: not asked for
+    keep_keys: tuple[int, ...] | None
     gap: tuple[str, str] | None
 
     @property
@@ -243,6 +248,8 @@ def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> S
         headline=_headline(values["headline"]) if "headline" in values else None,
         measure=cast("measure", values.get("measure", "bits_per_byte"), Measure),
         segments=cast("segments", values.get("segments"), int | None),
+        overlap=_distinct("overlap", values["overlap"], int) if "overlap" in values else None,
+        keep_keys=_distinct("keep_keys", values["keep_keys"], int) if "keep_keys" in values else None,
         gap=_pair("gap must be", values["gap"]) if "gap" in values else None,
     )
     _require_keys_that_agree(spec)
@@ -272,9 +279,14 @@ def _require_keys_that_agree(spec: Spec) -> None:
             raise ValueError(f"search_budget must be at most the budget ({most:,}), got {had:,}; lower it")
     given = spec.segments is not None
     require(not given or spec.segments > 0, f"segments must be at least 1, got {spec.segments}")
-    needing = {"gap": spec.gap, f"measure {spec.measure}": spec.measure != spec.run_measure}
+    needing = {"gap": spec.gap, "overlap": spec.overlap, "keep_keys": spec.keep_keys}
+    needing |= {f"measure {spec.measure}": spec.measure != spec.run_measure}
     for key, asked in needing.items():
         require(given or not asked, f"{key} needs the loss by segment; set segments, such as 64")
+    for key, most in {"overlap": (spec.segments or 0) - 1, "keep_keys": spec.segments}.items():
+        for number in getattr(spec, key) or ():
+            require(1 <= number <= most, f"{key} must be from 1 to {most} tokens, for segments of {spec.segments}, "
+                    f"got {number}; change it")  # fmt: skip
 
 
 def _require_pairs_and_seeds(spec: Spec) -> None:
