@@ -1,6 +1,6 @@
 """Measure the checker of bundled stories on edits: which contradictions does it see, what is a false alarm?
 
-    python -m benchmarks.story_edits             writes benchmarks/results/story_edits.json   (half a minute)
+    python -m benchmarks.story_edits             writes benchmarks/results/story_edits.json
     python -m benchmarks.story_edits --seed 1    other edits by rule, to work on the checker with; no record
 
 Four parts, all of held-out stories of data/stories:
