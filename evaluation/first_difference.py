@@ -28,7 +28,8 @@ from typing import Any
 from common.script import Parser, exit_code, say, shown
 
 FROM_THE_CLOCK = ("perf/", "final/seconds", "final/tokens_per_second")
-NOT_COMPARED = {"out_dir", "use_tensorboard", "tensorboard_dir", "command", "job"}  # last parts of names
+# last parts of names: of one call, and the folders
+NOT_COMPARED = {"resume", "resume_from", "out_dir", "use_tensorboard", "tensorboard_dir", "command", "job"}
 SHOWN = 8  # lines of a list
 
 

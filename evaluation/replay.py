@@ -168,14 +168,19 @@ class Watch(TorchDispatchMode):
         is_view = any(not alias.is_write for _, alias in aliases)
         # no computation, and perhaps of new memory, which holds anything
         if not (self.paused or is_view or "empty" in operation.__name__):
-            place = self.modules[-1] if self.modules else "outside of modules"
+            backward = torch._C._current_graph_task_id() != -1
+            place = "the backward pass" if backward else "the loss or the optimizer"
+            place = self.modules[-1] if self.modules else place
             self.add("operation", f"{operation} in {place}", (result, [x for x, _ in aliases]))
         return result
 
     def enter(self, name: str, _module: Any, _inputs: Any, options: dict[str, Any]) -> None:
         self.modules.append(name or "the model")
         if not name:
-            self.add("batch", f"micro-batch {len(self.found['batch']) + 1}", options)
+            batch = {
+                key: value for key, value in options.items() if key != "carry"
+            }  # a result of the last one
+            self.add("batch", f"micro-batch {len(self.found['batch']) + 1}", batch)
 
     def leave(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
         self.modules.pop()

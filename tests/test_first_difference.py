@@ -97,10 +97,8 @@ def test_a_checkpoint_names_values_and_optimizer_state_as_the_replay_does(here, 
     held = first_difference.named(saved)
     with replay.opened(here / "one", 4) as (run, _):
         here_now = replay.updated(run)
-        assert [name for name in held if name.startswith(("weight", "optimizer"))] == list(
-            dict.fromkeys(name for name in held if name in here_now)
-        )
-        assert here_now.keys() <= held.keys() and len(here_now) > 90
+        assert here_now.keys() == {name for name in held if name.startswith(("weight", "optimizer"))}
+        assert sum(name.startswith("optimizer state momentum_buffer of block.1") for name in here_now) == 4
         assert all(torch.equal(value, held[name]) for name, value in here_now.items())
     assert first_difference.differences(path, path) == []
     saved["model"]["block.0.attn.sinks"][1] = -saved["model"]["block.0.attn.sinks"][1]
