@@ -7,9 +7,9 @@ RUN is the --out_dir of a training run, finished or not. To the last bit, and in
 origin        what should be equal: settings, data, versions, and the first batch
 log           the values in metrics.jsonl that do not come from the clock
 checkpoints   of the same step: weights, optimizer state, random states, position in the data
-replays       if log or checkpoints differ: it trains both runs again in this process, each with its own
-              settings, from their newest equal checkpoint or else from the start, until a step differs, and
-              then compares that step operation by operation
+replays       if log or checkpoints differ: it trains both runs again in this process, each with the settings
+              of its own last start, from their newest equal checkpoint or else from the start, until a step
+              differs, and then compares that step operation by operation
 
 Nothing is written. Exits with 0 if logs and checkpoints are equal, 1 if they differ, 2 for bad input.
 """
@@ -62,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
     if not steps:
         print(f"no difference in {number} logged steps and the checkpoints")
         return 0
+    if args.no_replay:
+        return 1
+    last = min(steps)
+    start = max((step for step in alike if step < last), default=0)
     try:
-        for line in (
-            []
-            if args.no_replay
-            else replayed(a, b, max((s for s in alike if s < min(steps)), default=0), min(steps))
-        ):
+        for line in replayed(a, b, start, last):
             print(line, flush=True)
     except (ValueError, FileNotFoundError) as error:
         print(f"no replay, because {error}")
@@ -213,15 +213,9 @@ def replayed(a: Path, b: Path, start: int, last: int) -> Iterator[str]:
         for name, folder in (("A", a), ("B", b)):
             log = {n: tags["train/loss"] for n, tags in by_step(folder).items() if "train/loss" in tags}
             steps = [(n, log[n], loss) for n, (_, loss) in enumerate(here, start + 1) if n in log]
-            other = next(
-                (f"{was} at step {n}, and its replay has {loss}" for n, was, loss in steps if was != loss),
-                None,
-            )
-            yield (
-                f"  {name} logged train/loss {other}"
-                if other
-                else f"  {name} logged the {len(steps)} losses of its replay"
-            )
+            other = [f"{was} at step {n}, and its replay has {loss}" for n, was, loss in steps if was != loss]
+            told = f"train/loss {other[0]}" if other else f"the {len(steps)} losses of its replay"
+            yield f"  {name} logged {told}"
         yield "  a run that leaves its replay was made by another machine or version, or changed from outside"
         return
     yield f"{began}: step {step} is the first that differs"

@@ -37,7 +37,7 @@ class Unwritten(Ranks):
 
 
 def settings(folder: Path) -> tuple[TrainConfig, Any, dict[str, Any]]:
-    """The settings of a run's last start, the config of its model, and the identity of its data.
+    """The settings of a run's last start, the config of its model, and all of its config.json.
 
     Raises ValueError for a run that cannot be replayed.
     """
@@ -57,7 +57,7 @@ def settings(folder: Path) -> tuple[TrainConfig, Any, dict[str, Any]]:
         raise ValueError(f"{folder} was trained by {ranks} processes, and a replay is one process")
     device.choose_device(cfg.device)  # raises ValueError if this machine does not have it
     cfg = replace(cfg, out_dir=str(folder), resume_from=None, use_tensorboard=False)
-    return cfg, config, facts["data"]
+    return cfg, config, facts
 
 
 def open_split(cfg: TrainConfig, config: Any, identity: dict[str, Any], split: str) -> Any:
@@ -80,7 +80,8 @@ def opened(folder: Path, step: int) -> Iterator[tuple[Run, Progress]]:
 
     Raises ValueError if its data cannot be read or is not what it was.
     """
-    cfg, config, identity = settings(folder)
+    cfg, config, facts = settings(folder)
+    identity = facts["data"]
     saved = read_checkpoint(checkpoint.checkpoint_path(folder, step)) if step else None
     tokenizer = tokenizer_from_state(saved["tokenizer"]) if saved else get_tokenizer(cfg.tokenizer)
     data = [open_split(cfg, config, identity, split) for split in ("train", "validation")]
@@ -99,6 +100,8 @@ def opened(folder: Path, step: int) -> Iterator[tuple[Run, Progress]]:
             load_weights(model, held["model"], folder, added=added)
         optimizer.freeze(model, cfg.freeze)
         with open_run(cfg, model, tokenizer, *data, saved, Unwritten()) as (run, progress):
+            if not step and run.loader.first_batch_sha256 != facts["starts"][0]["first_batch_sha256"]:
+                raise ValueError(f"its first batch is not that of {folder}, so it would be another run")
             yield run, progress
     finally:
         torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ import torch
 from conftest import REPO_ROOT
 from toy_run import TINY, load, run_here, write_corpus
 
+from common.files import read_json, write_json_atomic
 from evaluation import first_difference, replay
 from training import trainer
 
@@ -128,6 +129,15 @@ def test_what_cannot_be_replayed_is_refused_after_the_comparison_of_files(here, 
         data.write_text(text)
     assert code == 1 and "train.lr: 0.008 | 0.001" in told and "log: step 1" in told
     assert "no replay, because" in told.splitlines()[-1] and reason in told.splitlines()[-1]
+
+
+def test_a_run_whose_first_batch_is_not_repeated_is_not_replayed(here, capsys):
+    """As for a run of several processes that has no checkpoint left to say so."""
+    train(here, "alone", "--experts", "loop", "--batch_size", 2)
+    facts = read_json(here / "alone/config.json")
+    write_json_atomic(here / "alone/config.json", facts | {"train": facts["train"] | {"batch_size": 3}})
+    code, told = compare(here, "alone", capsys)
+    assert code == 1 and told.endswith("/alone, so it would be another run\n")
 
 
 def test_a_folder_that_is_no_run_is_an_error_and_nothing_is_written(here, capsys):

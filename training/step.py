@@ -34,9 +34,7 @@ class StepResult(NamedTuple):
     z_loss: torch.Tensor | None  # () float32
     dropped: torch.Tensor | None  # (L,) float32, share of the assignments over capacity
     margins: torch.Tensor | None  # (L, 4) or (L, 0) float32, of choice_margins, means over the micro-batches
-    logit_gradients: (
-        torch.Tensor | None
-    )  # (L,) float32, RMS; None also if no router trains, and with compiled blocks
+    logit_gradients: torch.Tensor | None  # (L,) float32, RMS; None also with compiled blocks
     expert_updates: torch.Tensor | None  # (L, M, E), of ExpertUpdates; train_step adds it
     layers: tuple[int, ...]  # the index in the model of each of the L layers
     carry: Any  # state for the next step
