@@ -1,5 +1,8 @@
 """Where two runs part: what they wrote, and what their replays compute."""
 
+import re
+import shutil
+
 import pytest
 import torch
 from conftest import REPO_ROOT
@@ -82,6 +85,15 @@ def test_a_weight_that_a_hand_changed_is_told_from_settings_by_the_replay(here, 
     assert (
         "  A logged the 2 losses of its replay\n  B logged train/loss " in told and " at step 4, and" in told
     )
+
+
+def test_a_log_that_leaves_equal_checkpoints_is_held_against_the_replay(here, capsys):
+    shutil.copytree(here / "one", here / "edited")
+    log = here / "edited/metrics.jsonl"
+    log.write_text(re.sub(r'("step": 4.*"train/loss": )[0-9.]+', r"\g<1>9.5", log.read_text()))
+    code, told = compare(here, "edited", capsys)
+    assert code == 1 and "the newest equal one is 6" in told and "replays from step 2: equal until" in told
+    assert "B logged train/loss 9.5 at step 4, and its replay has" in told
 
 
 def test_another_order_of_the_data_parts_in_the_first_batch(here, capsys):

@@ -247,6 +247,7 @@ def test_gradients_of_router_logits_are_those_of_the_summed_loss_in_any_number_o
 ):
     """By autograd.grad of one objective, written here, with respect to the logits that the model returned."""
     made, parts = double(), batches()
+    parts[0]["targets"][1, 3] = IGNORE_INDEX  # later tokens attend to it, so it has a gradient
     squares, numbers, tokens = np.zeros(len(LAYERS)), 0, sum(int((b["targets"] != -100).sum()) for b in parts)
     for out, logits, counted in with_logits(made, parts):
         z_losses = [z.logsumexp(-1).square()[counted].mean() for z in logits]
