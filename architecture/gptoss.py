@@ -471,12 +471,14 @@ class AttentionBlock(nn.Module):
 # ------------------------------------------------------------------------------------- router and experts
 # A routing rule is a function and an entry in ROUTERS. It takes logits (N, E) in float32 or wider,
 # selection_bias (E,), which affects the choice only, and k. It returns index (N, k), the chosen experts;
-# weight (N, k), the factors of their outputs; and log_score (N, E), whose softmax is the probability of each
-# expert in the balance loss, the capacity and the statistics.
+# weight (N, k), the factors of their outputs; log_score (N, E), whose softmax is the probability of each
+# expert in the balance loss, the capacity and the statistics; and choice (N, E), the values whose k largest
+# are chosen, without a gradient.
 def topk_softmax(logits, selection_bias, k: int):
     """gpt-oss: choose the k largest logits; the weights are the softmax over these k."""
-    index = (logits.detach() + selection_bias).topk(k, dim=-1).indices
-    return index, logits.gather(1, index).softmax(-1), logits
+    choice = logits.detach() + selection_bias
+    index = choice.topk(k, dim=-1).indices
+    return index, logits.gather(1, index).softmax(-1), logits, choice
 
 
 def topk_sigmoid(logits, selection_bias, k: int):
@@ -485,9 +487,10 @@ def topk_sigmoid(logits, selection_bias, k: int):
     Source: arXiv:2412.19437, eq. 13, 15, 16 and, for the probability, 19; arXiv:2408.15664 for the bias.
     s / sum(s) is computed as the softmax of log(s), which needs no epsilon where every s rounds to 0.
     """
-    index = (logits.detach().sigmoid() + selection_bias).topk(k, dim=-1).indices
+    choice = logits.detach().sigmoid() + selection_bias
+    index = choice.topk(k, dim=-1).indices
     log_score = F.logsigmoid(logits)
-    return index, log_score.gather(1, index).softmax(-1), log_score
+    return index, log_score.gather(1, index).softmax(-1), log_score, choice
 
 
 def topk_sigmoid_unnormalized(logits, selection_bias, k: int):
@@ -626,8 +629,8 @@ class MLPBlock(nn.Module):
             wide = x.double() if x.dtype == torch.float64 else x.float()
             gate, bias = (p.to(wide.dtype) for p in (self.gate.weight, self.gate.bias))
             logits = F.linear(wide, gate, bias) + offset  # (N, E)
-        index, weight, log_score = self.routing_rule(logits, self.selection_bias, k)
-        routing = LayerRouting(logits, log_score, index, logits.new_zeros(()), counted)
+        index, weight, log_score, choice = self.routing_rule(logits, self.selection_bias, k)
+        routing = LayerRouting(logits, log_score, index, logits.new_zeros(()), counted, choice)
         if self.training and self.config.capacity_factor is not None:
             rivals = routing.assigned > 0  # positions that are not counted use no capacity
             exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64

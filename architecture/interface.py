@@ -54,6 +54,7 @@ class LayerRouting(NamedTuple):
     chosen: torch.Tensor  # (N, k) int64, the experts before the capacity limit
     dropped: torch.Tensor  # () float32, share of the assignments beyond the capacity
     counted: torch.Tensor | None  # (B, T) bool, the positions that the figures count; None for all
+    choice: torch.Tensor  # (N, E) float32 without a gradient, the values whose k largest are `chosen`
 
     @property
     def counts(self) -> torch.Tensor:

@@ -3,14 +3,16 @@
     python -m benchmarks.instrument_cost     writes benchmarks/results/instrument_cost.json
 
 The run is the toy recipe on the bundled stories with all defaults. Steps and evaluations with and without
-their instruments take turns; the figures are medians. The three parts:
+their instruments take turns; the figures are medians. The four parts:
 
 in a step          the z-loss of the routers, and gradient norms by kind in place of one norm
+in a measured step every `log_every` steps, what only the log needs: bits per byte, balance and z-loss, and the
+                   router telemetry (margins, gradients of router logits, updates of experts), in CPU seconds
 at a log record    what is written every `log_every` steps
 at an evaluation   routing of each token, sinks, tables, pictures and their files, but not the validation loss
                    itself or the story
 
-Exits with 1 if the three parts together take 3 % of the training time or more.
+Exits with 1 if the four parts together take 3 % of the training time or more.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import sys
+import time
 from unittest import mock
 
 import torch
@@ -27,11 +30,12 @@ from benchmarks.publish import judge, publish
 from benchmarks.toy_run import seconds, toy_run
 from data.packing import validation_batches
 from data.sources import open_dataset
-from training import reporting, validation
-from training.monitor.routing import RoutingSums
+from training import reporting, trainer, validation
+from training import step as training_step
+from training.monitor.routing import LogitGradients, RoutingSums
 from training.trainer import train_step
 
-STEPS, RECORDS, EVALUATIONS = 80, 20, 5
+STEPS, MEASURED, RECORDS, EVALUATIONS = 80, 40, 20, 5
 LIMIT = 0.03
 
 
@@ -60,6 +64,37 @@ def step_seconds(run, progress) -> tuple[float, float]:
             times[on].append(taken)
     run.parameter_kinds = kinds
     return tuple(statistics.median(times[on]) for on in (True, False))
+
+
+@contextlib.contextmanager
+def without_telemetry():
+    """Steps without the router telemetry: margins, gradients of router logits, updates of experts."""
+    none = mock.Mock(return_value=mock.Mock(ratios=lambda: None))
+    with (
+        mock.patch.object(training_step, "choice_margins", lambda router: router.load.new_zeros(1, 0)),
+        mock.patch.object(LogitGradients, "watch", lambda *_: None),
+        mock.patch.object(trainer, "ExpertUpdates", none),
+    ):
+        yield
+
+
+def measured_step_seconds(run, progress) -> dict[str, float]:
+    """Median CPU seconds of a measured step, of one without the router telemetry, and of a step not measured."""
+    variants = {
+        "measured": (True, contextlib.nullcontext),
+        "without telemetry": (True, without_telemetry),
+        "not measured": (False, contextlib.nullcontext),
+    }
+    times = {name: [] for name in variants}
+    for number in range(MEASURED + 2):
+        for name, (logged, changed) in variants.items():
+            with mock.patch.object(trainer, "is_logged", lambda *_, logged=logged: logged), changed():
+                began = time.process_time()
+                train_step(run, progress)
+                taken = time.process_time() - began
+            if number >= 2:  # after warm-up
+                times[name].append(taken)
+    return {name: statistics.median(some) for name, some in times.items()}
 
 
 def record_seconds(run, progress) -> float:
@@ -112,15 +147,19 @@ def main() -> int:
         source = open_dataset("bundled", split="validation")
         batches = list(validation_batches(source, run.tokenizer, **shape))
         with_all, bare = step_seconds(run, progress)
+        measured = measured_step_seconds(run, progress)
         record = record_seconds(run, progress)
         evaluation, rest = evaluation_seconds(run, progress, batches)
     shares = {
         "step": with_all / bare - 1,
+        "measured step": (measured["measured"] / measured["not measured"] - 1) / cfg.log_every,
         "log record": record / (cfg.log_every * bare),
         "evaluation": evaluation / (cfg.eval_every * bare),
     }
     total = sum(shares.values())
     print(f"step             {1e3 * with_all:7.1f} ms, {1e3 * bare:.1f} ms without: {shares['step']:+.2%}")
+    told = ", ".join(f"{name} {1e3 * taken:.1f} ms" for name, taken in measured.items())
+    print(f"measured step    CPU time: {told}; every {cfg.log_every} steps: {shares['measured step']:+.2%}")
     print(f"log record       {1e3 * record:7.1f} ms every {cfg.log_every} steps: {shares['log record']:.2%}")
     print(
         f"evaluation       {evaluation:7.2f} s of instruments every {cfg.eval_every} steps, {rest:.2f} s "
@@ -130,6 +169,7 @@ def main() -> int:
         "share_of_training_time": total,
         "shares": shares,
         "step_ms": [1e3 * with_all, 1e3 * bare],
+        "measured_step_cpu_ms": {name: 1e3 * taken for name, taken in measured.items()},
         "log_record_ms": 1e3 * record,
         "evaluation_s": [evaluation, rest],
         "threads": torch.get_num_threads(),

@@ -17,6 +17,7 @@ from training.monitor.metrics import read_metrics
 LAYOUTS = ("ddp", "fsdp", "ep", "fsdp+ep")
 # the figures of the first validation batch, whose size is batch_size, are not among them
 COMPARED = ("train/", "optim/", "moe/max_violation", "moe/entropy", "val/loss", "val/bits", "data/")
+COMPARED += ("moe/choice_margin_under", "moe/router_logit_grad_rms", "moe/update_to_weight")
 CLIP = 0.4  # below the norm of every step
 SETTINGS = {
     "adamw none": "--optimizer adamw --balance none --lr 4e-3",

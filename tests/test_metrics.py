@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import REPO_ROOT
 
 from training.monitor.metrics import COMPARED, MetricsWriter, new_run_dir, read_metrics
 from training.monitor.page_layout import page_layout
+from training.monitor.routing import MARGINS
 
 
 class Terminal(io.StringIO):
@@ -128,6 +130,18 @@ def test_the_page_holds_its_groups_in_order_and_only_charts_with_data(tmp_path):
     assert len(set(tags)) == len(tags) and all(re.compile(tag) for tag in tags)
     dense = page_layout(routed=False, capacity=False, sinks=False, utilisation=False)
     assert [title[0] for title in dense] == ["1", "2"] and "moe/" not in str(dense)
+
+
+def test_every_chart_of_the_page_is_explained_in_the_table_of_tags():
+    explained = (REPO_ROOT / "docs/tags.md").read_text(encoding="utf-8")
+    charts = page_layout(routed=True, capacity=True, sinks=True, utilisation=True, carries=True, images=True)
+    tags = [tag for within in charts.values() for patterns in within.values() for tag in patterns]
+    names = [re.sub(r"\\|\$$", "", tag).rstrip("/_") for tag in tags]
+    for bound in MARGINS[1:]:  # in one row, which spells the first one out
+        names.remove(f"moe/choice_margin_under_{bound}")
+        assert f"`_{bound}`" in explained
+    assert [name for name in names if f"`{name}" not in explained] == ["moe/update_to_weight/mlp2"]
+    assert "the same for `mlp2`" in explained
 
 
 def test_without_tensorboard_no_picture_is_drawn(tmp_path):

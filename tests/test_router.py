@@ -69,9 +69,10 @@ def test_a_rule_is_its_formula_in_values_and_gradients(rule):
     draw = torch.Generator().manual_seed(8)
     logits = (3 * torch.randn(13, E, generator=draw, dtype=torch.float64)).requires_grad_()
     bias = torch.randn(E, generator=draw, dtype=torch.float64)
-    index, weight, log_score = ROUTERS[rule](logits, bias, K)
+    index, weight, log_score, choice = ROUTERS[rule](logits, bias, K)
     their_index, their_weight, their_probability = rule_by_loops(rule, logits, bias)
     assert index.tolist() == their_index and not index.requires_grad
+    assert torch.equal(choice.topk(K).indices, index) and not choice.requires_grad
     assert their_index != rule_by_loops(rule, logits, 0 * bias)[0]  # the bias changes the choice
     for ours, theirs in ((weight, their_weight), (log_score.softmax(-1), their_probability)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -86,7 +87,7 @@ def test_a_rule_stays_exact_where_sigmoid_underflows_in_float32(rule, far):
     """sigmoid(-120) is 0 in float32, so dividing by the sum of the scores would give NaN."""
     logits = far + torch.linspace(-2, 2, E)[None]
     logits.requires_grad_()
-    index, weight, log_score = ROUTERS[rule](logits, torch.zeros(E), K)
+    index, weight, log_score, _ = ROUTERS[rule](logits, torch.zeros(E), K)
     exact, shares = logits.detach().double()[0], FORMULAS[rule][1]
     expected = shares(exact[index[0]]) / shares(exact[index[0]]).sum()
     torch.testing.assert_close(weight[0].double(), expected, rtol=1e-5, atol=0)
@@ -107,7 +108,7 @@ def test_with_one_expert_per_token_only_an_unnormalized_weight_teaches_the_route
 def test_a_new_rule_is_a_function_and_an_entry_in_the_table(monkeypatch):
     def last_k(logits, selection_bias, k):
         index = torch.arange(E - k, E).expand(len(logits), -1)
-        return index, logits.new_full(index.shape, 1 / k), logits
+        return index, logits.new_full(index.shape, 1 / k), logits, torch.arange(E).expand_as(logits)
 
     with pytest.raises(ValueError, match="^router must be one of topk_softmax, .*; got"):
         model(router="last_k")

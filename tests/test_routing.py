@@ -1,7 +1,8 @@
-"""The statistics of routers and sinks in an evaluation, against independent computations."""
+"""The statistics of routers, experts and sinks in an evaluation and in a step, against independent computations."""
 
 import contextlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,20 +11,35 @@ from small_model import inputs_of
 
 from architecture.gptoss import ModelConfig, Transformer
 from architecture.interface import IGNORE_INDEX, LayerRouting, RouterStats, load_share
+from training.config import TrainConfig
+from training.memory import checkpoint_blocks
+from training.monitor import updates
 from training.monitor.instruments import (
     kinds_markdown,
     kinds_pictures,
     kinds_table,
     load_figures,
     load_picture,
+    margin_record,
     position_record,
     router_record,
     sink_picture,
     sink_record,
+    update_record,
 )
 from training.monitor.probes import sink_mass
-from training.monitor.routing import RoutingSums, dead_experts, flip_rate, max_violation, share_by_kind
+from training.monitor.routing import (
+    MARGINS,
+    RoutingSums,
+    dead_experts,
+    flip_rate,
+    max_violation,
+    share_by_kind,
+)
 from training.monitor.token_kinds import KINDS
+from training.monitor.updates import ExpertUpdates
+from training.optimizer import build_optimizers, parameter_kinds
+from training.step import accumulate_gradients, apply_gradients
 from training.validation import evaluate
 
 L, E, K, V, B, T, HEADS = 3, 7, 2, 29, 4, 11, 6
@@ -168,6 +184,127 @@ def test_losses_by_position_are_grouped_in_powers_of_two():
     assert position_record(unequal, "place") == {"place/from_0000": 1.0, "place/from_0002": 3.5}
 
 
+# ----------------------------------------------------------------------------------------- of a step
+STEP = TrainConfig(dataset="none", balance="none", z_loss_coef=0.1, lr=1e-2, grad_clip=0.3)
+
+
+def double(**changes) -> Transformer:
+    return model(**changes).double()
+
+
+def measured(made, parts, cfg=STEP, **options):
+    return accumulate_gradients(
+        made, parts, cfg, previous_share=None, carry=None, token_bytes=torch.ones(V, dtype=torch.int64),
+        autocast=contextlib.nullcontext, **options,
+    )  # fmt: skip
+
+
+def with_logits(made, parts):
+    """Each micro-batch's output, the logits of its routers and which of its tokens count, as the model makes them."""
+    for batch in parts:
+        out = made(**batch)
+        yield (
+            out,
+            [layer.logits for layer in out.router.routing],
+            (batch["targets"] != IGNORE_INDEX).flatten(),
+        )
+
+
+@pytest.mark.parametrize("rule", ["topk_softmax", "topk_sigmoid"])
+def test_the_margin_of_the_choice_is_that_of_the_values_that_decide(rule):
+    made, parts = double(router=rule, num_experts=E), batches()
+    bias = 0.3 * np.random.default_rng(2).standard_normal((len(LAYERS), E))
+    for row, layer in enumerate(LAYERS):
+        made.block[layer].mlp.selection_bias.copy_(torch.from_numpy(bias[row]))
+    found = measured(made, parts).margins
+    assert found.shape == (len(LAYERS), 1 + len(MARGINS))
+    expected, tokens = np.zeros(found.shape), 0
+    for _, logits, counted in with_logits(made, parts):
+        tokens += (here := int(counted.sum()))
+        for row, layer in enumerate(logits):
+            z = layer.detach().numpy()[counted.numpy()]
+            value = np.sort((z if rule == "topk_softmax" else 1 / (1 + np.exp(-z))) + bias[row])[:, ::-1]
+            margin = value[:, K - 1] - value[:, K]
+            figures = [np.sort(margin)[(here - 1) // 2], *((margin < bound).mean() for bound in MARGINS)]
+            expected[row] += here * np.array(figures)
+    np.testing.assert_allclose(found.numpy(), expected / tokens, rtol=1e-5)
+    tags = margin_record(LAYERS, found)
+    assert tags["moe/choice_margin_under_0.05/layer_02"] == pytest.approx(expected[1, 2] / tokens, rel=1e-5)
+    assert len(tags) == 8 and 0 < tags["moe/choice_margin_under_0.1/layer_00"] < 1
+
+
+def test_a_choice_of_all_experts_has_no_margin_and_a_batch_without_targets_none_that_counts():
+    assert margin_record(LAYERS, measured(model(experts_per_token=E), batches()).margins) == {}
+    parts = batches()
+    parts[1]["targets"] = torch.full_like(parts[1]["targets"], IGNORE_INDEX)
+    without = measured(model(), [parts[0], parts[2]]).margins
+    torch.testing.assert_close(measured(model(), parts).margins, without)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_gradients_of_router_logits_are_those_of_the_summed_loss_in_any_number_of_micro_batches(
+    checkpointing,
+):
+    """By autograd.grad of one objective, written here, with respect to the logits that the model returned."""
+    made, parts = double(), batches()
+    parts[0]["targets"][1, 3] = IGNORE_INDEX  # later tokens attend to it, so it has a gradient
+    squares, numbers, tokens = np.zeros(len(LAYERS)), 0, sum(int((b["targets"] != -100).sum()) for b in parts)
+    for out, logits, counted in with_logits(made, parts):
+        z_losses = [z.logsumexp(-1).square()[counted].mean() for z in logits]
+        objective = out.loss_sum + int(counted.sum()) * STEP.z_loss_coef * sum(z_losses) / len(LAYERS)
+        gradients = torch.autograd.grad(objective, logits)
+        squares += [np.square(g.numpy()[counted.numpy()]).sum() for g in gradients]
+        numbers += int(counted.sum()) * E
+    checkpoint_blocks(made, checkpointing)
+    found = measured(made, parts).logit_gradients
+    np.testing.assert_allclose(found.numpy(), np.sqrt(squares / numbers), rtol=1e-9)
+    assert tokens == measured(made, parts, measured=False).tokens
+    compiled = measured(made, parts, replace(STEP, compile="on"))
+    assert compiled.logit_gradients is None and compiled.margins is not None
+    unmeasured = measured(made, parts, measured=False)
+    assert unmeasured.margins is None and unmeasured.logit_gradients is None
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_update_to_weight_ratio_is_that_of_each_expert_and_its_percentiles_those_of_all(optimizer):
+    made = model(intermediate_size=8)
+    optimizers = build_optimizers(made, replace(STEP, optimizer=optimizer))
+    before = {name: p.detach().numpy().copy() for name, p in made.named_parameters()}
+    result, looking = measured(made, batches()), ExpertUpdates(made)
+    apply_gradients(parameter_kinds(made), optimizers, result, 0.3)
+    found, after = looking.ratios().numpy(), dict(made.named_parameters())
+    expected = np.zeros((len(LAYERS), 2, E))
+    for row, layer in enumerate(LAYERS):  # layer 1 is dense, and has a matrix of the same name
+        for column in range(2):
+            name = f"block.{layer}.mlp.mlp{column + 1}_weight"
+            for expert, (old, new) in enumerate(zip(before[name], after[name].detach().numpy())):
+                expected[row, column, expert] = np.sqrt(((new - old) ** 2).mean() / (old**2).mean())
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    record = update_record(looking.ratios())
+    for column, matrix in enumerate(("mlp1", "mlp2")):
+        for share, name in ((10, "p10"), (50, "median"), (90, "p90")):
+            percentile = np.percentile(expected[:, column], share)
+            assert record[f"moe/update_to_weight/{matrix}_{name}"] == pytest.approx(percentile, rel=1e-4)
+    assert len(record) == 6
+
+
+def test_a_large_model_is_measured_by_every_nth_row_and_a_model_without_experts_not_at_all(monkeypatch):
+    made = model()
+    values = 2 * E * (2 * 9 * 20 + 20 * 9)
+    monkeypatch.setattr(updates, "MOST_VALUES", values // 3 + 1)  # every third row is just few enough
+    looking = ExpertUpdates(made)
+    assert sum(old.numel() for layer in looking.before for old in layer) <= values // 3 + 2 * 2 * E * 20
+    with torch.no_grad():
+        made.block[0].mlp.mlp1_weight[:, 1::3] += 7  # rows that are not looked at
+        made.block[2].mlp.mlp2_weight[4, ::3] *= 1.5
+    expected = torch.zeros(2, 2, E)
+    expected[1, 1, 4] = 0.5
+    torch.testing.assert_close(looking.ratios(), expected)
+    assert ExpertUpdates(model(moe_layers=())).ratios() is None
+    frozen = model().requires_grad_(False)
+    assert ExpertUpdates(frozen).ratios() is None
+
+
 # ------------------------------------------------------------------------------------------- sinks
 @torch.no_grad()
 def mass_by_hand(made, batch):
@@ -230,7 +367,7 @@ def test_an_expert_beyond_the_32767th_keeps_its_number():
     experts, last = 40_001, 40_000
     logits = torch.zeros(1, 1, experts)
     chosen = torch.tensor([[[last, 3]]])
-    routing = LayerRouting(logits[0], logits[0], chosen[0], torch.zeros(()), None)
+    routing = LayerRouting(logits[0], logits[0], chosen[0], torch.zeros(()), None, logits[0])
     router = RouterStats(routing=(routing,), layers=(0,), logits=(logits,), chosen=(chosen,))
     sums = RoutingSums(keep_choices=True)
     sums.add(router, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))

@@ -24,6 +24,7 @@ from architecture import tokenizer
 from data.prepare import prepare
 from training.command_line import parse_command_line
 from training.monitor.metrics import read_metrics
+from training.monitor.routing import MARGINS
 from training.train_command import model_fields
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,13 @@ def test_metrics_and_tensorboard_hold_every_tag_with_the_same_numbers(finished):
         "perf/tokens_per_second perf/peak_memory_gb perf/seconds data/epoch data/padding_share data/tokens "
         "moe/max_violation/layer_00 moe/max_violation/layer_01".split()
     )
+    train_tags |= {
+        f"moe/{what}/layer_{layer:02d}"
+        for what in ("choice_margin", "router_logit_grad_rms", *(f"choice_margin_under_{m}" for m in MARGINS))
+        for layer in (0, 1)
+    }
+    percentiles = ("p10", "median", "p90")
+    train_tags |= {f"moe/update_to_weight/mlp{n}_{name}" for n in (1, 2) for name in percentiles}
     kinds = "attention", "sinks", "router", "experts", "embedding", "head", "norms", "biases"
     train_tags |= {f"optim/grad_norm/{kind}" for kind in kinds}
     first_tags = {"val/loss", "val/bits_per_byte"}

@@ -57,6 +57,12 @@ def step_record(run: Run, result: StepResult) -> dict[str, float]:
         record["train/z_loss"] = float(result.z_loss)
         if getattr(run.model.config, "capacity_factor", None) is not None:
             record |= instruments.by_layer("moe/dropped", result.layers, result.dropped)
+        record |= instruments.margin_record(result.layers, result.margins)
+        if result.logit_gradients is not None:
+            tag = "moe/router_logit_grad_rms"
+            record |= instruments.by_layer(tag, result.layers, result.logit_gradients)
+    if result.expert_updates is not None:
+        record |= instruments.update_record(result.expert_updates)
     return record
 
 

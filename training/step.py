@@ -13,6 +13,7 @@ from torch import nn
 from architecture.interface import IGNORE_INDEX, load_balancing_loss, load_share
 from training.balance import balance_term
 from training.config import TrainConfig
+from training.monitor.routing import LogitGradients, choice_margins
 from training.validation import text_nats_and_bytes
 
 if TYPE_CHECKING:
@@ -26,12 +27,15 @@ class StepResult(NamedTuple):
     loss: torch.Tensor  # () float32, cross-entropy, nats per token
     tokens: int
     load: torch.Tensor | None  # (L, E) float32, assignments to each expert; None for a dense model
-    # the rest is None in a step that is not measured; the last three also for a dense model
+    # up to `layers`, the rest is None in a step that is not measured; what is about routers also for a dense model
     nats: torch.Tensor | None  # () float64, cross-entropy of the text tokens alone, for bits per byte
     num_bytes: torch.Tensor | None  # () float64, UTF-8 bytes of the text tokens
     balance_loss: torch.Tensor | None  # () float32, computed from the load of the whole step; 1 is even
     z_loss: torch.Tensor | None  # () float32
     dropped: torch.Tensor | None  # (L,) float32, share of the assignments over capacity
+    margins: torch.Tensor | None  # (L, 4) or (L, 0) float32, of choice_margins, means over the micro-batches
+    logit_gradients: torch.Tensor | None  # (L,) float32, RMS; None also with compiled blocks
+    expert_updates: torch.Tensor | None  # (L, M, E), of ExpertUpdates; train_step adds it
     layers: tuple[int, ...]  # the index in the model of each of the L layers
     carry: Any  # state for the next step
 
@@ -74,6 +78,7 @@ def accumulate_gradients(
     if once:
         copies = {name: p.to(torch.bfloat16) for name, p in model.named_parameters() if id(p) in once}
     losses, loads, text, means, layers = [], [], [], [], ()
+    gradients = LogitGradients(scale=total) if measured and cfg.compile != "on" else None
     window = 0.0  # sum of the objectives since the last backward pass
     for number, (batch, count) in enumerate(zip(batches, counts), start=1):
         batch = {name: tensor.to(token_bytes.device) for name, tensor in batch.items()}
@@ -91,8 +96,10 @@ def accumulate_gradients(
             objective = objective + weight * terms
             loads.append(router.load)
             if measured:
-                figures = (router.mean_probability, router.z_loss, router.dropped)
+                figures = (router.mean_probability, router.z_loss, router.dropped, choice_margins(router))
                 means.append(tuple(x.detach() * weight for x in figures))
+            if gradients is not None:
+                gradients.watch(router)
             layers = router.layers
         window = window + objective
         if number % cfg.tbptt == 0:
@@ -104,17 +111,24 @@ def accumulate_gradients(
         if measured:
             text.append(torch.stack(text_nats_and_bytes(out.token_losses, batch["targets"], token_bytes)))
     sums = [torch.stack(column).sum(0) for column in (losses, loads, text, *zip(*means)) if column]
+    if watched := gradients is not None and gradients.sums is not None:
+        sums.append(gradients.sums)
     if layout is not None:
         layout.finish_gradients()
         sums = summed(sums, layout.ranks)
     loss = sums.pop(0)
     load = sums.pop(0) if loads else None
     nats, num_bytes = sums.pop(0) if measured else (None, None)
-    balance = z_loss = dropped = None
+    balance = z_loss = dropped = margins = rms = None
+    if watched:
+        squares, numbers = sums.pop()
+        rms = (squares / numbers.clamp(min=1)).sqrt()
     if means:
-        probability, z_loss, dropped = sums
+        probability, z_loss, dropped, margins = sums
         balance = load_balancing_loss(probability, load_share(load))
-    return StepResult(loss, total, load, nats, num_bytes, balance, z_loss, dropped, layers, carry)
+    return StepResult(
+        loss, total, load, nats, num_bytes, balance, z_loss, dropped, margins, rms, None, layers, carry
+    )
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from training.distributed.mesh import ONE, Ranks
 from training.memory import forward_context
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.monitor.pace import Pace
+from training.monitor.updates import ExpertUpdates
 from training.optimizer import learning_rate, set_learning_rate
 from training.state import checkpoint
 from training.state.checkpoint import Progress
@@ -134,6 +135,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     """One step: take batches, compute gradients, update the weights. Returns the result and gradient norms."""
     cfg, model = run.cfg, run.model
     batches, counts = take_batches(run, progress)
+    measured = is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1))
     result = accumulate_gradients(
         run.compiled,
         batches,
@@ -144,16 +146,19 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         autocast=forward_context(model, cfg.offload, run.autocast),
         counts=counts,
         copied=run.copied,
-        measured=is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1)),
+        measured=measured,
         layout=run.layout,
     )
     run.consistent = None
+    updates = ExpertUpdates(model) if measured else None
     norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip, run.layout)
     if norms is None:
         # The search runs the model, in which ranks wait for each other: all of them search, or none.
         where = on_any_rank(run, non_finite_parameter(model))
         where = where or on_any_rank(run, first_non_finite(model, batches, run.autocast, progress.carry))
         raise not_finite(run, progress.step + 1, f"{where}; the weights were left as they were")
+    if updates is not None:
+        result = result._replace(expert_updates=updates.ratios())
     if result.load is not None:
         progress.expert_share = load_share(result.load)
         progress.load = result.load if progress.load is None else progress.load + result.load

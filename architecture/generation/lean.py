@@ -420,7 +420,7 @@ class _Feed:
         if self.is_plain:
             top, index = logits.topk(self.k)
             return index, top.softmax(-1)
-        index, weight, _ = self.rule(logits, self.selection_bias, self.k)
+        index, weight, *_ = self.rule(logits, self.selection_bias, self.k)
         return index, weight
 
     @functools.cached_property

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.monitor.routing import Routing, dead_experts, flip_rate, max_violation, share_by_kind
+from training.monitor.routing import (
+    MARGINS,
+    Routing,
+    dead_experts,
+    flip_rate,
+    max_violation,
+    share_by_kind,
+)
 from training.monitor.token_kinds import KINDS
 
 
@@ -39,6 +46,32 @@ def router_record(
     if before is not None and before.shape == routing.choices.shape:
         record |= by_layer("moe/flip_rate", layers, flip_rate(before, routing.choices))
     return record
+
+
+def margin_record(layers: tuple[int, ...], margins: torch.Tensor) -> dict[str, float]:
+    """Return the median margin of the choice, and the share of tokens under each of MARGINS, layer by layer.
+
+    margins: (L, 1 + len(MARGINS)), or (L, 0) for {}; see choice_margins.
+    """
+    tags = ("moe/choice_margin", *(f"moe/choice_margin_under_{bound}" for bound in MARGINS))
+    return {
+        name: v for tag, column in zip(tags, margins.T) for name, v in by_layer(tag, layers, column).items()
+    }
+
+
+def update_record(ratios: torch.Tensor) -> dict[str, float]:
+    """Return the 10th, 50th and 90th percentile over layers and experts, for each matrix of an expert.
+
+    ratios: (L, 2, E), update over weight of mlp1 and mlp2; see ExpertUpdates.
+    """
+    flat = ratios.cpu().double().transpose(0, 1).flatten(1)  # (2, L * E)
+    shares = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    found = torch.quantile(flat, shares, dim=1).T.tolist()
+    return {
+        f"moe/update_to_weight/{matrix}_{name}": value
+        for matrix, row in zip(("mlp1", "mlp2"), found, strict=True)
+        for name, value in zip(("p10", "median", "p90"), row)
+    }
 
 
 def load_figures(routing: Routing | None) -> dict[str, float]:

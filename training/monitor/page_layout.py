@@ -19,11 +19,18 @@ EXPERTS = {
     "max violation of training since the last evaluation (0 = even)": [r"moe/max_violation_since_eval/"],
     "max violation of one step (0 = even)": [r"moe/max_violation/"],
     "dead experts (under 1 % of an even load)": [r"moe/dead_experts/"],
+    "update-to-weight ratio of mlp1, percentiles of the experts": [r"moe/update_to_weight/mlp1_"],
+    "update-to-weight ratio of mlp2, percentiles of the experts": [r"moe/update_to_weight/mlp2_"],
 }
 
 ROUTERS = {
     "router entropy / ln E (1 = undecided, 0 = certain)": [r"moe/entropy/"],
     "top-1 margin, probability": [r"moe/margin/"],
+    "top-k margin: k-th minus (k+1)-th value of the choice, median": [r"moe/choice_margin/"],
+    "tokens with a top-k margin under 0.01": [r"moe/choice_margin_under_0\.01/"],
+    "tokens with a top-k margin under 0.05": [r"moe/choice_margin_under_0\.05/"],
+    "tokens with a top-k margin under 0.1": [r"moe/choice_margin_under_0\.1/"],
+    "gradient of a router logit, RMS": [r"moe/router_logit_grad_rms/"],
     "flip rate: tokens whose experts changed since the last evaluation": [r"moe/flip_rate/"],
 }
 

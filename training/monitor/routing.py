@@ -1,4 +1,4 @@
-"""Statistics of the routers over a fixed set of tokens, and the change between two evaluations of it.
+"""Statistics of the routers: over a fixed set of tokens, the change between two evaluations of it, and in a step.
 
 L MoE layers, E experts, k experts per token, N tokens.
 """
@@ -74,6 +74,58 @@ class RoutingSums:
             choices=torch.cat(self.choices, dim=1) if self.keep_choices else None,
             tokens=torch.cat(self.tokens) if self.keep_choices else None,
         )
+
+
+MARGINS = (0.01, 0.05, 0.1)
+
+
+def choice_margins(router: RouterStats) -> torch.Tensor:
+    """How narrowly the experts of one forward pass were chosen: (L, 1 + len(MARGINS)) float32.
+
+    The margin of a token is the k-th largest of the values that decide, minus the (k+1)-th: logits, or sigmoids of
+    them with router=topk_sigmoid, plus the selection bias. The columns are the (lower) median of the counted
+    tokens, and the shares of them with a margin under each of MARGINS. (L, 0) if every token takes all experts.
+    """
+    rows = []
+    for layer in router.routing:
+        k = layer.chosen.shape[-1]
+        if k == layer.choice.shape[-1]:
+            return layer.choice.new_zeros(len(router.routing), 0)
+        best = layer.choice.topk(k + 1, dim=-1).values
+        margin = best[:, k - 1] - best[:, k]  # (N,)
+        # without a boolean index, which waits for the device; 0 for a batch without a counted token
+        median = margin.where(layer.counts > 0, math.nan).nanmedian().nan_to_num()
+        below = [layer.mean((margin < bound).to(margin.dtype)) for bound in MARGINS]
+        rows.append(torch.stack((median, *below)))
+    return torch.stack(rows)
+
+
+class LogitGradients:
+    """Sums, in the backward passes of a step, of the squared gradients with respect to the router logits.
+
+    scale: factor of the gradients.  sums: (2, L), the squares and the number of logits, of the counted tokens;
+    None if no router trains.
+    Hooks on the logits see all of their gradient, and once, with activation checkpointing, too. They do not in a
+    compiled block, whose logits get their main gradient inside.
+    """
+
+    def __init__(self, scale: float):
+        self.scale, self.sums = scale, None
+
+    def watch(self, router: RouterStats) -> None:
+        """Add the coming backward pass of one forward pass."""
+        for row, layer in enumerate(router.routing):
+            if not layer.logits.requires_grad:
+                continue
+            if self.sums is None:
+                self.sums = layer.logits.new_zeros(2, len(router.routing))
+            counts, (squares, numbers) = layer.counts, self.sums
+            numbers[row] += counts.sum() * layer.logits.shape[-1]
+
+            def add(gradient: torch.Tensor, row=row, counts=counts, squares=squares) -> None:
+                squares[row] += ((gradient * self.scale).square().sum(-1) * counts).sum()
+
+            layer.logits.register_hook(add)
 
 
 def max_violation(load: torch.Tensor) -> torch.Tensor:
