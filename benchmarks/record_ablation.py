@@ -1,4 +1,4 @@
-"""Publish the report, plan and results of an ablation, without its runs.
+"""Publish the report, plan, results and test scores of an ablation, without its runs.
 
     python -m benchmarks.record_ablation REPORT_DIR [--tinystories FOLDER]
         writes benchmarks/results/ablations/NAME/
@@ -35,6 +35,9 @@ def main() -> None:
         (folder / path.name).write_text(text, encoding="utf-8")
     for path in report.glob("*.png"):
         shutil.copyfile(path, folder / path.name)
+    for path in report.glob("test/*.npz"):  # the sums of each test document, a few kB for each run
+        (folder / "test").mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / "test" / path.name)
     print(f"wrote {folder}")
 
 

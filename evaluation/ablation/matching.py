@@ -5,12 +5,14 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
+import hashlib
 import itertools
+import json
 import math
 import os
 import platform
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,7 +212,7 @@ def adjust(name: str, settings: dict[str, Any], axis: str, field: str, target: f
             break
     if not abs(off) <= TOLERANCE:
         raise ValueError(
-            f"arm {name} cannot be matched to {target:,.0f} on axis {axis} within {TOLERANCE:.0%}: the "
+            f"arm {name} cannot be matched to {target:,.0f} under contract {axis} within {TOLERANCE:.0%}: the "
             f"nearest is {found:,.0f} ({off:+.1%}), with {field}={value}; adjust another field, or start "
             "from other sizes"
         )
@@ -239,18 +241,26 @@ def flops_in_all(arm: PlannedArm) -> float:
 
 
 def needs_pace(spec: Spec) -> bool:
-    """Whether the length of a run depends on a measured pace."""
+    """Whether a measured pace decides the length of a run, or what a difference is worth in seconds."""
     budgets = (spec.budget, spec.search_budget)
-    return spec.axis == "time" or any(budget.minutes is not None for budget in budgets)
+    by_time = "time" in spec.contracts or any(budget.minutes is not None for budget in budgets)
+    return by_time or bool(spec.worth)
 
 
-def with_lengths(spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]) -> dict[str, PlannedArm]:
-    """The arms with their steps.  pace: seconds per token of each arm, used if needs_pace(spec)."""
+def with_lengths(
+    spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float], axis: str | None = None
+) -> dict[str, PlannedArm]:
+    """The arms with their steps.
+
+    pace: seconds per token of each arm and of its reference, used if needs_pace(spec).
+    axis: the contract of these arms; None for the first.
+    """
+    axis = axis or spec.axis
 
     def steps(arm: PlannedArm, budget) -> int:
         if budget.minutes is not None:
             tokens = 60 * budget.minutes / pace[arm.name]
-        elif spec.axis == "time":  # the tokens that it trains on in the reference's time
+        elif axis == "time":  # the tokens that it trains on in the reference's time
             tokens = budget.tokens * pace[arm.reference] / pace[arm.name]
         else:
             tokens = budget.tokens
@@ -304,9 +314,9 @@ def _require_comparable(spec: Spec, resolved: dict[str, Any]) -> None:
             f"from one such segment to the next; got {spec.segments}",
         )
     require(
-        spec.axis != "flops" or len({_row(cfg) for cfg in cfgs.values()}) == 1,
-        "axis flops counts padding too, and with lanes the share of padding depends on block_size; give "
-        "all arms the same packing and block_size, or choose another axis",
+        "flops" not in spec.contracts or len({_row(cfg) for cfg in cfgs.values()}) == 1,
+        "contract flops counts padding too, and with lanes the share of padding depends on block_size; give "
+        "all arms the same packing and block_size, or choose another contract",
     )
     parts = {cfg.final_eval_tokens or "all" for cfg in cfgs.values()}
     require(
@@ -325,39 +335,26 @@ def _require_comparable(spec: Spec, resolved: dict[str, Any]) -> None:
         )
 
 
-MOST_EXTENSIONS = 3  # rates tried beyond the given ones, each by the ratio of the two at that edge
-
-
-def best_rate(tried: dict[float, float | None]) -> float | None:
-    """The rate with the lowest score; None if no run ended well.  tried: {rate: score, or None for a failed
-    run}.
-    """
-    scored = {rate: score for rate, score in tried.items() if score is not None}
-    return min(scored, key=scored.__getitem__, default=None)
-
-
-def next_rates(given: Sequence[float], tried: dict[float, float | None]) -> list[float]:
-    """The rates to try now; [] when the search is over.
-
-    First the given rates, then one beyond the edge as long as the best rate is at the edge, or a lower one as
-    long as no run ended well.  given: at least three, in rising order.
-    """
-    if missing := [rate for rate in given if rate not in tried]:
-        return missing
-    rates, best = sorted(tried), best_rate(tried)
-    if len(tried) - len(given) >= MOST_EXTENSIONS:
-        return []
-    if best is None or best == rates[0]:
-        return [tidy(rates[0] * rates[0] / rates[1])]
-    return [tidy(rates[-1] * rates[-1] / rates[-2])] if best == rates[-1] else []
-
-
-def tidy(rate: float) -> float:
-    """The rate in six significant digits: it names a run, and must be the same on every machine."""
-    return float(f"{rate:.6g}")
-
-
 NAME = "plan.json"
+
+
+class Plan(NamedTuple):
+    """All arms that may be trained, fixed before the first run. A rule of `contracts` chooses among the further
+    ones, once the runs under the first contract have ended.
+    """
+
+    arms: dict[str, PlannedArm]  # those of the specification, under the first contract
+    further: dict[str, PlannedArm] = {}  # under other contracts, and the reference at shares of its budget
+    contracts: dict[str, dict[str, str]] = {}  # contract -> arm -> arm or further arm that meets it
+    shares: dict[str, float] = {}  # further arm -> share of the reference's budget
+
+    @property
+    def every(self) -> dict[str, PlannedArm]:
+        return self.arms | self.further
+
+    def with_each(self, change: Callable[[PlannedArm], PlannedArm]) -> Plan:
+        arms, further = ({n: change(arm) for n, arm in part.items()} for part in self[:2])
+        return self._replace(arms=arms, further=further)
 
 
 class StoredPlan(NamedTuple):
@@ -368,18 +365,47 @@ class StoredPlan(NamedTuple):
     threads: int | None
     provenance: dict[str, Any]
     machine: str
+    plan: Plan
+    content: str  # content_sha256 of the whole plan
+    older: bool  # of a version whose runs had no test set
 
 
-def write(path: Path, spec: Spec, arms: dict[str, PlannedArm], threads: int | None) -> None:
-    plan = {
+def content_sha256(spec: Spec, plan: Plan) -> str:
+    """The hash of a plan: equal for equal specifications, sizes and lengths of all runs.
+
+    The places of the data are not in it, so that a published plan, whose paths are shortened, keeps its hash.
+    Nor are explored pairs, which may be added after the runs.
+    """
+    of_spec = {key: value for key, value in spec.as_values().items() if key != "explored"}
+    return _sha256({"spec": of_spec, **_as_values(plan)})
+
+
+def _as_values(plan: Plan) -> dict[str, Any]:
+    arms, further = ({name: asdict(arm) for name, arm in part.items()} for part in plan[:2])
+    return {"arms": arms, "further": further, "contracts": plan.contracts, "shares": plan.shares}
+
+
+def _sha256(values: dict[str, Any]) -> str:
+    def without_places(value: Any) -> Any:
+        if isinstance(value, dict):
+            places = ("dataset", "val_dataset", "data")
+            return {key: without_places(part) for key, part in value.items() if key not in places}
+        return [without_places(part) for part in value] if isinstance(value, list | tuple) else value
+
+    text = json.dumps(without_places(values), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(path: Path, spec: Spec, plan: Plan, threads: int | None) -> None:
+    values = {
         "spec": spec.as_values(),
         "sha256": spec.sha256,
-        "arms": {name: asdict(arm) for name, arm in arms.items()},
+        **_as_values(plan),
         "threads": threads,
         "provenance": provenance(),
         "machine": machine(),
     }
-    write_json_atomic(path, plan)
+    write_json_atomic(path, values)
 
 
 def read(path: Path | None) -> StoredPlan | None:
@@ -387,10 +413,16 @@ def read(path: Path | None) -> StoredPlan | None:
     if path is None or not path.exists():
         return None
     with reading(path, "the plan of an ablation", way_out="start from the specification"):
-        plan = read_json(path)
-        arms = {name: PlannedArm(**arm) for name, arm in plan["arms"].items()}
-        rest = (plan[name] for name in ("threads", "provenance", "machine"))
-        return StoredPlan(plan["sha256"], arms, *rest)
+        values = read_json(path)
+        arms, further = (
+            {name: PlannedArm(**arm) for name, arm in values.get(part, {}).items()}
+            for part in ("arms", "further")
+        )
+        plan = Plan(arms, further, values.get("contracts", {}), values.get("shares", {}))
+        rest = [values[name] for name in ("threads", "provenance", "machine")]
+        of_spec = {key: value for key, value in values["spec"].items() if key != "explored"}
+        content = _sha256({"spec": of_spec, **_as_values(plan)})
+        return StoredPlan(values["sha256"], arms, *rest, plan, content, older="further" not in values)
 
 
 def require_same_model(arm: PlannedArm, where: Path) -> None:

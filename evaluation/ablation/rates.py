@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t
@@ -23,6 +23,14 @@ class Optimum(NamedTuple):
     high: float | None
     fitted: bool  # whether the rate is the lowest point of a parabola
     remark: str  # why there is no parabola or no interval; "" where there are both
+
+
+def scores_of(lines: Iterable[dict[str, Any]], measure: str, seeds: Sequence[int]) -> Scores:
+    """The scores of the lines of a search, at the rates that were tried with every seed."""
+    found: dict[float, dict[int, float | None]] = {}
+    for line in lines:
+        found.setdefault(line["lr"], {})[line["seed"]] = line[measure]
+    return {rate: found[rate] for rate in sorted(found) if found[rate].keys() >= set(seeds)}
 
 
 def means(scores: Scores) -> dict[float, float | None]:
