@@ -48,6 +48,7 @@ from training.state.checkpoint import latest_checkpoint
 
 REPORTS = Path("runs") / "ablations"
 PACE_ROUNDS = 3
+PACE_RATE = 1e-6  # a learning rate with which no run diverges; the pace does not depend on it
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _paces(x: Experiment, arms: list[PlannedArm]) -> dict[str, float]:
             say(f"{arm.name}: measuring the pace, round {turn + 1} of {PACE_ROUNDS}")
             folder, settings = (
                 x.folder / "pace",
-                {"lr": arm.lr, "seed": x.spec.search_seeds[0], "log_every": 1},
+                {"lr": PACE_RATE, "seed": x.spec.search_seeds[0], "log_every": 1},
             )
             settings |= {"max_minutes": 10, "eval_every": never, "save_every": never}
             words = command(arm, folder, x.threads, **settings)

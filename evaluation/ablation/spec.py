@@ -336,7 +336,7 @@ def _require_contracts(spec: Spec) -> None:
     require(
         all(share < 1 for share in spec.worth), f"worth must hold shares below 1, got {shown(spec.worth)}"
     )
-    asked = "several contracts" if len(spec.contracts) > 1 else "worth" if spec.worth else ""
+    asked = "several contracts" if len(spec.contracts) > 1 else "shares in worth" if spec.worth else ""
     require(
         not asked or (not spec.grid and len(spec.arms) > 1),
         f"{asked} need at least two arms and no grid, because one other arm is chosen for them; leave the grid "
