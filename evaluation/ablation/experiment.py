@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -102,8 +103,10 @@ def run(
     if plan:
         return
     _require_trainable(whole.every)
-    whole = _with_data(whole)
+    whole, lines = _with_data(whole)
     folder = folder or _new_folder(spec, out_dir)
+    for line in lines:
+        say(line)
     threads = (stored and stored.threads) or threads_of_runs(whole.arms, jobs)
     with as_interrupt(), Results(folder / "results.jsonl") as results:
         try:
@@ -203,24 +206,24 @@ def _require_trainable(arms: dict[str, PlannedArm]) -> None:
             )
 
 
-def _with_data(plan: Plan) -> Plan:
-    """The plan with `auto` resolved once, because the Hub may become unreachable while the arms train. Raises
-    ValueError now for data that is missing, and for a test set that is too small.
+def _with_data(plan: Plan) -> tuple[Plan, list[str]]:
+    """The plan with `auto` resolved once, because the Hub may become unreachable while the arms train; and
+    remarks on the data. Raises ValueError now for data that is missing, and for a test set that is too small.
     """
     if any(arm.settings.get("dataset", AUTO) == AUTO for arm in plan.every.values()):
         chosen = choose_dataset(AUTO, say)
         plan = plan.with_each(lambda arm: arm.with_dataset(chosen))
-    test_set = None  # that of all arms, because they are scored on the same validation data
+    lines = []
     for name, arm in plan.arms.items():
         with matching.naming(name):
             both = train, validation = [open_data(arm, split) for split in ("train", "validation")]
             for line in common_documents(*both):
-                say(f"arm {name}: {line}")
-            if test_set is None:
+                lines.append(f"arm {name}: {line}")
+            if name == next(iter(plan.arms)):  # all arms are scored on the same validation data
                 tokenizer = get_tokenizer(matching.resolve(name, arm.settings)[0].tokenizer)
                 _, test_set = read_test_set(validation, tokenizer)
-                say(f"test set, for the verdicts only: {test_set} of {validation.name}")
-    return plan
+                lines.append(f"test set, for the verdicts only: {test_set} of {validation.name}")
+    return plan, lines
 
 
 def open_data(arm: PlannedArm, split: str) -> Source:
@@ -394,6 +397,7 @@ def forget_untested(x: Experiment) -> None:
         if line["status"] == "ok" and not scored and not test_jobs(x, line):
             say(f"{line['id']}: its checkpoint is gone, and it has no test score yet; it is trained again")
             del x.results.lines[line["id"]]
+            shutil.rmtree(x.folder / line["folder"], ignore_errors=True)  # or it would count as finished
 
 
 def score_by_segment(x: Experiment) -> None:
