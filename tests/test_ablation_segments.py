@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_ablation_runs import TINY, Ended, Pretence, draw, folder, lines, report, write  # noqa: F401
+from test_ablation_runs import TINY, Ended, Pretence, data, draw, folder, lines, report, write  # noqa: F401
 from test_context_lanes import Ids
 from toy_run import run_here
 
@@ -12,7 +12,7 @@ import ablate
 from architecture.tokenizer import get_tokenizer
 from data.loader import TrainLoader
 from data.sources import open_dataset
-from evaluation import context, inference_cost
+from evaluation import context, inference_cost, test_set
 from evaluation.ablation import launch, matching, pictures, segments
 from training.config import ContextTrainConfig, TrainConfig
 
@@ -25,9 +25,8 @@ ARMS = {
 
 
 @pytest.fixture
-def spec(folder, corpus):  # noqa: F811
+def spec(folder, data):  # noqa: F811
     """The folder's specification asks about a carried state, at seeds 1 and 2 without a search."""
-    data = dict(zip(("dataset", "val_dataset"), corpus[1::2]))
     write(
         folder, base=BASE | data, arms=ARMS, learning_rates="none", budget={"tokens": 1000}, segments=16,
         search_budget={"tokens": 1000}, measure="loss_after_first_segment", gap=["trunk_segments", "trunk_whole"],
@@ -43,6 +42,8 @@ def trained(words, log, environment):
     """launch() of real runs in this process."""
     if words[:2] == ["-m", "evaluation.context"]:
         return Ended(context.main(words[2:]))
+    if words[:2] == ["-m", "evaluation.test_set"]:
+        return Ended(test_set.main(words[2:]))
     if words[0] == "-m":
         return Ended(inference_cost.run(words[2:]) or 0)
     return Ended(run_here(log.parent, *words[1:], script=Path(words[0]).stem))
@@ -102,8 +103,8 @@ class Scored(Pretence):
     def __call__(self, words, log, environment):
         if words[:2] != ["-m", "evaluation.context"]:
             return super().__call__(words, log, environment)
-        given = dict(word[2:].split("=", 1) for word in words[3:])
-        assert given["segment_length"] == "16"
+        given = dict(word[2:].split("=", 1) for word in words[3:] if "=" in word)
+        assert given["segment_length"] == "16" and "--test_set" in words
         place = Path(words[2]).parent
         arm, seed = place.parent.name[3:], int(place.name[5:])
         if (arm, seed) in self.failing:
