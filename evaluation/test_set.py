@@ -102,6 +102,7 @@ def scored(args: argparse.Namespace) -> tuple[dict[str, Any], Scores]:
     if getattr(model.config, "image_format", None) is not None:
         raise ValueError(f"{path} reads images, and the test set is one of text; use evaluation.vision")
     device = next(model.parameters()).device
+    others = args.dataset is not None or args.val_dataset is not None  # not the data of the run
     source = open_dataset(
         dataset or "bundled",
         split="validation",
@@ -134,7 +135,7 @@ def scored(args: argparse.Namespace) -> tuple[dict[str, Any], Scores]:
         "documents": len(documents),
         "test_set": identity,
         "data": source.name,
-        "held_out": bool(held and before.get("hold_out_test", False)),
+        "held_out": None if others else bool(before.get("hold_out_test", False)),
         "packing": packing,
         **rows,
         "checkpoint": str(path),
@@ -224,7 +225,7 @@ def score(
 def in_words(found: dict[str, Any]) -> str:
     """The line that is printed for a checkpoint."""
     remark = ""
-    if not found["held_out"]:
+    if found["held_out"] is False:
         remark = "; its run did not hold these documents out (--hold_out_test), so its own evaluations may have read them"
     return (
         f"{found['checkpoint']}: test {found['bits_per_byte']:.4f} +- {found['half_width_over_documents']:.4f} bits per "

@@ -11,9 +11,9 @@ import ablate
 from architecture import registry
 from architecture.tokenizer import DOWNLOADS
 from evaluation.ablation import contracts, matching
+from evaluation.ablation.plan_text import plan_text
 from evaluation.ablation.rates import best_rate, next_rates
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
-from evaluation.ablation.plan_text import plan_text
 from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))

@@ -52,7 +52,9 @@ def planned(spec: Spec) -> Plan:
 def is_unmeasured(spec: Spec, plan: Plan) -> bool:
     """Whether lengths or paces are still missing, because they are measured on this machine."""
     missing = any(arm.steps is None for arm in plan.every.values())
-    return missing or (matching.needs_pace(spec) and any(a.seconds_per_token is None for a in paced(plan)))
+    return missing or (
+        matching.needs_pace(spec) and any(a.seconds_per_token is None for a in paced(spec, plan))
+    )
 
 
 def _versions(
@@ -112,12 +114,12 @@ def with_lengths(spec: Spec, plan: Plan, pace: dict[str, float]) -> Plan:
     return Plan(arms, further, meets, plan.shares)
 
 
-def paced(plan: Plan) -> list[PlannedArm]:
-    """The arms whose pace is measured; the others are the same models on other numbers of tokens."""
-    same = {names[name] for c, names in plan.contracts.items() if c == "time" for name in names}
-    return [
-        arm for name, arm in plan.every.items() if name in plan.arms or name not in same | plan.shares.keys()
-    ]
+def paced(spec: Spec, plan: Plan) -> list[PlannedArm]:
+    """The arms whose pace is measured; the others are the same models on other numbers of tokens, or need none."""
+    if not plan.shares and None not in (spec.budget.tokens, spec.search_budget.tokens):
+        return list(plan.arms.values())
+    same = {*plan.contracts.get("time", {}).values(), *plan.shares} - plan.arms.keys()
+    return [arm for name, arm in plan.every.items() if name not in same]
 
 
 def amount(spec: Spec, plan: Plan) -> str:
@@ -277,19 +279,11 @@ def section(x: Ablation, plan: Plan, first: list[Verdict]) -> str:
         f"**{reference}** against **{best}**, which had the best mean validation score of the other arms under "
         f"{x.spec.axis}, over the first seeds; test scores took no part in this choice. Under each other contract "
         f"{best} was matched anew, with a search of its own; an arm that meets two contracts to within "
-        f"{TOLERANCE:.0%} stands in both rows with the same runs."
+        f"{TOLERANCE:.0%} stands in both rows with the same runs. Their pairs with {reference} are judged together, beside "
+        f"those under {x.spec.axis}."
     )
-    head = [
-        "equal",
-        "arm",
-        "total",
-        "active",
-        "tokens",
-        "FLOPs in all",
-        "seeds",
-        f"{reference} - arm",
-        "95 %",
-    ]
+    head = ["equal", "arm", "total", "active", "tokens", "FLOPs in all"]
+    head += ["seeds", f"{reference} - arm", "95 %"]
     head += [f"{reference} is", "resolves"]
     if plan.shares:
         head += ["worth, compute", "worth, clock"]
@@ -318,5 +312,5 @@ def _judged(v: Verdict | None, reference: str) -> list[Any]:
         f"{sign * c.difference:+.4f}",
         f"+- {c.half_width:.4f}",
         said,
-        f"{c.resolves:.4f}",
+        f"{getattr(c.resolves, 'value', c.resolves):.4f}",  # with or without an interval of its own
     ]

@@ -234,7 +234,7 @@ def open_data(arm: PlannedArm, split: str) -> Source:
 def _with_lengths(x: Experiment) -> Plan:
     """The plan with its lengths, which follow from measured tokens per step and measured paces."""
     plan = x.plan.with_each(_with_tokens)
-    pace = _paces(x, contracts.paced(plan)) if matching.needs_pace(x.spec) else {}
+    pace = _paces(x, contracts.paced(x.spec, plan)) if matching.needs_pace(x.spec) else {}
     plan = contracts.with_lengths(x.spec, plan, pace)
     print(plan_text(x.spec, plan), flush=True)
     return plan

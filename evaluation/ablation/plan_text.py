@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.provenance import git_commit
 from evaluation.ablation import contracts, matching
 from evaluation.ablation.matching import TOLERANCE, Plan, PlannedArm, StoredPlan, flops_in_all
 from evaluation.ablation.rates import means, optimum, scores_of
@@ -37,7 +38,7 @@ def plan_text(spec: Spec, plan: Plan) -> str:
     if contracts.is_unmeasured(spec, plan):
         lines.append("The plan's sha256 is known when its paces and lengths are measured.")
     else:
-        lines.append(f"plan sha256 {matching.content_sha256(spec, plan)}")
+        lines.append(f"plan sha256 {matching.content_sha256(spec, plan)}, commit {git_commit()}")
     return "\n".join(lines)
 
 
@@ -131,17 +132,13 @@ def search_table(x: Ablation) -> str:
         failed = {line["lr"]: line["status"] for line in lines if line["status"] != "ok"}
         told = [f"{rate:g}: {failed.get(rate) or format(mean, '.4f')}" for rate, mean in tried.items()]
         remarks = [f"{len(tried) - given} beyond the edge"] if len(tried) > given else []
-        interval = f"{found.low:.2g} to {found.high:.2g}" if found.low is not None else "-"
-        if found.fitted and found.low is None:
-            interval, remark = (
-                ("not bounded" if found.remark.startswith("not bounded") else "-"),
-                found.remark,
-            )
-        else:
-            remark = found.remark
+        interval = "-" if found.low is None else f"{found.low:.2g} to {found.high:.2g}"
+        if found.remark.startswith("not bounded"):
+            interval = "not bounded"
         used = [line["lr"] for line in x.results.of("verdict", name)][:1]
-        best = f"{used[0] if used else found.rate:g}" if used or found.rate else "none"
-        rows.append([name, "; ".join(told), best, interval, ", ".join([*remarks, *filter(None, [remark])])])
+        rate = used[0] if used else found.rate
+        remarks += [found.remark] if found.remark else []
+        rows.append([name, "; ".join(told), f"{rate:g}" if rate else "none", interval, ", ".join(remarks)])
     seeds = spec.search_seeds
     words = (
         f"Every arm had the same search: {given} learning rates, each with the seeds {', '.join(map(str, seeds))}, "

@@ -93,7 +93,9 @@ def optimum(scores: Scores) -> Optimum:
         return Optimum(best, None, None, False, "the scores have no lowest point")
     rate = min(max(tidy(best * math.exp(fit.vertex), digits=2), around[0]), around[-1])
     if fit.low is None:
-        remark = "one seed" if fit.freedom < 1 else "not bounded: the curvature is not resolved"
+        remark = (
+            "one seed" if fit.freedom < 1 else "not bounded, because the scores do not resolve the curvature"
+        )
         return Optimum(rate, None, None, True, remark)
     return Optimum(rate, best * math.exp(fit.low), best * math.exp(fit.high), True, "")
 

@@ -49,7 +49,7 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     yield "\n".join(f"- {line}" for line in told) or "The specification asks for no pairs."
     if by_contract := contracts.section(x, stored.plan, found):
         yield f"## Contracts\n\n{by_contract}"
-    yield f"## Arms\n\n{matched(spec, x.arms)}\n\n{arms_table(every.arms)}"
+    yield f"## Arms\n\n{matched(spec, x.arms)}{test_set(x)}\n\n{arms_table(every.arms)}"
     yield f"## Learning rates\n\n{search_table(every)}"
     scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
     tokens = f"{min(scored):,}" if scored else "no"
@@ -57,7 +57,7 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
         tokens += f" to {max(scored):,}"
     yield (
         f"## Results\n\nThe closing evaluation, over {tokens} validation tokens of the same text. sd and +- "
-        f"(95 % interval of the mean) are over seeds.{test_set(x)}\n\n{_results(every)}"
+        f"(95 % interval of the mean) are over seeds.\n\n{_results(every)}"
     )
     yield f"## Pairs\n\n{_pairs(spec, found)}"
     if spec.segments:
