@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from common.provenance import git_commit
 from evaluation.ablation import contracts, matching
 from evaluation.ablation.matching import TOLERANCE, Plan, PlannedArm, StoredPlan, flops_in_all
@@ -24,7 +27,7 @@ def plan_text(spec: Spec, plan: Plan) -> str:
             "",
             told + "." if not plan.shares else told + "; of the reference, all shares of its budget.",
         ]
-        lines += [arms_table(plan.further, lacking=False)]
+        lines += [arms_table({}, plan.further)]
     for contract, names in plan.contracts.items():
         same = [f"{name} ({version})" for name, version in names.items() if version not in plan.further]
         same += [
@@ -68,24 +71,27 @@ def matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     return f"{how} Budget of a run: {spec.budget}. {same}"
 
 
-def arms_table(arms: dict[str, PlannedArm], lacking: bool = True) -> str:
-    """The table of costs, and below it, if `lacking`, the shared settings that an arm's model does not have."""
+def arms_table(arms: dict[str, PlannedArm], further: Mapping[str, PlannedArm] = MappingProxyType({})) -> str:
+    """The table of costs of arms and of their further versions, and below it the shared settings that an arm's
+    model does not have.
+    """
 
     def count(value: float | None) -> str:
         return "measured first" if value is None else f"{value:,.0f}"
 
     head = ["arm", "total", "active", "active, no head", "FLOPs/token"]
     head += ["FLOPs in all", "tokens", "steps", "adjusted"]
-    paced = any(arm.seconds_per_token for arm in arms.values())
+    every = {**arms, **further}
+    paced = any(arm.seconds_per_token for arm in every.values())
     rows = []
-    for arm in arms.values():
+    for arm in every.values():
         in_all = "measured first" if arm.steps is None else f"{flops_in_all(arm):.3g}"
         row = [arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps)]
-        row.append(arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""))
+        row.append(arm.adjusted or ("reference" if arm.reference == arm.name and len(every) > 1 else ""))
         rows.append(row + ([f"{1e6 * arm.seconds_per_token:,.0f}"] if paced else []))
     told = table(head + ["s per 1M tokens"] * paced, rows)
     without: dict[str, list[str]] = {}
-    for arm in arms.values() if lacking else ():
+    for arm in arms.values():
         for setting in arm.without:
             without.setdefault(setting, []).append(arm.name)
     if without:
@@ -132,7 +138,7 @@ def search_table(x: Ablation) -> str:
         failed = {line["lr"]: line["status"] for line in lines if line["status"] != "ok"}
         told = [f"{rate:g}: {failed.get(rate) or format(mean, '.4f')}" for rate, mean in tried.items()]
         remarks = [f"{len(tried) - given} beyond the edge"] if len(tried) > given else []
-        interval = "-" if found.low is None else f"{found.low:.2g} to {found.high:.2g}"
+        interval = "-" if found.low is None else _within(found.low, found.high, tried)
         if found.remark.startswith("not bounded"):
             interval = "not bounded"
         used = [line["lr"] for line in x.results.of("verdict", name)][:1]
@@ -146,7 +152,8 @@ def search_table(x: Ablation) -> str:
         "the test set; if the best rate was at the edge, more rates at the same ratio. The table has the means over "
         "these seeds. Optimum: the lowest point of a parabola in log(rate) through all scores at the best rate and "
         "its two neighbours, with an effect of each seed, in two digits; the verdict used it. 95 %: Fieller's "
-        "interval of that point, not bounded where the scores do not resolve the curvature."
+        "interval of that point, not bounded where the scores do not resolve the curvature; an end beyond the rates that "
+        "were tried is given as that."
     )
     if len(seeds) == 1:
         words = (
@@ -157,3 +164,9 @@ def search_table(x: Ablation) -> str:
     if spec.search_budget != spec.budget:
         words += " A shorter run has a higher best rate than a longer one, so these rates may be too high."
     return part(words, ["arm", f"{unit} by learning rate", "optimum", "95 %", "remark"], rows)
+
+
+def _within(low: float, high: float, tried: Mapping[float, float | None]) -> str:
+    """An interval in words; an end outside of the rates that were tried is not a measurement."""
+    first = f"{low:.2g}" if low >= min(tried) else f"below {min(tried):g}"
+    return f"{first} to {high:.2g}" if high <= max(tried) else f"{first} to above {max(tried):g}"

@@ -49,7 +49,7 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     yield "\n".join(f"- {line}" for line in told) or "The specification asks for no pairs."
     if by_contract := contracts.section(x, stored.plan, found):
         yield f"## Contracts\n\n{by_contract}"
-    yield f"## Arms\n\n{matched(spec, x.arms)}{test_set(x)}\n\n{arms_table(every.arms)}"
+    yield f"## Arms\n\n{matched(spec, x.arms)}{test_set(x)}\n\n{arms_table(x.arms, further)}"
     yield f"## Learning rates\n\n{search_table(every)}"
     scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
     tokens = f"{min(scored):,}" if scored else "no"
