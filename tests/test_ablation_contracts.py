@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from evaluation.ablation import contracts, matching
+from evaluation.ablation import contracts, plan_file
 from evaluation.ablation.rates import means, optimum, parabola, scores_of
 from evaluation.ablation.spec import read_spec
 from evaluation.ablation.worth import worth
@@ -187,22 +187,22 @@ def test_under_time_an_arm_gets_the_tokens_of_the_reference_s_seconds(tmp_path):
 def test_the_hash_of_a_plan_is_that_of_its_file_and_changes_with_its_runs_alone(tmp_path):
     spec = spec_of(tmp_path, contracts=["active", "total"], worth=None)
     plan = contracts.planned(spec)
-    matching.write(tmp_path / "plan.json", spec, plan, threads=1)
-    stored = matching.read(tmp_path / "plan.json")
+    plan_file.write(tmp_path / "plan.json", spec, plan, threads=1)
+    stored = plan_file.read(tmp_path / "plan.json")
     assert stored.plan.every.keys() == plan.every.keys() and not stored.older
-    assert stored.content == matching.content_sha256(spec, plan)
+    assert stored.content == plan_file.content_sha256(spec, plan)
     values = json.loads((tmp_path / "plan.json").read_text())
     del values["seal"]
 
     def of(text):
         (tmp_path / "other.json").write_text(text)
-        return matching.read(tmp_path / "other.json").content
+        return plan_file.read(tmp_path / "other.json").content
 
     text = json.dumps(values)
     assert of(text.replace('"bundled"', '"elsewhere"')) == stored.content  # the place of the data
     assert of(text.replace('"steps": 40', '"steps": 41')) != stored.content
     explored = spec_of(tmp_path, contracts=["active", "total"], worth=None, explored=[["dense", "deep"]])
-    assert matching.content_sha256(explored, plan) == stored.content and explored.sha256 == spec.sha256
+    assert plan_file.content_sha256(explored, plan) == stored.content and explored.sha256 == spec.sha256
     assert explored.explored_pairs(explored.expanded()) == [("dense", "deep")]
 
 
@@ -236,7 +236,7 @@ def test_the_best_other_arm_is_chosen_by_validation_over_the_seeds_that_all_have
 
 def test_plans_of_versions_without_a_test_set_are_read_as_one_contract_and_one_seed(tmp_path):
     spec = spec_of(tmp_path, contracts=["active"], worth=None)
-    matching.write(tmp_path / "plan.json", spec, contracts.planned(spec), threads=1)
+    plan_file.write(tmp_path / "plan.json", spec, contracts.planned(spec), threads=1)
     values = json.loads((tmp_path / "plan.json").read_text())
     for key in ("further", "contracts", "shares", "seal"):
         del values[key]
@@ -245,6 +245,6 @@ def test_plans_of_versions_without_a_test_set_are_read_as_one_contract_and_one_s
         "search_seed": values["spec"].pop("search_seeds")[0],
     }
     (tmp_path / "plan.json").write_text(json.dumps(values))
-    old, stored = read_spec(tmp_path / "plan.json"), matching.read(tmp_path / "plan.json")
+    old, stored = read_spec(tmp_path / "plan.json"), plan_file.read(tmp_path / "plan.json")
     assert (old.contracts, old.search_seeds, old.axis) == (("active",), (0,), "active")
     assert stored.older and stored.arms.keys() == {"moe", "dense", "deep"} and stored.plan.further == {}

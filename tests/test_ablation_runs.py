@@ -19,8 +19,9 @@ from toy_corpus import documents, write_jsonl
 from toy_run import ToyRun
 
 import ablate
+from benchmarks import record_ablation
 from evaluation import inference_cost, test_set
-from evaluation.ablation import launch, matching, pictures
+from evaluation.ablation import launch, pictures, plan_file
 from evaluation.ablation.launch import seconds_per_token
 from evaluation.ablation.plan_text import fixed_plan
 from evaluation.ablation.results import Results, failure, training_outcome
@@ -200,7 +201,7 @@ def test_all_arms_get_the_same_search_and_seeds_and_the_best_rate(finished):
     assert [(line["seed"], line["arm"]) for line in found[13:21:2]] == in_turn  # each scored after its run
     sums = np.load(path / "out" / found[13]["document_file"])
     assert sums["nats"].sum() == pytest.approx(found[13]["bits_per_byte"] * math.log(2) * sums["bytes"].sum())
-    content = matching.read(path / "out/plan.json").content
+    content = plan_file.read(path / "out/plan.json").content
     assert {line["plan"] for line in found} == {content} and content in report(path)
     # 320 tokens in steps of 64; nobody draws a curve of a search
     named = [
@@ -479,7 +480,7 @@ def test_other_contracts_are_run_for_the_best_other_arm_and_survive_a_kill_and_l
     )
     assert found["choice"]["arm"] == "wide"
     trained = {line["arm"] for line in found.values() if line["phase"] == "verdict"}
-    plan = matching.read(folder / "out/plan.json").plan
+    plan = plan_file.read(folder / "out/plan.json").plan
     assert trained == {"moe", "wide", "tall", "wide@total", "wide@time", "moe@0.25", "moe@0.5"}
     assert plan.contracts["flops"]["wide"] == "wide" and plan.further["wide@time"].steps == 5
     assert all(f"test {arm} seed {seed}" in found for arm in trained for seed in (1, 2, 4))
@@ -502,6 +503,21 @@ def test_other_contracts_are_run_for_the_best_other_arm_and_survive_a_kill_and_l
     assert "has not changed since: sha256" in text
 
 
+def test_a_published_report_keeps_its_hash_and_the_sums_of_each_document(folder, finished, monkeypatch):
+    monkeypatch.setattr(record_ablation, "RESULTS", folder / "results")
+    there = str(Path(yaml.safe_load((folder / "spec.yaml").read_text())["base"]["val_dataset"]).parent)
+    words = ["record_ablation", str(finished[0] / "out"), "--tinystories", there]
+    monkeypatch.setattr(sys, "argv", words)
+    record_ablation.main()
+    public = folder / "results/ablations/spec"
+    assert "$TINYSTORIES/stories_valid.jsonl" in (public / "plan.json").read_text()
+    stored = plan_file.read(public / "plan.json")
+    found = [json.loads(line) for line in (public / "results.jsonl").read_text().splitlines()]
+    assert {line["plan"] for line in found} == {stored.content}
+    named = [line["document_file"] for line in found if line["phase"] == "test"]
+    assert len(named) == 4 and all(np.load(public / name)["bytes"].sum() == 100 for name in named)
+
+
 def test_a_plan_that_was_changed_after_the_first_run_is_refused_and_named_in_the_report(
     folder, finished, capsys
 ):
@@ -512,7 +528,7 @@ def test_a_plan_that_was_changed_after_the_first_run_is_refused_and_named_in_the
     (folder / "out/plan.json").write_text(json.dumps(plan))
     assert "plan.json was changed after the first run: its hash is" in refused(capsys, "--resume")
     spec = read_spec(folder / "out/plan.json")
-    stored = matching.read(folder / "out/plan.json")
+    stored = plan_file.read(folder / "out/plan.json")
     with Results(folder / "out/results.jsonl") as results:
         x = Ablation(spec, stored.arms, folder / "out", results)
         assert fixed_plan(x, stored).startswith("**plan.json was changed after the first run**")
@@ -545,6 +561,11 @@ def test_a_wrong_start_is_refused_in_one_sentence_before_anything_runs(folder, f
     (folder / "older.json").write_text(json.dumps(older))
     assert start("older.json", "--out_dir", "new")[0] == 2
     assert "older.json: arm moe had 7 parameters, and its settings now give " in capsys.readouterr().err
+    old = REPO_ROOT / "benchmarks/results/ablations/gpt2_vs_gptoss"
+    assert start(str(old / "plan.json"), "--out_dir", "new")[0] == 2
+    assert "is of an earlier version of ablate.py, whose runs had no test set" in capsys.readouterr().err
+    assert start("spec.yaml", "--resume", "--out_dir", str(old))[0] == 2
+    assert "holds results of an earlier version of ablate.py" in capsys.readouterr().err
     write(folder, seeds=[1, 3])
     assert "out holds results of another specification" in refused(capsys, "--resume")
     (folder / "diary").mkdir()

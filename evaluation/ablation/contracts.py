@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from evaluation.ablation import matching
-from evaluation.ablation.matching import TOLERANCE, Plan, PlannedArm, flops_in_all
+from evaluation.ablation.matching import TOLERANCE, PlannedArm, flops_in_all
+from evaluation.ablation.plan_file import Plan
 from evaluation.ablation.spec import FIRST_SEEDS, Spec
 from evaluation.ablation.statistics import part
 from evaluation.ablation.verdict import Ablation, Verdict, verdicts

@@ -26,7 +26,7 @@ from common.threads import set_threads
 from data.documents import Source, common_documents
 from data.sources import AUTO, choose_dataset, open_dataset
 from data.test_split import read_test_set
-from evaluation.ablation import contracts, matching, write_up
+from evaluation.ablation import contracts, matching, plan_file, write_up
 from evaluation.ablation.launch import (
     ROOT,
     Job,
@@ -37,7 +37,8 @@ from evaluation.ablation.launch import (
     run_jobs,
     seconds_per_token,
 )
-from evaluation.ablation.matching import Plan, PlannedArm
+from evaluation.ablation.matching import PlannedArm
+from evaluation.ablation.plan_file import Plan
 from evaluation.ablation.plan_text import plan_text
 from evaluation.ablation.rates import means, next_rates, optimum, scores_of, tidy
 from evaluation.ablation.results import Results, test_outcome, training_outcome, written_outcome
@@ -57,7 +58,7 @@ class Experiment(Ablation):
     """Shared by all phases. Its arms are those under the first contract."""
 
     plan: Plan
-    content: str  # matching.content_sha256 of the plan, in every line of the results
+    content: str  # plan_file.content_sha256 of the plan, in every line of the results
     threads: int | None  # per run, for arms that do not set it; None: each run decides
     launch: Launch
     workers: int  # number of runs at the same time
@@ -82,7 +83,7 @@ def run(
         most = f" and at most {len(gpus())}, the number of GPUs" if gpus() else ""
         raise ValueError(f"--jobs must be at least 1{most}, got {jobs}")
     spec = read_spec(path, over_base)
-    stored = matching.read(path if path.suffix == ".json" else None)
+    stored = plan_file.read(path if path.suffix == ".json" else None)
     if stored and stored.older:
         raise ValueError(
             f"{path} is of an earlier version of ablate.py, whose runs had no test set; its results can be judged "
@@ -98,7 +99,7 @@ def run(
     stored = _stored(folder, spec, path) if folder else stored
     whole = stored.plan if stored else contracts.planned(spec)
     for arm in whole.every.values() if stored else ():
-        matching.require_same_model(arm, folder or path)
+        plan_file.require_same_model(arm, folder or path)
     print(plan_text(spec, whole), flush=True)
     if plan:
         return
@@ -113,8 +114,8 @@ def run(
             x = Experiment(spec, whole.arms, folder, results, whole, "", threads, launch, jobs)
             if contracts.is_unmeasured(spec, whole):
                 whole = _with_lengths(x)
-            if not (folder / matching.NAME).exists():
-                matching.write(folder / matching.NAME, spec, whole, threads)
+            if not (folder / plan_file.NAME).exists():
+                plan_file.write(folder / plan_file.NAME, spec, whole, threads)
             x = replace(x, arms=whole.arms, plan=whole, content=_settled(folder, results))
             forget_untested(x)
             judge(x)
@@ -150,12 +151,12 @@ def _earlier(spec: Spec, out_dir: Path | None) -> Path:
     return out_dir or (found[-1] if found else REPORTS)
 
 
-def _stored(folder: Path, spec: Spec, path: Path) -> matching.StoredPlan | None:
+def _stored(folder: Path, spec: Spec, path: Path) -> plan_file.StoredPlan | None:
     """The plan of an earlier start in the folder; None if that start was killed before it wrote one."""
-    stored, results = matching.read(folder / matching.NAME), folder / "results.jsonl"
+    stored, results = plan_file.read(folder / plan_file.NAME), folder / "results.jsonl"
     if stored is None and not (results.is_file() and results.stat().st_size == 0):
         raise ValueError(
-            f"--resume needs the folder of an earlier start, and {folder} has no {matching.NAME}; give "
+            f"--resume needs the folder of an earlier start, and {folder} has no {plan_file.NAME}; give "
             "another folder with --out_dir, or start without --resume"
         )
     if stored and stored.older:
@@ -173,10 +174,10 @@ def _stored(folder: Path, spec: Spec, path: Path) -> matching.StoredPlan | None:
 
 def _settled(folder: Path, results: Results) -> str:
     """The hash of the plan in the folder. Raises ValueError if results were made under another one."""
-    content = matching.read(folder / matching.NAME).content
+    content = plan_file.read(folder / plan_file.NAME).content
     if others := {line.get("plan") for line in results.lines.values()} - {content}:
         raise ValueError(
-            f"{folder / matching.NAME} was changed after the first run: its hash is {content[:12]}, and results.jsonl "
+            f"{folder / plan_file.NAME} was changed after the first run: its hash is {content[:12]}, and results.jsonl "
             f"has runs under {', '.join(sorted(str(other)[:12] for other in others))}; restore the plan, or start a "
             "new report without --resume"
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from common.provenance import git_commit
-from evaluation.ablation import contracts, matching
-from evaluation.ablation.matching import TOLERANCE, Plan, PlannedArm, StoredPlan, flops_in_all
+from evaluation.ablation import contracts, matching, plan_file
+from evaluation.ablation.matching import TOLERANCE, PlannedArm, flops_in_all
+from evaluation.ablation.plan_file import Plan, StoredPlan
 from evaluation.ablation.rates import means, optimum, scores_of
 from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import part, table
@@ -41,7 +41,7 @@ def plan_text(spec: Spec, plan: Plan) -> str:
     if contracts.is_unmeasured(spec, plan):
         lines.append("The plan's sha256 is known when its paces and lengths are measured.")
     else:
-        lines.append(f"plan sha256 {matching.content_sha256(spec, plan)}, commit {git_commit()}")
+        lines.append(f"plan sha256 {plan_file.content_sha256(spec, plan)}, commit {git_commit()}")
     return "\n".join(lines)
 
 
@@ -71,7 +71,7 @@ def matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
     return f"{how} Budget of a run: {spec.budget}. {same}"
 
 
-def arms_table(arms: dict[str, PlannedArm], further: Mapping[str, PlannedArm] = MappingProxyType({})) -> str:
+def arms_table(arms: dict[str, PlannedArm], further: Mapping[str, PlannedArm] | None = None) -> str:
     """The table of costs of arms and of their further versions, and below it the shared settings that an arm's
     model does not have.
     """
@@ -81,7 +81,7 @@ def arms_table(arms: dict[str, PlannedArm], further: Mapping[str, PlannedArm] = 
 
     head = ["arm", "total", "active", "active, no head", "FLOPs/token"]
     head += ["FLOPs in all", "tokens", "steps", "adjusted"]
-    every = {**arms, **further}
+    every = arms | (further or {})
     paced = any(arm.seconds_per_token for arm in every.values())
     rows = []
     for arm in every.values():

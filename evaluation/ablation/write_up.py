@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.files import atomic_write
-from evaluation.ablation import contracts, matching, pictures, segments
+from evaluation.ablation import contracts, pictures, plan_file, segments
 from evaluation.ablation.plan_text import RUN_UNITS, arms_table, fixed_plan, matched, search_table, test_set
 from evaluation.ablation.results import LOADS, Results
 from evaluation.ablation.spec import FIRST_SEEDS, Spec
@@ -39,7 +39,7 @@ def write(x: Ablation) -> None:
 
 def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     spec, results, found = x.spec, x.results, verdicts(x)
-    stored = matching.read(x.folder / matching.NAME)
+    stored = plan_file.read(x.folder / plan_file.NAME)
     # with the arms of the other contracts that were trained, but not the reference at shares of its budget
     run = [name for name in stored.plan.further if results.of("search", name) or results.of("verdict", name)]
     further = {name: stored.plan.further[name] for name in run if name not in stored.plan.shares}
