@@ -82,7 +82,9 @@ def test_a_run_is_continued_by_the_script_that_started_it(tmp_path):
     out.mkdir()
     (out / "checkpoint_3.pt").write_bytes(b"weights")
     (out / "config.json").write_text(json.dumps({"train": {"device": "cpu"}}))
-    job = launch.Job({"id": "a"}, ["train_context.py", "--seed=1"], out, segments.segments_outcome)
+    job = launch.Job(
+        {"id": "a", "phase": "verdict"}, ["train_context.py", "--seed=1"], out, segments.segments_outcome
+    )
     launch.start(job, 0, lambda words, log, environment: begun.append(words))
     assert begun == [["train_context.py", "--resume", f"--out_dir={out}"]]
 

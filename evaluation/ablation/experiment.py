@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -398,7 +397,6 @@ def forget_untested(x: Experiment) -> None:
         if line["status"] == "ok" and not scored and not test_jobs(x, line):
             say(f"{line['id']}: its checkpoint is gone, and it has no test score yet; it is trained again")
             del x.results.lines[line["id"]]
-            shutil.rmtree(x.folder / line["folder"], ignore_errors=True)  # or it would count as finished
 
 
 def score_by_segment(x: Experiment) -> None:

@@ -93,7 +93,9 @@ def start(job: Job, slot: int, launch: Launch) -> tuple[Job, subprocess.Popen]:
     folder = job.folder
     wait_for_writer(folder, job.record["id"])
     words = job.words
-    if final_record(folder):
+    # A run of the verdict is still to be scored, so it needs its checkpoint, which a copy may lack.
+    whole = latest_checkpoint(folder) or job.record["phase"] != "verdict"
+    if whole and final_record(folder):
         words = ["-c", ""]  # the run outlived its runner and has finished: only its result is missing
     elif latest_checkpoint(folder) and facts(folder).get("train", {}).get("device") == "cpu":
         words = [job.words[0], "--resume", f"--out_dir={folder.resolve()}"]
