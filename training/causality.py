@@ -2,12 +2,13 @@
 
 A probe runs the model several times on fixed random ids, and compares what must not differ: the logits up to a
 position when the tokens after it are others, those of a row when the other rows are others, and all logits when
-the targets are others. It calls the model as an evaluation does: in eval mode, with the same backends, autocast,
-compiled code and shape of the batch.
+the targets are others. It calls the model as an evaluation does: in eval mode, with the same backends, autocast
+and compiled code.
 
 Rounding. All passes have one shape, so the same kernels add the same numbers in the same order, and most results
 are equal to the bit. Only the groups of tokens that experts process change their sizes, and with them sometimes
-the order of a sum. ROUNDING bounds what this may change.
+the order of a sum. ROUNDING bounds what this may change. Rounding in bfloat16 could hide a leak, so a model that
+is evaluated with autocast must pass in float32, too.
 
 Near ties. Rounding can change which experts a router chooses, if two scores are almost equal. That is no leak, and
 changes much. So the scores of the routers are compared as well as the logits. If the choice of a token differs
@@ -26,101 +27,93 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from architecture.interface import IGNORE_INDEX, ModelOutput
+from architecture.interface import ModelOutput
+from training.causality_passes import (
+    ROUNDING,
+    Inputs,
+    Moved,
+    changed,
+    compare,
+    contents,
+    inner,
+    kept_tokens,
+    padded,
+)
 from training.distributed.mesh import ONE, Ranks
 
-# The largest change that rounding explains, as a share of the largest value compared. Measured on 380 models with
-# weights up to three times as large as usual, it was 3e-6 in float32 and 4e-15 in float64; in bfloat16 nothing
-# changed on a CPU. Narrow types get 16 units of roundoff: kernels of other devices may round each layer otherwise.
-ROUNDING = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-4}
-LOSS_ROUNDING = 1e-5  # nats: the logarithm in a loss is float32, whatever the logits are
-MOST_LOGITS = 2**27  # 512 MiB in float32; a probe with more has fewer rows, and then fewer tokens
-LEAST_ENDS = 0.25  # share of the changes before which the last position must be compared
+# Of the rows that change after a position, the share in which near ties must leave this position comparable
+LEAST_ENDS = {torch.float64: 0.75, torch.float32: 0.75, torch.float16: 0.25, torch.bfloat16: 0.25}
+MOST_ROWS, MOST_TOKENS = 8, 256  # of a probe; more tokens if two windows are more
+MOST_LOGITS = 2**27  # 512 MiB in float32
 SEEDS = (1, 2, 3)  # of the ids; the next one is used if near ties leave too little
 
+# Models that passed in this process, with the types in which they did
 _passed: weakref.WeakKeyDictionary[nn.Module, set[torch.dtype]] = weakref.WeakKeyDictionary()
 
 
 class Probe(NamedTuple):
-    """What a model that passed has shown."""
+    """What a model that passed has shown in one dtype."""
 
-    rows: int
-    tokens: int  # of each row
+    dtype: torch.dtype
     positions: int  # compared, in all passes
     left_out: int  # positions after near ties
     largest: float  # change of a logit
     allowed: float  # by rounding
-    dtype: torch.dtype
 
     @property
     def line(self) -> str:
         return (
-            f"causality probe passed: logits of {self.positions:,} positions moved by at most {self.largest:.1e} "
-            f"(rounding in {name_of(self.dtype)} explains {self.allowed:.1e}); {self.left_out:,} more were left out "
-            "after near ties of a router"
+            f"causality probe in {name_of(self.dtype)}: the logits of {self.positions:,} positions moved by at most "
+            f"{self.largest:.1e}, and rounding explains {self.allowed:.1e}; {self.left_out:,} positions left out after "
+            "near ties of a router"
         )
 
 
-class Inputs(NamedTuple):
-    """What a pass gets. targets are no part of the base: any targets must give the same logits."""
-
-    ids: torch.Tensor  # (B, T) int64
-    targets: torch.Tensor  # (B, T) int64
-    images: torch.Tensor | None = None  # (B, 3, S, S) uint8, one in each row
-    image_start: int = 0  # position of their first token
-    reset: torch.Tensor | None = None  # (B,) bool, for a model with a carry
-    carry: torch.Tensor | None = None  # (B, D)
-
-    def batch(self) -> dict[str, torch.Tensor]:
-        """The batch that the model gets; its carry is apart, as in an evaluation."""
-        named = {"input_ids": self.ids, "targets": self.targets, "images": self.images, "reset": self.reset}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-class Moved(NamedTuple):
-    """A value that changed by more than rounding."""
-
-    what: str
-    row: int
-    position: int
-    size: float
-    allowed: float
-
-
-class Comparison(NamedTuple):
-    """Two passes compared."""
-
-    moved: Moved | None  # the first that the model computes, and of these the largest
-    positions: int  # whose logits were compared
-    left_out: int
-    ends: int  # rows that were compared up to the last position before their change
-    all_ends: int
-    largest: float
-    allowed: float
+Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 @torch.no_grad()
 def require_causal(
-    model: nn.Module,
-    rows: int,
-    tokens: int,
-    *,
-    device: torch.device,
-    autocast: Callable[[], contextlib.AbstractContextManager],
-    ranks: Ranks = ONE,
-) -> Probe | None:
-    """Probe a model that has not passed yet in this process with this dtype; None if it has.
+    model: nn.Module, rows: int, tokens: int, *, device: torch.device, autocast: Autocast, ranks: Ranks = ONE
+) -> list[Probe]:
+    """Probe a model that has not passed yet in this process with this dtype; [] if it has.
 
     model: in eval mode, on the device, as it is evaluated: compiled or wrapped, or not.
     rows, tokens: the shape of the batches.  autocast: as in the evaluation.
     ranks: all call this together, and all raise if one finds a leak.
-    A model whose logits are not finite gives None, too, and has not passed: its loss will tell.
+    A model whose logits are not finite gives [], too, and has not passed: its loss will tell.
     Raises ValueError if a logit changes that must not, with what was changed, the place, and the size.
     """
     dtype = computing_dtype(model, device, autocast)
     if dtype in _passed.get(model, ()):
-        return None
-    rows, tokens = probe_shape(rows, tokens, inner(model).config.vocab_size)
+        return []
+    compiled, config = is_compiled(model), inner(model).config
+    small = smaller(rows, tokens, config)
+    probes = []
+    if dtype != parameter_dtype(model) and not hasattr(model, "unshard"):  # FSDP casts the parameters, too
+        # this pass has another dtype, so that compiled code would be compiled again for it
+        plain = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+        with plain:
+            probes.append(probe(model, *small, device, contextlib.nullcontext, parameter_dtype(model), ranks))
+    # compiled code is compiled for one shape
+    shape = within_memory(rows, tokens, config.vocab_size) if compiled else small
+    probes.append(probe(model, *shape, device, autocast, dtype, ranks))
+    if None in probes:
+        return []
+    _passed.setdefault(model, set()).add(dtype)
+    return probes
+
+
+def probe(
+    model: nn.Module,
+    rows: int,
+    tokens: int,
+    device: torch.device,
+    autocast: Autocast,
+    dtype: torch.dtype,
+    ranks: Ranks,
+) -> Probe | None:
+    """One probe; None if logits are not finite. Arguments as for require_causal; dtype: of matrix products."""
 
     def run(given: Inputs, **options: Any) -> ModelOutput:
         with autocast():
@@ -128,197 +121,66 @@ def require_causal(
 
     for seed in SEEDS:
         base, constant, random = contents(model, rows, tokens, seed, device)
+        buffers = state_of_buffers(model)
         if base.reset is not None:
             base = base._replace(carry=run(random).carry)
         reference = run(base, return_logits=True)
-        finite = bool(reference.logits[..., : inner(model).config.num_ids].isfinite().all())
-        if not all(ranks.gather(finite)):
+        used = reference.logits[..., : inner(model).config.num_ids]
+        if not all(ranks.gather(bool(used.isfinite().all()))):
             return None
         first, second = kept_tokens(rows, tokens)
+        last = padded(changed(base, random, second), second)
         found = [
             compare(reference, run(given, **options), given, kept, dtype)
             for given, kept, options in (
                 (changed(base, constant, first), first, {"return_logits": True}),
-                (padded(changed(base, random, second), second), second, {}),  # exactly as an evaluation
+                (last, second, {}),  # exactly as an evaluation
             )
         ]
-        if any(ranks.gather(any(x.moved for x in found))):
-            told = diagnose(
-                model,
-                run,
-                base,
-                (constant, random),
-                dtype,
-                next(filter(None, (x.moved for x in found)), None),
-            )
-            told = next(filter(None, ranks.gather(told)))
-            raise ranks.failure(told)
+        told = written_in_eval_mode(model, buffers)
+        moved = next((x.moved for x in found if x.moved), None)
+        if any(ranks.gather(bool(moved))) and not any(ranks.gather(told)):
+            told = diagnose(model, run, base, (constant, random), dtype, moved, ranks)
+        if told := next(filter(None, ranks.gather(told)), None):
+            raise ranks.failure(f"the model is not causal, so it is not scored: {told} (docs/comparing.md)")
         ends, all_ends = sum(x.ends for x in found), sum(x.all_ends for x in found)
-        if all(ranks.gather(ends >= LEAST_ENDS * all_ends)):
-            _passed.setdefault(model, set()).add(dtype)
-            return Probe(
-                rows,
-                tokens,
-                sum(x.positions for x in found),
-                sum(x.left_out for x in found),
-                max(x.largest for x in found),
-                found[0].allowed,
-                dtype,
-            )
+        if all(ranks.gather(ends >= LEAST_ENDS[dtype] * all_ends)):
+            positions, left_out = sum(x.positions for x in found), sum(x.left_out for x in found)
+            largest_change = max(x.largest for x in found)
+            return Probe(dtype, positions, left_out, largest_change, found[0].allowed)
     raise ranks.failure(
-        f"the causality probe cannot decide, so nothing is scored: near ties of the routers, decided by rounding in "
-        f"{name_of(dtype)}, must leave {LEAST_ENDS:.0%} of its {all_ends} changes comparable, and left {ends}; "
-        "score the model with --dtype float32"
+        f"the model is not shown to be causal, so it is not scored: its routers chose other experts in a second pass "
+        f"although their scores agree within the rounding of {name_of(dtype)}, and that left {ends} of {all_ends} "
+        f"places to compare, where {LEAST_ENDS[dtype]:.0%} are needed; look for what else changes between passes, or "
+        "use --dtype float32 (docs/comparing.md)"
     )
 
 
-# ------------------------------------------------------------------------------------------- what a pass gets
-def probe_shape(rows: int, tokens: int, vocab_size: int) -> tuple[int, int]:
-    """The shape of the batches, or less of it so that there are at most MOST_LOGITS logits."""
+def state_of_buffers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """What changes when a buffer is replaced or written to."""
+    return {name: (id(b), b._version) for name, b in model.named_buffers() if not b.is_inference()}
+
+
+def written_in_eval_mode(model: nn.Module, before: dict[str, tuple[int, int]]) -> str | None:
+    """The message if a buffer is not as before."""
+    now = state_of_buffers(model)
+    changed = next((name for name in now if now[name] != before.get(name)), None)
+    return changed and (
+        f"a forward pass in eval mode wrote the buffer {changed}, so that each batch changes what the next one gets; "
+        "write it in training only"
+    )
+
+
+def smaller(rows: int, tokens: int, config: Any) -> tuple[int, int]:
+    """The shape of the batches, or a smaller one that costs less and still has two windows of tokens in a row."""
+    most = max(MOST_TOKENS, *(2 * (window or 0) + 2 for window in config.windows))
+    return within_memory(min(rows, MOST_ROWS), min(tokens, most), config.vocab_size)
+
+
+def within_memory(rows: int, tokens: int, vocab_size: int) -> tuple[int, int]:
+    """The shape, or less of it so that there are at most MOST_LOGITS logits."""
     rows = min(rows, max(2, MOST_LOGITS // (tokens * vocab_size)))
     return rows, min(tokens, max(1, MOST_LOGITS // (rows * vocab_size)))
-
-
-def kept_tokens(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many tokens of each row stay in two passes, (B,) int64 each.
-
-    One row stays whole, one goes whole (with four rows or more), and the others change after 1, 2, 4, ... tokens:
-    close steps at the beginning, where one more key moves much, and some beyond a window.
-    """
-    fixed = [tokens][: rows - 1] + [0] * (rows > 3)
-    many = 2 * (rows - len(fixed))
-    steps = [max(1, int(tokens ** ((number + 0.5) / many))) for number in range(many)]
-    return torch.tensor(fixed + steps[::2]), torch.tensor((fixed + steps[1::2])[::-1])
-
-
-def contents(
-    model: nn.Module, rows: int, tokens: int, seed: int, device: torch.device
-) -> tuple[Inputs, Inputs, Inputs]:
-    """The base, and two others to change it to: one id everywhere, and random ids.
-
-    With one id, sums over the batch or the sequence change much, and a few experts get most tokens.
-    """
-    config, generator = inner(model).config, torch.Generator().manual_seed(seed)
-
-    def draw(high: int, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randint(high, shape, generator=generator)
-
-    base, constant, random = (
-        Inputs(draw(config.num_ids, (rows, tokens)), draw(config.num_ids, (rows, tokens))) for _ in range(3)
-    )
-    constant = constant._replace(ids=constant.ids[:1, :1].expand(rows, tokens))
-    found = [base, constant, random]
-    form = getattr(config, "image_format", None)
-    if form is not None and form.tokens + 2 <= tokens:
-        start = (tokens - form.tokens) // 2
-        ids = form.first_id + torch.arange(rows * form.tokens).view(rows, -1)  # rows of the table of features
-        base.ids[:, start : start + form.tokens] = ids
-        shape = (rows, 3, form.size, form.size)
-        found = [x._replace(images=draw(256, shape).to(torch.uint8), image_start=start) for x in found]
-    if getattr(inner(model), "carries", False):
-        found = [x._replace(reset=torch.arange(rows) % 2 == 1) for x in found]
-    return tuple(
-        Inputs(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in given)) for given in found
-    )
-
-
-def changed(base: Inputs, other: Inputs, kept: torch.Tensor) -> Inputs:
-    """The first `kept` (B,) tokens of each row of the base, then those of the other; the targets of the other.
-
-    Images that begin later change, too, and so does the state before a document and before a row that goes whole.
-    """
-    kept = kept.to(base.ids.device)
-    stays = torch.arange(base.ids.shape[1], device=kept.device) < kept[:, None]
-    given = other._replace(ids=torch.where(stays, base.ids, other.ids), images=base.images, carry=base.carry)
-    if base.images is not None:
-        later = (kept <= base.image_start)[:, None, None, None]
-        given = given._replace(images=torch.where(later, other.images, base.images))
-        # rows without an image token would have no image
-    if base.carry is not None:
-        foreign = (base.reset | (kept == 0))[:, None]
-        given = given._replace(carry=torch.where(foreign, -base.carry, base.carry))
-    return given
-
-
-def padded(given: Inputs, kept: torch.Tensor) -> Inputs:
-    """The same, with padding in place of the rows that go whole."""
-    gone = (kept == 0).to(given.ids.device)[:, None]
-    return given._replace(
-        ids=given.ids.masked_fill(gone, 0), targets=given.targets.masked_fill(gone, IGNORE_INDEX)
-    )
-
-
-# ------------------------------------------------------------------------------------------------ what must not move
-def compare(
-    base: ModelOutput, other: ModelOutput, given: Inputs, kept: torch.Tensor, dtype: torch.dtype
-) -> Comparison:
-    """Compare the routers, the logits or the losses, and the carry, where the tokens are the same.
-
-    base: with logits.  other: of the pass that got `given`; without logits, its losses must be those that the
-    logits of the base give to its targets.  kept: (B,), how many tokens of each row stayed.
-    """
-    share, kept = ROUNDING[dtype], kept.to(base.logits.device)
-    stays = torch.arange(base.logits.shape[1], device=kept.device) < kept[:, None]
-    tied, moved = torch.zeros_like(stays), []
-    if base.router is not None:
-        both = zip(base.router.logits, other.router.logits, base.router.chosen, other.router.chosen)
-        for layer, (scores, others, chosen, others_chosen) in zip(base.router.layers, both):
-            change, size = (scores - others).abs().amax(-1), scores.abs().amax(-1)
-            what = f"the scores of the router in layer {layer}"
-            moved += exceeding(what, change, share * largest(size, stays), stays & ~tied)
-            differs = (chosen.sort(-1).values != others_chosen.sort(-1).values).any(-1)
-            tied |= (differs & stays).cumsum(1) > 0  # in the layers above, later tokens see this one
-    compared = stays & ~tied
-    change, size = logit_changes(base, other, given)
-    allowed = share * largest(size, stays) + (LOSS_ROUNDING if other.logits is None else 0)
-    moved += exceeding("the logits" if other.logits is not None else "the loss", change, allowed, compared)
-    if given.carry is not None:  # rows that stayed whole must leave the same state
-        whole = torch.zeros_like(compared)
-        whole[:, -1] = compared.all(1)
-        state = (base.carry - other.carry).abs().amax(-1, keepdim=True).expand(stays.shape)
-        bound = share * float(base.carry.abs().max())
-        moved += exceeding("the state that goes to the next segment", state, bound, whole)
-    ends = (kept > 0) & (kept < stays.shape[1])
-    last = compared.gather(1, (kept - 1).clamp(min=0)[:, None])[:, 0]
-    return Comparison(
-        moved=moved[0] if moved else None,
-        positions=int(compared.sum()),
-        left_out=int((stays & tied).sum()),
-        ends=int((last & ends).sum()),
-        all_ends=int(ends.sum()),
-        largest=largest(change, compared),
-        allowed=allowed,
-    )
-
-
-def logit_changes(base: ModelOutput, other: ModelOutput, given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) each: the largest change of a logit, or the change of the loss; and the largest logit of the base."""
-    change = base.logits.new_zeros(base.logits.shape[:2])
-    size = torch.zeros_like(change)
-    for row, logits in enumerate(base.logits):  # row by row, because logits take much memory
-        used = logits > -torch.inf  # ids that are padding have no probability
-        size[row] = logits.abs().where(used, 0).amax(-1)
-        if other.logits is not None:
-            change[row] = (logits - other.logits[row]).abs().where(used, 0).amax(-1)
-        else:
-            target = given.targets[row]
-            label = logits.gather(1, target.clamp(min=0)[:, None])[:, 0]
-            loss = logits.logsumexp(-1) - label
-            change[row] = (loss - other.token_losses[row]).abs().where(target != IGNORE_INDEX, 0)
-    return change, size
-
-
-def largest(values: torch.Tensor, where: torch.Tensor) -> float:
-    """The largest of non-negative values (B, T) where it is true; 0 if it is true nowhere."""
-    return float(values.where(where, 0).max())
-
-
-def exceeding(what: str, change: torch.Tensor, allowed: float, where: torch.Tensor) -> list[Moved]:
-    """[the largest change among those that are not allowed, at the places (B, T)], or []. NaN is not allowed."""
-    over = (~(change <= allowed) & where).nonzero().tolist()
-    sizes = [float(change[row, position]) for row, position in over]
-    found = max(zip(sizes, over), key=lambda pair: (pair[0] != pair[0], pair[0]), default=None)
-    return [Moved(what, *found[1], found[0], allowed)] if found else []
 
 
 # ------------------------------------------------------------------------------------------------ after a failure
@@ -329,34 +191,31 @@ def diagnose(
     others: tuple[Inputs, Inputs],
     dtype: torch.dtype,
     together: Moved | None,
+    ranks: Ranks,
 ) -> str | None:
     """The message for a model that failed: which change alone is enough, the place, and the first layer.
 
-    together: what all changes at once moved; None if this rank saw nothing. All ranks run the same passes.
+    together: what all changes at once moved; None if this rank saw nothing, which then may return None.
     """
-    told = []
+    name, found, where = "later tokens, other rows and other targets at once", together, ""
     with recorded(model) as hidden:
         reference = run(base, return_logits=True)
         before = list(hidden)
-        for other in others:
-            for name, given, kept in single_changes(base, other):
-                for options in ({"return_logits": True}, {}):
-                    hidden.clear()
-                    found = compare(reference, run(given, **options), given, kept, dtype).moved
-                    if found:
-                        told.append(
-                            (name, found, first_layer(before, hidden, found, base.ids.shape[1], dtype))
-                        )
-    if not told and together:
-        told = [("later tokens, other rows and targets at once", together, "")]
-    if not told:
-        return None
-    order = [name for name, *_ in single_changes(base, others[0])]
-    name, found, where = min(told, key=lambda one: order.index(one[0]) if one[0] in order else 0)
-    return (
-        f"the model is not causal, so it is not scored: {name} moved {found.what} of position {found.position} in row "
-        f"{found.row} by {found.size:.2g}, and rounding in {name_of(dtype)} explains at most {found.allowed:.2g}"
-        f"{where}; make each output depend on nothing but the tokens of its row up to its position (docs/comparing.md)"
+        # the same number of passes on all ranks
+        for some in zip(*(single_changes(base, other) for other in others)):
+            moved = []
+            for _, given, kept in some:
+                hidden.clear()
+                if one := compare(reference, run(given, return_logits=True), given, kept, dtype).moved:
+                    moved.append((one, first_layer(before, hidden, one, base.ids.shape[1], dtype)))
+            if moved:
+                name, (found, where) = some[0][0], moved[0]
+            if any(ranks.gather(bool(moved))):
+                break
+    return found and (
+        f"{name} moved {found.what} of position {found.position} in row {found.row} by {found.size:.2g}, and rounding "
+        f"in {name_of(dtype)} explains at most {found.allowed:.2g}{where}; make each output depend on nothing but the "
+        "tokens of its row up to its position"
     )
 
 
@@ -367,7 +226,7 @@ def single_changes(base: Inputs, other: Inputs) -> list[tuple[str, Inputs, torch
     first, second = kept_tokens(rows, tokens)
     cut = first.where((first > 0) & (first < tokens), second.clamp(1, max(1, tokens // 2)))
     found = [
-        ("a second pass with the same input (is dropout on, or does a buffer change?)", base, whole),
+        ("a second pass with the same input, as with dropout,", base, whole),
         ("other targets", base._replace(targets=other.targets), whole),
     ]
     if rows > 1:
@@ -408,23 +267,26 @@ def first_layer(
         change = (x[place] - y[place]).abs().max()
         if not change <= ROUNDING[dtype] * x.abs().max():
             return f"; the first output that differs is that of {name}"
-    return "; no output of a layer differs, so look behind the last one" if before else ""
+    return "; no layer's output differs there" if before else ""
 
 
 # ------------------------------------------------------------------------------------------------------- the model
-def inner(model: nn.Module) -> nn.Module:
-    """The model in DistributedDataParallel, or the model itself."""
-    return model if hasattr(model, "config") else model.module
+def is_compiled(model: nn.Module) -> bool:
+    """Whether parts of the model are compiled for the shapes that they get; flex_attention always is."""
+    parts = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    return parts or getattr(inner(model), "attention_backend", None) == "flex"
 
 
-def computing_dtype(
-    model: nn.Module, device: torch.device, autocast: Callable[[], contextlib.AbstractContextManager]
-) -> torch.dtype:
+def parameter_dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def computing_dtype(model: nn.Module, device: torch.device, autocast: Autocast) -> torch.dtype:
     """The type of matrix products in an evaluation."""
     with autocast():
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-    return next(model.parameters()).dtype
+    return parameter_dtype(model)
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -260,8 +260,8 @@ def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) 
     )
     if run.layout is not None:
         run.layout.reshard()
-    if found.probe:
-        run.writer.say(found.probe.line)
+    for probe in found.probes:
+        run.writer.say(probe.line)
     return found
 
 
@@ -346,6 +346,6 @@ def evaluate_only(
         eot=tokenizer.eot_token,
         packing=cfg.packing,
     )
-    if found.probe:
-        say(found.probe.line)
+    for probe in found.probes:
+        say(probe.line)
     return f"validation loss {reporting.in_words(found)} of {validation.name}{validation.left_out()}"

@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
     by_position: torch.Tensor  # (T, 2) float64: nats and number of targets at each position of a row
     by_segment: torch.Tensor | None  # (S, 2) float64: the same by the segment's number; None without resets
     routing: Routing | None  # None for a dense model
-    probe: Probe | None = None  # of causality, which came first; None if the model had passed it before
+    probes: list[Probe]  # of causality, which came first; [] if the model had passed before
 
 
 class Interrupted(Exception):
@@ -84,10 +84,10 @@ def evaluate(
     batches = iter(batches)
     first = list(itertools.islice(batches, 1))
     try:
-        probe = None
+        probes = []
         for batch in first:
             shape = batch["input_ids"].shape
-            probe = require_causal(model, *shape, device=device, autocast=autocast, ranks=ranks)
+            probes = require_causal(model, *shape, device=device, autocast=autocast, ranks=ranks)
         for batch, turn, filler in dealt(itertools.chain(first, batches), ranks.number):
             if turn == 0 and should_stop():
                 raise Interrupted
@@ -133,7 +133,7 @@ def evaluate(
         by_position=torch.stack(by_position).sum(0).T,
         by_segment=segments.result() if segments.parts else None,
         routing=routing.result(),
-        probe=probe,
+        probes=probes,
     )
 
 
