@@ -43,7 +43,7 @@ from training.distributed.mesh import ONE, Ranks
 
 # Of the rows that change after a position, the share in which near ties must leave this position comparable
 LEAST_ENDS = {torch.float64: 0.75, torch.float32: 0.75, torch.float16: 0.25, torch.bfloat16: 0.25}
-MOST_ROWS, MOST_TOKENS = 8, 256  # of a probe; more tokens if two windows are more
+MOST_ROWS, MOST_TOKENS = 4, 256  # of a probe; more tokens if two windows are more
 MOST_LOGITS = 2**27  # 512 MiB in float32
 SEEDS = (1, 2, 3)  # of the ids; the next one is used if near ties leave too little
 
