@@ -90,7 +90,7 @@ def require_causal(
     compiled, config = is_compiled(model), inner(model).config
     small = smaller(rows, tokens, config)
     probes = []
-    if dtype != parameter_dtype(model) and not hasattr(model, "unshard"):  # FSDP casts the parameters, too
+    if dtype != parameter_dtype(model) and not hasattr(model, "unshard"):  # FSDP casts parameters itself
         # this pass has another dtype, so that compiled code would be compiled again for it
         plain = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
         with plain:
