@@ -194,7 +194,6 @@ def test_an_encoder_that_mixes_the_images_of_a_batch_is_found():
 
 
 # ---------------------------------------------------------------------------------------------- no false alarm
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -210,11 +209,11 @@ def test_an_encoder_that_mixes_the_images_of_a_batch_is_found():
     ],
 )
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_a_causal_model_passes_and_nothing_of_it_changes(make, dtype):
+def test_a_causal_model_passes_in_float32_and_bfloat16_and_nothing_of_it_changes(make):
     made = make()
     before, random = {name: t.clone() for name, t in made.state_dict().items()}, torch.get_rng_state()
-    found = probe(made, dtype=dtype)
-    assert [str(p.dtype) for p in found] == ["torch.float32", f"torch.{dtype}"][dtype == "float32" :]
+    found = probe(made, dtype="bfloat16")
+    assert [p.dtype for p in found] == [torch.float32, torch.bfloat16]
     kept = sum(int(k.sum()) for k in kept_tokens(ROWS, TOKENS))
     assert all(p.positions == kept and p.left_out == 0 and p.largest <= p.allowed for p in found)
     assert torch.equal(torch.get_rng_state(), random)
@@ -318,15 +317,15 @@ def test_the_losses_by_segment_of_a_model_with_a_leak_are_not_computed():
 def test_training_stops_at_the_first_evaluation_and_eval_only_prints_no_loss(
     corpus, tmp_path, monkeypatch, capsys
 ):
-    flags = [*TINY, *corpus, *"--max_iters 4 --save_every 2 --no-use_tensorboard --out_dir model".split()]
+    flags = [*TINY, *corpus, *"--max_iters 2 --save_every 1 --no-use_tensorboard --out_dir model".split()]
     with monkeypatch.context() as patch:
         visible = gptoss.visible_keys
         patch.setattr("architecture.gptoss.visible_keys", lambda q, k, w: visible(q + 1, k, w))
-        assert run_here(tmp_path, *flags, "--eval_every", 3) == 2
+        assert run_here(tmp_path, *flags, "--eval_every", 2) == 2
         printed = capsys.readouterr()
         assert "the model is not causal" in printed.err and "in row" in printed.err
         assert "bits per byte" not in printed.out + printed.err
         assert "val/" not in (tmp_path / "model/metrics.jsonl").read_text()
-        assert run_here(tmp_path, "--eval_only", "model/checkpoint_2.pt", *corpus) == 2
+        assert run_here(tmp_path, "--eval_only", "model/checkpoint_1.pt", *corpus) == 2
         printed = capsys.readouterr()
         assert "not causal" in printed.err and "bits per byte" not in printed.out + printed.err

@@ -20,6 +20,7 @@ Shapes: B rows, T tokens, V vocabulary, D hidden_size.
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -91,9 +92,9 @@ def require_causal(
     small = smaller(rows, tokens, config)
     probes = []
     if dtype != parameter_dtype(model) and not hasattr(model, "unshard"):  # FSDP casts parameters itself
-        # this pass has another dtype, so that compiled code would be compiled again for it
-        plain = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-        with plain:
+        with (
+            without_compiling() if compiled else contextlib.nullcontext()
+        ):  # for another dtype, and only once
             probes.append(probe(model, *small, device, contextlib.nullcontext, parameter_dtype(model), ranks))
     # compiled code is compiled for one shape
     shape = within_memory(rows, tokens, config.vocab_size) if compiled else small
@@ -275,6 +276,14 @@ def is_compiled(model: nn.Module) -> bool:
     """Whether parts of the model are compiled for the shapes that they get; flex_attention always is."""
     parts = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
     return parts or getattr(inner(model), "attention_backend", None) == "flex"
+
+
+@contextlib.contextmanager
+def without_compiling() -> Iterator[None]:
+    """Run what is compiled as plain code, without flex_attention's warning that it is slow so."""
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:
