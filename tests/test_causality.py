@@ -19,6 +19,7 @@ from common.device import autocast
 from evaluation.context import document_losses
 from training.causality import require_causal
 from training.causality_passes import compare, contents, kept_tokens
+from training.compiled import with_compiled_blocks
 from training.validation import evaluate
 
 CPU = torch.device("cpu")
@@ -205,8 +206,9 @@ def test_an_encoder_that_mixes_the_images_of_a_batch_is_found():
         gpt2,
         context_model,
         lambda: context_model(gated_update=True, slot_always_visible=False),
-        lambda: tiny_vision.model(),
+        tiny_vision.model,
     ],
+    ids="eager_loop sorted_sigmoid flex grouped gelu_learned gpt2 context gated_context vision".split(),
 )
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_a_causal_model_passes_in_float32_and_bfloat16_and_nothing_of_it_changes(make):
@@ -218,6 +220,13 @@ def test_a_causal_model_passes_in_float32_and_bfloat16_and_nothing_of_it_changes
     assert all(p.positions == kept and p.left_out == 0 and p.largest <= p.allowed for p in found)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(t, before[name]) for name, t in made.state_dict().items())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_probed_as_they_run():
+    assert [p.dtype for p in probe(with_compiled_blocks(model()))] == [torch.float32]
+    with pytest.raises(ValueError, match="other tokens after it moved .* that of layer 0"):
+        probe(with_compiled_blocks(next_key_visible(model())))
 
 
 def test_a_model_is_probed_once_for_each_dtype():
