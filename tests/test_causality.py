@@ -140,17 +140,17 @@ def dropout_left_on(made):
 
 
 LEAKS = {
-    next_key_visible: "other tokens after it moved .* position 0 .* that of layer 0",
-    capacity_by_score: "other tokens in other rows moved .* that of layer 0",
-    norm_over(0, 1, 2): "other tokens in other rows moved .* that of layer 0",
-    norm_over(1): "other tokens after it moved .* that of layer 0",
-    last_norm_over_the_batch: "other tokens in other rows moved the logits .* no layer's output differs",
-    sees_targets(0): "other targets moved .* that of the embedding",
-    sees_targets(-1): "other targets moved .* that of the embedding",
-    ids_rolled: "other tokens after it moved .* that of the embedding",
-    router_without_the_mean: "other tokens in other rows moved the scores of the router in layer 0",
+    next_key_visible: "changing the later tokens moved .* position 0 .* that of layer 0",
+    capacity_by_score: "changing the tokens of other rows moved .* that of layer 0",
+    norm_over(0, 1, 2): "changing the tokens of other rows moved .* that of layer 0",
+    norm_over(1): "changing the later tokens moved .* that of layer 0",
+    last_norm_over_the_batch: "changing the tokens of other rows moved the logits .* no layer's output differs",
+    sees_targets(0): "changing the targets moved .* that of the embedding",
+    sees_targets(-1): "changing the targets moved .* that of the embedding",
+    ids_rolled: "changing the later tokens moved .* that of the embedding",
+    router_without_the_mean: "changing the tokens of other rows moved the scores of the router in layer 0",
     bias_moved_by_the_batch: "wrote the buffer block.0.mlp.selection_bias",
-    dropout_left_on: "a second pass with the same input, as with dropout, moved .* that of the embedding",
+    dropout_left_on: "a second pass over the same input, as with dropout, moved .* that of the embedding",
 }
 
 
@@ -167,7 +167,7 @@ def test_a_leak_is_found_at_initial_weights_and_in_bfloat16(plant):
 
 
 def test_one_row_is_enough_to_find_a_mask_that_is_off_by_one():
-    with pytest.raises(ValueError, match="other tokens after it"):
+    with pytest.raises(ValueError, match="changing the later tokens"):
         probe(next_key_visible(model()), rows=1)
 
 
@@ -175,7 +175,7 @@ def test_a_state_that_passes_a_reset_or_comes_from_other_rows_is_found():
     made = context_model()
     forward = made.forward
     made.forward = lambda *args, reset=None, **others: forward(*args, **others)
-    with pytest.raises(ValueError, match="another state before a document begins moved"):
+    with pytest.raises(ValueError, match="changing the state before a document begins moved"):
         probe(made)
     made = replaced(
         context_model(),
@@ -190,7 +190,7 @@ def test_an_encoder_that_mixes_the_images_of_a_batch_is_found():
     made = tiny_vision.model()
     forward = made.vision.forward
     made.vision.forward = lambda images: forward(images) + forward(images).mean(0)
-    with pytest.raises(ValueError, match="other tokens in other rows moved .* that of the embedding"):
+    with pytest.raises(ValueError, match="changing the tokens of other rows moved .* that of the embedding"):
         probe(made, tokens=30)
 
 
@@ -225,7 +225,7 @@ def test_a_causal_model_passes_in_float32_and_bfloat16_and_nothing_of_it_changes
 @pytest.mark.slow
 def test_compiled_blocks_are_probed_as_they_run():
     assert [p.dtype for p in probe(with_compiled_blocks(model()))] == [torch.float32]
-    with pytest.raises(ValueError, match="other tokens after it moved .* that of layer 0"):
+    with pytest.raises(ValueError, match="changing the later tokens moved .* that of layer 0"):
         probe(with_compiled_blocks(next_key_visible(model())))
 
 

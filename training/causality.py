@@ -198,7 +198,7 @@ def diagnose(
 
     together: what all changes at once moved; None if this rank saw nothing, which then may return None.
     """
-    name, found, where = "later tokens, other rows and other targets at once", together, ""
+    name, found, where = "changing later tokens, other rows and targets at once", together, ""
     with recorded(model) as hidden:
         reference = run(base, return_logits=True)
         before = list(hidden)
@@ -227,18 +227,21 @@ def single_changes(base: Inputs, other: Inputs) -> list[tuple[str, Inputs, torch
     first, second = kept_tokens(rows, tokens)
     cut = first.where((first > 0) & (first < tokens), second.clamp(1, max(1, tokens // 2)))
     found = [
-        ("a second pass with the same input, as with dropout,", base, whole),
-        ("other targets", base._replace(targets=other.targets), whole),
+        ("a second pass over the same input, as with dropout,", base, whole),
+        ("changing the targets", base._replace(targets=other.targets), whole),
     ]
     if rows > 1:
         some = whole.where(torch.arange(rows) % 2 == 0, 0)
         given = changed(base, other, some)._replace(targets=base.targets)
-        found += [("other tokens in other rows", given, some)]
-        found += [("padding in other rows", padded(given, some), some)]
+        found += [("changing the tokens of other rows", given, some)]
+        found += [("padding other rows", padded(given, some), some)]
     if base.carry is not None:
         given = changed(base, base, whole)
-        found += [("another state before a document begins", given, whole)]
-    return [*found, ("other tokens after it", changed(base, other, cut)._replace(targets=base.targets), cut)]
+        found += [("changing the state before a document begins", given, whole)]
+    return [
+        *found,
+        ("changing the later tokens", changed(base, other, cut)._replace(targets=base.targets), cut),
+    ]
 
 
 @contextlib.contextmanager
