@@ -155,8 +155,11 @@ def document_losses(
 
     documents: [EOT, ids, EOT] each.  window: tokens that the model reads at once.
     segment_length: tokens of a segment of the table.  ways: the columns of a model without a state.
+    Raises ValueError for a model that is not causal (training/causality.py).
     """
     import torch
+
+    from training.causality import require_causal
 
     if len(documents) < 2:
         raise ValueError(
@@ -167,6 +170,9 @@ def document_losses(
     if len(groups[-1]) == 1:  # a single document has no other to swap its state with
         groups[-2:] = [groups[-2] + groups[-1]]
     model.eval()
+    device = next(model.parameters()).device
+    for probe in require_causal(model, len(groups[0]), window, device=device, autocast=autocast):
+        say(probe.line)
     for group in groups:
         with torch.no_grad():
             columns = group_losses(model, group, window, autocast, ways)

@@ -91,6 +91,7 @@ def scored(args: argparse.Namespace) -> tuple[dict[str, Any], Scores]:
     from common.provenance import provenance
     from data.sources import open_dataset, say_left_out
     from data.test_split import read_test_set
+    from training.causality import require_causal
     from training.state.checkpoint import data_identity, require_same_data
     from training.validation import ratio_interval
 
@@ -119,12 +120,15 @@ def scored(args: argparse.Namespace) -> tuple[dict[str, Any], Scores]:
     longest = model.config.segment_length if carries else min(BLOCK_SIZE, model.config.context_limit)
     packing = before.get("packing", "lanes" if carries else "packed")
     rows = {"batch_size": before.get("batch_size", 8), "block_size": before.get("block_size", longest)}
+    autocast = functools.partial(machine.autocast, device, machine.choose_dtype("auto", device))
+    for probe in require_causal(model.eval(), *rows.values(), device=device, autocast=autocast):
+        say(probe.line)
     scores = score(
         model,
         batches(documents, model.tokenizer, packing, **rows),
         len(documents),
         token_byte_lengths(model.tokenizer, model.config.vocab_size),
-        functools.partial(machine.autocast, device, machine.choose_dtype("auto", device)),
+        autocast,
     )
     _, half_width = ratio_interval(torch.from_numpy(scores.nats), torch.from_numpy(scores.bytes))
     found = {
