@@ -1,0 +1,307 @@
+"""Differences between arms, judged together by a model of arms and seeds.
+
+The model: score = mean + effect of the arm + effect of the seed + residual, fitted by least squares to the
+scores of all arms. Runs may be missing. Among arms with the same seeds, a difference is the mean of the paired
+differences; the residuals of all arms together give one spread with more degrees of freedom than a pair has.
+
+The half width of an interval is the larger of two:
+
+1. That of simultaneous intervals under equal spreads: the quantile of the largest |t| of all pairs of the
+   family (their differences are correlated, because they share arms) times the standard error from the pooled
+   spread. It is exact if all arms spread equally.
+2. That of a Welch interval: the standard error from the spread of each arm about the mean of the other arms,
+   with the degrees of freedom of Satterthwaite, at the level min(alpha, 2 alpha / r), where r is the number of
+   independent differences in the family (arms - 1 in the usual ones).
+
+The first alone calls one of the pairs different without cause in up to 31 % of grids, if an arm spreads three
+times as much as the others. Leaving such an arm out of the pool by a test does not help: three seeds seldom
+show it. The second alone, at a level that keeps the promise, is an eighth wider than both together, and rests
+on few degrees of freedom. benchmarks/planted_differences.py has the rates for both together.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import chdtr, ndtr, ndtri
+from scipy.stats import chi2, f, qmc, t
+
+from evaluation.ablation.statistics import POWER
+
+Cell = tuple[str, int]  # an arm and a seed
+Pair = tuple[str, str]
+POINTS = 2**14  # of the quasi-random sample; quantiles of |t| are right to about 0.002
+POWER_DRAWS = 4000
+NOTHING = 1e-12  # differences and spreads below this share of the scores are rounding
+
+
+class Sampling(NamedTuple):
+    """What the choice of D documents adds to the variances of m differences."""
+
+    covariance: np.ndarray  # (m, m) float64, in the squared unit of the scores
+    documents: int  # D
+
+
+class Intervals(NamedTuple):
+    """Simultaneous intervals of the differences first - second; G grids at once, or none."""
+
+    difference: np.ndarray  # (..., m)
+    half_width: np.ndarray  # (..., m)
+
+
+class Spread(NamedTuple):
+    """The spread of the runs of one arm about the model."""
+
+    deviation: float  # standard deviation; NaN if the other arms leave nothing to compare with
+    p: float  # two-sided F test against the spread of the others, times the number of arms; NaN if untestable
+
+
+class Model:
+    """The arm + seed model of a set of runs: everything that does not depend on their scores.
+
+    cells: (arm, seed) of each of the N runs, each once.
+    """
+
+    def __init__(self, cells: Sequence[Cell]):
+        self.cells = list(cells)
+        self.arms = list(dict.fromkeys(arm for arm, _ in cells))
+        seeds = list(dict.fromkeys(seed for _, seed in cells))
+        columns = [[arm == a for a in self.arms] + [seed == s for s in seeds] for arm, seed in cells]
+        design = np.array(columns, float)  # (N, arms + seeds)
+        self.inverse = np.linalg.pinv(design)
+        self.residual, self.df = _projector(design)  # (N, N): scores -> residuals
+        self.of_arm = design[:, : len(self.arms)].T  # (A, N), 1 where a run is of the arm
+        # q_a = residual sum of squares that goes away with the runs of arm a, as scores' M_a scores
+        self.own, self.own_df, share = [], [], []
+        for mine in self.of_arm.astype(bool):
+            without = np.zeros_like(self.residual)
+            rest, df = _projector(design[~mine])
+            without[np.ix_(~mine, ~mine)] = rest
+            self.own.append(self.residual - without)
+            self.own_df.append(self.df - df)
+            share.append(np.trace(self.residual[np.ix_(mine, mine)]))
+        self.own, self.own_df, share = np.array(self.own), np.array(self.own_df), np.array(share)
+        # With two arms, both spreads are that of the difference, which must count once.
+        once = 0.5 if len(self.arms) == 2 else 1.0
+        self.to_variance = np.divide(once, share, out=np.zeros_like(share), where=share > 1e-9)
+        overlap = np.einsum("aij,bji->ab", self.own, self.own)
+        product = np.outer(self.own_df, self.own_df)
+        self.overlap = np.divide(overlap, product, out=np.zeros_like(overlap), where=product > 0)
+
+    def weights(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """(m, N): the least squares estimates of first - second are weights @ scores."""
+        contrasts = np.zeros((len(pairs), len(self.inverse)))
+        for row, (first, second) in zip(contrasts, pairs):
+            row[self.arms.index(first)] += 1
+            row[self.arms.index(second)] -= 1
+        return contrasts @ self.inverse
+
+    def pooled_variance(self, scores: np.ndarray) -> np.ndarray:
+        """(...): the variance of a residual, from all arms; 0 where only rounding is left.  scores: (..., N)."""
+        squares = np.square(scores @ self.residual).sum(-1)
+        rounding = scores.shape[-1] * (NOTHING * np.abs(scores).max(-1)) ** 2
+        return np.where(squares > rounding, squares, 0.0) / self.df
+
+    def spreads(self, scores: np.ndarray) -> dict[str, Spread]:
+        """{arm: its spread}.  scores: (N,)."""
+        whole, found = self.df * self.pooled_variance(scores), {}
+        for arm, own, df in zip(self.arms, self.own, self.own_df):
+            mine, rest = max(0.0, scores @ own @ scores), self.df - df
+            p = math.nan
+            if df and rest and whole - mine > 0:
+                ratio = (mine / df) / ((whole - mine) / rest)
+                p = min(1.0, 2 * len(self.arms) * min(f.sf(ratio, df, rest), f.cdf(ratio, df, rest)))
+            found[arm] = Spread(math.sqrt(mine / df) if df and whole else 0.0 if df else math.nan, p)
+        return found
+
+
+def _projector(design: np.ndarray) -> tuple[np.ndarray, int]:
+    """The projector on the residuals of a design, and its rank, the degrees of freedom."""
+    projector = np.eye(len(design)) - design @ np.linalg.pinv(design)
+    return projector, round(np.trace(projector))
+
+
+class Family:
+    """Pairs that are judged together: simultaneous intervals at any level.
+
+    covariance: (m, m), of the differences up to a factor.
+    """
+
+    def __init__(self, covariance: np.ndarray):
+        deviations = np.sqrt(np.diag(covariance))
+        values, vectors = np.linalg.eigh(covariance / np.outer(deviations, deviations))
+        kept = values > 1e-9
+        self.rank, self.size = int(kept.sum()), len(values)
+        self.largest = None  # of one pair, whose quantiles are known
+        if self.size > 1:
+            root = vectors[:, kept] * np.sqrt(values[kept])
+            points = ndtri(qmc.Sobol(self.rank, rng=0).random(POINTS))
+            blocks = np.array_split(points, max(1, self.size // 64))  # bounds the memory of large grids
+            self.largest = np.concatenate([np.abs(block @ root.T).max(1) for block in blocks])
+
+    def tail(self, statistic: float, df: float) -> float:
+        """P(largest |t| of the family > statistic)."""
+        if self.largest is None:
+            return float(2 * t.sf(statistic, df))
+        if statistic <= 0:
+            return 1.0
+        # |t| = |z| / s: the mean over |z| of P(df s^2 < df (|z| / statistic)^2)
+        return float(chdtr(df, df * (self.largest / statistic) ** 2).mean())
+
+    def critical(self, level: float, df: np.ndarray | float) -> np.ndarray:
+        """The statistic whose tail is the level, for each number of degrees of freedom."""
+        wanted, place = np.unique(df, return_inverse=True)
+        if self.largest is None:
+            return t.isf(level / 2, df)
+        if len(wanted) > 12:  # a smooth function of 1 / df
+            knots = 1 / np.linspace(1 / wanted[0], 1 / wanted[-1], 12)
+            found = np.interp(1 / wanted, 1 / knots[::-1], self.critical(level, knots)[::-1])
+        else:
+            found = np.array([self._critical(level, one) for one in wanted])
+        return found[place].reshape(np.shape(df))
+
+    def _critical(self, level: float, df: float) -> float:
+        low, high = t.isf(level / 2, df), t.isf(level / 2 / self.size, df)  # none and Bonferroni's correction
+        return brentq(lambda x: self.tail(x, df) - level, 0.98 * low, 1.02 * high, xtol=1e-6)
+
+    def single_level(self, level: float) -> float:
+        """The level of the Welch interval of one pair."""
+        return level * min(1.0, 2 / self.rank)
+
+
+@functools.lru_cache(maxsize=512)
+def _family(shape: int, content: bytes) -> Family:
+    return Family(np.frombuffer(content).reshape(shape, shape))
+
+
+def family_of(covariance: np.ndarray) -> Family:
+    """The family of differences with this covariance; kept, because many grids share one."""
+    scaled = covariance / covariance[0, 0]
+    return _family(len(scaled), np.ascontiguousarray(np.round(scaled, 9)).tobytes())
+
+
+def satterthwaite(parts: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Degrees of freedom of a sum of independent variances.  parts, df: (k, ...)."""
+    whole, squares = parts.sum(0), np.square(parts)
+    return np.divide(whole**2, (squares / df).sum(0), out=np.ones_like(whole), where=whole > 0)
+
+
+class Errors(NamedTuple):
+    """Standard errors of m differences and their degrees of freedom, by the two ways of the module's text."""
+
+    pooled: np.ndarray  # (..., m)
+    pooled_df: np.ndarray
+    welch: np.ndarray
+    welch_df: np.ndarray
+    family: Family
+
+
+def errors(
+    model: Model, pairs: Sequence[Pair], scores: np.ndarray, sampling: Sampling | None = None
+) -> Errors:
+    """The standard errors of the differences.  scores: (..., N); pairs: of arms of the model."""
+    weights = model.weights(pairs)
+    variance = model.pooled_variance(scores)[..., None]
+    products = weights @ weights.T
+    pooled = variance * np.diag(products)
+    pooled_df = np.full_like(pooled, model.df)
+    # the variance of a difference if each arm has its own: sum over arms of variance * sum of squared weights
+    mine = np.einsum("...i,aij,...j->...a", scores, model.own, scores, optimize=True).clip(0)
+    of_arms = (mine * model.to_variance)[..., None, :] * (weights**2 @ model.of_arm.T)  # (..., m, A)
+    welch = np.where(variance > 0, of_arms.sum(-1), 0.0)
+    curvature = np.einsum("...a,ab,...b->...", of_arms, model.overlap, of_arms, optimize=True)
+    welch_df = np.divide(welch**2, curvature, out=np.ones_like(welch), where=(welch > 0) & (curvature > 0))
+    covariance = products
+    if sampling is not None:
+        documents = np.broadcast_to(np.diag(sampling.covariance), pooled.shape)
+        pooled_df = satterthwaite(np.stack([pooled, documents]), _both(pooled_df, sampling))
+        welch_df = satterthwaite(np.stack([welch, documents]), _both(welch_df, sampling))
+        pooled, welch = pooled + documents, welch + documents
+        covariance = variance.mean() * products + sampling.covariance
+        pooled_df = np.broadcast_to(pooled_df.min(-1, keepdims=True), pooled.shape)  # one for the family
+    family = family_of(covariance if covariance[0, 0] > 0 else products)
+    return Errors(np.sqrt(pooled), pooled_df, np.sqrt(welch), welch_df, family)
+
+
+def _both(df: np.ndarray, sampling: Sampling) -> np.ndarray:
+    return np.stack([df, np.full_like(df, sampling.documents - 1)])
+
+
+def intervals(
+    model: Model,
+    pairs: Sequence[Pair],
+    scores: np.ndarray,
+    level: float,
+    sampling: Sampling | None = None,
+) -> Intervals:
+    """Intervals of all pairs that hold together with probability 1 - level, as the module's text says."""
+    found = errors(model, pairs, scores, sampling)
+    single = t.isf(found.family.single_level(level) / 2, found.welch_df)
+    together = found.family.critical(level, found.pooled_df)
+    half_width = np.maximum(together * found.pooled, single * found.welch)
+    return Intervals(scores @ model.weights(pairs).T, half_width)
+
+
+def p_values(
+    model: Model, pairs: Sequence[Pair], scores: np.ndarray, sampling: Sampling | None = None
+) -> list[float]:
+    """For each pair the smallest level at which its simultaneous interval excludes 0.  scores: (N,)."""
+    found, difference = errors(model, pairs, scores, sampling), np.abs(scores @ model.weights(pairs).T)
+    p = []
+    for k, size in enumerate(difference):
+        if size <= NOTHING * np.abs(scores).max():
+            p.append(1.0)
+        elif found.pooled[k] == 0:
+            p.append(0.0)
+        else:
+            together = found.family.tail(size / found.pooled[k], found.pooled_df[k])
+            single = 2 * t.sf(size / found.welch[k], found.welch_df[k]) if found.welch[k] else 0.0
+            p.append(float(min(1.0, max(together, single * max(1.0, found.family.rank / 2)))))
+    return p
+
+
+class Resolution(NamedTuple):
+    """The difference that a design detects with probability POWER, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resolutions(
+    model: Model, pairs: Sequence[Pair], deviation: float, level: float, sampling: Sampling | None = None
+) -> list[Resolution]:
+    """What the design resolves for each pair, if all arms have the pooled spread `deviation`.
+
+    The half widths are those of POWER_DRAWS simulated sets of residuals, with a fixed seed. They are
+    independent of the estimates, so that P(|estimate| > half width) is a mean of normal tails. The intervals
+    are those of the pooled spread (chi-square).
+    """
+    weights = model.weights(pairs)
+    seeds = np.square(weights).sum(1)
+    documents = np.diag(sampling.covariance) if sampling else np.zeros(len(pairs))
+    error = np.sqrt(deviation**2 * seeds + documents)
+    if not error.all():
+        return [Resolution(0.0, 0.0, 0.0)] * len(pairs)
+    draws = deviation * np.random.default_rng(0).standard_normal((POWER_DRAWS, len(model.cells)))
+    half_widths = intervals(model, pairs, draws, level, sampling).half_width
+    found = []
+    for k in range(len(pairs)):
+        value = brentq(
+            lambda d, k=k: power(d, half_widths[:, k], error[k]) - POWER, 0, 100 * half_widths[:, k].max()
+        )
+        ends = [model.df / chi2.isf(tail, model.df) for tail in (0.025, 0.975)]  # of the variance
+        low, high = (math.sqrt(deviation**2 * end * seeds[k] + documents[k]) / error[k] for end in ends)
+        found.append(Resolution(value, value * low, value * high))
+    return found
+
+
+def power(difference: float, half_widths: np.ndarray, error: float) -> float:
+    """P(|estimate| > half width), if the estimate is normal about the difference with this error."""
+    above = ndtr((difference - half_widths) / error)
+    return float((above + ndtr((-difference - half_widths) / error)).mean())
