@@ -77,18 +77,20 @@ class Model:
         self.residual, self.df = _projector(design)  # (N, N): scores -> residuals
         self.of_arm = design[:, : len(self.arms)].T  # (A, N), 1 where a run is of the arm
         # q_a = residual sum of squares that goes away with the runs of arm a, as scores' M_a scores
-        self.own, self.own_df, share = [], [], []
+        self.own, self.own_df = [], []
         for mine in self.of_arm.astype(bool):
             without = np.zeros_like(self.residual)
             rest, df = _projector(design[~mine])
             without[np.ix_(~mine, ~mine)] = rest
             self.own.append(self.residual - without)
             self.own_df.append(self.df - df)
-            share.append(np.trace(self.residual[np.ix_(mine, mine)]))
-        self.own, self.own_df, share = np.array(self.own), np.array(self.own_df), np.array(share)
-        # With two arms, both spreads are that of the difference, which must count once.
-        once = 0.5 if len(self.arms) == 2 else 1.0
-        self.to_variance = np.divide(once, share, out=np.zeros_like(share), where=share > 1e-9)
+        self.own, self.own_df = np.array(self.own), np.array(self.own_df)
+        # q_a over its degrees of freedom is (A - 1) / A of the variance about the mean of the other arms. With two
+        # arms it is half the variance of their difference, once for each of them.
+        about_others = len(self.arms) / (len(self.arms) - 1) if len(self.arms) > 2 else 1.0
+        self.to_variance = np.divide(
+            about_others, self.own_df, out=np.zeros(len(self.arms)), where=self.own_df > 0
+        )
         overlap = np.einsum("aij,bji->ab", self.own, self.own)
         product = np.outer(self.own_df, self.own_df)
         self.overlap = np.divide(overlap, product, out=np.zeros_like(overlap), where=product > 0)
@@ -126,6 +128,12 @@ def _projector(design: np.ndarray) -> tuple[np.ndarray, int]:
     return projector, round(np.trace(projector))
 
 
+@functools.cache
+def normal_points(dimensions: int) -> np.ndarray:
+    """(POINTS, dimensions): quasi-random standard normal points, the same in every process."""
+    return ndtri(qmc.Sobol(dimensions, rng=0).random(POINTS))
+
+
 class Family:
     """Pairs that are judged together: simultaneous intervals at any level.
 
@@ -140,8 +148,8 @@ class Family:
         self.largest = None  # of one pair, whose quantiles are known
         if self.size > 1:
             root = vectors[:, kept] * np.sqrt(values[kept])
-            points = ndtri(qmc.Sobol(self.rank, rng=0).random(POINTS))
-            blocks = np.array_split(points, max(1, self.size // 64))  # bounds the memory of large grids
+            # in blocks, which bounds the memory of large grids
+            blocks = np.array_split(normal_points(self.rank), max(1, self.size // 64))
             self.largest = np.concatenate([np.abs(block @ root.T).max(1) for block in blocks])
 
     def tail(self, statistic: float, df: float) -> float:
