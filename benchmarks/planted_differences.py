@@ -56,6 +56,7 @@ UNEQUAL = {  # arms: spreads, of which the first are of the arms of the first pa
         "arm 0 3 times": [3] + [1] * 8,
         "arms 0 and 1 3 times": [3, 3] + [1] * 7,
         "arm 4 3 times": [1] * 4 + [3] + [1] * 4,
+        "arm 4 30 times": [1] * 4 + [30] + [1] * 4,
         "1 to 3": np.geomspace(1, 3, 9),
         "1 and 3 in turn": [1, 3] * 4 + [1],
     },
@@ -122,7 +123,9 @@ def resolved_by_design(scenario: Scenario, looks: Sequence[int]) -> float:
     runs = np.zeros((scenario.arms, looks[-1]), bool)
     runs[:, : looks[0]] = True
     runs[np.unique(scenario.pairs)] = True
-    return resolutions(model_of(runs), named(scenario.pairs), 1.0, ALPHA / len(looks))[scenario.planted].value
+    model, pairs = model_of(runs), named(scenario.pairs)
+    found = resolutions(model, pairs, [1.0] * len(pairs), [model.df] * len(pairs), ALPHA / len(looks))
+    return found[scenario.planted].value
 
 
 def figures(
@@ -194,10 +197,13 @@ def with_documents(arms: int, grids: int, times: float = 0.0, seeds: int = FIRST
         return nats.sum(1) / math.log(2) / lengths.sum(), sampling(weights, nats, lengths)
 
     typical = [grid(0.0) for _ in range(500)]
-    deviation = math.sqrt(np.mean([model.pooled_variance(scores) for scores, _ in typical]))
+    deviation = math.sqrt(np.mean([model.squares(scores)[0] / model.df for scores, _ in typical]))
     covariance = np.mean([one.covariance for _, one in typical], axis=0)
     known = typical[0][1]._replace(covariance=covariance)
-    effect = times * resolutions(model, pairs, deviation, ALPHA, known)[0].value
+    effect = (
+        times
+        * resolutions(model, pairs, [deviation] * len(pairs), [model.df] * len(pairs), ALPHA, known)[0].value
+    )
     without = slice(1 if effect else 0, None)
     errors, over_seeds, seen = 0, 0, 0
     for _ in range(grids):

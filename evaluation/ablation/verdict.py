@@ -16,6 +16,7 @@ from evaluation.ablation.contrasts import (
     Resolution,
     Sampling,
     Spread,
+    errors,
     intervals,
     p_values,
     resolutions,
@@ -190,8 +191,8 @@ def judge(
         family += [pair for pair in others if not _verdict(x, *pair, seeds).refused]
     model, scores, documents = _fit(x, seeds, family)
     at = intervals(model, family, scores, x.level, documents)
-    deviation = float(np.sqrt(model.pooled_variance(scores)))
-    resolved = resolutions(model, family, deviation, x.level, documents)
+    by = errors(model, family, scores, documents)
+    resolved = resolutions(model, family, by.deviation.tolist(), by.deviation_df.tolist(), x.level, documents)
     judged = {}
     for pair, difference, half_width, p, resolves in zip(
         family, *map(np.ndarray.tolist, at), p_values(model, family, scores, documents), resolved
@@ -254,5 +255,5 @@ def spreads(x: Ablation) -> Spreads | None:
     if pair is None:
         return None
     model, scores, documents = _fit(x, x.spec.seeds, [pair])
-    pooled = float(np.sqrt(model.pooled_variance(scores)))
-    return Spreads(pooled, model.df, model.spreads(scores), documents and documents.documents)
+    pooled, of_arms = model.spreads(scores)
+    return Spreads(pooled, model.df, of_arms, documents and documents.documents)

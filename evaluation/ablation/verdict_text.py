@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evaluation.ablation.contrasts import OUTLIER
 from evaluation.ablation.spec import FIRST_SEEDS
 from evaluation.ablation.statistics import ALPHA, POWER, part
 from evaluation.ablation.verdict import DERIVED, PLANNED, Ablation, Spreads, Verdict, spreads
@@ -137,14 +138,14 @@ def _beside(x: Ablation, found: list[Verdict]) -> str:
 def _spreads(found: Spreads | None) -> str:
     if found is None:
         return ""
-    rows = []
-    for arm, spread in found.arms.items():
-        off = "other than the rest" if spread.p < ALPHA else ""
-        rows.append([arm, f"{spread.deviation:.4f}", "-" if spread.p != spread.p else f"{spread.p:.2g}", off])
+    rows = [
+        [arm, f"{one.deviation:.4f}", f"{one.p:.2g}", "left out of the pool" if one.left_out else ""]
+        for arm, one in found.arms.items()
+    ]
     words = (
         f"Spread of the runs about the model of arms and seeds: pooled standard deviation {found.pooled:.4f} with "
-        f"{found.df} degrees of freedom. Each arm alone, with p of an F test against the others, corrected for the "
-        "number of arms. Where an arm spreads more than the rest, its pairs have wider intervals, and the design "
-        "resolves less than `resolves` says."
+        f"{found.df} degrees of freedom. Each arm alone, with p of an F test that it spreads more than the others, "
+        f"corrected for the number of arms. Below {OUTLIER:g} its pairs are judged by its own spread, and the pool of "
+        "the other pairs leaves it out."
     )
     return part(words, ["arm", "standard deviation", "p", ""], rows)
