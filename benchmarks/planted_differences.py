@@ -196,7 +196,7 @@ def with_documents(arms: int, grids: int, times: float = 0.0, seeds: int = FIRST
         nats, lengths = document_scores(draw, arms, seeds, effect)
         return nats.sum(1) / math.log(2) / lengths.sum(), sampling(weights, nats, lengths)
 
-    typical = [grid(0.0) for _ in range(500)]
+    typical = [grid(0.0) for _ in range(200)]
     deviation = math.sqrt(np.mean([model.squares(scores)[0] / model.df for scores, _ in typical]))
     covariance = np.mean([one.covariance for _, one in typical], axis=0)
     known = typical[0][1]._replace(covariance=covariance)

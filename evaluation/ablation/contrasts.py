@@ -294,11 +294,16 @@ def intervals(
     level: float,
     sampling: Sampling | None = None,
 ) -> Intervals:
-    """Intervals of all pairs that hold together with probability 1 - level, as the module's text says."""
+    """Intervals of all pairs that hold together with probability 1 - level, as the module's text says.
+
+    With documents an interval is never narrower than over seeds alone, which Satterthwaite's rule does not ensure.
+    """
     found = errors(model, pairs, scores, sampling)
     single = t.isf(found.family.single_level(level) / 2, found.welch_df)
     together = found.family.critical(level, found.pooled_df)
     half_width = np.maximum(together * found.pooled, single * found.welch)
+    if sampling is not None:
+        half_width = np.maximum(half_width, intervals(model, pairs, scores, level).half_width)
     return Intervals(scores @ model.weights(pairs).T, half_width)
 
 
@@ -317,7 +322,7 @@ def p_values(
             together = found.family.tail(size / found.pooled[k], found.pooled_df[k])
             single = 2 * t.sf(size / found.welch[k], found.welch_df[k]) if found.welch[k] else 0.0
             p.append(float(min(1.0, max(together, single * max(1.0, found.family.rank / 2)))))
-    return p
+    return p if sampling is None else [*map(max, p, p_values(model, pairs, scores))]
 
 
 class Resolution(NamedTuple):
