@@ -18,8 +18,8 @@ spread three times as much as seven others; a test for such arms does not help, 
 them. The second alone, at a level that keeps the promise, is an eighth wider than both together, and rests on
 few degrees of freedom. benchmarks/planted_differences.py has the rates for both together.
 
-An arm that an F test finds to spread more than the others (p below OUTLIER, after Bonferroni) is left out of the
-pool for the pairs without it, so that one unstable arm does not widen all intervals.
+Where an F test finds that an arm spreads more than the others (p below OUTLIER, after Bonferroni), the pairs without
+it are judged by the model of the other arms, so that one unstable arm does not widen all intervals.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Model:
         self.arms = list(dict.fromkeys(arm for arm, _ in cells))
         seeds = list(dict.fromkeys(seed for _, seed in cells))
         columns = [[arm == a for a in self.arms] + [seed == s for s in seeds] for arm, seed in cells]
-        self.design = design = np.array(columns, float)  # (N, arms + seeds)
-        self._without: dict[bytes, tuple[np.ndarray, int]] = {}
+        design = np.array(columns, float)  # (N, arms + seeds)
+        self._without: dict[bytes, tuple[Model, np.ndarray]] = {}
         self.inverse = np.linalg.pinv(design)
         self.residual, self.df = _projector(design)  # (N, N): scores -> residuals
         self.of_arm = design[:, : len(self.arms)].T  # (A, N), 1 where a run is of the arm
@@ -131,15 +131,12 @@ class Model:
         p = fdtrc(np.maximum(self.own_df, 1), np.maximum(rest_df, 1), ratio)
         return np.where(testable, np.minimum(1.0, len(self.arms) * p), 1.0)
 
-    def without(self, arms: np.ndarray) -> tuple[np.ndarray, int]:
-        """The projector on the residuals of the model without some arms (A, bool), and its degrees of freedom."""
+    def without(self, arms: np.ndarray) -> tuple[Model, np.ndarray]:
+        """The model without the runs of some arms (A, bool), and which of the N runs are left."""
         key = arms.tobytes()
         if key not in self._without:
             kept = ~(arms @ self.of_arm).astype(bool)
-            projector = np.zeros_like(self.residual)
-            rest, df = _projector(self.design[kept])
-            projector[np.ix_(kept, kept)] = rest
-            self._without[key] = projector, df
+            self._without[key] = Model([cell for cell, there in zip(self.cells, kept) if there]), kept
         return self._without[key]
 
     def spreads(self, scores: np.ndarray) -> tuple[float, dict[str, Spread]]:
@@ -229,49 +226,61 @@ def satterthwaite(parts: np.ndarray, df: np.ndarray) -> np.ndarray:
 
 
 class Errors(NamedTuple):
-    """Standard errors of m differences and their degrees of freedom, by the two ways of the module's text."""
+    """Differences, and their standard errors and degrees of freedom by the two ways of the module's text."""
 
-    pooled: np.ndarray  # (..., m)
+    difference: np.ndarray  # (..., m)
+    pooled: np.ndarray
     pooled_df: np.ndarray
     welch: np.ndarray
     welch_df: np.ndarray
-    deviation: np.ndarray  # (..., m), spread of a run that the pair is judged by; without documents
+    deviation: np.ndarray  # spread of a run that the pair is judged by; without documents
     deviation_df: np.ndarray
     family: Family
+
+
+def _over_seeds(model: Model, pairs: Sequence[Pair], scores: np.ndarray) -> np.ndarray:
+    """(6, G, m): differences, sums of squared weights, pooled variances of a run and their degrees of freedom,
+    Welch variances of the differences and theirs.  scores: (G, N).
+    """
+    weights = model.weights(pairs)
+    whole, mine = model.squares(scores)
+    # the variance of a difference if each arm has its own: sum over arms of variance * sum of squared weights
+    of_arms = (mine * model.to_variance)[:, None, :] * (weights**2 @ model.of_arm.T)  # (G, m, A)
+    welch = of_arms.sum(-1)
+    curvature = np.einsum("gma,ab,gmb->gm", of_arms, model.overlap, of_arms, optimize=True)
+    welch_df = np.divide(welch**2, curvature, out=np.ones_like(welch), where=(welch > 0) & (curvature > 0))
+    variance = np.broadcast_to(whole[:, None] / model.df, welch.shape)
+    seeds, df = (np.broadcast_to(one, welch.shape) for one in (np.square(weights).sum(1), float(model.df)))
+    return np.stack([scores @ weights.T, seeds, variance, df, welch, welch_df])
 
 
 def errors(
     model: Model, pairs: Sequence[Pair], scores: np.ndarray, sampling: Sampling | None = None
 ) -> Errors:
-    """The standard errors of the differences.  scores: (..., N); pairs: of arms of the model."""
-    weights = model.weights(pairs)
-    products = weights @ weights.T
-    whole, mine = model.squares(scores)
-    # the variance of a difference if each arm has its own: sum over arms of variance * sum of squared weights
-    of_arms = (mine * model.to_variance)[..., None, :] * (weights**2 @ model.of_arm.T)  # (..., m, A)
-    welch = of_arms.sum(-1)
-    curvature = np.einsum("...a,ab,...b->...", of_arms, model.overlap, of_arms, optimize=True)
-    welch_df = np.divide(welch**2, curvature, out=np.ones_like(welch), where=(welch > 0) & (curvature > 0))
-    variance, df = (
-        np.broadcast_to(one[..., None], welch.shape).copy()
-        for one in (whole / model.df, np.full_like(whole, model.df))
-    )
-    by_own = np.zeros(welch.shape, bool)
-    left_out = model.excess(whole, mine) < OUTLIER  # (..., A)
+    """The differences and their standard errors.  scores: (..., N); pairs: of arms of the model."""
+    if scores.ndim == 1:
+        found = errors(model, pairs, scores[None], sampling)
+        return Errors(*(one[0] for one in found[:-1]), found.family)
+    parts = _over_seeds(model, pairs, scores)
+    by_own = np.zeros(parts.shape[1:], bool)
+    left_out = model.excess(*model.squares(scores)) < OUTLIER  # (G, A)
     touched = np.array([[arm in pair for arm in model.arms] for pair in pairs])  # (m, A)
-    for arms in np.unique(left_out.reshape(-1, left_out.shape[-1]), axis=0):
-        projector, rest_df = model.without(arms)
-        if arms.any() and rest_df:
-            grids = (left_out == arms).all(-1)
-            rest = np.square(scores[grids] @ projector).sum(-1)[..., None] / rest_df
-            others = ~(touched @ arms)
-            variance[grids] = np.where(others, rest, variance[grids])
-            df[grids] = np.where(others, rest_df, df[grids])
-            by_own[grids] = ~others
-    seeds = np.diag(products)
+    for arms in np.unique(left_out, axis=0):
+        others, (rest, kept) = ~(touched @ arms), model.without(arms)
+        if arms.any() and rest.df:
+            grids = np.flatnonzero((left_out == arms).all(-1))
+            by_own[np.ix_(grids, ~others)] = True
+            if others.any():
+                apart = [pair for pair, other in zip(pairs, others) if other]
+                parts[:, grids[:, None], np.flatnonzero(others)] = _over_seeds(
+                    rest, apart, scores[grids][:, kept]
+                )
+    difference, seeds, variance, df, welch, welch_df = parts
     deviation = np.sqrt(np.where(by_own, welch / seeds, variance))
     deviation_df = np.where(by_own, welch_df, df)
-    pooled, pooled_df, covariance = variance * seeds, df, products
+    pooled, pooled_df = variance * seeds, df
+    weights = model.weights(pairs)
+    covariance = products = weights @ weights.T
     if sampling is not None:
         documents = np.broadcast_to(np.diag(sampling.covariance), pooled.shape)
         pooled_df = satterthwaite(np.stack([pooled, documents]), _both(pooled_df, sampling))
@@ -280,7 +289,9 @@ def errors(
         covariance = variance.mean() * products + sampling.covariance
         pooled_df = np.broadcast_to(pooled_df.min(-1, keepdims=True), pooled.shape)  # one for the family
     family = family_of(covariance if covariance[0, 0] > 0 else products)
-    return Errors(np.sqrt(pooled), pooled_df, np.sqrt(welch), welch_df, deviation, deviation_df, family)
+    return Errors(
+        difference, np.sqrt(pooled), pooled_df, np.sqrt(welch), welch_df, deviation, deviation_df, family
+    )
 
 
 def _both(df: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -304,16 +315,15 @@ def intervals(
     half_width = np.maximum(together * found.pooled, single * found.welch)
     if sampling is not None:
         half_width = np.maximum(half_width, intervals(model, pairs, scores, level).half_width)
-    return Intervals(scores @ model.weights(pairs).T, half_width)
+    return Intervals(found.difference, half_width)
 
 
 def p_values(
     model: Model, pairs: Sequence[Pair], scores: np.ndarray, sampling: Sampling | None = None
 ) -> list[float]:
     """For each pair the smallest level at which its simultaneous interval excludes 0.  scores: (N,)."""
-    found, difference = errors(model, pairs, scores, sampling), np.abs(scores @ model.weights(pairs).T)
-    p = []
-    for k, size in enumerate(difference):
+    found, p = errors(model, pairs, scores, sampling), []
+    for k, size in enumerate(np.abs(found.difference)):
         if size <= NOTHING * np.abs(scores).max():
             p.append(1.0)
         elif found.pooled[k] == 0:
