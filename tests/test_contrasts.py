@@ -236,6 +236,7 @@ def test_intervals_over_seeds_alone_miss_the_choice_of_documents():
 def test_the_recorded_simulations_keep_both_promises():
     found = json.loads((RESULTS / "planted_differences.json").read_text())["lines"]
     assert {line["planted"] for line in found} == {0.0, 0.5, 1.0} and len(found) > 40
-    for line in found:
+    assert min(line["family_error"] for line in found if line["rule"] != planted.OURS) > 0.1
+    for line in (line for line in found if line["rule"] == planted.OURS):
         assert (line["family_error"] or 0) <= 0.05, line
         assert line["planted"] < 1 or 0.78 < line["power"] < 0.86, line
