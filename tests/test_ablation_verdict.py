@@ -189,7 +189,7 @@ def test_a_recorded_folder_is_judged_again_without_a_change_in_it(tmp_path, caps
     for words, message in (
         ([str(folder), "--pair", "d", "bb"], "--pair names the arm 'bb', which does not exist"),
         ([str(folder), "--pair", "d", "d"], "--pair needs two different arms, got d twice"),
-        ([str(folder), "--planned", "d", "bb"], "names the arm 'bb', which does not exist"),
+        ([str(folder), "--planned", "d", "bb"], "--planned names the arm 'bb', which does not exist"),
         ([str(tmp_path)], f"{tmp_path} has no plan.json; give a folder that ablate.py wrote"),
     ):
         assert judge.main(words) == 2

@@ -82,7 +82,7 @@ class Model:
         self.inverse = np.linalg.pinv(design)
         self.residual, self.df = _projector(design)  # (N, N): scores -> residuals
         self.of_arm = design[:, : len(self.arms)].T  # (A, N), 1 where a run is of the arm
-        # q_a = residual sum of squares that goes away with the runs of arm a, as scores' M_a scores
+        # the projectors on the part of the residuals that goes away with the runs of an arm
         self.own, self.own_df = [], []
         for mine in self.of_arm.astype(bool):
             without = np.zeros_like(self.residual)
@@ -91,8 +91,8 @@ class Model:
             self.own.append(self.residual - without)
             self.own_df.append(self.df - df)
         self.own, self.own_df = np.array(self.own), np.array(self.own_df)
-        # q_a over its degrees of freedom is (A - 1) / A of the variance about the mean of the other arms. With two
-        # arms it is half the variance of their difference, once for each of them.
+        # The squares of that part over their degrees of freedom are (A - 1) / A of the variance about the mean of the
+        # other arms. With two arms they are half the variance of their difference, once for each of them.
         about_others = len(self.arms) / (len(self.arms) - 1) if len(self.arms) > 2 else 1.0
         self.to_variance = np.divide(
             about_others, self.own_df, out=np.zeros(len(self.arms)), where=self.own_df > 0
@@ -117,7 +117,7 @@ class Model:
         whole = np.square(residuals).sum(-1)
         rounding = scores.shape[-1] * (NOTHING * np.abs(scores).max(-1)) ** 2
         whole = np.where(whole > rounding, whole, 0.0)
-        mine = np.einsum("...i,aij,...j->...a", residuals, self.own, residuals, optimize=True).clip(0)
+        mine = np.stack([np.square(residuals @ own).sum(-1) for own in self.own], -1)
         return whole, np.where(whole[..., None] > 0, mine, 0.0)
 
     def excess(self, whole: np.ndarray, mine: np.ndarray) -> np.ndarray:

@@ -16,12 +16,15 @@ import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the impor
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.script import Parser, did_you_mean, exit_code, shown
+
+if TYPE_CHECKING:
+    from evaluation.ablation.verdict import Ablation, Verdict
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,7 +50,7 @@ class StoredArm(NamedTuple):
     reference: str
 
 
-def read(folder: Path, planned: Sequence[Sequence[str]] = ()):
+def read(folder: Path, planned: Sequence[Sequence[str]] = ()) -> Ablation:
     """The recorded Ablation in a folder.  planned: pairs in place of those of its plan.
 
     Raises ValueError if the folder holds none.
@@ -77,27 +80,33 @@ def read(folder: Path, planned: Sequence[Sequence[str]] = ()):
         arms = {
             name: StoredArm(arm["data"], arm["reference"]) for name, arm in read_json(plan)["arms"].items()
         }
+    require_pairs("--planned", planned, arms)
     if planned:
         spec = replace(spec, headline=tuple((first, second) for first, second in planned))
     return Ablation(spec, arms, folder, Recorded(results))
 
 
-def judged(x, chosen: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+def require_pairs(flag: str, pairs: Sequence[Sequence[str]], arms: Mapping[str, Any]) -> None:
+    """Raise ValueError if a pair is not of two arms of the plan."""
+    for first, second in pairs:
+        for name in (first, second):
+            if name not in arms:
+                near = did_you_mean(name, arms) or f"; there are {', '.join(arms)}"
+                raise ValueError(f"{flag} names the arm {shown(name)}, which does not exist{near}")
+        if first == second:
+            raise ValueError(f"{flag} needs two different arms, got {first} twice; change one")
+
+
+def judged(x: Ablation, chosen: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
     """All verdicts of a recorded ablation.  chosen: pairs chosen after the runs."""
     from evaluation.ablation.verdict import beside, spreads, verdicts
 
-    for pair in chosen:
-        for name in pair:
-            if name not in x.arms:
-                near = did_you_mean(name, x.arms) or f"; there are {', '.join(x.arms)}"
-                raise ValueError(f"--pair names the arm {shown(name)}, which does not exist{near}")
-        if pair[0] == pair[1]:
-            raise ValueError(f"--pair needs two different arms, got {pair[0]} twice")
+    require_pairs("--pair", chosen, x.arms)
     planned, others = verdicts(x), beside(x, [(first, second) for first, second in chosen])
     return {"planned": planned, "others": others, "spreads": spreads(x)}
 
 
-def record(v) -> dict[str, Any]:
+def record(v: Verdict) -> dict[str, Any]:
     """A verdict as JSON; None for what it does not have."""
     c = v.comparison
     found = {"first": v.first, "second": v.second, "pair": v.kind, "seeds": list(v.seeds)}
