@@ -102,6 +102,10 @@ def test_failed_runs_and_arms_without_common_seeds_get_a_verdict_or_a_sentence(t
     assert "not compared, because fewer than two seeds ended well" in in_words(lost, "bits_per_byte")
     assert unresolved([one, lost]) == ["c", "a"]
     assert spreads(x).df == 9 - 4 - 2  # the only run of c tells nothing
+    same = {"a": [1.0, 1.1, 1.2], "b": [1.0, 1.1, 1.2]}
+    (equal,) = verdicts(x := judge.read(write(tmp_path, same, [["b", "a"]])))
+    assert equal.comparison.p == 1 and "the runs have no spread" in in_words(equal, "bits_per_byte")
+    assert "nan" not in pairs_section(x, [equal], [])
     x = judge.read(write(tmp_path, {"a": [1.0, 1.1, 1.2]}, []))
     assert verdicts(x) == [] and beside(x) == [] and spreads(x) is None
     assert pairs_section(x, [], []) == "The specification asks for no pairs."

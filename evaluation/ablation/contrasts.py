@@ -13,10 +13,10 @@ The half width of an interval is the larger of two:
    with the degrees of freedom of Satterthwaite, at the level min(alpha, 2 alpha / r), where r is the number of
    independent differences in the family (arms - 1 in the usual ones).
 
-The first alone calls one of the pairs different without cause in 28 % of grids, if the two arms of a pair
-spread three times as much as seven others; a test for such arms does not help, because three seeds seldom show
-them. The second alone, at a level that keeps the promise, is an eighth wider than both together, and rests on
-few degrees of freedom. benchmarks/planted_differences.py has the rates for both together.
+The first alone calls a pair different without cause in 28 % of grids, if its two arms spread three times as much as
+seven others. To choose between the two by a test of the spreads does not help, because three seeds seldom show
+such arms. The second alone, at a level that keeps the promise, resolves less, and rests on few degrees of
+freedom. benchmarks/planted_differences.py has the rates.
 
 Where an F test finds that an arm spreads more than the others (p below OUTLIER, after Bonferroni), the pairs without
 it are judged by the model of the other arms, so that one unstable arm does not widen all intervals.

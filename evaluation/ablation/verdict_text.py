@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from evaluation.ablation.contrasts import OUTLIER
 from evaluation.ablation.spec import FIRST_SEEDS
 from evaluation.ablation.statistics import ALPHA, POWER, part
@@ -22,10 +24,10 @@ def in_words(v: Verdict, measure: str) -> str:
     if v.lost:
         interval += f"; {v.lost} more did not end well in both arms and are left out"
     if c.verdict == "not resolved":
-        return (
-            f"{names}: not resolved: {c.difference:+.4f} +- {c.half_width:.4f} {unit} ({interval}); this design "
-            f"resolves {c.resolves.value:.4f}."
-        )
+        resolves = f"this design resolves {c.resolves.value:.4f}"
+        if math.isnan(c.resolves.value):
+            resolves = "the runs have no spread, which would say what the design resolves"
+        return f"{names}: not resolved: {c.difference:+.4f} +- {c.half_width:.4f} {unit} ({interval}); {resolves}."
     said = f"**{v.first}** is {c.verdict} than **{v.second}**"
     if v.kind != PLANNED:
         said += f" ({v.kind})"
@@ -102,6 +104,7 @@ def _rows(x: Ablation, found: list[Verdict]) -> list[list[str]]:
             rows.append([*row, "-", "-", "-", "not compared", v.refused])
             continue
         resolves = f"{c.resolves.value:.4f} ({c.resolves.low:.4f} to {c.resolves.high:.4f})"
+        resolves = "-" if math.isnan(c.resolves.value) else resolves
         look = f" (look {v.look})" if v.look and v.kind == PLANNED and len(x.looks) > 1 else ""
         apart = [f"{c.difference:+.4f}", f"+- {c.half_width:.4f}", f"{c.p:.3g}"]
         rows.append([*row, *apart, c.verdict + look, resolves])
