@@ -218,7 +218,10 @@ def test_all_arms_get_the_same_search_and_seeds_and_the_best_rate(finished):
 def test_the_report_says_what_was_found_and_what_it_cost(finished):
     path, text = finished[0], report(finished[0])
     assert text.startswith("# spec\n\nWhich one?")
-    assert "**wide** is better than **moe** by 0.1015 +- " in text
+    assert (
+        "**wide** is better than **moe** by 0.1015 +- 0.0064 bits per byte (95 % interval for all pairs together, over 2 seeds; p "
+        in text
+    )
     # the whole search, its optimum and the interval of that
     assert "0.001: 2.4519; 0.004: 2.4500; 0.016: 2.4519 |   0.004 | 0.004 to 0.004 |" in text
     assert "The test set, which nothing else looks at: 3 documents, blake2b abc." in text
@@ -348,7 +351,7 @@ def test_pairs_that_three_seeds_do_not_resolve_get_the_other_seeds(folder):
     seeds = {arm: [line["seed"] for line in found if line["arm"] == arm] for arm in arms}
     assert seeds == {"moe": [1, 2, 3, 4, 5], "wide": [1, 2, 3], "wider": [1, 2, 3, 4, 5]}
     text = report(folder)
-    assert "**wide** is better than **moe**" in text
+    assert "**wide** is better than **moe**" in text and "Two looks: at the first 3 seeds" in text
     assert "did not end well" not in text  # of seeds that one of them was not given
     assert re.search(
         r"\*\*wider\*\* against \*\*moe\*\*: not resolved: .+ \+- .+; this design resolves", text
@@ -507,7 +510,9 @@ def test_other_contracts_are_run_for_the_best_other_arm_and_survive_a_kill_and_l
 
 def test_a_published_report_keeps_its_hash_and_the_sums_of_each_document(folder, finished, monkeypatch):
     monkeypatch.setattr(record_ablation, "RESULTS", folder / "results")
-    monkeypatch.setattr(record_ablation, "require_clean_commits", lambda text, path: None)  # those of this tree
+    monkeypatch.setattr(
+        record_ablation, "require_clean_commits", lambda text, path: None
+    )  # those of this tree
     there = str(Path(yaml.safe_load((folder / "spec.yaml").read_text())["base"]["val_dataset"]).parent)
     words = ["record_ablation", str(finished[0] / "out"), "--tinystories", there]
     monkeypatch.setattr(sys, "argv", words)

@@ -161,8 +161,8 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
     text = report(spec)
     # carried has 2.2 and 2.1, the trunk 2.5, the whole document 2.0; with two seeds t is 12.7062
     half = 12.7062 * 0.05
-    assert row(text, "carried", "trunk_segments", "2")[:2] == ["-0.3500", f"+- {half:.4f}"]
-    assert row(text, "trunk_whole", "carried", "2")[:2] == ["-0.1500", f"+- {half:.4f}"]
+    assert row(text, "carried", "trunk_segments", "2")[0] == "-0.3500"
+    assert row(text, "trunk_whole", "carried", "2")[0] == "-0.1500"
     assert (
         f"**carried** closes 70.0 +- {2 * 100 * half:.1f} % of the gap between **trunk_segments** and "
         "**trunk_whole** (mean of the share at each seed); the gap is 0.5000 +- 0.0000 nats per token after "

@@ -12,9 +12,8 @@ from evaluation.ablation.rates import means, optimum, scores_of
 from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import part, table
 from evaluation.ablation.verdict import Ablation
+from evaluation.ablation.verdict_text import RUN_UNITS
 from training.costs import EVALUATION
-
-RUN_UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
 
 
 def plan_text(spec: Spec, plan: Plan) -> str:

@@ -44,7 +44,8 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def compare(pairs: Sequence[Sequence[float]]) -> list[Comparison]:
-    """Compare all pairs of a report together.
+    """Compare pairs together, each by its own differences: for measurements without a model of arms and seeds
+    (contrasts.py), which reports have.
 
     pairs: for each pair its differences, one per seed. Pairs with fewer than two seeds are not judged and do
     not count in the correction.

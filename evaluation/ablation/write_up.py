@@ -12,15 +12,11 @@ from pathlib import Path
 
 from common.files import atomic_write
 from evaluation.ablation import contracts, pictures, plan_file, segments
-from evaluation.ablation.plan_text import RUN_UNITS, arms_table, fixed_plan, matched, search_table, test_set
+from evaluation.ablation.plan_text import arms_table, fixed_plan, matched, search_table, test_set
 from evaluation.ablation.results import LOADS, Results
-from evaluation.ablation.spec import FIRST_SEEDS, Spec
-from evaluation.ablation.statistics import ALPHA, POWER, part, summary, table, with_interval
-from evaluation.ablation.verdict import Ablation, Verdict, verdicts
-
-UNITS = RUN_UNITS | {"loss_after_first_segment": "nats per token after the first segment"}
-# Simulated: 40,000 pairs without a difference, tested with 3 seeds and again with 5, each time at 5 %.
-TWO_LOOKS = "about 9 % of the time, not 5 %"
+from evaluation.ablation.statistics import part, summary, with_interval
+from evaluation.ablation.verdict import Ablation, beside, verdicts
+from evaluation.ablation.verdict_text import RUN_UNITS, beside_in_words, in_words, pairs_section
 
 
 def write(x: Ablation) -> None:
@@ -38,28 +34,21 @@ def write(x: Ablation) -> None:
 
 
 def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
-    spec, results, found = x.spec, x.results, verdicts(x)
+    spec, results, found, others = x.spec, x.results, verdicts(x), beside(x)
     stored = plan_file.read(x.folder / plan_file.NAME)
     # with the arms of the other contracts that were trained, but not the reference at shares of its budget
     run = [name for name in stored.plan.further if results.of("search", name) or results.of("verdict", name)]
     further = {name: stored.plan.further[name] for name in run if name not in stored.plan.shares}
     every = replace(x, arms=x.arms | further)
     yield f"# {spec.name}\n\n{spec.question}"
-    told = [in_words(v, spec.measure) for v in found] + segments.gap_in_words(x)
+    told = [in_words(v, spec.measure) for v in found] + beside_in_words(x, others) + segments.gap_in_words(x)
     yield "\n".join(f"- {line}" for line in told) or "The specification asks for no pairs."
     if by_contract := contracts.section(x, stored.plan, found):
         yield f"## Contracts\n\n{by_contract}"
     yield f"## Arms\n\n{matched(spec, x.arms)}{test_set(x)}\n\n{arms_table(x.arms, further)}"
     yield f"## Learning rates\n\n{search_table(every)}"
-    scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
-    tokens = f"{min(scored):,}" if scored else "no"
-    if len(set(scored)) > 1:  # tokenizers differ
-        tokens += f" to {max(scored):,}"
-    yield (
-        f"## Results\n\nThe closing evaluation, over {tokens} validation tokens of the same text. sd and +- "
-        f"(95 % interval of the mean) are over seeds.\n\n{_results(every)}"
-    )
-    yield f"## Pairs\n\n{_pairs(spec, found)}"
+    yield f"## Results\n\n{_results(every)}"
+    yield f"## Pairs\n\n{pairs_section(x, found, others)}"
     if spec.segments:
         yield f"## By segment\n\n{segments.section(x)}"
     if loads := _loads(every):
@@ -83,68 +72,35 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     )
 
 
-def in_words(v: Verdict, measure: str) -> str:
-    """A verdict as a sentence."""
-    c, unit = v.comparison, UNITS[measure]
-    if v.refused:
-        return f"**{v.first}** against **{v.second}**: not compared, because {v.refused}."
-    interval = f"95 % interval of this pair over {len(v.seeds)} seeds"
-    if v.lost:
-        interval += f"; {v.lost} more did not end well in both arms and are left out"
-    if c.verdict == "not resolved":
-        return (
-            f"**{v.first}** against **{v.second}**: not resolved: {c.difference:+.4f} +- {c.half_width:.4f} "
-            f"{unit} ({interval}); this design resolves {c.resolves:.4f}."
-        )
-    return (
-        f"**{v.first}** is {c.verdict} than **{v.second}** by {abs(c.difference):.4f} +- {c.half_width:.4f} "
-        f"{unit} ({interval}; p {c.p:.2g})."
-    )
-
-
 # ------------------------------------------------------------------------------------ the parts
 
 
 def _results(x: Ablation) -> str:
+    """The scores of every arm; those of the test set first, where there is one."""
+    scored = [line["validation_tokens"] for line in x.results.of("verdict") if line["status"] == "ok"]
+    tokens = f"{min(scored):,}" if scored else "no"
+    if len(set(scored)) > 1:  # tokenizers differ
+        tokens += f" to {max(scored):,}"
+    words = (
+        f"The closing evaluation, over {tokens} validation tokens of the same text. sd and +- (95 % interval of the "
+        "mean) are over seeds."
+    )
+    columns = dict(RUN_UNITS)
+    if any(x.ended_well(name, "test_bits_per_byte") for name in x.arms):
+        columns = {"test_bits_per_byte": f"test: {RUN_UNITS['bits_per_byte']}"} | columns
+        words += " `test`: over the test set, which only verdicts look at; the other columns are of validation text."
     rows = []
     for name in x.arms:
         lines = list(x.ended_well(name).values())
         begun = len(x.results.of("verdict", name))
         row = [name, f"{len(lines)} of {begun}", f"{lines[0]['lr']:g}" if lines else "-"]
-        for measure in RUN_UNITS:
-            found = summary([line[measure] for line in lines]) if lines else (math.nan,) * 3
+        for measure in columns:
+            values = [line[measure] for line in lines if measure in line]
+            found = summary(values) if values else (math.nan,) * 3
             row += ["-" if math.isnan(value) else f"{value:.4f}" for value in found]
         rows.append(row)
-    head = [cell for unit in RUN_UNITS.values() for cell in (unit, "sd", "95 %: +-")]
-    return table(["arm", "runs", "lr", *head], rows)
-
-
-def _pairs(spec: Spec, found: list[Verdict]) -> str:
-    if not found:
-        return "The specification asks for no pairs."
-    rows = []
-    for v in found:
-        c, pair = v.comparison, [v.first, v.second, len(v.seeds)]
-        if v.refused:
-            rows.append([*pair, "-", "-", "-", "not compared", v.refused])
-            continue
-        apart = [f"{c.difference:+.4f}", f"+- {c.half_width:.4f}", f"{c.p:.3g}"]
-        rows.append([*pair, *apart, c.verdict, f"{c.resolves:.4f}"])
-    head = ["first", "second", "seeds", "first - second", "95 %", "p", "first is", "resolves"]
-    words = (
-        f"{UNITS[spec.measure].capitalize()}, lower is better. p: paired t-test over seeds, corrected for "
-        f"the number of pairs ({len(found)}) by Holm's rule at {ALPHA:.0%}. +-: 95 % interval of the "
-        "difference of this pair over seeds, not corrected for the number of pairs; it does not include the "
-        f"choice of validation text. `resolves`: the difference that this design detects {POWER:.0%} of the "
-        "time. It is estimated from the spread of a few differences: with three seeds the true value is 0.5 "
-        "to 6 times as large, with five 0.6 to 3 times (95 %)."
-    )
-    if any(len(v.seeds) > FIRST_SEEDS for v in found):
-        words += (
-            f" Pairs not resolved by {FIRST_SEEDS} seeds got more seeds: with two looks a pair without a "
-            f"difference is called different {TWO_LOOKS}."
-        )
-    return part(words, head, rows)
+    head = [cell for unit in columns.values() for cell in (unit, "sd", "95 %: +-")]
+    return part(words, ["arm", "runs", "lr", *head], rows)
 
 
 def _loads(x: Ablation) -> str:
