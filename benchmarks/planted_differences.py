@@ -1,6 +1,6 @@
 """Does the instrument keep its promises? Simulated ablations whose true differences are known.
 
-    python -m benchmarks.planted_differences writes benchmarks/results/planted_differences.json
+    python -m benchmarks.planted_differences    writes benchmarks/results/planted_differences.json
 
 Each grid is a whole ablation: arms with scores = seed effect (shared by all arms) + planted difference + residual,
 three seeds for all arms, then two more for the arms of pairs that are not resolved. Its verdicts are those of

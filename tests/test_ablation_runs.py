@@ -358,6 +358,13 @@ def test_pairs_that_three_seeds_do_not_resolve_get_the_other_seeds(folder):
     )
 
 
+def test_all_arms_get_as_many_seeds_as_the_first_look_has(folder):
+    write(folder, seeds=[1, 2, 3, 4], first_seeds=4)
+    assert ablation()[0] == 0
+    found = [line["seed"] for line in lines(folder) if line["phase"] == "verdict"]
+    assert sorted(found) == [1, 1, 2, 2, 3, 3, 4, 4] and "One look, at all seeds." in report(folder)
+
+
 def test_seeds_that_did_not_end_well_are_reported_and_lead_to_more_seeds(folder):
     def bits(given):
         lost = {"2", "3"} if given["intermediate_size"] == "40" else set()

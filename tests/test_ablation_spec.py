@@ -269,6 +269,7 @@ REFUSED = {
     "search_seeds must hold different numbers of at least 0": {"search_seeds": [0, -1]},
     "search_seeds must not be among seeds, got 1 in both": {"search_seeds": [0, 1]},
     "search_seeds must be at least two seeds, got [0]": {"search_seeds": [0]},
+    "first_seeds must be at least 2, got 1": {"first_seeds": 1},
     "key search_seed is now search_seeds, a list such as [0, 6]": {"search_seed": 0},
     "key axis is now contracts, a list such as [active]": {"axis": "active"},
     "contracts must hold at least one axis, each once, got [active, active]": {"contracts": ["active", "active"]},

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from evaluation.ablation import matching
 from evaluation.ablation.matching import TOLERANCE, PlannedArm, flops_in_all
 from evaluation.ablation.plan_file import Plan
-from evaluation.ablation.spec import FIRST_SEEDS, Spec
+from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import part
 from evaluation.ablation.verdict import Ablation, Verdict, verdicts
 from evaluation.ablation.worth import Worth, worth
@@ -150,11 +150,13 @@ def amount(spec: Spec, plan: Plan) -> str:
         if not rest and all(arm.seconds_per_token for arm, *_ in runs):
             minutes = cost(lambda arm: arm.seconds_per_token) / 60
             told += f": about {minutes:,.0f} minutes of training at the measured paces, one run at a time"
-    return (
-        f"{told}. Each run also has its start and its evaluations, and each run of the verdict a score on the test "
-        "set. Rates beyond the edge come on top; pairs that "
-        f"{FIRST_SEEDS} seeds resolve get no more."
+    told += (
+        ". Each run also has its start and its evaluations, and each run of the verdict a score on the test set. "
+        "Rates beyond the edge come on top"
     )
+    if len(spec.seeds) > spec.first_seeds:
+        told += f"; pairs that {spec.first_seeds} seeds resolve get no more"
+    return f"{told}."
 
 
 # ------------------------------------------------------------------------------------ after the first contract
@@ -171,7 +173,7 @@ def best_other(x: Ablation) -> str | None:
         if name != arm.reference:
             good = [line for line in x.results.of("verdict", name) if line["status"] == "ok"]
             scores[name] = {line["seed"]: line[x.spec.run_measure] for line in good}
-    first = x.spec.seeds[:FIRST_SEEDS]  # all arms have these, unless a run failed
+    first = x.spec.seeds[: x.spec.first_seeds]  # all arms have these, unless a run failed
     scores = {name: {s: v for s, v in by_seed.items() if s in first} for name, by_seed in scores.items()}
     most = max(map(len, scores.values()), default=0)
     means = {

@@ -42,7 +42,7 @@ from evaluation.ablation.plan_text import plan_text
 from evaluation.ablation.rates import means, next_rates, optimum, scores_of, tidy
 from evaluation.ablation.results import Results, test_outcome, training_outcome, written_outcome
 from evaluation.ablation.segments import reading_options, segments_outcome
-from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
+from evaluation.ablation.spec import Spec, read_spec
 from evaluation.ablation.verdict import Ablation, unresolved, verdicts
 from training.monitor.metrics import new_run_dir
 from training.state.checkpoint import latest_checkpoint
@@ -361,13 +361,14 @@ def run_pairs(
         if x.spec.segments:
             score_by_segment(x)
 
-    first, rest = x.spec.seeds[:FIRST_SEEDS], x.spec.seeds[FIRST_SEEDS:]
+    number = x.spec.first_seeds
+    first, rest = x.spec.seeds[:number], x.spec.seeds[number:]
     run_seeds(trained | shares, first)
     if rest:
         found = verdicts(family, first)
         more = unresolved([v for v in found if {v.first, v.second} <= trained.keys()])
         if more:
-            say(f"{FIRST_SEEDS} seeds do not resolve all pairs; {len(rest)} more seeds for {', '.join(more)}")
+            say(f"{number} seeds do not resolve all pairs; {len(rest)} more seeds for {', '.join(more)}")
         run_seeds({name: trained[name] for name in more}, rest)
         ran = {line["seed"] for line in x.results.of("verdict", x.spec.reference)}
         run_seeds(shares, tuple(seed for seed in rest if seed in ran))

@@ -16,8 +16,9 @@ models, each with its training settings, that are compared.
       width:                      or sets of settings under one name, labelled by their first value
         - {hidden_size: 96, num_attention_heads: 3}
         - {hidden_size: 128, num_attention_heads: 4, gpt2: {intermediate_size: 512}}   # only for arm gpt2
-    seeds: [1, 2, 3, 4, 5]        seeds of the verdict: the first three for all arms, then the rest for the
-                                  pairs in `headline` that three seeds did not resolve
+    seeds: [1, 2, 3, 4, 5]        seeds of the verdict: the first ones for all arms, then the rest for the pairs
+                                  in `headline` that those did not resolve
+    first_seeds: 3                number of the first ones (default: 3)
     budget: {tokens: 1000000}     length of a run, padding not counted (packing lanes: estimated from the
                                   first documents); or {minutes: 5}: the pace of each arm is measured once
                                   and its number of tokens is kept in plan.json
@@ -102,7 +103,7 @@ from training.command_line import read_yaml
 from training.config import TrainConfig
 
 RENAMED = {"axis": "contracts, a list such as [active]", "search_seed": "search_seeds, a list such as [0, 6]"}
-FIRST_SEEDS = 3  # number of seeds before the choice of the pairs that need more
+FIRST_SEEDS = 3  # default of first_seeds
 
 
 class Arm(NamedTuple):
@@ -126,6 +127,7 @@ class Spec:
     reference: str
     grid: dict[str, list[dict[str, Any]]]  # name: a set of settings for each value
     seeds: tuple[int, ...]
+    first_seeds: int  # number of seeds before the choice of the pairs that need more
     budget: Budget
     contracts: tuple[Axis, ...]
     adjust: Adjust | None  # None if no contract is about the model's size
@@ -268,6 +270,7 @@ def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> S
         reference=cast("reference", values.get("reference", next(iter(arms))), str),
         grid=grid_of(values["grid"], arms) if "grid" in values else {},
         seeds=seeds,
+        first_seeds=cast("first_seeds", values.get("first_seeds", FIRST_SEEDS), int),
         budget=budget_of("budget", values["budget"]),
         contracts=contracts,
         adjust=adjust_of(values, contracts),
@@ -367,6 +370,10 @@ def _require_pairs_and_seeds(spec: Spec) -> None:
         len(spec.seeds) > 1 or not pairs,
         f"a verdict needs at least two seeds, got {len(spec.seeds)} in seeds; add some (three or more are "
         "better), or set headline: [] for no verdict",
+    )
+    require(
+        spec.first_seeds > 1,
+        f"first_seeds must be at least 2, got {spec.first_seeds}: one seed has no spread; raise it",
     )
     for seed in (*spec.seeds, *spec.search_seeds):
         TrainConfig(seed=seed)  # raises for a seed outside of the limits

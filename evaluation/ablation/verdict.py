@@ -23,7 +23,7 @@ from evaluation.ablation.contrasts import (
 )
 from evaluation.ablation.documents import read_documents, sampling
 from evaluation.ablation.results import Results
-from evaluation.ablation.spec import FIRST_SEEDS, Spec
+from evaluation.ablation.spec import Spec
 from evaluation.ablation.statistics import ALPHA
 
 if TYPE_CHECKING:  # matching imports torch, and judge.py needs none
@@ -67,8 +67,8 @@ class Ablation:
     @property
     def looks(self) -> list[tuple[int, ...]]:
         """The seeds of each look: the first ones, and all of them for pairs that those did not resolve."""
-        seeds = self.spec.seeds
-        return [seeds[:FIRST_SEEDS], seeds] if len(seeds) > FIRST_SEEDS else [seeds]
+        seeds, number = self.spec.seeds, self.spec.first_seeds
+        return [seeds[:number], seeds] if len(seeds) > number else [seeds]
 
     @property
     def level(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from evaluation.ablation.contrasts import OUTLIER
-from evaluation.ablation.spec import FIRST_SEEDS
 from evaluation.ablation.statistics import ALPHA, POWER, part
 from evaluation.ablation.verdict import DERIVED, PLANNED, Ablation, Spreads, Verdict, spreads
 
@@ -32,7 +31,7 @@ def in_words(v: Verdict, measure: str) -> str:
     if v.kind != PLANNED:
         said += f" ({v.kind})"
     if abs(c.difference) <= c.half_width:
-        interval += f"; the first {FIRST_SEEDS} seeds resolve the pair, but the interval over all includes 0"
+        interval += "; the first seeds resolve the pair, but the interval over all includes 0"
     return f"{said} by {abs(c.difference):.4f} +- {c.half_width:.4f} {unit} ({interval}; p {c.p:.2g})."
 
 
@@ -63,7 +62,7 @@ def looks_in_words(x: Ablation) -> str:
             f"{ALPHA:.0%} of such reports."
         )
     return (
-        f"Two looks: at the first {FIRST_SEEDS} seeds of all arms, and then at all seeds, which only the arms of "
+        f"Two looks: at the first {x.spec.first_seeds} seeds of all arms, and then at all seeds, which only the arms of "
         f"pairs get that the first look does not resolve. Each look is held to {x.level:.1%}. If no planned pair "
         f"differed, one of them would be called different in at most {ALPHA:.0%} of such reports, both looks together."
     )
