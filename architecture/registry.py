@@ -56,9 +56,13 @@ def config_from_dict(name: str, values: dict[str, Any]) -> Any:
     return checkpoint.config_from_dict(model_class(name).config_class, values)
 
 
-def build_model(name: str, config: Any, **arguments: Any) -> nn.Module:
-    """A new model. arguments: attention, experts and generator of its constructor."""
-    return model_class(name)(config, **arguments)
+def build_model(name: str, config: Any, *, values: bool = True, **arguments: Any) -> nn.Module:
+    """A new model. arguments: attention, experts and generator of its constructor.
+
+    values: False builds it on the meta device, as checkpoint.without_values.
+    """
+    cls = model_class(name)
+    return cls(config, **arguments) if values else checkpoint.without_values(cls, config, **arguments)
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:

@@ -109,6 +109,21 @@ def _stored(reader: Any, name: str, held: Any) -> Stored:
     return Stored(held.size, held.properties.dtype, read_into)
 
 
+def held_here(tensor: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """The values of a tensor that this rank holds, and which rows of the whole tensor these are.
+
+    They are all rows, unless it is a DTensor split over its first axis. A change of the values changes the tensor.
+    """
+    if not hasattr(tensor, "device_mesh"):
+        return tensor, slice(None)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    place = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    (rows, *others), (first, *_) = place
+    assert others == list(tensor.shape[1:]), "only the first axis is split"
+    return tensor.to_local(), slice(first, first + rows)
+
+
 @contextlib.contextmanager
 def raising_the_cause() -> Iterator[None]:
     """Raise what failed in place of torch's CheckpointException, which is no Exception and passes all handlers."""

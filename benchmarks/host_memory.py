@@ -78,7 +78,7 @@ class Ended(Exception):
 
 def rank(flags: list[str]) -> None:
     """Start a run, and print the peaks of all ranks when its first step begins."""
-    from training import start, trainer
+    from training import trainer
     from training.command_line import parse_command_line
     from training.config import TrainConfig
     from training.distributed.mesh import joined_ranks
@@ -90,9 +90,10 @@ def rank(flags: list[str]) -> None:
     trainer.train_step = stop
     command = parse_command_line(flags, model_fields, config_class=TrainConfig)
     with joined_ranks() as ranks:
-        import architecture.gptoss
-        import training.distributed.shard
-        import training.distributed.sharded_checkpoint  # noqa: F401  imports are not counted
+        # imports are not counted
+        import architecture.gptoss  # noqa: F401
+        import training.distributed.shard  # noqa: F401
+        import training.distributed.sharded_checkpoint  # noqa: F401
 
         peak = Peak()
         with contextlib.suppress(Ended):
@@ -124,7 +125,9 @@ def measure(folder: Path, flags: list[str]) -> dict[str, float]:
 
 def call(folder: Path, *words: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
 
@@ -157,7 +160,9 @@ def main() -> int:
                 own = [flag for flag in MODEL] if start == "new" else MODEL[8:]
                 flags = [*own, *flags, "--out_dir", start.replace(" ", "_")]
             found[start] = measure(folder, flags)
-            print(f"{start:18} peak {found[start]['peak_gb']:.3f} GB, anonymous {found[start]['anonymous_gb']:.3f} GB")
+            print(
+                f"{start:18} peak {found[start]['peak_gb']:.3f} GB, anonymous {found[start]['anonymous_gb']:.3f} GB"
+            )
     if not arguments.no_write:
         publish("host_memory", {"flags": " ".join(MODEL), "ranks": 2, "starts": found})
     return 0

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
@@ -65,11 +65,12 @@ def train(
     resumed: dict[str, Any] | None = None,
     lines: Sequence[str] = (),
     ranks: Ranks = ONE,
+    initialize: Callable[[nn.Module], None] | None = None,
 ) -> None:
     """Train until max_iters or max_minutes, and write cfg.out_dir and the files of TensorBoard.
 
     cfg: resolved, without "auto".  model: on the CPU or on cfg.device.  resumed: the checkpoint to continue.
-    lines: printed first.
+    lines: printed first.  initialize: sets the values of a model that is on the meta device, see Layout.
     Raises Stopped after Ctrl-C, SIGTERM or SIGHUP, ValueError for a NaN, bad data or too little memory, and
     CannotWrite for a full disk.
     """
@@ -79,7 +80,7 @@ def train(
     with ranks.together():
         fixed = list(batches(max_tokens=cfg.eval_tokens))
     with (
-        open_run(cfg, model, tokenizer, source, validation, resumed, ranks) as (run, progress),
+        open_run(cfg, model, tokenizer, source, validation, resumed, ranks, initialize) as (run, progress),
         naming_lost_ranks(ranks, progress),
         saving_if_memory_runs_out(run, progress),
     ):
