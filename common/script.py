@@ -106,6 +106,11 @@ def number_of_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_rank() -> bool:
+    """Whether this process tells what all processes of a run would tell; True without torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def one_line(error: Exception) -> str:
     """The message of an exception as one line of printable characters, with long words and texts cut."""
     text = str(error) or type(error).__name__

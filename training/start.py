@@ -18,7 +18,7 @@ from architecture import registry
 from architecture.checkpoint import checkpoints_by_step, find_checkpoint, read_checkpoint, without_values
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
-from common.script import number_of_ranks, say
+from common.script import is_first_rank, number_of_ranks, say
 from common.settings import as_text
 from data.documents import Source, common_documents
 from training import costs, recipes
@@ -291,7 +291,7 @@ def given_weights(command: CommandLine) -> Start:
     cfg = command.config
     if cfg.eval_only:
         require_read(command)
-    path = find_checkpoint(getattr(cfg, purpose), say)
+    path = find_checkpoint(getattr(cfg, purpose), say if is_first_rank() else lambda line: None)
     with checkpoint.naming_a_good_one(path):
         saved = registry.read_weights(path)
     model = saved["model_name"]

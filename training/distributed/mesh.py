@@ -125,6 +125,16 @@ def job() -> str | None:
     return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
 
+def launcher() -> str:
+    """The words before the name of a script that start it as this process was started."""
+    if (number := number_of_ranks()) == 1:
+        return "python"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", number))
+    if here == number:
+        return f"torchrun --nproc_per_node {here}"
+    return f"torchrun --nnodes {number // here} --nproc_per_node {here} (and its --rdzv flags on each node)"
+
+
 @contextlib.contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Join the other processes of the run, with one CUDA device for each process of a machine, if it has them."""

@@ -24,7 +24,7 @@ from data.images import Pictured
 from data.loader import TrainLoader
 from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
-from training.distributed.mesh import ONE, Ranks, job
+from training.distributed.mesh import ONE, Ranks, job, launcher
 from training.memory import checkpoint_blocks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
@@ -218,7 +218,7 @@ def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
         yield
     except CannotWrite as error:
         if latest := checkpoint.latest_checkpoint(out_dir):
-            resume = f"python {program} --resume --out_dir {quote(str(out_dir))}"
+            resume = f"{launcher()} {program} --resume --out_dir {quote(str(out_dir))}"
             raise error.and_then(f"continue from {latest} with: {resume}") from error
         if is_without_checkpoint(out_dir):
             raise error.and_then(f"rm -r {quote(str(out_dir))} and start again") from error
