@@ -17,6 +17,7 @@ from data.loader import TrainLoader
 from training import reporting, start
 from training.command_line import CommandLine
 from training.config import TrainConfig
+from training.distributed import mesh
 from training.distributed.mesh import Ranks, launcher
 from training.start import for_ranks
 from training.state.checkpoint import Progress
@@ -152,6 +153,27 @@ def test_a_run_is_continued_with_the_launcher_that_started_it(monkeypatch, ranks
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     assert launcher() == words
+
+
+def test_restarts_on_several_nodes_need_a_store_of_their_own(monkeypatch):
+    monkeypatch.setattr(mesh, "TELLING", 0)
+    several = {"WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for name, value in several.items():
+        monkeypatch.setenv(name, value)
+    for rank, kind in (("0", ValueError), ("3", mesh.FailedElsewhere)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ValueError, match="SHARE_RDZV_TCP_STORE=1, got nothing, .*; export it") as error:
+            with mesh.joined_ranks():
+                pass
+        assert type(error.value) is kind
+    for name, value in (
+        ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"),
+        ("TORCHELASTIC_MAX_RESTARTS", "0"),
+        ("GROUP_WORLD_SIZE", "1"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            mesh.require_own_store()
 
 
 def test_the_share_of_the_peak_is_that_of_the_devices_together(monkeypatch):
