@@ -17,6 +17,7 @@ from architecture.checkpoint import load_weights
 from architecture.open_gpt_oss.__main__ import main
 from architecture.shards import held_here
 from architecture.tokenizer import get_tokenizer, tokenizer_state
+from training import planner
 from training.config import TrainConfig
 from training.distributed import sharded_checkpoint
 from training.distributed.deferred_init import materialize
@@ -118,6 +119,9 @@ def layouts_of_two_ranks(folder: Path) -> None:
         sizes = [parameter.numel() for parameter in model.parameters()]
         held, largest = sum(local(parameter).numel() for parameter in model.parameters()), max(sizes)
         assert held + 1.1 * largest < 0.9 * sum(sizes)
+        model_plan = planner.model_of(cfg, config)
+        planned = planner.host_memory(cfg, model_plan, planner.named_layout(cfg, model_plan, 2), 2)
+        assert planned["start"] == 2 * 4 * largest
         assert held <= live.most < held + 1.1 * largest, (parallel, source, held, largest, live.most)
         found, whole = model.state_dict(), wanted.state_dict()
         if source == "drawn":
