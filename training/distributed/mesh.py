@@ -147,8 +147,8 @@ def require_own_store() -> None:
     if (held := os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE")) == "1":
         return
     told = (
-        "torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, got "
-        f"{held or 'nothing'}, and without it ranks fail or hang after a restart; export it before torchrun on each node, or leave out "
+        f"torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, got {held or 'nothing'}, "
+        "and without it ranks fail or hang after a restart; export it before torchrun on each node, or leave out "
         "--max-restarts"
     )
     if is_first_rank():
