@@ -122,19 +122,22 @@ def is_model_folder(path: str | Path) -> bool:
         return False
 
 
-def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, way_out: str = ANOTHER, part: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
     """The dictionary of a checkpoint, with its tensors on the CPU, verified by the checksums in the file.
 
     The file is mapped, so a tensor takes memory when it is copied. Code inside a pickle is never run (weights_only). Copy a tensor before you use it: see owned().
     In a sharded checkpoint the weights are LazyWeights, and the tensors of the optimizers are shards.Stored.
     Raises ValueError for a file that is missing, damaged, foreign or newer than this code, and MemoryError.
     way_out: the last words of the message for a damaged file.
+    part: (number, of): this process is one of several, which verify the files together; each gets its own errors.
     """
     path = Path(path)
     if not path.is_file() and not shards.is_sharded(path):
         raise ValueError(f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt")
     with reading(path, "a checkpoint", way_out=way_out):
-        state = shards.read(path) if path.is_dir() else _verified(path)
+        state = shards.read(path, part) if path.is_dir() else _read_file(path, verified=part[0] == 0)
         state = state if isinstance(state, dict) else {}
         if (found := state.get("format", 1)) > FORMAT:
             raise ValueError(
@@ -149,9 +152,11 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
     return state
 
 
-def _verified(path: Path) -> Any:
+def _read_file(path: Path, verified: bool) -> Any:
     """The content of a file. A thread verifies the checksums meanwhile, and its error takes precedence."""
     _require_plain(path)
+    if not verified:
+        return _unpickled(path)
     with ThreadPoolExecutor(1) as thread:
         checked = thread.submit(verify, path)
         try:
