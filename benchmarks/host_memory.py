@@ -4,12 +4,11 @@
 
 A model of about 300 MB in float32, with Adam's averages of 600 MB, starts on two CPU ranks with --parallel fsdp+ep: new,
 from the weights of another run (plain, sharded, and exported in two ways), and as the continuation of a run of one
-rank (plain and sharded). Figures are the larger of both ranks, less what a rank takes before the start, and start
-after the tests of the settings. On a CPU a rank's part of weights and averages is in the memory of the host; on a
-GPU it is not, and what remains is the difference.
+rank (plain and sharded). Figures are the larger of both ranks, less what a rank takes before the start. On a CPU the
+parts that a rank keeps are in the memory of the host, and on a GPU they are not.
 
 peak_gb        peak resident memory, with the pages of mapped files, which all ranks of a machine share
-anonymous_gb   the same without those pages, looked at every millisecond
+anonymous_gb   the same without those pages; a thread looks every millisecond
 """
 
 from __future__ import annotations
