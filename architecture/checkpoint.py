@@ -122,19 +122,22 @@ def is_model_folder(path: str | Path) -> bool:
         return False
 
 
-def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, way_out: str = ANOTHER, part: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
     """The dictionary of a checkpoint, with its tensors on the CPU, verified by the checksums in the file.
 
-    Code inside a pickle is never run (weights_only). Copy a tensor before you use it: see owned().
+    The file is mapped, so a tensor takes memory when it is copied. Code inside a pickle is never run (weights_only). Copy a tensor before you use it: see owned().
     In a sharded checkpoint the weights are LazyWeights, and the tensors of the optimizers are shards.Stored.
     Raises ValueError for a file that is missing, damaged, foreign or newer than this code, and MemoryError.
     way_out: the last words of the message for a damaged file.
+    part: (number, of): this process is one of several, which verify the files together; each gets its own errors.
     """
     path = Path(path)
     if not path.is_file() and not shards.is_sharded(path):
         raise ValueError(f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt")
     with reading(path, "a checkpoint", way_out=way_out):
-        state = shards.read(path) if path.is_dir() else _verified(path)
+        state = shards.read(path, part) if path.is_dir() else _read_file(path, verified=part[0] == 0)
         state = state if isinstance(state, dict) else {}
         if (found := state.get("format", 1)) > FORMAT:
             raise ValueError(
@@ -145,15 +148,15 @@ def read_checkpoint(path: str | Path, way_out: str = ANOTHER) -> dict[str, Any]:
         if wrong:
             raise ValueError(f"it has no valid {', '.join(wrong)}, so another program wrote it")
         if path.is_dir():
-            stored = state["model"]
-            shapes = {n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in stored.items()}
-            state["model"] = LazyWeights(shapes, lambda name: stored[name].whole(), fresh=stored)
+            state["model"] = StoredWeights(state["model"])
     return state
 
 
-def _verified(path: Path) -> Any:
+def _read_file(path: Path, verified: bool) -> Any:
     """The content of a file. A thread verifies the checksums meanwhile, and its error takes precedence."""
     _require_plain(path)
+    if not verified:
+        return _unpickled(path)
     with ThreadPoolExecutor(1) as thread:
         checked = thread.submit(verify, path)
         try:
@@ -188,7 +191,7 @@ def _unpickled(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about old pickles, and the error below says enough
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise ValueError(
             "it holds objects other than tensors and plain values, which could run code, so it was not loaded"
@@ -196,9 +199,13 @@ def _unpickled(path: Path) -> Any:
 
 
 def owned(
-    value: Any, what: str, shape: Sequence[int | None], dtype: torch.dtype | None = None
+    value: Any,
+    what: str,
+    shape: Sequence[int | None],
+    dtype: torch.dtype | None = None,
+    rows: slice = slice(None),
 ) -> torch.Tensor:
-    """A copy, in a new tensor, of a tensor that was read from a file; ValueError if shape or dtype is wrong.
+    """A copy, in a new tensor, of rows of a tensor that was read from a file; ValueError if shape or dtype is wrong.
 
     A tensor from a file may be an expanded view or share its memory with another one, and an in-place update
     of such a tensor is wrong.
@@ -212,6 +219,7 @@ def owned(
     fits = fits and all(want in (None, size) for want, size in zip(shape, value.shape))
     if not fits or dtype not in (None, value.dtype) or None in shape and not value.is_contiguous():
         raise ValueError(f"its {what} is not a tensor of the expected shape and type")
+    value = value if rows == slice(None) else value[rows]
     return torch.empty(value.shape, dtype=value.dtype).copy_(value)
 
 
@@ -259,6 +267,27 @@ class LazyWeights(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.described)
+
+    def rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows of a tensor."""
+        return self[name] if rows == slice(None) else self[name][rows]
+
+
+class StoredWeights(LazyWeights):
+    """The tensors of the model in a sharded checkpoint. stored: {name: shards.Stored}."""
+
+    def __init__(self, stored: Mapping[str, shards.Stored]):
+        shapes = {n: torch.empty(s.shape, dtype=s.dtype, device="meta") for n, s in stored.items()}
+        super().__init__(shapes, lambda name: stored[name].whole(), fresh=stored)
+        self.stored = stored
+
+    def copy_into(self, target: torch.Tensor, name: str) -> None:
+        """Copy a tensor, of which a DTensor reads its own part only."""
+        held = self.stored[name]
+        values = target if target.dtype == held.dtype else torch.empty_like(target, dtype=held.dtype)
+        held.read_into(values)
+        if values is not target:
+            target.copy_(values)
 
 
 def described(weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -317,6 +346,7 @@ def load_weights(
 ) -> None:
     """Load tensors into a model by name. Parameters on the meta device are replaced by the loaded tensors.
 
+    A DTensor gets the rows that it holds on this rank, and only these are read.
     weights: a dictionary, or LazyWeights; then one tensor at a time is in memory twice, a fresh one only once.
     added: names of this model that the weights may lack, because a variant adds them to its trunk; they keep
     their values.
@@ -331,7 +361,7 @@ def load_weights(
             with torch.no_grad():
                 for name, target in expected.items():
                     if name in weights:
-                        target.copy_(owned(weights[name], name, shapes[name]))
+                        _copy_weights(target, weights, name)
             return
         as_they_are = {name for name in weights if packed(expected[name])}
         if isinstance(weights, LazyWeights):
@@ -347,6 +377,17 @@ def load_weights(
         made.setdefault(id(parameter), nn.Parameter(ours[name]))
     tied = {name: made[id(parameter)] for name, parameter in parameters.items()}
     model.load_state_dict({**ours, **tied}, assign=True)
+
+
+def _copy_weights(target: torch.Tensor, weights: Mapping[str, torch.Tensor], name: str) -> None:
+    if isinstance(weights, StoredWeights):
+        weights.copy_into(target, name)
+        return
+    here, rows = shards.held_here(target)
+    if isinstance(weights, LazyWeights):
+        here.copy_(owned(weights.rows(name, rows), name, here.shape))
+    else:
+        here.copy_(owned(weights[name], name, target.shape, rows=rows))
 
 
 def load(cls: type[nn.Module], path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:

@@ -666,6 +666,7 @@ class Transformer(nn.Module):
 
     name, config_class, presets = "gptoss", ModelConfig, PRESETS
     block_type = TransformerBlock
+    added_parameters: tuple[str, ...] = ()  # names of those that a variant adds, and initializes itself
     lean_parts = TransformerBlock, AttentionBlock, MLPBlock, RMSNorm, LayerNorm
     lean_functions = *ATTENTION_BACKENDS.values(), *EXPERT_BACKENDS.values()
     lean_attention = staticmethod(attention_backends.sdpa_attention)
@@ -836,13 +837,18 @@ class Transformer(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Set norms to 1 and biases to 0, and draw all other weights from a normal distribution.
 
+        The constructor calls it. Called again with an equal generator it sets the same values, also in a model that
+        was built on the meta device.
+
         The std is 0.02 for every width, as in gpt-oss. For matrices that write to the residual stream it is
         divided by sqrt(2 L), as in GPT-2, so that the variance of the stream does not grow with depth. With
         position_init=small, positions have a tenth of the std of the tokens, so that the first block sees
         little but the tokens. GPT-2 used a half, 0.01 (gpt-2/src/model.py).
         """
-        residual = (2 * self.config.num_hidden_layers) ** -0.5
+        residual, added = (2 * self.config.num_hidden_layers) ** -0.5, self.added_parameters
         for name, p in self.named_parameters():
+            if name in added:
+                continue
             if name.endswith("norm.scale"):
                 p.fill_(1.0)
             elif name.endswith("bias"):

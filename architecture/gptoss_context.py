@@ -133,7 +133,7 @@ class ContextTransformer(Transformer):
     def added_parameters(self) -> tuple[str, ...]:
         """Names of the parameters that the trunk does not have."""
         gate = ("update_gate.linear.weight", "update_gate.linear.bias")
-        return ("slot", "state_projection.weight", *(gate if self.update_gate is not None else ()))
+        return ("slot", "state_projection.weight", *(gate if self.config.gated_update else ()))
 
     def forward(
         self,

@@ -381,8 +381,12 @@ class VisionLanguageTransformer(Transformer):
         losses = out.token_losses.new_zeros(targets.shape).masked_scatter(scored, out.token_losses)
         return out._replace(token_losses=losses)
 
+    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """As for the trunk, and the encoder."""
         super().init_weights(generator)
+        for block in self.block:
+            if block.mlp.vision_router_bias is not None:
+                block.mlp.vision_router_bias.zero_()
         if getattr(self, "vision", None) is not None:  # not yet when the constructor of the trunk calls this
             self.vision.init_weights(generator)

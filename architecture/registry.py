@@ -56,18 +56,22 @@ def config_from_dict(name: str, values: dict[str, Any]) -> Any:
     return checkpoint.config_from_dict(model_class(name).config_class, values)
 
 
-def build_model(name: str, config: Any, **arguments: Any) -> nn.Module:
-    """A new model. arguments: attention, experts and generator of its constructor."""
-    return model_class(name)(config, **arguments)
+def build_model(name: str, config: Any, *, values: bool = True, **arguments: Any) -> nn.Module:
+    """A new model. arguments: attention, experts and generator of its constructor.
+
+    values: False builds it on the meta device, as checkpoint.without_values.
+    """
+    cls = model_class(name)
+    return cls(config, **arguments) if values else checkpoint.without_values(cls, config, **arguments)
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
+def read_weights(path: str | Path, part: tuple[int, int] = (0, 1)) -> dict[str, Any]:
     """The dictionary of a checkpoint, as from checkpoint.read_checkpoint, or of a folder of GPT-2 or gpt-oss.
 
     A folder has step 0 and no training state.
     """
     if not checkpoint.is_model_folder(path):
-        return checkpoint.read_checkpoint(path)
+        return checkpoint.read_checkpoint(path, part=part)
     values = read_json_object(Path(path) / "config.json")
     found = values.get("model_type", "gpt_oss" if "swiglu_limit" in values else None)
     if not isinstance(found, str) or found not in FOLDERS:

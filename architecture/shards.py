@@ -48,17 +48,17 @@ def is_sharded(path: str | Path) -> bool:
     return (Path(path) / VALUES).is_file()
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, part: tuple[int, int] = (0, 1)) -> dict[str, Any]:
     """The dictionary of a checkpoint; the tensors of the model and of its optimizers are Stored.
 
-    The files are verified first.
+    The files are verified first.  part: (number, of): every `of`-th of them, as other processes verify the others.
 
     Raises errors of many kinds for a folder that is damaged or foreign; see common.files.reading.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     values = read_json(path / VALUES)
-    verify(path, values["files"])
+    verify(path, values["files"], part)
     reader = HuggingFaceStorageReader(str(path))
     metadata = reader.read_metadata()
     reader.read_metadata = lambda: metadata  # each load would read it again
@@ -73,16 +73,16 @@ def change_value(path: Path, key: str, value: Any) -> None:
     write_json_atomic(path / VALUES, values)
 
 
-def verify(path: Path, files: dict[str, Any]) -> None:
+def verify(path: Path, files: dict[str, Any], part: tuple[int, int]) -> None:
     """ValueError unless the safetensors files of a folder are those in `files`, {name: [bytes, CRC-32]}."""
     there = {file.name for file in path.glob("*.safetensors")}
     if there != files.keys():
         raise ValueError(f"its file {min(there ^ files.keys())} is missing or does not belong to it")
+    mine = sorted(files)[part[0] :: part[1]]
     with ThreadPoolExecutor() as threads:
-        found = dict(zip(files, threads.map(lambda name: checksum(path / name), files)))
-    for name, expected in files.items():
-        if found[name] != expected:
-            raise ValueError(f"its file {name} is damaged")
+        for name, found in zip(mine, threads.map(lambda name: checksum(path / name), mine)):
+            if found != files[name]:
+                raise ValueError(f"its file {name} is damaged")
 
 
 def checksum(file: Path) -> list[int]:
@@ -107,6 +107,21 @@ def _stored(reader: Any, name: str, held: Any) -> Stored:
             checkpoint.load({name: target.detach()}, storage_reader=reader, no_dist=True)
 
     return Stored(held.size, held.properties.dtype, read_into)
+
+
+def held_here(tensor: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """The values of a tensor that this rank holds, and which rows of the whole tensor these are.
+
+    They are all rows, unless it is a DTensor split over its first axis. A change of the values changes the tensor.
+    """
+    if not hasattr(tensor, "device_mesh"):
+        return tensor, slice(None)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    place = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    (rows, *others), (first, *_) = place
+    assert others == list(tensor.shape[1:]), "only the first axis is split"
+    return tensor.to_local(), slice(first, first + rows)
 
 
 @contextlib.contextmanager

@@ -106,6 +106,16 @@ def number_of_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_rank() -> bool:
+    """Whether this process tells what all processes of a run would tell; True without torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def place_in_node() -> tuple[int, int]:
+    """The number of this process among those of the run on this machine, from 0, and how many they are."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def one_line(error: Exception) -> str:
     """The message of an exception as one line of printable characters, with long words and texts cut."""
     text = str(error) or type(error).__name__

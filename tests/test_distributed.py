@@ -118,14 +118,21 @@ def test_a_run_of_two_processes_goes_on_with_four_and_back(corpus, tmp_path):
 
 @pytest.mark.peer
 def test_all_processes_stop_together_for_a_signal_or_an_error_of_one(corpus, tmp_path):
-    events = {"stop": "fsdp", "data": "fsdp", "nan": "ep"}
-    cases = [flags(corpus, "muon aux_global", name, "--parallel", layout) for name, layout in events.items()]
+    events = {"stop": "fsdp", "data": "fsdp", "nan": "ep", "closing": "fsdp"}
+    more = {"closing": ["--max_iters", 2, "--final_eval_tokens", "all"]}
+    cases = [
+        flags(corpus, "muon aux_global", name, "--parallel", layout, *more.get(name, ()))
+        for name, layout in events.items()
+    ]
     first, second = launch(tmp_path, 2, cases, events=list(events))
     for name, step in (("stop", 4), ("data", 3)):
         assert [path.name for path in (tmp_path / name).glob("*.pt")] == [f"checkpoint_{step}.pt"]
-    assert "stopped by SIGTERM and saved stop/checkpoint_4.pt" in first
+    again = "torchrun --nproc_per_node 2 train.py --resume --out_dir stop\n"
+    assert f"stopped by SIGTERM and saved stop/checkpoint_4.pt; continue with: {again}" in first
     told = "line 7 is damaged; the run was saved as data/checkpoint_3.pt; continue it with --resume"
     assert told in first and f"FailedElsewhere: {told}" in second
+    told = "line 7 is damaged; the run was saved as closing/checkpoint_2.pt; continue it with --resume"
+    assert f"rank 1 failed with ValueError: {told}" in first and f"FailedElsewhere: {told}" in second
     assert "step 4 is not finite, first in the parameter block.1.mlp.mlp1_bias; " in first
     # the second one prints nothing of its own
     assert [line for line in second.splitlines() if not line.startswith(("FailedElsewhere", "[Gloo]"))] == []

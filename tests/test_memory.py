@@ -269,6 +269,24 @@ def test_what_compiled_blocks_keep_is_estimated_to_15_percent(changes, rows, tok
     assert estimate + 4 * config.vocab_size * config.hidden_size == pytest.approx(kept, rel=0.15)
 
 
+@pytest.mark.slow
+def test_another_kind_in_the_same_process_has_its_own_compiled_code():
+    torch._dynamo.reset()
+    ids, kept = torch.randint(4096, (2, 24), generator=torch.Generator().manual_seed(0)), {}
+    for kind in ("selective", "full", "none"):
+        config = build_config("gptoss", "toy", {"num_hidden_layers": 2})
+        model = build_model("gptoss", config, attention="sdpa", experts="grouped").train()
+        checkpoint_blocks(model, kind)
+        for block in model.block:
+            block.compile(backend="aot_eager_decomp_partition")
+        with autocast(ids.device, "bfloat16"):
+            model(ids, ids.roll(-1, 1)).loss.backward()  # compiles
+            kept[kind] = (
+                kept_for_backward(model, ids) - 4 * config.vocab_size * config.hidden_size
+            )  # the head
+    assert kept["full"] < kept["selective"] / 2 < kept["none"] / 4
+
+
 def test_checkpointing_is_counted_in_a_window_of_segments():
     config = build_config("gptoss_context", "toy")
     cfgs = [ContextTrainConfig(tbptt=n, activation_checkpointing="full") for n in (1, 4)]

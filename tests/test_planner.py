@@ -192,6 +192,28 @@ def test_checkpointing_is_no_more_than_a_layout_needs_and_no_less_than_was_asked
     assert asked.cfg.activation_checkpointing == "full"
 
 
+def test_the_memory_of_the_host_is_that_of_all_ranks_of_its_node():
+    cfg = TrainConfig(dtype="bfloat16", device="cuda", optimizer="adamw")
+    model = model_of(cfg, build_config("gptoss", "large"))
+    total = model.config.parameter_counts()["total"]
+    largest = 50304 * 768  # the embedding; a layer's mlp1 has 18 * 1216 * 768
+    assert planner.host_memory(cfg, model, Layout(False), 16) == {
+        "start": 8 * 4 * total, "offload": 0, "copies to save": 0, "whole model of the first rank": 0,
+    }  # fmt: skip
+    for layout in (Layout(True), Layout(True, 2), Layout(False, 2)):
+        parts = planner.host_memory(cfg, model, layout, 16)
+        assert parts["start"] == 8 * 4 * largest and parts["whole model of the first rank"] == 4 * total
+        held = sum(tensor.held(layout, 16) for tensor in model.tensors)
+        assert parts["copies to save"] == 8 * 4 * 3 * held and parts["offload"] == 0
+    offloaded = replace(cfg, offload="optimizer")
+    held = sum(tensor.held(Layout(True), 16) for tensor in model.tensors)
+    assert planner.host_memory(offloaded, model, Layout(True), 16)["offload"] == 8 * 4 * 4 * held
+    assert planner.host_memory(offloaded, model, Layout(False), 16)["offload"] == 8 * 4 * 2 * total
+    kept = planner.memory(cfg, model, Layout(True), 16)["activations"]
+    found = planner.host_memory(replace(cfg, offload="activations"), model, Layout(True), 16)
+    assert found["offload"] == pytest.approx(8 * kept)
+
+
 # ------------------------------------------------------------------------------------------- the report
 
 OFFICIAL = "--vocab_size 201088 --block_size 4096 --batch_size 1 --optimizer adamw --dry_run".split()
@@ -210,6 +232,8 @@ def test_a_plan_names_every_layout_that_fits_the_fastest_first(tmp_path, capsys)
     assert len(speeds) == len(fitting) > 3 and speeds == sorted(speeds, reverse=True)
     (others,) = re.findall(r"^too large, with full activation checkpointing: (.*)$", text, re.M)
     assert len(fitting) + len(others.split(" GB")) - 1 == 14 and "ddp 2,1" in others
+    hosts = re.findall(r"^  host +([\d,.]+) GB of the first node's memory: start ", text, re.M)
+    assert len(hosts) == len(fitting) and all(468 < float(size.replace(",", "")) < 4000 for size in hosts)
     assert list(tmp_path.iterdir()) == []
 
 

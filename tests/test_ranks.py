@@ -12,12 +12,13 @@ from test_data_loader import Stories, equal, take
 from toy_run import TINY, run_here
 
 from architecture.gptoss import EXPERT_BACKENDS, ExpertWeights, loop_experts
-from architecture.tokenizer import get_tokenizer
+from architecture.tokenizer import get_tokenizer, tokenizer_state
 from data.loader import TrainLoader
-from training import reporting
+from training import reporting, start
 from training.command_line import CommandLine
 from training.config import TrainConfig
-from training.distributed.mesh import Ranks
+from training.distributed import mesh
+from training.distributed.mesh import Ranks, launcher
 from training.start import for_ranks
 from training.state.checkpoint import Progress
 from training.validation import dealt, in_turn
@@ -126,6 +127,53 @@ def test_one_process_cannot_be_sharded(tmp_path, capsys):
     assert run_here(tmp_path, *TINY, "--parallel", "fsdp") == 2
     assert "start them with torchrun --nproc_per_node=N train.py" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_first_rank_tells_which_checkpoint_a_folder_means(tmp_path, monkeypatch, capsys):
+    model = small_model(vocab_size=1536)
+    state = {"model_name": "gptoss", "config": asdict(model.config), "model": model.state_dict(), "step": 3}
+    torch.save(
+        state | {"tokenizer": tokenizer_state(get_tokenizer("bundled1536"))}, tmp_path / "checkpoint_3.pt"
+    )
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        start.resolve(command(init_from=str(tmp_path), block_size=16, device="cpu"))
+        assert capsys.readouterr().err.count("the newest checkpoint of") == told
+
+
+@pytest.mark.parametrize(
+    "ranks, here, words",
+    [
+        (1, 1, "python"),
+        (4, 4, "torchrun --nproc_per_node 4"),
+        (16, 8, "torchrun --nnodes 2 --nproc_per_node 8 (and its --rdzv flags on each node)"),
+    ],
+)
+def test_a_run_is_continued_with_the_launcher_that_started_it(monkeypatch, ranks, here, words):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert launcher() == words
+
+
+def test_restarts_on_several_nodes_need_a_store_of_their_own(monkeypatch):
+    monkeypatch.setattr(mesh, "TELLING", 0)
+    several = {"WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for name, value in several.items():
+        monkeypatch.setenv(name, value)
+    for rank, kind in (("0", ValueError), ("3", mesh.FailedElsewhere)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ValueError, match="SHARE_RDZV_TCP_STORE=1, got nothing, .*; export it") as error:
+            with mesh.joined_ranks():
+                pass
+        assert type(error.value) is kind
+    for name, value in (
+        ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"),
+        ("TORCHELASTIC_MAX_RESTARTS", "0"),
+        ("GROUP_WORLD_SIZE", "1"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            mesh.require_own_store()
 
 
 def test_the_share_of_the_peak_is_that_of_the_devices_together(monkeypatch):

@@ -105,6 +105,28 @@ def test_a_changed_byte_in_any_file_is_found(sharded):
     read_checkpoint(sharded)
 
 
+def test_the_ranks_of_a_machine_verify_each_file_once(tmp_path):
+    from safetensors.torch import save_file
+
+    (path := tmp_path / "checkpoint_1.pt").mkdir()
+    names = [f"shard-{number}.safetensors" for number in range(5)]
+    for name in names:
+        save_file({"w": torch.ones(3)}, path / name)
+    files = {name: shards.checksum(path / name) for name in names}
+    for name in names:
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[:-1] + b"x")
+        refused = []
+        for rank in range(3):
+            try:
+                shards.verify(path, files, (rank, 3))
+            except ValueError as error:
+                refused.append(rank)
+                assert f"its file {name} is damaged" in str(error)
+        assert refused == [names.index(name) % 3]
+        (path / name).write_bytes(whole)
+
+
 def test_a_missing_file_and_one_too_many_are_refused(sharded):
     (shard,) = sharded.glob("*.safetensors")
     shutil.copy(shard, sharded / "shard-00002-model-00001-of-00001.safetensors")

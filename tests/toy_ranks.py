@@ -34,7 +34,8 @@ def launch(
     """Run `train.py FLAGS` for each case in `number` processes, which join once. Returns what each printed.
 
     double: with weights in float64.  events: what happens to the last rank in each case after step 3: "stop" for
-    SIGTERM, "data" for damaged data, "nan" for NaN in its experts, "" for nothing.  Fails if a case does not end
+    SIGTERM, "data" for damaged data, "nan" for NaN in its experts, "" for nothing; and "closing" for damaged data in
+    the closing evaluation.  Fails if a case does not end
     with the exit code of that.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,12 +76,13 @@ def _run_cases(folder: Path, environment: dict[str, str], cases, double, script,
         registry.build_model = lambda *args, **kwargs: build(*args, **kwargs).double()
     config_class = ContextTrainConfig if script == "train_context" else TrainConfig
     torch.set_num_threads(1)
-    take_batches = trainer.take_batches
+    take_batches, scored_batches = trainer.take_batches, trainer.scored_batches
     try:
         with joined_ranks() as ranks:
             for flags, event in zip(cases, events, strict=True):
                 here = event if ranks.rank == ranks.number - 1 else ""
                 trainer.take_batches = functools.partial(_with_event, take_batches, here)
+                trainer.scored_batches = functools.partial(_damaged_at_the_end, scored_batches, here)
                 try:
                     code = run_on(ranks, parse_command_line(flags, model_fields, config_class=config_class))
                 except ValueError as error:
@@ -101,6 +103,15 @@ class _Damaged:
 
     def __next__(self):
         raise ValueError("line 7 is damaged")
+
+
+def _damaged_at_the_end(scored_batches, event: str, cfg, *rest, max_tokens):
+    batches = scored_batches(cfg, *rest, max_tokens=max_tokens)
+    if event != "closing" or max_tokens == cfg.eval_tokens:
+        yield from batches
+        return
+    yield next(batches)
+    raise ValueError("line 7 is damaged")
 
 
 def _with_event(take_batches, event: str, run, progress):

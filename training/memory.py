@@ -66,6 +66,7 @@ def checkpoint_blocks(model: nn.Module, checkpointing: str) -> None:
         block.forward = MethodType(forwards[type(block)], block)
 
 
+@functools.cache  # so that equal blocks share their compiled code
 def recomputed(forward: Callable, kept: frozenset[str], preserve_rng_state: bool) -> Callable:
     """A method with the values of `forward` that keeps its inputs and the results of the operations `kept`."""
     from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -90,6 +91,9 @@ def recomputed(forward: Callable, kept: frozenset[str], preserve_rng_state: bool
         )
 
     call.same_values = True  # for generation/lean.py
+    # torch.compile finds compiled code by the code object, and does not compare context_fn: with a common code object
+    # "full" would run the code of "selective" if that was compiled first in the process.
+    call.__code__ = call.__code__.replace(co_name=f"call_keeping_{len(kept)}")
     return call
 
 

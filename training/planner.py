@@ -283,6 +283,31 @@ def memory(cfg: TrainConfig, model: Model, layout: Layout, gpus: int) -> dict[st
     }
 
 
+def host_memory(cfg: TrainConfig, model: Model, layout: Layout, gpus: int) -> dict[str, float]:
+    """Bytes for tensors in the memory of the first host by part. "start" comes first, and the others may be there together.
+
+    What programs and libraries take is not counted, and neither are files that the system keeps in memory.
+    """
+    ranks, in_parts = min(gpus, NODE), gpus > 1 and (layout.sharded or layout.degree > 1)
+    total, trained = sum(math.prod(t.shape) for t in model.tensors), [t for t in model.tensors if t.trained]
+    held = sum(t.held(layout, gpus) for t in model.tensors)
+    state = sum(t.held(layout, gpus) * (1 if t.matrix else 2) for t in trained)
+    offloaded = 0.0
+    if updates_on_host(cfg, layout):
+        offloaded = 4 * (held + state + sum(t.held(layout, gpus) for t in trained))
+    elif cfg.offload == "optimizer":
+        offloaded = 4 * state
+    elif cfg.offload == "activations":
+        offloaded = memory(replace(cfg, offload="none"), model, layout, gpus)["activations"]
+    return {
+        # a rank draws or reads one tensor at a time, and DDP the whole model before it is on the GPU
+        "start": 4 * ranks * (max(math.prod(t.shape) for t in model.tensors) if in_parts else total),
+        "offload": ranks * offloaded,
+        "copies to save": 4 * ranks * (held + state) * in_parts,
+        "whole model of the first rank": 4 * total * in_parts,  # for the story of an evaluation
+    }
+
+
 def exchanged_rows(cfg: TrainConfig, model: Model, layout: Layout) -> float:
     """Bytes of the rows that a micro-batch keeps at the experts, those that arrive and those that come back."""
     if layout.degree == 1:
@@ -447,9 +472,17 @@ def plan_lines(p: Plan, number: int, model: Model, machine: Machine) -> list[str
         f"{number}. --parallel {p.layout} --activation_checkpointing {cfg.activation_checkpointing}",
         f"  speed          {gpus * p.speed:,.0f} tokens/s, {p.speed:,.0f} on each GPU, MFU {share(mfu)}; {length}",
         f"  memory         {amount(p.bytes)} of {amount(card.memory)}: {', '.join(parts)}",
+        f"  host           {host_line(host_memory(cfg, model, p.layout, gpus))}",
         f"  step           {time(p.step)}: {', '.join(times)}",
         f"  communication  {', '.join(moved) or 'none'}",
     ]
+
+
+def host_line(parts: dict[str, float]) -> str:
+    """The memory of the first host in words."""
+    start, *later = parts.values()
+    named = ", ".join(f"{part} {amount(size)}" for part, size in parts.items() if size)
+    return f"{amount(max(start, sum(later)))} of the first node's memory: {named}"
 
 
 def amount(size: float) -> str:

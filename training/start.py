@@ -18,7 +18,7 @@ from architecture import registry
 from architecture.checkpoint import checkpoints_by_step, find_checkpoint, read_checkpoint, without_values
 from architecture.tokenizer import get_tokenizer, padded_vocab_size, tokenizer_from_state
 from common import device
-from common.script import number_of_ranks, say
+from common.script import is_first_rank, number_of_ranks, place_in_node, say
 from common.settings import as_text
 from data.documents import Source, common_documents
 from training import costs, recipes
@@ -291,9 +291,9 @@ def given_weights(command: CommandLine) -> Start:
     cfg = command.config
     if cfg.eval_only:
         require_read(command)
-    path = find_checkpoint(getattr(cfg, purpose), say)
+    path = find_checkpoint(getattr(cfg, purpose), say if is_first_rank() else lambda line: None)
     with checkpoint.naming_a_good_one(path):
-        saved = registry.read_weights(path)
+        saved = registry.read_weights(path, part=place_in_node())
     model = saved["model_name"]
     if cfg.init_from and getattr(registry.model_class(cfg.model), "extends", None) == model:
         model = cfg.model  # a variant that starts from the weights of its trunk
@@ -427,7 +427,7 @@ def divisors(number: int) -> list[int]:
 def read_run(path: Path, cfg: TrainConfig) -> dict[str, Any]:
     """The checkpoint of a run that this program can continue."""
     with checkpoint.naming_a_good_one(path):
-        saved = read_checkpoint(path, way_out=checkpoint.OLDER)
+        saved = read_checkpoint(path, way_out=checkpoint.OLDER, part=place_in_node())
     require_program(cfg, saved["model_name"])
     checkpoint.require_run(saved, path)
     return saved

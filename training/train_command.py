@@ -90,13 +90,23 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
     step = saved["step"] if saved is not None else 0
     faults.require_agreement(ranks, cfg, config, step, data_identity(source, validation))
     generator = torch.Generator().manual_seed(cfg.seed)
-    model = registry.build_model(
-        cfg.model, config, attention=cfg.attention, experts=cfg.experts, generator=generator
-    )
-    if saved is not None:
-        added = model.added_parameters if saved["model_name"] != cfg.model else ()
+    in_parts = ranks.number > 1 and cfg.parallel != "ddp"  # then a rank never holds the whole model
+    backends = {"attention": cfg.attention, "experts": cfg.experts}
+    model = registry.build_model(cfg.model, config, values=not in_parts, generator=generator, **backends)
+    added = model.added_parameters if saved is not None and saved["model_name"] != cfg.model else ()
+
+    def load(model: torch.nn.Module) -> None:
         source_of_weights = cfg.init_from or cfg.eval_only or cfg.out_dir
         checkpoint.load_weights(model, saved["model"], source_of_weights, added=added)
+
+    def initialize(model: torch.nn.Module) -> None:
+        if saved is None or added:
+            model.init_weights(generator)
+        if saved is not None:
+            load(model)
+
+    if saved is not None and not in_parts:
+        load(model)
     optimizer.freeze(model, cfg.freeze)
     cfg = replace(  # the choices that "auto" stands for are shown, stored, and used again by --resume
         cfg, attention=model.attention_backend, experts=model.experts_backend, threads=torch.get_num_threads()
@@ -116,6 +126,7 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
             resumed=saved if cfg.resume else None,
             lines=lines,
             ranks=ranks,
+            initialize=initialize if in_parts else None,
         )
     except trainer.Stopped as stop:
         tell(str(stop))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
@@ -31,7 +32,7 @@ from training.balance import update_selection_bias
 from training.config import TrainConfig
 from training.costs import closing_tokens, tokens_lost
 from training.distributed.faults import limited, naming_lost_ranks
-from training.distributed.mesh import ONE, Ranks
+from training.distributed.mesh import ONE, Ranks, launcher
 from training.memory import forward_context
 from training.monitor.non_finite import first_non_finite, non_finite_parameter
 from training.monitor.pace import Pace
@@ -52,7 +53,7 @@ class Stopped(Exception):
         self.signal = stop.signal
         super().__init__(
             f"stopped by {self.signal.name} and saved {path}; "
-            f"continue with: python {program} --resume --out_dir {quote(str(path.parent))}"
+            f"continue with: {launcher()} {program} --resume --out_dir {quote(str(path.parent))}"
         )
 
 
@@ -66,11 +67,12 @@ def train(
     resumed: dict[str, Any] | None = None,
     lines: Sequence[str] = (),
     ranks: Ranks = ONE,
+    initialize: Callable[[nn.Module], None] | None = None,
 ) -> None:
     """Train until max_iters or max_minutes, and write cfg.out_dir and the files of TensorBoard.
 
     cfg: resolved, without "auto".  model: on the CPU or on cfg.device.  resumed: the checkpoint to continue.
-    lines: printed first.
+    lines: printed first.  initialize: sets the values of a model that is on the meta device, see Layout.
     Raises Stopped after Ctrl-C, SIGTERM or SIGHUP, ValueError for a NaN, bad data or too little memory, and
     CannotWrite for a full disk.
     """
@@ -80,7 +82,7 @@ def train(
     with ranks.together():
         fixed = list(batches(max_tokens=cfg.eval_tokens))
     with (
-        open_run(cfg, model, tokenizer, source, validation, resumed, ranks) as (run, progress),
+        open_run(cfg, model, tokenizer, source, validation, resumed, ranks, initialize) as (run, progress),
         naming_lost_ranks(ranks, progress),
         saving_if_memory_runs_out(run, progress),
     ):
@@ -299,12 +301,13 @@ def close(
         many = f"at most {most:,}" if most else "all"
         run.writer.say(f"closing evaluation on {many} validation tokens ...")
         try:
-            batches = reporting.narrated(batches, run.writer.say)
+            batches = reporting.narrated(read_together(run.ranks, batches), run.writer.say)
             found = score(run, batches, should_stop=lambda: run.ranks.stopping(run.stop))
         except Interrupted:
             raise Stopped(run.stop, path, cfg.program) from None
         except ValueError as error:  # from the validation data
-            raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
+            told = f"{error}; the run was saved as {path}; continue it with --resume"
+            raise run.ranks.failure(told) from error
     whole = with_whole_model(run)
     if not run.ranks.writes:
         return
@@ -317,6 +320,17 @@ def close(
         {f"samples/final_{number}": story for number, story in enumerate(stories, start=1)},
     )
     run.writer.say(reporting.summary(run, final, found, stories, path))
+
+
+def read_together(ranks: Ranks, batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, of which all ranks read as many as there are ranks at a time. The error of one is raised on all."""
+    batches = iter(batches)
+    while True:
+        with ranks.together():
+            some = list(itertools.islice(batches, ranks.number))
+        if not some:
+            return
+        yield from some
 
 
 def scored_batches(

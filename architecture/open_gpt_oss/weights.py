@@ -86,16 +86,23 @@ class FolderWeights(checkpoint.LazyWeights):
                 found[name] = tensor.to(self._dtype(name if name in stored else VOCABULARY[0]))
         super().__init__(found, self._tensor, fresh=self.in_mxfp4)
 
+    def rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows of a tensor; the experts of a stack in MXFP4 that are not among them stay packed."""
+        if name not in self.in_mxfp4:
+            return super().rows(name, rows)
+        blocks, scales = (self._stored(f"{name}.{part}")[rows] for part in ("blocks", "scales"))
+        described = self.described[name][rows]
+        experts = torch.empty(described.shape, dtype=described.dtype)
+        for expert, *parts in zip(experts, blocks, scales):  # one at a time: unpacking takes memory
+            expert.copy_(mxfp4.unpack(*parts, described.dtype))
+        return experts
+
     def _tensor(self, name: str) -> torch.Tensor:
         described = self.described[name]
         if names.SELECTION_BIAS.fullmatch(name):
             return torch.zeros(described.shape, dtype=described.dtype)
         if name in self.in_mxfp4:
-            blocks, scales = self._stored(f"{name}.blocks"), self._stored(f"{name}.scales")
-            experts = torch.empty(described.shape, dtype=described.dtype)
-            for expert, *parts in zip(experts, blocks, scales):  # one at a time: unpacking takes memory
-                expert.copy_(mxfp4.unpack(*parts, described.dtype))
-            return experts
+            return self.rows(name, slice(None))
         tensor = self._stored(VOCABULARY[0] if name in VOCABULARY and self.config.tie_embeddings else name)
         if name in VOCABULARY:
             tensor = F.pad(tensor, (0, 0, 0, self.config.vocab_size - len(tensor)))

@@ -61,7 +61,8 @@ class ExchangingExperts:
         """
         W, (N, k), E = dist.get_world_size(self.group), index.shape, experts.mlp1_weight.shape[0]
         expert = index.flatten()
-        counts = torch.bincount(expert, minlength=E + 1)[:E]  # that this device sends to each expert
+        # that this device sends to each expert; torch.bincount would wait once more, for the largest index
+        counts = expert.new_zeros(E + 1).index_add_(0, expert, torch.ones_like(expert))[:E]
         received = torch.empty_like(counts)
         dist.all_to_all_single(received, counts, group=self.group)
         received = received.view(W, E // W)  # from each device, for each expert of this one

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from common.script import number_of_ranks
+from common.script import is_first_rank, number_of_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -125,12 +125,45 @@ def job() -> str | None:
     return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
 
+def launcher() -> str:
+    """The words before the name of a script that start it as this process was started."""
+    if (number := number_of_ranks()) == 1:
+        return "python"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", number))
+    if here == number:
+        return f"torchrun --nproc_per_node {here}"
+    return f"torchrun --nnodes {number // here} --nproc_per_node {here} (and its --rdzv flags on each node)"
+
+
+def require_own_store() -> None:
+    """Raise ValueError if the ranks would hang after a restart of a job on several nodes.
+
+    torchrun's store, which a restart does not empty, then has to be switched off: ranks cannot tell the starts apart,
+    because each node counts its own failures (torch 2.13).
+    """
+    one_node = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    if one_node or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    if (held := os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE")) == "1":
+        return
+    told = (
+        f"torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, got {held or 'nothing'}, "
+        "and without it ranks fail or hang after a restart; export it before torchrun on each node, or leave out "
+        "--max-restarts"
+    )
+    if is_first_rank():
+        raise ValueError(told)
+    time.sleep(TELLING)
+    raise FailedElsewhere(told)
+
+
 @contextlib.contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Join the other processes of the run, with one CUDA device for each process of a machine, if it has them."""
     if number_of_ranks() == 1:
         yield ONE
         return
+    require_own_store()
     import torch
     import torch.distributed as dist
 
@@ -146,8 +179,7 @@ def joined_ranks() -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
     store, rank, number = next(dist.rendezvous("env://", timeout=TIMEOUT))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # After a restart, torchrun's store still has the addresses of the processes that ended (torch 2.13). On
-        # several nodes it must be switched off (docs/scale.md): the count is that of one node.
+        # After a restart, torchrun's store still has the addresses of the processes that ended (torch 2.13).
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=number, timeout=TIMEOUT)
     try:

@@ -13,6 +13,7 @@ of all ranks (training/step.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,13 +27,13 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from architecture.checkpoint import without_values
 from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
-from training.distributed import expert_parallel
+from training.distributed import deferred_init, expert_parallel
 from training.distributed.mesh import Ranks
 
 
@@ -40,9 +41,17 @@ class Layout:
     """A model on the ranks of a run. `module` trains in place of the raw model, which gets other parameters.
 
     model: on the CPU or on cfg.device. What FSDP shards never is on a device as a whole.
+    initialize: sets all values of a model that is on the meta device, so that a rank never holds a whole one
+    (deferred_init.py).
     """
 
-    def __init__(self, model: nn.Module, cfg: TrainConfig, ranks: Ranks):
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: TrainConfig,
+        ranks: Ranks,
+        initialize: Callable[[nn.Module], None] | None = None,
+    ):
         data, degree = cfg.layout
         self.device = torch.device(cfg.device)
         kind = self.device.type
@@ -58,7 +67,12 @@ class Layout:
             self.experts = expert_parallel.spread_experts(model, mesh)
         if data == "fsdp":
             self.module = shard(model, cfg, init_device_mesh(kind, (ranks.number,)), set(self.experts))
-        else:
+        if initialize is not None:
+            on_host = data == "fsdp" and cfg.offload == "optimizer"
+            deferred_init.materialize(model, torch.device("cpu") if on_host else self.device, self.device)
+            with ranks.together(), deferred_init.DrawnAsByOneProcess():
+                initialize(model)
+        if data != "fsdp":
             self.module = replicate(model.to(self.device), cfg, self.experts)
 
     def exchange_gradients(self, now: bool) -> None:
@@ -221,11 +235,3 @@ def whole(value: Any, keep: bool) -> Any:
     if isinstance(value, list):
         return [whole(part, keep) for part in value]
     return value
-
-
-def like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, which all ranks have, on the device and in the layout of a parameter."""
-    tensor = tensor.to(parameter.device)
-    if not isinstance(parameter, DTensor):
-        return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)

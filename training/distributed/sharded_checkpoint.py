@@ -26,7 +26,7 @@ from architecture.checkpoint import find_checkpoint, read_checkpoint
 from architecture.shards import VALUES, Stored, checksum, is_sharded, raising_the_cause, separated
 from common.files import atomic_write, write_json_atomic, writing
 from common.script import Parser, exit_code, say
-from training.distributed.mesh import FailedElsewhere, Ranks
+from training.distributed.mesh import TIMEOUT, FailedElsewhere, Ranks
 
 
 class Saver:
@@ -39,7 +39,7 @@ class Saver:
     def __init__(self, ranks: Ranks, newest: Path | None = None) -> None:
         self.ranks, self.newest = ranks, newest
         # A group of its own, because the messages of a save come between those of a step.
-        self.group = distributed.new_group(backend="gloo")
+        self.group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
         self.pending: Future | None = None
 
     def start(self, path: Path, state: dict[str, Any], then: Callable[[], None]) -> None:

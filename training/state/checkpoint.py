@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from architecture.checkpoint import ANOTHER, FORMAT, best_checkpoint, checkpoints, owned, read_checkpoint
-from architecture.shards import Stored
+from architecture.shards import Stored, held_here
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, reading, write_json_atomic
 from common.provenance import git_commit
@@ -347,12 +347,12 @@ def restored_like(parameter: torch.Tensor, saved: Any, what: str) -> torch.Tenso
         tensor = torch.empty_like(parameter.detach(), dtype=torch.float32)
         saved.read_into(tensor)  # only the part of this rank
         return tensor
-    tensor = owned(saved, what, parameter.shape, torch.float32)
-    if hasattr(parameter, "device_mesh"):
-        from training.distributed.shard import like
-
-        return like(tensor, parameter)
-    return tensor.to(parameter.device)
+    if not hasattr(parameter, "device_mesh"):
+        return owned(saved, what, parameter.shape, torch.float32).to(parameter.device)
+    tensor = torch.empty_like(parameter.detach(), dtype=torch.float32)
+    here, rows = held_here(tensor)
+    here.copy_(owned(saved, what, parameter.shape, torch.float32, rows))
+    return tensor
 
 
 def restored_progress(saved: dict[str, Any], cfg: TrainConfig, model: nn.Module, ranks: Ranks) -> Progress:

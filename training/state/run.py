@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
@@ -24,7 +24,7 @@ from data.images import Pictured
 from data.loader import TrainLoader
 from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
-from training.distributed.mesh import ONE, Ranks, job
+from training.distributed.mesh import ONE, Ranks, job, launcher
 from training.memory import checkpoint_blocks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
@@ -76,10 +76,11 @@ def open_run(
     validation: Source,
     resumed: dict[str, Any] | None,
     ranks: Ranks = ONE,
+    initialize: Callable[[nn.Module], None] | None = None,
 ) -> Iterator[tuple[Run, Progress]]:
     """Open everything that a run needs and close it at the end. With several ranks, the first one alone writes.
 
-    resumed: the checkpoint to continue, None for a new run.
+    resumed: the checkpoint to continue, None for a new run.  initialize: for training.distributed.shard.Layout.
     """
     device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
     model = model.train()
@@ -89,7 +90,7 @@ def open_run(
     if ranks.number > 1:
         from training.distributed.shard import Layout
 
-        layout = Layout(model, cfg, ranks)
+        layout = Layout(model, cfg, ranks, initialize)
         compiled = layout.module
     else:
         model = model.to(device)
@@ -217,7 +218,7 @@ def saying_how_to_go_on(out_dir: str | Path, program: str) -> Iterator[None]:
         yield
     except CannotWrite as error:
         if latest := checkpoint.latest_checkpoint(out_dir):
-            resume = f"python {program} --resume --out_dir {quote(str(out_dir))}"
+            resume = f"{launcher()} {program} --resume --out_dir {quote(str(out_dir))}"
             raise error.and_then(f"continue from {latest} with: {resume}") from error
         if is_without_checkpoint(out_dir):
             raise error.and_then(f"rm -r {quote(str(out_dir))} and start again") from error
