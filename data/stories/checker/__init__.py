@@ -16,9 +16,11 @@ wrong: if all sentences but the first and the last are shuffled, 22 % of the bun
 from data.stories.checker.cast import check_characters
 from data.stories.checker.ending import check_ending
 from data.stories.checker.places import check_places
+from data.stories.checker.retold import retell
 from data.stories.checker.report import CONTRADICTIONS, Problem, Report
 from data.stories.checker.states import check_states
 from data.stories.checker.things import check_objects
+from data.stories.checker.threads import check_threads
 from data.stories.reading import plain, sentences
 
 __all__ = ["CONTRADICTIONS", "Problem", "Report", "check"]
@@ -29,6 +31,7 @@ def check(text: str) -> Report:
     text = plain(text)
     read = sentences(text)
     problems = check_characters(read) + check_objects(read) + check_places(read) + check_states(read)
+    problems += check_threads(retell(read))
     order = {sentence.text: number for number, sentence in reversed(list(enumerate(read)))}
     problems.sort(key=lambda problem: order.get(problem.sentence, 0))
     return Report((*problems, *check_ending(text.strip(), read)))

@@ -1,0 +1,60 @@
+"""Patterns for retold sentences (retold.py), and what a sentence affirms."""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+
+# <O> is the thing or "it"; <2>, <4>: up to so many words without a comma; <not> denies.
+_SHORT = {
+    "<O>": r"(?:(?:[NSB]_ )?O|it|one)(?![\w])",
+    "<1>": r"(?: [^ ,]+)?",
+    "<2>": r"(?: [^ ,]+){0,2}",
+    "<3>": r"(?: [^ ,]+){0,3}",
+    "<4>": r"(?: [^ ,]+){0,4}",
+    "<not>": r"(?:not|never|nobody|nothing|neither|nor|hardly|without)",
+    "<anyone>": r"[NSB](?!_)",
+}
+
+
+def pattern(*alternatives: str) -> re.Pattern:
+    """Compile alternatives of whole words, with the short forms above written out."""
+    text = "|".join(alternatives)
+    for short, full in _SHORT.items():
+        text = text.replace(short, full)
+    return re.compile(rf"(?<![\w])(?:{text})(?![\w])")
+
+
+_CLAUSE = re.compile(r" ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$))")
+_DENIES = re.compile(r"(?<!\w)(?:not|never|nobody|nothing|no|none|neither|nor|hardly|without|nowhere|if|almost|nearly)(?!\w)")
+_EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be|used to|as if|instead of|no longer|any more|anymore)(?!\w)")
+# "It had never been so clean", "nobody had a better friend", "not only": these deny nothing.
+_BOAST = re.compile(
+    r"(?<!\w)(?:never|not|nobody|nothing)(?: (?!again|any)[^ ,]+){0,5}? (?:so|such|a better|a nicer|better|more|only|as (?:much|well) as|stop|help but)(?!\w)[^,]*"
+)
+_OBLIGED = re.compile(r"(?<!\w)(?:not|never|nobody|nothing) (?:ever )?(?:have|need|has) to(?!\w)[^,]*")
+
+
+def clauses(told: str) -> list[str]:
+    return _CLAUSE.split(told)
+
+
+@cache
+def affirmed(told: str) -> str:
+    """The clauses that say what is, not what is not, or was earlier."""
+    return " , ".join(
+        clause for clause in clauses(told) if not _DENIES.search(clause) and not _EARLIER.search(clause)
+    )
+
+
+@cache
+def denied(told: str) -> str:
+    """The sentence without what only looks like a denial: "not any more", "never so happy"."""
+    told = _OBLIGED.sub("obliged", told)
+    told = _BOAST.sub("boast", told)
+    return " , ".join(
+        clause for clause in told.split(" , ") if not re.search(r"(?<!\w)(?:any more|anymore|no longer)(?!\w)", clause)
+    )
+
+
+def first_match(patterns: Iterable[re.Pattern], text: str) -> bool:
+    return any(found.search(text) for found in patterns)

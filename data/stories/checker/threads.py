@@ -1,0 +1,316 @@
+"""The problem of the story, from its beginning to its outcome, and what cannot be true on the way.
+
+A thread begins ("the kite was gone"), is open, and is closed ("Tim found the kite"). While it is open,
+"Lily played with the kite" contradicts it; once it is closed, so does "nobody ever found the kite".
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from data.stories.checker.patterns import affirmed, denied, pattern
+from data.stories.checker.report import Problem
+from data.stories.checker.retold import Line, Retold
+
+NEVER = re.compile(r"(?!)")  # matches nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thread:
+    begins: re.Pattern
+    closes: re.Pattern
+    closes_by_words: re.Pattern = NEVER  # what the hero says: "I am sorry"
+    said_begins: re.Pattern = NEVER
+    open_denied: re.Pattern = NEVER  # false while it is open, as it is told
+    open_affirmed: re.Pattern = NEVER  # false while it is open, if it is affirmed
+    closed_denied: re.Pattern = NEVER
+    closed_affirmed: re.Pattern = NEVER
+    early: re.Pattern = NEVER  # false before it is closed
+    ever: re.Pattern = NEVER  # false everywhere
+    needed_by: re.Pattern = NEVER  # needs the thread to have begun
+    gives_way_to: tuple[str, ...] = field(default=())
+
+
+_HAS = r"(?:hold|hug|play with|carry|ride|fly|read|wear|wave|sit in|beat|kiss|stroke)"
+_HELPLESS = r"(?:nothing|not)(?: have| do| could| would)?(?: any)? help|as bad as|worse than|all be lose|in vain|too late|no use"
+_GAVE_UP = r"(?:[NSB]|they) (?:have |just |then )?give up|give up and"
+
+THREADS = {
+    "lost": Thread(
+        begins=pattern(
+            r"<O> (?:be|get) (?:go|lose|miss|not there|nowhere|not here|leave behind)",
+            r"(?<!not )(?<!never )(?:lose|drop) <O>",
+            r"can not find <O>|nothing be there",
+        ),
+        said_begins=pattern(r"N_ O be (?:go|lose|miss|not here)|N (?:have )?lose N_ O|N can not find N_ O|where be N_ O"),
+        closes=pattern(
+            r"(?:find|pick up|hold up|hug|pull out)<2> <O>|bring <O> (?:back|to N)|pick <O> up|give<3> <O>|put O in|have <O> back",
+            r"O be (?:safe|find)|(?:be|lie|stand|really be) O|there (?:be|lie) O|not lose any more",
+        ),
+        closed_denied=pattern(
+            r"(?:not|never|nobody)<3> (?:find|see|get|hold|touch|have) (?:O|it|again)",
+            r"<O><1> (?:not|never)<2> (?:find|see|come back|turn up|return|show up|again)",
+            r"without (?:O|it|a O)|(?:must|have to) (?:buy|get|make) a(?:nother)?(?: new)? O",
+            r"(?:not|never|nobody)<3> know where|wonder where",
+            _HELPLESS,
+        ),
+        closed_affirmed=pattern(
+            r"O<1> (?:be|stay|remain|keep)<2> (?:lose|go|miss|nowhere|away)",
+            r"(?:still|ever since|every day|keep|for days|for weeks|for years|for ever)<3> (?:look|search) (?:for|everywhere)",
+            r"(?<!have )(?:look|search)<1> for <O>|lose <O><2> (?:for ever|again|for good|forever)|lose for ever|go for ever",
+            r"still (?:lose|miss|go)|miss O",
+            _GAVE_UP,
+        ),
+        open_denied=pattern(
+            r"O<2> (?:not|never)<1> (?:lose|go|miss)|(?:not|never)<1> (?:lose|let go of|drop) (?:O|it)",
+            r"not let (?:go|<O>)|O (?:have )?never leave",
+        ),
+        open_affirmed=pattern(
+            rf"N (?:still )?{_HAS}<1> O|O be (?:safe|still there|right there|in [NSB]_<1> (?:hand|arm|pocket|bag|lap))",
+            r"N (?:still )?have <O> (?:in|under|with|on|safe)",
+        ),
+        gives_way_to=("return", "gift", "hungry", "noise"),
+    ),
+    "stuck": Thread(
+        begins=pattern(r"(?:be|get|stay) (?:stick|catch)|stick (?:in|high|on|up|there|between)|(?:stick|catch) (?:in|between|on) (?:a|the|two)"),
+        said_begins=pattern(r"O be (?:stick|catch)"),
+        closes=pattern(
+            r"O (?:come|fall|slide|be)<1> (?:down|free|loose|out|to the ground)|(?:down|out|free) (?:come|fall|go|slide)<1> (?:O|it)",
+            r"(?:out|down) it come|(?:get|bring|fetch|push|pull|poke|shake)<1> <O> (?:down|free|loose|out)|it be free|catch O",
+        ),
+        closed_denied=pattern(
+            r"(?:not|never|nobody)<3> (?:come|get|reach|bring|fetch|fall)<3> (?:down|O|it|free|there)",
+            r"without (?:O|it)",
+            _HELPLESS,
+        ),
+        closed_affirmed=pattern(
+            r"<O><1> (?:be|hang|sit|stay|remain|swing)<2> (?:stick|up there|up in|high up|in the tree|in the branches|in a tree)",
+            r"still<2> (?:up|stick|hang|in the tree|in the branches)|leave <O><2> (?:up|in the|there|hang|behind)",
+            _GAVE_UP,
+        ),
+        open_denied=pattern(
+            r"(?:no|not one|not a|not a single|without)<1> (?:tree|trees)(?! stump)",
+            r"O<2> (?:not|never)<1> (?:stick|catch|fly)",
+        ),
+        open_affirmed=pattern(rf"N (?:still )?{_HAS}<1> O|O be (?:still )?(?:on the ground|in [NSB]_<1> (?:hand|arm|pocket|bag))"),
+    ),
+    "broken": Thread(
+        begins=pattern(r"(?:O|it|and|N|S|then|piece) (?:be |all )?break(?! (?:O|it|in half))|the break O|break O|(?:come|fall) apart"),
+        said_begins=pattern(r"(?:O|it) (?:be )?break|N break N_ O"),
+        closes=pattern(r"(?<!to )(?<!not )(?:mend|fix|repair)|whole again|as good as new|good again|better than before"),
+        needed_by=pattern(r"(?<!to )(?:mend|repair)|whole again"),
+        closed_denied=pattern(
+            r"(?:not|never|nobody|nothing)<3> (?:mend|fix|repair|whole|work|glue|be good|together|make it good)",
+            r"without (?:O|it)",
+            _HELPLESS,
+        ),
+        closed_affirmed=pattern(
+            r"(?:be|stay|remain|still)<2> (?:break|in<1> pieces|apart|useless)|break for ever|throw<4> away",
+            r"(?:pieces|parts)<2> (?:still )?(?:lie|be|fall)<2> (?:apart|on the|in the|everywhere)|break again|fall apart",
+            _GAVE_UP,
+        ),
+        open_denied=pattern(
+            r"nothing<2> happen to|O<2> (?:not|never)<2> (?:break|fall|hurt)|nothing (?:be )?wrong with",
+        ),
+        open_affirmed=pattern(r"O be<1> (?:fine|whole|all right|as good as)|N (?:play|ride|beat|drum) (?:with |on )?O"),
+    ),
+    "dirty": Thread(
+        begins=pattern(r"dirty|muddy|(?:in|into)<2> mud|full of mud|mud on"),
+        said_begins=pattern(r"dirty|muddy|full of mud|mud on"),
+        closes=pattern(
+            r"(?:be|get)<1> clean|clean again|as good as new|mud (?:come off|go away|be go|run off)|spot (?:come|go)|have wash",
+        ),
+        needed_by=pattern(r"be<1> clean again"),
+        closed_denied=pattern(
+            r"(?:not|never|nobody|nothing)<3> (?:clean|come off|wash|go away|come out)",
+            _HELPLESS,
+        ),
+        closed_affirmed=pattern(
+            r"O<1> (?:still|stay|remain|be)<2> (?:dirty|muddy|full of mud|cover)|(?:still|as) (?:dirty|muddy|full of mud)",
+            r"(?:dirtier|muddier) than|mud (?:be )?(?:still|stay|remain)|throw<4> away",
+            _GAVE_UP,
+        ),
+        open_denied=pattern(r"(?:no|not a|not one|not any|not have a|without a)<2> (?:mud|spot|dirt|puddle|stain)(?! of)|O<2> (?:not|never)<2> (?:dirty|muddy|fall)"),
+        open_affirmed=pattern(r"(?:O|it) (?:be|stay|remain|look)<1> (?:clean|spotless)"),
+    ),
+    "wet": Thread(
+        begins=pattern(r"(?:be|get|so|very|all|the) wet|soak"),
+        said_begins=pattern(r"(?:so|all|very|be) wet|full of water|drip"),
+        closes=pattern(r"(?:be|get|become|until|till)<2> dry|(?:warm and|all) dry|dry again|have dry O"),
+        needed_by=pattern(r"be<1> dry again"),
+        closed_denied=pattern(r"(?:not|never|nobody|nothing)<3> (?:dry|dried)", _HELPLESS),
+        closed_affirmed=pattern(
+            r"O<1> (?:still|stay|remain|be)<2> (?:wet|soak)|(?:still|as) (?:wet|soak)|still<1> drip|water<1> (?:still )?(?:drip|run) from",
+            r"wetter than|throw<4> away",
+            _GAVE_UP,
+        ),
+        open_denied=pattern(
+            r"(?:not a|no|not one|not a single)<1> (?:rain|water|cloud)|not<1> rain|never rain|(?:not a|no|not one|not a single) drop",
+            r"O<2> (?:not|never)<2> wet",
+        ),
+        open_affirmed=pattern(r"O (?:be|stay|remain)<1> dry"),
+    ),
+    "share": Thread(
+        begins=pattern(r"(?:not|never)<3> share|say no(?! more)|would not share|nobody else could have"),
+        said_begins=pattern(r"(?:not|never)<3> share|be N_|be mine|get S_ own|for N(?!_)|can not have N_"),
+        closes=pattern(r"B share|take turn|share (?:O|it)|(?:S|B) (?:have|hold|try|take) O|N_ turn|by turn|(?:sharing|to share) O|one turn for S"),
+        closes_by_words=pattern(r"be sorry|forgive|let B share|take (?:a turn|O)|have (?:a turn|O)|come and play|N be mean|for two"),
+        closed_denied=pattern(
+            r"(?:not|never)<3> (?:let|share|give|lend)|S<2> (?:not|never|no)<3> (?:get|have|touch|turn|play|hold)",
+            r"nobody<3> share|share<3> nobody|refuse|without<4> turn|not<2> (?:get|have)<2> turn|no turn",
+        ),
+        closed_affirmed=pattern(
+            r"N (?:still )?(?:keep|have|hide|want|hold|take)<2> O<2> (?:for|to) N|all to N|N<1> (?:keep|play with|have) O<2> alone",
+            r"(?:grab|snatch|pull)<2> O<1> (?:back|away)|N<1> push|N run (?:off|away) with O|selfish|S go home<2> (?:sad|in tears|alone)",
+            r"keep O for N",
+        ),
+        early=pattern(r"(?:happy|glad|ready) to share|never say no|share O<1> (?:from the|right away|at once|gladly)|gladly|of course N"),
+        ever=pattern(r"have never<1> (?:say no|refuse|be mean)|share<4> from the (?:start|beginning|first)|always (?:share|want to share)"),
+        gives_way_to=("return", "hungry", "gift"),
+    ),
+    "skill": Thread(
+        begins=pattern(
+            r"(?:can|could) not (?:\S+ )?(?:ride|fly|play O|play it|do it)|(?:go|come out) wrong|not know how to (?:ride|fly|play)|fail",
+            r"N (?:want|wish|hope) to (?:ride|fly|play) (?:O|N_ O)|O would not|it do not (?:work|go well)",
+        ),
+        said_begins=pattern(r"N (?:can not|will never|just can not|want to|will learn to|will) (?:learn to )?(?:ride|fly|play) (?:N_ )?O"),
+        closes=pattern(r"N (?:can |could )?(?:at last )?(?:ride|fly|play) (?:N_ )?O|N (?:can|could) do it|N do it"),
+        closed_denied=pattern(
+            r"(?:not|never)<3> (?:ride|fly|play O|play it|do it|learn|manage|master|able|try it again|try again|get better|get it right)",
+            r"too hard",
+        ),
+        closed_affirmed=pattern(r"N<1> (?:give up|fall off|fail|stop try)|put O away|(?:go|come out) wrong|S (?:ride|fly|play) O for N|still too hard"),
+        early=pattern(r"already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
+        ever=pattern(
+            r"N<1> (?:be|have be) able to<5>".replace("<5>", "<4>") + r" (?:for|since|all)|always (?:could|can|know how|be able)|N have always",
+            r"have never (?:need|want)<3> (?:learn|practice)",
+        ),
+        gives_way_to=("lost", "stuck", "broken", "dirty", "wet", "share", "lonely"),
+    ),
+    "gift": Thread(
+        begins=pattern(r"(?:give|make)<3> (?:\S+ ){0,3}(?:gift|present|surprise)|birthday|make a O"),
+        said_begins=pattern(r"(?:give|make)<3> for S|make a O|what can N give S"),
+        closes=pattern(r"N<2> (?<!to )(?:give|hand)<1> (?:S|O)|hold out O|put O in S_|and give (?:S|O)"),
+        closed_denied=pattern(
+            r"N<2> (?:not|never)<2> (?:give|make|finish|bring)|S<2> (?:not|never)<2> (?:get|receive|like|love|want|use|wear|play|touch|have|be give)",
+            r"S<1> (?:get|receive) (?:nothing|no)|(?:no|without a) (?:gift|present)|not be give|S<1> have no O",
+        ),
+        closed_affirmed=pattern(
+            r"N<1> (?:keep|take|hide)<2> O<4> (?:for N|home|back|alone)|keep O for N|S<1> (?:throw|hate|break|drop|tear|frown)|laugh at|throw<4> away",
+            r"give <O> back|S give<2> (?:O|it) (?:away|to)",
+        ),
+        early=pattern(r"S<2> (?:give|make|build|buy)<2> (?:O|a O)|S (?:have )?see<1> everything"),
+        ever=pattern(
+            r"(?:buy|steal) (?:a |the )?(?:O|it)|O<2> from (?:a|the) (?:shop|store|market)|S have (?:make|build|sew|paint)<1> O",
+            r"N<1> (?:not|never) make (?:O|it)|(?:somebody else|nobody) have make",
+        ),
+    ),
+    "noise": Thread(
+        begins=pattern(r"(?:noise|sound)<1> (?:come|from)|thump|scratch , scratch|squeak|tap , tap|bump , bump|make a<1> (?:noise|sound)|O (?:shake|move|jump)"),
+        closes=pattern(
+            r"open (?:O|it)|be open|(?:look|peek|peer)<1> (?:in|inside)|out (?:come|jump|hop|climb)|come out|inside be|there sit|it be only",
+        ),
+        closed_denied=pattern(
+            r"(?:not|never|nobody)<3> (?:open|look in|look into|look inside|peek|find out|know what|see what|learn what)",
+            r"nothing<4> (?:in|inside)|O<2> empty|nothing jump",
+        ),
+        closed_affirmed=pattern(
+            r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|run (?:home|away)|O<3> empty|empty O",
+            r"(?:be|it be)<3> (?:monster|ghost|dragon|witch|snake|wolf)|nothing but<2> (?:air|dust|stones|leaves)",
+        ),
+        early=pattern(r"O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|O be<1> empty"),
+        ever=pattern(r"N (?:have )?(?:never|not) be<2> (?:afraid|scare)(?! any)"),
+    ),
+    "return": Thread(
+        begins=pattern(r"(?:find|see|pick up|notice|be) a O"),
+        closes=pattern(r"give<3> back|give <O> to S|hand<2> O"),
+        closed_denied=pattern(
+            r"(?:not|never)<3> (?:give|get|have|see|return|hand) (?:O|it|S O|S_ O|back|S back)|without (?:O|it)|never<4> again",
+        ),
+        closed_affirmed=pattern(
+            r"N<2> (?:keep|hide|steal) (?:O|it)|N<1> take<1> (?:O|it)<1> home|(?:run|go|walk)<2> with O|O<2> be<1> (?:lose|go|miss)|N keep",
+            r"O<2> belong to N|O<2> be N_",
+        ),
+        early=pattern(r"N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"),
+        ever=pattern(r"S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
+    ),
+    "hungry": Thread(
+        begins=pattern(r"hungry|tummy"),
+        said_begins=pattern(r"hungry|tummy|nothing to eat|have not have|smell"),
+        closes=pattern(r"(?:break|cut|split|share|give|hand)<3> (?:O|it|half|piece|part)|half (?:of|for)"),
+        closed_denied=pattern(
+            r"S<2> (?:not|never|nothing)<3> (?:get|eat|taste|bite|have (?:a|one|any|anything)|touch)|N<2> (?:not|never)<1> (?:share|give)",
+            r"nobody<3> share|share<3> nobody|nothing<2> for S|not<2> (?:one|a single) bite|without<4> bite",
+        ),
+        closed_affirmed=pattern(
+            r"N<1> (?:eat|swallow|finish|gobble|keep)<4> (?:alone|all|whole|by N|for N|self)|S<2> (?:be|feel|stay|remain|go home|go to bed)<3> (?:hungry|hungrier|starving|empty)",
+            r"empty tummy|(?:still|as) hungry|throw<4> away",
+        ),
+        early=pattern(r"S<1> (?:be|have)<1> (?:not|never)<2> hungry|S<2> (?:just|already)<2> (?:eat|have)|S be<1> full|N<1> have (?:nothing|no O|no food|not)"),
+        ever=pattern(r"S have (?:not|never) be hungry"),
+    ),
+    "lonely": Thread(
+        begins=pattern(r"lonely|nobody to play with|no friend|(?:wish|want)<1> (?:for )?(?:a friend|somebody)"),
+        said_begins=pattern(r"nobody to play with|wish N have a friend|lonely|no fun to play alone"),
+        closes=pattern(r"B (?:play|take turn|run|laugh)|have<1> a<1> friend|(?:have|find)<2> friend in|this time with two|B both|now with two|with two|for two|B laugh"),
+        closed_denied=pattern(
+            r"(?:not|never|nobody)<3> (?:meet|speak|talk|play|say a word|answer|like|friend|come back|want to play)",
+            r"no friend|nobody to play with",
+        ),
+        closed_affirmed=pattern(
+            r"N<1> (?:be|feel|stay|remain)<3> (?:lonely|lonelier|alone)|as lonely|lonelier|S<1> (?:walk|run|go|turn) away|S say no",
+        ),
+        early=pattern(r"N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
+        gives_way_to=("share",),
+    ),
+}
+
+
+def check_threads(retold: Retold) -> list[Problem]:
+    problems = []
+    found = {name for name, thread in THREADS.items() if any(_begins(thread, line) for line in retold.lines)}
+    for name in found:
+        if not found & set(THREADS[name].gives_way_to):
+            problems += _follow(name, THREADS[name], retold)
+    return problems
+
+
+def _begins(thread: Thread, line: Line) -> bool:
+    return bool(thread.begins.search(line.told) or any(thread.said_begins.search(s.text) for s in line.said))
+
+
+def _follow(name, thread, retold: Retold) -> Iterator[Problem]:
+    begun = closed = False
+    first, last = retold.frame
+    for line in retold.lines:
+        if not first <= line.paragraph <= last:
+            continue
+        told, says, says_not = line.told, affirmed(line.told), denied(line.told)
+        what = None
+        if thread.ever.search(told):
+            what = f"this is not what happened: {name}"
+        elif closed and (thread.closed_denied.search(says_not) or thread.closed_affirmed.search(says)):
+            what = f"it had been settled: {name}"
+        elif not closed and thread.early.search(told):
+            what = f"it was not yet so: {name}"
+        closes = begun and _closes(thread, line)
+        if what:
+            pass
+        elif begun and not closed and not closes and not _FLASHBACK.search(told) and (
+            thread.open_denied.search(says_not) or thread.open_affirmed.search(says)
+        ):
+            what = f"it was not so then: {name}"
+        if what:
+            yield Problem("outcome", what, line.sentence.text)
+        begins = _begins(thread, line)
+        begun = begun or begins
+        closed = closed or closes or (begins and _closes(thread, line))
+
+
+def _closes(thread: Thread, line: Line) -> bool:
+    if thread.closes.search(affirmed(line.told)):
+        return True
+    return any(said.speaker == "N" and thread.closes_by_words.search(said.text) for said in line.said)
+
+
+_FLASHBACK = pattern(r"have (?:go|come|walk|run|take|bring|carry)|(?:begin|start) when")
