@@ -14,13 +14,17 @@ wrong: if all sentences but the first and the last are shuffled, 22 % of the bun
 """
 
 from data.stories.checker.cast import check_characters
+from data.stories.checker.company import check_company
 from data.stories.checker.ending import check_ending
+from data.stories.checker.feelings import check_feelings
+from data.stories.checker.owners import check_owners
 from data.stories.checker.places import check_places
-from data.stories.checker.retold import retell
 from data.stories.checker.report import CONTRADICTIONS, Problem, Report
+from data.stories.checker.retold import retell
 from data.stories.checker.states import check_states
+from data.stories.checker.telling import check_telling
 from data.stories.checker.things import check_objects
-from data.stories.checker.threads import check_threads
+from data.stories.checker.threads import follow_threads
 from data.stories.reading import plain, sentences
 
 __all__ = ["CONTRADICTIONS", "Problem", "Report", "check"]
@@ -31,7 +35,13 @@ def check(text: str) -> Report:
     text = plain(text)
     read = sentences(text)
     problems = check_characters(read) + check_objects(read) + check_places(read) + check_states(read)
-    problems += check_threads(retell(read))
+    retold = retell(read)
+    courses = follow_threads(retold)
+    problems += [problem for course in courses.values() for problem in course.problems]
+    problems += check_company(read, retold, courses)
+    problems += check_owners(retold, courses)
+    problems += check_feelings(retold, courses)
+    problems += check_telling(retold, courses)
     order = {sentence.text: number for number, sentence in reversed(list(enumerate(read)))}
     problems.sort(key=lambda problem: order.get(problem.sentence, 0))
     return Report((*problems, *check_ending(text.strip(), read)))

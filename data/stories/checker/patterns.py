@@ -26,7 +26,7 @@ def pattern(*alternatives: str) -> re.Pattern:
 
 _CLAUSE = re.compile(r" ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$))")
 _DENIES = re.compile(r"(?<!\w)(?:not|never|nobody|nothing|no|none|neither|nor|hardly|without|nowhere|if|almost|nearly)(?!\w)")
-_EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be|used to|as if|instead of|no longer|any more|anymore)(?!\w)")
+_EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be|used to|as if|instead of|have begin|have start|would have|could have|might have|no longer|any more|anymore)(?!\w)")
 # "It had never been so clean", "nobody had a better friend", "not only": these deny nothing.
 _BOAST = re.compile(
     r"(?<!\w)(?:never|not|nobody|nothing)(?: (?!again|any)[^ ,]+){0,5}? (?:so|such|a better|a nicer|better|more|only|as (?:much|well) as|stop|help but)(?!\w)[^,]*"

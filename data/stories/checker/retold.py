@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.stories import world
-from data.stories.checker.cast import ANIMALS, FEMALE, GENDER_OF_NAME, KINDS, MALE, NAMES, RELATIVES
+from data.stories.checker.cast import FEMALE, GENDER_OF_NAME, KINDS, MALE, NAMES, RELATIVES
 from data.stories.checker.noun_phrases import ADJECTIVES
 from data.stories.checker.places import PLACES
 from data.stories.checker.things import OBJECTS

@@ -5,7 +5,6 @@ A thread begins ("the kite was gone"), is open, and is closed ("Tim found the ki
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from data.stories.checker.patterns import affirmed, denied, pattern
@@ -21,6 +20,7 @@ class Thread:
     closes: re.Pattern
     closes_by_words: re.Pattern = NEVER  # what the hero says: "I am sorry"
     said_begins: re.Pattern = NEVER
+    only_with: re.Pattern | None = None  # the story must have this somewhere, too
     open_denied: re.Pattern = NEVER  # false while it is open, as it is told
     open_affirmed: re.Pattern = NEVER  # false while it is open, if it is affirmed
     closed_denied: re.Pattern = NEVER
@@ -113,6 +113,7 @@ THREADS = {
             r"nothing<2> happen to|O<2> (?:not|never)<2> (?:break|fall|hurt)|nothing (?:be )?wrong with",
         ),
         open_affirmed=pattern(r"O be<1> (?:fine|whole|all right|as good as)|N (?:play|ride|beat|drum) (?:with |on )?O"),
+        gives_way_to=("hungry",),
     ),
     "dirty": Thread(
         begins=pattern(r"dirty|muddy|(?:in|into)<2> mud|full of mud|mud on"),
@@ -151,8 +152,12 @@ THREADS = {
         open_affirmed=pattern(r"O (?:be|stay|remain)<1> dry"),
     ),
     "share": Thread(
-        begins=pattern(r"(?:not|never)<3> share|say no(?! more)|would not share|nobody else could have"),
-        said_begins=pattern(r"(?:not|never)<3> share|be N_|be mine|get S_ own|for N(?!_)|can not have N_"),
+        begins=pattern(
+            r"(?:not|never)<3> share|say no(?! more)|would not share|nobody else could have",
+            r"(?:pull|hold) O (?:close|tight|away)|(?:turn away|run off) with O|hide O|hold on to O",
+        ),
+        said_begins=pattern(r"(?:not|never)<3> share|be N_|be mine|get S_ own|for N(?!_)|can not have N_|go away|no , no|^no|want it all"),
+        only_with=pattern(r"(?:may|can|could) S (?:hold|try|use|have|play)|have a turn|(?:not|never)<3> share"),
         closes=pattern(r"B share|take turn|share (?:O|it)|(?:S|B) (?:have|hold|try|take) O|N_ turn|by turn|(?:sharing|to share) O|one turn for S"),
         closes_by_words=pattern(r"be sorry|forgive|let B share|take (?:a turn|O)|have (?:a turn|O)|come and play|N be mean|for two"),
         closed_denied=pattern(
@@ -215,14 +220,15 @@ THREADS = {
             r"nothing<4> (?:in|inside)|O<2> empty|nothing jump",
         ),
         closed_affirmed=pattern(
-            r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|run (?:home|away)|O<3> empty|empty O",
+            r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|(?:then|and|so|B|N) run away|run home<1> (?:in|as fast|and never|screaming)|O<3> empty|empty O",
             r"(?:be|it be)<3> (?:monster|ghost|dragon|witch|snake|wolf)|nothing but<2> (?:air|dust|stones|leaves)",
         ),
         early=pattern(r"O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|O be<1> empty"),
         ever=pattern(r"N (?:have )?(?:never|not) be<2> (?:afraid|scare)(?! any)"),
     ),
     "return": Thread(
-        begins=pattern(r"(?:find|see|pick up|notice|be) a O"),
+        begins=pattern(r"(?:find|see|pick up|notice) a O|it be a O"),
+        only_with=pattern(r"S (?:have )?(?:lose|miss|drop|leave|can not find)<1> (?:S_ |a )?O|S_ O be go|(?:see|find) (?:S_|a) O|give<3> back"),
         closes=pattern(r"give<3> back|give <O> to S|hand<2> O"),
         closed_denied=pattern(
             r"(?:not|never)<3> (?:give|get|have|see|return|hand) (?:O|it|S O|S_ O|back|S back)|without (?:O|it)|never<4> again",
@@ -266,45 +272,73 @@ THREADS = {
 }
 
 
-def check_threads(retold: Retold) -> list[Problem]:
-    problems = []
-    found = {name for name, thread in THREADS.items() if any(_begins(thread, line) for line in retold.lines)}
-    for name in found:
-        if not found & set(THREADS[name].gives_way_to):
-            problems += _follow(name, THREADS[name], retold)
-    return problems
+@dataclass(frozen=True)
+class Course:
+    """How a thread went: the numbers of the lines at which it began and was closed, None if it was not."""
+
+    began: int | None
+    closed: int | None
+    problems: tuple[Problem, ...]
+
+    def is_open(self, number: int) -> bool:
+        return self.began is not None and self.began <= number and (self.closed is None or number < self.closed)
+
+    def is_closed(self, number: int) -> bool:
+        return self.closed is not None and self.closed < number
+
+
+def follow_threads(retold: Retold) -> dict[str, Course]:
+    """The threads of a story and how each of them went."""
+    whole = "\n".join(part for line in retold.lines for part in (line.told, *(s.text for s in line.said)))
+    found = {
+        name
+        for name, thread in THREADS.items()
+        if any(_begins(thread, line) for line in retold.lines)
+        and (thread.only_with is None or thread.only_with.search(whole))
+    }
+    return {
+        name: _follow(name, thread, retold)
+        for name, thread in THREADS.items()
+        if name in found and not found & set(thread.gives_way_to)
+    }
 
 
 def _begins(thread: Thread, line: Line) -> bool:
     return bool(thread.begins.search(line.told) or any(thread.said_begins.search(s.text) for s in line.said))
 
 
-def _follow(name, thread, retold: Retold) -> Iterator[Problem]:
-    begun = closed = False
+def _follow(name: str, thread: Thread, retold: Retold) -> Course:
+    began = closed = None
+    problems = []
     first, last = retold.frame
-    for line in retold.lines:
+    for number, line in enumerate(retold.lines):
         if not first <= line.paragraph <= last:
             continue
-        told, says, says_not = line.told, affirmed(line.told), denied(line.told)
-        what = None
-        if thread.ever.search(told):
-            what = f"this is not what happened: {name}"
-        elif closed and (thread.closed_denied.search(says_not) or thread.closed_affirmed.search(says)):
-            what = f"it had been settled: {name}"
-        elif not closed and thread.early.search(told):
-            what = f"it was not yet so: {name}"
-        closes = begun and _closes(thread, line)
-        if what:
-            pass
-        elif begun and not closed and not closes and not _FLASHBACK.search(told) and (
-            thread.open_denied.search(says_not) or thread.open_affirmed.search(says)
-        ):
-            what = f"it was not so then: {name}"
-        if what:
-            yield Problem("outcome", what, line.sentence.text)
         begins = _begins(thread, line)
-        begun = begun or begins
-        closed = closed or closes or (begins and _closes(thread, line))
+        closes = (began is not None or begins) and _closes(thread, line)
+        if what := _contradiction(thread, line, began is not None, closed is not None, closes):
+            problems.append(Problem("outcome", what.format(name), line.sentence.text))
+        if begins and began is None:
+            began = number
+        if closes and closed is None:
+            closed = number
+    return Course(began, closed, tuple(problems))
+
+
+def _contradiction(thread: Thread, line: Line, begun: bool, closed: bool, closes: bool) -> str | None:
+    told, says, says_not = line.told, affirmed(line.told), denied(line.told)
+    if thread.ever.search(told):
+        return "{}: this is not what happened"
+    if closed:
+        if thread.closed_denied.search(says_not) or thread.closed_affirmed.search(says):
+            return "{}: it had been settled"
+        return None
+    if thread.early.search(told):
+        return "{}: this cannot be so before it is settled"
+    if begun and not closes and not _FLASHBACK.search(told):
+        if thread.open_denied.search(says_not) or thread.open_affirmed.search(says):
+            return "{}: this cannot be so while it is not settled"
+    return None
 
 
 def _closes(thread: Thread, line: Line) -> bool:

@@ -1,0 +1,176 @@
+"""Who is there, and where: nobody acts who was never introduced, is away, or has not come."""
+
+import re
+from collections.abc import Iterator
+
+from data.stories.checker.cast import ANIMALS
+from data.stories.checker.patterns import affirmed, denied, pattern
+from data.stories.checker.report import Problem
+from data.stories.checker.retold import GROWN_UPS, Retold
+from data.stories.checker.threads import Course
+from data.stories.reading import Sentence
+
+# People who need an introduction: "a farmer", "her teacher", and only then "the farmer".
+PEOPLE = set(
+    "farmer teacher policeman policewoman doctor nurse king queen prince princess witch wizard baker butcher fireman "
+    "driver sailor pirate captain hunter gardener shopkeeper postman mailman stranger man woman lady gentleman "
+    "neighbor cousin uncle aunt brother sister mother father dad mom daddy mommy grandmother grandfather giant dragon "
+    "fairy robber thief soldier clown knight boy girl".split()
+)
+HELPED = ("lost", "stuck", "broken", "dirty", "wet")
+_TOO_MANY = pattern(
+    r"(?:all|the) (?:three|four|five|six|ten)(?: of B| friends| children| boys| girls| of us| of them)?(?! (?:day|hour|minute|time|piece))",
+    r"(?:three|four|five) of B|B (?:three|four|five)|another friend",
+)
+_NOT_THERE = pattern(
+    r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|see|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
+    r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday)",
+    r"nobody (?:but N|except N|else)<3> (?:at|in|on|by|there|be|with)|nobody but N|nobody else",
+    r"nobody<1> (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|without S(?= |$)(?! ,)",
+    r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
+)
+_AWAY = pattern(
+    r"S<2> (?:go|run|walk|hurry|leave|move)<1> (?:home|away|off)|S<1> leave(?: P| N)?$",
+)
+_ALONE = pattern(
+    r"N<2> (?:be|stand|sit|play|stay|walk|come|go|leave)<3> (?:all alone|alone|on N_ own|by N)|alone (?:at|in|on|by) P|N be left alone",
+    r"N<1> (?:all )?alone",
+)
+_STAYED_AWAY = pattern(
+    r"(?:never|not)<2> (?:go|come|get|arrive|reach|be|walk|run)<2> (?:to |at |in |on |by )?P|(?:never|not)<2> (?:leave|be out of|go out of) (?:the |[NSB]_ )?(?:house|home|room|bed)",
+    r"(?:stay|remain)<1> (?:at home|home|in bed|in the house|inside|indoors)(?! with)|(?:not|never) go out|turn back before",
+)
+_LEFT_BEHIND = pattern(
+    r"(?:leave|forget) <O><2> (?:at home|home|in the (?:house|room|kitchen)|in bed|in N_ room|on the shelf)|forget to (?:take|bring) O",
+    r"(?:come|go|walk|run|be)<3> without (?:O|it)|O<2> (?:be|lie|stay|sit)<2> at home|N have no O|not (?:take|bring|carry) O",
+    r"N<2> (?:not|never)<1> (?:have|own|hold|see)<1> (?:a|any|one) O|N<1> (?:not|never) have O|no O at all",
+)
+_UNHELPED = pattern(
+    r"nobody<2> help|S<3> (?:not|never)<3> (?:help|lift a finger|do (?:anything|a thing))|without<1> help|without S_ help",
+    r"N<4> (?:do|mend|fix|find|wash|clean|get|reach)<4> (?:all alone|all by N|by N|on N_ own)|S (?:do|would|could) not (?:want to )?help|refuse to help",
+    r"S only (?:watch|look on)|S do nothing",
+)
+_NEVER_MET = pattern(
+    r"(?:never|not)<2> (?:see|meet|hear of|know)<1> S(?:<2> before)?|S<2> (?:never|not)<2> (?:see|meet|know) N|(?:never|not)<2> (?:meet|see each other)<2> before",
+    r"S be a stranger|(?:the|a) stranger name S|who S be|who be S|what be S_ name|N (?:have|know) no<1> friend|no friends?<4> (?:world|at all)",
+    r"B do not know each other|not know each other",
+)
+_KIN = pattern(r"N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|teacher|neighbor|mother|father|mom|dad)<1> S(?!_)", r"S be N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|mother|father)")
+_WINGS = pattern(r"[NSB]_<1> (?:wing|wings|beak|feathers)", r"(?:N|S) (?:flap|bark|meow|quack)")
+_FUR = pattern(r"(N|S)_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)")
+
+
+def check_company(read: list[Sentence], retold: Retold, courses: dict[str, Course]) -> list[Problem]:
+    problems = [*_strangers(read, retold), *_people(read, retold)]
+    problems += _presence(retold, courses)
+    return problems
+
+
+def _strangers(read, retold: Retold) -> Iterator[Problem]:
+    """Names that nobody introduced, and grown-ups who are not at home with the hero at the end."""
+    first, last = retold.frame
+    seen = set()
+    known = {retold.companion.lower()}
+    for sentence in read:
+        for i, word in enumerate(sentence.words):
+            lower = word.lower
+            if word.text in retold.strangers and word.text not in seen:
+                seen.add(word.text)
+                yield Problem("name", f"{word.text} was not introduced", sentence.text)
+            if lower not in GROWN_UPS or lower in known or not first <= sentence.paragraph <= last:
+                continue
+            introduced = i and (sentence.words[i - 1].lower in ("his", "her", "my", "their", "our", "a", "and"))
+            if word.text[0].islower() or introduced or not sentence.paragraph - first:
+                known.add(lower)
+            elif sentence.paragraph < last:
+                known.add(lower)
+                yield Problem("name", f"{word.text} was not introduced", sentence.text)
+
+
+def _people(read, retold: Retold) -> Iterator[Problem]:
+    """ "The farmer" needs a farmer before, "the boy" a boy."""
+    known = {retold.companion.lower()}
+    first, last = retold.frame
+    human = {token: not _is_animal(retold, token) for token in "NS"}
+    for token in "NS":
+        if human[token]:
+            known.add({"he": "boy", "she": "girl"}.get(retold.genders[token], ""))
+    for sentence in read:
+        words = sentence.words
+        for i, word in enumerate(words):
+            noun = word.lower
+            if noun not in PEOPLE or noun in known:
+                continue
+            before = [w.lower for w in words[max(0, i - 3) : i]]
+            article = next((w for w in reversed(before) if w in ("the", "that", "a", "an", "his", "her", "my", "their")), "")
+            if article in ("the", "that") and not word.spoken and first <= sentence.paragraph <= last and len(before) - before[::-1].index(article) and before[-1:] != ["a"]:
+                if not any(w in ("of", "like", "in", "by", "to") for w in before[-1:]):
+                    yield Problem("name", f"the {noun} was not introduced", sentence.text)
+            known.add(noun)
+
+
+def _is_animal(retold: Retold, token: str) -> bool:
+    kinds = "|".join(sorted(ANIMALS))
+    found = re.search(rf"(?<!\w)(?:{kinds}) (?:name|called|call|named) {token}(?!\w)|(?<!\w){token} the (?:{kinds})(?!\w)|(?<!\w){token} (?:, )?(?:be )?a (?:\S+ ){{0,3}}(?:{kinds})(?!\w)|friend (?:the )?(?:{kinds})|(?:{kinds}) {token}(?!\w)", retold.told)
+    return bool(found)
+
+
+def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
+    first, last = retold.frame
+    told_of = arrived = False
+    friend = family = False
+    animal = {token: _is_animal(retold, token) for token in "NS"}
+    helped = any(name in courses for name in HELPED)
+    owns = not {"noise", "return", "gift", "hungry"} & set(courses)
+    for number, line in enumerate(retold.lines):
+        if not first <= line.paragraph <= last:
+            continue
+        told, says, says_not = line.told, affirmed(line.told), denied(line.told)
+        what = None
+        body = line.paragraph < last
+        if retold.companion and arrived:
+            apart = _apart(number, courses)
+            if not apart and _NOT_THERE.search(says_not) and line.paragraph > first:
+                what = f"{retold.companion} was there"
+            elif not apart and body and (_AWAY.search(says) or ("skill" not in courses and _ALONE.search(says))):
+                what = "the two were together"
+            elif _TOO_MANY.search(told):
+                what = "there were two of them"
+            elif (friend or family) and _NEVER_MET.search(told):
+                what = f"{retold.companion} was no stranger"
+            elif _KIN.search(told) and (friend or not family):
+                what = f"{retold.companion} was not of the family"
+            elif helped and any(c.began is not None and c.began < number for n, c in courses.items() if n in HELPED) and _UNHELPED.search(denied(told)):
+                what = f"{retold.companion} helped"
+        if not what:
+            if line.paragraph > first and _STAYED_AWAY.search(told) and retold.place:
+                what = "they had gone out"
+            elif owns and _LEFT_BEHIND.search(told) and not _closed_or_open_lost(number, courses):
+                what = f"the {retold.thing} was there"
+            elif _WINGS.search(told):
+                what = "nobody here has wings"
+            elif (match := _FUR.search(told)) and not animal[match[1]]:
+                what = "a child has no fur"
+        if what:
+            yield Problem("company", what, line.sentence.text)
+        if not told_of and re.search(r"(?<!\w)S(?!\w)", told):
+            told_of = True
+            friend = bool(re.search(r"friend,? (?:S|the)|friend S", told))
+            family = retold.companion.lower() in GROWN_UPS
+        if told_of and not arrived:
+            arrived = "gift" not in courses or bool(re.search(r"S be|give S|S_", told) and line.paragraph > first + 1)
+
+
+def _apart(number: int, courses: dict[str, Course]) -> bool:
+    """Whether one has sent the other away, or they have not met yet."""
+    share, lonely = courses.get("share"), courses.get("lonely")
+    return bool(
+        (share and (share.is_open(number) or share.closed == number))
+        or (lonely and (not lonely.is_closed(number)))
+        or "gift" in courses
+    )
+
+
+def _closed_or_open_lost(number: int, courses: dict[str, Course]) -> bool:
+    lost = courses.get("lost")
+    return bool(lost and lost.began is not None and lost.began <= number)

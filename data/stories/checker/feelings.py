@@ -1,0 +1,76 @@
+"""How everybody feels, and what they learn: it fits to what happened."""
+
+import re
+from collections.abc import Iterator
+
+from data.stories.checker.patterns import affirmed, pattern
+from data.stories.checker.report import Problem
+from data.stories.checker.retold import Retold
+from data.stories.checker.threads import Course
+
+_UNHAPPY = pattern(
+    r"(?:N|S|B|everybody|all|nobody)<2> (?:be|feel|look|go home|go to bed|stay|become|grow)<3> (?:sad|sadder|unhappy|angry|cross|miserable|lonely|upset|mad|furious|disappointed|hopeless|jealous|bored|ashamed|grumpy|afraid|scare)",
+    r"(?:N|S|B|everybody)<2> (?:cry|sob|weep)(?! (?:for|with|out|of|at|a little|and (?:hug|clap|jump|hold)))|in tears|burst into tears|saddest|(?:sad|worst|bad|terrible|awful|horrible) (?:day|morning|afternoon|night|ending|time)",
+    r"broken heart|break [NSB]_ heart|heavy heart|no fun at all|tears of (?:anger|sorrow)",
+)
+_HAPPILY = pattern(r"(?:not|never|nobody)<2> (?:stop|help)(?: but)?<1>|not have to<4>|not only")
+_JOY = pattern(r"(?:for|with|of) joy|happy tears|laugh")
+_ENEMIES = pattern(
+    r"(?:not|never|no longer|nobody|stop)<3> (?:friend|friends|speak|talk|see S|see N|see each other|play with [NS]|play together|forgive|trust|meet|laugh|smile|hug|thank|visit)",
+    r"enemies|enemy|hate (?:N|S|each other|B)|angry (?:with|at)|(?:quarrel|fight|argue|argued|yell) (?:with|at|all|every|about|over)|B (?:quarrel|fight|argue)",
+    r"(?:not|never)<2> (?:like|love|want)<2> (?:S|N|O)|never be friends",
+)
+_FORGOTTEN = pattern(r"forget (?:all )?(?:about )?(?:S|N_ friend|the day|that day)")
+_UNKIND = pattern(r"(?:S|N)<1> (?:laugh at|make fun of|scold|yell at|push|hit|kick|tease|slap|bite) (?:N|S)(?!_)")
+_LEARNED = re.compile(r"(?<!\w)(?:learn|know|understand|understood|find out|see|realize|realise|decide|say)(?: now)? that (.*)")
+_WRONG_LESSON = pattern(
+    r"(?:bad|wrong|silly|foolish|stupid|useless|boring|not good|no good|not nice|no use|not right|no fun|worse|worst|dangerous) to (?:share|help|ask|give(?! up)|be honest|be kind|be brave|be good|tell the truth|try|have a|play together)",
+    r"(?:good|better|best|nice|right|fine|fun|wise|clever) to (?:be alone|keep|lie|give up|be mean|steal|hide|run away|play alone|eat alone|have no|cheat|be selfish|be greedy|stay alone|trust nobody|say no)",
+    r"(?:never|not) to (?:share|help|ask|give(?! up)|try|trust|tell the truth|be kind|be honest|look)",
+    r"(?:friend|friends) be<1> (?:bad|useless|no good|not|worth nothing|worth less|never)|(?:should|must|need|could)<1> (?:never|not)<1> (?:share|help|ask|give(?! up)|trust|try)",
+    r"(?:share|help|give(?! up)|honest|honesty|kindness|try) (?:be|make|feel)<2> (?:bad|silly|sad|boring|wrong|useless|stupid|unhappy)|toys? be worth more|lie be (?:good|fine)",
+    r"nobody (?:should|can|will|want to) (?:be trusted|trust|help)|everything for (?:yourself|N|B)",
+)
+_LEARNED_NOTHING = pattern(r"(?:not|never)<1> learn(?: anything| a thing|ed)?(?! to)|learn nothing")
+_CAREFREE = pattern(r"N<2> be (?:very |so |really )*(?:happy|glad|cheerful|pleased|delighted)|never be so (?:happy|glad)|N laugh(?! at)|happiest")
+_HOBBY = re.compile(r"N (?:who )?(?:like|love) to (\w+)|who (?:like|love) to (\w+)")
+
+
+def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
+    first, last = retold.frame
+    closed = [course.closed for course in courses.values() if course.closed is not None]
+    settled = max(closed, default=None)
+    hobbies: set[str] = set()
+    for number, line in enumerate(retold.lines):
+        if not first <= line.paragraph <= last:
+            continue
+        told, says = line.told, affirmed(line.told)
+        what, rule = None, "feeling"
+        late = line.paragraph == last or (settled is not None and number > settled and line.paragraph > last - 2)
+        cries = line.said or (number and retold.lines[number - 1].said and not retold.lines[number - 1].told)
+        if late and not cries and _UNHAPPY.search(says) and not _JOY.search(says):
+            what = "all had ended well"
+        elif late and (_ENEMIES.search(_HAPPILY.sub("", told)) or _FORGOTTEN.search(says)):
+            what = "they were friends"
+        elif _UNKIND.search(says) and "share" not in courses:
+            what = "they were good to each other"
+        elif line.paragraph < last - 1 and _is_open(number, courses) and _CAREFREE.search(says):
+            what = "something was wrong at the time"
+        elif any(re.search(rf"(?<!\w)(?:hate|never|not (?:like|love|want|stand|care))(?: \w+){{0,2}} (?:to )?{hobby}(?:ing)?(?!\w)", told) for hobby in hobbies):
+            what = "this is what the hero likes"
+        elif re.search(r"N<1> (?:hate|never like|do not like|not care for)".replace("<1>", "(?: \\S+)?") + r" (?:N_ )?(?:O|P)(?!\w)", told):
+            what = f"the hero likes the {retold.thing}"
+        match = _LEARNED.search(told)
+        if (match and _WRONG_LESSON.search(match[1])) or (late and _LEARNED_NOTHING.search(told)):
+            what, rule = "this is not what the story teaches", "lesson"
+        if what:
+            yield Problem(rule, what, line.sentence.text)
+        if match := _HOBBY.search(told):
+            hobbies.add(match[1] or match[2])
+
+
+def _is_open(number: int, courses: dict[str, Course]) -> bool:
+    return any(
+        name in courses and courses[name].began is not None and courses[name].is_open(number) and number > courses[name].began
+        for name in ("lost", "stuck", "broken", "dirty", "wet")
+    )

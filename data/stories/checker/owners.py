@@ -1,0 +1,58 @@
+"""To whom the thing belongs, and who thanks whom."""
+
+from collections.abc import Iterator
+
+from data.stories.checker.patterns import affirmed, pattern
+from data.stories.checker.report import Problem
+from data.stories.checker.retold import Retold
+from data.stories.checker.threads import Course
+
+HELPED = ("lost", "stuck", "broken", "dirty", "wet", "skill")
+_OF = {
+    "N": pattern(r"N_ (?:own )?O", r"O<2> (?:belong to|be) (?:N|N_)(?= |$)"),
+    "S": pattern(r"S_ (?:own )?O", r"O<2> (?:belong to|be) (?:S|S_)(?= |$)"),
+}
+_GIVEN_BACK = {
+    "N": pattern(r"(?:give|hand|bring)<3> back to S", r"give S<2> back", r"S have (?:O|it) back", r"give S S_ O"),
+    "S": pattern(r"(?:give|hand|bring)<3> back to N", r"give N<2> back", r"N have (?:O|it) back"),
+}
+_THANKS = {
+    "N": pattern(r"(?:thank you|thanks|bless you)<3>(?: ,)? S", r"you be<2> kind , S"),
+    "S": pattern(r"(?:thank you|thanks)<3>(?: ,)? N"),
+}
+_THANKED = {"N": pattern(r"N thank S"), "S": pattern(r"S thank N")}
+
+
+def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
+    owner = _owner(courses)
+    helped = any(name in courses for name in HELPED) and not {"return", "gift", "hungry", "noise", "share", "lonely"} & set(courses)
+    given = {"return", "gift", "hungry"} & set(courses) and not {"noise"} & set(courses)
+    thankless = "S" if helped else "N" if given else ""  # who has no reason to thank the other one
+    first, last = retold.frame
+    for line in retold.lines:
+        if not first <= line.paragraph <= last or not retold.companion:
+            continue
+        told = line.told
+        what = None
+        if owner:
+            other = "S" if owner == "N" else "N"
+            said = [saying.text for saying in line.said if saying.speaker in ("N", "S")]
+            name = retold.hero if owner == "N" else retold.companion
+            if any(_OF[other].search(text) for text in (told, *said)):
+                what = f"the {retold.thing} was {name}'s"
+            elif _GIVEN_BACK[owner].search(affirmed(told)):
+                what = f"it was {name} who got it back"
+        if thankless and not what:
+            said_thanks = any(s.speaker == thankless and _THANKS[thankless].search(s.text) for s in line.said)
+            if said_thanks or _THANKED[thankless].search(told):
+                what = "the wrong one says thanks"
+        if what:
+            yield Problem("owner", what, line.sentence.text)
+
+
+def _owner(courses: dict[str, Course]) -> str:
+    if {"gift", "noise"} & set(courses):
+        return ""
+    if "return" in courses:
+        return "S"
+    return "N" if courses else ""
