@@ -23,11 +23,12 @@ _TOO_MANY = pattern(
     r"(?:three|four|five) of B|B (?:three|four|five)|another friend",
 )
 _NOT_THERE = pattern(
-    r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|see|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
+    r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
     r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday)",
     r"nobody (?:but N|except N|else)<3> (?:at|in|on|by|there|be|with)|nobody but N|nobody else",
     r"nobody<1> (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|without S(?= |$)(?! ,)",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
+    r"S have<2> (?:go|leave|run)<1> (?:home|away|off)",
 )
 _AWAY = pattern(
     r"S<2> (?:go|run|walk|hurry|leave|move)<1> (?:home|away|off)|S<1> leave(?: P| N)?$",
@@ -51,7 +52,7 @@ _UNHELPED = pattern(
     r"S only (?:watch|look on)|S do nothing",
 )
 _NEVER_MET = pattern(
-    r"(?:never|not)<2> (?:see|meet|hear of|know)<1> S(?:<2> before)?|S<2> (?:never|not)<2> (?:see|meet|know) N|(?:never|not)<2> (?:meet|see each other)<2> before",
+    r"(?:never|not)<2> (?:see|meet|hear of|know)<1> S(?:<2> before)?|S<2> (?:never|not)<2> (?:see|meet|know) N(?: before)?(?=$| ,)|(?:never|not)<2> (?:meet|see each other)<2> before",
     r"S be a stranger|(?:the|a) stranger name S|who S be|who be S|what be S_ name|N (?:have|know) no<1> friend|no friends?<4> (?:world|at all)",
     r"B do not know each other|not know each other",
 )

@@ -94,13 +94,14 @@ def check_ending(text: str, read: list[Sentence]) -> list[Problem]:
         if line.count('"') % 2:
             unfinished("a quotation is not closed", line.strip()[-120:])
     said = [_affirmed(sentence) for sentence in read]
-    if not any(ENDING.search(sentence) for sentence in said[-2:]):
+    if not any(ENDING.search(sentence) for sentence in said[-3:]):
         unfinished("the last sentences do not end it")
     for name, need in NEEDS.items():
         openings = [
             (number, match.end())
             for number, sentence in enumerate(said)
             for match in need.opens.finditer(sentence)
+            if not sentence[: match.start()].endswith(("that it had been ", "would never be "))
         ]
         if openings:
             number, end = openings[-1 if need.every_time else 0]

@@ -24,7 +24,7 @@ _FORGOTTEN = pattern(r"forget (?:all )?(?:about )?(?:S|N_ friend|the day|that da
 _UNKIND = pattern(r"(?:S|N)<1> (?:laugh at|make fun of|scold|yell at|push|hit|kick|tease|slap|bite) (?:N|S)(?!_)")
 _LEARNED = re.compile(r"(?<!\w)(?:learn|know|understand|understood|find out|see|realize|realise|decide|say)(?: now)? that (.*)")
 _WRONG_LESSON = pattern(
-    r"(?:bad|wrong|silly|foolish|stupid|useless|boring|not good|no good|not nice|no use|not right|no fun|worse|worst|dangerous) to (?:share|help|ask|give(?! up)|be honest|be kind|be brave|be good|tell the truth|try|have a|play together)",
+    r"(?<!never )(?<!not )(?:bad|wrong|silly|foolish|stupid|useless|boring|not good|no good|not nice|no use|not right|no fun|worse|worst|dangerous) to (?:share|help|ask|give(?! up)|be honest|be kind|be brave|be good|tell the truth|try|have a|play together)",
     r"(?:good|better|best|nice|right|fine|fun|wise|clever) to (?:be alone|keep|lie|give up|be mean|steal|hide|run away|play alone|eat alone|have no|cheat|be selfish|be greedy|stay alone|trust nobody|say no)",
     r"(?:never|not) to (?:share|help|ask|give(?! up)|try|trust|tell the truth|be kind|be honest|look)",
     r"(?:friend|friends) be<1> (?:bad|useless|no good|not|worth nothing|worth less|never)|(?:should|must|need|could)<1> (?:never|not)<1> (?:share|help|ask|give(?! up)|trust|try)",

@@ -9,16 +9,17 @@ from data.stories.checker.threads import Course
 
 HELPED = ("lost", "stuck", "broken", "dirty", "wet", "skill")
 _OF = {
-    "N": pattern(r"N_ (?:own )?O", r"O<2> (?:belong to|be) (?:N|N_)(?= |$)"),
-    "S": pattern(r"S_ (?:own )?O", r"O<2> (?:belong to|be) (?:S|S_)(?= |$)"),
+    "N": pattern(r"(?<!get )N_ O", r"O<2> belong to N"),
+    "S": pattern(r"(?<!get )S_ O", r"O<2> belong to S"),
 }
+_IS_OF = {"N": pattern(r"<O><2> be N_(?=$| ,)"), "S": pattern(r"<O><2> be S_(?=$| ,)")}
 _GIVEN_BACK = {
-    "N": pattern(r"(?:give|hand|bring)<3> back to S", r"give S<2> back", r"S have (?:O|it) back", r"give S S_ O"),
+    "N": pattern(r"(?:give|hand|bring)<3> back to S", r"give S<2> back", r"S have (?:O|it) back", r"give S S_ O", r"S<1> (?:keep|steal) O", r"S take O home(?! with)"),
     "S": pattern(r"(?:give|hand|bring)<3> back to N", r"give N<2> back", r"N have (?:O|it) back"),
 }
 _THANKS = {
-    "N": pattern(r"(?:thank you|thanks|bless you)<3>(?: ,)? S", r"you be<2> kind , S"),
-    "S": pattern(r"(?:thank you|thanks)<3>(?: ,)? N"),
+    "N": pattern(r"thank S|thanks<3>(?: ,)? S", r"you be<2> kind , S"),
+    "S": pattern(r"thank N|thanks<3>(?: ,)? N"),
 }
 _THANKED = {"N": pattern(r"N thank S"), "S": pattern(r"S thank N")}
 
@@ -38,7 +39,7 @@ def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem
             other = "S" if owner == "N" else "N"
             said = [saying.text for saying in line.said if saying.speaker in ("N", "S")]
             name = retold.hero if owner == "N" else retold.companion
-            if any(_OF[other].search(text) for text in (told, *said)):
+            if any(_OF[other].search(text) for text in (told, *said)) or _IS_OF[other].search(told):
                 what = f"the {retold.thing} was {name}'s"
             elif _GIVEN_BACK[owner].search(affirmed(told)):
                 what = f"it was {name} who got it back"

@@ -24,7 +24,7 @@ def pattern(*alternatives: str) -> re.Pattern:
     return re.compile(rf"(?<![\w])(?:{text})(?![\w])")
 
 
-_CLAUSE = re.compile(r" ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$))")
+_CLAUSE = re.compile(r"( ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$)))")
 _DENIES = re.compile(r"(?<!\w)(?:not|never|nobody|nothing|no|none|neither|nor|hardly|without|nowhere|if|almost|nearly)(?!\w)")
 _EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be|used to|as if|instead of|have begin|have start|would have|could have|might have|no longer|any more|anymore)(?!\w)")
 # "It had never been so clean", "nobody had a better friend", "not only": these deny nothing.
@@ -34,16 +34,15 @@ _BOAST = re.compile(
 _OBLIGED = re.compile(r"(?<!\w)(?:not|never|nobody|nothing) (?:ever )?(?:have|need|has) to(?!\w)[^,]*")
 
 
-def clauses(told: str) -> list[str]:
-    return _CLAUSE.split(told)
-
-
 @cache
 def affirmed(told: str) -> str:
     """The clauses that say what is, not what is not, or was earlier."""
-    return " , ".join(
-        clause for clause in clauses(told) if not _DENIES.search(clause) and not _EARLIER.search(clause)
-    )
+    parts = _CLAUSE.split(told)
+    kept = ""
+    for clause, mark in zip(parts[::2], (*parts[1::2], "")):
+        left_out = _DENIES.search(clause) or _EARLIER.search(clause)
+        kept += " , " if left_out else clause + mark
+    return kept
 
 
 @cache
@@ -51,10 +50,14 @@ def denied(told: str) -> str:
     """The sentence without what only looks like a denial: "not any more", "never so happy"."""
     told = _OBLIGED.sub("obliged", told)
     told = _BOAST.sub("boast", told)
-    return " , ".join(
-        clause for clause in told.split(" , ") if not re.search(r"(?<!\w)(?:any more|anymore|no longer)(?!\w)", clause)
-    )
+    return " , ".join(clause for clause in told.split(" , ") if not _NO_LONGER.search(clause))
 
+
+_NO_LONGER = re.compile(
+    r"(?<!\w)(?:no longer (?!come|go|want|let|speak|talk|play|see|find|get)|(?:not|nobody|nothing|never)(?: \w+)*? (?:lose|miss|break|dirty|muddy|wet|"
+    r"stuck|sad|afraid|scare|frighten|lonely|hungry|alone|worried|hard|sorry|shy|angry|upset|empty|go|need|matter|hurt)"
+    r"(?: \w+)* (?:any more|anymore|any longer))(?!\w)"
+)
 
 def first_match(patterns: Iterable[re.Pattern], text: str) -> bool:
     return any(found.search(text) for found in patterns)

@@ -56,7 +56,7 @@ class Retold:
 GROWN_UPS = {"mom": "she", "dad": "he", "grandma": "she", "grandpa": "he"}
 _SAY = "say ask cry call shout reply answer whisper yell think murmur laugh sing exclaim sigh beg add tell".split()
 _NO_NAMES = set(
-    "i i'm i'll i've i'd january february march april may june july august september october november december "
+    "my oh well ah hm dear goodness mmm yes no hooray i i'm i'll i've i'd january february march april may june july august september october november december "
     "monday tuesday wednesday thursday friday saturday sunday mr mrs miss sir god christmas easter halloween".split()
 )
 
@@ -95,7 +95,7 @@ _IRREGULAR = {
             "dream:dreamed dreamt dreams dreaming|begin:began begun begins beginning|send:sent sends sending|"
             "hear:heard hears hearing|sing:sang sung sings singing|swim:swam swum swims|steal:stole stolen steals|"
             "put:puts putting|think:thought thinks thinking|grow:grew grown grows growing|"
-            "stick:sticks sticking|catch:caught catches catching|win:won wins winning|cut:cuts cutting|"
+            "catch:caught catches catching|win:won wins winning|cut:cuts cutting|"
             "lend:lent lends lending|pay:paid pays paying|read:reads reading|wear:wore worn wears wearing|"
             "drive:drove driven drives driving|shine:shone shines shining|grin:grinned grins grinning|"
             "drag:dragged|drop:dropped drops dropping|rub:rubbed|hop:hopped|step:stepped|grab:grabbed|"
@@ -232,7 +232,7 @@ def _is_certain_name(words, i):
 
 
 _COMMON = set(
-    "up down back by round here out in on off over away high far near inside outside before after with without "
+    "his her my your our their its up down back by round here out in on off over away high far near inside outside before after with without "
     "everything enough plenty half almost nearly so but and or if when while as at for from of to into not too very "
     "slowly even much little big all else hop jump splash crack snap come go let please thank oh ah well "
     "the a an it he she they we i you there then this that one two all both nobody everybody everyone somebody "
@@ -324,6 +324,8 @@ class _Teller:
                     continue
                 after = runs[number + 1][1][:3] if number + 1 < len(runs) else tag
                 before = runs[number - 1][1] if number else []
+                if not re.search(r'[!?]"$', sentence.text):
+                    tag = []
                 speaker = _speaker(*(self.text(list(part), me, "") for part in (before, after)))
                 speaker = speaker or self._not_called(words) or said_before
                 sayings.append(Saying(speaker, self.text(words, speaker, {"N": "S", "S": "N"}.get(speaker, ""))))
@@ -429,12 +431,12 @@ _SAID_BEFORE = re.compile(rf"\b([NSB])(?![_\w])(?: [^, ]+){{0,9}}? (?:{_TAG})\b[
 
 
 def _speaker(before: str, after: str) -> str:
+    if (match := _SAID_BEFORE.search(before)) and not _SAID_AFTER.match(after):
+        return match[1]
     if match := _SAID_AFTER.match(after):
         return match[1] or match[2]
     if re.match(rf"{_TAG}\b", after):
         return "?"  # somebody else
-    if match := _SAID_BEFORE.search(before):
-        return match[1]
     return ""
 
 

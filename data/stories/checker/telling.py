@@ -16,7 +16,7 @@ _DAY = re.compile(r"(?:one|this|on a|be a)(?: \w+){0,2} (morning|afternoon|eveni
 _THAT_DAY = re.compile(r"(?<!\w)(?:what a|be a|be the|forget that|from that|since that|about the|of the)(?: \w+){0,2} (morning|afternoon|evening)(?!\w)")
 _NIGHT = pattern(r"(?:it be|in|at)<4> (?:night|midnight)(?! be)|it be<2> dark|middle of the night|pitch dark")
 _SUMMER = pattern(r"summer|may|june|sunny|warm")
-_SNOW = pattern(r"snow|snowing|snowy|ice|snowflakes|freeze|frost")
+_SNOW = pattern(r"snow(?! be go)|snowing|snowy|ice|snowflakes|freeze|frost")
 
 
 def check_telling(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
@@ -37,7 +37,7 @@ def check_telling(retold: Retold, courses: dict[str, Course]) -> Iterator[Proble
             what = "it was day"
         elif first < line.paragraph and summer and _SNOW.search(told):
             what = "it was warm"
-        elif line.paragraph >= last - 1 and day and not flashback and (match := _THAT_DAY.search(told)) and match[1] != day:
+        elif line.paragraph >= last - 1 and day and "gift" not in courses and not flashback and (match := _THAT_DAY.search(told)) and match[1] != day:
             what = f"it was {day}"
         if what:
             yield Problem(rule, what, line.sentence.text)

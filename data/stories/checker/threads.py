@@ -44,8 +44,8 @@ THREADS = {
         ),
         said_begins=pattern(r"N_ O be (?:go|lose|miss|not here)|N (?:have )?lose N_ O|N can not find N_ O|where be N_ O"),
         closes=pattern(
-            r"(?:find|pick up|hold up|hug|pull out)<2> <O>|bring <O> (?:back|to N)|pick <O> up|give<3> <O>|put O in|have <O> back",
-            r"O be (?:safe|find)|(?:be|lie|stand|really be) O|there (?:be|lie) O|not lose any more",
+            r"(?:find|pick up|hold up|hug|pull out)<2> <O>|bring <O> (?:back|to N)|pick <O> up|give<3> <O>|put O in|have <O> back|have find",
+            r"O be find|(?:be|lie|stand|really be) O|there (?:be|lie) O|not lose any more",
         ),
         closed_denied=pattern(
             r"(?:not|never|nobody)<3> (?:find|see|get|hold|touch|have) (?:O|it|again)",
@@ -62,7 +62,7 @@ THREADS = {
             _GAVE_UP,
         ),
         open_denied=pattern(
-            r"O<2> (?:not|never)<1> (?:lose|go|miss)|(?:not|never)<1> (?:lose|let go of|drop) (?:O|it)",
+            r"O<2> (?:not|never)<1> (?:lose|go|miss)|(?<!would )(?:not|never)<1> (?:lose|let go of|drop) (?:O|it)",
             r"not let (?:go|<O>)|O (?:have )?never leave",
         ),
         open_affirmed=pattern(
@@ -72,8 +72,8 @@ THREADS = {
         gives_way_to=("return", "gift", "hungry", "noise"),
     ),
     "stuck": Thread(
-        begins=pattern(r"(?:be|get|stay) (?:stick|catch)|stick (?:in|high|on|up|there|between)|(?:stick|catch) (?:in|between|on) (?:a|the|two)"),
-        said_begins=pattern(r"O be (?:stick|catch)"),
+        begins=pattern(r"(?:be|get|stay) (?:stuck|catch)|stuck (?:in|high|on|up|there|between)|(?:stuck|catch) (?:in|between|on) (?:a|the|two)"),
+        said_begins=pattern(r"O be (?:stuck|catch)"),
         closes=pattern(
             r"O (?:come|fall|slide|be)<1> (?:down|free|loose|out|to the ground)|(?:down|out|free) (?:come|fall|go|slide)<1> (?:O|it)",
             r"(?:out|down) it come|(?:get|bring|fetch|push|pull|poke|shake)<1> <O> (?:down|free|loose|out)|it be free|catch O",
@@ -84,13 +84,13 @@ THREADS = {
             _HELPLESS,
         ),
         closed_affirmed=pattern(
-            r"<O><1> (?:be|hang|sit|stay|remain|swing)<2> (?:stick|up there|up in|high up|in the tree|in the branches|in a tree)",
-            r"still<2> (?:up|stick|hang|in the tree|in the branches)|leave <O><2> (?:up|in the|there|hang|behind)",
+            r"<O><1> (?:be|hang|sit|stay|remain|swing)<2> (?:stuck|up there|up in|high up|in the tree|in the branches|in a tree)",
+            r"still<2> (?:up|stuck|hang|in the tree|in the branches)|leave <O><2> (?:up|in the|there|hang|behind)",
             _GAVE_UP,
         ),
         open_denied=pattern(
             r"(?:no|not one|not a|not a single|without)<1> (?:tree|trees)(?! stump)",
-            r"O<2> (?:not|never)<1> (?:stick|catch|fly)",
+            r"O<2> (?:not|never)<1> (?:stuck|catch|fly)",
         ),
         open_affirmed=pattern(rf"N (?:still )?{_HAS}<1> O|O be (?:still )?(?:on the ground|in [NSB]_<1> (?:hand|arm|pocket|bag))"),
     ),
@@ -110,7 +110,7 @@ THREADS = {
             _GAVE_UP,
         ),
         open_denied=pattern(
-            r"nothing<2> happen to|O<2> (?:not|never)<2> (?:break|fall|hurt)|nothing (?:be )?wrong with",
+            r"nothing<4> happen to|O<2> (?:not|never)<2> (?:break|fall|hurt)|nothing (?:be )?wrong with",
         ),
         open_affirmed=pattern(r"O be<1> (?:fine|whole|all right|as good as)|N (?:play|ride|beat|drum) (?:with |on )?O"),
         gives_way_to=("hungry",),
@@ -119,7 +119,7 @@ THREADS = {
         begins=pattern(r"dirty|muddy|(?:in|into)<2> mud|full of mud|mud on"),
         said_begins=pattern(r"dirty|muddy|full of mud|mud on"),
         closes=pattern(
-            r"(?:be|get)<1> clean|clean again|as good as new|mud (?:come off|go away|be go|run off)|spot (?:come|go)|have wash",
+            r"(?:be|get)<3> clean|clean again|as good as new|mud (?:come off|go away|be go|run off)|spot (?:come|go)|have wash",
         ),
         needed_by=pattern(r"be<1> clean again"),
         closed_denied=pattern(
@@ -211,7 +211,8 @@ THREADS = {
         ),
     ),
     "noise": Thread(
-        begins=pattern(r"(?:noise|sound)<1> (?:come|from)|thump|scratch , scratch|squeak|tap , tap|bump , bump|make a<1> (?:noise|sound)|O (?:shake|move|jump)"),
+        begins=pattern(r"(?:noise|sound)<1> (?:come|from)|thump|scratch , scratch|squeak|tap , tap|bump , bump|make a<1> (?:noise|sound)|O (?:shake|move|jump)|something (?:be in|make|go|move)"),
+        said_begins=pattern(r"thump|scratch|tap , tap|squeak|bump , bump|something in O|hear that"),
         closes=pattern(
             r"open (?:O|it)|be open|(?:look|peek|peer)<1> (?:in|inside)|out (?:come|jump|hop|climb)|come out|inside be|there sit|it be only",
         ),
@@ -309,14 +310,16 @@ def _begins(thread: Thread, line: Line) -> bool:
 
 def _follow(name: str, thread: Thread, retold: Retold) -> Course:
     began = closed = None
+    goes_back = False  # since "That morning, she had gone to the park"
     problems = []
     first, last = retold.frame
     for number, line in enumerate(retold.lines):
         if not first <= line.paragraph <= last:
             continue
         begins = _begins(thread, line)
+        goes_back = not begins and (goes_back or bool(began is not None and _FLASHBACK.search(line.told)))
         closes = (began is not None or begins) and _closes(thread, line)
-        if what := _contradiction(thread, line, began is not None, closed is not None, closes):
+        if what := _contradiction(thread, line, began is not None and not goes_back, closed is not None, closes):
             problems.append(Problem("outcome", what.format(name), line.sentence.text))
         if begins and began is None:
             began = number
@@ -335,7 +338,7 @@ def _contradiction(thread: Thread, line: Line, begun: bool, closed: bool, closes
         return None
     if thread.early.search(told):
         return "{}: this cannot be so before it is settled"
-    if begun and not closes and not _FLASHBACK.search(told):
+    if begun and not closes:
         if thread.open_denied.search(says_not) or thread.open_affirmed.search(says):
             return "{}: this cannot be so while it is not settled"
     return None
