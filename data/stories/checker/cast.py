@@ -173,7 +173,10 @@ def _introduces(words: tuple[Word, ...], i: int, mentions) -> bool:
     if last in PERSONS and not name.break_before.strip(","):
         # "her friend Tom" and "the dog, Rex", but not "said the girl. Tom ..."
         return determiner_of(words, i - 1)[0] is not None or last == "friend"
-    behind = [word.lower for word in words[i + 1 : i + 5]]
+    behind = [word.lower for word in words[i + 1 : i + 7]]
+    if RELATIVES.intersection(behind) and {"his", "her", "my", "a"}.intersection(behind):
+        return mentions[name.text] > 1  # "Tom, her old friend", "Remy the squirrel, his best friend"
+    behind = behind[:4]
     return i > 0 and mentions[name.text] > 1 and behind[:1] == ["a"] and not KINDS.isdisjoint(behind)
 
 

@@ -28,7 +28,8 @@ _NOT_THERE = pattern(
     r"nobody (?:but N|except N|else)<3> (?:at|in|on|by|there|be|with)|nobody but N|nobody else",
     r"nobody<1> (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|without S(?= |$)(?! ,)",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
-    r"S have<2> (?:go|leave|run)<1> (?:home|away|off)",
+    r"S have<2> (?:go|leave|run)<1> (?:home|away|off)|S<4> (?:can|could|do|would|be) not (?:allow to )?(?:come|go along|be there)",
+    r"S<4> (?:and|but) be not with N",
 )
 _AWAY = pattern(
     r"S<2> (?:go|run|walk|hurry|leave|move)<1> (?:home|away|off)|S<1> leave(?: P| N)?$",
@@ -39,8 +40,9 @@ _ALONE = pattern(
 )
 _STAYED_AWAY = pattern(
     r"(?:never|not)<2> (?:go|come|get|arrive|reach|be|walk|run)<2> (?:to |at |in |on |by )?P|(?:never|not)<2> (?:leave|be out of|go out of) (?:the |[NSB]_ )?(?:house|home|room|bed)",
-    r"(?:stay|remain)<1> (?:at home|home|in bed|in the house|inside|indoors)(?! with)|(?:not|never) go out|turn back before",
+    r"(?:not|never) go out",
 )
+_STAYED_HOME = pattern(r"(?:stay|remain)<1> (?:at home|home|in bed|in the house|inside|indoors)(?! with)|turn back before")
 _LEFT_BEHIND = pattern(
     r"(?:leave|forget) <O><2> (?:at home|home|in the (?:house|room|kitchen)|in bed|in N_ room|on the shelf)|forget to (?:take|bring) O",
     r"(?:come|go|walk|run|be)<3> without (?:O|it)|O<2> (?:be|lie|stay|sit)<2> at home|N have no O|not (?:take|bring|carry) O",
@@ -53,7 +55,7 @@ _UNHELPED = pattern(
 )
 _NEVER_MET = pattern(
     r"(?:never|not)<2> (?:see|meet|hear of|know)<1> S(?:<2> before)?|S<2> (?:never|not)<2> (?:see|meet|know) N(?: before)?(?=$| ,)|(?:never|not)<2> (?:meet|see each other)<2> before",
-    r"S be a stranger|(?:the|a) stranger name S|who S be|who be S|what be S_ name|N (?:have|know) no<1> friend|no friends?<4> (?:world|at all)",
+    r"S be a stranger|(?:the|a) stranger name S|N<2> (?:not|never)<1> know (?:anybody|a soul)|know nobody|who S be|who be S|what be S_ name|N (?:have|know) no<1> friend|no friends?<4> (?:world|at all)",
     r"B do not know each other|not know each other",
 )
 _KIN = pattern(r"N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|teacher|neighbor|mother|father|mom|dad)<1> S(?!_)", r"S be N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|mother|father)")
@@ -144,7 +146,7 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
             elif helped and any(c.began is not None and c.began < number for n, c in courses.items() if n in HELPED) and _UNHELPED.search(denied(told)):
                 what = f"{retold.companion} helped"
         if not what:
-            if line.paragraph > first and _STAYED_AWAY.search(told) and retold.place:
+            if line.paragraph > first and (_STAYED_AWAY.search(told) or _STAYED_HOME.search(says)) and retold.place:
                 what = "they had gone out"
             elif owns and _LEFT_BEHIND.search(told) and not _closed_or_open_lost(number, courses):
                 what = f"the {retold.thing} was there"

@@ -101,7 +101,6 @@ def check_ending(text: str, read: list[Sentence]) -> list[Problem]:
             (number, match.end())
             for number, sentence in enumerate(said)
             for match in need.opens.finditer(sentence)
-            if not sentence[: match.start()].endswith(("that it had been ", "would never be "))
         ]
         if openings:
             number, end = openings[-1 if need.every_time else 0]
@@ -111,6 +110,8 @@ def check_ending(text: str, read: list[Sentence]) -> list[Problem]:
     return problems
 
 
+# "it had been broken", "it never fell into the mud again"
+_NOT_NOW = re.compile(r"\b(?:had (?:ever |once )?been (?:broken|lost|wet|dirty|stuck)|(?:never|not) (?:\w+ ){1,7}again)\b")
 _DENIED = re.compile(
     r"\b(?:not|never|nobody was|no longer|thought it was|neither|hardly)"
     r"(?: (?:be|so|very|too|even|at all|at|all|any|more|and|a|little))* "
@@ -120,4 +121,4 @@ _DENIED = re.compile(
 
 def _affirmed(sentence: Sentence) -> str:
     """The words in lower case, with "settled" in place of a state that is denied: "not afraid"."""
-    return _DENIED.sub("settled", in_lower_case(sentence))
+    return _DENIED.sub("settled", _NOT_NOW.sub("", in_lower_case(sentence)))

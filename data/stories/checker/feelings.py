@@ -10,7 +10,8 @@ from data.stories.checker.threads import Course
 
 _UNHAPPY = pattern(
     r"(?:N|S|B|everybody|all|nobody)<2> (?:be|feel|look|go home|go to bed|stay|become|grow)<3> (?:sad|sadder|unhappy|angry|cross|miserable|lonely|upset|mad|furious|disappointed|hopeless|jealous|bored|ashamed|grumpy|afraid|scare)",
-    r"(?:N|S|B|everybody)<2> (?:cry|sob|weep)(?! (?:for|with|out|of|at|a little|and (?:hug|clap|jump|hold)))|in tears|burst into tears|saddest|(?:sad|worst|bad|terrible|awful|horrible) (?:day|morning|afternoon|night|ending|time)",
+    r"(?:N|S|B|everybody)<2> (?:cry|sob|weep)(?! (?:(?:for|with|out of|of) (?:joy|happiness)|at once|out|a little|and (?:hug|clap|jump|hold)))|in tears|burst into tears|saddest|(?:sad|worst|bad|terrible|awful|horrible) (?:day|morning|afternoon|night|ending|time)",
+    r"(?:and|but) (?:be|feel)<2> (?:sad|unhappy|angry|cross|miserable|lonely|upset|furious|disappointed)(?! and)",
     r"broken heart|break [NSB]_ heart|heavy heart|no fun at all|tears of (?:anger|sorrow)",
 )
 _HAPPILY = pattern(r"(?:not|never|nobody)<2> (?:stop|help)(?: but)?<1>|not have to<4>|not only")

@@ -25,7 +25,7 @@ def pattern(*alternatives: str) -> re.Pattern:
 
 
 _CLAUSE = re.compile(r"( ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$)))")
-_DENIES = re.compile(r"(?<!\w)(?:not|never|nobody|nothing|no|none|neither|nor|hardly|without|nowhere|if|almost|nearly)(?!\w)")
+_DENIES = re.compile(r"(?<!\w)(?:not|never|nobody|nothing|no(?! (?:time|longer|doubt))|none|neither|nor|hardly|without(?! (?:any |a )?(?:help|mistake|word|trouble|break|rest))|nowhere|if|almost|nearly)(?!\w)")
 _EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be|used to|as if|instead of|have begin|have start|would have|could have|might have|no longer|any more|anymore)(?!\w)")
 # "It had never been so clean", "nobody had a better friend", "not only": these deny nothing.
 _BOAST = re.compile(

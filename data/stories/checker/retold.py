@@ -87,7 +87,7 @@ _IRREGULAR = {
             "fly:flew flown flies flying|throw:threw thrown throws throwing|come:came comes coming|"
             "go:went gone goes going|leave:left leaves leaving|run:ran runs running|eat:ate eaten eats eating|"
             "bite:bit bitten bites biting|feel:felt feels feeling|break:broke broken breaks breaking|"
-            "fall:fell fallen falls falling|tear:tore torn tears tearing|hang:hung hangs hanging hanged|"
+            "fall:fell fallen falls falling|tear:tore torn tears tearing|hang:hung hangs hanging hanged|slide:slid slides sliding|choose:chose chosen|"
             "make:made makes making|buy:bought buys buying|build:built builds building|sell:sold sells selling|"
             "become:became becomes becoming|forgive:forgave forgiven forgives|forget:forgot forgotten forgets forgetting|"
             "hit:hits hitting|fight:fought fights fighting|lie:lay lied lies lying lain|sleep:slept sleeps sleeping|"
@@ -246,6 +246,9 @@ _COMMON = set(
 def _is_introduced(words, i):
     before = [word.lower for word in words[max(0, i - 4) : i]]
     last = before[-1] if before else ""
+    behind = [word.lower for word in words[i + 1 : i + 7]]
+    if RELATIVES.intersection(behind) and {"his", "her", "my", "a"}.intersection(behind):
+        return True
     if not before or words[i].spoken and last not in ("am", "is", "i'm"):
         return False
     return (

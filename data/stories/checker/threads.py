@@ -19,6 +19,7 @@ class Thread:
     begins: re.Pattern
     closes: re.Pattern
     closes_by_words: re.Pattern = NEVER  # what the hero says: "I am sorry"
+    closes_as_told: re.Pattern = NEVER  # although it is a denial: "not a spot was left"
     said_begins: re.Pattern = NEVER
     only_with: re.Pattern | None = None  # the story must have this somewhere, too
     open_denied: re.Pattern = NEVER  # false while it is open, as it is told
@@ -26,6 +27,7 @@ class Thread:
     closed_denied: re.Pattern = NEVER
     closed_affirmed: re.Pattern = NEVER
     early: re.Pattern = NEVER  # false before it is closed
+    early_said: bool = False  # whether this is also false if N or S says it
     ever: re.Pattern = NEVER  # false everywhere
     needed_by: re.Pattern = NEVER  # needs the thread to have begun
     gives_way_to: tuple[str, ...] = field(default=())
@@ -48,7 +50,7 @@ THREADS = {
             r"O be find|(?:be|lie|stand|really be) O|there (?:be|lie) O|not lose any more",
         ),
         closed_denied=pattern(
-            r"(?:not|never|nobody)<3> (?:find|see|get|hold|touch|have) (?:O|it|again)",
+            r"(?:not|never|nobody)<3> (?:find|see|get|hold|touch) (?:O|it|again)",
             r"<O><1> (?:not|never)<2> (?:find|see|come back|turn up|return|show up|again)",
             r"without (?:O|it|a O)|(?:must|have to) (?:buy|get|make) a(?:nother)?(?: new)? O",
             r"(?:not|never|nobody)<3> know where|wonder where",
@@ -69,13 +71,13 @@ THREADS = {
             rf"N (?:still )?{_HAS}<1> O|O be (?:safe|still there|right there|in [NSB]_<1> (?:hand|arm|pocket|bag|lap))",
             r"N (?:still )?have <O> (?:in|under|with|on|safe)",
         ),
-        gives_way_to=("return", "gift", "hungry", "noise"),
+        gives_way_to=("return", "gift", "hungry"),
     ),
     "stuck": Thread(
         begins=pattern(r"(?:be|get|stay) (?:stuck|catch)|stuck (?:in|high|on|up|there|between)|(?:stuck|catch) (?:in|between|on) (?:a|the|two)"),
         said_begins=pattern(r"O be (?:stuck|catch)"),
         closes=pattern(
-            r"O (?:come|fall|slide|be)<1> (?:down|free|loose|out|to the ground)|(?:down|out|free) (?:come|fall|go|slide)<1> (?:O|it)",
+            r"O (?:come|fall|slide|be)<1> (?:down|free|loose|out|to the ground|at N_|into N_|right into)|(?:down|out|free) (?:come|fall|go|slide)<1> (?:O|it)",
             r"(?:out|down) it come|(?:get|bring|fetch|push|pull|poke|shake)<1> <O> (?:down|free|loose|out)|it be free|catch O",
         ),
         closed_denied=pattern(
@@ -92,7 +94,9 @@ THREADS = {
             r"(?:no|not one|not a|not a single|without)<1> (?:tree|trees)(?! stump)",
             r"O<2> (?:not|never)<1> (?:stuck|catch|fly)",
         ),
-        open_affirmed=pattern(rf"N (?:still )?{_HAS}<1> O|O be (?:still )?(?:on the ground|in [NSB]_<1> (?:hand|arm|pocket|bag))"),
+        open_affirmed=pattern(
+            rf"N (?:still )?{_HAS}<1> O|O be (?:still )?(?:on the ground|in [NSB]_<1> (?:hand|arm|pocket|bag))|O be (?:here|on N_)"
+        ),
     ),
     "broken": Thread(
         begins=pattern(r"(?:O|it|and|N|S|then|piece) (?:be |all )?break(?! (?:O|it|in half))|the break O|break O|(?:come|fall) apart"),
@@ -105,7 +109,7 @@ THREADS = {
             _HELPLESS,
         ),
         closed_affirmed=pattern(
-            r"(?:be|stay|remain|still)<2> (?:break|in<1> pieces|apart|useless)|break for ever|throw<4> away",
+            r"(?:be|stay|remain|still)<2> (?:break|in<1> pieces|apart|useless)|break for ever|throw<2> (?:O|it|the pieces|the parts)<1> (?:away|into|out)|<O><1> (?:still )?have<2> (?:hole|crack)",
             r"(?:pieces|parts)<2> (?:still )?(?:lie|be|fall)<2> (?:apart|on the|in the|everywhere)|break again|fall apart",
             _GAVE_UP,
         ),
@@ -122,6 +126,7 @@ THREADS = {
             r"(?:be|get)<3> clean|clean again|as good as new|mud (?:come off|go away|be go|run off)|spot (?:come|go)|have wash",
         ),
         needed_by=pattern(r"be<1> clean again"),
+        closes_as_told=pattern(r"(?:not|no)<2> (?:spot|mud|dirt|speck)<4> (?:leave|any more|to see)|no longer<1> (?:dirty|muddy)"),
         closed_denied=pattern(
             r"(?:not|never|nobody|nothing)<3> (?:clean|come off|wash|go away|come out)",
             _HELPLESS,
@@ -131,7 +136,7 @@ THREADS = {
             r"(?:dirtier|muddier) than|mud (?:be )?(?:still|stay|remain)|throw<4> away",
             _GAVE_UP,
         ),
-        open_denied=pattern(r"(?:no|not a|not one|not any|not have a|without a)<2> (?:mud|spot|dirt|puddle|stain)(?! of)|O<2> (?:not|never)<2> (?:dirty|muddy|fall)"),
+        open_denied=pattern(r"(?:no|not a|not one|not any|not have a|without a)<2> (?:mud|spot|dirt|puddle|stain)(?! of)|<O> (?:have |be )*(?:not|never)<2> (?:dirty|muddy|touch|see)(?! any more)"),
         open_affirmed=pattern(r"(?:O|it) (?:be|stay|remain|look)<1> (?:clean|spotless)"),
     ),
     "wet": Thread(
@@ -139,6 +144,7 @@ THREADS = {
         said_begins=pattern(r"(?:so|all|very|be) wet|full of water|drip"),
         closes=pattern(r"(?:be|get|become|until|till)<2> dry|(?:warm and|all) dry|dry again|have dry O"),
         needed_by=pattern(r"be<1> dry again"),
+        closes_as_told=pattern(r"(?:not|no)<2> (?:water|drop)<4> (?:leave|any more)|no longer<1> wet"),
         closed_denied=pattern(r"(?:not|never|nobody|nothing)<3> (?:dry|dried)", _HELPLESS),
         closed_affirmed=pattern(
             r"O<1> (?:still|stay|remain|be)<2> (?:wet|soak)|(?:still|as) (?:wet|soak)|still<1> drip|water<1> (?:still )?(?:drip|run) from",
@@ -150,6 +156,7 @@ THREADS = {
             r"O<2> (?:not|never)<2> wet",
         ),
         open_affirmed=pattern(r"O (?:be|stay|remain)<1> dry"),
+        early=pattern(r"not (?:one|a single) drop|sun shine all day"),
     ),
     "share": Thread(
         begins=pattern(
@@ -165,7 +172,7 @@ THREADS = {
             r"nobody<3> share|share<3> nobody|refuse|without<4> turn|not<2> (?:get|have)<2> turn|no turn",
         ),
         closed_affirmed=pattern(
-            r"N (?:still )?(?:keep|have|hide|want|hold|take)<2> O<2> (?:for|to) N|all to N|N<1> (?:keep|play with|have) O<2> alone",
+            r"N (?:still )?(?:keep|have|hide|want|hold|take)<2> O<2> (?:for|to) N|all to N|N<1> (?:\S+ )?(?:keep|play|have|fly|ride|read|wear|hold)(?: with)? O<2> (?:alone|by N)|S only (?:look|watch)|S have to watch",
             r"(?:grab|snatch|pull)<2> O<1> (?:back|away)|N<1> push|N run (?:off|away) with O|selfish|S go home<2> (?:sad|in tears|alone)",
             r"keep O for N",
         ),
@@ -179,13 +186,14 @@ THREADS = {
             r"N (?:want|wish|hope) to (?:ride|fly|play) (?:O|N_ O)|O would not|it do not (?:work|go well)",
         ),
         said_begins=pattern(r"N (?:can not|will never|just can not|want to|will learn to|will) (?:learn to )?(?:ride|fly|play) (?:N_ )?O"),
+        closes_by_words=pattern(r"N can (?:do it|ride|fly|play)|N do it|N be (?:ride|fly|play)"),
         closes=pattern(r"N (?:can |could )?(?:at last )?(?:ride|fly|play) (?:N_ )?O|N (?:can|could) do it|N do it"),
         closed_denied=pattern(
             r"(?:not|never)<3> (?:ride|fly|play O|play it|do it|learn|manage|master|able|try it again|try again|get better|get it right)",
-            r"too hard",
+            r"too hard|never<1> (?:get on|touch|use|ride|fly|play|play with) (?:a )?(?:O|it)",
         ),
         closed_affirmed=pattern(r"N<1> (?:give up|fall off|fail|stop try)|put O away|(?:go|come out) wrong|S (?:ride|fly|play) O for N|still too hard"),
-        early=pattern(r"already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
+        early=pattern(r"work (?:right away|at once|the first time)|already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
         ever=pattern(
             r"N<1> (?:be|have be) able to<5>".replace("<5>", "<4>") + r" (?:for|since|all)|always (?:could|can|know how|be able)|N have always",
             r"have never (?:need|want)<3> (?:learn|practice)",
@@ -193,7 +201,7 @@ THREADS = {
         gives_way_to=("lost", "stuck", "broken", "dirty", "wet", "share", "lonely"),
     ),
     "gift": Thread(
-        begins=pattern(r"(?:give|make)<3> (?:\S+ ){0,3}(?:gift|present|surprise)|birthday|make a O"),
+        begins=pattern(r"(?:want|decide|plan|wish) to (?:give|make)<4> (?:gift|present|surprise)|birthday of|S_ birthday|(?:chose|choose|decide|begin|want|set out|let N) to make a O|make a O"),
         said_begins=pattern(r"(?:give|make)<3> for S|make a O|what can N give S"),
         closes=pattern(r"N<2> (?<!to )(?:give|hand)<1> (?:S|O)|hold out O|put O in S_|and give (?:S|O)"),
         closed_denied=pattern(
@@ -202,12 +210,12 @@ THREADS = {
         ),
         closed_affirmed=pattern(
             r"N<1> (?:keep|take|hide)<2> O<4> (?:for N|home|back|alone)|keep O for N|S<1> (?:throw|hate|break|drop|tear|frown)|laugh at|throw<4> away",
-            r"give <O> back|S give<2> (?:O|it) (?:away|to)",
+            r"(?:take|carry) (?:O|it)<1> (?:home|back)|in vain|give <O> back|S give<2> (?:O|it) (?:away|to)",
         ),
-        early=pattern(r"S<2> (?:give|make|build|buy)<2> (?:O|a O)|S (?:have )?see<1> everything"),
+        early=pattern(r"S<2> (?:give|make|build|buy)<2> (?:O|a O)|S<1> help|N<2> (?:not|never) finish|O<2> never<1> (?:done|do|finish|ready)"),
         ever=pattern(
             r"(?:buy|steal) (?:a |the )?(?:O|it)|O<2> from (?:a|the) (?:shop|store|market)|S have (?:make|build|sew|paint)<1> O",
-            r"N<1> (?:not|never) make (?:O|it)|(?:somebody else|nobody) have make",
+            r"N<2> (?:not|never) make (?:a )?(?:O|it)|N make (?:this|it|O) for N|(?:somebody else|nobody) have make",
         ),
     ),
     "noise": Thread(
@@ -222,20 +230,22 @@ THREADS = {
         ),
         closed_affirmed=pattern(
             r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|(?:then|and|so|B|N) run away|run home<1> (?:in|as fast|and never|screaming)|O<3> empty|empty O",
-            r"(?:be|it be)<3> (?:monster|ghost|dragon|witch|snake|wolf)|nothing but<2> (?:air|dust|stones|leaves)",
+            r"(?:be|it be)<3> (?:monster|ghost|dragon|witch|snake|wolf|lion|tiger|crocodile|giant|bear|shark)|nothing but<2> (?:air|dust|stones|leaves)",
         ),
-        early=pattern(r"O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|O be<1> empty"),
+        early=pattern(r"O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|<O> be<1> empty|leave<2> close|(?:walk|go) on$|nothing be in<1> (?:O|it)|no noise"),
+        early_said=True,
         ever=pattern(r"N (?:have )?(?:never|not) be<2> (?:afraid|scare)(?! any)"),
+        gives_way_to=("hungry", "gift", "skill", "lost", "stuck", "broken", "dirty", "wet"),
     ),
     "return": Thread(
         begins=pattern(r"(?:find|see|pick up|notice) a O|it be a O"),
-        only_with=pattern(r"S (?:have )?(?:lose|miss|drop|leave|can not find)<1> (?:S_ |a )?O|S_ O be go|(?:see|find) (?:S_|a) O|give<3> back"),
+        only_with=pattern(r"S (?:have )?(?:lose|miss|drop|leave|can not find)<1> (?:S_ |a )?O|S_ O be go|(?:see|find) S_ O|(?:have|do) N (?:see|find) a O|give<3> back"),
         closes=pattern(r"give<3> back|give <O> to S|hand<2> O"),
         closed_denied=pattern(
-            r"(?:not|never)<3> (?:give|get|have|see|return|hand) (?:O|it|S O|S_ O|back|S back)|without (?:O|it)|never<4> again",
+            r"(?:not|never)<2> (?:give|return|hand) (?:O|it|S)|S<2> (?:not|never)<3> (?:get|have|see|find|hold) (?:O|it)|S<4> without (?:O|it)|S<2> never<4> again",
         ),
         closed_affirmed=pattern(
-            r"N<2> (?:keep|hide|steal) (?:O|it)|N<1> take<1> (?:O|it)<1> home|(?:run|go|walk)<2> with O|O<2> be<1> (?:lose|go|miss)|N keep",
+            r"N<2> (?:keep|hide|steal) (?:O|it)|N<1> take<1> (?:O|it)<1> home|N (?:wear|still have|ride|fly|use) O|N (?:walk|go|run) (?:home|away) with O|(?:run|go|walk)<2> with O|O<2> be<1> (?:lose|go|miss)|N keep",
             r"O<2> belong to N|O<2> be N_",
         ),
         early=pattern(r"N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"),
@@ -247,17 +257,17 @@ THREADS = {
         closes=pattern(r"(?:break|cut|split|share|give|hand)<3> (?:O|it|half|piece|part)|half (?:of|for)"),
         closed_denied=pattern(
             r"S<2> (?:not|never|nothing)<3> (?:get|eat|taste|bite|have (?:a|one|any|anything)|touch)|N<2> (?:not|never)<1> (?:share|give)",
-            r"nobody<3> share|share<3> nobody|nothing<2> for S|not<2> (?:one|a single) bite|without<4> bite",
+            r"nobody<3> share|share<3> nobody|nothing<2> for S|S<2> get nothing|give S nothing|not<2> (?:one|a single) bite|without<4> bite",
         ),
         closed_affirmed=pattern(
             r"N<1> (?:eat|swallow|finish|gobble|keep)<4> (?:alone|all|whole|by N|for N|self)|S<2> (?:be|feel|stay|remain|go home|go to bed)<3> (?:hungry|hungrier|starving|empty)",
             r"empty tummy|(?:still|as) hungry|throw<4> away",
         ),
         early=pattern(r"S<1> (?:be|have)<1> (?:not|never)<2> hungry|S<2> (?:just|already)<2> (?:eat|have)|S be<1> full|N<1> have (?:nothing|no O|no food|not)"),
-        ever=pattern(r"S have (?:not|never) be hungry"),
+        ever=pattern(r"S have (?:not|never) be hungry|N give S nothing"),
     ),
     "lonely": Thread(
-        begins=pattern(r"lonely|nobody to play with|no friend|(?:wish|want)<1> (?:for )?(?:a friend|somebody)"),
+        begins=pattern(r"lonely(?! cloud)|nobody to play with|no friend|(?:wish|want)<1> (?:for )?(?:a friend|somebody)"),
         said_begins=pattern(r"nobody to play with|wish N have a friend|lonely|no fun to play alone"),
         closes=pattern(r"B (?:play|take turn|run|laugh)|have<1> a<1> friend|(?:have|find)<2> friend in|this time with two|B both|now with two|with two|for two|B laugh"),
         closed_denied=pattern(
@@ -267,7 +277,7 @@ THREADS = {
         closed_affirmed=pattern(
             r"N<1> (?:be|feel|stay|remain)<3> (?:lonely|lonelier|alone)|as lonely|lonelier|S<1> (?:walk|run|go|turn) away|S say no",
         ),
-        early=pattern(r"N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
+        early=pattern(r"N_<2> friend|(?:her|his|N_)<1> many friends|N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
         gives_way_to=("share",),
     ),
 }
@@ -330,22 +340,24 @@ def _follow(name: str, thread: Thread, retold: Retold) -> Course:
 
 def _contradiction(thread: Thread, line: Line, begun: bool, closed: bool, closes: bool) -> str | None:
     told, says, says_not = line.told, affirmed(line.told), denied(line.told)
-    if thread.ever.search(told):
+    said = [saying.text for saying in line.said if saying.speaker in ("N", "S")]
+    if thread.ever.search(told) or any(map(thread.ever.search, said)):
         return "{}: this is not what happened"
     if closed:
         if thread.closed_denied.search(says_not) or thread.closed_affirmed.search(says):
             return "{}: it had been settled"
         return None
-    if thread.early.search(told):
+    if thread.early.search(told) or (thread.early_said and any(map(thread.early.search, said))):
         return "{}: this cannot be so before it is settled"
     if begun and not closes:
-        if thread.open_denied.search(says_not) or thread.open_affirmed.search(says):
+        is_said = any(thread.open_denied.search(text) or thread.open_affirmed.search(affirmed(text)) for text in said)
+        if is_said or thread.open_denied.search(says_not) or thread.open_affirmed.search(says):
             return "{}: this cannot be so while it is not settled"
     return None
 
 
 def _closes(thread: Thread, line: Line) -> bool:
-    if thread.closes.search(affirmed(line.told)):
+    if thread.closes.search(affirmed(line.told)) or thread.closes_as_told.search(line.told):
         return True
     return any(said.speaker == "N" and thread.closes_by_words.search(said.text) for said in line.said)
 
