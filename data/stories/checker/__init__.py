@@ -44,4 +44,4 @@ def check(text: str) -> Report:
     problems += check_telling(retold, courses)
     order = {sentence.text: number for number, sentence in reversed(list(enumerate(read)))}
     problems.sort(key=lambda problem: order.get(problem.sentence, 0))
-    return Report((*problems, *check_ending(text.strip(), read)))
+    return Report((*problems, *check_ending(text.strip(), read, retold, courses)))

@@ -25,11 +25,11 @@ _TOO_MANY = pattern(
 _NOT_THERE = pattern(
     r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
     r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday)",
-    r"nobody (?:but N|except N|else)<3> (?:at|in|on|by|there|be|with)|nobody but N|nobody else",
+    r"nobody else (?:be|come|at|in|on)|nobody except N|nobody but N|nobody else",
     r"nobody<1> (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|without S(?= |$)(?! ,)",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
     r"S have<2> (?:go|leave|run)<1> (?:home|away|off)|S<4> (?:can|could|do|would|be) not (?:allow to )?(?:come|go along|be there)",
-    r"S<4> (?:and|but) be not with N",
+    r"S<6> (?:be )?not with N",
 )
 _AWAY = pattern(
     r"S<2> (?:go|run|walk|hurry|leave|move)<1> (?:home|away|off)|S<1> leave(?: P| N)?$",
@@ -65,6 +65,7 @@ _FUR = pattern(r"(N|S)_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)")
 
 def check_company(read: list[Sentence], retold: Retold, courses: dict[str, Course]) -> list[Problem]:
     problems = [*_strangers(read, retold), *_people(read, retold)]
+    problems += _kin(read, retold)
     problems += _presence(retold, courses)
     return problems
 
@@ -112,6 +113,31 @@ def _people(read, retold: Retold) -> Iterator[Problem]:
             known.add(noun)
 
 
+KIN = set("uncle aunt mother father mom dad grandma grandpa grandmother grandfather brother sister cousin teacher neighbor".split())
+_DOES = set(
+    "showed found fetched brought helped said asked mended fixed washed got came took held pulled reached laughed went "
+    "made told called shouted cried answered whispered threw pushed saw looked ran stood sat dried cleaned picked played "
+    "wanted tied opened knew had smiled".split()
+)
+
+
+def _kin(read, retold: Retold) -> Iterator[Problem]:
+    """ "Her uncle found a ladder", in the middle of a story in which no uncle has come."""
+    first, last = retold.frame
+    mentioned = {retold.companion.lower()}
+    for sentence in read:
+        words = [word for word in sentence.words if not word.spoken]
+        for i, word in enumerate(words):
+            noun = word.lower
+            if noun not in KIN:
+                continue
+            is_subject = i and i + 1 < len(words) and words[i - 1].lower in ("his", "her", "my") and words[i + 1].lower in _DOES
+            begins = i == 1 or (i > 1 and words[i - 1].break_before) or words[i - 2].lower in ("and", "then", "but", "that")
+            if is_subject and begins and first + 1 < sentence.paragraph < last and noun not in mentioned:
+                yield Problem("name", f"the {noun} was not there", sentence.text)
+            mentioned.add(noun)
+
+
 def _is_animal(retold: Retold, token: str) -> bool:
     kinds = "|".join(sorted(ANIMALS))
     found = re.search(rf"(?<!\w)(?:{kinds}) (?:name|called|call|named) {token}(?!\w)|(?<!\w){token} the (?:{kinds})(?!\w)|(?<!\w){token} (?:, )?(?:be )?a (?:\S+ ){{0,3}}(?:{kinds})(?!\w)|friend (?:the )?(?:{kinds})|(?:{kinds}) {token}(?!\w)", retold.told)
@@ -125,6 +151,11 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
     animal = {token: _is_animal(retold, token) for token in "NS"}
     helped = any(name in courses for name in HELPED)
     owns = not {"noise", "return", "gift", "hungry"} & set(courses)
+    acts = [
+        number
+        for number, line in enumerate(retold.lines)
+        if first < line.paragraph < last and (_ACTS.search(line.told) or any(s.speaker == "S" for s in line.said))
+    ]
     for number, line in enumerate(retold.lines):
         if not first <= line.paragraph <= last:
             continue
@@ -133,9 +164,7 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
         body = line.paragraph < last
         if retold.companion and arrived:
             apart = _apart(number, courses)
-            if not apart and _NOT_THERE.search(says_not) and line.paragraph > first:
-                what = f"{retold.companion} was there"
-            elif not apart and body and (_AWAY.search(says) or ("skill" not in courses and _ALONE.search(says))):
+            if not apart and body and (_AWAY.search(says) or ("skill" not in courses and _ALONE.search(says))):
                 what = "the two were together"
             elif _TOO_MANY.search(told):
                 what = "there were two of them"
@@ -146,7 +175,11 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
             elif helped and any(c.began is not None and c.began < number for n, c in courses.items() if n in HELPED) and _UNHELPED.search(denied(told)):
                 what = f"{retold.companion} helped"
         if not what:
-            if line.paragraph > first and (_STAYED_AWAY.search(told) or _STAYED_HOME.search(says)) and retold.place:
+            if retold.companion and acts and number < acts[-1] and _absent(number, courses, says_not):
+                what = f"{retold.companion} was there"
+            elif arrived and retold.companion and _absent(number, courses, says_not):
+                what = f"{retold.companion} was there"
+            elif line.paragraph > first and (_STAYED_AWAY.search(told) or _STAYED_HOME.search(says)) and retold.place:
                 what = "they had gone out"
             elif owns and _LEFT_BEHIND.search(told) and not _closed_or_open_lost(number, courses):
                 what = f"the {retold.thing} was there"
@@ -162,6 +195,13 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
             family = retold.companion.lower() in GROWN_UPS
         if told_of and not arrived:
             arrived = "gift" not in courses or bool(re.search(r"S be|give S|S_", told) and line.paragraph > first + 1)
+
+
+_ACTS = pattern(r"(?:^|, |and |then )S (?!have )[a-z]+|(?:say|ask|answer|reply|whisper|cry|call|shout) S")
+
+
+def _absent(number: int, courses: dict[str, Course], told: str) -> bool:
+    return not _apart(number, courses) and "gift" not in courses and bool(_NOT_THERE.search(told))
 
 
 def _apart(number: int, courses: dict[str, Course]) -> bool:

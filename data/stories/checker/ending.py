@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from data.stories.checker.report import Problem
 from data.stories.checker.states import STATES, any_of
+from data.stories.checker.retold import Retold
+from data.stories.checker.threads import Course
 from data.stories.reading import Sentence, in_lower_case
 
 MIN_WORDS = 40
@@ -76,7 +78,9 @@ ENDING = any_of(
 )
 
 
-def check_ending(text: str, read: list[Sentence]) -> list[Problem]:
+def check_ending(
+    text: str, read: list[Sentence], retold: Retold, courses: dict[str, Course]
+) -> list[Problem]:
     if not read:
         return [Problem("unfinished", "it is empty", "")]
     count = sum(len(sentence.words) for sentence in read)
@@ -96,7 +100,12 @@ def check_ending(text: str, read: list[Sentence]) -> list[Problem]:
     said = [_affirmed(sentence) for sentence in read]
     if not any(ENDING.search(sentence) for sentence in said[-3:]):
         unfinished("the last sentences do not end it")
+    for name, course in courses.items():
+        if course.closed is None and course.began is not None:
+            unfinished(f"nothing settles what was {name}", retold.lines[course.began].sentence.text)
     for name, need in NEEDS.items():
+        if name in courses:
+            continue
         openings = [
             (number, match.end())
             for number, sentence in enumerate(said)

@@ -23,6 +23,10 @@ _ENEMIES = pattern(
 )
 _FORGOTTEN = pattern(r"forget (?:all )?(?:about )?(?:S|N_ friend|the day|that day)")
 _UNKIND = pattern(r"(?:S|N)<1> (?:laugh at|make fun of|scold|yell at|push|hit|kick|tease|slap|bite) (?:N|S)(?!_)")
+_HARSH = pattern(
+    r"go away , (?:N|S)|^go away$|(?:N|S) hate (?:N|S)|(?:N|S) be (?:bad|mean|stupid|horrible|no friend|not N_ friend|not S_ friend)|shut up|leave (?:N|S) alone",
+    r"(?:N|S)<2> (?:not|never)<2> (?:like|help|play with|be friends with|talk to) (?:N|S)",
+)
 _LEARNED = re.compile(r"(?<!\w)(?:learn|know|understand|understood|find out|see|realize|realise|decide|say)(?: now)? that (.*)")
 _WRONG_LESSON = pattern(
     r"(?<!never )(?<!not )(?:bad|wrong|silly|foolish|stupid|useless|boring|not good|no good|not nice|no use|not right|no fun|worse|worst|dangerous) to (?:share|help|ask|give(?! up)|be honest|be kind|be brave|be good|tell the truth|try|have a|play together)",
@@ -54,6 +58,8 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
         elif late and (_ENEMIES.search(_HAPPILY.sub("", told)) or _FORGOTTEN.search(says)):
             what = "they were friends"
         elif _UNKIND.search(says) and "share" not in courses:
+            what = "they were good to each other"
+        elif "share" not in courses and any(_HARSH.search(said.text) for said in line.said):
             what = "they were good to each other"
         elif line.paragraph < last - 1 and _is_open(number, courses) and _CAREFREE.search(says):
             what = "something was wrong at the time"

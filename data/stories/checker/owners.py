@@ -24,6 +24,9 @@ _THANKS = {
 _THANKED = {"N": pattern(r"N thank S"), "S": pattern(r"S thank N")}
 
 
+_THING_SPEAKS = pattern(r"(?:answer|reply|ask|say|cry|shout|call|whisper) O(?=$| ,)", r"O (?:answer|reply|say|ask|shout|whisper|laugh)")
+
+
 def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
     owner = _owner(courses)
     helped = any(name in courses for name in HELPED) and not {"return", "gift", "hungry", "noise", "share", "lonely"} & set(courses)
@@ -43,6 +46,8 @@ def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem
                 what = f"the {retold.thing} was {name}'s"
             elif _GIVEN_BACK[owner].search(affirmed(told)):
                 what = f"it was {name} who got it back"
+        if not what and "noise" not in courses and _THING_SPEAKS.search(told):
+            what = f"the {retold.thing} cannot speak"
         if thankless and not what:
             said_thanks = any(s.speaker == thankless and _THANKS[thankless].search(s.text) for s in line.said)
             if said_thanks or _THANKED[thankless].search(told):

@@ -26,7 +26,7 @@ def pattern(*alternatives: str) -> re.Pattern:
 
 _CLAUSE = re.compile(r"( ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$)))")
 _DENIES = re.compile(r"(?<!\w)(?:not|never|nobody|nothing|no(?! (?:time|longer|doubt))|none|neither|nor|hardly|without(?! (?:any |a )?(?:help|mistake|word|trouble|break|rest))|nowhere|if|almost|nearly)(?!\w)")
-_EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be|used to|as if|instead of|have begin|have start|would have|could have|might have|no longer|any more|anymore)(?!\w)")
+_EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be|used to|instead of|have begin|have start|would have|could have|might have|no longer|any more|anymore)(?!\w)")
 # "It had never been so clean", "nobody had a better friend", "not only": these deny nothing.
 _BOAST = re.compile(
     r"(?<!\w)(?:never|not|nobody|nothing)(?: (?!again|any)[^ ,]+){0,5}? (?:so|such|a better|a nicer|better|more|only|as (?:much|well) as|stop|help but)(?!\w)[^,]*"
@@ -34,10 +34,13 @@ _BOAST = re.compile(
 _OBLIGED = re.compile(r"(?<!\w)(?:not|never|nobody|nothing) (?:ever )?(?:have|need|has) to(?!\w)[^,]*")
 
 
+_AS_IF = re.compile(r" as if .*")
+
+
 @cache
 def affirmed(told: str) -> str:
     """The clauses that say what is, not what is not, or was earlier."""
-    parts = _CLAUSE.split(told)
+    parts = _CLAUSE.split(_AS_IF.sub("", told))
     kept = ""
     for clause, mark in zip(parts[::2], (*parts[1::2], "")):
         left_out = _DENIES.search(clause) or _EARLIER.search(clause)

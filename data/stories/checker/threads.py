@@ -34,7 +34,7 @@ class Thread:
 
 
 _HAS = r"(?:hold|hug|play with|carry|ride|fly|read|wear|wave|sit in|beat|kiss|stroke)"
-_HELPLESS = r"(?:nothing|not)(?: have| do| could| would)?(?: any)? help|as bad as|worse than|all be lose|in vain|too late|no use"
+_HELPLESS = r"as<4> as (?:before|ever)|(?:nothing|not)(?: have| do| could| would)?(?: any)? help|as bad as|worse than|all be lose|in vain|too late|no use"
 _GAVE_UP = r"(?:[NSB]|they) (?:have |just |then )?give up|give up and"
 
 THREADS = {
@@ -109,10 +109,11 @@ THREADS = {
             _HELPLESS,
         ),
         closed_affirmed=pattern(
-            r"(?:be|stay|remain|still)<2> (?:break|in<1> pieces|apart|useless)|break for ever|throw<2> (?:O|it|the pieces|the parts)<1> (?:away|into|out)|<O><1> (?:still )?have<2> (?:hole|crack)",
+            r"(?:be|stay|remain|still)<2> (?:break|in<1> pieces|apart|useless)|break for ever|throw (?:O|it|the<1> pieces|the<1> parts|pieces)<3> (?:away|into|out)|<O><1> (?:still )?have<2> (?:hole|crack)",
             r"(?:pieces|parts)<2> (?:still )?(?:lie|be|fall)<2> (?:apart|on the|in the|everywhere)|break again|fall apart",
             _GAVE_UP,
         ),
+        early=pattern(r"(?:throw|toss) (?:O|it|the pieces|the parts)<1> (?:away|into the (?:bin|trash|river|fire|garbage)|out)"),
         open_denied=pattern(
             r"nothing<4> happen to|O<2> (?:not|never)<2> (?:break|fall|hurt)|nothing (?:be )?wrong with",
         ),
@@ -120,7 +121,7 @@ THREADS = {
         gives_way_to=("hungry",),
     ),
     "dirty": Thread(
-        begins=pattern(r"dirty|muddy|(?:in|into)<2> mud|full of mud|mud on"),
+        begins=pattern(r"dirty|muddy|(?:in|into)<2> mud|full of mud|be<2> mud on"),
         said_begins=pattern(r"dirty|muddy|full of mud|mud on"),
         closes=pattern(
             r"(?:be|get)<3> clean|clean again|as good as new|mud (?:come off|go away|be go|run off)|spot (?:come|go)|have wash",
@@ -138,6 +139,7 @@ THREADS = {
         ),
         open_denied=pattern(r"(?:no|not a|not one|not any|not have a|without a)<2> (?:mud|spot|dirt|puddle|stain)(?! of)|<O> (?:have |be )*(?:not|never)<2> (?:dirty|muddy|touch|see)(?! any more)"),
         open_affirmed=pattern(r"(?:O|it) (?:be|stay|remain|look)<1> (?:clean|spotless)"),
+        gives_way_to=("broken",),
     ),
     "wet": Thread(
         begins=pattern(r"(?:be|get|so|very|all|the) wet|soak"),
@@ -176,7 +178,8 @@ THREADS = {
             r"(?:grab|snatch|pull)<2> O<1> (?:back|away)|N<1> push|N run (?:off|away) with O|selfish|S go home<2> (?:sad|in tears|alone)",
             r"keep O for N",
         ),
-        early=pattern(r"(?:happy|glad|ready) to share|never say no|share O<1> (?:from the|right away|at once|gladly)|gladly|of course N"),
+        early_said=True,
+        early=pattern(r"(?:happy|glad|ready) to share|never say no|share O<1> (?:from the|right away|at once|gladly)|gladly|^of course(?=$| ,)|yes , (?:take|you|S|here|please take)|^yes$"),
         ever=pattern(r"have never<1> (?:say no|refuse|be mean)|share<4> from the (?:start|beginning|first)|always (?:share|want to share)"),
         gives_way_to=("return", "hungry", "gift"),
     ),
@@ -220,6 +223,7 @@ THREADS = {
     ),
     "noise": Thread(
         begins=pattern(r"(?:noise|sound)<1> (?:come|from)|thump|scratch , scratch|squeak|tap , tap|bump , bump|make a<1> (?:noise|sound)|O (?:shake|move|jump)|something (?:be in|make|go|move)"),
+        only_with=pattern(r"noise|sound|something (?:be )?in O|(?:open|look in|look inside|peek in) (?:O|it)|O be open"),
         said_begins=pattern(r"thump|scratch|tap , tap|squeak|bump , bump|something in O|hear that"),
         closes=pattern(
             r"open (?:O|it)|be open|(?:look|peek|peer)<1> (?:in|inside)|out (?:come|jump|hop|climb)|come out|inside be|there sit|it be only",
@@ -253,6 +257,7 @@ THREADS = {
     ),
     "hungry": Thread(
         begins=pattern(r"hungry|tummy"),
+        only_with=pattern(r"half|share|eat|bite|lunch"),
         said_begins=pattern(r"hungry|tummy|nothing to eat|have not have|smell"),
         closes=pattern(r"(?:break|cut|split|share|give|hand)<3> (?:O|it|half|piece|part)|half (?:of|for)"),
         closed_denied=pattern(
@@ -260,7 +265,7 @@ THREADS = {
             r"nobody<3> share|share<3> nobody|nothing<2> for S|S<2> get nothing|give S nothing|not<2> (?:one|a single) bite|without<4> bite",
         ),
         closed_affirmed=pattern(
-            r"N<1> (?:eat|swallow|finish|gobble|keep)<4> (?:alone|all|whole|by N|for N|self)|S<2> (?:be|feel|stay|remain|go home|go to bed)<3> (?:hungry|hungrier|starving|empty)",
+            r"(?:N<1>|and) (?:eat|swallow|finish|gobble|keep)<4> (?:alone|all|whole|by N|for N|self)|S<2> (?:be|feel|stay|remain|go home|go to bed)<3> (?:hungry|hungrier|starving|empty)",
             r"empty tummy|(?:still|as) hungry|throw<4> away",
         ),
         early=pattern(r"S<1> (?:be|have)<1> (?:not|never)<2> hungry|S<2> (?:just|already)<2> (?:eat|have)|S be<1> full|N<1> have (?:nothing|no O|no food|not)"),
@@ -320,6 +325,7 @@ def _begins(thread: Thread, line: Line) -> bool:
 
 def _follow(name: str, thread: Thread, retold: Retold) -> Course:
     began = closed = None
+    never: Line | None = None  # says that it will never be settled
     goes_back = False  # since "That morning, she had gone to the park"
     problems = []
     first, last = retold.frame
@@ -333,8 +339,13 @@ def _follow(name: str, thread: Thread, retold: Retold) -> Course:
             problems.append(Problem("outcome", what.format(name), line.sentence.text))
         if begins and began is None:
             began = number
+        if began is not None and closed is None and not closes and _NEVER.search(line.told):
+            if thread.closed_denied.search(denied(line.told)):
+                never = line
         if closes and closed is None:
             closed = number
+            if never:
+                problems.append(Problem("outcome", f"{name}: yet later it was settled", never.sentence.text))
     return Course(began, closed, tuple(problems))
 
 
@@ -362,4 +373,5 @@ def _closes(thread: Thread, line: Line) -> bool:
     return any(said.speaker == "N" and thread.closes_by_words.search(said.text) for said in line.said)
 
 
+_NEVER = pattern(r"never|for ever|forever|for good|to this day")
 _FLASHBACK = pattern(r"have (?:go|come|walk|run|take|bring|carry)|(?:begin|start) when")
