@@ -24,7 +24,7 @@ from data.stories.checker.retold import retell
 from data.stories.checker.states import check_states
 from data.stories.checker.telling import check_telling
 from data.stories.checker.things import check_objects
-from data.stories.checker.threads import follow_threads
+from data.stories.checker.threads import effects_without_cause, follow_threads
 from data.stories.reading import plain, sentences
 
 __all__ = ["CONTRADICTIONS", "Problem", "Report", "check"]
@@ -38,6 +38,7 @@ def check(text: str) -> Report:
     retold = retell(read)
     courses = follow_threads(retold)
     problems += [problem for course in courses.values() for problem in course.problems]
+    problems += effects_without_cause(retold)
     problems += check_company(read, retold, courses)
     problems += check_owners(retold, courses)
     problems += check_feelings(retold, courses)

@@ -29,7 +29,7 @@ RELATIVES = set("friend brother sister cousin neighbor son daughter uncle aunt t
 SAME_KIND = dict(puppy="dog", kitten="cat", bunny="rabbit", duckling="duck", woman="girl", man="boy")
 KINDS = {*ANIMALS, "girl", "boy", *SAME_KIND}
 PERSONS = KINDS | MALE | FEMALE | ANYBODY
-SPEAKING = set("said asked cried called shouted replied whispered yelled thought".split())
+SPEAKING = set("answered murmured sighed exclaimed laughed sang said asked cried called shouted replied whispered yelled thought".split())
 
 
 def check_characters(read: list[Sentence]) -> list[Problem]:
@@ -69,6 +69,9 @@ class _Cast:
         twice = _with_oneself(before + words if before and before[0].spoken else words)
         if twice:
             yield "name", f"{twice} and {twice} cannot be two"
+        oneself = _does_it_to_oneself(words)
+        if oneself:
+            yield "name", f"{oneself} and {oneself} cannot be two"
         yield from self._read_pronouns(words)
 
     def _read_name(self, words, i, opening):
@@ -136,6 +139,24 @@ def _with_oneself(words) -> str | None:
         if joined or (called and speaks and len(between) <= 1):
             return word.text
     return None
+
+
+def _does_it_to_oneself(words) -> str | None:
+    """The name in "Lily gave Lily the kite" and "Tim sat down next to Tim", or None."""
+    named = [i for i, word in enumerate(words) if word.text in NAMES and not word.spoken]
+    for first, second in zip(named, named[1:]):
+        between = words[first + 1 : second]
+        if words[first].text != words[second].text or not 1 <= len(between) <= 7:
+            continue
+        if words[first].possessive or words[second].possessive or any(w.spoken for w in between):
+            continue
+        one_clause = all(word.break_before == "" for word in words[first + 1 : second + 1])
+        if one_clause and not _CLAUSE_WORDS.intersection(word.lower for word in between):
+            return words[first].text
+    return None
+
+
+_CLAUSE_WORDS = set("and while when that until who how because so but as where if before after since for or than".split())
 
 
 def _is_plain_word(words, i):

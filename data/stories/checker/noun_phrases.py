@@ -15,7 +15,8 @@ ADJECTIVES = {
         "special kind brave cheerful quiet curious clever gentle happy shy playful polite friendly careful "
         "jolly lively calm sweet merry sad lonely proud tall short fat thin long tired sleepy hungry angry "
         "scared loyal close neat cool hot fast toy magic very only funny silly young older younger big pet "
-        "colorful bright fluffy yummy tasty delicious empty full heavy closed open strange"
+        "colorful bright fluffy yummy tasty delicious empty full heavy closed open strange metal plastic glass stone golden gold silver iron rubber hard square sour bitter salty stale rotten "
+        "frozen dull rusty whole"
     ).split(),
 }
 

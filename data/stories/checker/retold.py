@@ -55,6 +55,7 @@ class Retold:
 
 GROWN_UPS = {"mom": "she", "dad": "he", "grandma": "she", "grandpa": "he"}
 _SAY = "say ask cry call shout reply answer whisper yell think murmur laugh sing exclaim sigh beg add tell".split()
+_SAYS = set("said asked cried called shouted replied answered whispered yelled thought murmured laughed sang sighed".split())
 _NO_NAMES = set(
     "my oh well ah hm dear goodness mmm yes no hooray i i'm i'll i've i'd january february march april may june july august september october november december "
     "monday tuesday wednesday thursday friday saturday sunday mr mrs miss sir god christmas easter halloween".split()
@@ -224,6 +225,8 @@ def _is_certain_name(words, i):
         return False
     if i and not re.search(r'[.!?:"]', word.break_before):
         return True
+    if i and not word.spoken and i + 1 < len(words) and words[i + 1].lower in _SAYS and word.lower not in _COMMON:
+        return True  # '"Okay," Nora replied'
     # "Peter and Mary were happy", "Nora clapped", but not "Round and round" or "Birds chirped".
     if i or word.spoken or word.lower in _COMMON or word.lower.endswith(("s", "ly", "ing")) or len(words) < 3:
         return False

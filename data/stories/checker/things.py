@@ -16,9 +16,26 @@ CLASSES = {
     "little": {"little", "tiny", "small"},
     "old": {"old"},
     "new": {"new"},
+    "material": set("wooden metal plastic glass stone golden gold silver iron paper rubber".split()),
+    "soft": {"soft"},
+    "hard": {"hard"},
+    "round": {"round"},
+    "square": {"square"},
+    "sweet": {"sweet"},
+    "sour": {"sour", "bitter", "salty"},
+    "fresh": {"fresh"},
+    "stale": {"stale", "rotten"},
+    "warm": {"warm", "hot"},
+    "cold": {"cold", "frozen"},
+    "shiny": {"shiny"},
+    "dull": {"dull", "rusty"},
 }
 CLASS_OF = {adjective: name for name, members in CLASSES.items() for adjective in members}
-OPPOSITE = {"big": "little", "little": "big", "old": "new", "new": "old"}
+_PAIRS = "big little,old new,soft hard,round square,sweet sour,fresh stale,warm cold,shiny dull"
+OPPOSITE = {}
+for _one, _other in map(str.split, _PAIRS.split(",")):
+    OPPOSITE |= {_one: _other, _other: _one}
+EXCLUSIVE = ("color", "material")  # a thing has only one of them
 
 
 def check_objects(read: list[Sentence]) -> list[Problem]:
@@ -73,7 +90,7 @@ def _adjective_problems(known, noun, adjectives, sentence):
     for adjective in filter(CLASS_OF.get, adjectives):
         name = CLASS_OF[adjective]
         same, opposite = known[name], known[OPPOSITE.get(name)]
-        if (name == "color" and same and adjective not in same) or (opposite and not same):
+        if (name in EXCLUSIVE and same and adjective not in same) or (opposite and not same):
             before = min(same or opposite)
             problems.append(Problem("adjective", f"the {before} {noun} is now {adjective}", sentence.text))
         else:

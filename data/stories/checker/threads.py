@@ -46,7 +46,7 @@ THREADS = {
         ),
         said_begins=pattern(r"N_ O be (?:go|lose|miss|not here)|N (?:have )?lose N_ O|N can not find N_ O|where be N_ O"),
         closes=pattern(
-            r"(?:find|pick up|hold up|hug|pull out)<2> <O>|bring <O> (?:back|to N)|pick <O> up|give<3> <O>|put O in|have <O> back|have find",
+            r"(?:find|pick up|hold up|hug|pull out)<2> <O>|bring <O> (?:back|to N)|pick <O> up|give<3> <O>|put O in [NS]_|have <O> back|have find",
             r"O be find|(?:be|lie|stand|really be) O|there (?:be|lie) O|not lose any more",
         ),
         closed_denied=pattern(
@@ -126,7 +126,7 @@ THREADS = {
         closes=pattern(
             r"(?:be|get)<3> clean|clean again|as good as new|mud (?:come off|go away|be go|run off)|spot (?:come|go)|have wash",
         ),
-        needed_by=pattern(r"be<1> clean again"),
+        needed_by=pattern(r"O<2> be<2> clean|be clean again|wash O|scrub O"),
         closes_as_told=pattern(r"(?:not|no)<2> (?:spot|mud|dirt|speck)<4> (?:leave|any more|to see)|no longer<1> (?:dirty|muddy)"),
         closed_denied=pattern(
             r"(?:not|never|nobody|nothing)<3> (?:clean|come off|wash|go away|come out)",
@@ -142,10 +142,10 @@ THREADS = {
         gives_way_to=("broken",),
     ),
     "wet": Thread(
-        begins=pattern(r"(?:be|get|so|very|all|the) wet|soak"),
+        begins=pattern(r"(?<!eyes )(?:be|get|so|very|all|the) wet|soak"),
         said_begins=pattern(r"(?:so|all|very|be) wet|full of water|drip"),
         closes=pattern(r"(?:be|get|become|until|till)<2> dry|(?:warm and|all) dry|dry again|have dry O"),
-        needed_by=pattern(r"be<1> dry again"),
+        needed_by=pattern(r"O<2> (?:be|become|get)<2> dry|(?:it|O) be (?:all )?dry|dry O"),
         closes_as_told=pattern(r"(?:not|no)<2> (?:water|drop)<4> (?:leave|any more)|no longer<1> wet"),
         closed_denied=pattern(r"(?:not|never|nobody|nothing)<3> (?:dry|dried)", _HELPLESS),
         closed_affirmed=pattern(
@@ -165,8 +165,8 @@ THREADS = {
             r"(?:not|never)<3> share|say no(?! more)|would not share|nobody else could have",
             r"(?:pull|hold) O (?:close|tight|away)|(?:turn away|run off) with O|hide O|hold on to O",
         ),
-        said_begins=pattern(r"(?:not|never)<3> share|be N_|be mine|get S_ own|for N(?!_)|can not have N_|go away|no , no|^no|want it all"),
-        only_with=pattern(r"(?:may|can|could) S (?:hold|try|use|have|play)|have a turn|(?:not|never)<3> share"),
+        said_begins=pattern(r"(?:not|never)<3> share|be N_|be mine|get S_ (?:own|O)|for N(?!_)|can not have N_|go away|no , no|^no|want it all"),
+        only_with=pattern(r"(?:may|can|could) S (?:please )?(?:hold|try|use|have|play)|have a turn|(?:not|never)<3> share"),
         closes=pattern(r"B share|take turn|share (?:O|it)|(?:S|B) (?:have|hold|try|take) O|N_ turn|by turn|(?:sharing|to share) O|one turn for S"),
         closes_by_words=pattern(r"be sorry|forgive|let B share|take (?:a turn|O)|have (?:a turn|O)|come and play|N be mean|for two"),
         closed_denied=pattern(
@@ -204,7 +204,7 @@ THREADS = {
         gives_way_to=("lost", "stuck", "broken", "dirty", "wet", "share", "lonely"),
     ),
     "gift": Thread(
-        begins=pattern(r"(?:want|decide|plan|wish) to (?:give|make)<4> (?:gift|present|surprise)|birthday of|S_ birthday|(?:chose|choose|decide|begin|want|set out|let N) to make a O|make a O"),
+        begins=pattern(r"(?:want|decide|plan|wish) to (?:give|make)(?: [^ ]+){0,9} (?:gift|present|surprise)|birthday of|S_ birthday|(?:chose|choose|decide|begin|want|set out|let N) to make a O|make a O"),
         said_begins=pattern(r"(?:give|make)<3> for S|make a O|what can N give S"),
         closes=pattern(r"N<2> (?<!to )(?:give|hand)<1> (?:S|O)|hold out O|put O in S_|and give (?:S|O)"),
         closed_denied=pattern(
@@ -223,7 +223,7 @@ THREADS = {
     ),
     "noise": Thread(
         begins=pattern(r"(?:noise|sound)<1> (?:come|from)|thump|scratch , scratch|squeak|tap , tap|bump , bump|make a<1> (?:noise|sound)|O (?:shake|move|jump)|something (?:be in|make|go|move)"),
-        only_with=pattern(r"noise|sound|something (?:be )?in O|(?:open|look in|look inside|peek in) (?:O|it)|O be open"),
+        only_with=pattern(r"noise|sound|something (?:be )?in O|open|inside|look in|peek|peer"),
         said_begins=pattern(r"thump|scratch|tap , tap|squeak|bump , bump|something in O|hear that"),
         closes=pattern(
             r"open (?:O|it)|be open|(?:look|peek|peer)<1> (?:in|inside)|out (?:come|jump|hop|climb)|come out|inside be|there sit|it be only",
@@ -317,6 +317,19 @@ def follow_threads(retold: Retold) -> dict[str, Course]:
         for name, thread in THREADS.items()
         if name in found and not found & set(thread.gives_way_to)
     }
+
+
+def effects_without_cause(retold: Retold) -> list[Problem]:
+    """What can only follow a problem that nobody had: a thing is mended that was not broken."""
+    problems = []
+    for name, thread in THREADS.items():
+        for line in retold.lines:
+            if _begins(thread, line):
+                break
+            if thread.needed_by.search(affirmed(line.told)):
+                problems.append(Problem("state", f"nothing had been {name}", line.sentence.text))
+                break
+    return problems
 
 
 def _begins(thread: Thread, line: Line) -> bool:
