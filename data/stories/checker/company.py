@@ -66,6 +66,7 @@ _FUR = pattern(r"(N|S)_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)")
 def check_company(read: list[Sentence], retold: Retold, courses: dict[str, Course]) -> list[Problem]:
     problems = [*_strangers(read, retold), *_people(read, retold)]
     problems += _kin(read, retold)
+    problems += _early_pronouns(read, retold)
     problems += _presence(retold, courses)
     return problems
 
@@ -111,6 +112,40 @@ def _people(read, retold: Retold) -> Iterator[Problem]:
                 if not any(w in ("of", "like", "in", "by", "to") for w in before[-1:]):
                     yield Problem("name", f"the {noun} was not introduced", sentence.text)
             known.add(noun)
+
+
+_OF_GENDER = {
+    "he": {"he", "him", "his", "himself"},
+    "she": {"she", "her", "hers", "herself"},
+}
+_HE = set("uncle father dad grandpa grandfather brother man boy son king prince cousin teacher neighbor".split())
+_SHE = set("aunt mother mom grandma grandmother sister woman girl daughter queen princess cousin teacher neighbor".split())
+
+
+def _early_pronouns(read, retold: Retold) -> Iterator[Problem]:
+    """He or she, told before there is anybody else than a hero of the other gender."""
+    gender = {"he": "she", "she": "he"}.get(retold.genders["N"], "")
+    first, last = retold.frame
+    if not gender or not retold.hero:
+        return
+    others = _HE if gender == "he" else _SHE
+    near = 0  # sentences since such a person was mentioned
+    for sentence in read:
+        if not first <= sentence.paragraph <= last:
+            continue
+        words = {word.lower for word in sentence.words}
+        if retold.companion.lower() in words or (near and sentence.paragraph > first and _SOMEBODY & words):
+            return
+        pronouns = [w for w in sentence.words if not w.spoken and w.lower in _OF_GENDER[gender]]
+        if others & words:
+            near = 2
+        if pronouns and not near and retold.hero:
+            yield Problem("pronoun", f"nobody so far is {gender!r}", sentence.text)
+            return
+        near = max(0, near - 1)
+
+
+_SOMEBODY = set("somebody someone who friend footsteps stranger".split())
 
 
 KIN = set("uncle aunt mother father mom dad grandma grandpa grandmother grandfather brother sister cousin teacher neighbor".split())
