@@ -75,7 +75,8 @@ def _strangers(read, retold: Retold) -> Iterator[Problem]:
     """Names that nobody introduced, and grown-ups who are not at home with the hero at the end."""
     first, last = retold.frame
     seen = set()
-    known = {retold.companion.lower()}
+    known: set[str] = set()
+    owned: set[str] = set()
     for sentence in read:
         for i, word in enumerate(sentence.words):
             lower = word.lower
@@ -85,6 +86,11 @@ def _strangers(read, retold: Retold) -> Iterator[Problem]:
             if lower not in GROWN_UPS or lower in known or not first <= sentence.paragraph <= last:
                 continue
             introduced = i and (sentence.words[i - 1].lower in ("his", "her", "my", "their", "our", "a", "and"))
+            if lower == retold.companion.lower() and not lower in owned:
+                if introduced or sentence.paragraph > first + 2 or word.text[0].isupper():
+                    owned.add(lower)
+                if word.text[0].isupper() and not introduced:
+                    yield Problem("name", f"{word.text} was not introduced", sentence.text)
             if word.text[0].islower() or introduced or not sentence.paragraph - first:
                 known.add(lower)
             elif sentence.paragraph < last:

@@ -10,19 +10,22 @@ from data.stories.checker.threads import Course
 
 _UNHAPPY = pattern(
     r"(?:N|S|B|everybody|all|nobody)<2> (?:be|feel|look|go home|go to bed|stay|become|grow)<3> (?:sad|sadder|unhappy|angry|cross|miserable|lonely|upset|mad|furious|disappointed|hopeless|jealous|bored|ashamed|grumpy|afraid|scare)",
-    r"(?:N|S|B|everybody)<2> (?:cry|sob|weep)(?! (?:(?:for|with|out of|of) (?:joy|happiness)|at once|out|a little|and (?:hug|clap|jump|hold)))|in tears|burst into tears|saddest|(?:sad|worst|bad|terrible|awful|horrible) (?:day|morning|afternoon|night|ending|time)",
+    r"(?:N|S|B|everybody)<4> (?:cry|sob|weep)(?! (?:(?:for|with|out of|of) (?:joy|happiness)|at once|out|a little|and (?:hug|clap|jump|hold)))|in tears|burst into tears|saddest|(?:sad|worst|bad|terrible|awful|horrible) (?:day|morning|afternoon|night|ending|time)",
     r"(?:and|but) (?:be|feel)<2> (?:sad|unhappy|angry|cross|miserable|lonely|upset|furious|disappointed)(?! and)",
     r"broken heart|break [NSB]_ heart|heavy heart|no fun at all|tears of (?:anger|sorrow)",
 )
 _HAPPILY = pattern(r"(?:not|never|nobody)<2> (?:stop|help)(?: but)?<1>|not have to<4>|not only")
 _JOY = pattern(r"(?:for|with|of) joy|happy tears|laugh")
 _ENEMIES = pattern(
-    r"(?:not|never|no longer|nobody|stop)<3> (?:friend|friends|speak|talk|see S|see N|see each other|play with [NS]|play together|forgive|trust|meet|laugh|smile|hug|thank|visit)",
+    r"(?:never|no longer|not|stop)<3> (?:speak|talk) (?:to|with|again|any)|never (?:speak|talk)(?! so)|(?:not|never)<2> (?:like|love|trust|stand) (?:each other|B)",
+    r"(?:not|never|no longer|nobody|stop)<3> (?:friend|friends|see S|see N|see each other|play with [NS]|play together|forgive|trust|meet|laugh|smile|hug|thank|visit)",
     r"enemies|enemy|hate (?:N|S|each other|B)|angry (?:with|at)|(?:quarrel|fight|argue|argued|yell) (?:with|at|all|every|about|over)|B (?:quarrel|fight|argue)",
     r"(?:not|never)<2> (?:like|love|want)<2> (?:S|N|O)|never be friends",
 )
 _FORGOTTEN = pattern(r"forget (?:all )?(?:about )?(?:S|N_ friend|the day|that day)")
 _UNKIND = pattern(r"(?:S|N)<1> (?:laugh at|make fun of|scold|yell at|push|hit|kick|tease|slap|bite) (?:N|S)(?!_)")
+_DEAD = pattern(r"be dead|(?:N|S|it) (?:have )?die|kill (?:N|S|it)")
+_COLD = pattern(r"(?:N|S) (?:do )?not care(?! (?:if|what|how))|not<2> stand (?:N|S)")
 _HARSH = pattern(
     r"go away , (?:N|S)|^go away$|(?:N|S) hate (?:N|S)|(?:N|S) be (?:bad|mean|stupid|horrible|no friend|not N_ friend|not S_ friend)|shut up|leave (?:N|S) alone",
     r"(?:N|S)<2> (?:not|never)<2> (?:like|help|play with|be friends with|talk to) (?:N|S)",
@@ -57,6 +60,10 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
             what = "all had ended well"
         elif late and (_ENEMIES.search(_HAPPILY.sub("", told)) or _FORGOTTEN.search(says)):
             what = "they were friends"
+        elif _DEAD.search(says):
+            what = "nobody dies"
+        elif _COLD.search(told):
+            what = "they were good to each other"
         elif _UNKIND.search(says) and "share" not in courses:
             what = "they were good to each other"
         elif "share" not in courses and any(_HARSH.search(said.text) for said in line.said):

@@ -252,6 +252,8 @@ def _is_introduced(words, i):
     behind = [word.lower for word in words[i + 1 : i + 7]]
     if RELATIVES.intersection(behind) and {"his", "her", "my", "a"}.intersection(behind):
         return True
+    if behind[:1] == ["a"] and not KINDS.isdisjoint(behind[:4]):
+        return True
     if not before or words[i].spoken and last not in ("am", "is", "i'm"):
         return False
     return (
@@ -356,6 +358,7 @@ class _Teller:
             out += self._word(words, at, word, i, you)
         text = " ".join(out)
         text = _NOBODY.sub("nobody", text)
+        text = _OWN_FAMILY.sub("S", text)
         text = _PHRASE.sub(lambda match: (match[1] or match[2] or "").replace("an ", "a ") + match[3], text)
         return _BOTH.sub(lambda match: "B_" if match[0].endswith("_") else "B", text)
 
@@ -446,6 +449,7 @@ def _speaker(before: str, after: str) -> str:
     return ""
 
 
+_OWN_FAMILY = re.compile(r"(?<!\w)(?:N_|B_) S(?!_)(?!\w)")  # "her dad"
 _NOBODY = re.compile(r"\bno one\b|\bnot (?:a|one|a single) soul\b")
 # "the lost kite" and "the broken kite" keep what happened to it.
 _TOLD_BY_ADJECTIVE = set("lost broken dirty muddy wet dry clean mended fixed stuck same empty full".split())

@@ -52,7 +52,7 @@ THREADS = {
         closed_denied=pattern(
             r"(?:not|never|nobody)<3> (?:find|see|get|hold|touch) (?:O|it|again)",
             r"<O><1> (?:not|never)<2> (?:find|see|come back|turn up|return|show up|again)",
-            r"without (?:O|it|a O)|(?:must|have to) (?:buy|get|make) a(?:nother)?(?: new)? O",
+            r"without (?:O|it|a O)|(?:buy|have to (?:get|make)) a(?:nother)?(?: new)? O|never (?:again )?have (?:O|N_ O)",
             r"(?:not|never|nobody)<3> know where|wonder where",
             _HELPLESS,
         ),
@@ -94,6 +94,7 @@ THREADS = {
             r"(?:no|not one|not a|not a single|without)<1> (?:tree|trees)(?! stump)",
             r"O<2> (?:not|never)<1> (?:stuck|catch|fly)",
         ),
+        early=pattern(r"catch (?:O|it) (?:at once|right away|in time)|put (?:O|it) (?:back )?on N_ head"),
         open_affirmed=pattern(
             rf"N (?:still )?{_HAS}<1> O|O be (?:still )?(?:on the ground|in [NSB]_<1> (?:hand|arm|pocket|bag))|O be (?:here|on N_)"
         ),
@@ -109,11 +110,12 @@ THREADS = {
             _HELPLESS,
         ),
         closed_affirmed=pattern(
-            r"(?:be|stay|remain|still)<2> (?:break|in<1> pieces|apart|useless)|break for ever|throw (?:O|it|the<1> pieces|the<1> parts|pieces)<3> (?:away|into|out)|<O><1> (?:still )?have<2> (?:hole|crack)",
+            r"(?:the|a|N_) break O|(?:be|stay|remain|still)<2> (?:break|in<1> pieces|apart|useless)|break for ever|throw (?:O|it|the<1> pieces|the<1> parts|pieces)<3> (?:away|into|out)|<O><1> (?:still )?have<2> (?:hole|crack)",
             r"(?:pieces|parts)<2> (?:still )?(?:lie|be|fall)<2> (?:apart|on the|in the|everywhere)|break again|fall apart",
             _GAVE_UP,
         ),
-        early=pattern(r"(?:throw|toss) (?:O|it|the pieces|the parts)<1> (?:away|into the (?:bin|trash|river|fire|garbage)|out)"),
+        ever=pattern(r"S_ (?:own )?fault|S break (?:it|O)"),
+        early=pattern(r"not (?:a|one|a single)<1> (?:scratch|crack)|in one piece|(?:throw|toss) (?:O|it|the pieces|the parts)<1> (?:away|into the (?:bin|trash|river|fire|garbage)|out)"),
         open_denied=pattern(
             r"nothing<4> happen to|O<2> (?:not|never)<2> (?:break|fall|hurt)|nothing (?:be )?wrong with",
         ),
@@ -133,12 +135,13 @@ THREADS = {
             _HELPLESS,
         ),
         closed_affirmed=pattern(
-            r"O<1> (?:still|stay|remain|be)<2> (?:dirty|muddy|full of mud|cover)|(?:still|as) (?:dirty|muddy|full of mud)",
+            r"(?:dirty|muddy) O|O<1> (?:still|stay|remain|be)<2> (?:dirty|muddy|full of mud|cover)|(?:still|as) (?:dirty|muddy|full of mud)",
             r"(?:dirtier|muddier) than|mud (?:be )?(?:still|stay|remain)|throw<4> away",
             _GAVE_UP,
         ),
         open_denied=pattern(r"(?:no|not a|not one|not any|not have a|without a)<2> (?:mud|spot|dirt|puddle|stain)(?! of)|<O> (?:have |be )*(?:not|never)<2> (?:dirty|muddy|touch|see)(?! any more)"),
         open_affirmed=pattern(r"(?:O|it) (?:be|stay|remain|look)<1> (?:clean|spotless)"),
+        early=pattern(r"O (?:stay|remain)<1> clean|no mud (?:in|at|on|by) P"),
         gives_way_to=("broken",),
     ),
     "wet": Thread(
@@ -149,7 +152,7 @@ THREADS = {
         closes_as_told=pattern(r"(?:not|no)<2> (?:water|drop)<4> (?:leave|any more)|no longer<1> wet"),
         closed_denied=pattern(r"(?:not|never|nobody|nothing)<3> (?:dry|dried)", _HELPLESS),
         closed_affirmed=pattern(
-            r"O<1> (?:still|stay|remain|be)<2> (?:wet|soak)|(?:still|as) (?:wet|soak)|still<1> drip|water<1> (?:still )?(?:drip|run) from",
+            r"wet O|O<1> (?:still|stay|remain|be)<2> (?:wet|soak)|(?:still|as) (?:wet|soak)|still<1> drip|water<1> (?:still )?(?:drip|run) from",
             r"wetter than|throw<4> away",
             _GAVE_UP,
         ),
@@ -158,7 +161,7 @@ THREADS = {
             r"O<2> (?:not|never)<2> wet",
         ),
         open_affirmed=pattern(r"O (?:be|stay|remain)<1> dry"),
-        early=pattern(r"not (?:one|a single) drop|sun shine all day"),
+        early=pattern(r"O (?:stay|remain)<1> dry|not (?:one|a single) drop|sun shine all day"),
     ),
     "share": Thread(
         begins=pattern(
@@ -178,6 +181,7 @@ THREADS = {
             r"(?:grab|snatch|pull)<2> O<1> (?:back|away)|N<1> push|N run (?:off|away) with O|selfish|S go home<2> (?:sad|in tears|alone)",
             r"keep O for N",
         ),
+        open_affirmed=pattern(r"S<2> (?:laugh|smile|play with (?:O|it)|have fun|dance|sing)|(?:N|and) take O<1> home|lock"),
         early_said=True,
         early=pattern(r"(?:happy|glad|ready) to share|never say no|share O<1> (?:from the|right away|at once|gladly)|gladly|^of course(?=$| ,)|yes , (?:take|you|S|here|please take)|^yes$"),
         ever=pattern(r"have never<1> (?:say no|refuse|be mean)|share<4> from the (?:start|beginning|first)|always (?:share|want to share)"),
@@ -196,7 +200,7 @@ THREADS = {
             r"too hard|never<1> (?:get on|touch|use|ride|fly|play|play with) (?:a )?(?:O|it)",
         ),
         closed_affirmed=pattern(r"N<1> (?:give up|fall off|fail|stop try)|put O away|(?:go|come out) wrong|S (?:ride|fly|play) O for N|still too hard"),
-        early=pattern(r"work (?:right away|at once|the first time)|already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
+        early=pattern(r"be (?:so |very |really )?easy|do it at once|N give (?:it |O )?up|work (?:right away|at once|the first time)|already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
         ever=pattern(
             r"N<1> (?:be|have be) able to<5>".replace("<5>", "<4>") + r" (?:for|since|all)|always (?:could|can|know how|be able)|N have always",
             r"have never (?:need|want)<3> (?:learn|practice)",
@@ -209,10 +213,10 @@ THREADS = {
         closes=pattern(r"N<2> (?<!to )(?:give|hand)<1> (?:S|O)|hold out O|put O in S_|and give (?:S|O)"),
         closed_denied=pattern(
             r"N<2> (?:not|never)<2> (?:give|make|finish|bring)|S<2> (?:not|never)<2> (?:get|receive|like|love|want|use|wear|play|touch|have|be give)",
-            r"S<1> (?:get|receive) (?:nothing|no)|(?:no|without a) (?:gift|present)|not be give|S<1> have no O",
+            r"S<1> (?:get|receive) (?:nothing|no)|(?:S<3>|and) do not get anything|S<2> (?:not|never)<2> look at|(?:no|without a) (?:gift|present)|not be give|S<1> have no O",
         ),
         closed_affirmed=pattern(
-            r"N<1> (?:keep|take|hide)<2> O<4> (?:for N|home|back|alone)|keep O for N|S<1> (?:throw|hate|break|drop|tear|frown)|laugh at|throw<4> away",
+            r"N<1> (?:keep|take|hide)<2> O<4> (?:for N|home|back|alone)|keep O for N|S<1> (?:throw|hate|break|drop|tear|frown|grumble)|a frown|S<3> (?:walk|go|run) (?:off|away)|laugh at|throw<4> away",
             r"(?:take|carry) (?:O|it)<1> (?:home|back)|in vain|give <O> back|S give<2> (?:O|it) (?:away|to)",
         ),
         early=pattern(r"S<2> (?:give|make|build|buy)<2> (?:O|a O)|S<1> help|N<2> (?:not|never) finish|O<2> never<1> (?:done|do|finish|ready)"),
@@ -250,10 +254,10 @@ THREADS = {
         ),
         closed_affirmed=pattern(
             r"N<2> (?:keep|hide|steal) (?:O|it)|N<1> take<1> (?:O|it)<1> home|N (?:wear|still have|ride|fly|use) O|N (?:walk|go|run) (?:home|away) with O|(?:run|go|walk)<2> with O|O<2> be<1> (?:lose|go|miss)|N keep",
-            r"O<2> belong to N|O<2> be N_",
+            r"O<2> belong to N|O<2> be N_|(?:look|search) for (?:O|S_ O)",
         ),
-        early=pattern(r"N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"),
-        ever=pattern(r"S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
+        early=pattern(r"(?:N|and) keep (?:it|O)(?! (?:under|behind|close|in))|N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"),
+        ever=pattern(r"be not S_ O|S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
     ),
     "hungry": Thread(
         begins=pattern(r"hungry|tummy"),
@@ -268,8 +272,8 @@ THREADS = {
             r"(?:N<1>|and) (?:eat|swallow|finish|gobble|keep)<4> (?:alone|all|whole|by N|for N|self)|S<2> (?:be|feel|stay|remain|go home|go to bed)<3> (?:hungry|hungrier|starving|empty)",
             r"empty tummy|(?:still|as) hungry|throw<4> away",
         ),
-        early=pattern(r"S<1> (?:be|have)<1> (?:not|never)<2> hungry|S<2> (?:just|already)<2> (?:eat|have)|S be<1> full|N<1> have (?:nothing|no O|no food|not)"),
-        ever=pattern(r"S have (?:not|never) be hungry|N give S nothing"),
+        early=pattern(r"S<1> have eat|S<4> not eat another|S<1> (?:be|have)<1> (?:not|never)<2> hungry|S<2> (?:just|already)<2> (?:eat|have)|S be<1> full|N<1> have (?:nothing|no O|no food|not)"),
+        ever=pattern(r"S have (?:not|never) be hungry|N give S nothing|N<2> not (?:leave|give) S (?:a|any|one|anything)"),
     ),
     "lonely": Thread(
         begins=pattern(r"lonely(?! cloud)|nobody to play with|no friend|(?:wish|want)<1> (?:for )?(?:a friend|somebody)"),
@@ -282,7 +286,7 @@ THREADS = {
         closed_affirmed=pattern(
             r"N<1> (?:be|feel|stay|remain)<3> (?:lonely|lonelier|alone)|as lonely|lonelier|S<1> (?:walk|run|go|turn) away|S say no",
         ),
-        early=pattern(r"N_<2> friend|(?:her|his|N_)<1> many friends|N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
+        early=pattern(r"S<4> (?:not|never)<2> want to play|shake S_ head|S<2> (?:say no|run away|walk away|turn away)|N_<2> friend|(?:her|his|N_)<1> many friends|N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
         gives_way_to=("share",),
     ),
 }
@@ -368,13 +372,18 @@ def _contradiction(thread: Thread, line: Line, begun: bool, closed: bool, closes
     if thread.ever.search(told) or any(map(thread.ever.search, said)):
         return "{}: this is not what happened"
     if closed:
-        if thread.closed_denied.search(says_not) or thread.closed_affirmed.search(says):
+        is_said = any(
+            thread.closed_denied.search(denied(text)) or thread.closed_affirmed.search(affirmed(text))
+            for text in said
+            if not _LOOKS_BACK.search(text)
+        )
+        if is_said or thread.closed_denied.search(says_not) or thread.closed_affirmed.search(says):
             return "{}: it had been settled"
         return None
     if thread.early.search(told) or (thread.early_said and any(map(thread.early.search, said))):
         return "{}: this cannot be so before it is settled"
     if begun and not closes:
-        is_said = any(thread.open_denied.search(text) or thread.open_affirmed.search(affirmed(text)) for text in said)
+        is_said = any(thread.open_denied.search(denied(text)) or thread.open_affirmed.search(affirmed(text)) for text in said)
         if is_said or thread.open_denied.search(says_not) or thread.open_affirmed.search(says):
             return "{}: this cannot be so while it is not settled"
     return None
@@ -386,5 +395,6 @@ def _closes(thread: Thread, line: Line) -> bool:
     return any(said.speaker == "N" and thread.closes_by_words.search(said.text) for said in line.said)
 
 
+_LOOKS_BACK = pattern(r"think|at first|once|be so|would|could|if|have be|before|be (?:afraid|scare)|until")
 _NEVER = pattern(r"never|for ever|forever|for good|to this day")
 _FLASHBACK = pattern(r"have (?:go|come|walk|run|take|bring|carry)|(?:begin|start) when")
