@@ -25,10 +25,10 @@ _TOO_MANY = pattern(
 _NOT_THERE = pattern(
     r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
     r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday)",
-    r"nobody else (?:be|come|at|in|on)|nobody except N|nobody but N",
-    r"nobody<1> (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|without S(?= |$)(?! ,)",
+    r"nobody except N|nobody but N",
+    r"nobody<1> (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|(?:go|come|be|walk|stay|play|run)<2> without S",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
-    r"S have<2> (?:go|leave|run)<1> (?:home|away|off)|S<4> (?:can|could|do|would|be) not (?:allow to )?(?:come|go along|be there)",
+    r"S have<2> (?:go|leave|run)<1> (?:home|away|off)|S<6> (?:can|could|do|would|be) not (?:allow to )?(?:come|go along|be there)",
     r"S<6> (?:be )?not with N",
 )
 _AWAY = pattern(

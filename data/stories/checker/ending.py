@@ -71,7 +71,7 @@ def check_ending(
 # "it had been broken", "it never fell into the mud again"
 _NOT_NOW = re.compile(r"\b(?:had (?:ever |once )?been (?:broken|lost|wet|dirty|stuck)|(?:never|not) (?:\w+ ){1,7}again)\b")
 _DENIED = re.compile(
-    r"\b(?:not|never|nobody was|no one was|no longer|thought it was|neither|hardly)"
+    r"\b(?:not|never|nobody was|no one was|no (?:reason|need) to be|no longer|thought it was|neither|hardly)"
     r"(?: (?:be|so|very|too|even|at all|at|all|any|more|and|a|little))* "
     r"(?:afraid|scared|lonely|hungry|broken|torn|lost|gone|sad|wet|dirty|stuck)\b"
 )

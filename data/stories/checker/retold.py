@@ -88,7 +88,7 @@ _IRREGULAR = {
             "fly:flew flown flies flying|throw:threw thrown throws throwing|come:came comes coming|"
             "go:went gone goes going|leave:left leaves leaving|run:ran runs running|eat:ate eaten eats eating|"
             "bite:bit bitten bites biting|feel:felt feels feeling|break:broke broken breaks breaking|"
-            "fall:fell fallen falls falling|tear:tore torn tears tearing|hang:hung hangs hanging hanged|slide:slid slides sliding|choose:chose chosen|"
+            "fall:fell fallen falls falling|tear:tore torn tears tearing|shake:shook shaken|hang:hung hangs hanging hanged|slide:slid slides sliding|choose:chose chosen|"
             "make:made makes making|buy:bought buys buying|build:built builds building|sell:sold sells selling|"
             "become:became becomes becoming|forgive:forgave forgiven forgives|forget:forgot forgotten forgets forgetting|"
             "hit:hits hitting|fight:fought fights fighting|lie:lay lied lies lying lain|sleep:slept sleeps sleeping|"

@@ -103,6 +103,7 @@ THREADS = {
         begins=pattern(r"(?:O|it|and|N|S|then|piece) (?:be |all )?break(?! (?:O|it|in half))|the break O|break O|(?:come|fall) apart"),
         said_begins=pattern(r"(?:O|it) (?:be )?break|N break N_ O"),
         closes=pattern(r"(?<!to )(?<!not )(?:mend|fix|repair)|whole again|as good as new|good again|better than before"),
+        closes_as_told=pattern(r"(?:nobody|hardly|not)<2> see<4> break"),
         needed_by=pattern(r"(?<!to )(?:mend|repair)|whole again"),
         closed_denied=pattern(
             r"(?:not|never|nobody|nothing)<3> (?:mend|fix|repair|whole|work|glue|be good|together|make it good)",
@@ -200,7 +201,7 @@ THREADS = {
             r"too hard|never<1> (?:get on|touch|use|ride|fly|play|play with) (?:a )?(?:O|it)",
         ),
         closed_affirmed=pattern(r"N<1> (?:give up|fall off|fail|stop try)|put O away|(?:go|come out) wrong|S (?:ride|fly|play) O for N|still too hard"),
-        early=pattern(r"be (?:so |very |really )?easy|do it at once|N give (?:it |O )?up|work (?:right away|at once|the first time)|already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
+        early=pattern(r"(?<!as if it )be (?:so |very |really )?easy|do it at once|N give (?:it |O )?up|work (?:right away|at once|the first time)|already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
         ever=pattern(
             r"N<1> (?:be|have be) able to<5>".replace("<5>", "<4>") + r" (?:for|since|all)|always (?:could|can|know how|be able)|N have always",
             r"have never (?:need|want)<3> (?:learn|practice)",
@@ -237,7 +238,7 @@ THREADS = {
             r"nothing<4> (?:in|inside)|O<2> empty|nothing jump",
         ),
         closed_affirmed=pattern(
-            r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|(?:then|and|so|B|N) run away|run home<1> (?:in|as fast|and never|screaming)|O<3> empty|empty O",
+            r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|(?:then|and|so|B|N) run away|run home<1> (?:in|as fast|and never|screaming)|<O><3> empty|empty O",
             r"(?:be|it be)<3> (?:monster|ghost|dragon|witch|snake|wolf|lion|tiger|crocodile|giant|bear|shark)|nothing but<2> (?:air|dust|stones|leaves)",
         ),
         early=pattern(r"O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|<O> be<1> empty|leave<2> close|(?:walk|go) on$|nothing be in<1> (?:O|it)|no noise"),
@@ -260,7 +261,7 @@ THREADS = {
         ever=pattern(r"be not S_ O|S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
     ),
     "hungry": Thread(
-        begins=pattern(r"hungry|tummy"),
+        begins=pattern(r"hungry|tummy|half of O|(?:break|cut|split) (?:O|it) in"),
         only_with=pattern(r"half|share|eat|bite|lunch"),
         said_begins=pattern(r"hungry|tummy|nothing to eat|have not have|smell"),
         closes=pattern(r"(?:break|cut|split|share|give|hand)<3> (?:O|it|half|piece|part)|half (?:of|for)"),
@@ -286,7 +287,7 @@ THREADS = {
         closed_affirmed=pattern(
             r"N<1> (?:be|feel|stay|remain)<3> (?:lonely|lonelier|alone)|as lonely|lonelier|S<1> (?:walk|run|go|turn) away|S say no",
         ),
-        early=pattern(r"S<4> (?:not|never)<2> want to play|shake S_ head|S<2> (?:say no|run away|walk away|turn away)|N_<2> friend|(?:her|his|N_)<1> many friends|N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
+        early=pattern(r"S<6> (?:not|never)<2> want to play|shake S_ head|S(?: (?!not)[^ ,]+)? (?:say no|run away|walk away|turn away)|N_<2> friend|(?:her|his|N_)<1> many friends|N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
         gives_way_to=("share",),
     ),
 }
