@@ -108,7 +108,7 @@ class _Cast:
         word = words[i]
         kind = SAME_KIND.get(word.lower, word.lower)
         before = words[i - 2] if i > 1 else None
-        named = before and (before.text in NAMES or before.lower in RELATIVES)
+        named = before and (before.text in NAMES or (i > 2 and before.text[:1].isupper()) or before.lower in RELATIVES)
         new = kind in ANIMALS - self.kinds
         if new and not named and determiner_of(words, i)[0] == "the":
             yield "kind", f"the {word.lower} was not introduced"

@@ -26,7 +26,7 @@ _NOT_THERE = pattern(
     r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
     r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday)",
     r"nobody except N|nobody but N",
-    r"nobody<1> (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|(?:go|come|be|walk|stay|play|run)<2> without S",
+    r"nobody (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|(?:go|come|be|walk|stay|play|run)<2> without S",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
     r"S have<2> (?:go|leave|run)<1> (?:home|away|off)|S<6> (?:can|could|do|would|be) not (?:allow to )?(?:come|go along|be there)",
     r"S<6> (?:be )?not with N",
@@ -59,8 +59,8 @@ _NEVER_MET = pattern(
     r"B do not know each other|not know each other",
 )
 _KIN = pattern(r"N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|teacher|neighbor|mother|father|mom|dad)<1> S(?!_)", r"S be N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|mother|father)")
-_WINGS = pattern(r"[NSB]_<1> (?:wing|wings|beak|feathers)", r"(?:N|S) (?:flap|bark|meow|quack)")
-_FUR = pattern(r"(N|S)_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)")
+_WINGS = pattern(r"[NSB]_<1> (?:wing|wings|beak|feathers)", r"(?:N|S) (?:flap|quack)")
+_FUR = pattern(r"(N|S)(?:_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)| (?:bark|meow|growl|purr|wag))")
 
 
 def check_company(read: list[Sentence], retold: Retold, courses: dict[str, Course]) -> list[Problem]:
@@ -185,9 +185,23 @@ def _is_animal(retold: Retold, token: str) -> bool:
     return bool(found)
 
 
+_AT_HOME = pattern(
+    r"(?:be|sit|stand|play|look|lie|stay)<3> (?:at home|in (?:[NSB]_|the) (?:room|house|kitchen|bed|bath|bedroom))|(?<!to )(?:go|run|walk|hurry) home(?! to get)"
+)
+_WHO_ARE_YOU = pattern(r"who be (?:N|S|you)|what be (?:N_|S_|your) name|(?:N|S)<1> (?:not|never)<2> (?:know|see|meet) (?:N|S)(?= |$)(?! (?:cry|so|like))")
+_OLD_FRIENDS = pattern(r"(?:old|best|dear|good) friend S|know (?:S|N|each other)<2> (?:for|since|all)|be old friends")
+_TWO_ALIKE = pattern(r"(?:two|both)<1> (?:girls|boys|brothers|sisters|women|men)")
+_LITTLE_ONE = re.compile(r"(?<!\w)(kitten|puppy|bird|chick|beetle|lamb|duckling|bunny|mouse|frog)(?!\w)")
+
+
+def said_or_told(line) -> str:
+    return " ".join((affirmed(line.told), *(affirmed(said.text) for said in line.said)))
+
+
 def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
     first, last = retold.frame
     told_of = arrived = False
+    inside = ""
     friend = family = False
     animal = {token: _is_animal(retold, token) for token in "NS"}
     helped = any(name in courses for name in HELPED)
@@ -228,6 +242,18 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
                 what = "nobody here has wings"
             elif (match := _FUR.search(told)) and not animal[match[1]]:
                 what = "a child has no fur"
+            elif first + 1 < line.paragraph < last - 1 and "gift" not in courses and _AT_HOME.search(says):
+                what = f"they were at the {retold.place}"
+            elif (friend or family) and any(_WHO_ARE_YOU.search(said.text) for said in line.said):
+                what = f"{retold.companion} was no stranger"
+            elif told_of and not friend and not family and _OLD_FRIENDS.search(told) and line.paragraph < last:
+                what = f"they had not known each other"
+            elif retold.genders["N"] and retold.genders["N"] != retold.genders["S"] and _TWO_ALIKE.search(told):
+                what = "one was a boy, the other a girl"
+            elif "noise" in courses and (match := _LITTLE_ONE.search(said_or_told(line))):
+                inside = inside or match[1]
+                if match[1] != inside:
+                    what = f"the {inside} is now a {match[1]}"
         if what:
             yield Problem("company", what, line.sentence.text)
         if not told_of and re.search(r"(?<!\w)S(?!\w)", told):

@@ -33,14 +33,16 @@ _HARSH = pattern(
 _LEARNED = re.compile(r"(?<!\w)(?:learn|know|understand|understood|find out|see|realize|realise|decide|say)(?: now)? that (.*)")
 _WRONG_LESSON = pattern(
     r"(?<!never )(?<!not )(?:bad|wrong|silly|foolish|stupid|useless|boring|not good|no good|not nice|no use|not right|no fun|worse|worst|dangerous) to (?:share|help|ask|give(?! up)|be honest|be kind|be brave|be good|tell the truth|try|have a|play together)",
-    r"(?:good|better|best|nice|right|fine|fun|wise|clever) to (?:be alone|keep|lie|give up|be mean|steal|hide|run away|play alone|eat alone|have no|cheat|be selfish|be greedy|stay alone|trust nobody|say no)",
+    r"(?:good|better|best|nice|right|fine|fun|wise|clever) to (?:be alone|keep|lie|give up|be mean|steal|hide|run away|play alone|eat alone|have no|cheat|be selfish|be greedy|stay alone|trust nobody|say no|buy|throw|fight|forget|cry|be rude|be lazy|laugh at|leave|have everything)",
     r"(?:never|not) to (?:share|help|ask|give(?! up)|try|trust|tell the truth|be kind|be honest|look)",
     r"(?:friend|friends) be<1> (?:bad|useless|no good|not|worth nothing|worth less|never)|(?:should|must|need|could)<1> (?:never|not)<1> (?:share|help|ask|give(?! up)|trust|try)",
-    r"(?:share|help|give(?! up)|honest|honesty|kindness|try) (?:be|make|feel)<2> (?:bad|silly|sad|boring|wrong|useless|stupid|unhappy)|toys? be worth more|lie be (?:good|fine)",
+    r"(?:share|help|give(?! up)|honest|honesty|kindness|try) (?:be|make|feel)<2> (?:bad|silly|sad|boring|wrong|useless|stupid|unhappy)|toys? be worth more|lie be (?:good|fine)|(?:toy|toys)<6> than<2> (?:friend|friends)|need (?:no|not) friend|not need<3> (?:friend|friends|help)|nobody need<2> friend|without (?:friends|a friend)",
     r"nobody (?:should|can|will|want to) (?:be trusted|trust|help)|everything for (?:yourself|N|B)",
 )
-_LEARNED_NOTHING = pattern(r"(?:not|never)<1> learn(?: anything| a thing|ed)?(?! to)|learn nothing")
-_CAREFREE = pattern(r"N<2> be (?:very |so |really )*(?:happy|glad|cheerful|pleased|delighted)|never be so (?:happy|glad)|N laugh(?! at)|happiest")
+_LEARNED_NOTHING = pattern(r"(?:never|not) (?:understand|understood|know)<1> that|(?:not|never)<1> learn(?: anything| a thing|ed)?(?! to)|learn nothing")
+_CAREFREE = pattern(r"N<2> be (?:very |so |really )*(?:happy|glad|cheerful|pleased|delighted)|N (?:clap|cheer|giggle|grin|beam)(?! for)|never be so (?:happy|glad)|N laugh(?! at)|happiest")
+_UNMOVED = pattern(r"N do not (?:mind|care)|N be not (?:sad|upset|worried|unhappy)(?<! any more)|not mind at all")
+_WICKED = pattern(r"N be<2> (?:rude|nasty|cruel|wicked|unfriendly|unkind|greedy|lazy|selfish)|never (?:help|share|say thank)")
 _HOBBY = re.compile(r"N (?:who )?(?:like|love) to (\w+)|who (?:like|love) to (\w+)")
 
 
@@ -68,9 +70,13 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
             what = "they were good to each other"
         elif "share" not in courses and any(_HARSH.search(said.text) for said in line.said):
             what = "they were good to each other"
-        elif line.paragraph < last - 1 and _is_open(number, courses) and _CAREFREE.search(says):
+        elif line.paragraph < last - 1 and _is_open(number, courses) and (
+            _CAREFREE.search(says) or _UNMOVED.search(told)
+        ):
             what = "something was wrong at the time"
-        elif any(re.search(rf"(?<!\w)(?:hate|never|not (?:like|love|want|stand|care))(?: \w+){{0,2}} (?:to )?{hobby}(?:ing)?(?!\w)", told) for hobby in hobbies):
+        elif "share" not in courses and _WICKED.search(says):
+            what = "the hero is good"
+        elif any(re.search(rf"(?<!\w)N(?: \w+){{0,2}} (?:hate|never|(?:can|could) not|not (?:like|love|want|stand|care|know how))(?: \w+){{0,2}} (?:to )?{hobby}(?:ing)?(?!\w)", told) for hobby in hobbies):
             what = "this is what the hero likes"
         elif re.search(r"N<1> (?:hate|never like|do not like|not care for)".replace("<1>", "(?: \\S+)?") + r" (?:N_ )?(?:O|P)(?!\w)", told):
             what = f"the hero likes the {retold.thing}"

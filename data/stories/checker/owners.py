@@ -24,6 +24,18 @@ _THANKS = {
 _THANKED = {"N": pattern(r"N thank S"), "S": pattern(r"S thank N")}
 
 
+# In a story in which S helps N: what only S says, and what only S does.
+_HELPER_SAYS = pattern(
+    r"what be (?:wrong|the matter)|why be S (?:so )?(?:sad|cry)|(?:can|may|let|will)<1> N<1> help|N (?:will|can) help S",
+    r"do not (?:cry|worry|be sad|give up)<1> , S|cheer up|try again , S|S can do it",
+)
+_HELPER_DOES = pattern(r"N<1> (?:help|save|rescue|comfort) S(?!_)", r"N (?:teach|show) S<1> (?:how|a<1> trick|what to do)")
+_REFUSED_SAYS = pattern(r"S be (?:so |very )?sorry|S be (?:mean|not kind|unkind)")
+_PLURAL = pattern(r"(?:two|three|four|both|many|all|other|[NSB]_|the|of)<1> Os")
+_DISOWNED = {
+    "N": pattern(r"be not N_ O|O be not N_(?=$| ,)|N (?:have no|do not have a|never have a) O"),
+    "S": pattern(r"be not S_ O|O be not S_(?=$| ,)|S (?:have no|do not have a|never have a) O"),
+}
 _THING_SPEAKS = pattern(r"(?:answer|reply|ask|say|cry|shout|call|whisper) O(?=$| ,)", r"O (?:answer|reply|say|ask|shout|whisper|laugh)")
 
 
@@ -46,6 +58,15 @@ def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem
                 what = f"the {retold.thing} was {name}'s"
             elif _GIVEN_BACK[owner].search(affirmed(told)):
                 what = f"it was {name} who got it back"
+            elif any(s.speaker == owner and _DISOWNED[owner].search(s.text) for s in line.said):
+                what = f"the {retold.thing} was {name}'s"
+        if not what and helped:
+            if any(s.speaker == "N" and _HELPER_SAYS.search(s.text) for s in line.said) or _HELPER_DOES.search(told):
+                what = f"it was {retold.companion} who helped"
+        if not what and "share" in courses and any(s.speaker == "S" and _REFUSED_SAYS.search(s.text) for s in line.said):
+            what = f"it was {retold.hero} who would not share"
+        if not what and _PLURAL.search(told):
+            what = f"there was one {retold.thing}"
         if not what and "noise" not in courses and _THING_SPEAKS.search(told):
             what = f"the {retold.thing} cannot speak"
         if thankless and not what:

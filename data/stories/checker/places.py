@@ -8,7 +8,7 @@ from data.stories.checker.report import Problem
 from data.stories.reading import Sentence
 
 PLACES = set(world.PLACES) | set(
-    "zoo kitchen bedroom bathroom shop store library castle cave island town".split()
+    "beach lake market school desert jungle mountain attic cellar barn hospital church station ship circus pool palace zoo kitchen bedroom bathroom shop store library castle cave island town".split()
 )
 GOING = set(
     "to into towards toward onto for from reached entered left visited visit found saw see seen leave reach "

@@ -334,7 +334,8 @@ class _Teller:
                 before = runs[number - 1][1] if number else []
                 if not re.search(r'[!?]"$', sentence.text):
                     tag = []
-                speaker = _speaker(*(self.text(list(part), me, "") for part in (before, after)))
+                told_before, told_after = (self.text(list(part), me, "") for part in (before, after))
+                speaker = _speaker(told_before + (" :" if ":" in words[0].break_before else ""), told_after)
                 speaker = speaker or self._not_called(words) or said_before
                 sayings.append(Saying(speaker, self.text(words, speaker, {"N": "S", "S": "N"}.get(speaker, ""))))
                 said_before = speaker
@@ -440,6 +441,8 @@ _SAID_BEFORE = re.compile(rf"\b([NSB])(?![_\w])(?: [^, ]+){{0,9}}? (?:{_TAG})\b[
 
 
 def _speaker(before: str, after: str) -> str:
+    if before.endswith(" :") and (match := re.search(r"(?<!\w)([NSB])(?!\w)", before)):
+        return match[1]
     if (match := _SAID_BEFORE.search(before)) and not _SAID_AFTER.match(after):
         return match[1]
     if match := _SAID_AFTER.match(after):

@@ -8,7 +8,8 @@ from data.stories.checker.noun_phrases import INDEFINITE, determiner_of, is_join
 from data.stories.checker.report import Problem
 from data.stories.reading import Sentence, in_lower_case
 
-OBJECTS = {*world.OBJECTS, *world.OTHER_OBJECTS, *world.FOODS}
+TOOLS = "ladder broom pole rope glue wire hammer needle umbrella key net".split()
+OBJECTS = {*TOOLS, *world.OBJECTS, *world.OTHER_OBJECTS, *world.FOODS}
 PLURALS = {noun + "s": noun for noun in OBJECTS} | {"boxes": "box", "scarves": "scarf"}
 CLASSES = {
     "color": {*world.COLORS, "orange", "black", "gray", "grey"},

@@ -182,7 +182,7 @@ THREADS = {
             r"(?:grab|snatch|pull)<2> O<1> (?:back|away)|N<1> push|N run (?:off|away) with O|selfish|S go home<2> (?:sad|in tears|alone)",
             r"keep O for N",
         ),
-        open_affirmed=pattern(r"S<2> (?:laugh|smile|play with (?:O|it)|have fun|dance|sing)|(?:N|and) take O<1> home|lock"),
+        open_affirmed=pattern(r"S<2> (?:laugh|smile|play with (?:O|it)|have fun|dance|sing)|N (?:walk|go)<1> away(?! from)|(?:N|and) take O<1> home|lock"),
         early_said=True,
         early=pattern(r"(?:happy|glad|ready) to share|never say no|share O<1> (?:from the|right away|at once|gladly)|gladly|^of course(?=$| ,)|yes , (?:take|you|S|here|please take)|^yes$"),
         ever=pattern(r"have never<1> (?:say no|refuse|be mean)|share<4> from the (?:start|beginning|first)|always (?:share|want to share)"),
@@ -222,7 +222,7 @@ THREADS = {
         ),
         early=pattern(r"S<2> (?:give|make|build|buy)<2> (?:O|a O)|S<1> help|N<2> (?:not|never) finish|O<2> never<1> (?:done|do|finish|ready)"),
         ever=pattern(
-            r"(?:buy|steal) (?:a |the )?(?:O|it)|O<2> from (?:a|the) (?:shop|store|market)|S have (?:make|build|sew|paint)<1> O",
+            r"N_ (?:own )?birthday|(?:not|no)<2> birthday|(?:buy|steal) (?:a |the )?(?:O|it)|O<2> from (?:a|the) (?:shop|store|market)|S have (?:make|build|sew|paint)<1> O",
             r"N<2> (?:not|never) make (?:a )?(?:O|it)|N make (?:this|it|O) for N|(?:somebody else|nobody) have make",
         ),
     ),
