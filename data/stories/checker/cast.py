@@ -29,7 +29,7 @@ RELATIVES = set("friend brother sister cousin neighbor son daughter uncle aunt t
 SAME_KIND = dict(puppy="dog", kitten="cat", bunny="rabbit", duckling="duck", woman="girl", man="boy")
 KINDS = {*ANIMALS, "girl", "boy", *SAME_KIND}
 PERSONS = KINDS | MALE | FEMALE | ANYBODY
-SPEAKING = set("answered murmured sighed exclaimed laughed sang said asked cried called shouted replied whispered yelled thought".split())
+SPEAKING = set("answered murmured sighed exclaimed said asked cried called shouted replied whispered yelled thought".split())
 
 
 def check_characters(read: list[Sentence]) -> list[Problem]:
@@ -136,7 +136,8 @@ def _with_oneself(words) -> str | None:
         speaks = (between and between[-1].lower in SPEAKING) or (
             not between and second + 1 < len(words) and words[second + 1].lower in SPEAKING
         )
-        if joined or (called and speaks and len(between) <= 1):
+        reports = [w.lower for w in words[second + 2 : second + 3]] == ["that"]  # "Daisy said that her ..."
+        if joined or (called and speaks and not reports and len(between) <= 1):
             return word.text
     return None
 

@@ -24,7 +24,7 @@ _TOO_MANY = pattern(
 )
 _NOT_THERE = pattern(
     r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
-    r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday)",
+    r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday|(?:stand|sit|wait|lie|stay|be)<4> at home|at work|at school|on a<1> (?:trip|journey|visit)|in (?:another|a different))",
     r"nobody except N|nobody but N",
     r"nobody (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|(?:go|come|be|walk|stay|play|run)<2> without S",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
@@ -48,6 +48,10 @@ _LEFT_BEHIND = pattern(
     r"(?:come|go|walk|run|be)<3> without (?:O|it)|O<2> (?:be|lie|stay|sit)<2> at home|N have no O|not (?:take|bring|carry) O",
     r"N<2> (?:not|never)<1> (?:have|own|hold|see)<1> (?:a|any|one) O|N<1> (?:not|never) have O|no O at all",
 )
+_FORGOTTEN = pattern(r"(?:leave|forget) (?:N_ )?O<2> (?:at home|home)|(?:come|go|arrive) with nothing|with empty hands")
+_ELSEWHERE = pattern(
+    r"(?:N|S|B)<2> be<3> (?:on a (?:boat|ship|train|plane|bus)|at sea|in (?:a|the) (?:car|bus|city|school|shop|library|desert|jungle|cave))"
+)
 _UNHELPED = pattern(
     r"nobody<2> help|S<3> (?:not|never)<3> (?:help|lift a finger|do (?:anything|a thing))|without<1> help|without S_ help",
     r"N<4> (?:do|mend|fix|find|wash|clean|get|reach)<4> (?:all alone|all by N|by N|on N_ own)|S (?:do|would|could) not (?:want to )?help|refuse to help",
@@ -55,7 +59,7 @@ _UNHELPED = pattern(
 )
 _NEVER_MET = pattern(
     r"(?:never|not)<2> (?:see|meet|hear of|know)<1> S(?:<2> before)?|S<2> (?:never|not)<2> (?:see|meet|know) N(?: before)?(?=$| ,)|(?:never|not)<2> (?:meet|see each other)<2> before",
-    r"S be a stranger|(?:the|a) stranger name S|N<2> (?:not|never)<1> know (?:anybody|a soul)|know nobody|who S be|who be S|what be S_ name|N (?:have|know) no<1> friend|no friends?<4> (?:world|at all)",
+    r"S be a stranger|(?:the|a) stranger name S|N<2> (?:not|never)<1> know (?:anybody|a soul)|know nobody|(?:meet|see) nobody|who S be|who be S|what be S_ name|N (?:have|know) no<1> friend|no friends?<4> (?:world|at all)",
     r"B do not know each other|not know each other",
 )
 _KIN = pattern(r"N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|teacher|neighbor|mother|father|mom|dad)<1> S(?!_)", r"S be N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|mother|father)")
@@ -135,23 +139,21 @@ def _early_pronouns(read, retold: Retold) -> Iterator[Problem]:
     if not gender or not retold.hero:
         return
     others = _HE if gender == "he" else _SHE
-    near = 0  # sentences since such a person was mentioned
+    near, paragraph = False, first  # whether such a person was mentioned just before
     for sentence in read:
         if not first <= sentence.paragraph <= last:
             continue
-        words = {word.lower for word in sentence.words}
-        if retold.companion.lower() in words or (near and sentence.paragraph > first and _SOMEBODY & words):
+        near, paragraph = near and sentence.paragraph == paragraph, sentence.paragraph
+        mentioned = False
+        if retold.companion.lower() in {word.lower for word in sentence.words}:
             return
-        pronouns = [w for w in sentence.words if not w.spoken and w.lower in _OF_GENDER[gender]]
-        if others & words:
-            near = 2
-        if pronouns and not near and retold.hero:
-            yield Problem("pronoun", f"nobody so far is {gender!r}", sentence.text)
-            return
-        near = max(0, near - 1)
-
-
-_SOMEBODY = set("somebody someone who friend footsteps stranger".split())
+        for i, word in enumerate(sentence.words):
+            is_theirs = i + 1 < len(sentence.words) and sentence.words[i + 1].lower in others | {"big"}
+            if not word.spoken and word.lower in _OF_GENDER[gender] and not mentioned and (is_theirs or not near):
+                yield Problem("pronoun", f"nobody so far is {gender!r}", sentence.text)
+                return
+            mentioned = mentioned or word.lower in others
+        near = mentioned
 
 
 KIN = set("uncle aunt mother father mom dad grandma grandpa grandmother grandfather brother sister cousin teacher neighbor".split())
@@ -191,7 +193,13 @@ _AT_HOME = pattern(
 _WHO_ARE_YOU = pattern(r"who be (?:N|S|you)|what be (?:N_|S_|your) name|(?:N|S)<1> (?:not|never)<2> (?:know|see|meet) (?:N|S)(?= |$)(?! (?:cry|so|like))")
 _OLD_FRIENDS = pattern(r"(?:old|best|dear|good) friend S|know (?:S|N|each other)<2> (?:for|since|all)|be old friends")
 _TWO_ALIKE = pattern(r"(?:two|both)<1> (?:girls|boys|brothers|sisters|women|men)")
+_LITTLE_ONES = pattern(r"(?:two|three|four|more|many|ten|all)<1> (?:kittens|puppies|birds|chicks|lambs|beetles)")
 _LITTLE_ONE = re.compile(r"(?<!\w)(kitten|puppy|bird|chick|beetle|lamb|duckling|bunny|mouse|frog)(?!\w)")
+
+
+def _calls_oneself(said) -> bool:
+    """'"Do not cry, Tim," said Tim.'"""
+    return said.is_told and bool(re.search(rf", {said.speaker}(?= ,|$)|^{said.speaker} ,", said.text))
 
 
 def said_or_told(line) -> str:
@@ -236,6 +244,10 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
                 what = f"{retold.companion} was there"
             elif line.paragraph > first and (_STAYED_AWAY.search(told) or _STAYED_HOME.search(says)) and retold.place:
                 what = "they had gone out"
+            elif "gift" in courses and _FORGOTTEN.search(told):
+                what = f"the {retold.thing} was there"
+            elif line.paragraph > first and "gift" not in courses and _ELSEWHERE.search(says):
+                what = f"they were at the {retold.place}"
             elif owns and _LEFT_BEHIND.search(told) and not _closed_or_open_lost(number, courses):
                 what = f"the {retold.thing} was there"
             elif _WINGS.search(told):
@@ -250,10 +262,14 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
                 what = f"they had not known each other"
             elif retold.genders["N"] and retold.genders["N"] != retold.genders["S"] and _TWO_ALIKE.search(told):
                 what = "one was a boy, the other a girl"
+            elif "noise" in courses and _LITTLE_ONES.search(told):
+                what = "there was one of them"
             elif "noise" in courses and (match := _LITTLE_ONE.search(said_or_told(line))):
                 inside = inside or match[1]
                 if match[1] != inside:
                     what = f"the {inside} is now a {match[1]}"
+            elif any(_calls_oneself(said) for said in line.said):
+                what = "nobody talks to oneself by name"
         if what:
             yield Problem("company", what, line.sentence.text)
         if not told_of and re.search(r"(?<!\w)S(?!\w)", told):
@@ -268,7 +284,9 @@ _ACTS = pattern(r"(?:^|, |and |then )S (?!have )[a-z]+|(?:say|ask|answer|reply|w
 
 
 def _absent(number: int, courses: dict[str, Course], told: str) -> bool:
-    return not _apart(number, courses) and "gift" not in courses and bool(_NOT_THERE.search(told))
+    if "gift" in courses:
+        return bool(re.search(r"S (?:be not there|do not come)", told))
+    return not _apart(number, courses) and bool(_NOT_THERE.search(told))
 
 
 def _apart(number: int, courses: dict[str, Course]) -> bool:

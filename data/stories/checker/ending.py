@@ -31,7 +31,7 @@ ENDING = any_of(
     "fun|better|safe|forgot|remember|remembered|knew|enjoyed|joy|day|cheerful|delighted|pleased|danced|sang|"
     "played|warm|well|hello|watched|great|wonderful|lovely|perfect|eyes|bedtime|dreams?|dreamed|keeps|kept|"
     "sun|understood|saw that|found out|forever|favorite|careful|sorry|promised|evening|inside|belonged|"
-    "good again|for (?:days|weeks)|after that|since|brave|afraid|next time",
+    "good again|for (?:days|weeks)|after that|since|brave|play|dinner|supper|talked|told|saved?|again|afraid|next time",
 )
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from data.stories.checker.patterns import affirmed, pattern
+from data.stories.checker.patterns import affirmed, denied, pattern
 from data.stories.checker.report import Problem
 from data.stories.checker.retold import Retold
 from data.stories.checker.threads import Course
@@ -15,19 +15,21 @@ _UNHAPPY = pattern(
     r"broken heart|break [NSB]_ heart|heavy heart|no fun at all|tears of (?:anger|sorrow)",
 )
 _HAPPILY = pattern(r"(?:not|never|nobody)<2> (?:stop|help)(?: but)?<1>|not have to<4>|not only")
+_NEVER_SO_SAD = pattern(r"never<4> (?:be|feel) so (?:sad|unhappy|lonely|angry|miserable|upset|bad)")
+_GLAD_OF_IT = pattern(r"(?:glad|happy|pleased) (?:that|when|because) (?:O|it|S) (?:be|have be)<1> (?:go|lose|break|wet|dirty|muddy|stuck|away|sad|hungry)")
 _JOY = pattern(r"(?:for|with|of) joy|happy tears|laugh")
 _ENEMIES = pattern(
     r"(?:never|no longer|not|stop)<3> (?:speak|talk) (?:to|with|again|any)|never (?:speak|talk)(?! so)|(?:not|never)<2> (?:like|love|trust|stand) (?:each other|B)",
-    r"(?:not|never|no longer|nobody|stop)<3> (?:friend|friends|see S|see N|see each other|play with [NS]|play together|forgive|trust|meet|laugh|smile|hug|thank|visit)",
+    r"(?:not|never|no longer|nobody|stop)<5> (?:friend|friends)|begin to (?:fight|quarrel|argue)|(?:not|never|no longer|nobody|stop)<3> (?:see S|see N|see each other|play with [NS]|play together|forgive|trust|meet|laugh|smile|hug|thank|visit)",
     r"enemies|enemy|hate (?:N|S|each other|B)|angry (?:with|at)|(?:quarrel|fight|argue|argued|yell) (?:with|at|all|every|about|over)|B (?:quarrel|fight|argue)",
     r"(?:not|never)<2> (?:like|love|want)<2> (?:S|N|O)|never be friends",
 )
 _FORGOTTEN = pattern(r"forget (?:all )?(?:about )?(?:S|N_ friend|the day|that day)")
 _UNKIND = pattern(r"(?:S|N)<1> (?:laugh at|make fun of|scold|yell at|push|hit|kick|tease|slap|bite) (?:N|S)(?!_)")
 _DEAD = pattern(r"be dead|(?:N|S|it) (?:have )?die|kill (?:N|S|it)")
-_COLD = pattern(r"(?:N|S) (?:do )?not care(?! (?:if|what|how))|not<2> stand (?:N|S)")
+_COLD = pattern(r"N<1> not want S to (?:be|have)|(?:N|S) (?:do )?not care(?! (?:if|what|how))|not<2> stand (?:N|S)")
 _HARSH = pattern(
-    r"go away , (?:N|S)|^go away$|(?:N|S) hate (?:N|S)|(?:N|S) be (?:bad|mean|stupid|horrible|no friend|not N_ friend|not S_ friend)|shut up|leave (?:N|S) alone",
+    r"go away , (?:N|S)|^go away$|(?:N|S) hate (?:N|S)|(?:N|S) be (?:bad|mean|stupid|horrible|no friend|a thief|a liar|not N_ friend|not S_ friend)|shut up|leave (?:N|S) alone",
     r"(?:N|S)<2> (?:not|never)<2> (?:like|help|play with|be friends with|talk to) (?:N|S)",
 )
 _LEARNED = re.compile(r"(?<!\w)(?:learn|know|understand|understood|find out|see|realize|realise|decide|say)(?: now)? that (.*)")
@@ -42,6 +44,7 @@ _WRONG_LESSON = pattern(
 _LEARNED_NOTHING = pattern(r"(?:never|not) (?:understand|understood|know)<1> that|(?:not|never)<1> learn(?: anything| a thing|ed)?(?! to)|learn nothing")
 _CAREFREE = pattern(r"N<2> be (?:very |so |really )*(?:happy|glad|cheerful|pleased|delighted)|N (?:clap|cheer|giggle|grin|beam)(?! for)|never be so (?:happy|glad)|N laugh(?! at)|happiest")
 _UNMOVED = pattern(r"N do not (?:mind|care)|N be not (?:sad|upset|worried|unhappy)(?<! any more)|not mind at all")
+_HOORAY = pattern(r"hooray|yay|how (?:nice|lovely|wonderful|funny)|N be (?:so )?(?:happy|glad)")
 _WICKED = pattern(r"N be<2> (?:rude|nasty|cruel|wicked|unfriendly|unkind|greedy|lazy|selfish)|never (?:help|share|say thank)")
 _HOBBY = re.compile(r"N (?:who )?(?:like|love) to (\w+)|who (?:like|love) to (\w+)")
 
@@ -58,9 +61,11 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
         what, rule = None, "feeling"
         late = line.paragraph == last or (settled is not None and number > settled and line.paragraph > last - 2)
         cries = line.said or (number and retold.lines[number - 1].said and not retold.lines[number - 1].told)
-        if late and not cries and _UNHAPPY.search(says) and not _JOY.search(says):
+        if (late and _NEVER_SO_SAD.search(told)) or _GLAD_OF_IT.search(told):
+            what = "all had ended well" if late else "that was nothing to be glad of"
+        elif late and not cries and _UNHAPPY.search(says) and not _JOY.search(says):
             what = "all had ended well"
-        elif late and (_ENEMIES.search(_HAPPILY.sub("", told)) or _FORGOTTEN.search(says)):
+        elif late and (_ENEMIES.search(_HAPPILY.sub("", denied(told))) or _FORGOTTEN.search(says)):
             what = "they were friends"
         elif _DEAD.search(says):
             what = "nobody dies"
@@ -70,6 +75,10 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
             what = "they were good to each other"
         elif "share" not in courses and any(_HARSH.search(said.text) for said in line.said):
             what = "they were good to each other"
+        elif line.paragraph < last and _help_is_needed(number, courses) and any(
+            said.speaker == "N" and _HOORAY.search(said.text) for said in line.said
+        ):
+            what = "something was wrong at the time"
         elif line.paragraph < last - 1 and _is_open(number, courses) and (
             _CAREFREE.search(says) or _UNMOVED.search(told)
         ):
@@ -87,6 +96,10 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
             yield Problem(rule, what, line.sentence.text)
         if match := _HOBBY.search(told):
             hobbies.add(match[1] or match[2])
+
+
+def _help_is_needed(number: int, courses: dict[str, Course]) -> bool:
+    return any(name in courses and courses[name].is_open(number) for name in ("lost", "stuck", "broken", "dirty", "wet"))
 
 
 def _is_open(number: int, courses: dict[str, Course]) -> bool:

@@ -1,5 +1,6 @@
 """To whom the thing belongs, and who thanks whom."""
 
+import re
 from collections.abc import Iterator
 
 from data.stories.checker.patterns import affirmed, pattern
@@ -31,6 +32,11 @@ _HELPER_SAYS = pattern(
 )
 _HELPER_DOES = pattern(r"N<1> (?:help|save|rescue|comfort) S(?!_)", r"N (?:teach|show) S<1> (?:how|a<1> trick|what to do)")
 _REFUSED_SAYS = pattern(r"S be (?:so |very )?sorry|S be (?:mean|not kind|unkind)")
+_REFUSED = pattern(r"(?:^|^\S+ )S<1> (?:be|feel)<1> (?:sorry|ashamed)|S have be (?:mean|unkind)")
+_HELPED_SAYS = pattern(r"(?:show|teach|help) S(?= |$)(?! (?:to|with|look))|S be too (?:small|little|young)")
+_RUINED = pattern(r"(?:throw|toss|kick) O<1> (?:away|into the (?:river|bin|trash|fire|water|lake|sea)|out of)|(?:burn|sell|smash|bury|buried) O|S<4> run (?:off|away) with (?:O|it)|S (?:have )?(?:steal|hide) O|S have (?:take|hide) (?:O|it)")
+_GONE = pattern(r"O<3> (?:go|lose|ruin|ruined) (?:for ever|for good|forever)|(?:be|sleep|live) without N_ O|O be ruined|never (?:bring|give)<2> back")
+_TAPS = re.compile(r"(?:thump|scratch|tap|squeak|bump|knock|boom|meow|peep|cheep|woof|squeal|help|[ ,])+")
 _PLURAL = pattern(r"(?:two|three|four|both|many|all|other|[NSB]_|the|of)<1> Os")
 _DISOWNED = {
     "N": pattern(r"be not N_ O|O be not N_(?=$| ,)|N (?:have no|do not have a|never have a) O"),
@@ -44,6 +50,7 @@ def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem
     helped = any(name in courses for name in HELPED) and not {"return", "gift", "hungry", "noise", "share", "lonely"} & set(courses)
     given = {"return", "gift", "hungry"} & set(courses) and not {"noise"} & set(courses)
     thankless = "S" if helped else "N" if given else ""  # who has no reason to thank the other one
+    kept = courses and not {"return", "gift", "hungry", "noise"} & set(courses)
     first, last = retold.frame
     for line in retold.lines:
         if not first <= line.paragraph <= last or not retold.companion:
@@ -63,11 +70,20 @@ def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem
         if not what and helped:
             if any(s.speaker == "N" and _HELPER_SAYS.search(s.text) for s in line.said) or _HELPER_DOES.search(told):
                 what = f"it was {retold.companion} who helped"
+            elif any(s.speaker == "S" and _HELPED_SAYS.search(s.text) for s in line.said):
+                what = f"it was {retold.companion} who helped"
+        if not what and _RUINED.search(affirmed(told)):
+            what = f"the {retold.thing} was not thrown away"
+        if not what and kept and line.paragraph >= last - 1 and _GONE.search(told):
+            what = f"{retold.hero} had the {retold.thing}"
+        if not what and "share" in courses and _REFUSED.search(told):
+            what = f"it was {retold.hero} who would not share"
         if not what and "share" in courses and any(s.speaker == "S" and _REFUSED_SAYS.search(s.text) for s in line.said):
             what = f"it was {retold.hero} who would not share"
         if not what and _PLURAL.search(told):
             what = f"there was one {retold.thing}"
-        if not what and "noise" not in courses and _THING_SPEAKS.search(told):
+        taps = "noise" in courses and all(_TAPS.fullmatch(s.text) for s in line.said)
+        if not what and not taps and _THING_SPEAKS.search(told):
             what = f"the {retold.thing} cannot speak"
         if thankless and not what:
             said_thanks = any(s.speaker == thankless and _THANKS[thankless].search(s.text) for s in line.said)

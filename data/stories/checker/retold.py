@@ -24,6 +24,7 @@ from data.stories.reading import Sentence, Word
 class Saying(NamedTuple):
     speaker: str  # N, S, B or "" if that is not known
     text: str
+    is_told: bool  # whether the narrator names the speaker
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,6 @@ _WRITTEN_OUT = {
     "cannot": "can not",
     "won't": "will not",
     "shan't": "will not",
-    "i'm": "i am",
     "no-one": "nobody",
     "everyone": "everybody",
     "everything": "everything",
@@ -330,14 +330,15 @@ class _Teller:
             for number, (spoken, words) in enumerate(runs):
                 if not spoken:
                     continue
+                if number or not re.search(r'[!?]"$', sentence.text):
+                    tag = []
                 after = runs[number + 1][1][:3] if number + 1 < len(runs) else tag
                 before = runs[number - 1][1] if number else []
-                if not re.search(r'[!?]"$', sentence.text):
-                    tag = []
                 told_before, told_after = (self.text(list(part), me, "") for part in (before, after))
                 speaker = _speaker(told_before + (" :" if ":" in words[0].break_before else ""), told_after)
+                is_told = speaker in ("N", "S")
                 speaker = speaker or self._not_called(words) or said_before
-                sayings.append(Saying(speaker, self.text(words, speaker, {"N": "S", "S": "N"}.get(speaker, ""))))
+                sayings.append(Saying(speaker, self.text(words, speaker, {"N": "S", "S": "N"}.get(speaker, "")), is_told))
                 said_before = speaker
             yield Line(told, tuple(sayings), sentence.paragraph, sentence)
 

@@ -14,7 +14,7 @@ _STORYTELLER = pattern(r"my ,|i (?:think|be sure|tell|will|would|might|want to|c
 _DAYTIME = pattern(r"(?:one|a|this|in the|that|on a)<2> (morning|afternoon|evening)")
 _DAY = re.compile(r"(?:one|this|on a|be a)(?: \w+){0,2} (morning|afternoon|evening|night)(?!\w)")
 _THAT_DAY = re.compile(r"(?<!\w)(?:what a|be a|be the|forget that|from that|since that|about the|of the)(?: \w+){0,2} (morning|afternoon|evening)(?!\w)")
-_NIGHT = pattern(r"(?:it be|in|at)<4> (?:night|midnight)(?! be)|it be<2> dark|middle of the night|pitch dark")
+_NIGHT = pattern(r"(?:it be|in|at)<4> (?:night|midnight)(?! be)|(?<!until )(?<!when )(?<!before )(?<!till )it be<2> dark|middle of the night|pitch dark")
 _SEASONS = {
     "spring": "spring", "march": "spring", "april": "spring", "may": "spring", "june": "summer", "july": "summer",
     "august": "summer", "summer": "summer", "fall": "fall", "autumn": "fall", "september": "fall",

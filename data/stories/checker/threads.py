@@ -34,8 +34,9 @@ class Thread:
 
 
 _HAS = r"(?:hold|hug|play with|carry|ride|fly|read|wear|wave|sit in|beat|kiss|stroke)"
-_HELPLESS = r"as<4> as (?:before|ever)|(?:nothing|not)(?: have| do| could| would)?(?: any)? help|as bad as|worse than|all be lose|in vain|too late|no use"
-_GAVE_UP = r"(?:[NSB]|they) (?:have |just |then )?give up|give up and"
+_USELESS = r"(?:can|could) not (?:sail|ride|fly|play with|play|read|wear|use) (?:it|O)"
+_HELPLESS = _USELESS + r"|as<4> as (?:before|ever)|(?:nothing|not)(?: have| do| could| would)?(?: any)? help|as bad as|worse than|all be lose|in vain|too late|no use"
+_GAVE_UP = r"O<1> (?:be|lie|sit) still (?:in|up|under|out|at the)|(?:[NSB]|they) (?:have |just |then )?give up|give up and"
 
 THREADS = {
     "lost": Thread(
@@ -69,8 +70,9 @@ THREADS = {
         ),
         open_affirmed=pattern(
             rf"N (?:still )?{_HAS}<1> O|O be (?:safe|still there|right there|in [NSB]_<1> (?:hand|arm|pocket|bag|lap))",
-            r"N (?:still )?have <O> (?:in|under|with|on|safe)",
+            r"N (?:still )?have <O> (?:in|under|with|on|safe|here)|(?:O|it) be still (?:there|here|in|on|where)|O (?:on|in) N_<1> (?:head|hand|hands|arm|arms|neck)",
         ),
+        early=pattern(r"it be still (?:there|here)"),
         gives_way_to=("return", "gift", "hungry"),
     ),
     "stuck": Thread(
@@ -96,11 +98,11 @@ THREADS = {
         ),
         early=pattern(r"catch (?:O|it) (?:at once|right away|in time)|put (?:O|it) (?:back )?on N_ head"),
         open_affirmed=pattern(
-            rf"N (?:still )?{_HAS}<1> O|O be (?:still )?(?:on the ground|in [NSB]_<1> (?:hand|arm|pocket|bag))|O be (?:here|on N_)"
+            rf"N (?:still )?{_HAS}<1> O|O be (?:still )?(?:on the ground|in [NSB]_<1> (?:hand|arm|pocket|bag))|O be (?:here|on N_)|O (?:on|in) N_<1> (?:head|hand|hands|neck)"
         ),
     ),
     "broken": Thread(
-        begins=pattern(r"(?:O|it|and|N|S|then|piece) (?:be |all )?break(?! (?:O|it|in half))|the break O|break O|(?:come|fall) apart"),
+        begins=pattern(r"O lie break|(?:O|it|and|N|S|then|piece) (?:be |all )?break(?! (?:O|it|in half))|the break O|break O|(?:come|fall) apart"),
         said_begins=pattern(r"(?:O|it) (?:be )?break|N break N_ O"),
         closes=pattern(r"(?<!to )(?<!not )(?:mend|fix|repair)|whole again|as good as new|good again|better than before"),
         closes_as_told=pattern(r"(?:nobody|hardly|not)<2> see<4> break"),
@@ -130,7 +132,7 @@ THREADS = {
             r"(?:be|get)<3> clean|clean again|as good as new|mud (?:come off|go away|be go|run off)|spot (?:come|go)|have wash",
         ),
         needed_by=pattern(r"O<2> be<2> clean|be clean again|wash O|scrub O"),
-        closes_as_told=pattern(r"(?:not|no)<2> (?:spot|mud|dirt|speck)<4> (?:leave|any more|to see)|no longer<1> (?:dirty|muddy)"),
+        closes_as_told=pattern(r"(?:not|no)<3> (?:spot|mud|dirt|speck|trace)<4> (?:leave|any more|to see)|no longer<1> (?:dirty|muddy)"),
         closed_denied=pattern(
             r"(?:not|never|nobody|nothing)<3> (?:clean|come off|wash|go away|come out)",
             _HELPLESS,
@@ -162,7 +164,7 @@ THREADS = {
             r"O<2> (?:not|never)<2> wet",
         ),
         open_affirmed=pattern(r"O (?:be|stay|remain)<1> dry"),
-        early=pattern(r"O (?:stay|remain)<1> dry|not (?:one|a single) drop|sun shine all day"),
+        early=pattern(r"O be as dry as|dry as a bone|O (?:stay|remain)<1> dry|not (?:one|a single) drop|sun shine all day"),
     ),
     "share": Thread(
         begins=pattern(
@@ -175,14 +177,14 @@ THREADS = {
         closes_by_words=pattern(r"be sorry|forgive|let B share|take (?:a turn|O)|have (?:a turn|O)|come and play|N be mean|for two"),
         closed_denied=pattern(
             r"(?:not|never)<3> (?:let|share|give|lend)|S<2> (?:not|never|no)<3> (?:get|have|touch|turn|play|hold)",
-            r"nobody<3> share|share<3> nobody|refuse|without<4> turn|not<2> (?:get|have)<2> turn|no turn",
+            r"be no fun(?! to)|nobody<3> share|share<3> nobody|refuse|without<4> turn|not<2> (?:get|have)<2> turn|no turn",
         ),
         closed_affirmed=pattern(
             r"N (?:still )?(?:keep|have|hide|want|hold|take)<2> O<2> (?:for|to) N|all to N|N<1> (?:\S+ )?(?:keep|play|have|fly|ride|read|wear|hold)(?: with)? O<2> (?:alone|by N)|S only (?:look|watch)|S have to watch",
             r"(?:grab|snatch|pull)<2> O<1> (?:back|away)|N<1> push|N run (?:off|away) with O|selfish|S go home<2> (?:sad|in tears|alone)",
             r"keep O for N",
         ),
-        open_affirmed=pattern(r"S<2> (?:laugh|smile|play with (?:O|it)|have fun|dance|sing)|N (?:walk|go)<1> away(?! from)|(?:N|and) take O<1> home|lock"),
+        open_affirmed=pattern(r"S<1> be<1> (?:happy|glad)|S<2> (?:laugh|smile|hug O|play with (?:O|it)|have fun|dance|sing)|N (?:walk|go)<1> away(?! from)|(?:N|and) take O<1> home|lock"),
         early_said=True,
         early=pattern(r"(?:happy|glad|ready) to share|never say no|share O<1> (?:from the|right away|at once|gladly)|gladly|^of course(?=$| ,)|yes , (?:take|you|S|here|please take)|^yes$"),
         ever=pattern(r"have never<1> (?:say no|refuse|be mean)|share<4> from the (?:start|beginning|first)|always (?:share|want to share)"),
@@ -193,15 +195,15 @@ THREADS = {
             r"(?:can|could) not (?:\S+ )?(?:ride|fly|play O|play it|do it)|(?:go|come out) wrong|not know how to (?:ride|fly|play)|fail",
             r"N (?:want|wish|hope) to (?:ride|fly|play) (?:O|N_ O)|O would not|it do not (?:work|go well)",
         ),
-        said_begins=pattern(r"N (?:can not|will never|just can not|want to|will learn to|will) (?:learn to )?(?:ride|fly|play) (?:N_ )?O"),
+        said_begins=pattern(r"(?:wish|if only) N (?:could|can)|wish to (?:ride|fly|play)|N would love to|N (?:can not|will never|just can not|want to|will learn to|will) (?:learn to )?(?:ride|fly|play) (?:N_ )?O"),
         closes_by_words=pattern(r"N can (?:do it|ride|fly|play)|N do it|N be (?:ride|fly|play)"),
         closes=pattern(r"N (?:can |could )?(?:at last )?(?:ride|fly|play) (?:N_ )?O|N (?:can|could) do it|N do it"),
         closed_denied=pattern(
-            r"(?:not|never)<3> (?:ride|fly|play O|play it|do it|learn|manage|master|able|try it again|try again|get better|get it right)",
+            r"not true|(?:not|never)(?! want)<3> (?:ride|fly|play O|play it|do it|learn|manage|master|able|try it again|try again|get better|get it right)",
             r"too hard|never<1> (?:get on|touch|use|ride|fly|play|play with) (?:a )?(?:O|it)",
         ),
         closed_affirmed=pattern(r"N<1> (?:give up|fall off|fail|stop try)|put O away|(?:go|come out) wrong|S (?:ride|fly|play) O for N|still too hard"),
-        early=pattern(r"(?<!as if it )be (?:so |very |really )?easy|do it at once|N give (?:it |O )?up|work (?:right away|at once|the first time)|already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
+        early=pattern(r"(?<!as if it )be (?:so |very |really )?easy|do it at once|N give (?:it |O )?up|N<1> (?:do|would|could) not try again|never try again|not want to try|work (?:right away|at once|the first time)|already<2> (?:ride|fly|play|can|could|know)|on the (?:very )?first (?:try|time)|without any (?:trouble|practice)|the best (?:at|rider|player|flyer)"),
         ever=pattern(
             r"N<1> (?:be|have be) able to<5>".replace("<5>", "<4>") + r" (?:for|since|all)|always (?:could|can|know how|be able)|N have always",
             r"have never (?:need|want)<3> (?:learn|practice)",
@@ -220,7 +222,7 @@ THREADS = {
             r"N<1> (?:keep|take|hide)<2> O<4> (?:for N|home|back|alone)|keep O for N|S<1> (?:throw|hate|break|drop|tear|frown|grumble)|a frown|S<3> (?:walk|go|run) (?:off|away)|laugh at|throw<4> away",
             r"(?:take|carry) (?:O|it)<1> (?:home|back)|in vain|give <O> back|S give<2> (?:O|it) (?:away|to)",
         ),
-        early=pattern(r"S<2> (?:give|make|build|buy)<2> (?:O|a O)|S<1> help|N<2> (?:not|never) finish|O<2> never<1> (?:done|do|finish|ready)"),
+        early=pattern(r"give<4> to (?:a|another|somebody|the) [a-z]+|S<2> (?:give|make|build|buy)<2> (?:O|a O)|S<1> help|N<2> (?:not|never) finish|O<2> never<1> (?:done|do|finish|ready)"),
         ever=pattern(
             r"N_ (?:own )?birthday|(?:not|no)<2> birthday|(?:buy|steal) (?:a |the )?(?:O|it)|O<2> from (?:a|the) (?:shop|store|market)|S have (?:make|build|sew|paint)<1> O",
             r"N<2> (?:not|never) make (?:a )?(?:O|it)|N make (?:this|it|O) for N|(?:somebody else|nobody) have make",
@@ -249,19 +251,20 @@ THREADS = {
     "return": Thread(
         begins=pattern(r"(?:find|see|pick up|notice) a O|it be a O"),
         only_with=pattern(r"S (?:have )?(?:lose|miss|drop|leave|can not find)<1> (?:S_ |a )?O|S_ O be go|(?:see|find) S_ O|(?:have|do) N (?:see|find) a O|give<3> back"),
+        said_begins=pattern(r"S (?:have )?(?:lose|miss|drop|can not find)<1> S_ O|S_ O be go"),
         closes=pattern(r"give<3> back|give <O> to S|hand<2> O"),
         closed_denied=pattern(
             r"(?:not|never)<2> (?:give|return|hand) (?:O|it|S)|S<2> (?:not|never)<3> (?:get|have|see|find|hold) (?:O|it)|S<4> without (?:O|it)|S<2> never<4> again",
         ),
         closed_affirmed=pattern(
             r"N<2> (?:keep|hide|steal) (?:O|it)|N<1> take<1> (?:O|it)<1> home|N (?:wear|still have|ride|fly|use) O|N (?:walk|go|run) (?:home|away) with O|(?:run|go|walk)<2> with O|O<2> be<1> (?:lose|go|miss)|N keep",
-            r"O<2> belong to N|O<2> be N_|(?:look|search) for (?:O|S_ O)",
+            r"O<2> belong to N|O<2> be N_|N (?:take|grab|snatch)<1> O<1> (?:back|away)|(?:look|search) for (?:O|S_ O)",
         ),
         early=pattern(r"(?:N|and) keep (?:it|O)(?! (?:under|behind|close|in))|N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"),
-        ever=pattern(r"be not S_ O|S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
+        ever=pattern(r"give N (?:a )?O|N_ own O|S (?:still )?have S_ O|be not S_ O|S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
     ),
     "hungry": Thread(
-        begins=pattern(r"hungry|tummy|half of O|(?:break|cut|split) (?:O|it) in"),
+        begins=pattern(r"hungry|tummy|half of O|(?:cut|split) (?:O|it) in|break (?:O|it) in half"),
         only_with=pattern(r"half|share|eat|bite|lunch"),
         said_begins=pattern(r"hungry|tummy|nothing to eat|have not have|smell"),
         closes=pattern(r"(?:break|cut|split|share|give|hand)<3> (?:O|it|half|piece|part)|half (?:of|for)"),
@@ -274,11 +277,12 @@ THREADS = {
             r"empty tummy|(?:still|as) hungry|throw<4> away",
         ),
         early=pattern(r"S<1> have eat|S<4> not eat another|S<1> (?:be|have)<1> (?:not|never)<2> hungry|S<2> (?:just|already)<2> (?:eat|have)|S be<1> full|N<1> have (?:nothing|no O|no food|not)"),
-        ever=pattern(r"S have (?:not|never) be hungry|N give S nothing|N<2> not (?:leave|give) S (?:a|any|one|anything)"),
+        ever=pattern(r"O (?:be|taste)<2> (?:bad|awful|horrible|terrible|rotten)|spit|S have (?:not|never) be hungry|N give S nothing|N<2> not (?:leave|give) S (?:a|any|one|anything)"),
     ),
     "lonely": Thread(
         begins=pattern(r"lonely(?! cloud)|nobody to play with|no friend|(?:wish|want)<1> (?:for )?(?:a friend|somebody)"),
         said_begins=pattern(r"nobody to play with|wish N have a friend|lonely|no fun to play alone"),
+        closes_as_told=pattern(r"N be not (?:alone|lonely)|nobody be<1> (?:lonely|alone)|neither<3> (?:lonely|alone)|not have to play alone"),
         closes=pattern(r"B (?:play|take turn|run|laugh)|have<1> a<1> friend|(?:have|find)<2> friend in|this time with two|B both|now with two|with two|for two|B laugh"),
         closed_denied=pattern(
             r"(?:not|never|nobody)<3> (?:meet|speak|talk|play|say a word|answer|like|friend|come back|want to play)",
@@ -287,7 +291,7 @@ THREADS = {
         closed_affirmed=pattern(
             r"N<1> (?:be|feel|stay|remain)<3> (?:lonely|lonelier|alone)|as lonely|lonelier|S<1> (?:walk|run|go|turn) away|S say no",
         ),
-        early=pattern(r"S<6> (?:not|never)<2> want to play|shake S_ head|S(?: (?!not)[^ ,]+)? (?:say no|run away|walk away|turn away)|N_<2> friend|(?:her|his|N_)<1> many friends|N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
+        early=pattern(r"N<2> not let S|S go home|never<1> (?:go|walk|talk|speak|say)<3> (?:to )?S|S<6> (?:not|never)<2> want to play|shake S_ head|S(?: (?!not)[^ ,]+)? (?:say no|run away|walk away|turn away)|N_<2> friend|(?:her|his|N_)<1> many friends|N (?:have|know)<1> (?:many|lots of|a lot of|hundred|plenty of|ten|five|so many)<1> friends|N<2> never<1> (?:alone|lonely)|with (?:all )?N_ friends"),
         gives_way_to=("share",),
     ),
 }
