@@ -15,6 +15,7 @@ wrong: if all sentences but the first and the last are shuffled, 22 % of the bun
 
 from data.stories.checker.cast import check_characters
 from data.stories.checker.company import check_company
+from data.stories.checker.details import check_details
 from data.stories.checker.ending import check_ending
 from data.stories.checker.feelings import check_feelings
 from data.stories.checker.owners import check_owners
@@ -40,6 +41,7 @@ def check(text: str) -> Report:
     problems += [problem for course in courses.values() for problem in course.problems]
     problems += effects_without_cause(retold)
     problems += check_company(read, retold, courses)
+    problems += check_details(retold)
     problems += check_owners(retold, courses)
     problems += check_feelings(retold, courses)
     problems += check_telling(retold, courses)

@@ -19,12 +19,13 @@ PEOPLE = set(
 )
 HELPED = ("lost", "stuck", "broken", "dirty", "wet")
 _TOO_MANY = pattern(
+    r"(?:with|and) (?:all )?N_<1> friends|N_ (?:wife|husband|children|grandchildren|son|daughter|job|office|boss)",
     r"(?:all|the) (?:three|four|five|six|ten)(?: of B| friends| children| boys| girls| of us| of them)?(?! (?:day|hour|minute|time|piece))",
     r"(?:three|four|five) of B|B (?:three|four|five)|another friend",
 )
 _NOT_THERE = pattern(
     r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
-    r"S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday|(?:stand|sit|wait|lie|stay|be)<4> at home|at work|at school|on a<1> (?:trip|journey|visit)|in (?:another|a different))",
+    r"S (?:stand|sit|wait|lie|stay|be)<5> at home|S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday|(?:stand|sit|wait|lie|stay|be)<4> at home|at work|at school|on a<1> (?:trip|journey|visit)|in (?:another|a different))",
     r"nobody except N|nobody but N",
     r"nobody (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|(?:go|come|be|walk|stay|play|run)<2> without S",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
@@ -39,6 +40,7 @@ _ALONE = pattern(
     r"N<1> (?:all )?alone",
 )
 _STAYED_AWAY = pattern(
+    r"(?:be|have) no P|no P (?:in|near|at)",
     r"(?:never|not)<2> (?:go|come|get|arrive|reach|be|walk|run)<2> (?:to |at |in |on |by )?P|(?:never|not)<2> (?:leave|be out of|go out of) (?:the |[NSB]_ )?(?:house|home|room|bed)",
     r"(?:not|never) go out",
 )
@@ -53,6 +55,7 @@ _ELSEWHERE = pattern(
     r"(?:N|S|B)<2> be<3> (?:on a (?:boat|ship|train|plane|bus)|at sea|in (?:a|the) (?:car|bus|city|school|shop|library|desert|jungle|cave))"
 )
 _UNHELPED = pattern(
+    r"tell nobody|N<1> (?:not|never) tell (?:S|anybody)|S<1> (?:never|not) (?:hear|find out|notice)<2> (?:of|about)",
     r"nobody<2> help|S<3> (?:not|never)<3> (?:help|lift a finger|do (?:anything|a thing))|without<1> help|without S_ help",
     r"N<4> (?:do|mend|fix|find|wash|clean|get|reach)<4> (?:all alone|all by N|by N|on N_ own)|S (?:do|would|could) not (?:want to )?help|refuse to help",
     r"S only (?:watch|look on)|S do nothing",
@@ -193,6 +196,7 @@ _AT_HOME = pattern(
 _WHO_ARE_YOU = pattern(r"who be (?:N|S|you)|what be (?:N_|S_|your) name|(?:N|S)<1> (?:not|never)<2> (?:know|see|meet) (?:N|S)(?= |$)(?! (?:cry|so|like))")
 _OLD_FRIENDS = pattern(r"(?:old|best|dear|good) friend S|know (?:S|N|each other)<2> (?:for|since|all)|be old friends")
 _TWO_ALIKE = pattern(r"(?:two|both)<1> (?:girls|boys|brothers|sisters|women|men)")
+_ASLEEP = pattern(r"(?:N|S|B)<2> (?:be|fall|lie)<2> (?:asleep|dead)|(?:N|S|B) (?:go to sleep|sleep)")
 _LITTLE_ONES = pattern(r"(?:two|three|four|more|many|ten|all)<1> (?:kittens|puppies|birds|chicks|lambs|beetles)")
 _LITTLE_ONE = re.compile(r"(?<!\w)(kitten|puppy|bird|chick|beetle|lamb|duckling|bunny|mouse|frog)(?!\w)")
 
@@ -268,6 +272,10 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
                 inside = inside or match[1]
                 if match[1] != inside:
                     what = f"the {inside} is now a {match[1]}"
+            elif told_of and re.search(r"(?<!\w)an?(?: \S+){0,4} (?:name|named|call|called) S(?!\w)", told):
+                what = f"{retold.companion} was known already"
+            elif first + 1 < line.paragraph < last - 1 and "gift" not in courses and _ASLEEP.search(says):
+                what = "nobody slept"
             elif any(_calls_oneself(said) for said in line.said):
                 what = "nobody talks to oneself by name"
         if what:

@@ -34,7 +34,7 @@ _HELPER_DOES = pattern(r"N<1> (?:help|save|rescue|comfort) S(?!_)", r"N (?:teach
 _REFUSED_SAYS = pattern(r"S be (?:so |very )?sorry|S be (?:mean|not kind|unkind)")
 _REFUSED = pattern(r"(?:^|^\S+ )S<1> (?:be|feel)<1> (?:sorry|ashamed)|S have be (?:mean|unkind)")
 _HELPED_SAYS = pattern(r"(?:show|teach|help) S(?= |$)(?! (?:to|with|look))|S be too (?:small|little|young)")
-_RUINED = pattern(r"(?:throw|toss|kick) O<1> (?:away|into the (?:river|bin|trash|fire|water|lake|sea)|out of)|(?:burn|sell|smash|bury|buried) O|S<4> run (?:off|away) with (?:O|it)|S (?:have )?(?:steal|hide) O|S have (?:take|hide) (?:O|it)")
+_RUINED = pattern(r"(?:throw|toss|kick) O<1> (?:away|into the (?:river|bin|trash|fire|water|lake|sea)|out of)|(?:burn|sell|smash|bury|buried) O|S<4> run (?:off|away) with (?:O|it)|S (?:have )?(?:steal|hide) O|S have (?:take|hide) (?:O|it)|on purpose")
 _GONE = pattern(r"O<3> (?:go|lose|ruin|ruined) (?:for ever|for good|forever)|(?:be|sleep|live) without N_ O|O be ruined|never (?:bring|give)<2> back")
 _TAPS = re.compile(r"(?:thump|scratch|tap|squeak|bump|knock|boom|meow|peep|cheep|woof|squeal|help|[ ,])+")
 _PLURAL = pattern(r"(?:two|three|four|both|many|all|other|[NSB]_|the|of)<1> Os")
@@ -80,6 +80,8 @@ def check_owners(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem
             what = f"it was {retold.hero} who would not share"
         if not what and "share" in courses and any(s.speaker == "S" and _REFUSED_SAYS.search(s.text) for s in line.said):
             what = f"it was {retold.hero} who would not share"
+        if not what and "share" in courses and re.search(r"(?<!\w)S have(?: \w+)? (?:an?|another) O(?!\w)", told):
+            what = f"there was one {retold.thing}"
         if not what and _PLURAL.search(told):
             what = f"there was one {retold.thing}"
         taps = "noise" in courses and all(_TAPS.fullmatch(s.text) for s in line.said)

@@ -72,7 +72,10 @@ THREADS = {
             rf"N (?:still )?{_HAS}<1> O|O be (?:safe|still there|right there|in [NSB]_<1> (?:hand|arm|pocket|bag|lap))",
             r"N (?:still )?have <O> (?:in|under|with|on|safe|here)|(?:O|it) be still (?:there|here|in|on|where)|O (?:on|in) N_<1> (?:head|hand|hands|arm|arms|neck)",
         ),
-        early=pattern(r"it be still (?:there|here)"),
+        early=pattern(
+            r"it be still (?:there|here)|<O><1> (?:be|lie)<1> (?:at home|under the bed|in the (?:house|kitchen|drawer)|in N_ (?:room|bag|pocket|bed))",
+            r"S (?:do not|never) (?:look|search)(?! (?:at|up))|be only an old",
+        ),
         gives_way_to=("return", "gift", "hungry"),
     ),
     "stuck": Thread(
@@ -243,7 +246,7 @@ THREADS = {
             r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|(?:then|and|so|B|N) run away|run home<1> (?:in|as fast|and never|screaming)|<O><3> empty|empty O",
             r"(?:be|it be)<3> (?:monster|ghost|dragon|witch|snake|wolf|lion|tiger|crocodile|giant|bear|shark)|nothing but<2> (?:air|dust|stones|leaves)",
         ),
-        early=pattern(r"O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|<O> be<1> empty|leave<2> close|(?:walk|go) on$|nothing be in<1> (?:O|it)|no noise"),
+        early=pattern(r"(?:B|N|S) find nothing|(?:B|N|S)<1> know what (?:be|it)|(?:N|S|B) have (?:put|hide)|O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|<O> be<1> empty|leave<2> close|(?:walk|go) on$|nothing be in<1> (?:O|it)|no noise"),
         early_said=True,
         ever=pattern(r"N (?:have )?(?:never|not) be<2> (?:afraid|scare)(?! any)"),
         gives_way_to=("hungry", "gift", "skill", "lost", "stuck", "broken", "dirty", "wet"),
@@ -260,7 +263,7 @@ THREADS = {
             r"N<2> (?:keep|hide|steal) (?:O|it)|N<1> take<1> (?:O|it)<1> home|N (?:wear|still have|ride|fly|use) O|N (?:walk|go|run) (?:home|away) with O|(?:run|go|walk)<2> with O|O<2> be<1> (?:lose|go|miss)|N keep",
             r"O<2> belong to N|O<2> be N_|N (?:take|grab|snatch)<1> O<1> (?:back|away)|(?:look|search) for (?:O|S_ O)",
         ),
-        early=pattern(r"(?:N|and) keep (?:it|O)(?! (?:under|behind|close|in))|N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"),
+        early=pattern(r"N find nothing|(?:N|and) keep (?:it|O)(?! (?:under|behind|close|in))|N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"),
         ever=pattern(r"give N (?:a )?O|N_ own O|S (?:still )?have S_ O|be not S_ O|S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
     ),
     "hungry": Thread(
