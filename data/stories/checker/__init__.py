@@ -45,6 +45,7 @@ def check(text: str) -> Report:
     problems += check_owners(retold, courses)
     problems += check_feelings(retold, courses)
     problems += check_telling(retold, courses)
+    problems = list(dict.fromkeys(problems))
     order = {sentence.text: number for number, sentence in reversed(list(enumerate(read)))}
     problems.sort(key=lambda problem: order.get(problem.sentence, 0))
     return Report((*problems, *check_ending(text.strip(), read, retold, courses)))

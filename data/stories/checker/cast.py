@@ -136,7 +136,7 @@ def _with_oneself(words) -> str | None:
         speaks = (between and between[-1].lower in SPEAKING) or (
             not between and second + 1 < len(words) and words[second + 1].lower in SPEAKING
         )
-        reports = [w.lower for w in words[second + 2 : second + 3]] == ["that"]  # "Daisy said that her ..."
+        reports = [w.lower for w in words[second + 2 : second + 3]] in (["that"], ["hard"], ["about"], ["for"])  # "Daisy said that", "Max thought hard"
         if joined or (called and speaks and not reports and len(between) <= 1):
             return word.text
     return None

@@ -55,6 +55,7 @@ _ELSEWHERE = pattern(
     r"(?:N|S|B)<2> be<3> (?:on a (?:boat|ship|train|plane|bus)|at sea|in (?:a|the) (?:car|bus|city|school|shop|library|desert|jungle|cave))"
 )
 _UNHELPED = pattern(
+    r"S<1> (?:can|could) not help|N<2> not (?:want|need|let)<3> help(?! but)",
     r"tell nobody|N<1> (?:not|never) tell (?:S|anybody)|S<1> (?:never|not) (?:hear|find out|notice)<2> (?:of|about)",
     r"nobody<2> help|S<3> (?:not|never)<3> (?:help|lift a finger|do (?:anything|a thing))|without<1> help|without S_ help",
     r"N<4> (?:do|mend|fix|find|wash|clean|get|reach)<4> (?:all alone|all by N|by N|on N_ own)|S (?:do|would|could) not (?:want to )?help|refuse to help",
@@ -72,9 +73,10 @@ _FUR = pattern(r"(N|S)(?:_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)| 
 
 def check_company(read: list[Sentence], retold: Retold, courses: dict[str, Course]) -> list[Problem]:
     problems = [*_strangers(read, retold), *_people(read, retold)]
-    problems += _kin(read, retold)
-    problems += _early_pronouns(read, retold)
-    problems += _presence(retold, courses)
+    if not retold.crowd:
+        problems += _kin(read, retold)
+        problems += _early_pronouns(read, retold)
+        problems += _presence(retold, courses)
     return problems
 
 

@@ -10,7 +10,7 @@ from data.stories.checker.threads import Course
 
 _UNHAPPY = pattern(
     r"(?:N|S|B|everybody|all|nobody)<2> (?:be|feel|look|go home|go to bed|stay|become|grow)<3> (?:sad|sadder|unhappy|angry|cross|miserable|lonely|upset|mad|furious|disappointed|hopeless|jealous|bored|ashamed|grumpy|afraid|scare)",
-    r"(?:N|S|B|everybody)<4> (?:cry|sob|weep)(?! (?:(?:for|with|out of|of) (?:joy|happiness)|at once|out|a little|and (?:hug|clap|jump|hold)))|in tears|burst into tears|saddest|(?:sad|worst|bad|terrible|awful|horrible) (?:day|morning|afternoon|night|ending|time)",
+    r"(?:N|S|B|everybody)<4> (?:cry|sob|weep)(?! (?:(?:for|with|out of|of) (?:joy|happiness)|at once|out|a little|and (?:hug|clap|jump|hold)))|in tears|burst into tears|saddest|(?:sad|worst|bad|terrible|awful|horrible|boring|dull) (?:day|morning|afternoon|night|ending|time)",
     r"(?:and|but) (?:be|feel)<2> (?:sad|unhappy|angry|cross|miserable|lonely|upset|furious|disappointed)(?! and)",
     r"broken heart|break [NSB]_ heart|heavy heart|no fun at all|tears of (?:anger|sorrow)",
 )
@@ -21,6 +21,7 @@ _JOY = pattern(r"(?:for|with|of) joy|happy tears|laugh")
 _ENEMIES = pattern(
     r"(?:never|no longer|not|stop)<3> (?:speak|talk) (?:to|with|again|any)|never (?:speak|talk)(?! so)|(?:not|never)<2> (?:like|love|trust|stand) (?:each other|B)",
     r"(?:not|never|no longer|nobody|stop)<5> (?:friend|friends)|begin to (?:fight|quarrel|argue)|(?:not|never|no longer|nobody|stop)<3> (?:see S|see N|see each other|play with [NS]|play together|forgive|trust|meet|laugh|smile|hug|thank|visit)",
+    r"nobody<1> (?:smile|laugh|be<1> (?:happy|glad|pleased))(?! (?:more|than))|rid of",
     r"enemies|enemy|hate (?:N|S|each other|B)|angry (?:with|at)|(?:quarrel|fight|argue|argued|yell) (?:with|at|all|every|about|over)|B (?:quarrel|fight|argue)",
     r"(?:not|never)<2> (?:like|love|want)<2> (?:S|N|O)|never be friends",
 )
@@ -87,7 +88,7 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
             what = "the hero is good"
         elif any(re.search(rf"(?<!\w)N(?: \w+){{0,2}} (?:hate|never|(?:can|could) not|not (?:like|love|want|stand|care|know how))(?: \w+){{0,2}} (?:to )?{hobby}(?:ing)?(?!\w)", told) for hobby in hobbies):
             what = "this is what the hero likes"
-        elif re.search(r"N<1> (?:hate|never like|do not like|not care for)".replace("<1>", "(?: \\S+)?") + r" (?:N_ )?(?:O|P)(?!\w)", told):
+        elif re.search(r"N_ (?:least favorite|worst)|N<1> (?:hate|never like|do not like|not care for)".replace("<1>", "(?: \\S+)?") + r" (?:N_ )?(?:O|P)(?!\w)", told):
             what = f"the hero likes the {retold.thing}"
         match = _LEARNED.search(told)
         if (match and _WRONG_LESSON.search(match[1])) or (late and _LEARNED_NOTHING.search(told)):

@@ -48,6 +48,7 @@ class Retold:
     genders: dict[str, str]  # of N and S: "he" or "she", where known
     frame: tuple[int, int]  # the first and the last paragraph of the story itself, without its frame
     strangers: tuple[str, ...]  # names that nobody introduced
+    crowd: bool  # whether there are more than two names, so that "she" and "they" may be others
 
     @property
     def told(self) -> str:
@@ -155,6 +156,10 @@ _AFTER_OBJECT = set(
 def retell(read: list[Sentence]) -> Retold:
     """Read who the story is about, then retell each sentence."""
     strangers, names, genders = _names(read)
+    mentions = Counter(word.text for sentence in read for word in sentence.words)
+    most = sorted(names, key=lambda name: -mentions[name])[:2]
+    crowd = len(names) > 2
+    names = [name for name in names if name in most]  # in the order of their introductions
     frame = _frame(read)
     inside = [sentence for sentence in read if frame[0] <= sentence.paragraph <= frame[1]]
     first_person, hero = _hero(inside, names)
@@ -172,7 +177,7 @@ def retell(read: list[Sentence]) -> Retold:
     teller = _Teller(hero, companion, thing, place, first_person, gender)
     lines = tuple(teller.lines(read))
     return Retold(
-        lines, hero, companion, thing, place, first_person, gender, frame, tuple(strangers)
+        lines, hero, companion, thing, place, first_person, gender, frame, tuple(strangers), crowd
     )
 
 

@@ -7,6 +7,7 @@ A thread begins ("the kite was gone"), is open, and is closed ("Tim found the ki
 import re
 from dataclasses import dataclass, field
 
+from data.stories import world
 from data.stories.checker.patterns import affirmed, denied, pattern
 from data.stories.checker.report import Problem
 from data.stories.checker.retold import Line, Retold
@@ -267,7 +268,7 @@ THREADS = {
         ever=pattern(r"give N (?:a )?O|N_ own O|S (?:still )?have S_ O|be not S_ O|S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>", r"O (?:have )?(?:always )?(?:be N_|belong to N)"),
     ),
     "hungry": Thread(
-        begins=pattern(r"hungry|tummy|half of O|(?:cut|split) (?:O|it) in|break (?:O|it) in half"),
+        begins=pattern(r"hungry|tummy|piece for S|half of O|(?:cut|split) (?:O|it) in|break (?:O|it) in half"),
         only_with=pattern(r"half|share|eat|bite|lunch"),
         said_begins=pattern(r"hungry|tummy|nothing to eat|have not have|smell"),
         closes=pattern(r"(?:break|cut|split|share|give|hand)<3> (?:O|it|half|piece|part)|half (?:of|for)"),
@@ -327,7 +328,9 @@ def follow_threads(retold: Retold) -> dict[str, Course]:
     return {
         name: _follow(name, thread, retold)
         for name, thread in THREADS.items()
-        if name in found and not found & set(thread.gives_way_to)
+        if name in found
+        and not found & set(thread.gives_way_to)
+        and not (name == "broken" and retold.thing in world.FOODS)
     }
 
 
