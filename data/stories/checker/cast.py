@@ -29,7 +29,9 @@ RELATIVES = set("friend brother sister cousin neighbor son daughter uncle aunt t
 SAME_KIND = dict(puppy="dog", kitten="cat", bunny="rabbit", duckling="duck", woman="girl", man="boy")
 KINDS = {*ANIMALS, "girl", "boy", *SAME_KIND}
 PERSONS = KINDS | MALE | FEMALE | ANYBODY
-SPEAKING = set("answered murmured sighed exclaimed said asked cried called shouted replied whispered yelled thought".split())
+SPEAKING = set(
+    "answered murmured sighed exclaimed said asked cried called shouted replied whispered yelled thought".split()
+)
 
 
 def check_characters(read: list[Sentence]) -> list[Problem]:
@@ -108,7 +110,9 @@ class _Cast:
         word = words[i]
         kind = SAME_KIND.get(word.lower, word.lower)
         before = words[i - 2] if i > 1 else None
-        named = before and (before.text in NAMES or (i > 2 and before.text[:1].isupper()) or before.lower in RELATIVES)
+        named = before and (
+            before.text in NAMES or (i > 2 and before.text[:1].isupper()) or before.lower in RELATIVES
+        )
         new = kind in ANIMALS - self.kinds
         if new and not named and determiner_of(words, i)[0] == "the":
             yield "kind", f"the {word.lower} was not introduced"
@@ -136,7 +140,12 @@ def _with_oneself(words) -> str | None:
         speaks = (between and between[-1].lower in SPEAKING) or (
             not between and second + 1 < len(words) and words[second + 1].lower in SPEAKING
         )
-        reports = [w.lower for w in words[second + 2 : second + 3]] in (["that"], ["hard"], ["about"], ["for"])  # "Daisy said that", "Max thought hard"
+        reports = [w.lower for w in words[second + 2 : second + 3]] in (
+            ["that"],
+            ["hard"],
+            ["about"],
+            ["for"],
+        )  # "Daisy said that", "Max thought hard"
         if joined or (called and speaks and not reports and len(between) <= 1):
             return word.text
     return None
@@ -157,7 +166,9 @@ def _does_it_to_oneself(words) -> str | None:
     return None
 
 
-_CLAUSE_WORDS = set("and while when that until who how because so but as where if before after since for or than".split())
+_CLAUSE_WORDS = set(
+    "and while when that until who how because so but as where if before after since for or than".split()
+)
 
 
 def _is_plain_word(words, i):

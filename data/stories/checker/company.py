@@ -19,11 +19,13 @@ PEOPLE = set(
 )
 HELPED = ("lost", "stuck", "broken", "dirty", "wet")
 _TOO_MANY = pattern(
+    r"N be (?:a |an )?(?:old (?:man|woman)|grandmother|grandfather|mother|father|grown)",
     r"(?:with|and) (?:all )?N_<1> friends|N_ (?:wife|husband|children|grandchildren|son|daughter|job|office|boss)",
     r"(?:all|the) (?:three|four|five|six|ten)(?: of B| friends| children| boys| girls| of us| of them)?(?! (?:day|hour|minute|time|piece))",
     r"(?:three|four|five) of B|B (?:three|four|five)|another friend",
 )
 _NOT_THERE = pattern(
+    r"S<6> stay away|S<2> not want to (?:see|come|go)",
     r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
     r"S (?:stand|sit|wait|lie|stay|be)<5> at home|S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday|(?:stand|sit|wait|lie|stay|be)<4> at home|at work|at school|on a<1> (?:trip|journey|visit)|in (?:another|a different))",
     r"nobody except N|nobody but N",
@@ -44,13 +46,17 @@ _STAYED_AWAY = pattern(
     r"(?:never|not)<2> (?:go|come|get|arrive|reach|be|walk|run)<2> (?:to |at |in |on |by )?P|(?:never|not)<2> (?:leave|be out of|go out of) (?:the |[NSB]_ )?(?:house|home|room|bed)",
     r"(?:not|never) go out",
 )
-_STAYED_HOME = pattern(r"(?:stay|remain)<1> (?:at home|home|in bed|in the house|inside|indoors)(?! with)|turn back before")
+_STAYED_HOME = pattern(
+    r"(?:stay|remain)<1> (?:at home|home|in bed|in the house|inside|indoors)(?! with)|turn back before"
+)
 _LEFT_BEHIND = pattern(
     r"(?:leave|forget) <O><2> (?:at home|home|in the (?:house|room|kitchen)|in bed|in N_ room|on the shelf)|forget to (?:take|bring) O",
     r"(?:come|go|walk|run|be)<3> without (?:O|it)|O<2> (?:be|lie|stay|sit)<2> at home|N have no O|not (?:take|bring|carry) O",
     r"N<2> (?:not|never)<1> (?:have|own|hold|see)<1> (?:a|any|one) O|N<1> (?:not|never) have O|no O at all",
 )
-_FORGOTTEN = pattern(r"(?:leave|forget) (?:N_ )?O<2> (?:at home|home)|(?:come|go|arrive) with nothing|with empty hands")
+_FORGOTTEN = pattern(
+    r"(?:leave|forget) (?:N_ )?O<2> (?:at home|home)|(?:come|go|arrive) with nothing|with empty hands"
+)
 _ELSEWHERE = pattern(
     r"(?:N|S|B)<2> be<3> (?:on a (?:boat|ship|train|plane|bus)|at sea|in (?:a|the) (?:car|bus|city|school|shop|library|desert|jungle|cave))"
 )
@@ -66,9 +72,14 @@ _NEVER_MET = pattern(
     r"S be a stranger|(?:the|a) stranger name S|N<2> (?:not|never)<1> know (?:anybody|a soul)|know nobody|(?:meet|see) nobody|who S be|who be S|what be S_ name|N (?:have|know) no<1> friend|no friends?<4> (?:world|at all)",
     r"B do not know each other|not know each other",
 )
-_KIN = pattern(r"N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|teacher|neighbor|mother|father|mom|dad)<1> S(?!_)", r"S be N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|mother|father)")
+_KIN = pattern(
+    r"N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|teacher|neighbor|mother|father|mom|dad)<1> S(?!_)",
+    r"S be N_<1> (?:brother|sister|cousin|twin|son|daughter|uncle|aunt|mother|father)",
+)
 _WINGS = pattern(r"[NSB]_<1> (?:wing|wings|beak|feathers)", r"(?:N|S) (?:flap|quack)")
-_FUR = pattern(r"(N|S)(?:_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)| (?:bark|meow|growl|purr|wag))")
+_FUR = pattern(
+    r"(N|S)(?:_<1> (?:tail|fur|paw|paws|whiskers|snout|trunk|claws)| (?:bark|meow|growl|purr|wag))"
+)
 
 
 def check_company(read: list[Sentence], retold: Retold, courses: dict[str, Course]) -> list[Problem]:
@@ -94,8 +105,10 @@ def _strangers(read, retold: Retold) -> Iterator[Problem]:
                 yield Problem("name", f"{word.text} was not introduced", sentence.text)
             if lower not in GROWN_UPS or lower in known or not first <= sentence.paragraph <= last:
                 continue
-            introduced = i and (sentence.words[i - 1].lower in ("his", "her", "my", "their", "our", "a", "and"))
-            if lower == retold.companion.lower() and not lower in owned:
+            introduced = i and (
+                sentence.words[i - 1].lower in ("his", "her", "my", "their", "our", "a", "and")
+            )
+            if lower == retold.companion.lower() and lower not in owned:
                 if introduced or sentence.paragraph > first + 2 or word.text[0].isupper():
                     owned.add(lower)
                 if word.text[0].isupper() and not introduced:
@@ -122,8 +135,17 @@ def _people(read, retold: Retold) -> Iterator[Problem]:
             if noun not in PEOPLE or noun in known:
                 continue
             before = [w.lower for w in words[max(0, i - 3) : i]]
-            article = next((w for w in reversed(before) if w in ("the", "that", "a", "an", "his", "her", "my", "their")), "")
-            if article in ("the", "that") and not word.spoken and first <= sentence.paragraph <= last and len(before) - before[::-1].index(article) and before[-1:] != ["a"]:
+            article = next(
+                (w for w in reversed(before) if w in ("the", "that", "a", "an", "his", "her", "my", "their")),
+                "",
+            )
+            if (
+                article in ("the", "that")
+                and not word.spoken
+                and first <= sentence.paragraph <= last
+                and len(before) - before[::-1].index(article)
+                and before[-1:] != ["a"]
+            ):
                 if not any(w in ("of", "like", "in", "by", "to") for w in before[-1:]):
                     yield Problem("name", f"the {noun} was not introduced", sentence.text)
             known.add(noun)
@@ -133,8 +155,12 @@ _OF_GENDER = {
     "he": {"he", "him", "his", "himself"},
     "she": {"she", "her", "hers", "herself"},
 }
-_HE = set("uncle father dad grandpa grandfather brother man boy son king prince cousin teacher neighbor".split())
-_SHE = set("aunt mother mom grandma grandmother sister woman girl daughter queen princess cousin teacher neighbor".split())
+_HE = set(
+    "uncle father dad grandpa grandfather brother man boy son king prince cousin teacher neighbor".split()
+)
+_SHE = set(
+    "aunt mother mom grandma grandmother sister woman girl daughter queen princess cousin teacher neighbor".split()
+)
 
 
 def _early_pronouns(read, retold: Retold) -> Iterator[Problem]:
@@ -154,14 +180,21 @@ def _early_pronouns(read, retold: Retold) -> Iterator[Problem]:
             return
         for i, word in enumerate(sentence.words):
             is_theirs = i + 1 < len(sentence.words) and sentence.words[i + 1].lower in others | {"big"}
-            if not word.spoken and word.lower in _OF_GENDER[gender] and not mentioned and (is_theirs or not near):
+            if (
+                not word.spoken
+                and word.lower in _OF_GENDER[gender]
+                and not mentioned
+                and (is_theirs or not near)
+            ):
                 yield Problem("pronoun", f"nobody so far is {gender!r}", sentence.text)
                 return
             mentioned = mentioned or word.lower in others
         near = mentioned
 
 
-KIN = set("uncle aunt mother father mom dad grandma grandpa grandmother grandfather brother sister cousin teacher neighbor".split())
+KIN = set(
+    "uncle aunt mother father mom dad grandma grandpa grandmother grandfather brother sister cousin teacher neighbor".split()
+)
 _DOES = set(
     "showed found fetched brought helped said asked mended fixed washed got came took held pulled reached laughed went "
     "made told called shouted cried answered whispered threw pushed saw looked ran stood sat dried cleaned picked played "
@@ -179,8 +212,17 @@ def _kin(read, retold: Retold) -> Iterator[Problem]:
             noun = word.lower
             if noun not in KIN:
                 continue
-            is_subject = i and i + 1 < len(words) and words[i - 1].lower in ("his", "her", "my") and words[i + 1].lower in _DOES
-            begins = i == 1 or (i > 1 and words[i - 1].break_before) or words[i - 2].lower in ("and", "then", "but", "that")
+            is_subject = (
+                i
+                and i + 1 < len(words)
+                and words[i - 1].lower in ("his", "her", "my")
+                and words[i + 1].lower in _DOES
+            )
+            begins = (
+                i == 1
+                or (i > 1 and words[i - 1].break_before)
+                or words[i - 2].lower in ("and", "then", "but", "that")
+            )
             if is_subject and begins and first + 1 < sentence.paragraph < last and noun not in mentioned:
                 yield Problem("name", f"the {noun} was not there", sentence.text)
             mentioned.add(noun)
@@ -188,18 +230,27 @@ def _kin(read, retold: Retold) -> Iterator[Problem]:
 
 def _is_animal(retold: Retold, token: str) -> bool:
     kinds = "|".join(sorted(ANIMALS))
-    found = re.search(rf"(?<!\w)(?:{kinds}) (?:name|called|call|named) {token}(?!\w)|(?<!\w){token} the (?:{kinds})(?!\w)|(?<!\w){token} (?:, )?(?:be )?a (?:\S+ ){{0,3}}(?:{kinds})(?!\w)|friend (?:the )?(?:{kinds})|(?:{kinds}) {token}(?!\w)", retold.told)
+    found = re.search(
+        rf"(?<!\w)(?:{kinds}) (?:name|called|call|named) {token}(?!\w)|(?<!\w){token} the (?:{kinds})(?!\w)|(?<!\w){token} (?:, )?(?:be )?a (?:\S+ ){{0,3}}(?:{kinds})(?!\w)|friend (?:the )?(?:{kinds})|(?:{kinds}) {token}(?!\w)",
+        retold.told,
+    )
     return bool(found)
 
 
 _AT_HOME = pattern(
     r"(?:be|sit|stand|play|look|lie|stay)<3> (?:at home|in (?:[NSB]_|the) (?:room|house|kitchen|bed|bath|bedroom))|(?<!to )(?:go|run|walk|hurry) home(?! to get)"
 )
-_WHO_ARE_YOU = pattern(r"who be (?:N|S|you)|what be (?:N_|S_|your) name|(?:N|S)<1> (?:not|never)<2> (?:know|see|meet) (?:N|S)(?= |$)(?! (?:cry|so|like))")
-_OLD_FRIENDS = pattern(r"(?:old|best|dear|good) friend S|know (?:S|N|each other)<2> (?:for|since|all)|be old friends")
+_WHO_ARE_YOU = pattern(
+    r"who be (?:N|S|you)|what be (?:N_|S_|your) name|(?:N|S)<1> (?:not|never)<2> (?:know|see|meet) (?:N|S)(?= |$)(?! (?:cry|so|like))"
+)
+_OLD_FRIENDS = pattern(
+    r"(?:old|best|dear|good) friend S|know (?:S|N|each other)<2> (?:for|since|all)|be old friends"
+)
 _TWO_ALIKE = pattern(r"(?:two|both)<1> (?:girls|boys|brothers|sisters|women|men)")
 _ASLEEP = pattern(r"(?:N|S|B)<2> (?:be|fall|lie)<2> (?:asleep|dead)|(?:N|S|B) (?:go to sleep|sleep)")
-_LITTLE_ONES = pattern(r"(?:two|three|four|more|many|ten|all)<1> (?:kittens|puppies|birds|chicks|lambs|beetles)")
+_LITTLE_ONES = pattern(
+    r"(?:two|three|four|more|many|ten|all)<1> (?:kittens|puppies|birds|chicks|lambs|beetles)"
+)
 _LITTLE_ONE = re.compile(r"(?<!\w)(kitten|puppy|bird|chick|beetle|lamb|duckling|bunny|mouse|frog)(?!\w)")
 
 
@@ -223,7 +274,8 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
     acts = [
         number
         for number, line in enumerate(retold.lines)
-        if first < line.paragraph < last and (_ACTS.search(line.told) or any(s.speaker == "S" for s in line.said))
+        if first < line.paragraph < last
+        and (_ACTS.search(line.told) or any(s.speaker == "S" for s in line.said))
     ]
     for number, line in enumerate(retold.lines):
         if not first <= line.paragraph <= last:
@@ -233,7 +285,11 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
         body = line.paragraph < last
         if retold.companion and arrived:
             apart = _apart(number, courses)
-            if not apart and body and (_AWAY.search(says) or ("skill" not in courses and _ALONE.search(says))):
+            if (
+                not apart
+                and body
+                and (_AWAY.search(says) or ("skill" not in courses and _ALONE.search(says)))
+            ):
                 what = "the two were together"
             elif _TOO_MANY.search(told):
                 what = "there were two of them"
@@ -241,14 +297,22 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
                 what = f"{retold.companion} was no stranger"
             elif _KIN.search(told) and (friend or not family):
                 what = f"{retold.companion} was not of the family"
-            elif helped and any(c.began is not None and c.began < number for n, c in courses.items() if n in HELPED) and _UNHELPED.search(denied(told)):
+            elif (
+                helped
+                and any(c.began is not None and c.began < number for n, c in courses.items() if n in HELPED)
+                and _UNHELPED.search(denied(told))
+            ):
                 what = f"{retold.companion} helped"
         if not what:
             if retold.companion and acts and number < acts[-1] and _absent(number, courses, says_not):
                 what = f"{retold.companion} was there"
             elif arrived and retold.companion and _absent(number, courses, says_not):
                 what = f"{retold.companion} was there"
-            elif line.paragraph > first and (_STAYED_AWAY.search(told) or _STAYED_HOME.search(says)) and retold.place:
+            elif (
+                line.paragraph > first
+                and (_STAYED_AWAY.search(told) or _STAYED_HOME.search(says))
+                and retold.place
+            ):
                 what = "they had gone out"
             elif "gift" in courses and _FORGOTTEN.search(told):
                 what = f"the {retold.thing} was there"
@@ -264,9 +328,13 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
                 what = f"they were at the {retold.place}"
             elif (friend or family) and any(_WHO_ARE_YOU.search(said.text) for said in line.said):
                 what = f"{retold.companion} was no stranger"
-            elif told_of and not friend and not family and _OLD_FRIENDS.search(told) and line.paragraph < last:
-                what = f"they had not known each other"
-            elif retold.genders["N"] and retold.genders["N"] != retold.genders["S"] and _TWO_ALIKE.search(told):
+            elif (
+                told_of and not friend and not family and _OLD_FRIENDS.search(told) and line.paragraph < last
+            ):
+                what = "they had not known each other"
+            elif (
+                retold.genders["N"] and retold.genders["N"] != retold.genders["S"] and _TWO_ALIKE.search(told)
+            ):
                 what = "one was a boy, the other a girl"
             elif "noise" in courses and _LITTLE_ONES.search(told):
                 what = "there was one of them"
@@ -287,7 +355,9 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
             friend = bool(re.search(r"friend,? (?:S|the)|friend S", told))
             family = retold.companion.lower() in GROWN_UPS
         if told_of and not arrived:
-            arrived = "gift" not in courses or bool(re.search(r"S be|give S|S_", told) and line.paragraph > first + 1)
+            arrived = "gift" not in courses or bool(
+                re.search(r"S be|give S|S_", told) and line.paragraph > first + 1
+            )
 
 
 _ACTS = pattern(r"(?:^|, |and |then )S (?!have )[a-z]+|(?:say|ask|answer|reply|whisper|cry|call|shout) S")

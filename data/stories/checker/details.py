@@ -8,8 +8,12 @@ from data.stories.checker.report import Problem
 from data.stories.checker.retold import GROWN_UPS, Retold
 
 _KIN = "aunt|uncle|cousin|neighbor|teacher|sister|brother|mother|father|mom|dad|grandma|grandpa|grandmother|grandfather"
-_GIVER = re.compile(rf"(?<!\w)(?:from N_(?: \w+)? ({_KIN})|N_(?: \w+)? ({_KIN}) (?:have )?(?:give|make|buy|send|knit))(?!\w)")
-_OWN = pattern(r"N have (?:buy|make|win|build|sew) (?:O|it)|(?:buy|find|make|win)<1> O (?:in|at|with|on)<2> (?:shop|store|market|street|money|fair)")
+_GIVER = re.compile(
+    rf"(?<!\w)(?:from N_(?: \w+)? ({_KIN})|N_(?: \w+)? ({_KIN}) (?:have )?(?:give|make|buy|send|knit))(?!\w)"
+)
+_OWN = pattern(
+    r"N have (?:buy|make|win|build|sew) (?:O|it)|(?:buy|find|make|win)<1> O (?:in|at|with|on)<2> (?:shop|store|market|street|money|fair)"
+)
 _PIECES = re.compile(r"(?<!\w)(two|three|four|five|six|ten|hundred) (?:pieces|parts)(?!\w)")
 
 

@@ -4,8 +4,8 @@ import re
 from typing import NamedTuple
 
 from data.stories.checker.report import Problem
-from data.stories.checker.states import STATES, any_of
 from data.stories.checker.retold import Retold
+from data.stories.checker.states import any_of
 from data.stories.checker.threads import Course
 from data.stories.reading import Sentence, in_lower_case
 
@@ -69,7 +69,9 @@ def check_ending(
 
 
 # "it had been broken", "it never fell into the mud again"
-_NOT_NOW = re.compile(r"\b(?:had (?:ever |once )?been (?:broken|lost|wet|dirty|stuck)|(?:never|not) (?:\w+ ){1,7}again)\b")
+_NOT_NOW = re.compile(
+    r"\b(?:had (?:ever |once )?been (?:broken|lost|wet|dirty|stuck)|(?:never|not) (?:\w+ ){1,7}again)\b"
+)
 _DENIED = re.compile(
     r"\b(?:not|never|nobody was|no one was|no (?:reason|need) to be|no longer|thought it was|neither|hardly)"
     r"(?: (?:be|so|very|too|even|at all|at|all|any|more|and|a|little))* "

@@ -26,9 +26,15 @@ def pattern(*alternatives: str) -> re.Pattern:
     return re.compile(rf"(?<![\w])(?:{text})(?![\w])")
 
 
-_CLAUSE = re.compile(r"( ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$)))")
-_DENIES = re.compile(r"(?<!\w)(?:not|never|nobody|nothing|no(?! (?:time|longer|doubt))|none|neither|nor|hardly|without(?! (?:any |a )?(?:help|mistake|word|trouble|break|rest))|nowhere|if|almost|nearly)(?!\w)")
-_EARLIER = re.compile(r"(?<!\w)(?:have (?:once |all |just )?be(?! (?:look|search|wait|angry|sad|alone))|used to|instead of|have begin|have start|would have|could have|might have|wish|no longer|any more|anymore)(?!\w)")
+_CLAUSE = re.compile(
+    r"( ?, | (?=(?:and|but|because|while|when|so|until|who|before|after|though|although)(?: |$)))"
+)
+_DENIES = re.compile(
+    r"(?<!\w)(?:not|never|nobody|nothing|no(?! (?:time|longer|doubt))|none|neither|nor|hardly|without(?! (?:any |a )?(?:help|mistake|word|trouble|break|rest))|nowhere|if|almost|nearly)(?!\w)"
+)
+_EARLIER = re.compile(
+    r"(?<!\w)(?:have (?:once |all |just )?be(?! (?:look|search|wait|angry|sad|alone))|used to|instead of|have begin|have start|would have|could have|might have|wish|no longer|any more|anymore)(?!\w)"
+)
 # "It had never been so clean", "nobody had a better friend", "not only": these deny nothing.
 _BOAST = re.compile(
     r"(?<!\w)(?:never|not|nobody|nothing)(?: (?!again|any)[^ ,]+){0,5}? (?:so|such|a better|a nicer|better|more|only|as (?:much|well) as|stop|help but)(?!\w)[^,]*"
@@ -63,6 +69,7 @@ _NO_LONGER = re.compile(
     r"stuck|sad|afraid|scare|frighten|lonely|hungry|alone|worried|hard|sorry|shy|angry|upset|empty|go|need|matter|hurt|rain)"
     r"(?: \w+)* (?:any more|anymore|any longer))(?!\w)"
 )
+
 
 def first_match(patterns: Iterable[re.Pattern], text: str) -> bool:
     return any(found.search(text) for found in patterns)

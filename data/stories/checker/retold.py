@@ -57,7 +57,9 @@ class Retold:
 
 GROWN_UPS = {"mom": "she", "dad": "he", "grandma": "she", "grandpa": "he"}
 _SAY = "say ask cry call shout reply answer whisper yell think murmur laugh sing exclaim sigh beg add tell".split()
-_SAYS = set("said asked cried called shouted replied answered whispered yelled thought murmured laughed sang sighed".split())
+_SAYS = set(
+    "said asked cried called shouted replied answered whispered yelled thought murmured laughed sang sighed".split()
+)
 _NO_NAMES = set(
     "my oh well ah hm dear goodness mmm yes no hooray i i'm i'll i've i'd january february march april may june july august september october november december "
     "monday tuesday wednesday thursday friday saturday sunday mr mrs miss sir god christmas easter halloween".split()
@@ -176,9 +178,7 @@ def retell(read: list[Sentence]) -> Retold:
         gender["S"] = other if counts[other] else gender["N"]
     teller = _Teller(hero, companion, thing, place, first_person, gender)
     lines = tuple(teller.lines(read))
-    return Retold(
-        lines, hero, companion, thing, place, first_person, gender, frame, tuple(strangers), crowd
-    )
+    return Retold(lines, hero, companion, thing, place, first_person, gender, frame, tuple(strangers), crowd)
 
 
 def _most_frequent(counts, words):
@@ -190,9 +190,19 @@ def _frame(read) -> tuple[int, int]:
     """The paragraphs of the story itself: "Grandma told a story" comes before it."""
     last = read[-1].paragraph if read else 0
     first = " ".join(sentence.narrated for sentence in read if sentence.paragraph == 0)
-    opens = re.search(r"\b(?:stor(?:y|ies)|one)\b", " ".join(w.lower for s in read if not s.paragraph for w in s.words))
-    tells = re.search(r"\b(?:mom|dad|grandma|grandpa)\b(?: \w+)? (?:told|began|started|tells|said)|said (?:mom|dad|grand)", first)
-    if last >= 3 and opens and tells and not any(w.text in NAMES for s in read if not s.paragraph for w in s.words):
+    opens = re.search(
+        r"\b(?:stor(?:y|ies)|one)\b", " ".join(w.lower for s in read if not s.paragraph for w in s.words)
+    )
+    tells = re.search(
+        r"\b(?:mom|dad|grandma|grandpa)\b(?: \w+)? (?:told|began|started|tells|said)|said (?:mom|dad|grand)",
+        first,
+    )
+    if (
+        last >= 3
+        and opens
+        and tells
+        and not any(w.text in NAMES for s in read if not s.paragraph for w in s.words)
+    ):
         return 1, last - 1
     return 0, last
 
@@ -230,7 +240,13 @@ def _is_certain_name(words, i):
         return False
     if i and not re.search(r'[.!?:"]', word.break_before):
         return True
-    if i and not word.spoken and i + 1 < len(words) and words[i + 1].lower in _SAYS and word.lower not in _COMMON:
+    if (
+        i
+        and not word.spoken
+        and i + 1 < len(words)
+        and words[i + 1].lower in _SAYS
+        and word.lower not in _COMMON
+    ):
         return True  # '"Okay," Nora replied'
     # "Peter and Mary were happy", "Nora clapped", but not "Round and round" or "Birds chirped".
     if i or word.spoken or word.lower in _COMMON or word.lower.endswith(("s", "ly", "ing")) or len(words) < 3:
@@ -327,8 +343,14 @@ class _Teller:
             if sentence.paragraph != paragraph:
                 paragraph, said_before = sentence.paragraph, ""
             # '"Where is it?" Tom asked.' is two sentences.
-            following = read[at + 1].words if at + 1 < len(read) and read[at + 1].paragraph == paragraph else ()
-            tag = [word for word in following[:3] if not word.spoken] if following and not following[0].spoken else []
+            following = (
+                read[at + 1].words if at + 1 < len(read) and read[at + 1].paragraph == paragraph else ()
+            )
+            tag = (
+                [word for word in following[:3] if not word.spoken]
+                if following and not following[0].spoken
+                else []
+            )
             told = self.text([word for word in sentence.words if not word.spoken], me, "")
             runs = list(_runs(sentence.words))
             sayings = []
@@ -343,7 +365,9 @@ class _Teller:
                 speaker = _speaker(told_before + (" :" if ":" in words[0].break_before else ""), told_after)
                 is_told = speaker in ("N", "S")
                 speaker = speaker or self._not_called(words) or said_before
-                sayings.append(Saying(speaker, self.text(words, speaker, {"N": "S", "S": "N"}.get(speaker, "")), is_told))
+                sayings.append(
+                    Saying(speaker, self.text(words, speaker, {"N": "S", "S": "N"}.get(speaker, "")), is_told)
+                )
                 said_before = speaker
             yield Line(told, tuple(sayings), sentence.paragraph, sentence)
 
@@ -416,7 +440,14 @@ class _Teller:
             return "B", False
         if lower in ("our", "ours") and i:
             return "B", True
-        gender = {"him": "he", "his": "he", "himself": "he", "her": "she", "hers": "she", "herself": "she"}.get(lower, lower)
+        gender = {
+            "him": "he",
+            "his": "he",
+            "himself": "he",
+            "her": "she",
+            "hers": "she",
+            "herself": "she",
+        }.get(lower, lower)
         token = self.who.get(gender, "")
         if lower in ("he", "him", "himself", "she", "herself"):
             return token, False
