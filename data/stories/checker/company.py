@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 
 from data.stories.checker.cast import ANIMALS
+from data.stories.checker.courses import Course
+from data.stories.checker.noun_phrases import determiner_of
 from data.stories.checker.patterns import affirmed, denied, pattern
 from data.stories.checker.report import Problem
 from data.stories.checker.retold import GROWN_UPS, Retold
-from data.stories.checker.threads import Course
 from data.stories.reading import Sentence
 
 # People who need an introduction: "a farmer", "her teacher", and only then "the farmer".
@@ -134,20 +135,9 @@ def _people(read, retold: Retold) -> Iterator[Problem]:
             noun = word.lower
             if noun not in PEOPLE or noun in known:
                 continue
-            before = [w.lower for w in words[max(0, i - 3) : i]]
-            article = next(
-                (w for w in reversed(before) if w in ("the", "that", "a", "an", "his", "her", "my", "their")),
-                "",
-            )
-            if (
-                article in ("the", "that")
-                and not word.spoken
-                and first <= sentence.paragraph <= last
-                and len(before) - before[::-1].index(article)
-                and before[-1:] != ["a"]
-            ):
-                if not any(w in ("of", "like", "in", "by", "to") for w in before[-1:]):
-                    yield Problem("name", f"the {noun} was not introduced", sentence.text)
+            is_definite = determiner_of(words, i)[0] in ("the", "that")
+            if is_definite and not word.spoken and first <= sentence.paragraph <= last:
+                yield Problem("name", f"the {noun} was not introduced", sentence.text)
             known.add(noun)
 
 

@@ -3,10 +3,10 @@
 import re
 from typing import NamedTuple
 
+from data.stories.checker.courses import Course
 from data.stories.checker.report import Problem
 from data.stories.checker.retold import Retold
 from data.stories.checker.states import any_of
-from data.stories.checker.threads import Course
 from data.stories.reading import Sentence, in_lower_case
 
 MIN_WORDS = 40

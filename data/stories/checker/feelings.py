@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 
+from data.stories.checker.courses import Course
 from data.stories.checker.patterns import affirmed, denied, pattern
 from data.stories.checker.report import Problem
 from data.stories.checker.retold import Retold
-from data.stories.checker.threads import Course
 
 _UNHAPPY = pattern(
     r"(?:N|S|B|everybody|all|nobody)<2> (?:be|feel|look|go home|go to bed|stay|become|grow)<3> (?:sad|sadder|unhappy|angry|cross|miserable|lonely|upset|mad|furious|disappointed|hopeless|jealous|bored|ashamed|grumpy|afraid|scare)",
@@ -63,6 +63,7 @@ _HOORAY = pattern(r"hooray|yay|how (?:nice|lovely|wonderful|funny)|N be (?:so )?
 _WICKED = pattern(
     r"N be<2> (?:rude|nasty|cruel|wicked|unfriendly|unkind|greedy|lazy|selfish)|never (?:help|share|say thank)"
 )
+_COMMON_DEEDS = set("play eat make look ask help tell watch count pick".split())  # often done or not done
 _HOBBY = re.compile(r"N (?:who )?(?:like|love) to (\w+)|who (?:like|love) to (\w+)")
 
 
@@ -130,7 +131,7 @@ def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Probl
         if what:
             yield Problem(rule, what, line.sentence.text)
         if match := _HOBBY.search(told):
-            hobbies.add(match[1] or match[2])
+            hobbies |= {match[1] or match[2]} - _COMMON_DEEDS
 
 
 def _help_is_needed(number: int, courses: dict[str, Course]) -> bool:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 
+from data.stories.checker.courses import Course
 from data.stories.checker.patterns import affirmed, pattern
 from data.stories.checker.report import Problem
 from data.stories.checker.retold import Retold
-from data.stories.checker.threads import Course
 
 HELPED = ("lost", "stuck", "broken", "dirty", "wet", "skill")
 _OF = {

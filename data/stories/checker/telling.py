@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 
+from data.stories.checker.courses import Course
 from data.stories.checker.patterns import pattern
 from data.stories.checker.report import Problem
 from data.stories.checker.retold import Retold
-from data.stories.checker.threads import Course
 
 # A storyteller may say "I think" or "I will tell you a story", but did not go to the park.
 _I = re.compile(r"(?:^|[ ,])(i|me|my|we|us|our|mine)(?= |$)")
