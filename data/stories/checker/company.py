@@ -29,11 +29,14 @@ _NOT_THERE = pattern(
     r"S<6> stay away|S<2> not want to (?:see|come|go)",
     r"S(?: \S+)?(?: have)? (?:not|never) (?:be )?(?:there|with N|at P|in P|come|be)(?! (?:a|so|sure|afraid|scare|sad|want|very|too|in a hurry))",
     r"S (?:stand|sit|wait|lie|stay|be)<5> at home|S<2> (?:stay|remain)<2> (?:at home|home|in bed|behind|away)|S<2> be<1> (?:at home|in bed|far away|away|ill in bed|on holiday|(?:stand|sit|wait|lie|stay|be)<4> at home|at work|at school|on a<1> (?:trip|journey|visit)|in (?:another|a different))",
-    r"nobody except N|nobody but N",
+    r"nobody except N|nobody but N|nobody else come|(?:can|could) not find S",
     r"nobody (?:be|come|stand) (?:near|with N|there|at P|by P|on P|in P)(?! (?:to|O|it|N_|S_|a O))|not<2> with (?:N|S)|(?:go|come|be|walk|stay|play|run)<2> without S",
     r"S (?:do|could|can|would|will|have) not (?:come|be there|go with)|nobody (?:come|go) (?:with N|along)",
     r"S have<2> (?:go|leave|run)<1> (?:home|away|off)|S<6> (?:can|could|do|would|be) not (?:allow to )?(?:come|go along|be there)",
     r"S<6> (?:be )?not with N",
+)
+_FAR_AWAY = pattern(
+    r"S<2> be<1> (?:at home|in bed|far away|ill in bed|on holiday|at work|at school|on a<1> (?:trip|journey))|S<2> stay (?:at home|in bed)"
 )
 _AWAY = pattern(
     r"S<2> (?:go|run|walk|hurry|leave|move)<1> (?:home|away|off)|S<1> leave(?: P| N)?$",
@@ -44,7 +47,7 @@ _ALONE = pattern(
 )
 _STAYED_AWAY = pattern(
     r"(?:be|have) no P|no P (?:in|near|at)",
-    r"(?:never|not)<2> (?:go|come|get|arrive|reach|be|walk|run)<2> (?:to |at |in |on |by )?P|(?:never|not)<2> (?:leave|be out of|go out of) (?:the |[NSB]_ )?(?:house|home|room|bed)",
+    r"(?:never|not)<2> (?:go|come|get|arrive|reach|be|walk|run)<2> (?:to |at |in |on |by )?(?:a )?P|(?:never|not)<2> (?:leave|be out of|go out of) (?:the |[NSB]_ )?(?:house|home|room|bed)",
     r"(?:not|never) go out",
 )
 _STAYED_HOME = pattern(
@@ -52,7 +55,7 @@ _STAYED_HOME = pattern(
 )
 _LEFT_BEHIND = pattern(
     r"(?:leave|forget) <O><2> (?:at home|home|in the (?:house|room|kitchen)|in bed|in N_ room|on the shelf)|forget to (?:take|bring) O",
-    r"(?:come|go|walk|run|be)<3> without (?:O|it)|O<2> (?:be|lie|stay|sit)<2> at home|N have no O|not (?:take|bring|carry) O",
+    r"(?:come|go|walk|run|be)<3> (?<!never )without (?:O|it|a O)|O<2> (?:be|lie|stay|sit)<2> at home|N have no O|not (?:take|bring|carry) O",
     r"N<2> (?:not|never)<1> (?:have|own|hold|see)<1> (?:a|any|one) O|N<1> (?:not|never) have O|no O at all",
 )
 _FORGOTTEN = pattern(
@@ -237,7 +240,7 @@ _OLD_FRIENDS = pattern(
     r"(?:old|best|dear|good) friend S|know (?:S|N|each other)<2> (?:for|since|all)|be old friends"
 )
 _TWO_ALIKE = pattern(r"(?:two|both)<1> (?:girls|boys|brothers|sisters|women|men)")
-_ASLEEP = pattern(r"(?:N|S|B)<2> (?:be|fall|lie)<2> (?:asleep|dead)|(?:N|S|B) (?:go to sleep|sleep)")
+_ASLEEP = pattern(r"(?:N|S|B)<4> (?:be|fall|lie)<1> (?:asleep|dead)|(?:N|S|B) (?:go to sleep|sleep)")
 _LITTLE_ONES = pattern(
     r"(?:two|three|four|more|many|ten|all)<1> (?:kittens|puppies|birds|chicks|lambs|beetles)"
 )
@@ -355,7 +358,10 @@ _ACTS = pattern(r"(?:^|, |and |then )S (?!have )[a-z]+|(?:say|ask|answer|reply|w
 
 def _absent(number: int, courses: dict[str, Course], told: str) -> bool:
     if "gift" in courses:
-        return bool(re.search(r"S (?:be not there|do not come)", told))
+        return bool(re.search(r"S (?:be (?:not there|far away|away)|do not come)|not find S", told))
+    if _FAR_AWAY.search(told):
+        lonely = courses.get("lonely")
+        return not lonely or lonely.is_closed(number)
     return not _apart(number, courses) and bool(_NOT_THERE.search(told))
 
 

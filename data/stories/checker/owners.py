@@ -44,7 +44,7 @@ _REFUSED_SAYS = pattern(r"S be (?:so |very )?sorry|S be (?:mean|not kind|unkind)
 _REFUSED = pattern(r"(?:^|^\S+ )S<1> (?:be|feel)<1> (?:sorry|ashamed)|S have be (?:mean|unkind)")
 _HELPED_SAYS = pattern(r"(?:show|teach|help) S(?= |$)(?! (?:to|with|look))|S be too (?:small|little|young)")
 _RUINED = pattern(
-    r"(?:throw|toss|kick) O<1> (?:away|into the (?:river|bin|trash|fire|water|lake|sea)|out of)|(?:burn|sell|smash|bury|buried) O|S<4> run (?:off|away) with (?:O|it)|S (?:have )?(?:steal|hide) O|S have (?:take|hide) (?:O|it)|on purpose"
+    r"(?:throw|toss|kick) O<1> (?:away|into the (?!air|sky|tree|wind)[a-z]+|out of)|(?:burn|sell|smash|bury|buried) O|S<4> run (?:off|away) with (?:O|it)|S (?:have )?(?:steal|hide) O|S have (?:take|hide) (?:O|it)|on purpose"
 )
 _GONE = pattern(
     r"O<3> (?:go|lose|ruin|ruined) (?:for ever|for good|forever)|(?:be|sleep|live) without N_ O|O be ruined|never (?:bring|give)<2> back"

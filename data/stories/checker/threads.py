@@ -33,7 +33,7 @@ class Thread:
 
 
 _HAS = r"(?:hold|hug|play with|carry|ride|fly|read|wear|wave|sit in|beat|kiss|stroke)"
-_USELESS = r"(?:can|could) not (?:sail|ride|fly|play with|play|read|wear|use) (?:it|O)"
+_USELESS = r"never<3> (?:play|ride|fly|sail|wear|read|see)(?: with)? (?:O|it) again|(?:can|could) not (?:sail|ride|fly|play with|play|read|wear|use) (?:it|O)"
 _HELPLESS = (
     _USELESS
     + r"|as<4> as (?:before|ever)|(?:nothing|not)(?: have| do| could| would)?(?: any)? help|as bad as|worse than|all be lose|in vain|too late|no use"
@@ -78,7 +78,7 @@ THREADS = {
         ),
         early=pattern(
             r"it be still (?:there|here)|<O><1> (?:be|lie)<1> (?:at home|under the bed|in the (?:house|kitchen|drawer)|in N_ (?:room|bag|pocket|bed))",
-            r"S (?:do not|never) (?:look|search)(?! (?:at|up))|be only an old",
+            r"(?:S|B|N) (?:do not|never) (?:look|search)(?! (?:at|up))|S (?:take|grab|hide|snatch) O|and hide (?:it|O)|be only an old",
         ),
         gives_way_to=("return", "gift", "hungry"),
     ),
@@ -190,7 +190,7 @@ THREADS = {
         ),
         open_affirmed=pattern(r"O (?:be|stay|remain)<1> dry"),
         early=pattern(
-            r"O be as dry as|dry as a bone|O (?:stay|remain)<1> dry|not (?:one|a single) drop|sun shine all day"
+            r"O be as dry as|dry as a bone|dry day|without a drop|O (?:stay|remain)<1> dry|not (?:one|a single) drop|sun shine all day"
         ),
     ),
     "share": Thread(
@@ -275,7 +275,7 @@ THREADS = {
             r"(?:take|carry) (?:O|it)<1> (?:home|back)|in vain|give <O> back|S give<2> (?:O|it) (?:away|to)",
         ),
         early=pattern(
-            r"give<4> to (?:a|another|somebody|the) [a-z]+|S<2> (?:give|make|build|buy)<2> (?:O|a O)|S<1> help|N<2> (?:not|never) finish|O<2> never<1> (?:done|do|finish|ready)"
+            r"N tell S|give<4> to (?:a|another|somebody|the) [a-z]+|S<2> (?:give|make|build|buy)<2> (?:O|a O)|S<1> help|N<2> (?:not|never) finish|O<2> never<1> (?:done|do|finish|ready)"
         ),
         ever=pattern(
             r"N_ (?:own )?birthday|(?:not|no)<2> birthday|(?:buy|steal) (?:a |the )?(?:O|it)|O<2> from (?:a|the) (?:shop|store|market)|S have (?:make|build|sew|paint)<1> O",
@@ -296,11 +296,11 @@ THREADS = {
             r"nothing<4> (?:in|inside)|O<2> empty|nothing jump",
         ),
         closed_affirmed=pattern(
-            r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|(?:then|and|so|B|N) run away|run home<1> (?:in|as fast|and never|screaming)|<O><3> empty|empty O",
+            r"(?:be|feel|grow|become|still|more)<2> (?:afraid|scare|frighten)|(?:then|and|so|B|N) run away|run home<1> (?:as fast|and never|screaming)|<O><3> empty|empty O",
             r"(?:be|it be)<3> (?:monster|ghost|dragon|witch|snake|wolf|lion|tiger|crocodile|giant|bear|shark)|nothing but<2> (?:air|dust|stones|leaves)",
         ),
         early=pattern(
-            r"(?:B|N|S) find nothing|(?:B|N|S)<1> know what (?:be|it)|(?:N|S|B) have (?:put|hide)|O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|<O> be<1> empty|leave<2> close|(?:walk|go) on$|nothing be in<1> (?:O|it)|no noise"
+            r"(?:N|S) sit in (?:it|O)|(?:B|N|S) find nothing|(?:B|N|S)<1> know what (?:be|it)|(?:N|S|B) have (?:put|hide)|O (?:have|do|be)<1> (?:not|never)<2> (?:sound|noise|move)|(?:no|not a|not one|not any) (?:noise|sound)|quiet (?:all|the whole)|N be (?:not|never)<3> (?:afraid|scare)|<O> be<1> empty|leave<2> close|(?:walk|go) on$|nothing be in<1> (?:O|it)|no noise"
         ),
         early_said=True,
         ever=pattern(r"N (?:have )?(?:never|not) be<2> (?:afraid|scare)(?! any)"),
@@ -321,7 +321,7 @@ THREADS = {
             r"O<2> belong to N|O<2> be N_|N (?:take|grab|snatch)<1> O<1> (?:back|away)|(?:look|search) for (?:O|S_ O)",
         ),
         early=pattern(
-            r"N find nothing|(?:N|and) keep (?:it|O)(?! (?:under|behind|close|in))|N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"
+            r"N find nothing|leave (?:it|O) (?:where|there|behind|lie)|(?:N|and) keep (?:it|O)(?! (?:under|behind|close|in))|N (?:have )?(?:lose|buy|own)<2> (?:O|a O)"
         ),
         ever=pattern(
             r"S (?:hold|have|play with|carry)<1> S_ O|give N (?:a )?O|N_ own O|S (?:still )?have S_ O|be not S_ O|S (?:have )?(?:never|not)<1> (?:lose|have|own)<2>",
@@ -347,12 +347,12 @@ THREADS = {
             r"S<1> have eat|S<4> not eat another|S<1> (?:be|have)<1> (?:not|never)<2> hungry|S<2> (?:just|already)<2> (?:eat|have)|S be<1> full|N<1> have (?:nothing|no O|no food|not)"
         ),
         ever=pattern(
-            r"O (?:be|taste)<2> (?:bad|awful|horrible|terrible|rotten)|spit|S have (?:not|never) be hungry|N give S nothing|N<2> not (?:leave|give) S (?:a|any|one|anything)"
+            r"O (?:be|taste)<2> (?:bad|awful|horrible|terrible|rotten)|spit|S have (?:not|never) be hungry|wish S have (?:get|have|eat)|N give S nothing|N<2> not (?:leave|give) S (?:a|any|one|anything)"
         ),
     ),
     "lonely": Thread(
         begins=pattern(
-            r"lonely(?! cloud)|nobody to play with|no friend|(?:wish|want)<1> (?:for )?(?:a friend|somebody)"
+            r"lonely(?! cloud)|nobody to play with|no friends?|(?:wish|want)<1> (?:for )?(?:a friend|somebody)"
         ),
         said_begins=pattern(r"nobody to play with|wish N have a friend|lonely|no fun to play alone"),
         closes_as_told=pattern(
