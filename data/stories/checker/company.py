@@ -45,6 +45,8 @@ _ALONE = pattern(
     r"N<2> (?:be|stand|sit|play|stay|walk|come|go|leave)<3> (?:all alone|alone|on N_ own|by N)|alone (?:at|in|on|by) P|N be left alone",
     r"N<1> (?:all )?alone",
 )
+_CAME_ALONE = pattern(r"(?:all )?alone$")
+_CAME_WITH = pattern(r"S(?: [^,]+)? be with N")
 _STAYED_AWAY = pattern(
     r"(?:be|have) no P|no P (?:in|near|at)",
     r"(?:never|not)<2> (?:go|come|get|arrive|reach|be|walk|run)<2> (?:to |at |in |on |by )?(?:a )?P|(?:never|not)<2> (?:leave|be out of|go out of) (?:the |[NSB]_ )?(?:house|home|room|bed)",
@@ -339,6 +341,8 @@ def _presence(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
                 what = f"{retold.companion} was known already"
             elif first + 1 < line.paragraph < last - 1 and "gift" not in courses and _ASLEEP.search(says):
                 what = "nobody slept"
+            elif number and _CAME_ALONE.search(retold.lines[number - 1].told) and _CAME_WITH.search(told):
+                what = f"{retold.hero} had come alone"
             elif any(_calls_oneself(said) for said in line.said):
                 what = "nobody talks to oneself by name"
         if what:

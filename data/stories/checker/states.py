@@ -10,7 +10,6 @@ from data.stories.reading import Sentence, in_lower_case
 
 class State(NamedTuple):
     begins: re.Pattern
-    settles: re.Pattern  # probably ends the state, which is enough for the ending of a story
     ends: re.Pattern  # certainly ends it
     presupposes: re.Pattern  # is wrong unless the state has begun
     lasts: re.Pattern  # is wrong after the state has ended
@@ -28,26 +27,18 @@ STATES = {
             r"(?! (?:it|(?:the|that) (?:\w+ )?\w+) (?:in|down))",
             r"broken|breaks|came apart|fell apart|torn|ripped",
         ),
-        settles=any_of(
-            r"mended|fixed|repaired|whole again|good as new|fix it|new one|another one|works again|"
-            r"worked again|glued|put it (?:all )?back together"
-        ),
         ends=any_of(r"mended|fixed|repaired|whole again|good as new"),
         presupposes=any_of(r"mended|repaired|whole again"),
         lasts=any_of(r"still broken|the broken|(?:is|was) broken"),
     ),
     "dirty": State(
         begins=any_of(r"dirty|muddy|full of mud|in the mud|into the mud"),
-        settles=any_of(
-            r"washed|scrubbed|clean|cleaned|bath|mud (?:came off|was gone|went away)|wiped|good as new"
-        ),
         ends=any_of(r"clean again|all clean|nice and clean"),
         presupposes=any_of(r"clean again"),
         lasts=any_of(r"still (?:dirty|muddy)"),
     ),
     "wet": State(
         begins=any_of(r"got wet|(?:all|so|very|was|is|too) wet|soaked|still wet|the wet"),
-        settles=any_of(r"dry|dried|dries|sun|towel|warm"),
         ends=any_of(r"dry again|all dry|warm and dry"),
         presupposes=any_of(r"dry again|dried off"),
         lasts=any_of(r"still wet"),
@@ -57,18 +48,12 @@ STATES = {
             r"lost|missing|nowhere|(?:cannot|could not|couldn't|can't) find",
             rf"(?:{_OBJECT}|it|toy|they|all) (?:is|was|were) (?:gone|not there)",
         ),
-        settles=any_of(
-            r"found|find it|(?:gave|give|brought|handed|got|had|came|have|took|put)(?: \w+){0,4} (?:back|to|"
-            r"in)|here it is|here is|there (?:was|lay|it was|it is)|it (?:really )?was the|is this|new one|"
-            r"came back"
-        ),
         ends=any_of(r"had found|found (?:the|his|her|my)|i found"),
         presupposes=any_of(r"found (?:it|the \w+|the \w+ \w+) (?:again|at last)"),
         lasts=any_of(r"still (?:lost|missing)"),
     ),
     "stuck": State(
         begins=any_of(r"stuck|(?:is|was|got) caught"),
-        settles=any_of(r"free|freed|down|loose|unstuck|let go|out|off|pulled|fell"),
         ends=any_of(r"was free|came loose|down came"),
         presupposes=any_of(r"got free|was free again"),
         lasts=any_of(r"still stuck"),
