@@ -1,12 +1,12 @@
 """How everybody feels, and what they learn: it fits to what happened."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from data.stories.checker.courses import Course
 from data.stories.checker.patterns import affirmed, denied, pattern
 from data.stories.checker.report import Problem
-from data.stories.checker.retold import Retold
+from data.stories.checker.retold import Line, Retold
 
 _UNHAPPY = pattern(
     r"(?:N|S|B|everybody|all|nobody)<2> (?:be|feel|look|go home|go to bed|stay|become|grow)<3> (?:sad|sadder|unhappy|angry|cross|miserable|lonely|upset|mad|furious|disappointed|hopeless|jealous|bored|ashamed|grumpy|afraid|scare)",
@@ -64,74 +64,86 @@ _WICKED = pattern(
     r"N be<2> (?:rude|nasty|cruel|wicked|unfriendly|unkind|greedy|lazy|selfish)|never (?:help|share|say thank)"
 )
 _COMMON_DEEDS = set("play eat make look ask help tell watch count pick".split())  # often done or not done
+_DOES_NOT_LIKE = (
+    r"(?<!\w)N(?: \w+){0,2} (?:hate|never|(?:can|could) not|not (?:like|love|want|stand|care|know how))"
+)
+_DISLIKES = pattern(
+    r"N_ (?:least favorite|worst) (?:O|P)|N<1> (?:hate|never like|do not like|not care for) (?:N_ )?(?:O|P)"
+)
 _HOBBY = re.compile(r"N (?:who )?(?:like|love) to (\w+)|who (?:like|love) to (\w+)")
 
 
 def check_feelings(retold: Retold, courses: dict[str, Course]) -> Iterator[Problem]:
     first, last = retold.frame
-    closed = [course.closed for course in courses.values() if course.closed is not None]
-    settled = max(closed, default=None)
+    settled = max((course.closed for course in courses.values() if course.closed is not None), default=None)
     hobbies: set[str] = set()
     for number, line in enumerate(retold.lines):
         if not first <= line.paragraph <= last:
             continue
-        told, says = line.told, affirmed(line.told)
-        what, rule = None, "feeling"
-        late = line.paragraph == last or (
-            settled is not None and number > settled and line.paragraph > last - 2
+        at_the_end = line.paragraph > last - 2 and settled is not None and number > settled
+        late = line.paragraph == last or at_the_end
+        what = (
+            _against_the_end(retold.lines, number, late)
+            or _against_their_friendship(line, courses)
+            or _against_the_trouble(line, number, last, courses)
+            or _against_what_is_liked(line.told, hobbies, retold.thing)
         )
-        cries = line.said or (number and retold.lines[number - 1].said and not retold.lines[number - 1].told)
-        if (late and _NEVER_SO_SAD.search(told)) or _GLAD_OF_IT.search(told):
-            what = "all had ended well" if late else "that was nothing to be glad of"
-        elif late and not cries and _UNHAPPY.search(says) and not _JOY.search(says):
-            what = "all had ended well"
-        elif late and (_ENEMIES.search(_HAPPILY.sub("", denied(told))) or _FORGOTTEN.search(says)):
-            what = "they were friends"
-        elif _DEAD.search(says):
-            what = "nobody dies"
-        elif _COLD.search(told):
-            what = "they were good to each other"
-        elif _UNKIND.search(says) and "share" not in courses:
-            what = "they were good to each other"
-        elif "share" not in courses and any(_HARSH.search(said.text) for said in line.said):
-            what = "they were good to each other"
-        elif (
-            line.paragraph < last
-            and _help_is_needed(number, courses)
-            and any(said.speaker == "N" and _HOORAY.search(said.text) for said in line.said)
-        ):
-            what = "something was wrong at the time"
-        elif (
-            line.paragraph < last - 1
-            and _is_open(number, courses)
-            and (_CAREFREE.search(says) or _UNMOVED.search(told))
-        ):
-            what = "something was wrong at the time"
-        elif "share" not in courses and _WICKED.search(says):
-            what = "the hero is good"
-        elif any(
-            re.search(
-                rf"(?<!\w)N(?: \w+){{0,2}} (?:hate|never|(?:can|could) not|not (?:like|love|want|stand|care|know how))(?: \w+){{0,2}} (?:to )?{hobby}(?:ing)?(?!\w)",
-                told,
-            )
-            for hobby in hobbies
-        ):
-            what = "this is what the hero likes"
-        elif re.search(
-            r"N_ (?:least favorite|worst)|N<1> (?:hate|never like|do not like|not care for)".replace(
-                "<1>", "(?: \\S+)?"
-            )
-            + r" (?:N_ )?(?:O|P)(?!\w)",
-            told,
-        ):
-            what = f"the hero likes the {retold.thing}"
-        match = _LEARNED.search(told)
-        if (match and _WRONG_LESSON.search(match[1])) or (late and _LEARNED_NOTHING.search(told)):
-            what, rule = "this is not what the story teaches", "lesson"
-        if what:
-            yield Problem(rule, what, line.sentence.text)
-        if match := _HOBBY.search(told):
-            hobbies |= {match[1] or match[2]} - _COMMON_DEEDS
+        lesson = _LEARNED.search(line.told)
+        if (lesson and _WRONG_LESSON.search(lesson[1])) or (late and _LEARNED_NOTHING.search(line.told)):
+            yield Problem("lesson", "this is not what the story teaches", line.sentence.text)
+        elif what:
+            yield Problem("feeling", what, line.sentence.text)
+        if hobby := _HOBBY.search(line.told):
+            hobbies |= {hobby[1] or hobby[2]} - _COMMON_DEEDS
+
+
+def _against_the_end(lines: Sequence[Line], number: int, late: bool) -> str | None:
+    """Tears, anger or a broken friendship, after all has ended well."""
+    line = lines[number]
+    told, says = line.told, affirmed(line.told)
+    if _GLAD_OF_IT.search(told):
+        return "that was nothing to be glad of"
+    if not late:
+        return None
+    # In '"Thank you!" Lily cried.', nobody weeps.
+    cries = line.said or (number and lines[number - 1].said and not lines[number - 1].told)
+    if _NEVER_SO_SAD.search(told) or (not cries and _UNHAPPY.search(says) and not _JOY.search(says)):
+        return "all had ended well"
+    if _ENEMIES.search(_HAPPILY.sub("", denied(told))) or _FORGOTTEN.search(says):
+        return "they were friends"
+    return None
+
+
+def _against_their_friendship(line: Line, courses: dict[str, Course]) -> str | None:
+    says = affirmed(line.told)
+    if _DEAD.search(says):
+        return "nobody dies"
+    if _COLD.search(line.told):
+        return "they were good to each other"
+    if "share" in courses:  # here, one is mean to the other for a while
+        return None
+    if _UNKIND.search(says) or any(_HARSH.search(said.text) for said in line.said):
+        return "they were good to each other"
+    return "the hero is good" if _WICKED.search(says) else None
+
+
+def _against_the_trouble(line: Line, number: int, last: int, courses: dict[str, Course]) -> str | None:
+    """The hero is glad, or does not mind, while something is lost or broken."""
+    hooray = any(said.speaker == "N" and _HOORAY.search(said.text) for said in line.said)
+    carefree = _CAREFREE.search(affirmed(line.told)) or _UNMOVED.search(line.told)
+    cheers = hooray and line.paragraph < last and _help_is_needed(number, courses)
+    if cheers or (carefree and line.paragraph < last - 1 and _is_open(number, courses)):
+        return "something was wrong at the time"
+    return None
+
+
+def _against_what_is_liked(told: str, hobbies: set[str], thing: str) -> str | None:
+    if _DISLIKES.search(told):
+        return f"the hero likes the {thing}"
+    for hobby in hobbies:
+        if re.search(rf"{_DOES_NOT_LIKE}(?: \w+){{0,2}} (?:to )?{hobby}(?:ing)?(?!\w)", told):
+            return "this is what the hero likes"
+    return None
 
 
 def _help_is_needed(number: int, courses: dict[str, Course]) -> bool:
