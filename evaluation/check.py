@@ -5,7 +5,7 @@
     python -m evaluation.check stories.jsonl --against none --json
 
 FILE is a .txt with <|endoftext|> between the stories, a .jsonl, a .parquet, or - for standard input, read as
-a .txt. The rules are those of data/stories/checker.py. A story is copied if 20 of its words in a row also
+a .txt. The rules are those of data/stories/checker/. A story is copied if 20 of its words in a row also
 occur in the training text, by default the bundled training stories.
 """
 

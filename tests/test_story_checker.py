@@ -4,13 +4,16 @@ import io
 import json
 import random
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from benchmarks.stories import KINDS, swapped
 from data.stories import TRAIN_STORIES, story, world
 from data.stories.checker import check
+from data.stories.checker.retold import retell
 from data.stories.copies import RUN, RunIndex
+from data.stories.reading import sentences
 from evaluation.check import main, read_stories
 
 SOUND = """There was a girl named Lily. She had a red kite and a friend called Tim.
@@ -78,6 +81,17 @@ PET = "A dog named Spot lived in a house. "
         ("There was", PET + "There was", None),
         ("There was", PET + "Spot the cat came. There was", "kind"),
         ("Lily was happy", "The fox came. Lily was happy", "kind"),
+        ("Tim looked for it", "Nora looked for it", "name"),
+        ("Lily began to cry", "Lily gave Lily a hug and began to cry", "name"),
+        ("Lily ran fast", "Tim was not there. Lily ran fast", "company"),
+        ("Lily began to cry", "Lily flew the kite and laughed", "outcome"),
+        ("Lily was happy again", "Nobody ever found the kite. Lily was happy again", "outcome"),
+        ("Lily was happy again", "Lily would never lose the kite again. She was happy", None),
+        ('"Here it is, Lily," he said', '"Here is my kite, Lily," he said', "owner"),
+        ("they walked home together", "they were angry with each other", "feeling"),
+        ("home together.", "home. Lily learned that it is bad to ask for help.", "lesson"),
+        ("home together.", "home. Lily learned that it is never bad to ask for help.", None),
+        ("Lily was happy again", "I was happy again. Lily was happy, too", "voice"),
     ],
 )
 def test_a_change_is_told_by_its_rule(old, new, rule):
@@ -104,6 +118,46 @@ def test_a_run_of_twenty_words_is_copied_and_of_nineteen_is_not():
     assert index.copied_run("Before, " + ", ".join(run).upper() + "! after.") == " ".join(run)
     assert index.copied_run(" ".join(["before", *run[:-1], "after"])) is None
     assert RunIndex([]).copied_run("a " * 30) is None
+
+
+# Edits by hand of training stories, against which the checker was developed. Those that measure it are others.
+
+EDITS = Path(__file__).parent / "fixtures" / "story_checker_edits.jsonl"
+
+
+def test_contradictions_by_hand_are_rejected_and_harmless_edits_of_the_same_stories_are_not():
+    rejected = {True: [], False: []}
+    for line in EDITS.read_text().splitlines()[1:]:
+        edit = json.loads(line)
+        text = story(edit["story"]).text
+        assert text.count(edit["before"]) == 1, f"story {edit['story']} has changed: write its edit anew"
+        report = check(text.replace(edit["before"], edit["after"]))
+        rejected[edit["contradicts"]].append(not report.passes)
+    assert len(rejected[True]) > 250 and sum(rejected[True]) >= 0.92 * len(rejected[True])
+    assert len(rejected[False]) > 150 and sum(rejected[False]) <= 0.01 * len(rejected[False])
+
+
+def test_a_story_whose_hero_comes_alone_with_a_friend_contradicts_itself():
+    (problem,) = check(story(19349).text).problems
+    assert problem.rule == "company" and "come alone" in problem.what
+
+
+def test_names_pronouns_and_forms_of_verbs_are_retold_in_one_form():
+    read = sentences(
+        "A girl named Lily had a red kite. Her good friend Tim was in the park.\n"
+        '"I can\'t find my kite," she said. He found it and gave it to her. They were happy in the park.'
+    )
+    told = retell(read)
+    assert (told.hero, told.companion, told.thing, told.place) == ("Lily", "Tim", "kite", "park")
+    assert [line.told for line in told.lines] == [
+        "a girl named N have a O",
+        "N_ good friend S be in P",
+        "N say",
+        "S find it and give it to N",
+        "B be happy in P",
+    ]
+    ((speaker, said, is_told),) = told.lines[2].said
+    assert (speaker, said, is_told) == ("N", "N can not find N_ O", True)
 
 
 # The command

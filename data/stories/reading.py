@@ -70,3 +70,8 @@ def _words(text, spoken):
         else:
             between += token
     return tuple(words), spoken
+
+
+def in_lower_case(sentence: Sentence) -> str:
+    """The words of a sentence, spoken ones too, without punctuation."""
+    return " ".join(word.lower for word in sentence.words)
