@@ -32,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     jobs = "number of runs at the same time: one per GPU; on a CPU they share the cores (default: 1)"
     resume = "continue the newest report of this specification, or the one in --out_dir"
     add("path", type=Path, metavar="SPEC.yaml", help=source)
-    add("--plan", action="store_true", help="print what each arm costs and stop")
+    add("--plan", action="store_true", help="print what each arm costs and how many runs there are, and stop")
     add("--jobs", type=int, default=1, metavar="N", help=jobs)
     add("--resume", action="store_true", help=resume)
     add(

@@ -1,4 +1,4 @@
-"""Publish the report, plan and results of an ablation, without its runs.
+"""Publish the report, plan, results and test scores of an ablation, without its runs.
 
     python -m benchmarks.record_ablation REPORT_DIR [--tinystories FOLDER]
         writes benchmarks/results/ablations/NAME/
@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.publish import RESULTS, public_text, require_clean_commits
+from common.files import write_json_atomic
 
 TEXTS = ("report.md", "plan.json", "results.jsonl")
 
@@ -34,9 +35,17 @@ def main() -> None:
     folder.mkdir(parents=True)
     for path in filter(Path.exists, (report / text for text in TEXTS)):
         text = public_text(path.read_text(encoding="utf-8"), [report], args.tinystories)
-        (folder / path.name).write_text(text, encoding="utf-8")
+        if path.suffix == ".json":  # its seal is that of the text with the paths
+            values = json.loads(text)
+            values.pop("seal", None)
+            write_json_atomic(folder / path.name, values)
+        else:
+            (folder / path.name).write_text(text, encoding="utf-8")
     for path in report.glob("*.png"):
         shutil.copyfile(path, folder / path.name)
+    for path in report.glob("test/*.npz"):  # the sums of each test document, a few kB for each run
+        (folder / "test").mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / "test" / path.name)
     print(f"wrote {folder}")
 
 

@@ -56,6 +56,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     from_checkpoint.add_flags(parser)
     add("--documents", type=int, default=1000, metavar="N", help="read the first N documents (default: 1000)")
+    add(
+        "--test_set",
+        action="store_true",
+        help="read the test set (evaluation.test_set) in place of all documents",
+    )
     rows = "tokens in a row of the table, for a model without a state (default: its block_size)"
     add("--segment_length", type=int, metavar="N", help=rows)
     overlap = "also read windows whose first N tokens repeat the window before; one N or several: 8,16"
@@ -77,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     from common.provenance import provenance
     from data.packing import encode
     from data.sources import open_dataset, say_left_out
+    from data.test_split import PartOfValidation
     from training.state.checkpoint import data_identity, require_same_data
 
     path, saved, before = from_checkpoint.read(args)
@@ -108,6 +114,8 @@ def run(args: argparse.Namespace) -> None:
     if held:
         require_same_data(held, data_identity(None, source), path)
     source.check_tokenizer(model.tokenizer)
+    if args.test_set:
+        source = PartOfValidation(source, model.tokenizer, test=True)
     eot = model.tokenizer.eot_token
     documents = [
         [eot, *encode(model.tokenizer, document).tolist(), eot]
@@ -147,8 +155,11 @@ def document_losses(
 
     documents: [EOT, ids, EOT] each.  window: tokens that the model reads at once.
     segment_length: tokens of a segment of the table.  ways: the columns of a model without a state.
+    Raises ValueError for a model that is not causal (training/causality.py).
     """
     import torch
+
+    from training.causality import require_causal
 
     if len(documents) < 2:
         raise ValueError(
@@ -159,6 +170,9 @@ def document_losses(
     if len(groups[-1]) == 1:  # a single document has no other to swap its state with
         groups[-2:] = [groups[-2] + groups[-1]]
     model.eval()
+    device = next(model.parameters()).device
+    for probe in require_causal(model, len(groups[0]), window, device=device, autocast=autocast):
+        say(probe.line)
     for group in groups:
         with torch.no_grad():
             columns = group_losses(model, group, window, autocast, ways)

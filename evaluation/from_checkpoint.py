@@ -11,10 +11,16 @@ from common.script import Parser, say
 from common.threads import set_threads
 
 
-def add_flags(parser: Parser) -> None:
-    """Add the checkpoint, and the flags of data, device and threads."""
+def add_flags(parser: Parser, several: bool = False) -> None:
+    """Add the checkpoint, or a list of them, and the flags of data, device and threads."""
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json")
+    many = {"nargs": "+"} if several else {}
+    add(
+        "checkpoint",
+        metavar="CKPT",
+        help="checkpoint_<step>.pt, RUN for its newest, or RUN/best.json",
+        **many,
+    )
     add("--dataset", help="as in training (default: that of the checkpoint)")
     add("--val_dataset", help="as in training (default: that of the checkpoint)")
     add("--text_column", help="column of the text (default: text, or that of the checkpoint with its data)")

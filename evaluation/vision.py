@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.script import Parser, exit_code
+from common.script import Parser, exit_code, say
 from evaluation import from_checkpoint
 
 CAPTION = "caption"  # the kind of documents without a question
@@ -205,8 +205,10 @@ def routing(model: Any, source: Any, block_size: int, args: argparse.Namespace) 
         packing="rows",
         first_image_id=first_image_id,
         keep_choices=True,
-    ).routing
-    if found is None:
+    )
+    for probe in found.probes:
+        say(probe.line)
+    if (found := found.routing) is None:
         return []
     text, image = share_by_medium(found, first_image_id)
     return [

@@ -6,7 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from test_ablation_runs import REPO_ROOT, TINY, Ended, Pretence, draw, folder, lines, report, write  # noqa: F401
+from test_ablation_runs import (  # noqa: F401
+    REPO_ROOT,
+    TINY,
+    Ended,
+    Pretence,
+    data,
+    draw,
+    folder,
+    lines,
+    report,
+    write,
+)
 from test_context_lanes import Ids
 from toy_run import run_here
 
@@ -14,7 +25,7 @@ import ablate
 from architecture.tokenizer import get_tokenizer
 from data.loader import TrainLoader
 from data.sources import open_dataset
-from evaluation import context, inference_cost
+from evaluation import context, inference_cost, test_set
 from evaluation.ablation import launch, matching, pictures, segments
 from evaluation.ablation.spec import read_spec
 from evaluation.ablation.verdict import Ablation
@@ -29,9 +40,8 @@ ARMS = {
 
 
 @pytest.fixture
-def spec(folder, corpus):  # noqa: F811
+def spec(folder, data):  # noqa: F811
     """The folder's specification asks about a carried state, at seeds 1 and 2 without a search."""
-    data = dict(zip(("dataset", "val_dataset"), corpus[1::2]))
     write(
         folder, base=BASE | data, arms=ARMS, learning_rates="none", budget={"tokens": 1000}, segments=16,
         search_budget={"tokens": 1000}, measure="loss_after_first_segment", gap=["trunk_segments", "trunk_whole"],
@@ -47,6 +57,8 @@ def trained(words, log, environment):
     """launch() of real runs in this process."""
     if words[:2] == ["-m", "evaluation.context"]:
         return Ended(context.main(words[2:]))
+    if words[:2] == ["-m", "evaluation.test_set"]:
+        return Ended(test_set.main(words[2:]))
     if words[0] == "-m":
         return Ended(inference_cost.run(words[2:]) or 0)
     return Ended(run_here(log.parent, *words[1:], script=Path(words[0]).stem))
@@ -86,7 +98,9 @@ def test_a_run_is_continued_by_the_script_that_started_it(tmp_path):
     out.mkdir()
     (out / "checkpoint_3.pt").write_bytes(b"weights")
     (out / "config.json").write_text(json.dumps({"train": {"device": "cpu"}}))
-    job = launch.Job({"id": "a"}, ["train_context.py", "--seed=1"], out, segments.segments_outcome)
+    job = launch.Job(
+        {"id": "a", "phase": "verdict"}, ["train_context.py", "--seed=1"], out, segments.segments_outcome
+    )
     launch.start(job, 0, lambda words, log, environment: begun.append(words))
     assert begun == [["train_context.py", "--resume", f"--out_dir={out}"]]
 
@@ -107,8 +121,8 @@ class Scored(Pretence):
     def __call__(self, words, log, environment):
         if words[:2] != ["-m", "evaluation.context"]:
             return super().__call__(words, log, environment)
-        given = dict(word[2:].split("=", 1) for word in words[3:])
-        assert given["segment_length"] == "16"
+        given = dict(word[2:].split("=", 1) for word in words[3:] if "=" in word)
+        assert given["segment_length"] == "16" and "--test_set" in words
         place = Path(words[2]).parent
         arm, seed = place.parent.name[3:], int(place.name[5:])
         if (arm, seed) in self.failing:

@@ -10,10 +10,10 @@ import yaml
 import ablate
 from architecture import registry
 from architecture.tokenizer import DOWNLOADS
-from evaluation.ablation import matching
-from evaluation.ablation.matching import best_rate, next_rates
+from evaluation.ablation import contracts, matching
+from evaluation.ablation.plan_text import plan_text
+from evaluation.ablation.rates import best_rate, next_rates
 from evaluation.ablation.spec import FIRST_SEEDS, Spec, read_spec
-from evaluation.ablation.write_up import plan_text
 from training.start import parameter_shapes
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "ablations").glob("*.yaml"))
@@ -115,7 +115,7 @@ def test_known_vocabularies_are_those_of_the_tokenizers_that_are_downloaded():
 @pytest.mark.parametrize("axis", ["total", "active", "active_non_embedding", "flops"])
 @pytest.mark.parametrize("adjust, width", [("intermediate_size", 96), ("hidden_size", 768)])
 def test_arms_meet_the_axis_within_two_percent_by_the_named_field(tmp_path, axis, adjust, width):
-    arms = planned(tmp_path, base=BASE | {"hidden_size": width}, axis=axis, adjust=adjust)
+    arms = planned(tmp_path, base=BASE | {"hidden_size": width}, contracts=[axis], adjust=adjust)
     reference, changed = arms["a"], arms["dense"]
     assert changed.axes[axis] == pytest.approx(reference.axes[axis], rel=0.02)
     assert changed.adjusted.startswith(adjust) and reference.adjusted is None
@@ -126,7 +126,7 @@ def test_arms_meet_the_axis_within_two_percent_by_the_named_field(tmp_path, axis
 
 def test_experts_are_adjusted_to_equal_total_parameters(tmp_path):
     arms = {"a": {}, "wide": {"intermediate_size": 24, "experts_per_token": 5}}
-    found = planned(tmp_path, arms=arms, axis="total", adjust="num_experts")
+    found = planned(tmp_path, arms=arms, contracts=["total"], adjust="num_experts")
     assert found["wide"].settings["num_experts"] > 8
     assert found["wide"].axes["total"] == pytest.approx(found["a"].axes["total"], rel=0.02)
 
@@ -135,15 +135,15 @@ def test_the_refusal_of_an_axis_names_the_nearest_size(tmp_path):
     arms = {"a": {}, "tall": {"model": "gpt2", "num_hidden_layers": 60}}
     told = r"tall cannot be .* nearest is [\d,]+ \(\+\d+.*intermediate_size=1;"
     with pytest.raises(ValueError, match=told):
-        planned(tmp_path, arms=arms, axis="active")
+        planned(tmp_path, arms=arms, contracts=["active"])
     with pytest.raises(ValueError, match="arm dense: gpt2 has no num_experts to adjust"):
-        planned(tmp_path, axis="total", adjust="num_experts")
+        planned(tmp_path, contracts=["total"], adjust="num_experts")
 
 
 def test_each_point_of_a_grid_is_matched_to_the_reference_there(tmp_path):
     widths = [{"hidden_size": 96}, {"hidden_size": 192, "dense": {"dropout": 0.1}}]
     grid = {"num_hidden_layers": [2, 4], "width": widths}
-    arms = planned(tmp_path, grid=grid, axis="active", headline=[["a", "dense"]])
+    arms = planned(tmp_path, grid=grid, contracts=["active"], headline=[["a", "dense"]])
     assert len(arms) == 12 and "b@num_hidden_layers=4,width=96" in arms
     assert all(arm.reference.startswith("a@") for arm in arms.values())
     for arm in arms.values():
@@ -164,7 +164,7 @@ def test_shared_settings_that_a_model_lacks_are_recorded(tmp_path):
 def test_an_arm_that_carries_a_state_is_planned_as_train_context_will_run_it(tmp_path):
     arms = {"a": {}, "carried": {"model": "gptoss_context", "gated_update": False}}
     base = BASE | {"packing": "lanes", "tbptt": 3, "gated_update": True}
-    found = planned(tmp_path, base=base, arms=arms, axis="active")
+    found = planned(tmp_path, base=base, arms=arms, contracts=["active"])
     assert found["a"].without == ("gated_update", "tbptt") and found["carried"].without == ()
     (trunk, _), (cfg, config) = (matching.resolve(name, found[name].settings) for name in found)
     assert (trunk.program, trunk.micro_batches) == ("train.py", 1)
@@ -203,7 +203,7 @@ def test_flops_in_all_count_padding_and_tokens_alike(tmp_path):
 
 
 def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
-    spec = spec_of(tmp_path, axis="time", search_budget={"tokens": 5_120})
+    spec = spec_of(tmp_path, contracts=["time"], search_budget={"tokens": 5_120})
     arms = matching.plan(spec)
     assert all(arm.steps is None for arm in arms.values())
     arms = matching.with_lengths(spec, arms, {"a": 2e-4, "b": 4e-4, "dense": 1e-4})
@@ -215,7 +215,9 @@ def test_equal_time_gives_each_arm_the_tokens_of_its_pace(tmp_path):
 
 
 def test_a_plan_is_read_back_as_the_specification_that_it_came_from(tmp_path):
-    changes = dict(axis="active", grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], gap=["a", "b"])
+    changes = dict(
+        contracts=["active"], grid={"num_hidden_layers": [2, 3]}, headline=[["a", "b"]], gap=["a", "b"]
+    )
     changes |= dict(segments=32, learning_rates=[1e-5, 2e-5, 4e-5], search_budget={"tokens": 99})
     spec = spec_of(tmp_path, **changes)
     plan = {"spec": spec.as_values(), "sha256": spec.sha256, "arms": {}}
@@ -264,14 +266,24 @@ REFUSED = {
     "a verdict needs at least two seeds, got 1": {"seeds": [1]},
     "seeds must hold different numbers": {"seeds": [1, 1]},
     "seed must be at most 2,147,483,647; got 2147483648": {"seeds": [1, 2147483648]},
-    "seed must be at least 0; got -1": {"search_seed": -1},
-    "search_seed must not be one of seeds, got 1": {"search_seed": 1},
+    "search_seeds must hold different numbers of at least 0": {"search_seeds": [0, -1]},
+    "search_seeds must not be among seeds, got 1 in both": {"search_seeds": [0, 1]},
+    "search_seeds must be at least two seeds, got [0]": {"search_seeds": [0]},
+    "key search_seed is now search_seeds, a list such as [0, 6]": {"search_seed": 0},
+    "key axis is now contracts, a list such as [active]": {"axis": "active"},
+    "contracts must hold at least one axis, each once, got [active, active]": {"contracts": ["active", "active"]},
+    "contracts must hold at least one axis, each once, got []": {"contracts": []},
+    "contracts must not hold none beside others, got [none, total]": {"contracts": ["none", "total"]},
+    "worth must hold shares below 1": {"worth": [0.5, 1]},
+    "several contracts need at least two arms and no grid": {"contracts": ["active", "total"], "grid": {"dropout": [0.1]}},
+    "shares in worth need at least two arms and no grid": {"arms": {"a": {}}, "worth": [0.5], "headline": []},
+    "explored names the arm 'c', which does not exist": {"explored": [["a", "c"]]},
     "learning_rates must be at least three rates above 0": {"learning_rates": [1e-3, 2e-3]},
     "search_budget must be at most the budget (10,000), got 20,000": {"search_budget": {"tokens": 20_000}},
     "budget must be {tokens: N} or {minutes: M}": {"budget": 10},
     "budget: tokens must be a whole number": {"budget": {"tokens": "1e6"}},
-    "axis must be one of none, total": {"axis": "params"},
-    "adjust needs an axis that measures the model's size, got axis none": {"adjust": "hidden_size"},
+    "contracts must be one of none, total": {"contracts": ["params"]},
+    "adjust needs a contract that measures the model's size, got [none]": {"adjust": "hidden_size"},
     "arm b must not set seed": {"arms": {"a": {}, "b": {"seed": 3}}},
     "base must not set max_iters": {"base": BASE | {"max_iters": 3}},
     "an arm's name must be letters": {"arms": {"a/b": {}}},
@@ -321,10 +333,10 @@ UNPLANNABLE = {
     "got 64 under bundled1536, stories4k":
         {"base": BASE | {"final_eval_tokens": 64}, "arms": {"a": {}, "b": {"tokenizer": "stories4k"}}},
     "the arms b and c have the same settings once they are matched":
-        {"axis": "active", "arms": {"a": {}, "b": {"intermediate_size": 400, "dropout": 0.1},
+        {"contracts": ["active"], "arms": {"a": {}, "b": {"intermediate_size": 400, "dropout": 0.1},
                                     "c": {"intermediate_size": 800, "dropout": 0.1}}},
-    "axis flops counts padding too":
-        {"axis": "flops", "base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"block_size": 16}}},
+    "contract flops counts padding too":
+        {"contracts": ["flops"], "base": BASE | {"packing": "lanes"}, "arms": {"a": {}, "b": {"block_size": 16}}},
 }  # fmt: skip
 
 
@@ -336,7 +348,7 @@ def test_arms_that_cannot_be_compared_are_refused_in_one_sentence(tmp_path, mess
 
 
 def test_the_command_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    spec_of(tmp_path, axis="active")
+    spec_of(tmp_path, contracts=["active"])
     monkeypatch.chdir(tmp_path)
     assert ablate.main(["spec.yaml", "--plan"]) == 0
     out = capsys.readouterr().out
@@ -376,8 +388,8 @@ def test_help_explains_every_key_of_a_specification(capsys):
 
 def test_a_plan_tells_what_the_evaluations_of_a_run_cost(tmp_path):
     spec = spec_of(tmp_path, base=BASE | {"eval_tokens": 300, "final_eval_tokens": 6000})
-    told = plan_text(spec, matching.plan(spec))
+    told = plan_text(spec, contracts.planned(spec))
     line = "10 evaluations score 300 validation tokens each, in the time of about 0.39 steps, and the closing one "
     assert f"\na: {line}6,000 (" in told and f"\ndense: {line}6,000 (" in told
     spec = spec_of(tmp_path)
-    assert "and the closing one all (final_eval_tokens)" in plan_text(spec, matching.plan(spec))
+    assert "and the closing one all (final_eval_tokens)" in plan_text(spec, contracts.planned(spec))

@@ -39,6 +39,11 @@ class TrainConfig:
         "auto = tinystories if the Hub or its cache has it, else bundled; with images, pictures",
     )
     val_dataset: str | None = option(None, "validation data; none = the dataset's split, or 1% by hash")
+    hold_out_test: bool = option(
+        False,
+        "leave the test third of the validation stories out of every evaluation; python -m evaluation.test_set "
+        "scores a checkpoint on it",
+    )
     text_column: str = option(TEXT_COLUMN, "column that holds a document's text")
     tokenizer: str = option(TOKENIZER, "stories4k, bundled1536, gpt2, o200k_harmony, or a rank file")
     packing: Literal["packed", "lanes", "rows"] = option(
@@ -222,7 +227,7 @@ OF_THIS_CALL = frozenset({"resume", "resume_from", "out_dir", "dry_run", "gpus",
 READ_BY_EVALUATION = (CHANGES_BITS - {"compile", "parallel"}) | {
     *DATA,
     *("model", "model_size", "recipe", "tokenizer", "packing", "batch_size", "block_size"),
-    *("eval_tokens", "final_eval_tokens", "eval_only"),
+    *("eval_tokens", "final_eval_tokens", "eval_only", "hold_out_test"),
 }
 
 # Settings whose default leaves the choice to the run. The saved config holds what was chosen.

@@ -313,7 +313,8 @@ def given_weights(command: CommandLine) -> Start:
         brought |= {name: before[name] for name in rows & before.keys()}
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # the loss on other data could not be compared with those that the run logged
-        brought |= {name: before[name] for name in DATA if name not in command.given}
+        same = {*DATA, "hold_out_test"} & before.keys()
+        brought |= {name: before[name] for name in same - command.given}
         data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides
     added = {}  # a variant takes the sizes of what it adds from its preset, and the rest from the checkpoint

@@ -42,6 +42,7 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
     from common import device
     from data.images import PICTURES, open_images
     from data.sources import choose_dataset, open_dataset
+    from data.test_split import PartOfValidation
     from training import costs, optimizer, planner, restart, start, trainer
     from training.distributed import faults
     from training.state.checkpoint import data_identity
@@ -84,6 +85,8 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
         source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
         validation = open_split(split="validation", identity=held.get("validation data"))
         lines += start.check_data(begun, source, validation)
+        if cfg.hold_out_test:
+            validation = PartOfValidation(validation, tokenizer, test=False)
     step = saved["step"] if saved is not None else 0
     faults.require_agreement(ranks, cfg, config, step, data_identity(source, validation))
     generator = torch.Generator().manual_seed(cfg.seed)

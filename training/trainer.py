@@ -265,6 +265,8 @@ def score(run: Run, batches: Iterable[dict[str, torch.Tensor]], **options: Any) 
     )
     if run.layout is not None:
         run.layout.reshard()
+    for probe in found.probes:
+        run.writer.say(probe.line)
     return found
 
 
@@ -349,4 +351,6 @@ def evaluate_only(
         eot=tokenizer.eot_token,
         packing=cfg.packing,
     )
+    for probe in found.probes:
+        say(probe.line)
     return f"validation loss {reporting.in_words(found)} of {validation.name}{validation.left_out()}"

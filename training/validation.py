@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from architecture.interface import IGNORE_INDEX
+from training.causality import Probe, require_causal
 from training.distributed.mesh import ONE, Ranks
 from training.monitor.routing import Routing, RoutingSums
 
@@ -25,6 +27,7 @@ class Evaluation(NamedTuple):
     by_position: torch.Tensor  # (T, 2) float64: nats and number of targets at each position of a row
     by_segment: torch.Tensor | None  # (S, 2) float64: the same by the segment's number; None without resets
     routing: Routing | None  # None for a dense model
+    probes: list[Probe]  # of causality, which came first; [] if the model had passed before
 
 
 class Interrupted(Exception):
@@ -63,21 +66,29 @@ def evaluate(
 ) -> Evaluation:
     """Score every target of `batches` once, in eval mode, and restore the model's mode.
 
-    The model's carry goes from each batch to the next.
+    The model's carry goes from each batch to the next. Before its first evaluation in this process, the model
+    must pass the probe of training/causality.py.
 
     eot: the target that ends a document.  packing: that of the batches (data/loader.py).
     first_image_id: ids from here on are image tokens; None for a model of text.
     keep_choices: also keep the experts that each token chose.
     ranks: they share the batches, and each gets the result of one process. If the model has a carry, which
     passes from batch to batch, each scores all of them.
-    Raises Interrupted if should_stop() returns true. It is asked once for a batch of each rank.
+    Raises Interrupted if should_stop() returns true. It is asked once for a batch of each rank. Raises ValueError
+    for a model that is not causal.
     """
     was_training = model.training
     model.eval()
     sums, by_position, routing = [], [], RoutingSums(keep_choices, first_image_id)
     segments, documents, segment, ended, carry = NumberedSums(), NumberedSums(), 0, 0, None
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 1))
     try:
-        for batch, turn, filler in dealt(batches, ranks.number):
+        probes = []
+        for batch in first:
+            shape = batch["input_ids"].shape
+            probes = require_causal(model, *shape, device=device, autocast=autocast, ranks=ranks)
+        for batch, turn, filler in dealt(itertools.chain(first, batches), ranks.number):
             if turn == 0 and should_stop():
                 raise Interrupted
             if not filler:
@@ -122,6 +133,7 @@ def evaluate(
         by_position=torch.stack(by_position).sum(0).T,
         by_segment=segments.result() if segments.parts else None,
         routing=routing.result(),
+        probes=probes,
     )
 
 

@@ -56,9 +56,16 @@ def launch(words: Sequence[str], log: Path, environment: dict[str, str]) -> subp
         )
 
 
-def run_jobs(jobs: list[Job], results: Results, launch: Launch, workers: int) -> None:
+def run_jobs(
+    jobs: list[Job],
+    results: Results,
+    launch: Launch,
+    workers: int,
+    then: Callable[[dict[str, Any]], list[Job]] = lambda record: [],
+) -> None:
     """Run the jobs that results.jsonl does not have yet, `workers` at the same time, and record how each ends.
 
+    then: the jobs that follow from the record of one that has ended; they are next.
     Raises KeyboardInterrupt also when somebody stops one of the runs; then all runs are told to save and end.
     """
     waiting = deque(job for job in jobs if job.record["id"] not in results.lines)
@@ -70,7 +77,10 @@ def run_jobs(jobs: list[Job], results: Results, launch: Launch, workers: int) ->
                 if slot not in running and waiting:
                     running[slot] = start(waiting.popleft(), slot, launch)
                 if slot in running and (code := running[slot][1].poll()) is not None:
-                    finish(running.pop(slot)[0], code, results)
+                    record = finish(running.pop(slot)[0], code, results)
+                    following = [job for job in then(record) if job.record["id"] not in results.lines]
+                    waiting.extendleft(reversed(following))
+                    total += len(following)
                     if left := len(waiting) + len(running):
                         took = (time.monotonic() - began) / (total - left)
                         say(f"  {total - left} of {total} runs, {_duration(took * left)} left")
@@ -84,7 +94,9 @@ def start(job: Job, slot: int, launch: Launch) -> tuple[Job, subprocess.Popen]:
     folder = job.folder
     wait_for_writer(folder, job.record["id"])
     words = job.words
-    if final_record(folder):
+    # A run of the verdict is still to be scored, so it needs its checkpoint, which a copy may lack.
+    whole = latest_checkpoint(folder) or job.record["phase"] != "verdict"
+    if whole and final_record(folder):
         words = ["-c", ""]  # the run outlived its runner and has finished: only its result is missing
     elif latest_checkpoint(folder) and facts(folder).get("train", {}).get("device") == "cpu":
         words = [job.words[0], "--resume", f"--out_dir={folder.resolve()}"]
@@ -112,7 +124,8 @@ def wait_for_writer(folder: Path, name: str) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def finish(job: Job, code: int, results: Results) -> None:
+def finish(job: Job, code: int, results: Results) -> dict[str, Any]:
+    """Record how a job has ended, and return the record."""
     if code in ASKED_TO_STOP:
         raise KeyboardInterrupt
     record = job.record | job.outcome(job.folder, code) | speed_of_machine(job, "after")
@@ -123,6 +136,7 @@ def finish(job: Job, code: int, results: Results) -> None:
     score = record.get("bits_per_byte")
     told = record["message"] or ("measured" if score is None else f"{score:.4f} bits per byte")
     say(f"{record['id']}: {told}")
+    return record
 
 
 def stop(processes: list[subprocess.Popen]) -> None:

@@ -7,19 +7,14 @@ import contextlib
 import functools
 import itertools
 import math
-import os
-import platform
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from architecture import registry
 from architecture.checkpoint import LARGEST_SIZE
 from architecture.tokenizer import get_tokenizer
-from common.files import read_json, reading, write_json_atomic
-from common.provenance import provenance
 from common.settings import as_text
 from data.documents import Source
 from data.packing import encode
@@ -210,7 +205,7 @@ def adjust(name: str, settings: dict[str, Any], axis: str, field: str, target: f
             break
     if not abs(off) <= TOLERANCE:
         raise ValueError(
-            f"arm {name} cannot be matched to {target:,.0f} on axis {axis} within {TOLERANCE:.0%}: the "
+            f"arm {name} cannot be matched to {target:,.0f} under contract {axis} within {TOLERANCE:.0%}: the "
             f"nearest is {found:,.0f} ({off:+.1%}), with {field}={value}; adjust another field, or start "
             "from other sizes"
         )
@@ -239,18 +234,26 @@ def flops_in_all(arm: PlannedArm) -> float:
 
 
 def needs_pace(spec: Spec) -> bool:
-    """Whether the length of a run depends on a measured pace."""
+    """Whether a measured pace decides the length of a run, or what a difference is worth in seconds."""
     budgets = (spec.budget, spec.search_budget)
-    return spec.axis == "time" or any(budget.minutes is not None for budget in budgets)
+    by_time = "time" in spec.contracts or any(budget.minutes is not None for budget in budgets)
+    return by_time or bool(spec.worth)
 
 
-def with_lengths(spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float]) -> dict[str, PlannedArm]:
-    """The arms with their steps.  pace: seconds per token of each arm, used if needs_pace(spec)."""
+def with_lengths(
+    spec: Spec, arms: dict[str, PlannedArm], pace: dict[str, float], axis: str | None = None
+) -> dict[str, PlannedArm]:
+    """The arms with their steps.
+
+    pace: seconds per token of each arm and of its reference, used if needs_pace(spec).
+    axis: the contract of these arms; None for the first.
+    """
+    axis = axis or spec.axis
 
     def steps(arm: PlannedArm, budget) -> int:
         if budget.minutes is not None:
             tokens = 60 * budget.minutes / pace[arm.name]
-        elif spec.axis == "time":  # the tokens that it trains on in the reference's time
+        elif axis == "time":  # the tokens that it trains on in the reference's time
             tokens = budget.tokens * pace[arm.reference] / pace[arm.name]
         else:
             tokens = budget.tokens
@@ -304,9 +307,9 @@ def _require_comparable(spec: Spec, resolved: dict[str, Any]) -> None:
             f"from one such segment to the next; got {spec.segments}",
         )
     require(
-        spec.axis != "flops" or len({_row(cfg) for cfg in cfgs.values()}) == 1,
-        "axis flops counts padding too, and with lanes the share of padding depends on block_size; give "
-        "all arms the same packing and block_size, or choose another axis",
+        "flops" not in spec.contracts or len({_row(cfg) for cfg in cfgs.values()}) == 1,
+        "contract flops counts padding too, and with lanes the share of padding depends on block_size; give "
+        "all arms the same packing and block_size, or choose another contract",
     )
     parts = {cfg.final_eval_tokens or "all" for cfg in cfgs.values()}
     require(
@@ -323,94 +326,6 @@ def _require_comparable(spec: Spec, resolved: dict[str, Any]) -> None:
             f"the arms must be scored on the same text, but {name} has {validation[0]} and {first} has "
             f"{data[first][0]}; give all arms the same val_dataset",
         )
-
-
-MOST_EXTENSIONS = 3  # rates tried beyond the given ones, each by the ratio of the two at that edge
-
-
-def best_rate(tried: dict[float, float | None]) -> float | None:
-    """The rate with the lowest score; None if no run ended well.  tried: {rate: score, or None for a failed
-    run}.
-    """
-    scored = {rate: score for rate, score in tried.items() if score is not None}
-    return min(scored, key=scored.__getitem__, default=None)
-
-
-def next_rates(given: Sequence[float], tried: dict[float, float | None]) -> list[float]:
-    """The rates to try now; [] when the search is over.
-
-    First the given rates, then one beyond the edge as long as the best rate is at the edge, or a lower one as
-    long as no run ended well.  given: at least three, in rising order.
-    """
-    if missing := [rate for rate in given if rate not in tried]:
-        return missing
-    rates, best = sorted(tried), best_rate(tried)
-    if len(tried) - len(given) >= MOST_EXTENSIONS:
-        return []
-    if best is None or best == rates[0]:
-        return [tidy(rates[0] * rates[0] / rates[1])]
-    return [tidy(rates[-1] * rates[-1] / rates[-2])] if best == rates[-1] else []
-
-
-def tidy(rate: float) -> float:
-    """The rate in six significant digits: it names a run, and must be the same on every machine."""
-    return float(f"{rate:.6g}")
-
-
-NAME = "plan.json"
-
-
-class StoredPlan(NamedTuple):
-    """The content of a plan.json."""
-
-    sha256: str  # Spec.sha256 of the specification
-    arms: dict[str, PlannedArm]
-    threads: int | None
-    provenance: dict[str, Any]
-    machine: str
-
-
-def write(path: Path, spec: Spec, arms: dict[str, PlannedArm], threads: int | None) -> None:
-    plan = {
-        "spec": spec.as_values(),
-        "sha256": spec.sha256,
-        "arms": {name: asdict(arm) for name, arm in arms.items()},
-        "threads": threads,
-        "provenance": provenance(),
-        "machine": machine(),
-    }
-    write_json_atomic(path, plan)
-
-
-def read(path: Path | None) -> StoredPlan | None:
-    """The plan in a file; None if there is no such file.  Raises ValueError if it is damaged."""
-    if path is None or not path.exists():
-        return None
-    with reading(path, "the plan of an ablation", way_out="start from the specification"):
-        plan = read_json(path)
-        arms = {name: PlannedArm(**arm) for name, arm in plan["arms"].items()}
-        rest = (plan[name] for name in ("threads", "provenance", "machine"))
-        return StoredPlan(plan["sha256"], arms, *rest)
-
-
-def require_same_model(arm: PlannedArm, where: Path) -> None:
-    """Raise ValueError if this version of the code reads the stored settings of an arm as another model."""
-    total = resolve(arm.name, arm.settings)[1].parameter_counts()["total"]
-    if total != arm.axes["total"]:
-        raise ValueError(
-            f"{where}: arm {arm.name} had {arm.axes['total']:,} parameters, and its settings now give {total:,} "
-            "(moe_layers none once meant all layers, and now means no layer); use the version of the code that "
-            "wrote the plan, or start from the specification"
-        )
-
-
-def machine() -> str:
-    """The machine in words, because seconds depend on it."""
-    import torch
-
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cores = f"{os.cpu_count()} CPU cores ({platform.machine()}, {platform.system()})"
-    return ", ".join((cores, *names))
 
 
 LANE_DOCUMENTS = 4000  # on TinyStories with rows of 512, these give the mean per row to 0.7 % in two seconds

@@ -46,8 +46,8 @@ class Results:
         self.lines[record["id"]] = record
 
     def of(self, phase: str, arm: str | None = None) -> list[dict[str, Any]]:
-        """The lines of a phase (search, verdict, segments, inference), for one arm or all, in the order of
-        the file.
+        """The lines of a phase (search, verdict, test, segments, choice, inference), for one arm or all, in the
+        order of the file.
         """
         lines = (line for line in self.lines.values() if line["phase"] == phase)
         return [line for line in lines if arm in (None, line["arm"])]
@@ -87,11 +87,27 @@ def training_outcome(folder: Path, code: int, parameters: int) -> dict[str, Any]
 
 def written_outcome(folder: Path, code: int) -> dict[str, Any]:
     """Status, message, and the figures that a process wrote to the JSON file beside the folder."""
-    path = folder.with_suffix(".json")
+    path = folder.with_name(f"{folder.name}.json")  # a name may have a dot
     if code == 0 and path.exists():
         return {"status": "ok", "message": "", **read_json(path)}
     status, message = failure(code, last_line(log_of(folder)))
     return {"status": status, "message": message}
+
+
+TEST = ("bits_per_byte", "half_width_over_documents", "loss", "tokens", "documents", "test_set")
+
+
+def test_outcome(folder: Path, code: int, report: Path) -> dict[str, Any]:
+    """Status, message, the figures of evaluation.test_set, and where the sums of each document are.
+
+    report: the folder from which the path of that file is counted.
+    """
+    record = written_outcome(folder, code)
+    if record["status"] != "ok":
+        return record
+    figures = {name: record[name] for name in TEST}
+    place = folder.with_name(f"{folder.name}.npz").relative_to(report)
+    return {"status": "ok", "message": "", **figures, "document_file": place.as_posix()}
 
 
 def failure(code: int, line: str) -> tuple[str, str]:

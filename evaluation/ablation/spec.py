@@ -21,20 +21,29 @@ models, each with its training settings, that are compared.
     budget: {tokens: 1000000}     length of a run, padding not counted (packing lanes: estimated from the
                                   first documents); or {minutes: 5}: the pace of each arm is measured once
                                   and its number of tokens is kept in plan.json
-    axis: active                  what is equal in all arms to within 2 %:
+    contracts: [active, total]    what is equal in all arms to within 2 % (default: [none]):
                                   none, total (parameters), active (parameters per token, with the head),
                                   active_non_embedding (without the head), flops (per token),
                                   time (training seconds: each arm gets the tokens that it trains on in the
-                                  time the reference needs for its budget, or in the given minutes)
+                                  time the reference needs for its budget, or in the given minutes).
+                                  All arms are compared under the first. Under each other one the reference is
+                                  compared with one arm: the other arm that has the best mean validation score
+                                  under the first. That arm is matched anew as ARM@CONTRACT, with a search of
+                                  its own; where it meets a contract already, its runs are used again
     adjust: intermediate_size     field that is changed to match an arm to the reference: this one,
                                   hidden_size or num_experts (default: intermediate_size)
+    worth: [0.25, 0.5]            the reference is also trained at these shares of its budget, so that the
+                                  report can say with how much compute it reaches the other arm's score
     learning_rates: [2e-3, 4e-3, 8e-3]   rates tried for every arm, at least three; or
                                   {factors: [0.5, 1, 2]}, multiplied by the arm's lr; or none: no search
-    search_seed: 0                seed of the search, not one of `seeds`
+    search_seeds: [0, 6]          at least two seeds of the search, none of them in `seeds` (default: the two
+                                  lowest). The verdict uses the lowest point of a parabola through the scores
+                                  at the best rate and its two neighbours
     search_budget: {tokens: 250000}      length of a run of the search (default: the budget); the best rate
                                   of a shorter run is too high for a longer one
     headline: [[gptoss, gpt2]]    pairs that get a verdict (default: each arm with the reference; [] for
                                   none); with a grid, at each of its points
+    explored: [[gptoss, gpt2]]    pairs that were chosen after runs were seen, and are judged as such
     segments: 64                  length of a segment in tokens: evaluation.context also scores each
                                   finished run document by document, in segments of this length
     overlap: [8, 16]              with segments: evaluation.context also scores the arms without a state whose
@@ -46,7 +55,11 @@ models, each with its training settings, that are compared.
     gap: [trunk, whole]           with segments: report the share of the distance between the losses of these
                                   two arms after the first segment that each other arm closes
 
-ablate.py itself sets seed, max_iters, max_minutes, out_dir and use_tensorboard; a specification cannot.
+All runs leave the test set out, a third of the validation stories by the hash of their text. After its run
+each checkpoint of the verdict is scored on it (evaluation.test_set), and the verdict is on that score.
+
+ablate.py itself sets seed, max_iters, max_minutes, out_dir, use_tensorboard and hold_out_test; a specification
+cannot.
 By default a run has ten evaluations and keeps its newest checkpoint and the best one.
 """
 
@@ -57,38 +70,39 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from common.files import read_json, reading
-from common.script import did_you_mean, shown
+from common.script import shown
 from common.settings import cast
+from evaluation.ablation.spec_values import (
+    Adjust,
+    Axis,
+    Budget,
+    Measure,
+    adjust_of,
+    arms_of,
+    base_of,
+    budget_of,
+    distinct,
+    grid_of,
+    label,
+    near,
+    pair_of,
+    pairs_of,
+    plain_name,
+    rates_of,
+    require,
+    settings_of,
+)
 from training.command_line import read_yaml
 from training.config import TrainConfig
 
-Axis = Literal["none", "total", "active", "active_non_embedding", "flops", "time"]
-Adjust = Literal["intermediate_size", "hidden_size", "num_experts"]
-Measure = Literal["bits_per_byte", "val_loss", "loss_after_first_segment"]
-# Settings that this program sets itself, and those that would not start a new run.
-OWN = {"seed", "max_iters", "max_minutes", "out_dir", "use_tensorboard", "recipe"}
-OWN |= {"resume", "resume_from", "extend", "init_from", "eval_only", "dry_run"}
+RENAMED = {"axis": "contracts, a list such as [active]", "search_seed": "search_seeds, a list such as [0, 6]"}
 FIRST_SEEDS = 3  # number of seeds before the choice of the pairs that need more
-
-
-class Budget(NamedTuple):
-    """The length of one run; one of the two is None."""
-
-    tokens: int | None
-    minutes: float | None
-
-    def as_value(self) -> dict[str, float]:
-        return {"tokens": self.tokens} if self.tokens else {"minutes": self.minutes}
-
-    def __str__(self) -> str:
-        return f"{self.tokens:,} tokens" if self.tokens else f"{self.minutes:g} minutes"
 
 
 class Arm(NamedTuple):
@@ -113,18 +127,25 @@ class Spec:
     grid: dict[str, list[dict[str, Any]]]  # name: a set of settings for each value
     seeds: tuple[int, ...]
     budget: Budget
-    axis: Axis
-    adjust: Adjust | None  # None for axis none and time
+    contracts: tuple[Axis, ...]
+    adjust: Adjust | None  # None if no contract is about the model's size
+    worth: tuple[float, ...]  # shares of the reference's budget, in rising order
     learning_rates: tuple[float, ...]  # () for no search
     factors: bool  # whether learning_rates are factors of each arm's lr
-    search_seed: int
+    search_seeds: tuple[int, ...]
     search_budget: Budget
     headline: tuple[tuple[str, str], ...] | None  # None: each arm against the reference
+    explored: tuple[tuple[str, str], ...]  # pairs chosen after runs were seen
     measure: Measure
     segments: int | None
     overlap: tuple[int, ...] | None  # None: not asked for
     keep_keys: tuple[int, ...] | None
     gap: tuple[str, str] | None
+
+    @property
+    def axis(self) -> Axis:
+        """The first contract, under which all arms are compared."""
+        return self.contracts[0]
 
     @property
     def run_measure(self) -> str:
@@ -133,15 +154,18 @@ class Spec:
 
     @property
     def sha256(self) -> str:
-        """Two specifications with the same hash ask for the same runs."""
-        text = json.dumps(self.as_values(), sort_keys=True, default=str)
+        """Two specifications with the same hash ask for the same runs; explored pairs ask for none."""
+        values = {key: value for key, value in self.as_values().items() if key != "explored"}
+        text = json.dumps(values, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def as_values(self) -> dict[str, Any]:
         """The specification as plan.json stores it and read_spec reads it."""
         rates = list(self.learning_rates)
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "factors"}
-        given = {name: value for name, value in values.items() if value is not None and value != {}}
+        empty = (None, {}, ())
+        given = {name: value for name, value in values.items() if value not in empty}
+        given |= {"headline": []} if self.headline == () else {}  # no pairs, in place of the default
         return given | {
             "base": self.base,
             "budget": self.budget.as_value(),
@@ -154,7 +178,7 @@ class Spec:
         sets = [[(name, settings) for settings in sets] for name, sets in self.grid.items()]
         arms = []
         for point in itertools.product(*sets):
-            labels = [f"{name}={_label(settings)}" for name, settings in point]
+            labels = [f"{name}={label(settings)}" for name, settings in point]
             given = [(key, value) for _, settings in point for key, value in settings.items()]
             shared = self.base | {k: v for k, v in given if not isinstance(v, Mapping)}
             for name, own in self.arms.items():
@@ -180,6 +204,10 @@ class Spec:
             return [(a.name, references[a.name]) for a in arms if a.name != references[a.name]]
         return [named for pair in self.headline for named in self._named("headline", pair, arms)]
 
+    def explored_pairs(self, arms: list[Arm]) -> list[tuple[str, str]]:
+        """The pairs that were chosen after runs were seen, by the full names of the arms."""
+        return [named for pair in self.explored for named in self._named("explored", pair, arms)]
+
     def gaps(self, arms: list[Arm]) -> list[tuple[str, str, list[str]]]:
         """(from, to, the other arms at that point of the grid, each of which closes a share of the gap)"""
         point = {arm.name: arm.point for arm in arms}
@@ -194,17 +222,11 @@ class Spec:
         for name in pair:
             if name not in self.arms:
                 raise ValueError(
-                    f"{key} names the arm {shown(name)}, which does not exist{_near(name, names)}"
+                    f"{key} names the arm {shown(name)}, which does not exist{near(name, names)}"
                 )
         at = {(arm.origin, arm.point): arm.name for arm in arms}
         points = dict.fromkeys(arm.point for arm in arms)
         return [(at[pair[0], point], at[pair[1], point]) for point in points]
-
-
-def require(holds: Any, sentence: str) -> None:
-    """Raise ValueError(sentence) unless `holds`."""
-    if not holds:
-        raise ValueError(sentence)
 
 
 def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> Spec:
@@ -215,7 +237,7 @@ def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> S
     path = Path(path)
     if path.suffix == ".json":  # a YAML reader would take 1e-05 for text
         with reading(path, "a plan.json", way_out="start from the specification"):
-            values = dict(read_json(path)["spec"])
+            values = _of_this_version(read_json(path)["spec"])
     else:
         values = read_yaml(path)
     try:
@@ -224,37 +246,58 @@ def read_spec(path: str | Path, over_base: Mapping[str, Any] | None = None) -> S
         raise ValueError(f"{path}: {error}") from None
 
 
+def _of_this_version(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a plan.json under the keys of today: older ones have one axis and one seed of the search."""
+    renamed = {"axis": "contracts", "search_seed": "search_seeds"}
+    return {renamed.get(key, key): [value] if key in renamed else value for key, value in values.items()}
+
+
 def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> Spec:
     _require_keys(values)
-    name = _name("name", values.get("name", path.stem), r"\w[\w.-]*", "letters, digits, _ . and -")
-    arms = _arms(values["arms"])
-    axis = cast("axis", values.get("axis", "none"), Axis)
-    rates, factors = _learning_rates(values["learning_rates"])
+    name = plain_name("name", values.get("name", path.stem), r"\w[\w.-]*", "letters, digits, _ . and -")
+    arms = arms_of(values["arms"])
+    contracts = cast("contracts", values.get("contracts", ["none"]), tuple[Axis, ...])
+    seeds = distinct("seeds", values["seeds"], int)
+    free = [seed for seed in range(len(seeds) + 2) if seed not in seeds][:2]
+    rates, factors = rates_of(values["learning_rates"])
     spec = Spec(
         name=name,
         question=cast("question", values.get("question", f"How do the arms of {name} compare?"), str),
-        base=_base(values, path.parent) | _settings("the command line", over_base),
+        base=base_of(values, path.parent) | settings_of("the command line", over_base),
         arms=arms,
         reference=cast("reference", values.get("reference", next(iter(arms))), str),
-        grid=_grid(values["grid"], arms) if "grid" in values else {},
-        seeds=_distinct("seeds", values["seeds"], int),
-        budget=_budget("budget", values["budget"]),
-        axis=axis,
-        adjust=_adjust(values, axis),
+        grid=grid_of(values["grid"], arms) if "grid" in values else {},
+        seeds=seeds,
+        budget=budget_of("budget", values["budget"]),
+        contracts=contracts,
+        adjust=adjust_of(values, contracts),
+        worth=tuple(sorted(distinct("worth", values["worth"], float))) if "worth" in values else (),
         learning_rates=rates,
         factors=factors,
-        search_seed=cast("search_seed", values.get("search_seed", 0), int),
-        search_budget=_budget("search_budget", values.get("search_budget", values["budget"])),
-        headline=_headline(values["headline"]) if "headline" in values else None,
+        search_seeds=_search_seeds(values, free, old=path.suffix == ".json"),
+        search_budget=budget_of("search_budget", values.get("search_budget", values["budget"])),
+        headline=pairs_of("headline", values["headline"]) if "headline" in values else None,
+        explored=pairs_of("explored", values.get("explored", [])),
         measure=cast("measure", values.get("measure", "bits_per_byte"), Measure),
         segments=cast("segments", values.get("segments"), int | None),
-        overlap=_distinct("overlap", values["overlap"], int) if "overlap" in values else None,
-        keep_keys=_distinct("keep_keys", values["keep_keys"], int) if "keep_keys" in values else None,
-        gap=_pair("gap must be", values["gap"]) if "gap" in values else None,
+        overlap=distinct("overlap", values["overlap"], int) if "overlap" in values else None,
+        keep_keys=distinct("keep_keys", values["keep_keys"], int) if "keep_keys" in values else None,
+        gap=pair_of("gap must be", values["gap"]) if "gap" in values else None,
     )
     _require_keys_that_agree(spec)
     _require_pairs_and_seeds(spec)
     return spec
+
+
+def _search_seeds(values: dict[str, Any], default: list[int], old: bool) -> tuple[int, ...]:
+    """old: a plan.json, because those of earlier versions have one seed."""
+    found = distinct("search_seeds", values.get("search_seeds", default), int)
+    require(
+        len(found) > 1 or old,
+        f"search_seeds must be at least two seeds, got {shown(values.get('search_seeds'))}: with one, nothing says "
+        "how sure the best learning rate is; add one",
+    )
+    return found
 
 
 # ------------------------------------------------------------------------------------ several keys
@@ -263,8 +306,10 @@ def _spec(values: dict[str, Any], path: Path, over_base: Mapping[str, Any]) -> S
 def _require_keys(values: dict[str, Any]) -> None:
     known = [f.name for f in fields(Spec) if f.name != "factors"] + ["config"]
     for key in values:
+        if key in RENAMED:
+            raise ValueError(f"key {key} is now {RENAMED[key]}; change it")
         if key not in known:
-            raise ValueError(f"key {shown(key)} is unknown{_near(key, known)}; --help lists the keys")
+            raise ValueError(f"key {shown(key)} is unknown{near(key, known)}; --help lists the keys")
     for key in ("arms", "seeds", "budget", "learning_rates"):
         require(key in values, f"{key} is missing; --help says what it holds")
 
@@ -272,7 +317,7 @@ def _require_keys(values: dict[str, Any]) -> None:
 def _require_keys_that_agree(spec: Spec) -> None:
     if spec.reference not in spec.arms:
         raise ValueError(
-            f"reference must be one of the arms, got {shown(spec.reference)}{_near(spec.reference, spec.arms)}"
+            f"reference must be one of the arms, got {shown(spec.reference)}{near(spec.reference, spec.arms)}"
         )
     for had, most in zip(spec.search_budget, spec.budget):
         if had is not None and most is not None and had > most:
@@ -287,6 +332,28 @@ def _require_keys_that_agree(spec: Spec) -> None:
         for number in getattr(spec, key) or ():
             require(1 <= number <= most, f"{key} must be from 1 to {most} tokens, for segments of {spec.segments}, "
                     f"got {number}; change it")  # fmt: skip
+    _require_contracts(spec)
+
+
+def _require_contracts(spec: Spec) -> None:
+    names = ", ".join(spec.contracts)
+    require(
+        spec.contracts and len(set(spec.contracts)) == len(spec.contracts),
+        f"contracts must hold at least one axis, each once, got [{names}]; the first is for all arms",
+    )
+    require(
+        len(spec.contracts) == 1 or "none" not in spec.contracts,
+        f"contracts must not hold none beside others, got [{names}]; leave it out",
+    )
+    require(
+        all(share < 1 for share in spec.worth), f"worth must hold shares below 1, got {shown(spec.worth)}"
+    )
+    asked = "several contracts" if len(spec.contracts) > 1 else "shares in worth" if spec.worth else ""
+    require(
+        not asked or (not spec.grid and len(spec.arms) > 1),
+        f"{asked} need at least two arms and no grid, because one other arm is chosen for them; leave the grid "
+        "out, or keep one contract and no worth",
+    )
 
 
 def _require_pairs_and_seeds(spec: Spec) -> None:
@@ -295,168 +362,16 @@ def _require_pairs_and_seeds(spec: Spec) -> None:
         len(arms) == len({arm.name for arm in arms}),
         "grid has two points with the same name, which is their first value; change one",
     )
-    pairs, _ = spec.pairs(arms), spec.gaps(arms)  # these raise for unknown arms
+    pairs, _, _ = spec.pairs(arms), spec.gaps(arms), spec.explored_pairs(arms)  # these raise for unknown arms
     require(
         len(spec.seeds) > 1 or not pairs,
         f"a verdict needs at least two seeds, got {len(spec.seeds)} in seeds; add some (three or more are "
         "better), or set headline: [] for no verdict",
     )
-    for seed in (*spec.seeds, spec.search_seed):
+    for seed in (*spec.seeds, *spec.search_seeds):
         TrainConfig(seed=seed)  # raises for a seed outside of the limits
-    require(
-        spec.search_seed not in spec.seeds or not spec.learning_rates,
-        f"search_seed must not be one of seeds, got {spec.search_seed}: a learning rate looks too good on "
-        "the seed that it was chosen on; choose another",
-    )
-
-
-# ------------------------------------------------------------------------------------ arms, settings
-
-
-def _name(what: str, value: Any, pattern: str, rule: str) -> str:
-    name = cast(what, value, str)
-    require(re.fullmatch(pattern, name), f"{what} must be {rule}; got {shown(name)}")
-    return name
-
-
-def _arms(value: Any) -> dict[str, dict[str, Any]]:
-    arms = {}
-    for key, settings in _mapping("arms", value).items():
-        rule = "letters, digits, _ . + and -, and not begin with a dot"
-        arm = _name("an arm's name", key, r"(?!\.)[\w.+-]+", rule)
-        arms[arm] = _settings(f"arm {arm}", settings or {})
-    require(arms, "arms must hold at least one arm, got none; add one")
-    return arms
-
-
-def _base(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings shared by all arms: those of the base, then those of the recipe."""
-    base = _settings("base", values.get("base") or {})
-    if "config" not in values:
-        return base
-    recipe = read_yaml(folder / cast("config", values["config"], str))
-    # the length in a recipe gives way to the budget
-    shared = {key: value for key, value in recipe.items() if key not in OWN}
-    return _settings("config", shared) | base
-
-
-def _grid(value: Any, arms: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    require(value, "grid must hold at least one name with values, got none; leave it out")
-    return {
-        cast("a name in grid", key, str): _points(key, points, arms)
-        for key, points in _mapping("grid", value).items()
-    }
-
-
-def _points(name: str, value: Any, arms: dict[str, Any]) -> list[dict[str, Any]]:
-    """Sets of settings; a mapping in a set holds settings for the arm of that name only."""
-    require(
-        isinstance(value, list) and value,
-        f"grid: {name} must be a list of at least one value; got {shown(value)}",
-    )
-    points = [dict(point) if isinstance(point, Mapping) else {name: point} for point in value]
-    for point in points:
-        of_arms = {k: v for k, v in point.items() if isinstance(v, Mapping) and k in arms}
-        _settings(f"grid: {name}", {k: v for k, v in point.items() if k not in of_arms})
-        for arm, settings in of_arms.items():
-            _settings(f"grid: {name}: {arm}", settings)
-    return points
-
-
-def _label(settings: dict[str, Any]) -> str:
-    return str(next(iter(settings.values()), "none"))
-
-
-def _settings(name: str, value: Any) -> dict[str, Any]:
-    settings = _mapping(name, value)
-    for key, setting in settings.items():
-        require(
-            key not in OWN,
-            f"{name} must not set {key}: the runs, their seeds and their length follow from the other keys; "
-            "leave it out",
+    if both := sorted({*spec.seeds} & {*spec.search_seeds}) if spec.learning_rates else []:
+        raise ValueError(
+            f"search_seeds must not be among seeds, got {both[0]} in both: a learning rate looks too good on "
+            "the seed that it was chosen on; choose another"
         )
-        require(
-            isinstance(key, str) and re.fullmatch(r"(?!(help.*|config)$)\w+", key),
-            f"{name} sets {shown(key)}, which is not a setting of train.py; leave it out",
-        )
-        items = setting if isinstance(setting, list) else [setting]
-        require(
-            all(isinstance(item, str | int | float | None) for item in items),
-            f"{name}: {key} must be text, a number or a list of these; got {shown(setting)}",
-        )
-    return settings
-
-
-# ------------------------------------------------------------------------------------ values
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    require(isinstance(value, Mapping), f"{name} must hold lines of `name: value`; got {shown(value)}")
-    return dict(value)
-
-
-def _budget(name: str, value: Any) -> Budget:
-    held = value if isinstance(value, dict) else {}
-    require(
-        held.keys() in ({"tokens"}, {"minutes"}),
-        f"{name} must be {{tokens: N}} or {{minutes: M}}; got {shown(value)}",
-    )
-    tokens = cast(f"{name}: tokens", held.get("tokens"), int | None)
-    minutes = cast(f"{name}: minutes", held.get("minutes"), float | None)
-    require((tokens or minutes or 0) > 0, f"{name} must be above 0; got {shown(value)}")
-    return Budget(tokens, minutes)
-
-
-def _adjust(values: dict[str, Any], axis: Axis) -> Adjust | None:
-    if axis not in ("none", "time"):
-        return cast("adjust", values.get("adjust", "intermediate_size"), Adjust)
-    require(
-        "adjust" not in values,
-        f"adjust needs an axis that measures the model's size, got axis {axis}; leave adjust out",
-    )
-    return None
-
-
-def _distinct(name: str, value: Any, kind: type) -> tuple[Any, ...]:
-    values = cast(name, value, tuple[kind, ...])
-    require(
-        values and len(set(values)) == len(values) and min(values) >= 0,
-        f"{name} must hold different numbers of at least 0; got {shown(value)}",
-    )
-    return values
-
-
-def _learning_rates(value: Any) -> tuple[tuple[float, ...], bool]:
-    """The rates in rising order, and whether they are factors of each arm's lr."""
-    if value is None or value == "none":
-        return (), False
-    factors = isinstance(value, Mapping)
-    require(
-        not factors or value.keys() == {"factors"},
-        f"learning_rates must be a list, or {{factors: [...]}}; got {shown(value)}",
-    )
-    rates = _distinct("learning_rates", value["factors"] if factors else value, float)
-    require(
-        len(rates) > 2 and min(rates) > 0,
-        f"learning_rates must be at least three rates above 0, got {shown(value)}: of two, the best is "
-        "always at the edge; add some, or set none for no search",
-    )
-    return tuple(sorted(rates)), factors
-
-
-def _headline(value: Any) -> tuple[tuple[str, str], ...]:
-    require(isinstance(value, list), f"headline must be a list of pairs of arms; got {shown(value)}")
-    return tuple(_pair("headline must hold pairs of", pair) for pair in value)
-
-
-def _pair(rule: str, value: Any) -> tuple[str, str]:
-    require(
-        isinstance(value, list) and len(value) == 2 and value[0] != value[1],
-        f"{rule} two different arms; got {shown(value)}",
-    )
-    first, second = (cast(rule.split()[0], name, str) for name in value)
-    return first, second
-
-
-def _near(name: Any, known: Any) -> str:
-    return did_you_mean(name, known) or f"; there are {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""report.md, results.csv, and the plan in the terminal. The report can be read without any other file."""
+"""report.md and results.csv. The report can be read without any other file."""
 
 from __future__ import annotations
 
@@ -7,39 +7,20 @@ import io
 import math
 import statistics
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from common.files import atomic_write
-from evaluation.ablation import matching, pictures, segments
-from evaluation.ablation.matching import TOLERANCE, PlannedArm, best_rate, flops_in_all
+from evaluation.ablation import contracts, pictures, plan_file, segments
+from evaluation.ablation.plan_text import RUN_UNITS, arms_table, fixed_plan, matched, search_table, test_set
 from evaluation.ablation.results import LOADS, Results
 from evaluation.ablation.spec import FIRST_SEEDS, Spec
 from evaluation.ablation.statistics import ALPHA, POWER, part, summary, table, with_interval
 from evaluation.ablation.verdict import Ablation, Verdict, verdicts
-from training.costs import EVALUATION
 
-RUN_UNITS = {"bits_per_byte": "bits per byte", "val_loss": "nats per token"}
 UNITS = RUN_UNITS | {"loss_after_first_segment": "nats per token after the first segment"}
 # Simulated: 40,000 pairs without a difference, tested with 3 seeds and again with 5, each time at 5 %.
 TWO_LOOKS = "about 9 % of the time, not 5 %"
-
-
-def plan_text(spec: Spec, arms: dict[str, PlannedArm]) -> str:
-    """The costs of every arm, before anything runs."""
-    title = f"{spec.name}: {len(arms)} arms, axis {spec.axis}, {spec.budget} per run"
-    return "\n".join((title, _arms(arms), *map(_evaluations, arms.values())))
-
-
-def _evaluations(arm: PlannedArm) -> str:
-    """What the evaluations of a run cost beside its training."""
-    cfg, _ = matching.resolve(arm.name, arm.settings)
-    many = "the" if "eval_every" in arm.settings else matching.EVALUATIONS
-    closing = f"{bound:,}" if isinstance(bound := cfg.final_eval_tokens, int) else "all"
-    return (
-        f"{arm.name}: {many} evaluations score {cfg.eval_tokens:,} validation tokens each, in the time of about "
-        f"{cfg.eval_tokens / (EVALUATION * cfg.slots_per_step):,.2g} steps, and the closing one {closing} "
-        "(final_eval_tokens)"
-    )
 
 
 def write(x: Ablation) -> None:
@@ -58,26 +39,32 @@ def write(x: Ablation) -> None:
 
 def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     spec, results, found = x.spec, x.results, verdicts(x)
-    stored = matching.read(x.folder / matching.NAME)
+    stored = plan_file.read(x.folder / plan_file.NAME)
+    # with the arms of the other contracts that were trained, but not the reference at shares of its budget
+    run = [name for name in stored.plan.further if results.of("search", name) or results.of("verdict", name)]
+    further = {name: stored.plan.further[name] for name in run if name not in stored.plan.shares}
+    every = replace(x, arms=x.arms | further)
     yield f"# {spec.name}\n\n{spec.question}"
     told = [in_words(v, spec.measure) for v in found] + segments.gap_in_words(x)
     yield "\n".join(f"- {line}" for line in told) or "The specification asks for no pairs."
-    yield f"## Arms\n\n{_matched(spec, x.arms)}\n\n{_arms(x.arms)}"
-    yield f"## Learning rates\n\n{_search(x)}"
+    if by_contract := contracts.section(x, stored.plan, found):
+        yield f"## Contracts\n\n{by_contract}"
+    yield f"## Arms\n\n{matched(spec, x.arms)}{test_set(x)}\n\n{arms_table(x.arms, further)}"
+    yield f"## Learning rates\n\n{search_table(every)}"
     scored = [line["validation_tokens"] for line in results.of("verdict") if line["status"] == "ok"]
     tokens = f"{min(scored):,}" if scored else "no"
     if len(set(scored)) > 1:  # tokenizers differ
         tokens += f" to {max(scored):,}"
     yield (
         f"## Results\n\nThe closing evaluation, over {tokens} validation tokens of the same text. sd and +- "
-        f"(95 % interval of the mean) are over seeds.\n\n{_results(x)}"
+        f"(95 % interval of the mean) are over seeds.\n\n{_results(every)}"
     )
     yield f"## Pairs\n\n{_pairs(spec, found)}"
     if spec.segments:
         yield f"## By segment\n\n{segments.section(x)}"
-    if loads := _loads(x):
+    if loads := _loads(every):
         yield f"## Load of the experts\n\n{loads}"
-    yield f"## Costs\n\n{_costs(x)}"
+    yield f"## Costs\n\n{_costs(every)}"
     if images:
         yield "\n\n".join(f"![{path.stem}]({path.name})" for path in images)
     if gone:
@@ -89,7 +76,7 @@ def _sections(x: Ablation, images: list[Path], gone: int) -> Iterable[str]:
     trained = [*results.of("search"), *results.of("verdict")]
     commits = dict.fromkeys(str(line.get("commit", came["commit"])) for line in trained)
     yield (
-        f"## How\n\n    {came['command']}\n\nCommit {', '.join(commits) or came['commit']}, torch "
+        f"## How\n\n    {came['command']}\n\n{fixed_plan(x, stored)} Commit {', '.join(commits) or came['commit']}, torch "
         f"{came['torch']}, Python {came['python']}, on {stored.machine}. `python ablate.py plan.json` "
         "repeats the same runs. results.jsonl has a line for each run; results.csv holds the same as a "
         "table."
@@ -116,77 +103,6 @@ def in_words(v: Verdict, measure: str) -> str:
 
 
 # ------------------------------------------------------------------------------------ the parts
-
-
-def _matched(spec: Spec, arms: dict[str, PlannedArm]) -> str:
-    how = {
-        "none": "The arms are matched only by their budget.",
-        "time": "The arms train for equal seconds: their numbers of tokens follow from their measured paces.",
-    }.get(spec.axis, f"The arms are equal in {spec.axis} to within {TOLERANCE:.0%}, by {spec.adjust}.")
-    same = "Runs with the same seed get the same batches in the same order; their first ones were compared."
-    if len({arm.data for arm in arms.values()}) > 1:
-        same = (
-            "Runs with the same seed and the same shape of batches get the same batches in the same order; "
-            "their first batches were compared. The other runs read the documents in the same order."
-        )
-    return f"{how} Budget of a run: {spec.budget}. {same}"
-
-
-def _arms(arms: dict[str, PlannedArm]) -> str:
-    """The table of costs, and below it the shared settings that an arm's model does not have."""
-
-    def count(value: float | None) -> str:
-        return "measured first" if value is None else f"{value:,.0f}"
-
-    head = ["arm", "total", "active", "active, no head", "FLOPs/token"]
-    head += ["FLOPs in all", "tokens", "steps", "adjusted"]
-    paced = any(arm.seconds_per_token for arm in arms.values())
-    rows = []
-    for arm in arms.values():
-        in_all = "measured first" if arm.steps is None else f"{flops_in_all(arm):.3g}"
-        row = [arm.name, *map(count, arm.axes.values()), in_all, count(arm.tokens), count(arm.steps)]
-        row.append(arm.adjusted or ("reference" if arm.reference == arm.name and len(arms) > 1 else ""))
-        rows.append(row + ([f"{1e6 * arm.seconds_per_token:,.0f}"] if paced else []))
-    told = table(head + ["s per 1M tokens"] * paced, rows)
-    lacking: dict[str, list[str]] = {}
-    for arm in arms.values():
-        for setting in arm.without:
-            lacking.setdefault(setting, []).append(arm.name)
-    if lacking:
-        told += "\n\nShared settings that an arm's model does not have: " + ", ".join(
-            f"{setting} ({', '.join(names)})" for setting, names in lacking.items()
-        )
-    return told
-
-
-def _search(x: Ablation) -> str:
-    spec, rows = x.spec, []
-    given, unit = len(spec.learning_rates), UNITS[spec.run_measure]
-    if not given:
-        return (
-            "There was no search: every arm ran at its own learning rate, so a difference between arms may "
-            "come from their learning rates."
-        )
-    for name in x.arms:
-        lines = sorted(x.results.of("search", name), key=lambda line: line["lr"])
-        tried = {line["lr"]: line[spec.run_measure] for line in lines}
-        best = best_rate(tried)
-        told = [
-            f"{line[spec.run_measure]:.4f}" if line["status"] == "ok" else line["status"] for line in lines
-        ]
-        shown = [f"{rate:g}: {words}" for rate, words in zip(tried, told)]
-        remarks = [f"{len(lines) - given} beyond the edge"] if len(lines) > given else []
-        remarks += ["best rate at the edge"] if best in (min(tried), max(tried)) else []
-        rows.append([name, "; ".join(shown), f"{best:g}" if best else "none", ", ".join(remarks)])
-    words = (
-        f"Every arm had the same search: {given} learning rates with seed {spec.search_seed}, which is not "
-        f"in the verdict, and {spec.search_budget} per run; if the best rate was at the edge, more rates at "
-        "the same ratio. With a single seed, the best rate is known only to within the ratio of "
-        "neighbouring rates."
-    )
-    if spec.search_budget != spec.budget:
-        words += " A shorter run has a higher best rate than a longer one, so these rates may be too high."
-    return part(words, ["arm", f"{unit} by learning rate", "best", "remark"], rows)
 
 
 def _results(x: Ablation) -> str:

@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
 def make_samples(folder: Path) -> Path:
     """Fill a folder with the materials of the fuzzer, with Muon, a run of the context variant and a plan."""
-    from evaluation.ablation import matching
+    from evaluation.ablation import contracts, plan_file
     from evaluation.ablation.spec import read_spec
     from training.monitor.metrics import drop_records_after
     from training.state.checkpoint import update_best
@@ -49,7 +49,7 @@ def make_samples(folder: Path) -> Path:
     }
     (folder / "spec.yaml").write_text(json.dumps(asked))
     spec = read_spec(folder / "spec.yaml")
-    matching.write(folder / "plan.json", spec, matching.plan(spec), 1)
+    plan_file.write(folder / "plan.json", spec, contracts.planned(spec), 1)
     return folder
 
 
@@ -58,7 +58,7 @@ def kinds(samples: Path) -> dict[str, Kind]:
     from architecture.checkpoint import read_checkpoint
     from architecture.tokenizer import load_rank_file, tokenizer_state
     from data.sources import open_dataset
-    from evaluation.ablation import matching, results
+    from evaluation.ablation import plan_file, results
     from evaluation.ablation.spec import read_spec
     from evaluation.report.bands import read_band
     from training.state.checkpoint import best_checkpoint
@@ -79,7 +79,7 @@ def kinds(samples: Path) -> dict[str, Kind]:
             f"{RUN}/config.json", lambda p: (results.facts(p.parent), earlier_starts(p.parent))
         ),
         "best.json": Kind(f"{RUN}/best.json", lambda p: best_checkpoint(p.parent)),
-        "plan.json": Kind("plan.json", lambda p: (matching.read(p), read_spec(p).as_values())),
+        "plan.json": Kind("plan.json", lambda p: (plan_file.read(p), read_spec(p).as_values())),
         "band": Kind("band.json", read_band),
         "ranks": Kind("small.tiktoken", ranks),
         "ranks' .json": Kind("small.json", ranks),
