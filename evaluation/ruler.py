@@ -11,9 +11,9 @@ Rules:
 2. Each document is read by itself. Before it stands the token <|endoftext|>; if the tokenizer has none, then that
    with which it begins a text, or else that with which it ends one.
 3. All text is plain text: "<|endoftext|>" in a document is no special token.
-4. A model reads windows of its whole context, of at most 1,024 tokens. If a document is longer, the next window
-   repeats the last half of the window before, unscored. A model that carries a state from segment to segment reads
-   its own segments instead.
+4. A window is as long as the model's context with the last token that it predicts, and has at most 1,024 tokens. If
+   a document is longer, the next window repeats the last half of the window before, unscored. A model that carries a
+   state from segment to segment reads its own segments instead.
 5. Weights are read as they are; computations are in float32.
 6. The interval is that of a ratio estimate over documents, because the tokens of a document are not independent.
 7. A model whose logits depend on later tokens, or on other documents, gets no number (training/causality.py).

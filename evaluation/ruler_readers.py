@@ -22,10 +22,11 @@ from common.script import one_line, say
 if TYPE_CHECKING:
     import torch
 
-MOST_CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a window
+MOST_CONTEXT, LEAST_CONTEXT = 1024, 16  # tokens of a window with its last target
 PROBE_ROWS = 4  # of the causality probe
 BATCH_TOKENS, BATCH_LOGITS = 4096, 2**26  # of a batch: tokens, and values where the logits are kept (256 MB)
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZERS = "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"  # of transformers; one is enough
 TRANSFORMERS = "pip install -r requirements-export.txt"
 LLAMA_CPP = "pip install -r requirements-peers.txt"
 
@@ -35,7 +36,7 @@ class Reader(NamedTuple):
 
     program: str
     beginning: tuple[str, int]  # name and id of the token before a document
-    context: int  # tokens of a window, or of a segment
+    context: int  # tokens that a window reads, or a segment
     parameters: int
     encode: Callable[[str], list[int]]  # a text into ids; ValueError if they do not hold the text
     gate: Callable[
@@ -47,8 +48,13 @@ class Reader(NamedTuple):
 
 
 def open_model(path: Path, device: torch.device) -> tuple[Path, Reader]:
-    """The path of the model's files, and its reader. Raises ValueError for what this project cannot run."""
-    from architecture import checkpoint
+    """The path of the model's files, and its reader.
+
+    transformers reads a folder in its layout, so that the ruler also judges what was exported. This project reads
+    those folders of its own model types that transformers cannot: without its tokenizer, or with code of their own.
+    Raises ValueError for what cannot be read.
+    """
+    from architecture import checkpoint, registry
 
     if not path.exists() and path.name != checkpoint.BEST:
         raise ValueError(
@@ -62,9 +68,14 @@ def open_model(path: Path, device: torch.device) -> tuple[Path, Reader]:
     if ggufs:
         return ggufs[0], gguf_reader(ggufs[0])
     found = checkpoint.find_checkpoint(path, say)
-    if checkpoint.is_model_folder(found) and (found / "config.json").is_file():
-        return found, hugging_face_reader(found, device)
-    return found, checkpoint_reader(found, device)
+    if not checkpoint.is_model_folder(found):
+        return found, checkpoint_reader(found, device)
+    config = read_json_object(found / "config.json")
+    theirs = "auto_map" not in config and any((found / name).is_file() for name in TOKENIZERS)
+    ours = (
+        config.get("model_type") in registry.FOLDERS or "swiglu_limit" in config
+    )  # the latter: OpenAI's layout
+    return found, (checkpoint_reader if ours and not theirs else hugging_face_reader)(found, device)
 
 
 def checkpoint_reader(path: Path, device: torch.device) -> Reader:
@@ -337,13 +348,16 @@ def gguf_reader(path: Path) -> Reader:
 
 
 def usable_context(limit: int) -> int:
-    """Tokens of a window. Raises ValueError if they are too few."""
+    """Tokens that a window reads: one fewer than the context, because llama.cpp counts the last target, too.
+
+    Raises ValueError if they are too few.
+    """
     if limit < LEAST_CONTEXT:
         raise ValueError(
-            f"the model reads {limit} tokens at once, and the ruler needs at least {LEAST_CONTEXT}, because half of a "
-            "window repeats the one before; give a model with a longer context"
+            f"the model has a context of {limit} tokens, and the ruler needs at least {LEAST_CONTEXT}, because half of "
+            "a window repeats the one before; give a model with a longer context"
         )
-    return min(limit, MOST_CONTEXT)
+    return min(limit, MOST_CONTEXT) - 1
 
 
 def require_text(text: str, decoded: bytes, tokenizer: Any) -> None:

@@ -66,8 +66,8 @@ def naive(model, ids: list[int]) -> float:
     total, row, carry, first = 0.0, [IDS - 1, *ids], None, 0
     segment = model.config.segment_length if getattr(model, "carries", False) else None
     for place, target in enumerate(ids):
-        if segment is None:  # windows of 16 begin at 0, 8, 16, ...
-            first = 0 if place < 16 else (place - 16) // 8 * 8 + 8
+        if segment is None:  # windows read 15 tokens, repeat 7, and so begin at 0, 8, 16, ...
+            first = 0 if place < 15 else (place - 15) // 8 * 8 + 8
         elif place == first + segment:
             carry = model(torch.tensor([row[first:place]]), carry=carry).carry
             first = place
@@ -185,7 +185,7 @@ def test_a_file_that_holds_no_documents_is_refused_in_one_sentence(tmp_path, nam
     (lambda: Unigram(torch.full((IDS,), math.nan)), "gives NaN to a token of document 2"),
     (lambda: Unigram(torch.zeros(IDS).index_fill(0, torch.tensor([ord("S")]), -math.inf)),
      "gives a probability of 0 to a token of document 3"),
-    (lambda: Unigram(torch.zeros(IDS), context=15), "reads 15 tokens at once"),
+    (lambda: Unigram(torch.zeros(IDS), context=15), "has a context of 15 tokens"),
 ])  # fmt: skip
 def test_a_model_without_a_meaningful_number_is_refused_in_one_sentence(model, said, monkeypatch):
     with pytest.raises(ValueError, match=said) as raised:
