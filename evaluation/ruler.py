@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from common.files import read_json, reading, write_json_atomic
 from common.script import Parser, exit_code, one_line, say
 from common.threads import set_threads
+from evaluation.from_checkpoint import require_at_least
 from evaluation.ruler_readers import END_OF_TEXT, Reader, open_model
 
 if TYPE_CHECKING:
@@ -230,6 +231,15 @@ def line(entry: dict[str, Any], found: dict[str, Any]) -> str:
     )
 
 
+def add_flags(parser: Parser) -> None:
+    """The flags of data, device and threads."""
+    add = parser.add_argument
+    add("--data", type=Path, metavar="FILE", help=".txt or .jsonl of documents (default: bundled stories)")
+    add("--stories", type=int, metavar="N", help="read the first N documents (default: all)")
+    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: one for each free core)")
+
+
 def run(argv: list[str] | None) -> None:
     title = "Bits per byte of any language model on the same documents, with a 95 % interval."
     parser = Parser(prog="python -m evaluation.ruler", allow_abbrev=False, description=title)
@@ -238,15 +248,10 @@ def run(argv: list[str] | None) -> None:
         "checkpoint_<step>.pt, RUN for its newest, RUN/best.json, a folder of transformers, or a GGUF file"
     )
     add("models", type=Path, nargs="+", metavar="MODEL", help=models)
-    add("--data", type=Path, metavar="FILE", help=".txt or .jsonl of documents (default: bundled stories)")
-    add("--stories", type=int, metavar="N", help="read the first N documents (default: all)")
+    add_flags(parser)
     add("--out", type=Path, metavar="FILE.json", help="keeps what is finished; the same command goes on")
-    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: one for each free core)")
     args = parser.parse_args(argv)
-    for name, value in (("stories", args.stories), ("threads", args.threads)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    require_at_least(args, stories=1, threads=1)
     data = read_data(args.data, args.stories)
 
     from common.device import choose_device
