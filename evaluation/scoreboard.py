@@ -210,7 +210,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
             )
         axes.set_yticks(range(len(rows)), [clip_name(row["model"], 40) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.margins(x=0.15)
+        left, right = axes.get_xlim()
+        axes.set_xlim(left, right + 0.25 * (right - left))  # room for the label of the last one
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(
             f"bits per byte with 95 % interval over {data['documents']:,} documents; ruler "
