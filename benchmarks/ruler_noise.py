@@ -1,6 +1,6 @@
 """Measure the noise of the ruler: the same model with other seeds, and the same model on other documents.
 
-    python -m benchmarks.ruler_noise [--seeds 5] [--max_iters 150] [--folder ruler_noise]
+    python -m benchmarks.ruler_noise [--seeds 5] [--max_iters 120] [--folder runs/ruler_noise]
         writes benchmarks/results/ruler_noise.json
 
 Trains `light` on the bundled stories with each seed, into FOLDER, on one thread, and measures the models with
@@ -45,7 +45,7 @@ def trained(folder: Path, seed: int, steps: int) -> Path:
     if f"checkpoint_{steps}.pt" in {path.name for path in checkpoints(out_dir)}:
         return out_dir
     shutil.rmtree(out_dir, ignore_errors=True)  # the rest of a run that was stopped
-    flags = f"--config light --dataset bundled --device cpu --threads 1 --seed {seed} --max_iters {steps}"
+    flags = f"--config light --dataset bundled --device cpu --threads 1 --seed {seed} --max_iters {steps} --eval_every {steps}"
     command = [
         sys.executable,
         "train.py",
@@ -122,8 +122,10 @@ def as_text(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 1 (default: 5)")
-    parser.add_argument("--max_iters", type=int, default=150, help="steps of each run (default: 150)")
-    parser.add_argument("--folder", type=Path, default=Path("ruler_noise"), help="default: ruler_noise")
+    parser.add_argument("--max_iters", type=int, default=120, help="steps of each run (default: 120)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/ruler_noise"), help="default: runs/ruler_noise"
+    )
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     if options.seeds < 3 or options.max_iters < 1:
@@ -138,7 +140,8 @@ def main() -> None:
         raise SystemExit("\n".join(failed))
     asked = set(map(str, runs))
     measured["models"] = [entry for entry in measured["models"] if entry["model"] in asked]
-    commits = [json.loads((run / "config.json").read_text())["commit"] for run in runs]
+    starts = [json.loads((run / "config.json").read_text())["starts"] for run in runs]
+    commits = sorted({start["commit"] for some in starts for start in some})
     found = {name: measured[name] for name in ("ruler_sha256", "data")} | noise(measured)
     found |= {
         "config": "light",

@@ -243,7 +243,7 @@ def run(argv: list[str] | None) -> None:
         help="measurements of each model's speed (default: 25, or fewer of slow ones)",
     )
     add("--no_speed", action="store_true", help="leave out the speed")
-    add("--out", type=Path, default=Path("scoreboard"), metavar="FOLDER", help="default: scoreboard")
+    add("--out", type=Path, default=Path("runs/scoreboard"), metavar="FOLDER", help="default: runs/scoreboard")
     args = parser.parse_args(argv)
     require_at_least(args, stories=1, threads=1, rounds=1, tokens=2)
     data = ruler.read_data(args.data, args.stories)
