@@ -42,7 +42,7 @@ from common.files import read_json, reading, write_json_atomic
 from common.script import Parser, exit_code, one_line, say
 from common.threads import set_threads
 from evaluation.from_checkpoint import require_at_least
-from evaluation.ruler_readers import END_OF_TEXT, Reader, open_model
+from evaluation.ruler_readers import END_OF_TEXT, Reader, find_model
 
 if TYPE_CHECKING:
     import torch
@@ -202,14 +202,14 @@ def measure(
     found["models"], failed = kept, []
     for path in paths:
         try:
-            file, reader = open_model(path, device)
+            file, load = find_model(path, device)
             entry = {"model": str(path), "sha256": model_sha256(file)}
             same = [one for one in kept if {name: one.get(name) for name in entry} == entry]
             if same:
                 tell(line(same[0], found))
                 continue
             with tqdm(total=len(sizes), desc=path.name, unit=" documents", leave=False, disable=None) as bar:
-                entry |= score(reader, data, bar.update)
+                entry |= score(load(), data, bar.update)
         except (ValueError, OSError) as error:
             failed.append(f"{path}: {one_line(error)}")
             say(failed[-1])

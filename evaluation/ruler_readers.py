@@ -13,6 +13,7 @@ import math
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,8 +48,8 @@ class Reader(NamedTuple):
     ]  # documents' ids -> number, (n,) nats
 
 
-def open_model(path: Path, device: torch.device) -> tuple[Path, Reader]:
-    """The path of the model's files, and its reader.
+def find_model(path: Path, device: torch.device) -> tuple[Path, Callable[[], Reader]]:
+    """The path of the model's files, and a function that loads them.
 
     transformers reads a folder in its layout, so that the ruler also judges what was exported. This project reads
     those folders of its own model types that transformers cannot: without its tokenizer, or with code of their own.
@@ -61,21 +62,20 @@ def open_model(path: Path, device: torch.device) -> tuple[Path, Reader]:
             f"{path} does not exist; give a checkpoint, a run, a folder of transformers or a .gguf"
         )
     if path.suffix == ".gguf":
-        return path, gguf_reader(path)
+        return path, partial(gguf_reader, path)
     ggufs = sorted(path.glob("*.gguf")) if path.is_dir() and not checkpoint.is_model_folder(path) else []
     if len(ggufs) > 1:
         raise ValueError(f"{path} holds {len(ggufs)} GGUF files; name one of them")
     if ggufs:
-        return ggufs[0], gguf_reader(ggufs[0])
+        return ggufs[0], partial(gguf_reader, ggufs[0])
     found = checkpoint.find_checkpoint(path, say)
     if not checkpoint.is_model_folder(found):
-        return found, checkpoint_reader(found, device)
+        return found, partial(checkpoint_reader, found, device)
     config = read_json_object(found / "config.json")
     theirs = "auto_map" not in config and any((found / name).is_file() for name in TOKENIZERS)
-    ours = (
-        config.get("model_type") in registry.FOLDERS or "swiglu_limit" in config
-    )  # the latter: OpenAI's layout
-    return found, (checkpoint_reader if ours and not theirs else hugging_face_reader)(found, device)
+    official = "swiglu_limit" in config and "model_type" not in config  # OpenAI's layout of gpt-oss
+    ours = official or config.get("model_type") in registry.FOLDERS
+    return found, partial(checkpoint_reader if ours and not theirs else hugging_face_reader, found, device)
 
 
 def checkpoint_reader(path: Path, device: torch.device) -> Reader:
@@ -119,9 +119,11 @@ def hugging_face_reader(path: Path, device: torch.device) -> Reader:
     options = {"quantization_config": Mxfp4Config(dequantize=True)} if packed else {}
     with reading(path, "a causal language model of transformers", way_out="give a complete folder"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        theirs = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, dtype=torch.float32, **options
+        theirs, told = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options
         )
+        if missing := sorted(told["missing_keys"]):  # transformers would fill them with random values
+            raise ValueError(f"{len(missing)} of its weights are missing, first {missing[0]}")
     special = set(tokenizer.all_special_ids)
 
     def encode(text: str) -> list[int]:
@@ -130,20 +132,11 @@ def hugging_face_reader(path: Path, device: torch.device) -> Reader:
         require_text(text, b"" if special & set(ids) else back.encode(), path)
         return ids
 
-    if END_OF_TEXT in tokenizer.get_vocab():
-        beginning = END_OF_TEXT, tokenizer.get_vocab()[END_OF_TEXT]
-    else:
-        beginning = next(
-            (
-                (str(name), number)
-                for name, number in (
-                    (tokenizer.bos_token, tokenizer.bos_token_id),
-                    (tokenizer.eos_token, tokenizer.eos_token_id),
-                )
-                if number is not None
-            ),
-            None,
-        )
+    named = [
+        (name, tokenizer.get_vocab().get(name))
+        for name in (END_OF_TEXT, tokenizer.bos_token, tokenizer.eos_token)
+    ]
+    beginning = next(((name, number) for name, number in named if number is not None), None)
     if beginning is None:
         raise ValueError(
             f"the tokenizer of {path} has no token that begins or ends a text, so nothing predicts the first token "

@@ -203,18 +203,18 @@ def test_a_missing_package_and_code_of_another_are_one_sentence(tmp_path, monkey
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="needs transformers .*requirements-export.txt"):
-        ruler_readers.open_model(tmp_path, torch.device("cpu"))
+        ruler_readers.find_model(tmp_path, torch.device("cpu"))[1]()
     (tmp_path / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoModelForCausalLM": "x.X"}}')
     with pytest.raises(ValueError, match="needs code of its own"):
-        ruler_readers.open_model(tmp_path, torch.device("cpu"))
+        ruler_readers.find_model(tmp_path, torch.device("cpu"))[1]()
     (tmp_path / "config.json").unlink()
     (tmp_path / "a.gguf").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ValueError, match="needs llama.cpp .*requirements-peers.txt"):
-        ruler_readers.open_model(tmp_path, torch.device("cpu"))
+        ruler_readers.find_model(tmp_path, torch.device("cpu"))[1]()
     (tmp_path / "b.gguf").write_bytes(b"")
     with pytest.raises(ValueError, match="holds 2 GGUF files; name one"):
-        ruler_readers.open_model(tmp_path, torch.device("cpu"))
+        ruler_readers.find_model(tmp_path, torch.device("cpu"))[1]()
 
 
 # ------------------------------------------------------------------------------------------------------ the command

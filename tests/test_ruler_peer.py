@@ -1,5 +1,7 @@
 """The ruler gives a checkpoint, its folder for transformers and its GGUF the same number."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ DATA = ruler.Data("texts", "0" * 64, TEXTS, 0)
 
 
 def scores(path) -> dict:
-    return ruler.score(ruler_readers.open_model(path, CPU)[1], DATA)
+    return ruler.score(ruler_readers.find_model(path, CPU)[1](), DATA)
 
 
 def test_a_checkpoint_its_hugging_face_folder_and_its_gguf_have_one_number(tmp_path):
@@ -69,6 +71,16 @@ def test_any_causal_model_of_transformers_has_a_number_and_one_that_loses_text_h
         logits = model.double()(torch.tensor([row[:-1]])).logits[0].log_softmax(-1)
     wanted = -sum(float(logits[place, target]) for place, target in enumerate(row[1:]))
     assert found["nats_of_documents"][0] == pytest.approx(wanted, rel=1e-5)
+    kept = model.state_dict()
+    model.save_pretrained(
+        tmp_path / "b", state_dict={n: t for n, t in kept.items() if "layers.1.mlp.up" not in n}
+    )
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    shutil.copy(tmp_path / "b" / "model.safetensors", tmp_path / "c")
+    with pytest.raises(
+        ValueError, match="1 of its weights are missing, first model.layers.1.mlp.up_proj.weight"
+    ):
+        scores(tmp_path / "c")
     made.normalizer = normalizers.Lowercase()
     PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>").save_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match="cannot hold the document that begins 'The theatre there.'"):
@@ -94,8 +106,8 @@ def test_a_gpt2_export_without_a_tokenizer_of_transformers_is_read_by_this_proje
 def test_a_damaged_gguf_and_folder_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF and no more")
     with pytest.raises(ValueError, match="a.gguf cannot be read by llama.cpp"):
-        ruler_readers.open_model(tmp_path / "a.gguf", CPU)
+        ruler_readers.find_model(tmp_path / "a.gguf", CPU)[1]()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="b cannot be read as a causal language model of transformers"):
-        ruler_readers.open_model(tmp_path / "b", CPU)
+        ruler_readers.find_model(tmp_path / "b", CPU)[1]()
