@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write, read_json, reading, write_json_atomic
-from common.script import Parser, exit_code, say
+from common.script import Parser, exit_code, one_line, say
 from common.threads import set_threads
 from evaluation import ruler
 from evaluation.from_checkpoint import require_at_least
@@ -87,10 +87,11 @@ def story_scores(path: Path) -> dict[str, dict[str, Any]]:
     with reading(file, "scores of evaluation.stories", way_out="write it again, or move it away"):
         content = read_json(file)
         pairs, texts = content["pairs"]["scores"], content["texts"]
-        name = find_checkpoint(path).name
-        mine = [key for key in pairs if Path(key).name == name]
+        mine = find_checkpoint(path)
+        same = [key for key in pairs if Path(key).resolve() == mine.resolve()]
+        mine = same or [key for key in pairs if Path(key).name == mine.name]  # the folder was moved
         if len(mine) != 1:
-            say(f"{file} has scores of {', '.join(pairs)}, and not of {name} alone; they are left out")
+            say(f"{file} has scores of {', '.join(pairs)}, and none is that of {path}; they are left out")
             return {}
         parts = {GRAMMAR: pairs, CONSISTENCY: pairs, VARIETY: texts}
         return {score: part[mine[0]][score] for score, part in parts.items() if score in part[mine[0]]}
@@ -123,7 +124,12 @@ def add_speeds(rows: list[dict[str, Any]], tokens: int, device: str, rounds: int
     if not ours:
         return
     paths = [Path(row["model"]) for row in ours]
-    for row, cost in zip(ours, measure(paths, tokens, device, rounds)):
+    try:
+        found = measure(paths, tokens, device, rounds)
+    except ValueError as error:  # the scores are there, and do not depend on it
+        say(f"the speed is left out: {one_line(error)}")
+        return
+    for row, cost in zip(ours, found):
         row["speed"] = cost
 
 
@@ -243,7 +249,9 @@ def run(argv: list[str] | None) -> None:
         help="measurements of each model's speed (default: 25, or fewer of slow ones)",
     )
     add("--no_speed", action="store_true", help="leave out the speed")
-    add("--out", type=Path, default=Path("runs/scoreboard"), metavar="FOLDER", help="default: runs/scoreboard")
+    add(
+        "--out", type=Path, default=Path("runs/scoreboard"), metavar="FOLDER", help="default: runs/scoreboard"
+    )
     args = parser.parse_args(argv)
     require_at_least(args, stories=1, threads=1, rounds=1, tokens=2)
     data = ruler.read_data(args.data, args.stories)
