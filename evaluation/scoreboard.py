@@ -87,9 +87,9 @@ def story_scores(path: Path) -> dict[str, dict[str, Any]]:
     with reading(file, "scores of evaluation.stories", way_out="write it again, or move it away"):
         content = read_json(file)
         pairs, texts = content["pairs"]["scores"], content["texts"]
-        mine = find_checkpoint(path)
-        same = [key for key in pairs if Path(key).resolve() == mine.resolve()]
-        mine = same or [key for key in pairs if Path(key).name == mine.name]  # the folder was moved
+        file_of_model = find_checkpoint(path)
+        same = [key for key in pairs if Path(key).resolve() == file_of_model.resolve()]
+        mine = same or [key for key in pairs if Path(key).name == file_of_model.name]  # the folder was moved
         if len(mine) != 1:
             say(f"{file} has scores of {', '.join(pairs)}, and none is that of {path}; they are left out")
             return {}
