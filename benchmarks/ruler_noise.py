@@ -47,14 +47,13 @@ def trained(folder: Path, seed: int, steps: int) -> Path:
     shutil.rmtree(out_dir, ignore_errors=True)  # the rest of a run that was stopped
     flags = (
         f"--config light --dataset bundled --device cpu --threads 1 --seed {seed} --max_iters {steps} --eval_every {steps} "
-        f"--final_eval_tokens 16384 --no-use_tensorboard --out_dir {out_dir.resolve()}"
+        f"--final_eval_tokens 16384 --no-use_tensorboard"
     )
+    command = [sys.executable, "train.py", *flags.split(), "--out_dir", str(out_dir.resolve())]
     log = folder / f"seed_{seed}.log"
     print(f"seed {seed}: trains, see {log}", flush=True)
     with open(log, "wb") as file:
-        ended = subprocess.run(
-            [sys.executable, "train.py", *flags.split()], cwd=ROOT, stdout=file, stderr=file
-        )
+        ended = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file)
     if ended.returncode:
         raise SystemExit(f"the run of seed {seed} failed; {log} says why")
     return out_dir
