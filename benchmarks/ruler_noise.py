@@ -41,16 +41,16 @@ SPLITS = 400  # random halves
 
 def trained(folder: Path, seed: int, steps: int) -> Path:
     """The run of this seed, trained now if it is not finished."""
-    out_dir = folder / f"seed_{seed}"
+    out_dir = folder / f"light_{steps}_seed_{seed}"
     if f"checkpoint_{steps}.pt" in {path.name for path in checkpoints(out_dir)}:
         return out_dir
     shutil.rmtree(out_dir, ignore_errors=True)  # the rest of a run that was stopped
     flags = (
         f"--config light --dataset bundled --device cpu --threads 1 --seed {seed} --max_iters {steps} --eval_every {steps} "
-        f"--final_eval_tokens 16384 --no-use_tensorboard"
+        "--final_eval_tokens 16384 --no-use_tensorboard"
     )
     command = [sys.executable, "train.py", *flags.split(), "--out_dir", str(out_dir.resolve())]
-    log = folder / f"seed_{seed}.log"
+    log = out_dir.with_name(f"{out_dir.name}.log")
     print(f"seed {seed}: trains, see {log}", flush=True)
     with open(log, "wb") as file:
         ended = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file)
