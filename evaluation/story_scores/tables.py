@@ -1,0 +1,113 @@
+"""The result of python -m evaluation.stories as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evaluation.ablation.statistics import table
+
+# Why a measure does not tell some texts apart, where that is its nature.
+_SAME_SENTENCES = "same sentences: a rule about one sentence cannot tell"
+_SAME_WORDS = "variety is no quality: these texts have the same words or sentences"
+NATURE = {
+    ("well_formed", "joined"): _SAME_SENTENCES,
+    ("well_formed", "shuffled"): "same sentences: only quotations that were torn apart differ",
+    **{("distinct_3", other): _SAME_WORDS for other in ("shuffled", "joined")},
+    **{("self_bleu", other): _SAME_WORDS for other in ("shuffled", "joined")},
+    ("copied_8", "joined"): "same sentences",
+    ("names_kept", "shuffled"): "same names: it sees joined stories",
+    ("pronouns_fit", "joined"): "a half begins with a pronoun seldom: it sees shuffled stories",
+    ("introduced", "joined"): "it sees shuffled stories best",
+}
+# Smaller is better in one, and neither is better in the others.
+_HEAD = {"bits_per_byte": "bits_per_byte (lower)", "self_bleu": "self_bleu (lower: more varied)"}
+
+
+def number(found: dict[str, Any], digits: int = 3) -> str:
+    """ "mean [low, high]", without what is unknown."""
+    if found["mean"] is None:
+        return "none"
+    if not found["interval"]:
+        return f"{found['mean']:.{digits}f}"
+    low, high = found["interval"]
+    return f"{found['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """All tables, each under a line that says what it holds."""
+    parts = [_pairs(found), _texts(found), _separation(found)]
+    if "judge" in found:
+        parts.append(_judge(found["judge"]))
+    return "\n\n".join(parts) + "\n[ ]: 95 % interval, exact for pairs, by bootstrap over prompts for texts"
+
+
+def _pairs(found: dict[str, Any]) -> str:
+    scores = found["pairs"]["scores"]
+    kinds = list(scores["bigram"])
+    rows = [
+        [kind, scores["bigram"][kind]["number"], *(number(scores[name][kind]) for name in scores)]
+        for kind in kinds
+    ]
+    head = (
+        f"minimal pairs {found['pairs']['sha256'][:12]} of {found['held_out']['data']}: share in which the true text is "
+        "more probable (chance 0.5)"
+    )
+    lines = [head, table(["kind", "pairs", *scores], rows)]
+    for name, contexts in found["pairs"]["context"].items():
+        for context, taken in contexts.items():
+            lines.append(f"{name}: the real context is worth {number(taken)} above a {context} one")
+    empty = [kind for kind in kinds if not scores["bigram"][kind]["number"]]
+    if empty:
+        lines.append(
+            f"no pairs ({', '.join(empty)}): a bigram model is right in every candidate, or there is none"
+        )
+    return "\n".join(lines)
+
+
+def _texts(found: dict[str, Any]) -> str:
+    texts = found["texts"]
+    rows = [
+        [_HEAD.get(measure, measure), *(number(texts[name][measure]) for name in texts)]
+        for measure in texts["real"]
+    ]
+    head = (
+        f"texts: {found['settings']['completions']} for each of {found['settings']['prompts']} openings, their first "
+        f"{found['words']} words"
+    )
+    return f"{head}\n{table(['measure', *texts], rows)}"
+
+
+def _separation(found: dict[str, Any]) -> str:
+    rows = []
+    for measure, others in found["separation"].items():
+        for other, taken in others.items():
+            told = (
+                "none"
+                if not taken["interval"]
+                else "yes"
+                if taken["interval"][0] * taken["interval"][1] > 0
+                else "no"
+            )
+            rows.append([measure, other, number(taken), told, NATURE.get((measure, other), "")])
+    return "does a measure tell real stories from others?\n" + table(
+        ["measure", "others", "real - others", "told apart", "by nature"], rows
+    )
+
+
+def _judge(found: dict[str, Any]) -> str:
+    known = found["known_order"]
+    rows = [
+        [name, *(number(one["grades"][g], 2) for g in one["grades"]), number(one["better"]), one["ties"]]
+        for name, one in (("real (beside shuffled)", known), *found["models"].items())
+    ]
+    other = [number(known["grades_of_the_other"][grade], 2) for grade in known["grades"]]
+    rows.insert(1, ["shuffled", *other, "", ""])
+    lines = [
+        f"judge {found['model']} at {found['url']}: grades from 1 to 10",
+        table(["stories", *known["grades"], "better than the other", "ties"], rows),
+        f"real is more consistent than shuffled in {number(known['better'])} of {known['better']['number']} pairs, "
+        f"{known['ties']} ties; models stand beside real stories with the same opening",
+        f"the first place wins {number(found['first_place'])} of the decided pairs; {found['without_an_answer']} pairs "
+        "have no usable answer",
+    ]
+    return "\n".join(lines)
