@@ -33,13 +33,10 @@ from __future__ import annotations
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
 import argparse
-import functools
 import itertools
 import json
 import os
-import random
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +46,27 @@ from common.script import Parser, exit_code, say
 from evaluation import from_checkpoint
 from evaluation.story_scores import judge as judging
 from evaluation.story_scores import minimal_pairs, tables
-from evaluation.story_scores.generations import COPIED, WORDS, Lexicon, measures
-from evaluation.story_scores.intervals import difference, ratio, share
+from evaluation.story_scores.generations import COPIED, WORDS, Lexicon
+from evaluation.story_scores.intervals import ratio
 from evaluation.story_scores.likelihood import Reader, open_reader
-from evaluation.story_scores.references import Bigram, halves, joined, openings, shuffled
-from evaluation.story_scores.splitting import sentences, whole_sentences
+from evaluation.story_scores.references import Bigram, openings
+from evaluation.story_scores.scored_pairs import (
+    all_pairs,
+    bigram_nats,
+    context_table,
+    pair_table,
+    preferences,
+    reader_nats,
+)
 from evaluation.story_scores.work import Work, content_hash
-
-REFERENCES = ("real", "shuffled", "joined", "bigram")
-BIGRAM_PIECES = 250  # more than WORDS words
+from evaluation.story_scores.written import (
+    REFERENCES,
+    completions,
+    reference_texts,
+    second_sums,
+    separation,
+    text_sums,
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -155,6 +164,7 @@ def run(args: argparse.Namespace) -> None:
     hashes = [content_hash(path) for path, _, _ in opened]
     if len(set(hashes)) < len(hashes):
         raise ValueError("two of the checkpoints are the same file content; name each once")
+    second = open_second(args, hashes, opened) if args.second else None
     held_out, training, names = read_data(args, opened[0])
     work = Work(args.out and args.out.with_name(f"{args.out.name}.work.jsonl"))
     say(f"{len(held_out):,} held-out stories of {names[0]}; {len(training):,} training stories of {names[1]}")
@@ -168,45 +178,51 @@ def run(args: argparse.Namespace) -> None:
     }
     groups = openings(held_out, args.prompts, args.completions)
     bigram = Bigram(training)
-    pairs = all_pairs(held_out, args)
+    pairs = all_pairs(held_out, args.pairs, args.seed)
     found["pairs"] = {"sha256": minimal_pairs.fingerprint(pairs["real"])}
     scored = {"bigram": preferences(pairs, bigram_nats(bigram))}
     texts = reference_texts(held_out, groups, bigram, args)
     found["empty"] = {}
     for (path, saved, settings), hash_ in zip(opened, hashes):
-        reader, name = open_reader(path, saved, settings, args.device, args.batch_size), str(path)
-        scored[name] = preferences(pairs, reader_nats(reader, work, hash_))
+        reader = open_reader(path, saved, settings, args.device, args.batch_size)
+        name = f"./{path}" if str(path) in REFERENCES else str(path)
         texts[name] = completions(reader, [words for words, _ in groups], args, work, hash_)
         empty = sum(text == words for (words, _), group in zip(groups, texts[name]) for text in group)
         found["empty"][name] = empty
         if empty:
             total = args.prompts * args.completions
             say(f"{name}: {empty} of {total} completions are empty, and no measure counts them")
+        scored[name] = preferences(pairs, reader_nats(reader, work, hash_))
         del reader
     found["pairs"]["scores"] = {name: pair_table(pairs, score) for name, score in scored.items()}
     found["pairs"]["context"] = {
         name: context_table(score) for name, score in scored.items() if name != "bigram"
     }
     sums = text_sums(texts, groups, Lexicon(training), training)
-    if args.second:
-        second = open_second(args, hashes, opened)
+    if second is not None:
         found["second"] = second[1]
         for name, group in second_sums(*second, texts, groups, work).items():
             for number, more in enumerate(group):
                 sums[name][number] |= more
     found["texts"] = {
-        name: {measure: ratio([one[measure] for one in groups_]) for measure in groups_[0]}
-        for name, groups_ in sums.items()
+        name: {measure: ratio([one[measure] for one in prompts]) for measure in prompts[0]}
+        for name, prompts in sums.items()
     }
     found["separation"] = separation(sums)
+    failure = None
     if judge is not None:
-        found["judge"] = judging.measure(judge, texts, groups, args, work)
+        try:
+            found["judge"] = judging.measure(judge, texts, groups, args, work)
+        except ValueError as error:  # the other scores are finished, and are written
+            failure, found["judge"] = error, {"unfinished": str(error)}
     found |= {"words": WORDS, "copied_words": COPIED, **provenance()}
     say(tables.as_text(found))
     if args.out:
         write_json_atomic(args.out, found)
     else:
         print(json.dumps(found, indent=1))
+    if failure is not None:
+        raise failure
 
 
 def open_checkpoint(name: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
@@ -270,165 +286,6 @@ def read_data(
     return held_out, texts[1], (sources[0].name, sources[1].name)
 
 
-# ---------------------------------------------------------------------------------------------- minimal pairs
-
-Nats = Callable[[Sequence[str], str], list[float]]
-Pairs = dict[str, list[minimal_pairs.Pair]]
-
-
-def all_pairs(held_out: Sequence[str], args: argparse.Namespace) -> Pairs:
-    """The pairs with their real context, and those of consistency with a shuffled and a joined one."""
-    sorter = minimal_pairs.Sorter(held_out)
-    consistency = minimal_pairs.consistency_pairs(held_out, args.pairs, args.seed, sorter)
-    others = {
-        how: minimal_pairs.with_other_context(consistency, held_out, how, args.seed)
-        for how in ("shuffled", "joined")
-    }
-    return {
-        "real": minimal_pairs.grammar_pairs(held_out, args.pairs, args.seed, sorter) + consistency,
-        **others,
-    }
-
-
-def preferences(pairs: Pairs, nats: Nats) -> dict[str, list[tuple[minimal_pairs.Pair, bool]]]:
-    """Whether each true text has the larger probability. Equal ones count as no."""
-    found = {}
-    for context, some in pairs.items():
-        values = nats(
-            [text for p in some for text in (p.context + p.good, p.context + p.bad)],
-            f"pairs, {context} context",
-        )
-        found[context] = [(pair, good < bad) for pair, good, bad in zip(some, values[::2], values[1::2])]
-    return found
-
-
-def bigram_nats(bigram: Bigram) -> Nats:
-    return lambda texts, what: [bigram.nats(text) for text in texts]
-
-
-def reader_nats(reader: Reader, work: Work, hash_: str, piece: int = 400) -> Nats:
-    """Scores in pieces, each of which is kept when it is done."""
-
-    def nats(texts: Sequence[str], what: str) -> list[float]:
-        found: list[float] = []
-        with tqdm(
-            total=len(texts), desc=f"{reader.name}: {what}", unit=" texts", leave=False, disable=None
-        ) as bar:
-            for start in range(0, len(texts), piece):
-                some = texts[start : start + piece]
-                score = functools.partial(reader.nats, some)
-                found += work.once(score, "nats", hash_, reader.window, some)
-                bar.update(len(some))
-        return found
-
-    return nats
-
-
-def pair_table(pairs: Pairs, scored: dict[str, list[tuple[minimal_pairs.Pair, bool]]]) -> dict[str, Any]:
-    """The share that is right of each kind, of all kinds of grammar and of consistency, and by distance."""
-    rows = {
-        kind: [right for pair, right in scored["real"] if pair.kind == kind] for kind in minimal_pairs.GRAMMAR
-    }
-    rows["grammar"] = [right for pair, right in scored["real"] if not pair.distance]
-    for kind in minimal_pairs.CONSISTENCY:
-        rows[kind] = [right for pair, right in scored["real"] if pair.kind == kind]
-    for first, _ in minimal_pairs.DISTANCES:
-        distance = minimal_pairs.bin_of(first)
-        rows[f"distance {distance}"] = [
-            right
-            for pair, right in scored["real"]
-            if pair.distance and minimal_pairs.bin_of(pair.distance) == distance
-        ]
-    rows["consistency"] = [right for pair, right in scored["real"] if pair.distance]
-    for context in ("shuffled", "joined"):
-        rows[f"consistency, {context} context"] = [right for _, right in scored[context]]
-    return {name: share(sum(rights), len(rights)) for name, rights in rows.items()}
-
-
-def context_table(scored: dict[str, list[tuple[minimal_pairs.Pair, bool]]]) -> dict[str, Any]:
-    """How much of the share a shuffled and a joined context take away, over the same pairs."""
-    real = {(pair.story, pair.good, pair.bad): right for pair, right in scored["real"]}
-    found = {}
-    for context in ("shuffled", "joined"):
-        both = [(real[pair.story, pair.good, pair.bad], right) for pair, right in scored[context]]
-        found[context] = difference([(a, 1) for a, _ in both], [(b, 1) for _, b in both])
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------ texts
-
-Groups = list[tuple[str, list[int]]]
-Texts = dict[str, list[list[str]]]  # who wrote them: the texts of each prompt
-
-
-def reference_texts(
-    held_out: Sequence[str], groups: Groups, bigram: Bigram, args: argparse.Namespace
-) -> Texts:
-    """The four texts to compare with, for each opening."""
-    draw = random.Random(f"references {args.seed}")
-    real = [[held_out[number] for number in numbers] for _, numbers in groups]
-    long = [text for text in held_out if len(sentences(text)) > 1]
-    return {
-        "real": real,
-        "shuffled": [[shuffled(text, draw) or text for text in group] for group in real],
-        "joined": [[joined(text, draw.choice(long)) or text for text in group] for group in real],
-        "bigram": [
-            [bigram.continuation(words, BIGRAM_PIECES, draw) for _ in numbers] for words, numbers in groups
-        ],
-    }
-
-
-def completions(
-    reader: Reader, prompts: Sequence[str], args: argparse.Namespace, work: Work, hash_: str
-) -> list[list[str]]:
-    """The completions of each opening. Each opening has its own seed, so the texts do not depend on the others."""
-    from architecture.generation.text import generate_texts
-
-    found = []
-    for number, words in enumerate(
-        tqdm(prompts, desc=f"{reader.name}: writing", unit=" prompts", leave=False, disable=None)
-    ):
-        options = {
-            "max_tokens": args.max_tokens,
-            "temperature": args.temperature,
-            "seed": args.seed * 1000 + number,
-        }
-        write = functools.partial(generate_texts, reader.model, [words] * args.completions, **options)
-        found.append(work.once(write, "texts", hash_, words, args.completions, options))
-    return found
-
-
-def text_sums(
-    texts: Texts, groups: Groups, lexicon: Lexicon, training: Sequence[str]
-) -> dict[str, list[dict[str, tuple[float, float]]]]:
-    """{who wrote the texts: the sums of each measure for each prompt}."""
-    from data.stories.copies import RunIndex
-
-    copies = RunIndex(training, COPIED)
-    found = {}
-    for name, by_prompt in texts.items():
-        cut = [
-            [whole_sentences(text, WORDS) for text in group if text != words]
-            for (words, _), group in zip(groups, by_prompt)
-        ]
-        found[name] = [measures(lexicon, copies, group) for group in cut]
-    return found
-
-
-def separation(sums: dict[str, list[dict[str, tuple[float, float]]]]) -> dict[str, dict[str, Any]]:
-    """{measure: {reference: real - reference}}, over the same prompts."""
-    return {
-        measure: {
-            other: difference([one[measure] for one in sums["real"]], [one[measure] for one in sums[other]])
-            for other in REFERENCES[1:]
-        }
-        for measure in sums["real"][0]
-    }
-
-
-# ----------------------------------------------------------------------------------------------- second model
-
-
 def open_second(
     args: argparse.Namespace, hashes: list[str], opened: list[tuple]
 ) -> tuple[Reader, dict[str, Any]]:
@@ -447,47 +304,6 @@ def open_second(
         say(f"--second was trained on the same stories as {', '.join(same)}: it likes what they copy")
     about = {"checkpoint": str(path), "sha256": hash_, "same_training_data_as": same}
     return open_reader(path, saved, settings, args.device, args.batch_size), about
-
-
-def second_sums(
-    reader: Reader, about: dict[str, Any], texts: Texts, groups: Groups, work: Work
-) -> dict[str, list[dict[str, tuple[float, float]]]]:
-    """bits_per_byte and context_gain of each prompt, in bits and bytes.
-
-    The opening is not scored. The gain: bits of the second half alone, less its bits behind the first half.
-    """
-    nats = reader_nats(reader, work, about["sha256"])
-    found: dict[str, list[dict[str, tuple[float, float]]]] = {}
-    for name, by_prompt in texts.items():
-        cut = [
-            (n, words, whole_sentences(t, WORDS))
-            for n, ((words, _), g) in enumerate(zip(groups, by_prompt))
-            for t in g
-        ]
-        # A shuffled story does not begin with the opening: then nothing is left out.
-        rows = [
-            (n, words if text.startswith(words) else "", text)
-            for n, words, text in cut
-            if len(sentences(text)) > 1
-        ]
-        split = [(begin, end.lstrip()) for begin, end in (halves(text) for _, _, text in rows)]
-        parts = [(words, text, begin, end) for (_, words, text), (begin, end) in zip(rows, split)]
-        bits = [
-            value / 0.6931471805599453
-            for value in nats([part for row in parts for part in row], f"{name} texts")
-        ]
-        sums = [{"bits_per_byte": (0.0, 0.0), "context_gain": (0.0, 0.0)} for _ in groups]
-        for place, (number, words, text) in enumerate(rows):
-            opening, whole, first, second = bits[4 * place : 4 * place + 4]
-            size, half = len(text.encode()) - len(words.encode()), len(split[place][1].encode())
-            for measure, value, by in (
-                ("bits_per_byte", whole - opening, size),
-                ("context_gain", second - (whole - first), half),
-            ):
-                before = sums[number][measure]
-                sums[number][measure] = before[0] + value, before[1] + by
-        found[name] = sums
-    return found
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from evaluation.story_scores.splitting import (
     OBJECTS,
     SHE,
     WORD,
+    bare,
     gender_of,
     introduced_names,
     sentences,
@@ -157,11 +158,6 @@ class Lexicon:
         """The three counts above together: references that are kept, and all."""
         parts = [self.names_kept(text), self.introduced(text), self.pronouns_fit(text)]
         return sum(good for good, _ in parts), sum(number for _, number in parts)
-
-
-def bare(word: str) -> str:
-    """The word without the 's of a possessive."""
-    return word.removesuffix("'s").removesuffix("\u2019s")
 
 
 def total(counts: Iterable[tuple[int, int]]) -> tuple[float, float]:

@@ -39,6 +39,7 @@ from evaluation.story_scores.splitting import (
     PRONOUNS,
     SHE,
     Span,
+    bare,
     gender_of,
     introduced_names,
     sentences,
@@ -75,9 +76,10 @@ _ARTICLE = re.compile(r"\b([Aa]n?) ([a-z]+)")
 _COUNTED = re.compile(rf"\b(?:a|an|the) (?={_NOUN}\b(?! and\b))")
 _FORM_AFTER = re.compile(r"\b(?:to|could|did not|didn't|would) ([a-z]+)\b")
 _PAST_AFTER = re.compile(r"^(?:He|She|It) ([a-z]+)\b")
+_ANY_STEM = rf"({'|'.join(_PAST)})\b"
 _FORM_AT_DISTANCE = re.compile(
-    r"\b(?:made|make|let|helped|help) (?:(?:the|her|his|their|a) (?:[a-z]+ )?[a-z]+|[A-Z][a-z]+|him|them) ([a-z]+)\b"
-    r"|\b[Dd]id (?:the [a-z]+|[A-Z][a-z]+|he|she|they) ([a-z]+)\b"
+    rf"\b(?:made|make|let|helped|help) (?:(?:the|her|his|their|a) (?:[a-z]+ )?[a-z]+|[A-Z][a-z]+|him|them) {_ANY_STEM}"
+    rf"|\b[Dd]id (?:the [a-z]+|[A-Z][a-z]+|he|she|they) {_ANY_STEM}"
 )
 _SWAPPED = re.compile(r"\b(?:in|on|to|with|at|of|from|the|a|an|their) (?:the|a|an|his|their|[a-z]{3,})\b")
 _CASE = re.compile(
@@ -323,12 +325,12 @@ def with_other_context(pairs: Sequence[Pair], texts: Sequence[str], how: str, se
         if how == "shuffled":
             context = shuffled(context, draw) or context.rstrip()
         else:
-            edited = set(words_of(pair.good)) ^ set(words_of(pair.bad))  # the two words
+            edited = set(map(bare, set(words_of(pair.good)) ^ set(words_of(pair.bad))))  # the two words
             wanted = len(sentences(context))
             for number in draw.sample(range(len(texts)), min(200, len(texts))):
                 spans = sentences(texts[number])
                 begin = texts[number][: spans[wanted - 1].end] if len(spans) >= wanted else ""
-                if number != pair.story and begin and not edited & set(words_of(begin)):
+                if number != pair.story and begin and not any(word in begin.lower() for word in edited):
                     context = begin
                     break
             else:

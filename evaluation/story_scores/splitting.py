@@ -71,6 +71,11 @@ def words_of(text: str) -> list[str]:
     return [word.lower() for word in WORD.findall(text)]
 
 
+def bare(word: str) -> str:
+    """The word without the 's of a possessive."""
+    return word.removesuffix("'s").removesuffix("\u2019s")
+
+
 def introduced_names(text: str) -> dict[str, str]:
     """{name: the noun in front} of "a girl named Lily" and "a fox called Rex", in order."""
     return {match[2]: match[1] for match in _INTRODUCED.finditer(text)}

@@ -36,7 +36,7 @@ def number(found: dict[str, Any], digits: int = 3) -> str:
 def as_text(found: dict[str, Any]) -> str:
     """All tables, each under a line that says what it holds."""
     parts = [_pairs(found), _texts(found), _separation(found)]
-    if "judge" in found:
+    if "known_order" in found.get("judge", ()):
         parts.append(_judge(found["judge"]))
     return "\n\n".join(parts) + "\n[ ]: 95 % interval, exact for pairs, by bootstrap over prompts for texts"
 
