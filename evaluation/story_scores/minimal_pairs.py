@@ -65,15 +65,16 @@ _NOMINATIVE = {"him": "he", "them": "they", "He": "Him", "She": "Her", "They": "
 _NOMINATIVE |= {"he": "him", "she": "her", "they": "them"}
 _VOWEL_SOUND = re.compile(r"(?!uni|use|eu|one\b|once\b)[aeiou]")
 _FINITE = "was|were|had|went|saw|wanted|said|felt|looked|did|could|liked|loved"
-# His and its stay out: "his dog" has the same form in every place.
 _AGREES = re.compile(r"\b(?:[Hh]e|[Ss]he|[Ii]t) (was|is|has)\b|\b(?:[Tt]hey|[Ww]e) (were|are|have)\b")
-_NOUN = rf"(?:[a-z]+ )?(?:{'|'.join((*ANIMALS, *OBJECTS, 'girl', 'boy', 'friend'))})"
+# Fish is its own plural, and cake, pie, rock and stone may go without an article.
+_COUNT_NOUNS = {*ANIMALS, *OBJECTS, "girl", "boy", "friend"} - {"fish", "cake", "pie", "rock", "stone"}
+_NOUN = rf"(?:[a-z]+ )?(?:{'|'.join(sorted(_COUNT_NOUNS))})"
 _NOUN_AGREES = re.compile(rf"^The {_NOUN} (was|is|has)\b")
 _BOTH_AGREE = re.compile(
     rf"^(?:[A-Z][a-z]+|The {_NOUN}) and (?:[A-Z][a-z]+|(?:the|his|her) {_NOUN}) (were|are|have)\b"
 )
 _ARTICLE = re.compile(r"\b([Aa]n?) ([a-z]+)")
-_COUNTED = re.compile(rf"\b(?:a|an|the) (?={_NOUN}\b(?! and\b))")
+_COUNTED = re.compile(rf"(?<!\bher )\b(?:a|an|the) (?={_NOUN}\b(?! and\b))")  # "gave her plane" is right
 _FORM_AFTER = re.compile(r"\b(?:to|could|did not|didn't|would) ([a-z]+)\b")
 _PAST_AFTER = re.compile(r"^(?:He|She|It) ([a-z]+)\b")
 _ANY_STEM = rf"({'|'.join(_PAST)})\b"
@@ -81,7 +82,9 @@ _FORM_AT_DISTANCE = re.compile(
     rf"\b(?:made|make|let|helped|help) (?:(?:the|her|his|their|a) (?:[a-z]+ )?[a-z]+|[A-Z][a-z]+|him|them) {_ANY_STEM}"
     rf"|\b[Dd]id (?:the [a-z]+|[A-Z][a-z]+|he|she|they) {_ANY_STEM}"
 )
-_SWAPPED = re.compile(r"\b(?:in|on|to|with|at|of|from|the|a|an|their) (?:the|a|an|his|their|[a-z]{3,})\b")
+_SWAPPED = re.compile(  # "and the open box" might become "and open the box"
+    r"(?<!\band )\b(?:in|on|to|with|at|of|from|the|a|an|their) (?:the|a|an|his|their|[a-z]{3,})\b"
+)
 _CASE = re.compile(
     rf"\b(?:with|at|for|of|from|to) (?:[A-Z][a-z]+ and )?(him|them)\b(?! and\b)|^(He|She|They)(?= (?:{_FINITE})\b)"
     rf"|\b(?:saw|knew|heard|thought|because|that|when|if|until|before|after) (he|she|they)(?= (?:{_FINITE})\b)"

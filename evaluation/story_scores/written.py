@@ -32,11 +32,14 @@ def reference_texts(
     """The four texts to compare with, for each opening."""
     draw = random.Random(f"references {args.seed}")
     real = [[held_out[number] for number in numbers] for _, numbers in groups]
-    long = [text for text in held_out if len(sentences(text)) > 1]
     return {
         "real": real,
         "shuffled": [[shuffled(text, draw) or text for text in group] for group in real],
-        "joined": [[joined(text, draw.choice(long)) or text for text in group] for group in real],
+        # The other half is that of the next story with the same opening: both sets have the same sentences.
+        "joined": [
+            [joined(text, other) or text for text, other in zip(group, group[1:] + group[:1])]
+            for group in real
+        ],
         "bigram": [
             [bigram.continuation(words, BIGRAM_PIECES, draw) for _ in numbers] for words, numbers in groups
         ],
