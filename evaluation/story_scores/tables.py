@@ -84,22 +84,10 @@ def _separation(found: dict[str, Any]) -> str:
     rows = []
     for measure, others in found["separation"].items():
         for other, taken in others.items():
-            told = (
-                "none"
-                if not taken["interval"]
-                else "yes"
-                if taken["interval"][0] * taken["interval"][1] > 0
-                else "no"
-            )
-            rows.append(
-                [
-                    measure,
-                    other,
-                    number(taken),
-                    told,
-                    NATURE.get((measure, other), "") if told == "no" else "",
-                ]
-            )
+            low, high = taken["interval"] or (-1, 1)
+            told = "yes" if low * high > 0 else "no"
+            reason = NATURE.get((measure, other), "") if told == "no" else ""
+            rows.append([measure, other, number(taken), told, reason])
     return "does a measure tell real stories from others?\n" + table(
         ["measure", "others", "real - others", "told apart", "why not"], rows
     )

@@ -31,11 +31,12 @@ def reference_texts(
 ) -> Texts:
     """The four texts to compare with, for each opening."""
     draw = random.Random(f"references {args.seed}")
-    real = [[held_out[number] for number in numbers] for _, numbers in groups]
+    # Cut before they are mixed, so that all but the bigram model's have the same sentences.
+    real = [[whole_sentences(text := held_out[n], WORDS) or text for n in numbers] for _, numbers in groups]
     return {
         "real": real,
         "shuffled": [[shuffled(text, draw) or text for text in group] for group in real],
-        # The other half is that of the next story with the same opening: both sets have the same sentences.
+        # The other half is that of the next story with the same opening.
         "joined": [
             [joined(text, other) or text for text, other in zip(group, group[1:] + group[:1])]
             for group in real
