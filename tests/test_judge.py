@@ -187,12 +187,25 @@ def test_a_refusal_is_told_at_once_without_the_key(status, way_out):
         assert len(server.asked) == 1 and not elsewhere.asked
 
 
+def drip(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "12")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(12):
+            handler.wfile.write(b" ")
+            time.sleep(0.03)
+
+
 def test_a_silent_server_and_none_at_all_are_told():
     done = threading.Event()
     with Server(faults=[lambda h: done.wait(5)] * 9) as server:
         with pytest.raises(ValueError, match="does not answer within 0.05 s"):
             judge_of(server, timeout=0.05).grades("a", "b")
         done.set()
+    with Server(faults=[drip] * 9) as server:  # each byte comes in time, the answer does not
+        with pytest.raises(ValueError, match="does not answer within 0.1 s"):
+            judge_of(server, timeout=0.1).grades("a", "b")
     with Server(faults=[lambda h: h.connection.close()] * 9) as server:
         with pytest.raises(ValueError, match="cannot be reached"):
             judge_of(server).grades("a", "b")

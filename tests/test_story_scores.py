@@ -63,7 +63,7 @@ def edited_words(one: str, other: str) -> set[str]:
     ("article", "Here is a hat.", {"Here is hat."}),  # an hat is odd, but some say so
     ("article", "He ate an egg and a pea.", {"He ate a egg and a pea.", "He ate an egg and an pea."}),
     ("article", "It was a unicorn for an hour.", {"It was an unicorn for an hour."}),
-    ("article", "She gave her a kite by the rock.", set()),  # "gave her kite" is right
+    ("article", "She gave her a kite by the rock.", {"She gave her an kite by the rock."}),  # "gave her kite" is right
     ("agreement", "The fish was big.", set()),
     ("tense", "She ran home.", {"She run home."}),
     ("tense", "Mom helped her friend find it.", {"Mom helped her friend found it."}),
