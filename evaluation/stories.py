@@ -177,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
         },
     }
     groups = openings(held_out, args.prompts, args.completions)
-    bigram = Bigram(training)
+    bigram = Bigram(tqdm(training, desc="a bigram model", unit=" stories", leave=False, disable=None))
     pairs = all_pairs(held_out, args.pairs, args.seed)
     found["pairs"] = {"sha256": minimal_pairs.fingerprint(pairs["real"])}
     scored = {"bigram": preferences(pairs, bigram_nats(bigram))}
@@ -198,7 +198,8 @@ def run(args: argparse.Namespace) -> None:
     found["pairs"]["context"] = {
         name: context_table(score) for name, score in scored.items() if name != "bigram"
     }
-    sums = text_sums(texts, groups, Lexicon(training), training)
+    lexicon = Lexicon(tqdm(training, desc="words of the training stories", leave=False, disable=None))
+    sums = text_sums(texts, groups, lexicon, training)
     if second is not None:
         found["second"] = second[1]
         for name, group in second_sums(*second, texts, groups, work).items():

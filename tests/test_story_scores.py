@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from evaluation.story_scores.likelihood import Reader
 from evaluation.story_scores.references import END, Bigram, joined, openings, pieces, shuffled
 from evaluation.story_scores.splitting import bare, sentences, whole_sentences, words_of
 from evaluation.story_scores.work import Work
-from evaluation.story_scores.written import separation
+from evaluation.story_scores.written import completions, separation
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TRUNK = FIXTURES / "trunk" / "checkpoint_6.pt"
@@ -302,6 +303,9 @@ def test_a_model_that_gives_nan_is_named(reader):
         broken.embedding.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="^broken gives losses that are not finite"):
         Reader("broken", broken, 16, 4).nats(["Lily ran."])
+    options = SimpleNamespace(max_tokens=3, temperature=1.0, seed=0, completions=2)
+    with pytest.raises(ValueError, match="^broken: the model's logits are not finite"):
+        completions(Reader("broken", broken, 16, 4), ["Lily"], options, Work(None), "hash")
 
 
 # ------------------------------------------------------------------------------------------------ the command

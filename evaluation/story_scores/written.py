@@ -63,7 +63,10 @@ def completions(
             "seed": args.seed * 1000 + number,
         }
         write = functools.partial(generate_texts, reader.model, [words] * args.completions, **options)
-        found.append(work.once(write, "texts", hash_, words, args.completions, options))
+        try:
+            found.append(work.once(write, "texts", hash_, words, args.completions, options))
+        except ValueError as error:  # such as logits that are not finite
+            raise ValueError(f"{reader.name}: {error}") from None
     return found
 
 
