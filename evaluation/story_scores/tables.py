@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-from evaluation.ablation.statistics import table
 
 # Why a measure does not tell some texts apart. Printed only where it does not.
 _SAME_SENTENCES = "they have the same sentences"
@@ -33,6 +32,14 @@ def number(found: dict[str, Any], digits: int = 3) -> str:
         return f"{found['mean']:.{digits}f}"
     low, high = found["interval"]
     return f"{found['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    from evaluation.ablation.statistics import (
+        table as with_rules,  # here: it loads scipy, and --help needs none
+    )
+
+    return with_rules(head, rows)
 
 
 def as_text(found: dict[str, Any]) -> str:
