@@ -18,6 +18,7 @@ NATURE = {
     ("copied_8", "joined"): _SAME_SENTENCES,
     ("names_kept", "shuffled"): "they have the same names: this part sees joined stories",
     ("pronouns_fit", "joined"): "it changes at one place: this part sees shuffled stories",
+    ("context_gain", "joined"): "a second model that hardly uses its context sees little",
     ("introduced", "joined"): "it changes at one place: this part sees shuffled stories",
 }
 # Smaller is better in one, and neither is better in the others.
