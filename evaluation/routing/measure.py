@@ -16,6 +16,7 @@ import torch
 from architecture.generation.decode import length_limit
 from architecture.generation.text import encode_prompt, generate_text
 from architecture.interface import IGNORE_INDEX
+from common.files import without_surrogates
 from evaluation.routing.changes import UNCHANGED, Change, changed, routers
 
 
@@ -37,7 +38,9 @@ class Reading(NamedTuple):
     entropy: torch.Tensor  # (L, T) float64, of the probabilities / ln E: 1 undecided, 0 certain
     margin: torch.Tensor  # (L, T) float64, largest probability minus the second largest
     next_best: torch.Tensor | None  # (L, T) int64, the expert that just missed the choice; None if all run
-    lead: torch.Tensor | None  # (L, T) float64, by how much it missed it, in the values that decide the choice
+    lead: (
+        torch.Tensor | None
+    )  # (L, T) float64, by how much it missed it, in the values that decide the choice
 
 
 def read_text(model: Any, text: str) -> Text:
@@ -46,6 +49,7 @@ def read_text(model: Any, text: str) -> Text:
         raise ValueError("--text must have at least one character, got none; give a sentence")
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer; give a run's folder or a checkpoint")
+    text = without_surrogates(text)  # of bytes of a shell that are not UTF-8
     ids = encode_prompt(model.tokenizer, text)
     # a model that carries a state reads more than one segment, but one forward pass is one segment
     limit = min(model.config.context_limit, getattr(model.config, "segment_length", math.inf))

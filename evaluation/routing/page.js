@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const T = data.tokens.length;
 const tokens = document.getElementById("tokens");
 const choice = document.getElementById("measure");
-let pinned = Math.min(1, T - 1), hovered = null, marked = null; // marked: [row of the layer, expert]
+let pinned = Math.min(1, T - 1), marked = null; // marked: [row of the layer, expert]
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const withAlpha = (hex, alpha) =>
@@ -126,7 +126,7 @@ document.addEventListener("click", (event) => {
 choice.addEventListener("change", paint);
 
 // ---------------------------------------------------------------- experts by token, a map per layer
-const LABELS = 104, STRIPS = ["entropy", "margin"];
+const LABELS = 104, STRIPS = ["entropy", "margin"], HUES = ["--more", "--less"];
 
 class LayerMap {
   constructor(row) {
@@ -151,7 +151,6 @@ class LayerMap {
     return [Math.min(T - 1, Math.floor(event.offsetX / this.wide)), Math.floor(event.offsetY / this.high)];
   }
   tell(where) {
-    hovered = where ? where[0] : null;
     if (!where) {
       this.caption.textContent = "";
       return show(pinned);
@@ -161,7 +160,7 @@ class LayerMap {
     const slot = data.index[row][place].indexOf(line);
     const what = line >= data.experts ? "" : ", expert " + line + ": " +
       (slot < 0 ? "not chosen" : "weight " + data.weight[row][place][slot].toFixed(3));
-    this.caption.textContent = "token " + place + " " + JSON.stringify(data.tokens[place]) + what;
+    this.caption.textContent = "; token " + place + " " + JSON.stringify(data.tokens[place]) + what;
   }
   sized(canvas, width, height) {
     const ratio = Math.min(window.devicePixelRatio || 1, 32000 / width); // browsers bound the size of a canvas
@@ -176,7 +175,7 @@ class LayerMap {
   draw() {
     const { row, high } = this, E = data.experts, gap = 4;
     const height = high * (E + STRIPS.length) + gap, less = colour("--less"), grey = colour("--grey");
-    const room = this.box.clientWidth - LABELS;
+    const room = document.getElementById("maps").clientWidth - LABELS;
     this.wide = Math.min(26, Math.max(5, Math.floor(room / T)));
     const names = this.sized(this.labels, LABELS, height);
     names.font = Math.min(11, high - 1) + "px FONT, sans-serif";
@@ -196,6 +195,7 @@ class LayerMap {
     names.fillStyle = grey;
     STRIPS.forEach((name, number) => names.fillText(name, LABELS - 8, gap + high * (E + number + 0.5)));
     const cells = this.sized(this.cells, this.wide * T, height), inner = this.wide > 7 ? 1 : 0;
+    const hues = HUES.map(colour);
     cells.fillStyle = colour("--panel");
     cells.fillRect(0, 0, this.wide * T, high * E);
     for (let place = 0; place < T; place++) {
@@ -205,7 +205,7 @@ class LayerMap {
         cells.fillRect(left, high * expert, wide, high - 1);
       });
       STRIPS.forEach((name, number) => {
-        cells.fillStyle = withAlpha(colour("--more"), 0.9 * data[name][row][place]);
+        cells.fillStyle = withAlpha(hues[number], 0.9 * data[name][row][place]);
         cells.fillRect(left, gap + high * (E + number), wide, high - 1);
       });
       if (data.replays.some((replay) => replay.flipped[row][place])) {

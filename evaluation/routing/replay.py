@@ -66,7 +66,9 @@ class Split(NamedTuple):
     lead: torch.Tensor | None  # (L, T) float64, A's last chosen value minus the next; None if all experts run
     error: torch.Tensor  # (L, T) float64, largest difference of these values between the forced B and A
     bits: torch.Tensor  # (3, T) float64, bits of each token by A, by the forced B and by B; 0 for the first
-    control: float  # largest difference of logits between A and A forced along its own routing; 0 if all is well
+    control: (
+        float  # largest difference of logits between A and A forced along its own routing; 0 if all is well
+    )
 
     @property
     def shares(self) -> tuple[float, float] | None:
