@@ -114,7 +114,8 @@ def look(args: argparse.Namespace, asked: list, backends: list) -> Any:
         return tqdm(pairs, desc="without one expert", unit=" experts", leave=False, disable=None)
 
     knocked = measure.knock_outs(model, text, reading, progress)
-    if not asked and knocked is not None:
+    chosen_here = not asked and knocked is not None
+    if chosen_here:
         row, expert = divmod(int(knocked.sum(-1).argmax()), config.num_experts)
         asked = [Change(knocked_out=((layers[row], expert),))]
     told = measure.continuations(
@@ -127,10 +128,11 @@ def look(args: argparse.Namespace, asked: list, backends: list) -> Any:
     settings = (
         f"Continuations of at most {args.max_tokens} tokens; sampled at temperature {args.temperature}, seed "
     )
+    settings += f"{args.seed}."
     if not any(told[0]):
         settings = "The text fills the context limit, so that nothing can continue it."
-    else:
-        settings += f"{args.seed}."
+    if chosen_here:
+        settings += " No change was asked for: this is the knock-out that costs most."
     shape = f"{config.num_hidden_layers} layers, {config.num_experts} experts, {config.experts_per_token} per token"
     return page.Found(
         name=path.name if path.parent == Path() else f"{path.parent.name}/{path.name}",

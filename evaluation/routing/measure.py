@@ -106,7 +106,8 @@ def _bits(model: Any, text: Text) -> tuple[torch.Tensor, Any]:
     targets = torch.full_like(text.ids, IGNORE_INDEX)
     targets[:, :-1] = text.ids[:, 1:]
     output = model(text.ids, targets)
-    bits = output.token_losses[0].double().cpu().roll(1) / math.log(2)  # the last position has no target
+    bits = output.token_losses[0].double().cpu().roll(1) / math.log(2)
+    bits[0] = 0  # the last position has no target
     if not bits.isfinite().all():
         where = int((~bits.isfinite()).nonzero()[0])
         raise ValueError(
