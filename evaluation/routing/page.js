@@ -160,7 +160,7 @@ class LayerMap {
     const slot = data.index[row][place].indexOf(line);
     const what = line >= data.experts ? "" : ", expert " + line + ": " +
       (slot < 0 ? "not chosen" : "weight " + data.weight[row][place][slot].toFixed(3));
-    this.caption.textContent = "; token " + place + " " + JSON.stringify(data.tokens[place]) + what;
+    this.caption.textContent = "token " + place + " " + JSON.stringify(data.tokens[place]) + what;
   }
   sized(canvas, width, height) {
     const ratio = Math.min(window.devicePixelRatio || 1, 32000 / width); // browsers bound the size of a canvas

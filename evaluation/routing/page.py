@@ -192,8 +192,8 @@ def _maps(found: Found) -> Iterator[str]:
     yield '<div class="maps" id="maps">'
     for row, layer in enumerate(found.layers):
         entropy, margin = (float(x[row].mean()) for x in (found.reading.entropy, found.reading.margin))
-        yield f'<div class="layer"><h3>Layer {layer}</h3><div class="note">mean entropy {entropy:.2f}, mean margin {margin:.2f}'
-        yield f'<span id="caption_{row}"></span></div>'
+        yield f'<div class="layer"><h3>Layer {layer}</h3><div class="note">mean entropy {entropy:.2f}, '
+        yield f'mean margin {margin:.2f}</div><div class="caption" id="caption_{row}"></div>'
         yield f'<div class="map" id="map_{row}"><canvas role="img" aria-label="load of the experts of layer {layer}">'
         yield f'</canvas><div class="scroll"><canvas role="img" aria-label="experts by token in layer {layer}">'
         yield "</canvas></div></div></div>"
