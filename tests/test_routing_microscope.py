@@ -192,6 +192,14 @@ def test_planted_flips_and_planted_arithmetic_are_found_as_what_they_are(flips, 
     torch.testing.assert_close(found.bits[2], bits[1])
 
 
+@pytest.mark.parametrize("rule", ROUTERS)
+def test_a_forced_pass_goes_to_the_least_likely_experts_if_it_is_told_to(rule):
+    made = model(router=rule)
+    least = (-replay.run(made, TEXT.ids, NO_CAST).choice).topk(K).indices
+    told = torch.zeros(3, small_model.T, E, dtype=torch.bool).scatter_(-1, least, True)
+    assert torch.equal(replay.forced(made, TEXT.ids, NO_CAST, told).chosen, told)
+
+
 @pytest.mark.parametrize("path", [TRUNK, CONTEXT], ids=["trunk", "context"])
 def test_a_model_against_itself_has_no_difference_and_bfloat16_has_one_that_adds_up(path):
     made = load_model(path)

@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> None:
     if line := set_threads(args.threads, common.begin.STARTED):
         say(line)
     found = look(args, asked, backends)
+    with atomic_write(args.out) as file:  # before the lines, whose reader may leave
+        file.write(html(found).encode())
     for line in summary(found):
         print(line, flush=True)
-    with atomic_write(args.out) as file:
-        file.write(html(found).encode())
     say(f"wrote {args.out}")
 
 

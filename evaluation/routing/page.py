@@ -267,7 +267,7 @@ def _replays(found: Found) -> Iterator[str]:
         yield f"<h2>Replay: {escape(one.a)} against {escape(one.b)}</h2>"
         yield (
             f'<p class="note">A = {escape(one.a)}, B = {escape(one.b)}. Forced = B with the experts that A chose. '
-            "Arithmetic = forced - A, flips = B - forced; both sums hold exactly. A direct flip is one that the rounding "
+            "Arithmetic = forced - A, flips = B - forced; both sums hold exactly. A share in the logits is that of a part along the difference. A direct flip is one that the rounding "
             "of that layer makes by itself; the others follow from earlier flips. Lead = by how much the last chosen "
             "expert was ahead of the next; error = the largest change of a layer's values by arithmetic.</p>"
         )
