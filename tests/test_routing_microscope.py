@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from architecture.generation.decode import generate
+from architecture.generation.text import encode_prompt
 from architecture.gpt2 import GPT2
 from architecture.gpt2 import ModelConfig as GPT2Config
 from architecture.gptoss import ROUTERS
@@ -263,6 +264,18 @@ def test_the_page_has_everything_inside_and_the_text_as_it_is(tmp_path, capsys):
         )
     assert f"bits per byte {float(reading.bits.sum()) / text.num_bytes:.4f}" in printed
     assert "share of the logits' difference: " in printed and "to the last bit" in printed
+
+
+def test_a_text_that_fills_the_context_limit_is_read_and_not_continued(tmp_path):
+    made, out = load_model(TRUNK), tmp_path / "page.html"
+    longest = max(
+        (" so" * n for n in range(1, 60) if len(encode_prompt(made.tokenizer, " so" * n)) <= 32), key=len
+    )
+    assert main([str(TRUNK), "--text", longest, "--out", str(out), "--threads", "1"]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert len(data_in(page)["tokens"]) == 32 and "greedy, changed" not in page
+    assert "at most 0 tokens (the context limit leaves no more)" in page
+    assert "No change was asked for: this is the knock-out that costs most" in page
 
 
 @pytest.mark.parametrize("words, told", [

@@ -38,7 +38,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     run = "a run's folder, a checkpoint_<step>.pt, RUN/best.json, or a folder of gpt-oss"
     add("run", metavar="RUN", help=run)
-    add("--text", required=True, help="the text to look at; at most the model's context limit")
+    add(
+        "--text",
+        required=True,
+        help="the text, at most the context limit; one pass over it for each expert in use",
+    )
     add("--out", type=Path, default=Path("routing.html"), metavar="FILE.html", help="default: routing.html")
     knock_out = "experts to take out of the choice; each argument is one change, a comma joins several"
     add("--knock_out", nargs="+", default=[], metavar="LAYER:EXPERT", help=knock_out)
@@ -118,19 +122,15 @@ def look(args: argparse.Namespace, asked: list, backends: list) -> Any:
     if chosen_here:
         row, expert = divmod(int(knocked.sum(-1).argmax()), config.num_experts)
         asked = [Change(knocked_out=((layers[row], expert),))]
-    told = measure.continuations(
-        model, text, [UNCHANGED, *asked], args.max_tokens, args.temperature, args.seed
-    )
+    tokens = measure.room(model, text, args.max_tokens)
+    told = measure.continuations(model, text, [UNCHANGED, *asked], tokens, args.temperature, args.seed)
     changed = [
         page.Changed(change, measure.read(model, text, change).bits - reading.bits, texts)
         for change, texts in zip(asked, told[1:])
     ]
-    settings = (
-        f"Continuations of at most {args.max_tokens} tokens; sampled at temperature {args.temperature}, seed "
-    )
-    settings += f"{args.seed}."
-    if not any(told[0]):
-        settings = "The text fills the context limit, so that nothing can continue it."
+    limit = " (the context limit leaves no more)" if tokens < args.max_tokens else ""
+    settings = f"Continuations of at most {tokens} tokens{limit}; sampled at temperature {args.temperature}, "
+    settings += f"seed {args.seed}."
     if chosen_here:
         settings += " No change was asked for: this is the knock-out that costs most."
     shape = f"{config.num_hidden_layers} layers, {config.num_experts} experts, {config.experts_per_token} per token"

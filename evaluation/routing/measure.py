@@ -147,17 +147,23 @@ def most_changed(change: torch.Tensor, count: int) -> list[int]:
     return [place for place in order if change[place] != 0]
 
 
+def room(model: Any, text: Text, max_tokens: int) -> int:
+    """How many tokens a continuation may have: max_tokens, or fewer if the context limit leaves fewer."""
+    return min(max_tokens, length_limit(model) - text.ids.shape[1])
+
+
 def continuations(
     model: Any, text: Text, changes: Iterable[Change], max_tokens: int, temperature: float, seed: int
 ) -> list[tuple[str, str]]:
     """For each change how the model continues the text: greedy, and sampled with the seed.
 
-    max_tokens: at most as many as the context limit leaves; if none, both are "".
+    max_tokens: from room(); with 0, all continuations are "".
     """
-    room = min(max_tokens, length_limit(model) - text.ids.shape[1])
     found = []
     for change in changes:
-        with changed(model, change):
-            both = (generate_text(model, text.text, room, t, seed=seed) for t in (0, temperature) if room > 0)
-            found.append(tuple(told.removeprefix(text.text) for told in both) or ("", ""))
+        told = [text.text, text.text]
+        if max_tokens:
+            with changed(model, change):
+                told = [generate_text(model, text.text, max_tokens, t, seed=seed) for t in (0, temperature)]
+        found.append(tuple(one.removeprefix(text.text) for one in told))
     return found
