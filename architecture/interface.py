@@ -11,7 +11,8 @@ block              nn.ModuleList of its layers, which torch.compile compiles and
                    the model may have one, too. The backward pass may compute a layer again (training/memory.py),
                    so a layer changes nothing but its results. The function in place of its forward has same_values
 routed_experts     returns its modules with routed experts, which may be spread over devices: run_experts is their
-                   backend, and expert_parameters names the parameters (E, ...) that it gets
+                   backend, and expert_parameters names the parameters (E, ...) that it gets; routing_rule picks
+                   the experts of a token, and another rule may take its place (gptoss.ROUTERS says what one returns)
 new_decoder        creates the decoder of a model that reads a text in pieces (generation/decode.py)
 lean_parts         classes of its modules, if generation/lean.py can decode the model; that holds for this class
                    only, not for one that extends it. lean_functions: its backends. lean_attention: with sinks

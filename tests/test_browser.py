@@ -1,4 +1,6 @@
-"""The chat page in a real browser: an installed Chromium, through Playwright, and a server of Streamlit."""
+"""Pages in a real browser, an installed Chromium, through Playwright: the chat page, from a server of Streamlit,
+and the page of the routing microscope, from disk.
+"""
 
 import os
 import re
@@ -269,3 +271,70 @@ def test_a_checkpoint_that_vanishes_while_the_page_is_open(new_page, folder):
         wait_until_written(page, 4)
     finally:
         (folder / "away.pt").rename(newest)
+
+
+# ------------------------------------------------------------------------- the page of the routing microscope
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 390)])
+def test_the_routing_page_answers_the_mouse_and_the_keys_and_asks_nobody(chromium, tmp_path, scheme, width):
+    from evaluation.routing.__main__ import main
+
+    told, out = "Tom </script> saw\n a dog", tmp_path / "routing.html"
+    words = [
+        "--text",
+        told,
+        "--out",
+        str(out),
+        "--replay",
+        "loop:float32",
+        "sorted:bfloat16",
+        "--max_tokens",
+        "4",
+    ]
+    assert (
+        main([str(REPO_ROOT / "tests/fixtures/trunk"), *words, "--knock_out", "1:3", "--threads", "1"]) == 0
+    )
+    context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page, wrong = context.new_page(), []
+    page.set_default_timeout(20_000)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+    page.on("request", lambda sent: sent.url == out.as_uri() or wrong.append(sent.url))
+    page.goto(out.as_uri())
+    tokens, head, rows = (
+        page.locator("#tokens > span"),
+        page.locator("#token"),
+        page.locator("#token_layers > tr"),
+    )
+    assert tokens.first.inner_text() == "<|endoftext|>" and rows.count() == 2
+    assert "".join(tokens.all_inner_texts()[1:]).replace("\u23ce", "") == told
+    tokens.nth(2).click()
+    assert head.inner_text().startswith("Token 2: ")
+    page.locator("#tokens").press("ArrowRight")
+    assert head.inner_text().startswith("Token 3: ") and "pinned" in tokens.nth(3).get_attribute("class")
+    experts = page.evaluate(
+        "data.index[1][3].map((e, slot) => e + ' (' + data.weight[1][3][slot].toFixed(2) + ')')"
+    )
+    assert rows.nth(1).locator(".experts > span").all_inner_texts() == experts
+
+    background = "[...document.querySelectorAll('#tokens > span')].map(s => s.style.backgroundColor).join()"
+    before = page.evaluate(background)
+    first = page.locator("tr[data-measure^=knock_out]").first  # the costliest expert of layer 0
+    first.locator("td").first.click()
+    assert page.locator("#measure").input_value() == first.get_attribute("data-measure")
+    assert page.evaluate(background) != before
+    first.locator("button.token").first.click()
+    place = first.locator("button.token").first.get_attribute("data-place")
+    assert head.inner_text().startswith(f"Token {place}: ")
+    cells = page.locator("#map_0 canvas").nth(1)
+    cells.click(position={"x": 5, "y": 5})
+    assert (
+        head.inner_text().startswith("Token 0: ") and "expert 0: " in page.locator("#caption_0").inner_text()
+    )
+    drawn = "[...document.querySelectorAll('canvas')].map(c => new Set(new Uint32Array(c.getContext('2d')" \
+            ".getImageData(0, 0, c.width, c.height).data.buffer)).size)"  # fmt: skip
+    assert min(page.evaluate(drawn)) > 5  # colours in each
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+    assert wrong == []
