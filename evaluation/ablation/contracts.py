@@ -295,8 +295,10 @@ def section(x: Ablation, plan: Plan, first: list[Verdict]) -> str:
             f"the test set. {reference} was also trained at {', '.join(f'{s:g}' for s in plan.shares.values())} of its "
             "budget, each with a whole schedule and the same learning rate; between these points its score is a straight line "
             "in log(score) over log(cost), and beyond them nothing is said. Clock: tokens times the seconds per "
-            "token measured alone, before the runs (median of rounds; its noise is not in the interval). In brackets the 95 % interval over seeds, not over "
-            "documents (delta method on the logarithm, all scores of a seed together)."
+            "token measured alone, before the runs (median of rounds; its noise is not in the interval). In brackets "
+            "the 95 % interval over the seeds that all of these runs have, not over documents: the costs at which the "
+            "reference's score does not differ from the arm's by a paired t-test. A score beyond the curve without "
+            "brackets differs from that of its end."
         )
     return part(words, head, table)
 

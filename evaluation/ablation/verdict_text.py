@@ -26,12 +26,14 @@ def in_words(v: Verdict, measure: str) -> str:
         resolves = f"this design resolves {c.resolves.value:.4f}"
         if math.isnan(c.resolves.value):
             resolves = "the runs have no spread, which would say what the design resolves"
+        if v.withdrawn:
+            resolves = (
+                f"the first seeds alone resolve this pair, and all seeds do not bear it out; {resolves}"
+            )
         return f"{names}: not resolved: {c.difference:+.4f} +- {c.half_width:.4f} {unit} ({interval}); {resolves}."
     said = f"**{v.first}** is {c.verdict} than **{v.second}**"
     if v.kind != PLANNED:
         said += f" ({v.kind})"
-    if abs(c.difference) <= c.half_width:
-        interval += "; the first seeds resolve the pair, but the interval over all includes 0"
     return f"{said} by {abs(c.difference):.4f} +- {c.half_width:.4f} {unit} ({interval}; p {c.p:.2g})."
 
 
@@ -63,8 +65,9 @@ def looks_in_words(x: Ablation) -> str:
         )
     return (
         f"Two looks: at the first {x.spec.first_seeds} seeds of all arms, and then at all seeds, which only the arms of "
-        f"pairs get that the first look does not resolve. Each look is held to {x.level:.1%}. If no planned pair "
-        f"differed, one of them would be called different in at most {ALPHA:.0%} of such reports, both looks together."
+        "pairs get that the first look does not resolve. A verdict is that of the last look; an earlier look that says "
+        f"the opposite withdraws it. Each look is held to {x.level:.1%}. If no planned pair differed, one of them would "
+        f"be called different in at most {ALPHA:.0%} of such reports, both looks together."
     )
 
 
@@ -105,6 +108,7 @@ def _rows(x: Ablation, found: list[Verdict]) -> list[list[str]]:
         resolves = f"{c.resolves.value:.4f} ({c.resolves.low:.4f} to {c.resolves.high:.4f})"
         resolves = "-" if math.isnan(c.resolves.value) else resolves
         look = f" (look {v.look})" if v.look and v.kind == PLANNED and len(x.looks) > 1 else ""
+        look = " (at look 1 only)" if v.withdrawn else look
         apart = [f"{c.difference:+.4f}", f"+- {c.half_width:.4f}", f"{c.p:.3g}"]
         rows.append([*row, *apart, c.verdict + look, resolves])
     return rows
