@@ -582,7 +582,8 @@ def test_a_wrong_start_is_refused_in_one_sentence_before_anything_runs(folder, f
     assert start("spec.yaml", "--resume", "--out_dir", str(old))[0] == 2
     assert "holds results of an earlier version of ablate.py" in capsys.readouterr().err
     write(folder, seeds=[1, 3])
-    assert "out holds results of another specification" in refused(capsys, "--resume")
+    told = refused(capsys, "--resume")
+    assert "out holds results of another specification" in told and "(different: seeds, " in told
     (folder / "diary").mkdir()
     assert start("spec.yaml", "--resume", "--out_dir", "diary")[0] == 2
     assert "diary has no plan.json" in capsys.readouterr().err

@@ -185,7 +185,7 @@ def _losses(x: Ablation, names: list[str]) -> str:
         found = [with_interval(loss_of_segment(x, name, number)) for name in names]
         rows.append([_row_name(number), f"{count:,}", *found])
     words = (
-        f"Loss in nats per token on the same validation documents, by segment of {x.spec.segments} tokens, "
+        f"Loss in nats per token on the same {'test' if x.tested else 'validation'} documents, by segment of {x.spec.segments} tokens, "
         "numbered from 0. +-: 95 % interval of the mean over seeds. Segments with less than "
         f"{LEAST_SHARE:.0%} of the tokens are only in results.jsonl."
     )

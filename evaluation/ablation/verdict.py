@@ -59,10 +59,16 @@ class Ablation:
         return {seed: line for seed, line in whole.items() if measure in line}
 
     @property
+    def tested(self) -> bool:
+        """Whether verdicts are on the test set: not in reports of earlier versions."""
+        return any(line["status"] == "ok" for line in self.results.of("test"))
+
+    @property
     def measure(self) -> str:
-        """The name in a line of the score that verdicts are on: the test set's, as soon as one was scored."""
-        tested = any(line["status"] == "ok" for line in self.results.of("test"))
-        return ON_TEST.get(self.spec.measure, self.spec.measure) if tested else self.spec.measure
+        """The name in a line of the score that verdicts are on. Scores by segment have one name: a report that
+        is tested has them of the test set.
+        """
+        return ON_TEST.get(self.spec.measure, self.spec.measure) if self.tested else self.spec.measure
 
     @property
     def looks(self) -> list[tuple[int, ...]]:

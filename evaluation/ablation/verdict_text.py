@@ -50,7 +50,10 @@ def beside_in_words(x: Ablation, found: list[Verdict]) -> list[str]:
         f"**{v.first}** against **{v.second}**" for v in derived if v.comparison.verdict == "not resolved"
     ]
     if derived:
-        words = "Derived from the plan's chain, corrected for all pairs of arms: " + "; ".join(resolved)
+        words = (
+            f"Derived from the plan's chain, corrected for all pairs of arms, in {UNITS[x.spec.measure]}: "
+        )
+        words += "; ".join(resolved)
         words += "; " * bool(resolved and rest) + ("not resolved: " + ", ".join(rest) if rest else "")
         told.append(f"{words}.")
     return told
@@ -73,15 +76,15 @@ def looks_in_words(x: Ablation) -> str:
 
 def set_in_words(x: Ablation, found: Spreads | None) -> str:
     """Which text the scores are of, and whether the intervals include its choice."""
-    if x.measure == x.spec.measure:
+    if not x.tested:
         return (
             "The scores are of the validation text. The intervals are over seeds only: they do not include the choice "
             "of the text."
         )
     if found is None or found.documents is None:
         return (
-            "The scores are of the test set. The sums of its documents are not stored for all runs, so that the "
-            "intervals are over seeds only: they do not include the choice of the documents."
+            "The scores are of the test set. The sums of its documents for this score are not stored for all runs, so "
+            "that the intervals are over seeds only: they do not include the choice of the documents."
         )
     return f"The scores are of the test set. The intervals are over seeds and over its {found.documents:,} documents."
 
@@ -150,8 +153,12 @@ def _spreads(found: Spreads | None) -> str:
     ]
     words = (
         f"Spread of the runs about the model of arms and seeds: pooled standard deviation {found.pooled:.4f} with "
-        f"{found.df} degrees of freedom. Each arm alone, with p of an F test that it spreads more than the others, "
-        f"corrected for the number of arms. Below {OUTLIER:g} its pairs are judged by its own spread, and the pool of "
-        "the other pairs leaves it out."
+        f"{found.df} degrees of freedom."
+    )
+    if len(rows) < 3:  # two arms always spread equally about the model
+        return words
+    words += (
+        " Each arm alone, with p of an F test that it spreads more than the others, corrected for the number of arms. "
+        f"Below {OUTLIER:g} its pairs are judged by its own spread, and it is left out of the pool of the other pairs."
     )
     return part(words, ["arm", "standard deviation", "p", ""], rows)
