@@ -149,7 +149,7 @@ def batches(
 ) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield the batches of an evaluation, and for each the (B, T) int64 number of every target's document.
 
-    Targets that are padding have some number or other.
+    The number of a target that is padding has no meaning.
     """
     import torch
 

@@ -119,6 +119,9 @@ def test_beyond_the_curve_nothing_is_extrapolated():
     over = worth(costs, curve, 100.0, [law(22.0), law(28.0), law(24.5)])
     assert over.ratio is None and over.remark == "more" and over.low < 4
     assert re.fullmatch(r"more than x 4 \(3\.\d\d to more than 4\)", over.in_words())
+    # and not even by a t-test of its own, if the verdict on the whole budget is not resolved
+    less = worth(costs, curve, 100.0, [law(101.0)] * 3, whole_differs=False)
+    assert less.in_words() == "less than x 1 (less than 1 to 1.00)"
     assert worth(costs, np.array(curve)[:, :1], 100.0, [law(40.0)]).in_words() == "x 2.50 (one seed)"
 
 

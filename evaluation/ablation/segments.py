@@ -154,7 +154,7 @@ def _from_first_segments(
     apart = summary([b - a for a, b, _ in first])
     told = (
         f" On the first segment, where all have read the same, **{end}** minus **{start}** is "
-        f"{with_interval(apart)}: a difference there is none of context, and the share says less"
+        f"{with_interval(apart)}: a difference there does not come from context, so the share says less"
     )
     if min(b - a for a, b, _ in gains) <= 0:
         return f"{told}."

@@ -32,6 +32,7 @@ class Worth(NamedTuple):
     least: float  # the ratio at its dearest point
     remark: str  # "" | "more" than most | "less" than least | why there is no curve
     seeds: int = 2
+    resolved: bool = False  # whether "more" or "less" is said of the whole interval
 
     def in_words(self) -> str:
         most, least = f"more than {self.most:.2g}", f"less than {self.least:.2g}"
@@ -41,13 +42,8 @@ class Worth(NamedTuple):
         told = told.get(self.remark) or f"x {self.ratio:.2f}"
         if self.seeds < 2:
             return f"{told} (one seed)"
-        if (
-            self.remark == "more"
-            and self.low == self.most
-            or self.remark == "less"
-            and self.high == self.least
-        ):
-            return told  # the whole interval is beyond the curve
+        if self.resolved:
+            return told
         low, high = (one and f"{one:.2f}" for one in (self.low, self.high))
         return f"{told} ({low or least} to {high or most})"
 
@@ -57,16 +53,18 @@ def worth(
     scores: Sequence[Sequence[float]],
     other_cost: float,
     other: Sequence[float],
+    whole_differs: bool = True,
 ) -> Worth:
     """The worth of an arm against the reference, in one kind of cost.
 
     costs: of the reference's P >= 2 budgets, rising.  scores: (P, S), its scores at S seeds, lower is better.
     other_cost, other: the other arm's cost and its (S,) scores at the same seeds. Means over seeds are geometric.
+    whole_differs: whether the verdict, which is corrected for other pairs and for documents, says that the score of
+    the whole budget differs from the other arm's. If not, the interval includes that budget.
     """
     cost, y = np.log(np.asarray(costs, float)), np.log(np.asarray(scores, float))
-    apart = y - np.log(
-        np.asarray(other, float)
-    )  # (P, S), falling: the reference is worse where it is positive
+    # (P, S), falling: the reference is worse where it is positive
+    apart = y - np.log(np.asarray(other, float))
     mean, count = apart.mean(1), apart.shape[1]
     of_points = [float(np.exp(math.log(other_cost) - one)) for one in cost]
     most, least = of_points[0], of_points[-1]
@@ -78,12 +76,13 @@ def worth(
         ratio = math.exp(math.log(other_cost) - float(np.interp(0.0, -mean, cost)))
     if count < 2:
         return Worth(ratio, None, None, most, least, remark, count)
-    inside = [] if ratio is None else [ratio]
+    inside = ([] if ratio is None else [ratio]) + ([] if whole_differs else [least])
     for piece, (left, right) in enumerate(zip(apart, apart[1:])):
         for share in _equal(left, right):
             inside.append(of_points[piece] * (of_points[piece + 1] / of_points[piece]) ** share)
     if not inside:  # the whole interval is beyond the curve
-        return Worth(None, *((most, None) if remark == "more" else (None, least)), most, least, remark, count)
+        ends = (most, None) if remark == "more" else (None, least)
+        return Worth(None, *ends, most, least, remark, count, resolved=True)
     low, high = min(inside), max(inside)
     at_least, at_most = low <= least * (1 + 1e-9), high >= most * (1 - 1e-9)
     return Worth(ratio, None if at_least else low, None if at_most else high, most, least, remark, count)
