@@ -299,7 +299,7 @@ def section(x: Ablation, plan: Plan, first: list[Verdict]) -> str:
     if plan.shares:
         head += ["worth, compute", "worth, clock"]
         words += (
-            f" Worth: the cost of the arm divided by the cost at which {reference} reaches the arm's score, both on "
+            f"\n\nWorth: the cost of the arm divided by the cost at which {reference} reaches the arm's score, both on "
             f"the test set. {reference} was also trained at {', '.join(f'{s:g}' for s in plan.shares.values())} of its "
             "budget, each with a whole schedule and the same learning rate; between these points its score is a straight line "
             "in log(score) over log(cost), and beyond them nothing is said. Clock: tokens times the seconds per "

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t
 
-ALPHA = 0.05
+from evaluation.ablation.statistics import ALPHA
 
 
 class Worth(NamedTuple):
