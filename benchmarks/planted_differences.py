@@ -68,7 +68,7 @@ UNEQUAL = {  # arms: spreads, of which the first are of the arms of the first pa
 def different(
     model: Model, pairs: Sequence[Pair], scores: np.ndarray, level: float, pool_alone: bool = False
 ) -> np.ndarray:
-    """(G, m): whether the interval of a pair excludes 0.  scores: (G, N).
+    """(G, m): -1 or 1, the sign of the difference of a pair, if its interval excludes 0, and else 0.  scores: (G, N).
 
     pool_alone: by the pooled spread of all arms alone, which is not the instrument's rule.
     """
@@ -79,10 +79,13 @@ def different(
             products = weights @ weights.T
             critical = family_of(products).critical(level, float(model.df))
             pooled = np.sqrt(model.squares(block)[0] / model.df)
-            found.append(np.abs(block @ weights.T) > critical * np.outer(pooled, np.sqrt(np.diag(products))))
+            difference, half_width = (
+                block @ weights.T,
+                critical * np.outer(pooled, np.sqrt(np.diag(products))),
+            )
         else:
             difference, half_width = intervals(model, pairs, block, level)
-            found.append(np.abs(difference) > half_width)
+        found.append(np.sign(difference) * (np.abs(difference) > half_width))
     return np.concatenate(found)
 
 
@@ -98,23 +101,27 @@ def named(pairs: Sequence[tuple[int, int]]) -> list[Pair]:
 def verdicts(
     scores: np.ndarray, pairs: Sequence[tuple[int, int]], looks: Sequence[int], pool_alone: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(G, m): which pairs are resolved; and (G, A, S): which runs were made.
+    """(G, m): the pairs that the last look resolves, unless an earlier one resolved the opposite; and (G, A, S): which
+    runs were made.
 
     scores: (G, A, S).  looks: number of seeds at each look.
     """
     grids, arms, seeds = scores.shape
-    done = np.zeros((grids, len(pairs)), bool)
+    done, opposite = np.zeros((2, grids, len(pairs)), bool)
+    said = np.zeros((grids, len(pairs)))
     runs = np.zeros((grids, arms, seeds), bool)
     open_arms = np.ones((grids, arms), bool)
     for before, until in zip([0, *looks], looks):
         runs[:, :, before:until] = open_arms[:, :, None]
         for which, rows in groups(runs):
             of_grids, level = scores[rows][:, which], ALPHA / len(looks)
-            done[rows] |= different(model_of(which), named(pairs), of_grids, level, pool_alone)
+            now, before_it = different(model_of(which), named(pairs), of_grids, level, pool_alone), said[rows]
+            opposite[rows] |= now * before_it < 0
+            said[rows], done[rows] = now, done[rows] | (now != 0)
         open_arms[:] = False
         for k, pair in enumerate(pairs):
             open_arms[:, pair] |= ~done[:, [k]]
-    return done, runs
+    return (said != 0) & ~opposite, runs
 
 
 def groups(runs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

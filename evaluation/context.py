@@ -81,14 +81,9 @@ def run(args: argparse.Namespace) -> None:
     from common.files import write_json_atomic
     from common.provenance import provenance
     from data.packing import encode
-    from data.sources import open_dataset, say_left_out
     from data.test_split import PartOfValidation
-    from training.state.checkpoint import data_identity, require_same_data
 
     path, saved, before = from_checkpoint.read(args)
-    dataset, val_dataset, column, held = from_checkpoint.data_to_read(args, saved, before)
-    if dataset is None and val_dataset is None:
-        raise ValueError(f"{path} does not say which data it was trained on; give --dataset or --val_dataset")
     model = from_checkpoint.model_on_device(args, saved, path)
     device = next(model.parameters()).device
     carries = getattr(model, "carries", False)
@@ -103,17 +98,7 @@ def run(args: argparse.Namespace) -> None:
             "one; leave them out"
         )
     ways = () if carries else readings(model, window, args.overlap, args.keep_keys)
-    source = open_dataset(
-        dataset or "bundled",
-        split="validation",
-        val_dataset=val_dataset,
-        text_column=column,
-        identity=held.get("validation data"),
-    )
-    say_left_out(say, source)
-    if held:
-        require_same_data(held, data_identity(None, source), path)
-    source.check_tokenizer(model.tokenizer)
+    source = from_checkpoint.validation_source(args, saved, before, path, model.tokenizer)
     if args.test_set:
         source = PartOfValidation(source, model.tokenizer, test=True)
     eot = model.tokenizer.eot_token

@@ -232,7 +232,7 @@ def replayed(a: Path, b: Path, start: int, last: int) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return exit_code("evaluation/first_difference.py", lambda: run(parse(argv)))
+    return exit_code("evaluation.first_difference", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

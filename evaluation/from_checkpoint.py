@@ -65,6 +65,34 @@ def data_to_read(
     return before.get("dataset"), before.get("val_dataset"), column, saved_identity(saved)
 
 
+def validation_source(
+    args: argparse.Namespace, saved: dict[str, Any], before: dict[str, Any], path: Path, tokenizer: Any
+) -> Any:
+    """The validation documents of text of data_to_read().
+
+    tokenizer: of the model.  Raises ValueError if the checkpoint names no data, if the data of its run has changed,
+    or if the tokens in it are of another tokenizer.
+    """
+    from data.sources import open_dataset, say_left_out
+    from training.state.checkpoint import data_identity, require_same_data
+
+    dataset, val_dataset, column, held = data_to_read(args, saved, before)
+    if dataset is None and val_dataset is None:
+        raise ValueError(f"{path} does not say which data it was trained on; give --dataset or --val_dataset")
+    source = open_dataset(
+        dataset or "bundled",
+        split="validation",
+        val_dataset=val_dataset,
+        text_column=column,
+        identity=held.get("validation data"),
+    )
+    say_left_out(say, source)
+    if held:
+        require_same_data(held, data_identity(None, source), path)
+    source.check_tokenizer(tokenizer)
+    return source
+
+
 def model_on_device(args: argparse.Namespace, saved: dict[str, Any], path: Path) -> Any:
     """The model of the checkpoint on the device of the flags, in eval mode."""
     from architecture import checkpoint, registry

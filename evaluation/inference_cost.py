@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
+import argparse
 import gc
 import statistics
 import sys
@@ -161,15 +162,19 @@ def in_words(cost: dict[str, Any]) -> str:
 
 
 def run(argv: list[str] | None) -> None:
-    parser = Parser(prog="python -m evaluation.inference_cost", allow_abbrev=False)
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--tokens", type=int, required=True)
-    parser.add_argument(
-        "--rounds", type=int, help=f"measurements of each model (default: {ROUNDS}, or fewer of slow ones)"
+    parser = Parser(
+        prog="python -m evaluation.inference_cost",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, required=True)
+    add = parser.add_argument
+    add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="checkpoint_<step>.pt or RUN")
+    add("--tokens", type=int, required=True, help="length of a text; half of it is read, half is written")
+    add("--rounds", type=int, help=f"measurements of each model (default: {ROUNDS}, or fewer of slow ones)")
+    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: one for each core that is free)")
+    add("--out", type=Path, required=True, metavar="FILE", help="file for the figures (JSON)")
     args = parser.parse_args(argv)
     for name, value, least in (("tokens", args.tokens, 2), ("rounds", args.rounds, 1)):
         if value is not None and value < least:
@@ -185,4 +190,4 @@ def run(argv: list[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code("evaluation/inference_cost.py", lambda: run(None)))
+    sys.exit(exit_code("evaluation.inference_cost", lambda: run(None)))

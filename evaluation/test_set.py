@@ -89,32 +89,17 @@ def scored(args: argparse.Namespace) -> tuple[dict[str, Any], Scores]:
     from architecture.tokenizer import token_byte_lengths
     from common import device as machine
     from common.provenance import provenance
-    from data.sources import open_dataset, say_left_out
     from data.test_split import read_test_set
     from training.causality import require_causal
-    from training.state.checkpoint import data_identity, require_same_data
     from training.validation import ratio_interval
 
     path, saved, before = from_checkpoint.read(args)
-    dataset, val_dataset, column, held = from_checkpoint.data_to_read(args, saved, before)
-    if dataset is None and val_dataset is None:
-        raise ValueError(f"{path} does not say which data it was trained on; give --dataset or --val_dataset")
     model = from_checkpoint.model_on_device(args, saved, path)
     if getattr(model.config, "image_format", None) is not None:
         raise ValueError(f"{path} reads images, and the test set is one of text; use evaluation.vision")
     device = next(model.parameters()).device
     others = args.dataset is not None or args.val_dataset is not None  # not the data of the run
-    source = open_dataset(
-        dataset or "bundled",
-        split="validation",
-        val_dataset=val_dataset,
-        text_column=column,
-        identity=held.get("validation data"),
-    )
-    say_left_out(say, source)
-    if held:
-        require_same_data(held, data_identity(None, source), path)
-    source.check_tokenizer(model.tokenizer)
+    source = from_checkpoint.validation_source(args, saved, before, path, model.tokenizer)
     documents, identity = read_test_set(source, model.tokenizer)
     carries = getattr(model, "carries", False)
     longest = model.config.segment_length if carries else min(BLOCK_SIZE, model.config.context_limit)
@@ -164,7 +149,7 @@ def batches(
 ) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield the batches of an evaluation, and for each the (B, T) int64 number of every target's document.
 
-    Targets that are padding have some number or other.
+    The number of a target that is padding has no meaning.
     """
     import torch
 

@@ -168,6 +168,8 @@ def test_verdicts_controls_and_the_gap_are_of_the_loss_after_the_first_segment(s
         "**trunk_whole** (mean of the share at each seed); the gap is 0.5000 +- 0.0000 nats per token after "
         "the first segment."
     ) in text
+    assert "The scores are of the test set." in text and "on the same test documents" in text
+    assert "The scores are of the validation text" not in text
     sure = ["2.5000 +- 0.0000", "2.0000 +- 0.0000"]
     _, by_segment = text.split("## By segment")
     assert row(by_segment, "0", "100") == ["3.0000 +- 0.0000"] * 3

@@ -71,22 +71,28 @@ def test_verdicts_of_a_folder_are_those_of_the_simulated_grids(tmp_path):
         assert [v.look > 0 for v in verdicts(x)] == resolved.tolist()
 
 
-def test_a_pair_resolved_by_the_first_look_keeps_its_verdict_and_each_look_has_half_of_the_level(tmp_path):
+def test_all_seeds_must_bear_out_the_first_look_and_each_look_has_half_of_the_level(tmp_path):
     first, second = [1.0, 1.01, 1.02, 0.5, 1.6], [1.2, 1.212, 1.219, 1.3, 1.3]
     folder = write(tmp_path, {"a": first, "b": second}, [["a", "b"]], seeds=(1, 2, 3, 4, 5))
     x = judge.read(folder)
     (v,) = verdicts(x)
     p = stats.ttest_rel(first[:3], second[:3]).pvalue
     assert p < 0.025 < stats.ttest_rel(first, second).pvalue
-    assert (v.look, v.comparison.verdict) == (1, "better") and v.comparison.p == pytest.approx(2 * p)
+    assert (v.look, v.comparison.verdict, v.withdrawn) == (0, "not resolved", True)
+    assert v.comparison.p == pytest.approx(2 * stats.ttest_rel(first, second).pvalue)
     assert v.comparison.difference == pytest.approx(np.mean(first) - np.mean(second))
-    assert "the first seeds resolve the pair, but the interval over all includes 0" in in_words(
-        v, "bits_per_byte"
-    )
+    assert "the first seeds alone resolve this pair" in in_words(v, "bits_per_byte")
+    assert "at look 1 only" in pairs_section(x, [v], [])
     (early,) = verdicts(x, (1, 2, 3))
     assert early.comparison.half_width == pytest.approx(
         stats.t.isf(0.0125, 2) * stats.sem(np.subtract(first, second)[:3])
     )
+    assert (early.look, early.comparison.verdict) == (1, "better")
+    # all seeds resolve the opposite: neither look is believed
+    more = {"a": first[:3] + [5.0 + k / 100 for k in range(9)], "b": second[:3] + [1.3] * 9}
+    (turned,) = verdicts(judge.read(write(tmp_path, more, [["a", "b"]], seeds=range(1, 13))))
+    assert turned.comparison.difference - turned.comparison.half_width > 0
+    assert (turned.comparison.verdict, turned.withdrawn) == ("not resolved", True)
     assert unresolved([early]) == [] and "held to 2.5%" in pairs_section(x, [v], [])
     x = judge.read(write(tmp_path, {"a": first[:3], "b": second[:3]}, [["a", "b"]]))  # a plan of one look
     assert verdicts(x)[0].comparison.p == pytest.approx(p) and "One look" in pairs_section(x, verdicts(x), [])

@@ -144,7 +144,10 @@ def test_an_arm_that_spreads_far_more_widens_only_its_own_pairs():
     for name in ("difference", "pooled", "pooled_df", "welch", "welch_df", "deviation"):
         assert getattr(mine, name)[:2] == pytest.approx(getattr(theirs, name)), name
     assert mine.pooled[2] > 50 * mine.pooled[0]
-    spread = model.spreads(scores.ravel())[1]
+    pooled, df, spread = model.spreads(scores.ravel())
+    # the spreads that a report shows are those that it judges by
+    own, own_df, others = rest.spreads(scores[[0, 1, 3]].ravel())
+    assert (pooled, df, spread["a"].deviation) == pytest.approx((own, own_df, others["a"].deviation))
     assert [arm for arm in ARMS if spread[arm].left_out] == ["c"]
     # F test: squares that go away with the arm, against those that stay
     whole, left = model.squares(scores.ravel())[0], rest.squares(scores[[0, 1, 3]].ravel())[0]

@@ -17,7 +17,7 @@ from evaluation.ablation import matching
 from evaluation.ablation.matching import TOLERANCE, PlannedArm, flops_in_all
 from evaluation.ablation.plan_file import Plan
 from evaluation.ablation.spec import Spec
-from evaluation.ablation.statistics import part
+from evaluation.ablation.statistics import ALPHA, part
 from evaluation.ablation.verdict import Ablation, Verdict, verdicts
 from evaluation.ablation.worth import Worth, worth
 
@@ -233,14 +233,21 @@ def rows(x: Ablation, plan: Plan, first: list[Verdict]) -> list[Row]:
     told = []
     for contract in x.spec.contracts:
         arm = best if contract == x.spec.axis else plan.contracts[contract][best]
-        compute = _worth(x, plan, arm, flops_in_all) if plan.shares else None
-        clock = _worth(x, plan, arm, lambda one: one.steps * one.tokens_per_step * one.seconds_per_token)
-        told.append(Row(contract, arm, found.get(arm), compute, clock if plan.shares else None))
+        verdict = found.get(arm)
+        differs = verdict is None or verdict.look > 0
+        compute = _worth(x, plan, arm, flops_in_all, differs) if plan.shares else None
+        clock = _worth(
+            x, plan, arm, lambda one: one.steps * one.tokens_per_step * one.seconds_per_token, differs
+        )
+        told.append(Row(contract, arm, verdict, compute, clock if plan.shares else None))
     return told
 
 
-def _worth(x: Ablation, plan: Plan, arm: str, cost: Any) -> Worth | None:
-    """What the reference is worth against an arm, by a cost of whole runs; None if a score or cost is missing."""
+def _worth(x: Ablation, plan: Plan, arm: str, cost: Any, differs: bool) -> Worth | None:
+    """What the reference is worth against an arm, by a cost of whole runs; None if a score or cost is missing.
+
+    differs: whether the verdict says that their whole runs do.
+    """
     names = [*sorted(plan.shares, key=plan.shares.__getitem__), x.spec.reference]
     scores = {name: test_scores(x, name) for name in (*names, arm)}
     seeds = sorted(set.intersection(*map(set, scores.values())))
@@ -253,6 +260,7 @@ def _worth(x: Ablation, plan: Plan, arm: str, cost: Any) -> Worth | None:
         curve,
         cost(plan.every[arm]),
         [scores[arm][seed] for seed in seeds],
+        differs,
     )
 
 
@@ -282,8 +290,8 @@ def section(x: Ablation, plan: Plan, first: list[Verdict]) -> str:
         f"**{reference}** against **{best}**, which had the best mean validation score of the other arms under "
         f"{x.spec.axis}, over the first seeds; test scores took no part in this choice. Under each other contract "
         f"{best} was matched anew, with a search of its own; an arm that meets two contracts to within "
-        f"{TOLERANCE:.0%} stands in both rows with the same runs. Their pairs with {reference} are judged together, beside "
-        f"those under {x.spec.axis}."
+        f"{TOLERANCE:.0%} stands in both rows with the same runs. Their pairs with {reference} are judged together, "
+        f"in a family beside that of {x.spec.axis}, which errs in at most another {ALPHA:.0%} of reports."
     )
     head = ["equal", "arm", "total", "active", "tokens", "FLOPs in all"]
     head += ["seeds", f"{reference} - arm", "95 %"]
@@ -291,12 +299,15 @@ def section(x: Ablation, plan: Plan, first: list[Verdict]) -> str:
     if plan.shares:
         head += ["worth, compute", "worth, clock"]
         words += (
-            f" Worth: the cost of the arm divided by the cost at which {reference} reaches the arm's score, both on "
+            f"\n\nWorth: the cost of the arm divided by the cost at which {reference} reaches the arm's score, both on "
             f"the test set. {reference} was also trained at {', '.join(f'{s:g}' for s in plan.shares.values())} of its "
             "budget, each with a whole schedule and the same learning rate; between these points its score is a straight line "
             "in log(score) over log(cost), and beyond them nothing is said. Clock: tokens times the seconds per "
-            "token measured alone, before the runs (median of rounds; its noise is not in the interval). In brackets the 95 % interval over seeds, not over "
-            "documents (delta method on the logarithm, all scores of a seed together)."
+            "token measured alone, before the runs (median of rounds; its noise is not in the interval). In brackets "
+            "the 95 % interval over the seeds that all of these runs have, not over documents: the costs at which the "
+            "reference's score does not differ from the arm's by a paired t-test, not corrected for the other rows, "
+            "and always the whole budget if the verdict is not resolved. A score beyond the curve without brackets "
+            "differs from that of the curve's end."
         )
     return part(words, head, table)
 

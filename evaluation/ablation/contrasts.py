@@ -139,13 +139,23 @@ class Model:
             self._without[key] = Model([cell for cell, there in zip(self.cells, kept) if there]), kept
         return self._without[key]
 
-    def spreads(self, scores: np.ndarray) -> tuple[float, dict[str, Spread]]:
-        """The pooled standard deviation of all arms, and {arm: its spread}.  scores: (N,)."""
+    def spreads(self, scores: np.ndarray) -> tuple[float, int, dict[str, Spread]]:
+        """The standard deviation of the pool and its degrees of freedom, and {arm: its spread}.  scores: (N,).
+
+        Where an arm is left out of the pool, the pool and the spreads of its arms are about the model without it.
+        """
         whole, mine = self.squares(scores)
         found = {}
         for arm, part, df, p in zip(self.arms, mine, self.own_df, self.excess(whole, mine)):
             found[arm] = Spread(math.sqrt(part / df) if df else math.nan, float(p), bool(p < OUTLIER))
-        return math.sqrt(whole / self.df), found
+        left_out = np.array([one.left_out for one in found.values()])
+        if left_out.any() and (rest := self.without(left_out))[0].df:
+            model, kept = rest
+            whole, mine = model.squares(scores[kept])
+            for arm, part, df in zip(model.arms, mine, model.own_df):
+                found[arm] = found[arm]._replace(deviation=math.sqrt(part / df) if df else math.nan)
+            return math.sqrt(whole / model.df), model.df, found
+        return math.sqrt(whole / self.df), self.df, found
 
 
 def _projector(design: np.ndarray) -> tuple[np.ndarray, int]:

@@ -164,9 +164,10 @@ def _stored(folder: Path, spec: Spec, path: Path) -> plan_file.StoredPlan | None
             "report without --resume"
         )
     if stored and stored.sha256 != spec.sha256:
+        changed = ", ".join(plan_file.changed_keys(folder / plan_file.NAME, spec))
         raise ValueError(
-            f"{folder} holds results of another specification; {path} or the flags have changed since. "
-            "Resume with what it was started with, or start a new report without --resume"
+            f"{folder} holds results of another specification than {path} with these flags (different: {changed}); "
+            "resume with what it was started with, or start a new report without --resume"
         )
     return stored
 

@@ -107,6 +107,18 @@ def read(path: Path | None) -> StoredPlan | None:
         return StoredPlan(values["sha256"], arms, *rest, plan, content, older="further" not in values)
 
 
+def changed_keys(path: Path, spec: Spec) -> list[str]:
+    """The keys in which a specification differs from that of the plan in a file, with those of its base."""
+
+    def flat(values: dict[str, Any]) -> dict[str, Any]:
+        of_base = {f"base {key}": value for key, value in values["base"].items()}
+        return {key: value for key, value in values.items() if key not in ("base", "explored")} | of_base
+
+    before = flat(read_json(path)["spec"])
+    now = flat(json.loads(json.dumps(spec.as_values(), default=str)))
+    return [key for key in before | now if before.get(key) != now.get(key)]
+
+
 def require_same_model(arm: PlannedArm, where: Path) -> None:
     """Raise ValueError if this version of the code reads the stored settings of an arm as another model."""
     total = matching.resolve(arm.name, arm.settings)[1].parameter_counts()["total"]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t
 
-ALPHA = 0.05
+from evaluation.ablation.statistics import ALPHA
+
 MOST_EXTENSIONS = 3  # rates tried beyond the given ones, each by the ratio of the two at that edge
 
 Scores = Mapping[float, Mapping[int, float | None]]  # rate -> seed -> score; None for a run that failed

@@ -154,7 +154,7 @@ def _from_first_segments(
     apart = summary([b - a for a, b, _ in first])
     told = (
         f" On the first segment, where all have read the same, **{end}** minus **{start}** is "
-        f"{with_interval(apart)}: a difference there is none of context, and the share says less"
+        f"{with_interval(apart)}: a difference there does not come from context, so the share says less"
     )
     if min(b - a for a, b, _ in gains) <= 0:
         return f"{told}."
@@ -185,7 +185,7 @@ def _losses(x: Ablation, names: list[str]) -> str:
         found = [with_interval(loss_of_segment(x, name, number)) for name in names]
         rows.append([_row_name(number), f"{count:,}", *found])
     words = (
-        f"Loss in nats per token on the same validation documents, by segment of {x.spec.segments} tokens, "
+        f"Loss in nats per token on the same {'test' if x.tested else 'validation'} documents, by segment of {x.spec.segments} tokens, "
         "numbered from 0. +-: 95 % interval of the mean over seeds. Segments with less than "
         f"{LEAST_SHARE:.0%} of the tokens are only in results.jsonl."
     )

@@ -59,10 +59,16 @@ class Ablation:
         return {seed: line for seed, line in whole.items() if measure in line}
 
     @property
+    def tested(self) -> bool:
+        """Whether verdicts are on the test set: not in reports of earlier versions."""
+        return any(line["status"] == "ok" for line in self.results.of("test"))
+
+    @property
     def measure(self) -> str:
-        """The name in a line of the score that verdicts are on: the test set's, as soon as one was scored."""
-        tested = any(line["status"] == "ok" for line in self.results.of("test"))
-        return ON_TEST.get(self.spec.measure, self.spec.measure) if tested else self.spec.measure
+        """The name in a line of the score that verdicts are on. Scores by segment have one name: a report that
+        is tested has them of the test set.
+        """
+        return ON_TEST.get(self.spec.measure, self.spec.measure) if self.tested else self.spec.measure
 
     @property
     def looks(self) -> list[tuple[int, ...]]:
@@ -103,13 +109,15 @@ class Verdict(NamedTuple):
     lost: int  # number of seeds that both arms ran and at which one did not end well
     refused: str  # why there is no verdict; "" if there is one
     kind: str = PLANNED
-    look: int = 0  # the look that resolved the pair, from 1; 0 if none did
+    look: int = 0  # the look that first resolved the pair, from 1; 0 if it is not resolved
+    withdrawn: bool = False  # whether a look resolved the pair, and a later one did not or said the opposite
 
 
 def verdicts(x: Ablation, seeds: tuple[int, ...] | None = None) -> list[Verdict]:
     """The verdicts on the planned pairs, over all looks, or over one look at the given seeds.
 
-    A pair that the first look resolves keeps its verdict.
+    A pair is resolved if the last look, at all seeds, resolves it, and no earlier look resolved the opposite.
+    The first look decides which pairs get more seeds, so it spends its share of the level all the same.
     """
     pairs = x.spec.pairs(x.spec.expanded())
     found = [judge(x, pairs, look) for look in ([seeds] if seeds else x.looks)]
@@ -117,11 +125,15 @@ def verdicts(x: Ablation, seeds: tuple[int, ...] | None = None) -> list[Verdict]
     for looks in zip(*found):
         resolved = [n for n, v in enumerate(looks, 1) if v.look]
         last = looks[-1].comparison
-        if len(looks) > 1 and not looks[0].refused:
-            last = last._replace(p=min(last.p, looks[0].comparison.p))
-        if resolved:
-            last = last._replace(verdict=looks[resolved[0] - 1].comparison.verdict)
-        kept.append(looks[-1]._replace(comparison=last, look=resolved[0] if resolved else 0))
+        stands = {v.comparison.verdict for v in looks if v.look} == {last.verdict}
+        verdict = last.verdict if stands else "not resolved"
+        kept.append(
+            looks[-1]._replace(
+                comparison=last._replace(verdict=verdict),
+                look=resolved[0] if stands else 0,
+                withdrawn=bool(resolved) and not stands,
+            )
+        )
     return kept
 
 
@@ -240,7 +252,7 @@ def _fit(
 
 
 class Spreads(NamedTuple):
-    """The spread of all runs about the arm + seed model."""
+    """The spread of the runs about the arm + seed model; an arm that is left out of the pool is not in `pooled`."""
 
     pooled: float
     df: int
@@ -255,5 +267,4 @@ def spreads(x: Ablation) -> Spreads | None:
     if pair is None:
         return None
     model, scores, documents = _fit(x, x.spec.seeds, [pair])
-    pooled, of_arms = model.spreads(scores)
-    return Spreads(pooled, model.df, of_arms, documents and documents.documents)
+    return Spreads(*model.spreads(scores), documents and documents.documents)

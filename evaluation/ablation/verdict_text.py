@@ -26,12 +26,14 @@ def in_words(v: Verdict, measure: str) -> str:
         resolves = f"this design resolves {c.resolves.value:.4f}"
         if math.isnan(c.resolves.value):
             resolves = "the runs have no spread, which would say what the design resolves"
+        if v.withdrawn:
+            resolves = (
+                f"the first seeds alone resolve this pair, and all seeds do not bear it out; {resolves}"
+            )
         return f"{names}: not resolved: {c.difference:+.4f} +- {c.half_width:.4f} {unit} ({interval}); {resolves}."
     said = f"**{v.first}** is {c.verdict} than **{v.second}**"
     if v.kind != PLANNED:
         said += f" ({v.kind})"
-    if abs(c.difference) <= c.half_width:
-        interval += "; the first seeds resolve the pair, but the interval over all includes 0"
     return f"{said} by {abs(c.difference):.4f} +- {c.half_width:.4f} {unit} ({interval}; p {c.p:.2g})."
 
 
@@ -48,7 +50,10 @@ def beside_in_words(x: Ablation, found: list[Verdict]) -> list[str]:
         f"**{v.first}** against **{v.second}**" for v in derived if v.comparison.verdict == "not resolved"
     ]
     if derived:
-        words = "Derived from the plan's chain, corrected for all pairs of arms: " + "; ".join(resolved)
+        words = (
+            f"Derived from the plan's chain, corrected for all pairs of arms, in {UNITS[x.spec.measure]}: "
+        )
+        words += "; ".join(resolved)
         words += "; " * bool(resolved and rest) + ("not resolved: " + ", ".join(rest) if rest else "")
         told.append(f"{words}.")
     return told
@@ -63,22 +68,23 @@ def looks_in_words(x: Ablation) -> str:
         )
     return (
         f"Two looks: at the first {x.spec.first_seeds} seeds of all arms, and then at all seeds, which only the arms of "
-        f"pairs get that the first look does not resolve. Each look is held to {x.level:.1%}. If no planned pair "
-        f"differed, one of them would be called different in at most {ALPHA:.0%} of such reports, both looks together."
+        "pairs get that the first look does not resolve. A verdict is that of the last look; an earlier look that says "
+        f"the opposite withdraws it. Each look is held to {x.level:.1%}. If no planned pair differed, one of them would "
+        f"be called different in at most {ALPHA:.0%} of such reports, both looks together."
     )
 
 
 def set_in_words(x: Ablation, found: Spreads | None) -> str:
     """Which text the scores are of, and whether the intervals include its choice."""
-    if x.measure == x.spec.measure:
+    if not x.tested:
         return (
             "The scores are of the validation text. The intervals are over seeds only: they do not include the choice "
             "of the text."
         )
     if found is None or found.documents is None:
         return (
-            "The scores are of the test set. The sums of its documents are not stored for all runs, so that the "
-            "intervals are over seeds only: they do not include the choice of the documents."
+            "The scores are of the test set. The sums of its documents for this score are not stored for all runs, so "
+            "that the intervals are over seeds only: they do not include the choice of the documents."
         )
     return f"The scores are of the test set. The intervals are over seeds and over its {found.documents:,} documents."
 
@@ -105,6 +111,7 @@ def _rows(x: Ablation, found: list[Verdict]) -> list[list[str]]:
         resolves = f"{c.resolves.value:.4f} ({c.resolves.low:.4f} to {c.resolves.high:.4f})"
         resolves = "-" if math.isnan(c.resolves.value) else resolves
         look = f" (look {v.look})" if v.look and v.kind == PLANNED and len(x.looks) > 1 else ""
+        look = " (at look 1 only)" if v.withdrawn else look
         apart = [f"{c.difference:+.4f}", f"+- {c.half_width:.4f}", f"{c.p:.3g}"]
         rows.append([*row, *apart, c.verdict + look, resolves])
     return rows
@@ -146,8 +153,12 @@ def _spreads(found: Spreads | None) -> str:
     ]
     words = (
         f"Spread of the runs about the model of arms and seeds: pooled standard deviation {found.pooled:.4f} with "
-        f"{found.df} degrees of freedom. Each arm alone, with p of an F test that it spreads more than the others, "
-        f"corrected for the number of arms. Below {OUTLIER:g} its pairs are judged by its own spread, and the pool of "
-        "the other pairs leaves it out."
+        f"{found.df} degrees of freedom."
+    )
+    if len(rows) < 3:  # two arms always spread equally about the model
+        return words
+    words += (
+        " Each arm alone, with p of an F test that it spreads more than the others, corrected for the number of arms. "
+        f"Below {OUTLIER:g} its pairs are judged by its own spread, and it is left out of the pool of the other pairs."
     )
     return part(words, ["arm", "standard deviation", "p", ""], rows)

@@ -4,18 +4,22 @@ The reference is trained at several shares of its budget, each with a complete s
 is read as a curve of straight pieces between these points, both on logarithmic scales, so that a power law is met
 exactly. Where the curve has the other arm's score, the reference costs `reached`; worth = the other arm's cost /
 reached. Nothing is extrapolated.
+
+The interval is the set of all costs on the curve at which the reference's score does not differ from the other
+arm's by a paired t-test over seeds. It needs no slope, so that it holds at the ends of the curve, too: a score
+beyond the curve's end is called so only if the test excludes that end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t
 
-ALPHA = 0.05
+from evaluation.ablation.statistics import ALPHA
 
 
 class Worth(NamedTuple):
@@ -27,62 +31,71 @@ class Worth(NamedTuple):
     most: float  # the ratio at the curve's cheapest point: nothing above it was measured
     least: float  # the ratio at its dearest point
     remark: str  # "" | "more" than most | "less" than least | why there is no curve
+    seeds: int = 2
+    resolved: bool = False  # whether "more" or "less" is said of the whole interval
 
     def in_words(self) -> str:
-        if self.remark == "more":
-            return f"more than x {self.most:.2g}"
-        if self.remark == "less":
-            return f"less than x {self.least:.2g}, not measured"
-        if self.ratio is None:
+        most, least = f"more than {self.most:.2g}", f"less than {self.least:.2g}"
+        if self.remark not in ("", "more", "less"):
             return self.remark
-        if self.low is None and self.high is None and not self.remark:
-            return f"x {self.ratio:.2f}"
-        low = f"less than {self.least:.2g}" if self.low is None else f"{self.low:.2f}"
-        high = f"more than {self.most:.2g}" if self.high is None else f"{self.high:.2f}"
-        return f"x {self.ratio:.2f} ({low} to {high})"
+        told = {"more": f"more than x {self.most:.2g}", "less": f"less than x {self.least:.2g}"}
+        told = told.get(self.remark) or f"x {self.ratio:.2f}"
+        if self.seeds < 2:
+            return f"{told} (one seed)"
+        if self.resolved:
+            return told
+        low, high = (one and f"{one:.2f}" for one in (self.low, self.high))
+        return f"{told} ({low or least} to {high or most})"
 
 
 def worth(
-    costs: Sequence[float], scores: Sequence[Sequence[float]], other_cost: float, other: Sequence[float]
+    costs: Sequence[float],
+    scores: Sequence[Sequence[float]],
+    other_cost: float,
+    other: Sequence[float],
+    whole_differs: bool = True,
 ) -> Worth:
-    """The ratio of costs at equal scores, with its 95 % interval over seeds.
+    """The worth of an arm against the reference, in one kind of cost.
 
-    costs: (P,) of the reference at each share, rising.  scores: (P, S) of the reference at each share and seed,
-    lower is better, above 0.  other_cost, other: the cost of the other arm, and its (S,) scores at the same seeds.
-
-    The ratio is that of the mean scores over seeds. Its interval is by the delta method on log(ratio): each seed
-    counts with the linear effect that its scores have there, all of a seed together, so that what arms share at
-    a seed cancels; Student's t with S - 1 degrees of freedom.
+    costs: of the reference's P >= 2 budgets, rising.  scores: (P, S), its scores at S seeds, lower is better.
+    other_cost, other: the other arm's cost and its (S,) scores at the same seeds. Means over seeds are geometric.
+    whole_differs: whether the verdict, which is corrected for other pairs and for documents, says that the score of
+    the whole budget differs from the other arm's. If not, the interval includes that budget.
     """
-    cost, y = np.log(np.asarray(costs, float)), np.asarray(scores, float)
-    other = np.asarray(other, float)
-    mean, target = y.mean(1), other.mean()
-    most, least = (float(np.exp(math.log(other_cost) - cost[end])) for end in (0, -1))
-
-    def without(remark: str) -> Worth:
-        return Worth(None, None, None, most, least, remark)
-
+    cost, y = np.log(np.asarray(costs, float)), np.log(np.asarray(scores, float))
+    # (P, S), falling: the reference is worse where it is positive
+    apart = y - np.log(np.asarray(other, float))
+    mean, count = apart.mean(1), apart.shape[1]
+    of_points = [float(np.exp(math.log(other_cost) - one)) for one in cost]
+    most, least = of_points[0], of_points[-1]
     if not (np.diff(mean) < 0).all():
-        return without("not measured: the reference is not better with a larger budget")
-    if target > mean[0]:
-        return without("more")
-    if target < mean[-1]:
-        return without("less")
-    piece = min(int(np.searchsorted(-mean, -target, side="right")), len(cost) - 1)
-    left, right = piece - 1, piece
-    a, b, z = np.log(mean[left]), np.log(mean[right]), np.log(target)
-    share = (z - a) / (b - a)
-    reached = cost[left] + share * (cost[right] - cost[left])
-    log_ratio = math.log(other_cost) - float(reached)
-    count = len(other)
+        remark = "not measured: the reference is not better with a larger budget"
+        return Worth(None, None, None, most, least, remark, count)
+    remark, ratio = "more" if mean[0] < 0 else "less" if mean[-1] > 0 else "", None
+    if not remark:
+        ratio = math.exp(math.log(other_cost) - float(np.interp(0.0, -mean, cost)))
     if count < 2:
-        return Worth(math.exp(log_ratio), None, None, most, least, "")
-    # d reached = slope * (dz - (1 - share) da - share db), slope = d cost / d log score of this piece
-    slope = (cost[right] - cost[left]) / (b - a)
-    effect = other / target - (1 - share) * y[left] / mean[left] - share * y[right] / mean[right]
-    error = abs(slope) * float(np.std(effect, ddof=1)) / math.sqrt(count)
-    half = float(t.isf(ALPHA / 2, count - 1)) * error
-    low, high = math.exp(log_ratio - half), math.exp(log_ratio + half)
-    low, high = low if low >= least else None, high if high <= most else None
-    beyond = "beyond the curve" if None in (low, high) else ""
-    return Worth(math.exp(log_ratio), low, high, most, least, beyond)
+        return Worth(ratio, None, None, most, least, remark, count)
+    inside = ([] if ratio is None else [ratio]) + ([] if whole_differs else [least])
+    for piece, (left, right) in enumerate(zip(apart, apart[1:])):
+        for share in _equal(left, right):
+            inside.append(of_points[piece] * (of_points[piece + 1] / of_points[piece]) ** share)
+    if not inside:  # the whole interval is beyond the curve
+        ends = (most, None) if remark == "more" else (None, least)
+        return Worth(None, *ends, most, least, remark, count, resolved=True)
+    low, high = min(inside), max(inside)
+    at_least, at_most = low <= least * (1 + 1e-9), high >= most * (1 - 1e-9)
+    return Worth(ratio, None if at_least else low, None if at_most else high, most, least, remark, count)
+
+
+def _equal(left: np.ndarray, right: np.ndarray) -> Iterable[float]:
+    """The ends of the shares u from 0 to 1 at which (1 - u) left + u right has no mean that differs from 0 by a
+    t-test.  left, right: (S,).
+    """
+    count, step = len(left), right - left
+    (aa, ab), (_, bb) = np.cov(left, step) * t.isf(ALPHA / 2, count - 1) ** 2 / count
+    a, b = left.mean(), step.mean()
+    # (a + b u)^2 <= t^2 Var(mean) is quadratic in u
+    excess = np.poly1d([b * b - bb, 2 * (a * b - ab), a * a - aa])
+    roots = [float(root.real) for root in np.roots(excess) if abs(root.imag) < 1e-12]
+    return [u for u in (0.0, 1.0) if excess(u) <= 0] + [u for u in roots if 0 <= u <= 1]
