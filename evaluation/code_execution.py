@@ -3,7 +3,7 @@
 The process has
 
 - CPU time, wall time, memory, file size and number of open files limited by the system
-- its own empty folder, which is deleted afterwards, an empty environment and isolated mode (python -I)
+- its own empty folder, which is deleted afterwards, none of your environment variables, and isolated mode (python -I)
 - no network, where the system lets a user make a network namespace (Linux); CodeEval.network says whether
 - no new processes, if the user is not root, whom the system does not limit
 

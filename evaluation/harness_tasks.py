@@ -230,29 +230,26 @@ def interval(values: Sequence[Any], metric: str) -> tuple[float, float] | None:
     Shares of right answers have Wilson's interval, other means Student's t, and (log-likelihood, size) that of
     a ratio.
     """
+    import torch
+
     from evaluation.vision import wilson
+    from training.validation import ratio_interval
 
-    n = len(values)
-    if n < 3:
+    if len(values) < 3:
         return None
-    if all(isinstance(value, (tuple, list)) and len(value) == 2 for value in values) and metric in RATIOS:
-        import torch
-
-        from training.validation import ratio_interval
-
-        nats, sizes = torch.tensor([[-float(a), float(b)] for a, b in values], dtype=torch.float64).T
-        middle, half = float(nats.sum() / sizes.sum()), ratio_interval(nats, sizes)[1]
-        return RATIOS[metric](middle - half), RATIOS[metric](middle + half)
-    if all(hasattr(value, "__float__") for value in values):
-        numbers = [float(value) for value in values]
-        mean = math.fsum(numbers) / n
-        if all(value in (0.0, 1.0) for value in numbers):
-            return wilson(round(math.fsum(numbers)), n)
-        from scipy.stats import t
-
-        half = t.ppf(0.975, n - 1) * math.sqrt(math.fsum((x - mean) ** 2 for x in numbers) / (n - 1) / n)
-        return mean - half, mean + half
-    return None
+    pairs = all(isinstance(value, (tuple, list)) and len(value) == 2 for value in values)
+    if pairs and metric in RATIOS:
+        sums, sizes = torch.tensor([[-float(a), float(b)] for a, b in values], dtype=torch.float64).T
+    elif all(hasattr(value, "__float__") for value in values):
+        sums = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        if all(value in (0.0, 1.0) for value in sums.tolist()):
+            return wilson(round(float(sums.sum())), len(values))
+        sizes = torch.ones_like(sums)
+    else:
+        return None
+    middle, half = float(sums.sum() / sizes.sum()), ratio_interval(sums, sizes)[1]
+    scale = RATIOS.get(metric, float) if pairs else float
+    return scale(middle - half), scale(middle + half)
 
 
 RATIOS = {  # nats of each unit -> the figure
