@@ -7,7 +7,6 @@ FOLDER/NAME.jsonl with the same columns, which takes its place.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import itertools
 import math
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.hub import PROBE_SECONDS, call_within, why_unreachable
+from common.hub import PROBE_SECONDS, call_within, is_of_the_network, why_unreachable
 from common.script import did_you_mean, first_line
 
 BUILDERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")  # data sets of local files
@@ -56,17 +55,20 @@ def find_tasks(names: Sequence[str], folder: Path | None) -> tuple[Any, dict[str
     own = [folder] if folder else []
     for paths in ([*near, *own], [home, *own]):
         manager = TaskManager(include_path=paths, include_defaults=False)
-        index = manager.task_index
+        index, whole = manager.task_index, home in paths
         with contextlib.suppress(KeyError):
-            return manager, {name: list(dict.fromkeys(leaves(index, name))) for name in names}
+            return manager, {name: list(dict.fromkeys(leaves(index, name, whole))) for name in names}
     unknown = next(name for name in names if name not in index)
     raise ValueError(
         f"--tasks has no task, group or tag {unknown!r}{did_you_mean(unknown, index)}; lm-eval ls tasks prints all"
     )
 
 
-def leaves(index: dict[str, Any], name: str) -> Iterator[str]:
-    """The names of the tasks that a name stands for. KeyError if one is not in the index."""
+def leaves(index: dict[str, Any], name: str, whole: bool) -> Iterator[str]:
+    """The names of the tasks that a name stands for. KeyError if one is not in the index.
+
+    whole: the index has all tasks. A member that it lacks is written inside its group, and is left out.
+    """
     entry = index[name]
     members = sorted(entry.tags) if entry.kind.name == "TAG" else []
     if entry.kind.name == "GROUP":
@@ -78,7 +80,8 @@ def leaves(index: dict[str, Any], name: str) -> Iterator[str]:
     if not members:
         yield name
     for member in members:
-        yield from leaves(index, member)
+        if member in index or not whole:
+            yield from leaves(index, member, whole)
 
 
 def require_allowed(index: dict[str, Any], tasks: Sequence[str], allow_code: bool) -> bool:
@@ -146,10 +149,9 @@ def load(manager: Any, name: str, tasks: Sequence[str], local: Sequence[str], fo
         and not Path(cfg["dataset_path"]).exists()
     }
     reason = unreachable(next(iter(remote.values()))) if remote else ""
-    if reason:
-        work_offline()
     try:
-        return manager.load([name])
+        with offline() if reason else contextlib.nullcontext():
+            return manager.load([name])
     except ImportError as error:  # such as langdetect for ifeval
         raise ValueError(
             f"{name} needs a package that is missing ({error}); install it, or leave the task out"
@@ -169,24 +171,32 @@ def load(manager: Any, name: str, tasks: Sequence[str], local: Sequence[str], fo
         ) from error
 
 
-@functools.cache
 def unreachable(dataset: str) -> str:
-    """Why the Hub does not answer a question about a data set, within PROBE_SECONDS; "" if it answers."""
+    """Why the Hub does not answer a question about a data set, within PROBE_SECONDS; "" if it answers anything."""
     from huggingface_hub import HfApi
 
     try:
         call_within(PROBE_SECONDS, HfApi().dataset_info, dataset, timeout=PROBE_SECONDS)
     except Exception as error:
-        return why_unreachable(error, PROBE_SECONDS)
+        return why_unreachable(error, PROBE_SECONDS) if is_of_the_network(error) else ""
     return ""
 
 
-def work_offline() -> None:
-    """Let the libraries read their caches only, as HF_HUB_OFFLINE=1 does at the start: else they retry for minutes."""
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Within this, the libraries read their caches only, as with HF_HUB_OFFLINE=1: else they retry for minutes."""
     import datasets
     import huggingface_hub.constants
 
-    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    places = datasets.config, huggingface_hub.constants
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before):
+            place.HF_HUB_OFFLINE = value
 
 
 def require_examples(

@@ -20,7 +20,6 @@ import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the impor
 
 import argparse
 import contextlib
-import functools
 import logging
 import sys
 from pathlib import Path
@@ -119,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
             else:
                 scored = score(args, manager, model, loaded, [one for one in tasks if one in local])
                 found["tasks"][name] = scored
-                if not any(found["tasks"][other] for other in list(found["tasks"])[:-1]):
-                    print(line_of(HEAD), flush=True)
+                if len(found["tasks"]) == 1:
+                print(line_of(HEAD), flush=True)
                 print(as_text(name, scored), flush=True)
             if code_eval is not None and code_eval.network is not None:
                 found["network_of_programs"] = code_eval.network
@@ -207,8 +206,9 @@ def as_text(name: str, scored: dict[str, Any]) -> str:
         for row in scores[one]["figures"]:
             value, limits, chance = row["value"], row["interval"], row["chance"]
             share = chance is not None
-            shown = functools.partial(as_share if share else as_number)
-            metric = row["metric"] if row["filter"] == "none" else f"{row['metric']},{row['filter']}"
+            shown = as_share if share else as_number
+            several = len({other["filter"] for other in scores[one]["figures"]}) > 1
+            metric = f"{row['metric']},{row['filter']}" if several else row["metric"]
             words = (
                 one,
                 metric,

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.peer
 FIXTURES = Path(__file__).parent / "fixtures"
 ROWS = FIXTURES / "lm_eval"
 TRUNK = FIXTURES / "trunk/checkpoint_6.pt"
-REAL = "hellaswag,truthfulqa_mc2,mmlu_small,humaneval"
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +106,11 @@ def bits_by_hand(model, text: str) -> tuple[float, int]:
     return nats, len(text.encode())
 
 
-def test_the_real_tasks_run_on_local_rows_and_what_needs_the_hub_is_told(tmp_path, capsys):
+def test_the_real_tasks_run_on_local_rows_and_what_needs_the_hub_is_told(tmp_path, capsys, monkeypatch):
+    import datasets
+
+    read, asked_for = datasets.load_dataset, []
+    monkeypatch.setattr(datasets, "load_dataset", lambda **given: asked_for.append(given) or read(**given))
     out = tmp_path / "scores.json"
     flags = ("--tasks", "hellaswag,truthfulqa_mc2,arc_easy,mmlu_small,story_bytes", "--out", out)
     assert run(*flags) == 2
@@ -116,6 +119,7 @@ def test_the_real_tasks_run_on_local_rows_and_what_needs_the_hub_is_told(tmp_pat
         "arc_easy left out: arc_easy needs the data set allenai/ai2_arc (arc_easy), which is not in the local cache, "
         "and the Hub cannot be reached (a test); run this where the Hub is, or write its rows to" in said.err
     )
+    assert len(asked_for) == 6 and not any("trust_remote_code" in given for given in asked_for)
     found = json.loads(out.read_text())
     assert list(found["tasks"]) == ["hellaswag", "truthfulqa_mc2", "mmlu_small", "story_bytes"]
     assert list(found["failed"]) == ["arc_easy"] and found["lm_eval"] == "0.4.13"
