@@ -11,7 +11,7 @@ import importlib
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,24 @@ def require_examples(
                 f"{name} has {number} examples in its prompts, and {folder / name}.fewshot.jsonl, which would hold "
                 "them, does not exist; write it, or use --num_fewshot 0 where the task allows it"
             )
+
+
+def prepare(tasks: Iterable[Any], num_fewshot: int | None) -> None:
+    """Set the number of examples and the seeds, as lm_eval.simple_evaluate does by default."""
+    import random
+
+    import numpy as np
+    import torch
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    for task in tasks:
+        own = task.get_config("num_fewshot")
+        if own is None or (own and num_fewshot is not None):  # a 0 of the task stays
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
 
 
 # ---------------------------------------------------------------------------------------------- the figures

@@ -116,10 +116,10 @@ def run(args: argparse.Namespace) -> int:
                 found["failed"][name] = one_line(error)
                 say(f"evaluation.lm_eval: {name} left out: {found['failed'][name]}")
             else:
-                scored = score(args, manager, model, loaded, [one for one in tasks if one in local])
+                scored = score(args, model, loaded, [one for one in tasks if one in local])
                 found["tasks"][name] = scored
                 if len(found["tasks"]) == 1:
-                print(line_of(HEAD), flush=True)
+                    print(line_of(HEAD), flush=True)
                 print(as_text(name, scored), flush=True)
             if code_eval is not None and code_eval.network is not None:
                 found["network_of_programs"] = code_eval.network
@@ -161,9 +161,7 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
     return {"checkpoint": args.checkpoint, "lm_eval": version("lm-eval"), **kept, **provenance()}
 
 
-def score(
-    args: argparse.Namespace, manager: Any, model: Any, loaded: dict[str, Any], local: list[str]
-) -> dict[str, Any]:
+def score(args: argparse.Namespace, model: Any, loaded: dict[str, Any], local: list[str]) -> dict[str, Any]:
     """The figures of what was loaded for one name, and what had to be cut."""
     import lm_eval
 
@@ -171,15 +169,11 @@ def score(
     from evaluation.harness_model import Counts
 
     model.counts = Counts()
-    groups = loaded.get("groups", {})
-    below = {one for name in loaded.get("group_map", {}) for one in loaded["group_map"][name]}
-    tops = [groups[name] for name in groups if name not in below]
-    results = lm_eval.simple_evaluate(
-        model=model,
-        tasks=tops or list(loaded["tasks"].values()),
-        task_manager=manager,
+    harness_tasks.prepare(loaded["tasks"].values(), args.num_fewshot)
+    results = lm_eval.evaluate(  # simple_evaluate also lists the packages and devices of the machine, which takes long
+        lm=model,
+        task_dict=loaded,
         limit=args.limit,
-        num_fewshot=args.num_fewshot,
         bootstrap_iters=1000,
         log_samples=True,
         confirm_run_unsafe_code=args.allow_code_execution,
