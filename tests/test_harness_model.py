@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from architecture.generation.decode import generate
 from architecture.generation.sampling import row_generators
 from architecture.gpt2 import GPT2
 from architecture.gpt2 import ModelConfig as GPT2Config
+from architecture.registry import load_model
 from evaluation import code_execution, harness_model, harness_tasks
 from evaluation.harness_model import HarnessModel, generation_arguments
 
@@ -204,8 +207,6 @@ def test_a_program_passes_only_at_its_end_and_within_its_limits(program, told):
 
 def test_a_program_has_no_network_where_the_system_can_take_it_away():
     program = "import socket\nsocket.create_connection(('127.0.0.1', {}), 1)"
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         outcome = code_execution.run_program(program.format(server.getsockname()[1]))
     assert outcome.network is not None and outcome.passed == outcome.network
@@ -237,3 +238,46 @@ def test_intervals_are_those_of_scipy():
     error = math.sqrt(sum(r * r for r in residuals) * 5 / 4) / 81
     half = stats.t.ppf(0.975, 4) * error
     assert (low, high) == pytest.approx((math.exp(126 / 81 - half), math.exp(126 / 81 + half)), rel=2e-3)
+
+
+# ------------------------------------------------------------------------------------- chance and the Hub
+def test_chance_is_the_mean_over_certain_models():
+    def probability_of_right(doc, results):
+        weights = [math.exp(nats) for nats, _ in results]
+        best = max(range(len(weights)), key=weights.__getitem__)
+        right = [weight for weight, label in zip(weights, doc["labels"]) if label]
+        return {"acc": float(doc["labels"][best]), "mass": sum(right) / sum(weights), "pair": (1, 2)}
+
+    task = SimpleNamespace(process_results=probability_of_right)
+    doc = {"labels": [0, 1, 0, 1, 0]}
+    for metric in ("acc", "mass"):
+        assert harness_tasks.chance_of(task, doc, 5, metric) == pytest.approx(2 / 5)
+    assert harness_tasks.chance_of(task, doc, 5, "pair") is None  # no number of one document
+
+
+def test_only_a_hub_that_does_not_answer_is_unreachable(monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    def answer(error):
+        def dataset_info(self, name, timeout):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+        return harness_tasks.unreachable("somebody/something")
+
+    assert answer(ConnectionError("no route")) == "the Hub cannot be reached (no route)"
+    missing = ValueError("404")
+    missing.response = SimpleNamespace(status_code=404)
+    assert answer(missing) == ""  # lm-eval says what is wrong with the name
+    before = datasets.config.HF_HUB_OFFLINE
+    with pytest.raises(KeyError), harness_tasks.offline():
+        assert datasets.config.HF_HUB_OFFLINE and huggingface_hub.constants.HF_HUB_OFFLINE
+        raise KeyError
+    assert datasets.config.HF_HUB_OFFLINE == before
+
+
+def test_a_model_that_reads_segments_is_refused_in_one_sentence():
+    path = Path(__file__).parent / "fixtures/context/checkpoint_6.pt"
+    with pytest.raises(ValueError, match="reads a text in segments, and lm-eval scores texts in one piece"):
+        HarnessModel(load_model(path))
