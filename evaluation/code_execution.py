@@ -3,12 +3,14 @@
 The process has
 
 - CPU time, wall time, memory, file size and number of open files limited by the system
-- its own empty folder, which is deleted afterwards, none of your environment variables, and isolated mode (python -I)
+- its own empty folder, which is deleted afterwards
+- none of your environment variables, and isolated mode (python -I)
 - no network, where the system lets a user make a network namespace (Linux); CodeEval.network says whether
 - no new processes, if the user is not root, whom the system does not limit
 
-It runs as the user who starts it, and can read what this user can read, and write where this user can write. The limits
-stop accidents and loops. For code that may be hostile, run the whole command in a container or a virtual machine.
+It runs as the user who starts it, and can read what this user can read, and write where this user can write.
+The limits stop accidents and loops. For code that may be hostile, run the whole command in a container or a virtual
+machine.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ FILE_BYTES = 2**20
 OPEN_FILES = 32
 ANSWER_BYTES = 2**16
 
-# What the process runs. It reads one line of JSON and the program from stdin, and answers with the token, which the program
-# does not get, so that a program that ends the process early has not passed.
+# What the process runs. It reads one line of JSON and the program from stdin, and answers with the token, which
+# the program does not get: a program that ends the process early has not passed.
 RUNNER = """
 import json, sys
 given = json.loads(sys.stdin.readline())

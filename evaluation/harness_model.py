@@ -67,7 +67,7 @@ class HarnessModel:
     """The three questions of lm-eval. Requests have .args, as lm_eval.api.instance.Instance has."""
 
     def __init__(self, model: nn.Module, *, batch_size: int = 8, seed: int = 1):
-        """model: in eval mode, with its tokenizer.  seed: of tasks that sample; each request has its own numbers."""
+        """model: with its tokenizer.  seed: of tasks that sample; each request has its own numbers."""
         super().__init__()
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer; load it from a checkpoint")
@@ -246,9 +246,8 @@ class HarnessModel:
                 token = new[place]
                 piece = "" if token is None or token == eot else streams[place].push(token)
                 texts[place] += piece
-                recent = texts[place][
-                    -(longest + len(piece)) :
-                ]  # a stop string may begin in an earlier piece
+                # a stop string may begin in an earlier piece
+                recent = texts[place][-(longest + len(piece)) :]
                 if token is None or token == eot or any(stop in recent for stop in until):
                     going.discard(place)
             if not going:

@@ -1,7 +1,7 @@
 """The tasks of lm-evaluation-harness: where their YAML is, where their documents come from, chance and interval.
 
-lm-eval is imported where it is used. Its tasks have no data: a task reads a data set of the Hugging Face Hub, or the file
-FOLDER/NAME.jsonl with the same columns, which takes its place.
+lm-eval is imported where it is used. Its tasks have no data: a task reads a data set of the Hugging Face Hub, or
+the file FOLDER/NAME.jsonl with the same columns, which takes its place.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def prepare(tasks: Iterable[Any], num_fewshot: int | None) -> None:
 
 # ---------------------------------------------------------------------------------------------- the figures
 def chance_of(task: Any, doc: dict[str, Any], choices: int, metric: str) -> float | None:
-    """What a model that picks one of the choices blindly scores on a document, on average; None if that is not defined.
+    """The mean score on a document of a model that picks one of the choices blindly; None if that is not defined.
 
     It is the mean over the choices of the metric of a model that is certain of this one. So it is right for two
     right answers of five, and for the probability of the right ones (truthfulqa_mc2).

@@ -1,8 +1,10 @@
 """Score a checkpoint on the tasks of lm-evaluation-harness, with chance and interval beside every figure.
 
-    python -m evaluation.lm_eval --checkpoint model --tasks hellaswag,truthfulqa_mc2,mmlu --limit 100 --out scores.json
+    python -m evaluation.lm_eval --checkpoint model --tasks hellaswag,truthfulqa_mc2,mmlu --out scores.json
     python -m evaluation.lm_eval --checkpoint model --tasks humaneval --allow_code_execution
-    python -m evaluation.lm_eval --checkpoint model --tasks hellaswag --task_folder DIR      rows of DIR/hellaswag.jsonl
+    python -m evaluation.lm_eval --checkpoint model --tasks hellaswag --task_folder DIR
+
+The last one reads DIR/hellaswag.jsonl and needs no Hub.
 
 The tasks and their scoring are those of lm-eval; only the model is ours. The columns:
 
@@ -170,7 +172,8 @@ def score(args: argparse.Namespace, model: Any, loaded: dict[str, Any], local: l
 
     model.counts = Counts()
     harness_tasks.prepare(loaded["tasks"].values(), args.num_fewshot)
-    results = lm_eval.evaluate(  # simple_evaluate also lists the packages and devices of the machine, which takes long
+    # simple_evaluate would also list the packages and devices of the machine each time, which takes long
+    results = lm_eval.evaluate(
         lm=model,
         task_dict=loaded,
         limit=args.limit,
@@ -216,13 +219,13 @@ def as_text(name: str, scored: dict[str, Any]) -> str:
             lines.append(line_of(words) + ("   includes chance" if at_chance else ""))
     if scored["prompts_cut"]:
         lines.append(
-            f"{name}: {scored['prompts_cut']:,} of {scored['requests']:,} prompts lost their beginning, because the model "
-            f"reads {scored['context']:,} tokens"
+            f"{name}: {scored['prompts_cut']:,} of {scored['requests']:,} prompts lost their beginning, because the "
+            f"model reads {scored['context']:,} tokens"
         )
     if scored["answers_shortened"]:
         lines.append(
-            f"{name}: {scored['answers_shortened']:,} answers may have {scored['context'] // 2:,} tokens, half of the "
-            "context, because the task allows as many as the context or more"
+            f"{name}: {scored['answers_shortened']:,} answers may have {scored['context'] // 2:,} tokens, half of "
+            "the context, because the task allows as many as the context or more"
         )
     return "\n".join(lines)
 

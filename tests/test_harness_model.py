@@ -1,4 +1,4 @@
-"""What lm-eval asks of a model, against plain loops; programs in limited processes; intervals. No lm-eval is needed here."""
+"""What lm-eval asks of a model, against plain loops; programs in limited processes; intervals. Needs no lm-eval."""
 
 import itertools
 import math
@@ -130,6 +130,25 @@ def test_texts_end_before_the_first_stop_string_wherever_tokens_are_cut():
     row = [token for token in row if token != 259]
     assert text == model.tokenizer.decode_bytes(row).decode(errors="replace").split("\n\n")[0]
     assert asked.counts.shortened == 1
+
+
+def test_a_batch_ends_when_each_row_has_its_stop_string(monkeypatch):
+    model = build(initial_context_length=LIMIT, rope_scaling_factor=1.0)
+    steps, generate_steps = [], harness_model.generate_steps
+
+    def counted(*given, **options):
+        for new in generate_steps(*given, **options):
+            steps.append(new)
+            yield new
+
+    monkeypatch.setattr(harness_model, "generate_steps", counted)
+    options = {"do_sample": True, "max_gen_toks": 16}
+    [text] = HarnessModel(model, seed=5).generate_until(requests([("the", options)]), disable_tqdm=True)
+    assert len(text) > 9 and len(steps) == 16
+    steps.clear()
+    stop = {"until": [text[2:7]]}  # of several tokens
+    [cut] = HarnessModel(model, seed=5).generate_until(requests([("the", options | stop)]), disable_tqdm=True)
+    assert cut == text.split(text[2:7])[0] and len(steps) < 10
 
 
 @pytest.mark.parametrize(

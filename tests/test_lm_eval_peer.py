@@ -92,7 +92,7 @@ def test_hflm_on_the_exported_model_gives_the_same_numbers_for_every_request(tmp
 # ------------------------------------------------------------------------------------ the real tasks
 @torch.no_grad()
 def bits_by_hand(model, text: str) -> tuple[float, int]:
-    """Nats of a text after the end-of-text token, in windows that do not overlap but for the last one, and its bytes."""
+    """Nats of a text after the end-of-text token, in windows of which only the last one overlaps; and its bytes."""
     ids, limit = (
         [model.tokenizer.eot_token, *model.tokenizer.encode_ordinary(text)],
         model.config.context_limit,
