@@ -2,7 +2,8 @@
 
 The process has
 
-- CPU time, wall time, memory, file size and number of open files limited by the system
+- CPU time, wall time, memory, file size and number of open files limited; CodeEval.unlimited has what the system
+  does not limit (macOS)
 - its own empty folder, which is deleted afterwards
 - none of your environment variables, and isolated mode (python -I)
 - no network, where the system lets a user make a network namespace (Linux); CodeEval.network says whether
@@ -46,9 +47,14 @@ if hasattr(libc, "unshare"):
     answer["network"] = libc.unshare(0x10000000 | 0x40000000) != 0
 if hasattr(libc, "prctl"):
     libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+answer["unlimited"] = []
 for name, limit in given["limits"].items():
-    if hasattr(resource, name):
+    try:
+        most = resource.getrlimit(getattr(resource, name))[1]  # a limit may not be raised
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
         resource.setrlimit(getattr(resource, name), (limit, limit))
+    except (AttributeError, OSError, ValueError):
+        answer["unlimited"].append(name)
 names = {"__name__": "__main__"}
 try:
     exec(compile(program, "program", "exec"), names)
@@ -66,6 +72,7 @@ class Outcome(NamedTuple):
     passed: bool
     told: str
     network: bool | None  # whether the program had a network; None if it did not say
+    unlimited: tuple[str, ...] = ()  # limits that the system did not set
 
 
 def run_program(program: str, *, cpu_seconds: int = CPU_SECONDS, memory_bytes: int = MEMORY_BYTES) -> Outcome:
@@ -114,18 +121,21 @@ def run_program(program: str, *, cpu_seconds: int = CPU_SECONDS, memory_bytes: i
     if late or process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return Outcome(False, f"stopped after {cpu_seconds} s of CPU time or {WALL * cpu_seconds} s", None)
     passed = found.get("token") == token
-    return Outcome(passed, str(found.get("told", f"ended with {process.returncode}")), found.get("network"))
+    told = str(found.get("told", f"ended with {process.returncode}"))
+    return Outcome(passed, told, found.get("network"), tuple(found.get("unlimited", ())))
 
 
 class CodeEval:
     """In place of the metric `code_eval` of Hugging Face's evaluate, which it would download as a script.
 
     network: whether one of the programs had a network; None before the first one.
+    unlimited: limits that the system did not set for one of the programs.
     """
 
     def __init__(self, cpu_seconds: int = CPU_SECONDS):
         self.cpu_seconds = cpu_seconds
         self.network: bool | None = None
+        self.unlimited: set[str] = set()
 
     def compute(
         self,
@@ -155,6 +165,7 @@ class CodeEval:
         outcome = run_program(program, cpu_seconds=self.cpu_seconds)
         if outcome.network is not None:
             self.network = bool(self.network) or outcome.network
+        self.unlimited |= set(outcome.unlimited)
         return outcome
 
 

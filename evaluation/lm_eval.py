@@ -125,12 +125,17 @@ def run(args: argparse.Namespace) -> int:
                 print(as_text(name, scored), flush=True)
             if code_eval is not None and code_eval.network is not None:
                 found["network_of_programs"] = code_eval.network
+                found["programs_without"] = sorted(code_eval.unlimited)
             if args.out:
                 from common.files import write_json_atomic
 
                 write_json_atomic(args.out, found)
     if found.get("network_of_programs"):
         say("the programs had a network: this system makes no network namespace for this user")
+    if found.get("programs_without"):
+        say(
+            f"the programs ran without {', '.join(found['programs_without'])}, which this system does not set"
+        )
     return 2 if found["failed"] else 0
 
 

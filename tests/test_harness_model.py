@@ -201,6 +201,7 @@ def test_a_program_passes_or_fails_or_is_stopped():
         references=[TESTS] * 3, predictions=[[ADD + body] for body in programs.values()], k=[1, 2]
     )
     assert share == {"pass@1": pytest.approx(1 / 3)}  # one program each: no pass@2
+    assert judge.unlimited == set()
     told = [one.told for [one] in outcomes]
     assert told[:2] == ["passed", "AssertionError: "] and told[2].startswith("stopped after 1 s of CPU time")
 
@@ -229,6 +230,25 @@ def test_a_program_has_no_network_where_the_system_can_take_it_away():
     with socket.create_server(("127.0.0.1", 0)) as server:
         outcome = code_execution.run_program(program.format(server.getsockname()[1]))
     assert outcome.network is not None and outcome.passed == outcome.network
+
+
+MACOS = """
+set_limit = resource.setrlimit
+def setrlimit(name, limits):
+    if name == resource.RLIMIT_AS:
+        raise ValueError("current limit exceeds maximum limit")
+    set_limit(name, limits)
+resource.setrlimit = setrlimit
+"""
+
+
+def test_a_limit_that_the_system_does_not_set_is_told(monkeypatch):
+    first = 'answer["unlimited"] = []\n'
+    assert first in code_execution.RUNNER
+    monkeypatch.setattr(code_execution, "RUNNER", code_execution.RUNNER.replace(first, first + MACOS))
+    judge = code_execution.CodeEval()
+    assert judge.compute(references=[""], predictions=[["pass"]], k=[1])[0] == {"pass@1": 1.0}
+    assert judge.unlimited == {"RLIMIT_AS"}
 
 
 def test_pass_at_k_is_the_share_of_all_draws_with_a_program_that_passes():
