@@ -157,8 +157,13 @@ def load(manager: Any, name: str, tasks: Sequence[str], local: Sequence[str], fo
             f"{name} needs a package that is missing ({error}); install it, or leave the task out"
         ) from error
     except Exception as error:  # every library below raises its own kinds
-        if not remote and isinstance(error, (ValueError, OSError)):
-            raise ValueError(f"{name} cannot be loaded ({first_line(error)}); check its file") from error
+        own = [one for one in tasks if one in local]
+        if not remote and (own or isinstance(error, (ValueError, OSError))):
+            place = folder / f"{own[0]}.jsonl" if own else "its file"
+            raise ValueError(
+                f"{name} cannot be loaded ({first_line(error)}); {place} must hold one JSON object a line, with the "
+                "columns of the task's data set"
+            ) from error
         if not remote:
             raise
         task, data = next(iter(remote.items()))

@@ -201,6 +201,22 @@ def test_bad_input_is_told_in_one_sentence(flags, told, capsys):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text", ['{"ctx": "no other column"}\n', "no JSON\n", ""], ids=["columns", "text", "empty"]
+)
+def test_a_file_of_other_rows_is_told_and_the_next_task_runs(tmp_path, capsys, text):
+    (tmp_path / "mmlu_anatomy.jsonl").write_text(text)
+    (tmp_path / "hellaswag.jsonl").write_text((ROWS / "hellaswag.jsonl").read_text())
+    assert run("--tasks", "mmlu_anatomy,hellaswag", "--task_folder", tmp_path) == 2
+    said = capsys.readouterr()
+    [line] = [line for line in said.err.splitlines() if "mmlu_anatomy left out" in line]
+    assert (
+        f"{tmp_path}/mmlu_anatomy.jsonl must hold one JSON object a line, with the columns of the task"
+        in line
+    )
+    assert "hellaswag" in said.out
+
+
 def test_an_unknown_task_is_told_with_the_nearest_name(capsys, monkeypatch):
     monkeypatch.setattr("lm_eval.tasks.__file__", str(ROWS / "__init__.py"))  # instead of 14,000 tasks
     assert run("--tasks", "story_byte") == 2
