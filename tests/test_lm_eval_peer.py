@@ -22,7 +22,6 @@ TRUNK = FIXTURES / "trunk/checkpoint_6.pt"
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch, tmp_path):
     """lm-eval is there, and the Hub is not."""
-    pytest.importorskip("lm_eval")
     monkeypatch.setattr(harness_tasks, "unreachable", lambda dataset: "the Hub cannot be reached (a test)")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -51,7 +50,6 @@ def instances(kind: str, arguments: list[tuple]) -> list:
 
 
 def test_hflm_on_the_exported_model_gives_the_same_numbers_for_every_request(tmp_path):
-    pytest.importorskip("accelerate")
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
