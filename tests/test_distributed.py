@@ -46,7 +46,9 @@ def compare(one: Path, many: Path, tolerance: float) -> None:
             if tag.startswith(COMPARED):
                 # the norms of kinds are parts of the total norm
                 near = tolerance * record["optim/grad_norm"] if "grad_norm/" in tag else 1e-12
-                assert other[tag] == pytest.approx(value, rel=tolerance, abs=near), (record["step"], tag)
+                # Muon makes whole steps of small directions, in which rounding is large
+                relative = 10 * tolerance if "update_to_weight" in tag else tolerance
+                assert other[tag] == pytest.approx(value, rel=relative, abs=near), (record["step"], tag)
     weights, found = (load(run / "checkpoint_20.pt")["model"] for run in (one, many))
     assert weights.keys() == found.keys()
     wanted = torch.cat([w.double().flatten() for w in weights.values()])
