@@ -191,7 +191,9 @@ def test_every_script_imports_begin_first():
         "evaluation/report",
         "evaluation/routing",
     )
-    scripts = [p for f in folders for p in (ROOT / f).glob("*.py") if 'if __name__ == "__main__"' in p.read_text()]
+    scripts = [
+        p for f in folders for p in (ROOT / f).glob("*.py") if 'if __name__ == "__main__"' in p.read_text()
+    ]
     scripts = [path for path in scripts if path.name not in ("begin.py", "server.py")]  # Streamlit starts it
     assert len(scripts) >= 14
     for path in scripts:
