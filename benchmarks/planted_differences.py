@@ -202,7 +202,7 @@ def document_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """nats (arms * seeds, D) and bytes (D,) of one grid; arm 1 is worse by `effect` bits per byte."""
     lengths = draw.integers(200, 1500, DOCUMENTS).astype(float)
-    hard = 0.3 * draw.standard_normal(DOCUMENTS)  # of a document, for all arms
+    hard = 0.3 * draw.standard_normal(DOCUMENTS)  # how hard each document is for every arm
     bits = 1.0 + hard + PER_DOCUMENT * draw.standard_normal((arms, 1, DOCUMENTS))
     bits = bits + SEED_EFFECT * PER_SEED * draw.standard_normal((1, seeds, 1))
     bits = bits + PER_SEED * draw.standard_normal((arms, seeds, 1))

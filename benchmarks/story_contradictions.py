@@ -365,7 +365,9 @@ def joined(first: Story, second: Story) -> str | None:
         return None
     if (a.voice == "first person") != (b.voice == "first person") or "in a frame" in (a.order, b.order):
         return None
-    return "\n".join((*first.text.split("\n")[:4], *second.text.split("\n")[4:]))  # of seven, all of them
+    return "\n".join(
+        (*first.text.split("\n")[:4], *second.text.split("\n")[4:])
+    )  # every story has seven lines
 
 
 def before_its_cause(told: Story, rng: random.Random) -> str | None:

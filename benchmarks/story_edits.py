@@ -31,8 +31,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy.special import betaincinv
-
 from benchmarks.publish import judge, publish
 from benchmarks.story_contradictions import CONTRADICTIONS, joined, shuffled
 from benchmarks.story_paraphrases import HARMLESS
@@ -41,6 +39,7 @@ from data.stories import TRAIN_STORIES, VALIDATION_STORIES, Story
 from data.stories import story as tell
 from data.stories.checker import Report, check
 from data.stories.grammar import pick
+from evaluation.story_scores.intervals import exact_interval
 
 HAND = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "story_edits.jsonl"
 HELD_OUT = range(TRAIN_STORIES, TRAIN_STORIES + VALIDATION_STORIES)
@@ -147,15 +146,11 @@ def rejections(reports: Iterable[Report]) -> dict[str, Any]:
     row: dict[str, Any] = {"texts": len(reports)}
     for name, passes in (("contradiction", "consistent"), ("any_way", "passes")):
         count = sum(not getattr(report, passes) for report in reports)
-        row[name] = {"rejected": count, "interval": exact_interval(count, len(reports))}
+        row[name] = {
+            "rejected": count,
+            "interval": [round(100 * end, 1) for end in exact_interval(count, len(reports))],
+        }
     return row
-
-
-def exact_interval(count: int, total: int) -> list[float]:
-    """The 95 % interval of a share, in percent: the shares at which each tail of the binomial is 2.5 %."""
-    low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
-    high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
-    return [round(100 * float(end), 1) for end in (low, high)]
 
 
 def measure(seed: int, with_hand: bool) -> dict[str, Any]:

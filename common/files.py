@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -263,6 +264,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("brackets are nested too deeply") from None
     except ValueError:  # the limit of Python on the digits of a number
         raise ValueError("a number has too many digits") from None
+
+
+def content_sha256(path: Path) -> str:
+    """The sha256 of a file, or of the names and sha256 sums of all files below a folder."""
+    if path.is_file():
+        with open(path, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{file.relative_to(path)}\0{content_sha256(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common.files import read_json, reading, write_json_atomic
+from common.files import content_sha256, read_json, reading, write_json_atomic
 from common.script import Parser, exit_code, one_line, say
 from common.threads import set_threads
 from evaluation.from_checkpoint import require_at_least
@@ -109,17 +109,6 @@ def ruler_sha256() -> str:
     """The sha256 of this file and ruler_readers.py, as of `cat ruler.py ruler_readers.py`."""
     files = Path(__file__), Path(__file__).with_name("ruler_readers.py")
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def model_sha256(path: Path) -> str:
-    """The sha256 over the names and bytes of all files of a model."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file()):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with open(file, "rb") as content:
-            while block := content.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------ the number
@@ -203,7 +192,7 @@ def measure(
     for path in paths:
         try:
             file, load = find_model(path, device)
-            entry = {"model": str(path), "sha256": model_sha256(file)}
+            entry = {"model": str(path), "sha256": content_sha256(file)}
             same = [one for one in kept if {name: one.get(name) for name in entry} == entry]
             if same:
                 tell(line(same[0], found))

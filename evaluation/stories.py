@@ -42,6 +42,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.files import content_sha256
 from common.script import Parser, exit_code, say
 from evaluation import from_checkpoint
 from evaluation.story_scores import judge as judging
@@ -58,7 +59,7 @@ from evaluation.story_scores.scored_pairs import (
     preferences,
     reader_nats,
 )
-from evaluation.story_scores.work import Work, content_hash
+from evaluation.story_scores.work import Work
 from evaluation.story_scores.written import (
     REFERENCES,
     completions,
@@ -161,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     if line := set_threads(args.threads, common.begin.STARTED):
         say(line)
     opened = [open_checkpoint(name) for name in args.checkpoints]
-    hashes = [content_hash(path) for path, _, _ in opened]
+    hashes = [content_sha256(path) for path, _, _ in opened]
     if len(set(hashes)) < len(hashes):
         raise ValueError("two of the checkpoints are the same file content; name each once")
     second = open_second(args, hashes, opened) if args.second else None
@@ -294,7 +295,7 @@ def open_second(
     from training.state.checkpoint import saved_identity
 
     path, saved, settings = open_checkpoint(args.second)
-    hash_ = content_hash(path)
+    hash_ = content_sha256(path)
     if hash_ in hashes:
         raise ValueError(
             f"--second {path} is one of the models to score, and would read its own stories; give another"

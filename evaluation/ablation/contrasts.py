@@ -38,7 +38,7 @@ from evaluation.ablation.statistics import POWER
 
 Cell = tuple[str, int]  # an arm and a seed
 Pair = tuple[str, str]
-POINTS = 2**14  # of the quasi-random sample; quantiles of |t| are right to about 0.002
+POINTS = 2**14  # points in the quasi-random sample; they give quantiles of |t| to about 0.002
 POWER_DRAWS = 4000
 OUTLIER = 0.01  # p of the F test below which an arm is left out of the pool of the others
 NOTHING = 1e-12  # differences and spreads below this share of the scores are rounding
@@ -63,7 +63,7 @@ class Spread(NamedTuple):
 
     deviation: float  # standard deviation; NaN if the other arms leave nothing to compare with
     p: float  # F test against more spread than the other arms have, times the number of arms
-    left_out: bool  # of the pool of the other arms, because p is below OUTLIER
+    left_out: bool  # whether the other arms are judged without this arm, because p is below OUTLIER
 
 
 class Model:
@@ -181,7 +181,7 @@ class Family:
         values, vectors = np.linalg.eigh(covariance / np.outer(deviations, deviations))
         kept = values > 1e-9
         self.rank, self.size = int(kept.sum()), len(values)
-        self.largest = None  # of one pair, whose quantiles are known
+        self.largest = None  # a single pair needs no sample: its quantiles are known
         if self.size > 1:
             root = vectors[:, kept] * np.sqrt(values[kept])
             # in blocks, which bounds the memory of large grids
@@ -384,7 +384,9 @@ def resolutions(
             return power(difference, half_widths, error) - POWER
 
         value = brentq(lacking, 0, 100 * half_widths.max())
-        ends = [df / chi2.isf(tail, df) for tail in (0.025, 0.975)]  # of the variance over seeds
+        ends = [
+            df / chi2.isf(tail, df) for tail in (0.025, 0.975)
+        ]  # 95 % interval of the variance over seeds, as factors
         low, high = (math.sqrt(deviation**2 * end * seeds[k] + documents[k]) / error for end in ends)
         found.append(Resolution(value, value * low, value * high))
     return found

@@ -13,12 +13,11 @@ Sums = Sequence[tuple[float, float]]  # numerator and denominator of each prompt
 
 
 def exact_interval(hits: int, number: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share (Clopper and Pearson 1934); 0 to 1 without pairs."""
-    from scipy.stats import beta  # here, so that --help needs no scipy
+    """The exact 95 % interval of a share (Clopper and Pearson 1934) of at least one pair."""
+    from scipy.stats import binomtest  # here, so that --help needs no scipy
 
-    low = beta.ppf(0.025, hits, number - hits + 1) if hits else 0.0
-    high = beta.ppf(0.975, hits + 1, number - hits) if hits < number else 1.0
-    return float(low), float(high)
+    found = binomtest(hits, number).proportion_ci(method="exact")
+    return float(found.low), float(found.high)
 
 
 def share(hits: int, number: int) -> dict[str, Any]:

@@ -52,15 +52,3 @@ class Work:
     @staticmethod
     def _key(settings: tuple[Any, ...]) -> str:
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of a file, or of the names and contents of the files in a folder."""
-    whole = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.is_file():
-            if file != path:
-                whole.update(str(file.relative_to(path)).encode())
-            with open(file, "rb") as content:
-                whole.update(hashlib.file_digest(content, "sha256").digest())
-    return whole.hexdigest()

@@ -46,7 +46,7 @@ class Retold:
     thing: str
     place: str
     first_person: bool
-    genders: dict[str, str]  # of N and S: "he" or "she", where known
+    genders: dict[str, str]  # "he" or "she" for N and for S, where known
     frame: tuple[int, int]  # the first and the last paragraph of the story itself, without its frame
     strangers: tuple[str, ...]  # names that nobody introduced
     crowd: bool  # whether there are more than two names, so that "she" and "they" may be others

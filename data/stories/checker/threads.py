@@ -19,7 +19,7 @@ class Thread:
     closes_by_words: re.Pattern = NEVER  # what the hero says: "I am sorry"
     closes_as_told: re.Pattern = NEVER  # although it is a denial: "not a spot was left"
     said_begins: re.Pattern = NEVER
-    only_with: re.Pattern | None = None  # the story must have this somewhere, too
+    only_with: re.Pattern | None = None  # the rule applies only to stories that contain this
     open_denied: re.Pattern = NEVER  # false while it is open, as it is told
     open_affirmed: re.Pattern = NEVER  # false while it is open, if it is affirmed
     closed_denied: re.Pattern = NEVER
