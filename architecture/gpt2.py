@@ -410,7 +410,9 @@ class GPT2(nn.Module):
         if cache is not None:
             cache.advance(positions)
         wanted = targets is None if return_logits is None else return_logits
-        return self.head(self.norm(hidden), targets, wanted)._replace(cache=cache)
+        hidden = self.norm(hidden)
+        out = self.head(hidden, targets, wanted)
+        return out._replace(cache=cache, hidden=hidden if targets is None else None)
 
     def head(self, hidden, targets, return_logits: bool) -> ModelOutput:
         """hidden (B, T, D) -> logits (B, T, V), loss, or both. Padded ids have probability 0."""

@@ -737,7 +737,8 @@ class Transformer(nn.Module):
         hidden, positions, counted = self.embed(input_ids, targets, positions, cache, carry, **inputs)
         hidden, router = self.run_blocks(hidden, positions, counted, cache)
         wanted = targets is None if return_logits is None else return_logits
-        return self.head(hidden, targets, wanted, carry)._replace(router=router, cache=cache)
+        out = self.head(hidden, targets, wanted, carry)
+        return out._replace(router=router, cache=cache, hidden=hidden if targets is None else None)
 
     @torch.no_grad()
     def attention_weights(self, input_ids: torch.Tensor, **inputs) -> tuple[torch.Tensor, ...]:

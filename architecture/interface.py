@@ -126,6 +126,7 @@ class ModelOutput(NamedTuple):
     router: RouterStats | None  # None for a dense model
     cache: Any = None  # pass it as `cache` with the next tokens
     carry: Any = None  # pass it as `carry` with the next segment
+    hidden: torch.Tensor | None = None  # (B, T, D), what the head reads; None with targets
 
     @property
     def loss(self) -> torch.Tensor:
@@ -235,3 +236,54 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each token from `hidden @ weight.T`, with a gradient of its own, in blocks.
+
+    hidden: (B, T, D).  weight: (V, D).  targets: (B, T) int64, IGNORE_INDEX where not scored.
+    Returns (B, T) float32 (float64 for float64) in nats, 0 where not scored. The backward pass computes the
+    logits again, because the gradient of `weight` depends on what each token's loss is multiplied by.
+    """
+    flat = targets.reshape(-1)
+    return _TokenCrossEntropy.apply(hidden.reshape(len(flat), -1), weight, flat).view(targets.shape)
+
+
+class _TokenCrossEntropy(torch.autograd.Function):
+    """token_losses: keeps the input and one number for each token."""
+
+    @staticmethod
+    def blocks(hidden, weight, targets):
+        """Yield (slice, x (n, D), logits (n, V) float32 or wider, target (n, 1), scored (n, 1)) of each block."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        rows = logit_rows(len(weight), device)
+        for start in range(0, len(hidden), rows):
+            block = slice(start, start + rows)
+            x = hidden[block].to(dtype)
+            logits = x @ weight.to(dtype).T
+            scored = (targets[block] != IGNORE_INDEX).unsqueeze(1)
+            target = targets[block].unsqueeze(1).masked_fill(~scored, 0)
+            yield block, x, logits.to(torch.promote_types(dtype, torch.float32)), target, scored
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        normalisers, losses = [], []
+        for _, _, logits, target, scored in _TokenCrossEntropy.blocks(hidden, weight, targets):
+            normalisers.append(logits.logsumexp(-1, keepdim=True))
+            losses.append(((normalisers[-1] - logits.gather(1, target)) * scored).squeeze(1))
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers))
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_losses):
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for block, x, logits, target, scored in _TokenCrossEntropy.blocks(hidden, weight, targets):
+            grad = (logits - normaliser[block]).exp_()
+            grad.scatter_add_(1, target, torch.full_like(normaliser[block], -1.0))
+            grad = (grad * (grad_losses[block].unsqueeze(1) * scored)).to(x.dtype)
+            grad_hidden[block] = grad @ weight.to(x.dtype)
+            grad_weight += grad.T @ x
+        return grad_hidden, grad_weight, None

@@ -88,11 +88,12 @@ def parse_command_line(
 
 
 def shipped_configs(config_class: type[TrainConfig], images: bool = False) -> dict[str, Path]:
-    """{name: path} of the YAML files in configs/, or in configs/context/, for the program of config_class.
+    """{name: path} of the YAML files in configs/, configs/context/ or configs/post/, for the program of config_class.
 
     images: those in configs/vision/, for models that read images.
     """
     folder = CONFIGS / "context" if config_class.carries else CONFIGS / "vision" if images else CONFIGS
+    folder = CONFIGS / "post" if config_class.kind else folder
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -103,6 +104,7 @@ def find_config(name: str, config_class: type[TrainConfig]) -> Path:
         return path
     if name not in shipped:
         folder = "configs/context/" if config_class.carries else "configs/"
+        folder = "configs/post/" if config_class.kind else folder
         raise ValueError(
             f"{name}: cannot be read: there is no such file, and {folder} has "
             f"{', '.join(shipped)}{did_you_mean(name, shipped)}"

@@ -21,6 +21,7 @@ class TrainConfig:
     tensorboard_root = "runs"
     carries = False  # whether the model keeps a state from each batch to the next
     tbptt = 1  # micro-batches through which gradients flow back
+    kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
 
     # model
     model: str = option(
@@ -215,7 +216,7 @@ RESUMABLE_CHANGES = frozenset(
 )
 
 # Names of the data. A resume accepts another name, because it compares the content (start.check_data).
-DATA = ("dataset", "val_dataset", "text_column")
+DATA = ("dataset", "val_dataset", "text_column", "story_dataset")
 
 # Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
 CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile", "parallel"})
@@ -231,7 +232,9 @@ READ_BY_EVALUATION = (CHANGES_BITS - {"compile", "parallel"}) | {
 }
 
 # Settings whose default leaves the choice to the run. The saved config holds what was chosen.
-RESOLVED_BY_THE_RUN = frozenset({"dataset", "device", "dtype", "attention", "experts", "threads", "compile"})
+RESOLVED_BY_THE_RUN = frozenset(
+    {"dataset", "story_dataset", "device", "dtype", "attention", "experts", "threads", "compile"}
+)
 
 
 def check_resume(

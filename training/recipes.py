@@ -2,8 +2,9 @@
 
     defaults < recipe of the size < --config FILE.yaml < flags
 
-train_context.py reads configs/context/, and a model that reads images configs/vision/. The official sizes of GPT-2
-share configs/gpt2.yaml. A recipe holds no field of a model, so that it fits every model of its size.
+train_context.py reads configs/context/, and a model that reads images configs/vision/; post_train.py reads
+configs/post/KIND.yaml for every size. The official sizes of GPT-2 share configs/gpt2.yaml. A recipe holds no field of
+a model, so that it fits every model of its size.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ LENGTHS = {"max_iters", "max_minutes"}  # giving one replaces the other
 def recipe_path(cfg: TrainConfig, size: str) -> Path | None:
     """The recipe of a size of the model; None if it has none, or cfg.recipe is "none"."""
     cls = registry.model_class(cfg.model)
-    if cfg.recipe == "none" or size not in cls.presets:
+    if cfg.recipe == "none" or size not in cls.presets and not cfg.kind:
         return None
+    if cfg.kind:
+        return shipped_configs(type(cfg))[cfg.kind]
     images = hasattr(cls.config_class, "image_format")
     return shipped_configs(type(cfg), images).get("gpt2" if size.startswith("gpt2") else size)
 

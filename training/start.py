@@ -58,6 +58,8 @@ def resolve(command: CommandLine) -> Start:
     ways = {"resume": continued_run, "resume_from": continued_run, "extend": continued_run}
     ways |= {"eval_only": given_weights, "init_from": given_weights}
     asked = [name for name in ways if getattr(command.config, name)]
+    if command.config.kind and "eval_only" in asked:
+        raise ValueError(f"{command.config.program} has no eval_only; use train.py --eval_only CHECKPOINT")
     if len(asked) > 1 and asked not in (["resume", "resume_from"], ["resume", "extend"]):
         raise ValueError(f"{' and '.join(asked)} each name the weights to start from; keep one of them")
     start = ways[asked[0]](command) if asked else new_model(command)
@@ -115,6 +117,8 @@ def require_layout(start: Start, ranks: Ranks) -> None:
         return
     if cfg.eval_only:
         raise ValueError("--eval_only runs as one process; start it with python, without torchrun")
+    if cfg.kind not in ("", "sft"):
+        raise ValueError(f"{cfg.program} runs as one process; start it with python, without torchrun")
     if torch.device(cfg.device) not in (torch.device("cpu"), torch.device("cuda")):
         raise ValueError(
             f"device must be auto, cpu or cuda under torchrun, which gives each process its own, got {cfg.device}"
@@ -162,7 +166,7 @@ def over_recipe(command: CommandLine, size: str) -> tuple[CommandLine, tuple[str
         command = with_segment_length(command)
     full = command.config
     on_cpu = not full.planned and device.choose_device(full.device).type == "cpu"
-    if not on_cpu or not recipes.recipe_path(full, size):
+    if not on_cpu or full.kind or not recipes.recipe_path(full, size):
         return command, (line,)
     cfg = recipes.for_a_cpu(full, given)
     if cfg == full:
@@ -214,6 +218,11 @@ def require_program(cfg: TrainConfig, model: str) -> None:
 
 def new_model(command: CommandLine) -> Start:
     """The start of a new model: a preset with overrides, and the vocabulary of the tokenizer."""
+    if command.config.kind:
+        raise ValueError(
+            f"{command.config.program} trains a checkpoint further, and none was given; add --init_from CHECKPOINT, "
+            "or --resume to continue a run"
+        )
     require_program(command.config, command.config.model)
     command, lines = over_recipe(command, command.config.model_size)
     cfg = command.config
@@ -248,6 +257,8 @@ def new_config(command: CommandLine, n_vocab: int) -> Any:
 
 def for_images(cfg: TrainConfig, config: Any, given: frozenset[str]) -> TrainConfig:
     """The settings with one document in each row, if the model reads images, because an image is not cut."""
+    if cfg.kind and getattr(config, "image_format", None) is not None:
+        raise ValueError(f"{cfg.program} trains models of text, and this one reads images; use train.py")
     if getattr(config, "image_format", None) is None:
         if cfg.freeze != "none":
             raise ValueError(
@@ -430,6 +441,7 @@ def read_run(path: Path, cfg: TrainConfig) -> dict[str, Any]:
         saved = read_checkpoint(path, way_out=checkpoint.OLDER, part=place_in_node())
     require_program(cfg, saved["model_name"])
     checkpoint.require_run(saved, path)
+    checkpoint.require_kind(saved, path, cfg)
     return saved
 
 

@@ -70,17 +70,24 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
         return 0
     if line := set_threads(cfg.threads, STARTED):
         tell(line)
-    images = getattr(config, "image_format", None)
-    if images is not None:
+    images, objective = getattr(config, "image_format", None), None
+    if cfg.kind:
+        from training.post.registry import new_objective
+
+        cfg = replace(cfg, story_dataset=choose_dataset(cfg.story_dataset, tell))
+        objective = new_objective(cfg, tokenizer)
+        open_split = objective.open_data
+    elif images is not None:
         cfg = replace(cfg, dataset=PICTURES if cfg.dataset == "auto" else cfg.dataset)
         open_split = functools.partial(open_images, size=images.size)
     else:
         if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used
             cfg = replace(cfg, dataset=choose_dataset(cfg.dataset, tell))
         open_split = open_dataset
-    open_split = functools.partial(
-        open_split, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
-    )
+    if not objective:
+        open_split = functools.partial(
+            open_split, cfg.dataset, val_dataset=cfg.val_dataset, text_column=cfg.text_column
+        )
     with ranks.together():
         source = None if cfg.eval_only else open_split(split="train", identity=held.get("training data"))
         validation = open_split(split="validation", identity=held.get("validation data"))
@@ -127,6 +134,7 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
             lines=lines,
             ranks=ranks,
             initialize=initialize if in_parts else None,
+            objective=objective,
         )
     except trainer.Stopped as stop:
         tell(str(stop))

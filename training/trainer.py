@@ -68,11 +68,13 @@ def train(
     lines: Sequence[str] = (),
     ranks: Ranks = ONE,
     initialize: Callable[[nn.Module], None] | None = None,
+    objective: Any = None,
 ) -> None:
     """Train until max_iters or max_minutes, and write cfg.out_dir and the files of TensorBoard.
 
     cfg: resolved, without "auto".  model: on the CPU or on cfg.device.  resumed: the checkpoint to continue.
     lines: printed first.  initialize: sets the values of a model that is on the meta device, see Layout.
+    objective: of post-training (training/post/objective.py); None for next-token prediction.
     Raises Stopped after Ctrl-C, SIGTERM or SIGHUP, ValueError for a NaN, bad data or too little memory, and
     CannotWrite for a full disk.
     """
@@ -82,13 +84,18 @@ def train(
     with ranks.together():
         fixed = list(batches(max_tokens=cfg.eval_tokens))
     with (
-        open_run(cfg, model, tokenizer, source, validation, resumed, ranks, initialize) as (run, progress),
+        open_run(cfg, model, tokenizer, source, validation, resumed, ranks, initialize, objective) as (
+            run,
+            progress,
+        ),
         naming_lost_ranks(ranks, progress),
         saving_if_memory_runs_out(run, progress),
     ):
         run.writer.say("\n".join((*lines, reporting.describe(run, source, validation))))
         run.writer.layout(reporting.layout(run))
         losses, evaluated = [], None  # of training, since the last evaluation
+        if objective and progress.step == 0:  # where the model begins
+            evaluated = 0, run_evaluation(run, progress, fixed)
         logged = (progress.tokens, progress.seconds)
         pace = Pace(torch.get_num_threads(), len(usable_cores()))
         while progress.share_done(cfg) < 1:
@@ -96,7 +103,7 @@ def train(
             lr = learning_rate(progress.share_done(cfg, margin=0.5), cfg)
             set_learning_rate(run.optimizers, lr)
             with limited(ranks, progress.step + 1):
-                result, norms = train_step(run, progress)
+                result, norms, more = (objective.step if objective else train_step)(run, progress)
                 stopping, took = ranks.after_step(run.stop, time.perf_counter() - began)
             progress.seconds += took
             if line := pace.after_step(took):
@@ -105,7 +112,7 @@ def train(
             step, done = progress.step, progress.share_done(cfg)
             if is_logged(cfg, step, done):
                 record = {"optim/lr": lr, **reporting.gradient_record(norms)}
-                record |= reporting.step_record(run, result)
+                record |= reporting.step_record(run, result) | more
                 record |= reporting.speed_record(run, progress, logged)
                 run.writer.log(step, record, progress=done)
                 losses.append(record["train/loss"])
@@ -133,8 +140,11 @@ def train(
         close(run, progress, batches(max_tokens=most), found, most)
 
 
-def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float]]:
-    """One step: take batches, compute gradients, update the weights. Returns the result and gradient norms."""
+def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
+    """One step: take batches, compute gradients, update the weights.
+
+    Returns the result, the gradient norms, and further records, of which next-token prediction has none.
+    """
     cfg, model = run.cfg, run.model
     batches, counts = take_batches(run, progress)
     measured = is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1))
@@ -151,28 +161,43 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
         measured=measured,
         layout=run.layout,
     )
+    result, norms = update(run, progress, result, batches, measured)
+    end_step(run, progress, result)
+    return result, norms, {}
+
+
+def update(
+    run: Run, progress: Progress, result: StepResult, batches: list[dict[str, torch.Tensor]], measured: bool
+) -> tuple[StepResult, dict[str, float]]:
+    """Update the weights with the gradients of a result. Returns it with ratios of updates, and the norms.
+
+    batches: what the gradients are of, to search them for the cause if one is not finite.
+    """
     run.consistent = None
-    updates = ExpertUpdates(model) if measured else None
-    norms = apply_gradients(run.parameter_kinds, run.optimizers, result, cfg.grad_clip, run.layout)
+    updates = ExpertUpdates(run.model) if measured else None
+    norms = apply_gradients(run.parameter_kinds, run.optimizers, result, run.cfg.grad_clip, run.layout)
     if norms is None:
         # The search runs the model, in which ranks wait for each other: all of them search, or none.
-        where = on_any_rank(run, non_finite_parameter(model))
-        where = where or on_any_rank(run, first_non_finite(model, batches, run.autocast, progress.carry))
+        where = on_any_rank(run, non_finite_parameter(run.model))
+        where = where or on_any_rank(run, first_non_finite(run.model, batches, run.autocast, progress.carry))
         raise not_finite(run, progress.step + 1, f"{where}; the weights were left as they were")
-    if updates is not None:
-        result = result._replace(expert_updates=updates.ratios())
+    return result if updates is None else result._replace(expert_updates=updates.ratios()), norms
+
+
+def end_step(run: Run, progress: Progress, result: StepResult) -> None:
+    """Note what a step did, after its last update of the weights."""
+    cfg = run.cfg
     if result.load is not None:
         progress.expert_share = load_share(result.load)
         progress.load = result.load if progress.load is None else progress.load + result.load
         if cfg.balance == "bias" and cfg.freeze != "trunk":
             # The bias follows the learning rate, so that it settles together with the weights.
             share = run.optimizers[0].param_groups[0]["lr"] / cfg.lr
-            update_selection_bias(model, result.load, cfg.bias_rate * share)
+            update_selection_bias(run.model, result.load, cfg.bias_rate * share)
     progress.carry = result.carry
     progress.step += 1
     progress.tokens += result.tokens
     run.consistent = run.loader.state_dict(), checkpoint.rng_state(run.device)
-    return result, norms
 
 
 def is_logged(cfg: TrainConfig, step: int, done: float) -> bool:
@@ -280,6 +305,8 @@ def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.T
     whole = with_whole_model(run)
     if run.ranks.writes:
         reporting.show_evaluation(whole, progress, found, batches)
+        if run.objective:
+            run.writer.log(progress.step, run.objective.evaluate(run, progress))
     progress.load, progress.choices = None, found.routing and found.routing.choices
     return found
 

@@ -248,6 +248,15 @@ def require_run(saved: dict[str, Any], path: Path) -> None:
         )
 
 
+def require_kind(saved: dict[str, Any], path: Any, cfg: TrainConfig) -> None:
+    """Raise ValueError if another kind of training made a checkpoint."""
+    with reading(path, "a run to continue", way_out=OLDER):
+        kind = cast("kind", saved["post"]["kind"], str) if "post" in saved else ""
+    if kind != cfg.kind:
+        ours = f"post_train.py {kind}" if kind else "train.py"
+        raise ValueError(f"{path} is of a run of {ours}, not of {cfg.program}; continue it with {ours}")
+
+
 def data_identity(train: Source | None, validation: Source) -> dict[str, str | None]:
     """The content of the data, and the order of training, to compare at a resume."""
     training = (
@@ -309,6 +318,7 @@ def restore(
             "data": restored_position(saved["data"], cfg, model, ranks),
             "tensorboard_dir": restored_board(saved["tensorboard_dir"], cfg),
             "scored": restored_scores(saved.get("scored")),
+            "post": saved.get("post"),
         }
         seed_everything(cfg, ranks, progress.step)  # for a device or rank of which there is no generator
         states = [saved["rng"], *saved.get("rng_of_ranks", ())]
@@ -387,7 +397,7 @@ def restored_position(
             raise ValueError(f"its tokens are not all ids from 0 to {model.config.vocab_size - 1}")
     documents = cast("documents", saved["documents"], int)
     position = {"packing": saved["packing"], "seed": saved["seed"], "source": dict(saved["source"])}
-    if not position["source"] or not tokens and position["packing"] != "rows":
+    if not position["source"] or not tokens and position["packing"] in ("packed", "lanes"):
         raise ValueError("its position in the data is empty")
     return position | {"documents": documents, "tokens": tokens}
 

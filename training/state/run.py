@@ -62,6 +62,7 @@ class Run:
     first_image_id: int | None  # ids from here on are image tokens; None for a model of text
     ranks: Ranks = ONE
     layout: Any = None  # training.distributed.shard.Layout; None for one process
+    objective: Any = None  # training.post.objective.Objective; None for next-token prediction
     saver: Any = None  # training.distributed.sharded_checkpoint.Saver, if each rank has a part of the model
     # the position in the data and the random state that fit the weights; None while they are updated
     consistent: tuple[dict[str, Any], dict[str, Any]] | None = None
@@ -77,10 +78,12 @@ def open_run(
     resumed: dict[str, Any] | None,
     ranks: Ranks = ONE,
     initialize: Callable[[nn.Module], None] | None = None,
+    objective: Any = None,
 ) -> Iterator[tuple[Run, Progress]]:
     """Open everything that a run needs and close it at the end. With several ranks, the first one alone writes.
 
     resumed: the checkpoint to continue, None for a new run.  initialize: for training.distributed.shard.Layout.
+    objective: see Run.
     """
     device, image_format = torch.device(cfg.device), getattr(model.config, "image_format", None)
     model = model.train()
@@ -105,7 +108,7 @@ def open_run(
     stop = StopRequest(says=ranks.writes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(saying_how_to_go_on(cfg.out_dir, cfg.program))
-        loader = TrainLoader(
+        loader = (objective.open_loader if objective else TrainLoader)(
             source,
             tokenizer,
             batch_size=ranks.number * cfg.batch_size,
@@ -152,8 +155,11 @@ def open_run(
             first_image_id=image_format and image_format.first_id,
             ranks=ranks,
             layout=layout,
+            objective=objective,
             saver=saver,
         )
+        if objective:
+            objective.open(run, rest.get("post"))
         if ranks.writes:
             write_json_atomic(Path(cfg.out_dir) / "config.json", run_facts(run, progress))
         yield run, progress
@@ -311,9 +317,12 @@ def save(
         "tensorboard_dir": run.tensorboard_dir,
         "scored": None,
     }
-    if evaluated is not None and evaluated[0] == progress.step:
+    # the loss on stories measures what post-training forgets, so it chooses no best checkpoint
+    if evaluated is not None and evaluated[0] == progress.step and not run.objective:
         found = evaluated[1]
         rest["scored"] = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
+    if run.objective:
+        rest["post"] = {"kind": run.cfg.kind, **run.objective.state_dict()}
     state = checkpoint.contents(run.cfg, run.model, run.tokenizer, progress, run.optimizers, rest)
     out_dir, step, keep = run.cfg.out_dir, progress.step, run.cfg.keep
     if run.layout is not None:

@@ -1,0 +1,141 @@
+"""Examples for post-training: instructions with a response, and prompts with a good and a bad response.
+
+Records come from a .jsonl file, a set on the Hugging Face Hub, or the story world (data/stories/tasks.py and
+pairs.py). All of them are in memory: such sets are small. A set without held-out examples is divided by the
+hash of each prompt, so that one prompt is never on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.files import decode_text, parse_json
+from common.script import shown
+from data.documents import IndexedSource, is_validation_document
+
+BUNDLED = "bundled"
+
+
+class Example(NamedTuple):
+    """A prompt and its response. `task`: what the prompt asks for, by which rewards judge a response."""
+
+    prompt: str
+    response: str
+    task: Mapping[str, Any] = {}
+    name: str = "an example"
+
+
+class Pair(NamedTuple):
+    """A prompt with a response that is preferred to another one."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    name: str = "a pair"
+
+
+class ExampleSource(IndexedSource):
+    """Examples or pairs in memory, or made one by one."""
+
+    def __init__(self, name: str, examples: Sequence[Any], identity: str):
+        self.name, self._examples, self.identity = name, examples, identity
+
+    def __len__(self):
+        return len(self._examples)
+
+    def __getitem__(self, index):
+        return self._examples[index]
+
+
+def open_examples(
+    dataset: str,
+    kind: type[Example] | type[Pair],
+    *,
+    split: str,
+    val_dataset: str | None = None,
+    bundled: Callable[[str], tuple[Sequence[Any], str]],
+) -> ExampleSource:
+    """Open the "train" or the "validation" examples of a dataset.
+
+    kind: Example or Pair; its fields of text are the columns of a record.
+    bundled: gives the examples of the story world for a split, with their identity.
+    Raises ValueError for a record that is no example, with its line.
+    """
+    name = val_dataset if split == "validation" and val_dataset else dataset
+    if name == BUNDLED:
+        return ExampleSource(BUNDLED, *bundled(split))
+    records = read_records(name, "train" if val_dataset else split)
+    found = [example_of(record, kind, where) for where, record in records]
+    if not val_dataset and not isinstance(records, OneSide):
+        found = [e for e in found if is_validation_document(e.prompt) == (split == "validation")]
+    if not found:
+        raise ValueError(f"{name} has no {split} example; name held-out ones with --val_dataset, or use more")
+    digest = hashlib.blake2b(json.dumps([tuple(e[:3]) for e in found]).encode(), digest_size=16)
+    return ExampleSource(name, found, f"{len(found):,} examples, blake2b {digest.hexdigest()}")
+
+
+class OneSide(list):
+    """Records of a split that the set itself has."""
+
+
+def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
+    """(where, record) of each line of a .jsonl file, or of each row of a set on the Hub."""
+    path = Path(name).expanduser()
+    if path.suffix == ".jsonl" or path.exists():
+        return list(json_lines(path))
+    from data.hub import current_revision, in_one_sentence, open_splits
+
+    with in_one_sentence(name, "reading it from the Hub"):
+        splits = open_splits(name, current_revision(name))
+        whole = "validation" in splits
+        rows = splits[split if whole else "train"]
+        found = [(f"{name}, row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
+    return OneSide(found) if whole else found
+
+
+def json_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield (where, object) of each line that is not blank."""
+    if not path.is_file():
+        raise ValueError(f"{path}: cannot be read: there is no such file; name a .jsonl file, or {BUNDLED}")
+    text = decode_text(path.read_bytes(), lambda place: f"{path}, byte {place}")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: is not valid JSON: {error}; mend or remove it") from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{where}: must be an object such as {{...}}, got {shown(record)}; mend or remove it"
+            )
+        yield where, record
+
+
+def example_of(record: Mapping[str, Any], kind: type[Example] | type[Pair], where: str) -> Any:
+    """The example of a record. Raises ValueError if a column is missing, no text or empty, or a pair is equal."""
+    columns = ("prompt", "response") if kind is Example else ("prompt", "chosen", "rejected")
+    for column in columns:
+        value = record.get(column)
+        if not isinstance(value, str):
+            got = (
+                f"got {shown(value)}"
+                if column in record
+                else f"it has {', '.join(map(str, record)) or 'none'}"
+            )
+            raise ValueError(
+                f"{where}: must have the columns {', '.join(columns)}, each a text; {column}: {got}; mend or remove it"
+            )
+        if column != "prompt" and not value.strip():
+            raise ValueError(f"{where}: {column} must have text in it, got {shown(value)}; mend or remove it")
+    if kind is Pair and record["chosen"] == record["rejected"]:
+        raise ValueError(f"{where}: chosen and rejected must differ, and are equal; mend or remove it")
+    if kind is Pair:
+        return Pair(*(record[column] for column in columns), where)
+    rest = {name: value for name, value in record.items() if name not in columns}
+    return Example(record["prompt"], record["response"], rest, where)

@@ -1,0 +1,1 @@
+"""Post-training: what post_train.py trains in place of next-token prediction."""

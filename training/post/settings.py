@@ -1,0 +1,86 @@
+"""The settings of post_train.py, one class for each kind of training. This module imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from common.settings import option
+from training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostTrainConfig(TrainConfig):
+    """What all kinds share. --dataset is the data of the kind; stories measure what the model forgets."""
+
+    dataset: str = option(
+        "bundled",
+        "data of this kind: bundled = tasks from the story world, a .jsonl file, or a name on the Hub",
+    )
+    story_dataset: str = option(
+        "auto", "stories for val/loss and val/bits_per_byte, as --dataset of train.py takes them"
+    )
+    packing: Literal["packed"] = option("packed", "of the stories that val/loss scores")
+    max_iters: int | None = option(300, "length of the run in optimizer steps", at_least=1)
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    schedule: Literal["wsd", "cosine"] = option(
+        "wsd", "learning rate: constant, then linear decay; or cosine"
+    )
+    balance: Literal["none", "aux", "aux_global", "bias"] = option(
+        "none", "rule that balances experts; none also freezes the selection bias"
+    )
+    eval_every: int = option(50, "steps between evaluations", at_least=1)
+    held_out: int = option(64, "held-out examples that an evaluation scores", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(PostTrainConfig):
+    """Supervised fine-tuning: next-token prediction of responses."""
+
+    program, kind = "post_train.py sft", "sft"
+
+    out_dir: str = option("model_sft", "folder of config.json, metrics.jsonl and checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(PostTrainConfig):
+    """Direct preference optimization (arXiv:2305.18290)."""
+
+    program, kind = "post_train.py dpo", "dpo"
+
+    beta: float = option(0.1, "strength of the pull to the reference", above=0)
+    reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
+    out_dir: str = option("model_dpo", "folder of config.json, metrics.jsonl and checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(PostTrainConfig):
+    """Reinforcement learning from the model's own responses."""
+
+    prompts: int = option(8, "prompts in a step", at_least=1)
+    max_response: int = option(200, "most tokens of a response", at_least=1)
+    temperature: float = option(1.0, "of the sampler and of the trained probabilities", above=0)
+    updates: int = option(1, "optimizer updates from the responses of a step", at_least=1)
+    reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
+    routing_replay: bool = option(
+        False, "train on the experts that the sampler chose, with the router's probabilities of now"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(RolloutConfig):
+    """Group relative policy optimization and its relatives."""
+
+    program, kind = "post_train.py grpo", "grpo"
+
+    out_dir: str = option("model_grpo", "folder of config.json, metrics.jsonl and checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(RolloutConfig):
+    """Proximal policy optimization (arXiv:1707.06347) with a value head."""
+
+    program, kind = "post_train.py ppo", "ppo"
+
+    out_dir: str = option("model_ppo", "folder of config.json, metrics.jsonl and checkpoints")
+
+
+KINDS = {config.kind: config for config in (SFTConfig, DPOConfig, GRPOConfig, PPOConfig)}
