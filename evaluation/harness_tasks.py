@@ -265,7 +265,7 @@ def interval(values: Sequence[Any], metric: str) -> tuple[float, float] | None:
     """
     import torch
 
-    from evaluation.vision import wilson
+    from evaluation.story_scores.intervals import wilson_interval
     from training.validation import ratio_interval
 
     if len(values) < 3:
@@ -276,7 +276,7 @@ def interval(values: Sequence[Any], metric: str) -> tuple[float, float] | None:
     elif all(hasattr(value, "__float__") for value in values):
         sums = torch.tensor([float(value) for value in values], dtype=torch.float64)
         if all(value in (0.0, 1.0) for value in sums.tolist()):
-            return wilson(round(float(sums.sum())), len(values))
+            return wilson_interval(round(float(sums.sum())), len(values))
         sizes = torch.ones_like(sums)
     else:
         return None
