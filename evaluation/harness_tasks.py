@@ -25,7 +25,6 @@ CODE = (
 )  # whose programs go through the metric code_eval, and so through code_execution.py
 UNLIKELY = -1e4  # nats of a choice that a model does not take
 Z = 1.959964  # quantile of the normal distribution for a 95 % interval
-PIN = "lm-eval==0.4.13"
 
 
 def require_lm_eval() -> None:
@@ -33,7 +32,9 @@ def require_lm_eval() -> None:
     try:
         importlib.import_module("lm_eval")
     except ImportError as error:
-        raise ImportError(f"evaluation.lm_eval needs lm-eval ({error}); run: pip install {PIN}") from error
+        raise ImportError(
+            f"evaluation.lm_eval needs lm-eval ({error}); run pip install -r requirements-eval.txt"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ the YAML
