@@ -30,7 +30,7 @@ test: .venv/.dev  ## the whole suite, no network
 test-peers: .venv/.peers  ## beside transformers and other programs, and the package in a fresh environment
 	$(BIN)/python -m pytest -n 3 --peers -m peer
 
-test-browser: .venv/.browser  ## the chat page, in an installed Chromium
+test-browser: .venv/.browser  ## the chat page and the page of the routing microscope, in an installed Chromium
 	@test -n "$(CHROMIUM)" || { echo "make test-browser needs Chromium; install it, on Debian with" \
 		"apt-get install -y --no-install-recommends chromium, or set CHROMIUM=PATH"; exit 1; }
 	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest --browser -m browser
@@ -73,6 +73,6 @@ clean:
 	@$(PIP) -r requirements.txt -r requirements-dev.txt
 	touch $@
 
-.venv/.peers: requirements-peers.txt requirements-export.txt .venv/.dev
+.venv/.peers: requirements-peers.txt requirements-export.txt requirements-eval.txt .venv/.dev
 	@$(PIP) -r requirements-peers.txt
 	touch $@

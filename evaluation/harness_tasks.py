@@ -25,7 +25,6 @@ CODE = (
 )  # whose programs go through the metric code_eval, and so through code_execution.py
 UNLIKELY = -1e4  # nats of a choice that a model does not take
 Z = 1.959964  # quantile of the normal distribution for a 95 % interval
-PIN = "lm-eval==0.4.13"
 
 
 def require_lm_eval() -> None:
@@ -33,7 +32,9 @@ def require_lm_eval() -> None:
     try:
         importlib.import_module("lm_eval")
     except ImportError as error:
-        raise ImportError(f"evaluation.lm_eval needs lm-eval ({error}); run: pip install {PIN}") from error
+        raise ImportError(
+            f"evaluation.lm_eval needs lm-eval ({error}); run pip install -r requirements-eval.txt"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ the YAML
@@ -265,7 +266,7 @@ def interval(values: Sequence[Any], metric: str) -> tuple[float, float] | None:
     """
     import torch
 
-    from evaluation.vision import wilson
+    from evaluation.story_scores.intervals import wilson_interval
     from training.validation import ratio_interval
 
     if len(values) < 3:
@@ -276,7 +277,7 @@ def interval(values: Sequence[Any], metric: str) -> tuple[float, float] | None:
     elif all(hasattr(value, "__float__") for value in values):
         sums = torch.tensor([float(value) for value in values], dtype=torch.float64)
         if all(value in (0.0, 1.0) for value in sums.tolist()):
-            return wilson(round(float(sums.sum())), len(values))
+            return wilson_interval(round(float(sums.sum())), len(values))
         sizes = torch.ones_like(sums)
     else:
         return None

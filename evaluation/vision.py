@@ -28,7 +28,6 @@ import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the impor
 import argparse
 import functools
 import itertools
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ from evaluation import from_checkpoint
 
 CAPTION = "caption"  # the kind of documents without a question
 FAMILIAR = "familiar"  # the split of new scenes of known combinations
-Z = 1.959964  # quantile of the normal distribution for a 95 % interval
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -143,19 +141,13 @@ def swapped(images: Sequence[tuple]) -> list[tuple]:
     return result
 
 
-def wilson(right: int, number: int) -> tuple[float, float]:
-    """The 95 % interval of a share, by Wilson's score (1927, J. Am. Stat. Assoc. 22)."""
-    share, weight = right / number, Z * Z / number
-    middle = (share + weight / 2) / (1 + weight)
-    half = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def table(kinds: Sequence[tuple[str, str]], right: dict[str, list[bool]]) -> list[dict[str, Any]]:
     """The rows of one split: one for each kind, and one for all kinds of answers together if there are several.
 
     kinds: (kind, text) of each document.  right: {column: whether each document was right}.
     """
+    from evaluation.story_scores.intervals import wilson_interval
+
     texts: dict[str, Counter[str]] = {}
     for kind, text in kinds:
         texts.setdefault(kind, Counter())[text] += 1
@@ -170,7 +162,7 @@ def table(kinds: Sequence[tuple[str, str]], right: dict[str, list[bool]]) -> lis
         row: dict[str, Any] = {"kind": name, "documents": len(places)}
         for column, values in right.items():
             count = sum(values[place] for place in places)
-            row[column] = {"share": count / len(places), "interval": wilson(count, len(places))}
+            row[column] = {"share": count / len(places), "interval": wilson_interval(count, len(places))}
         row["chance"] = sum(best[kind][1] for kind in members) / len(places)
         if len(members) == 1:
             row["constant"] = best[name][0]

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from evaluation import vision
+from evaluation.story_scores.intervals import wilson_interval
 from training.monitor.routing import Routing, share_by_medium, total_variation
 
 KINDS = [("caption", "a red ring")] * 3 + [("caption", "a blue ring"), ("count", " two"), ("count", " two")]
@@ -15,8 +15,11 @@ KINDS += [("more", " yes"), ("more", " no"), ("count", " one")]
 
 @pytest.mark.parametrize("right, number", [(0, 7), (7, 7), (3, 7), (917, 1000)])
 def test_the_interval_is_that_of_wilson(right, number):
-    expected = binomtest(right, number).proportion_ci(method="wilson")
-    assert vision.wilson(right, number) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    share, weight = right / number, 1.959963984540054**2 / number
+    middle = share + weight / 2
+    half = math.sqrt(share * (1 - share) * weight + weight * weight / 4)
+    expected = (middle - half) / (1 + weight), (middle + half) / (1 + weight)
+    assert wilson_interval(right, number) == pytest.approx(expected, abs=1e-12)
 
 
 def test_swapped_images_are_those_of_another_document_with_as_many():
@@ -42,7 +45,7 @@ def test_the_table_shows_shares_intervals_and_the_distance_of_each_layer():
     rows = vision.table(KINDS, {name: [True] * 9 for name in ("exact", "zeroed", "swapped")})
     layer = {"layer": 2, "distance": 0.25, "text": [0.5, 0.5], "image": [0.75, 0.25]}
     text = vision.as_text({"splits": {"validation": rows}, "routing": [layer]})
-    low = vision.wilson(4, 4)[0]
+    low = wilson_interval(4, 4)[0]
     assert f"100.0% ({low:.1%} to 100.0%)" in text and " 75.0%" in text  # exact match and chance of captions
     assert "layer 2: distance 0.250   experts: text 50% 50%   image 75% 25%" in text
 

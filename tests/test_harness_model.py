@@ -3,6 +3,7 @@
 import itertools
 import math
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from architecture.generation.sampling import row_generators
 from architecture.gpt2 import GPT2
 from architecture.gpt2 import ModelConfig as GPT2Config
 from architecture.registry import load_model
-from evaluation import code_execution, harness_model, harness_tasks
+from evaluation import code_execution, harness_model, harness_tasks, lm_eval
 from evaluation.harness_model import HarnessModel, generation_arguments
 
 LIMIT = 23
@@ -264,7 +265,7 @@ def test_intervals_are_those_of_scipy():
 
     right = [1.0] * 4 + [0] * 7
     wilson = stats.binomtest(4, 11).proportion_ci(method="wilson")
-    assert harness_tasks.interval(right, "acc") == pytest.approx(tuple(wilson), abs=1e-6)
+    assert harness_tasks.interval(right, "acc") == pytest.approx(tuple(wilson), abs=1e-12)
     shares = [0.2, 0.9, 0.4, 0.7, 0.6, 0.1, 0.5, 0.6]
     wanted = stats.t.interval(0.95, 7, loc=0.5, scale=stats.sem(shares))
     assert harness_tasks.interval(shares, "acc") == pytest.approx(wanted, rel=1e-3)
@@ -314,6 +315,13 @@ def test_only_a_hub_that_does_not_answer_is_unreachable(monkeypatch):
         assert datasets.config.HF_HUB_OFFLINE and huggingface_hub.constants.HF_HUB_OFFLINE
         raise KeyError
     assert datasets.config.HF_HUB_OFFLINE == before
+
+
+def test_a_missing_lm_eval_is_told_in_one_sentence_with_the_line_that_installs_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert lm_eval.main(["--checkpoint", "model", "--tasks", "hellaswag"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "needs lm-eval" in line and line.endswith("run pip install -r requirements-eval.txt")
 
 
 def test_a_model_that_reads_segments_is_refused_in_one_sentence():

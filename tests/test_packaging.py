@@ -60,7 +60,7 @@ def test_every_folder_of_code_or_data_is_a_listed_package():
     assert PROJECT["tool"]["setuptools"]["py-modules"] == sorted(path.stem for path in ROOT.glob("*.py"))
 
 
-@pytest.mark.parametrize("extra", ["dev", "export", "chat", "vision"])
+@pytest.mark.parametrize("extra", ["dev", "eval", "export", "chat", "vision"])
 def test_an_extra_is_a_file_that_setuptools_can_read(extra):
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
     for name in dynamic["dependencies"]["file"] + dynamic["optional-dependencies"][extra]["file"]:

@@ -305,6 +305,23 @@ def test_a_large_model_is_measured_by_every_nth_row_and_a_model_without_experts_
     assert ExpertUpdates(frozen).ratios() is None
 
 
+def test_an_expert_of_zeros_has_the_ratio_0_if_it_stays_and_an_infinite_one_if_not():
+    made = model()
+    mlp1, mlp2 = made.block[0].mlp.mlp1_weight, made.block[2].mlp.mlp2_weight
+    with torch.no_grad():
+        mlp1[1] = mlp2[3] = 0
+        looking = ExpertUpdates(made)
+        mlp2[3, 0] = 1e-9
+    expected = torch.zeros(2, 2, E)
+    expected[1, 1, 3] = torch.inf
+    assert torch.equal(looking.ratios(), expected)
+    record = update_record(looking.ratios())
+    assert record["moe/update_to_weight/mlp1_p90"] == record["moe/update_to_weight/mlp2_median"] == 0
+    with torch.no_grad():
+        mlp1[2, 0] = torch.nan
+    assert looking.ratios()[0, 0].isnan().tolist() == [expert == 2 for expert in range(E)]  # it is told
+
+
 # ------------------------------------------------------------------------------------------- sinks
 @torch.no_grad()
 def mass_by_hand(made, batch):

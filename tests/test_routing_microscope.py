@@ -14,6 +14,7 @@ import small_model
 import torch
 import torch.nn.functional as F
 
+from architecture import gptoss
 from architecture.generation.decode import generate
 from architecture.generation.text import encode_prompt
 from architecture.gpt2 import GPT2
@@ -298,6 +299,26 @@ def test_what_cannot_be_shown_is_refused_with_a_sentence(words, told, tmp_path, 
     assert main([str(TRUNK), "--text", "Tom saw", *words, "--threads", "1"]) == 2
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("only_replayed", [False, True])
+def test_a_model_with_a_leak_is_refused_before_a_number(only_replayed, tmp_path, capsys, monkeypatch):
+    visible, load = gptoss.visible_keys, replay.load
+
+    def with_leak(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(gptoss, "visible_keys", lambda q, k, w: visible(q + 1, k, w))
+            return load(*given)
+
+    if only_replayed:
+        monkeypatch.setattr(replay, "load", with_leak)
+    else:
+        monkeypatch.setattr(gptoss, "visible_keys", lambda q, k, w: visible(q + 1, k, w))
+    words = ["--text", "Tom saw", "--replay", "loop+eager:float32", "sorted:bfloat16", "--threads", "1"]
+    assert main([str(TRUNK), *words, "--out", str(tmp_path / "page.html")]) == 2
+    printed = capsys.readouterr()
+    assert "the model is not causal, so it is not scored" in printed.err
+    assert printed.out == "" and "bits per byte" not in printed.err and not list(tmp_path.iterdir())
 
 
 def test_a_dense_model_and_one_that_returns_nan_are_refused():

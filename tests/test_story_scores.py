@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from architecture import gptoss
 from architecture.registry import load_model
 from data.stories import story
 from data.stories.copies import RunIndex
@@ -360,6 +361,17 @@ def test_a_stopped_command_continues_from_its_finished_pieces(scored, monkeypatc
     work.write_bytes(b"[]\n")
     assert stories.main(command) == 2
     assert f"{work}, line 1, is no finished piece of work; delete" in capsys.readouterr().err
+
+
+def test_a_second_model_with_a_leak_is_refused_before_it_reads(monkeypatch, capsys):
+    visible, asked = gptoss.visible_keys, []
+    monkeypatch.setattr(gptoss, "visible_keys", lambda q, k, w: visible(q + 1, k, w))
+    monkeypatch.setattr(Reader, "nats", lambda self, *more: asked.append(self.name))
+    other = str(FIXTURES / "context" / "checkpoint_6.pt")
+    assert stories.main([str(TRUNK), "--second", other, *SMALL]) == 2
+    printed = capsys.readouterr()
+    assert "the model is not causal, so it is not scored" in printed.err
+    assert printed.out == "" and "bits_per_byte" not in printed.err and not asked
 
 
 @pytest.mark.parametrize(("flags", "told"), [

@@ -91,7 +91,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def look(args: argparse.Namespace, asked: list, backends: list) -> Any:
-    """Measure everything. Returns a page.Found."""
+    """Measure everything. Returns a page.Found. Raises ValueError for a model that is not causal."""
+    import contextlib
+
     from tqdm import tqdm
 
     from architecture.checkpoint import find_checkpoint
@@ -99,6 +101,7 @@ def look(args: argparse.Namespace, asked: list, backends: list) -> Any:
     from common.device import choose_device
     from evaluation.routing import measure, page, replay
     from evaluation.routing.changes import UNCHANGED, Change, require_possible, routers
+    from training.causality import MOST_ROWS, MOST_TOKENS, require_causal
 
     device, path = choose_device(args.device), find_checkpoint(args.run, say)
     model = load_model(path, device=device)
@@ -106,9 +109,18 @@ def look(args: argparse.Namespace, asked: list, backends: list) -> Any:
     for change in asked:
         require_possible(change, model)
     text = measure.read_text(model, args.text)
+
+    def gate(model, autocast):
+        most = min(MOST_TOKENS, measure.most_tokens(model))
+        for probe in require_causal(model, MOST_ROWS, most, device=device, autocast=autocast):
+            say(probe.line)
+
+    gate(model, contextlib.nullcontext)
     replays = []
     if backends:  # first, because it is what may refuse
         (a, in_a), (b, in_b) = (replay.load(path, backend, device) for backend in backends)
+        gate(a, in_a)
+        gate(b, in_b)
         names = [f"{x.experts_backend}+{x.attention_backend}:{y.dtype}" for x, y in zip((a, b), backends)]
         replays = [page.Replay(*names, replay.split(a, b, text.ids, in_a, in_b))]
         del a, b

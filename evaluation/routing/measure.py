@@ -43,6 +43,14 @@ class Reading(NamedTuple):
     )  # (L, T) float64, by how much it missed it, in the values that decide the choice
 
 
+def most_tokens(model: Any) -> int:
+    """How many tokens the model reads in one forward pass."""
+    # a model that carries a state reads more than one segment, but one forward pass is one segment
+    return min(
+        model.config.context_limit, getattr(model.config, "segment_length", model.config.context_limit)
+    )
+
+
 def read_text(model: Any, text: str) -> Text:
     """Encode a text. Raises ValueError for an empty one, and for one beyond the context limit."""
     if not text:
@@ -51,9 +59,7 @@ def read_text(model: Any, text: str) -> Text:
         raise ValueError("the model has no tokenizer; give a run's folder or a checkpoint")
     text = without_surrogates(text)  # of bytes of a shell that are not UTF-8
     ids = encode_prompt(model.tokenizer, text)
-    # a model that carries a state reads more than one segment, but one forward pass is one segment
-    limit = min(model.config.context_limit, getattr(model.config, "segment_length", math.inf))
-    if len(ids) > limit:
+    if len(ids) > (limit := most_tokens(model)):
         raise ValueError(
             f"--text has {len(ids)} tokens with the end-of-text token in front, and the model reads {limit} at "
             "once; shorten the text"

@@ -99,13 +99,15 @@ def open_reader(
     """The model of a checkpoint with the window of its training.
 
     saved, settings: from architecture.checkpoint.read_checkpoint and training.state.checkpoint.saved_settings.
+    Raises ValueError for a model that is not causal (training/causality.py).
     """
     from architecture import checkpoint, registry
-    from common.device import choose_device
+    from common import device as machine
+    from common.script import say
+    from training.causality import require_causal
 
-    model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(
-        choose_device(device)
-    )
+    place = machine.choose_device(device)
+    model = checkpoint.model_of(registry.model_class(saved["model_name"]), saved, path).to(place).eval()
     if model.tokenizer is None:
         raise ValueError(
             f"{path} has no tokenizer, so it cannot read text; use a checkpoint that train.py wrote"
@@ -114,4 +116,8 @@ def open_reader(
     window = settings.get("block_size") or limit
     if getattr(model, "carries", False):
         window = model.config.segment_length
-    return Reader(str(path), model, min(window, limit or window), batch_size)
+    window = min(window, limit or window)
+    casting = functools.partial(machine.autocast, place, machine.choose_dtype("auto", place))
+    for probe in require_causal(model, batch_size, window, device=place, autocast=casting):
+        say(probe.line)
+    return Reader(str(path), model, window, batch_size)

@@ -46,7 +46,8 @@ class ExpertUpdates:
             for matrix, old in zip(matrices, olds):
                 weight = torch.linalg.vector_norm(old, dim=(1, 2))
                 update = torch.linalg.vector_norm(self.rows(matrix) - old, dim=(1, 2))
-                found.append(update / weight)
+                # weights of zeros: 0 if they stay, infinite if they do not
+                found.append((update / weight).masked_fill(update == 0, 0.0))
         ratios = of_all_ranks(torch.stack(found, dim=1), self.matrices[0][0])  # (E, L * M)
         return ratios.T.unflatten(0, (len(self.matrices), -1))
 
