@@ -42,7 +42,7 @@ from benchmarks.publish import judge, publish, require_clean_commits
 from benchmarks.record_run import figures, over_seeds
 from common.device import choose_device
 from common.files import content_sha256, read_json, write_json_atomic
-from common.script import Parser, exit_code, say
+from common.script import Parser, exit_code
 from common.threads import set_threads
 from data.stories import TRAIN_STORIES, story
 from evaluation import ruler, scoreboard, stories
@@ -70,6 +70,9 @@ DOCUMENTS, TOLD, TOLD_SEED = (
 QUICK = "--pairs 4 --prompts 3 --completions 2 --max_tokens 30 --stories 400 --training_stories 400".split()
 
 
+Models = dict[str, dict[int, Path]]  # name: seed: folder
+
+
 def linked(run: Path, folder: Path) -> Path:
     """A folder with links to the newest checkpoint of a run and to the scores of all models, where the scoreboard
     looks for them. So nothing is written into the runs, and the tables have short names.
@@ -92,7 +95,7 @@ def exported(model: Path) -> dict[str, Path]:
     return found
 
 
-def over_the_seeds(found: dict[str, Any], models: dict[str, dict[int, Path]]) -> dict[str, Any]:
+def over_the_seeds(found: dict[str, Any], models: Models) -> dict[str, Any]:
     """The scores of each run with their intervals over stories, mean and spread over seeds, and the differences.
 
     found: the content of stories.json.  Differences are those of all pairs of names in the arm and seed model of an
@@ -223,29 +226,61 @@ def parse(argv: list[str] | None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: Namespace) -> int:
-    named, folder = named_runs(args.runs), args.folder.resolve()
-    facts = {name: [figures(one) for one in runs] for name, runs in named.items()}
-    models: dict[str, dict[int, Path]] = {}
+def models_of(named: dict[str, list[Path]], facts: dict[str, list[dict]], folder: Path) -> Models:
+    """A folder of links for each run. ValueError for runs of a name that differ in more than the seed, and for names
+    with several runs whose seeds differ, because differences are judged at the same seeds.
+    """
+    models: Models = {}
     for name, runs in named.items():
         over_seeds(facts[name])  # ValueError for runs of several recipes
         seeds = [one["train"]["seed"] for one in facts[name]]
-        models[name] = {
-            seed: linked(run, folder / "models" / f"{name}_{seed}") for seed, run in zip(seeds, runs)
-        }
+        models[name] = {seed: linked(run, folder / f"{name}_{seed}") for seed, run in zip(seeds, runs)}
     if len({tuple(sorted(seeds)) for seeds in models.values() if len(seeds) > 1}) > 1:
         told = "; ".join(f"{name} {sorted(seeds)}" for name, seeds in models.items())
         raise ValueError(
             f"names with several runs must have the same seeds, got {told}; train the missing ones"
         )
-    set_threads(args.threads, None)
-    data, documents = args.data and ["--data", str(args.data)], 20 if args.quick else DOCUMENTS
+    return models
+
+
+def noise(measured: dict[str, Any], models: Models) -> dict[str, Any]:
+    """The noise of the ruler for each name with three seeds or more.  measured: the content of ruler.json."""
+    found = {}
+    for name, seeds in models.items():
+        mine = [one for one in measured["models"] if Path(one["model"]) in seeds.values()]
+        if len(mine) > 2:
+            found[name] = ruler_noise.noise(measured | {"models": mine})
+            print(f"{name}: {ruler_noise.as_text(found[name])}")
+    return {key: measured[key] for key in ("ruler_sha256", "data")} | {"noise": found}
+
+
+def board_of(first: list[Path], flags: list[str], folder: Path) -> dict[str, Any]:
+    """The scoreboard of some models and of the exports of the first, and how far these are from it."""
+    copies = exported(first[0])
+    scoreboard.run([*map(str, [*first, *copies.values()]), *flags, "--out", str(folder)])
+    board = read_json(folder / "scoreboard.json")
+    score = {row["model"]: row["bits_per_byte"] for row in board["models"]}
+    board["exports"] = {
+        layout: {"of": str(first[0]), "difference": score[str(copy)] - score[str(first[0])]}
+        for layout, copy in copies.items()
+    }
+    return board
+
+
+def run(args: Namespace) -> int:
+    named, folder = named_runs(args.runs), args.folder.resolve()
+    facts = {name: [figures(one) for one in runs] for name, runs in named.items()}
+    models = models_of(named, facts, folder / "models")
     every = [model for seeds in models.values() for model in seeds.values()]
-    commits = sorted({start["commit"] for some in facts.values() for one in some for start in one["starts"]})
-    own = [*itertools.chain(*named.values()), *args.quickstart, folder / "models" / "any"]
+    set_threads(args.threads, None)
+    flags = ["--threads", str(args.threads), *(["--data", str(args.data)] if args.data else [])]
+    documents = 20 if args.quick else DOCUMENTS
+
     train = [one["train"] for some in facts.values() for one in some]
+    own = [folder / "models" / "any", *itertools.chain(*named.values()), *args.quickstart]
     data_of_runs = (one[key] for one in train for key in ("dataset", "val_dataset"))
     own += [Path(path) for path in (args.second, args.data, args.training_data, *data_of_runs) if path]
+    commits = sorted({start["commit"] for some in facts.values() for one in some for start in one["starts"]})
 
     def write(name: str, found: dict[str, Any]) -> None:
         found = {"commits_of_runs": commits} | found
@@ -254,20 +289,13 @@ def run(args: Namespace) -> int:
         require_clean_commits(json.dumps(commits), Path(f"judging_{name}.json"))
         publish(f"judging_{name}", found, own)
 
-    measured, failed = ruler.measure(
-        every, ruler.read_data(args.data, documents), choose_device("auto"), folder / "ruler.json"
-    )
+    data, device = ruler.read_data(args.data, documents), choose_device("auto")
+    measured, failed = ruler.measure(every, data, device, folder / "ruler.json")
     if failed:
         raise ValueError("; ".join(failed))
-    noise = {}
-    for name, seeds in models.items():
-        mine = [one for one in measured["models"] if Path(one["model"]) in seeds.values()]
-        if len(mine) > 2:
-            noise[name] = ruler_noise.noise(measured | {"models": mine})
-            print(f"{name}: {ruler_noise.as_text(noise[name])}")
-    write("noise", {key: measured[key] for key in ("ruler_sha256", "data")} | {"noise": noise})
+    write("noise", noise(measured, models))
 
-    words = [*map(str, every), *(data or ()), "--threads", str(args.threads), *(QUICK if args.quick else ())]
+    words = [*map(str, every), *flags, *(QUICK if args.quick else ())]
     words += ["--training_data", args.training_data] if args.training_data else []
     words += ["--second", args.second] if args.second else []
     stories.run(stories.parse([*words, "--out", str(folder / scoreboard.SCORES)]))
@@ -278,30 +306,18 @@ def run(args: Namespace) -> int:
     print(as_text(found))
     write("seeds", found | {"recipes": {name: some[0]["train"] for name, some in facts.items()}})
 
-    first = [next(iter(seeds.values())) for seeds in models.values()]
-    copies = exported(first[0])
-    scoreboard.run(
-        [*map(str, [*first, *copies.values()]), *(data or ()), "--stories", str(documents), "--out", str(folder),
-         "--threads", str(args.threads), *(["--no_speed"] if args.quick else [])]
-    )  # fmt: skip
-    board = read_json(folder / "scoreboard.json")
-    score = {row["model"]: row["bits_per_byte"] for row in board["models"]}
-    board["exports"] = {
-        layout: {"of": str(first[0]), "difference": score[str(copy)] - score[str(first[0])]}
-        for layout, copy in copies.items()
-    }
+    flags += ["--stories", str(documents), *(["--no_speed"] if args.quick else [])]
+    board = board_of([next(iter(seeds.values())) for seeds in models.values()], flags, folder)
     write("scoreboard", board)
 
     if args.quickstart:
-        work = Work(folder / "told.jsonl")
-        passed = checked(args.quickstart, 4 if args.quick else TOLD, work)
-        for name, one in passed.items():
-            say(f"{name}: {one}")
+        passed = checked(args.quickstart, 4 if args.quick else TOLD, Work(folder / "told.jsonl"))
+        print(*(f"{name}: {one}" for name, one in passed.items()), sep="\n")
         write("quickstart", {"temperature": TEMPERATURE, "seed": TOLD_SEED, "stories": passed})
-    return judge({
-        f"{layout} has the bits per byte of its checkpoint to {EQUAL}": abs(one["difference"]) <= EQUAL
-        for layout, one in board["exports"].items()
-    })  # fmt: skip
+    equal = {layout: abs(one["difference"]) <= EQUAL for layout, one in board["exports"].items()}
+    return judge(
+        {f"{layout}: bits per byte of its checkpoint to {EQUAL}": met for layout, met in equal.items()}
+    )
 
 
 if __name__ == "__main__":
