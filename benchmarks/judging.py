@@ -62,14 +62,9 @@ COLUMNS = {
 }
 MEASURES = [measure for column in COLUMNS.values() for measure in column]
 EQUAL = 1e-5  # bits per byte
-DOCUMENTS, TOLD, TOLD_SEED = (
-    1000,
-    200,
-    7,
-)  # of the ruler; stories for the checker, and the seed of their sampling
+DOCUMENTS = 1000  # of the ruler
+TOLD, TOLD_SEED = 200, 7  # stories of each --quickstart run, and the seed of their sampling
 QUICK = "--pairs 4 --prompts 3 --completions 2 --max_tokens 30 --stories 400 --training_stories 400".split()
-
-
 Models = dict[str, dict[int, Path]]  # name: seed: folder
 
 
@@ -276,11 +271,12 @@ def run(args: Namespace) -> int:
     flags = ["--threads", str(args.threads), *(["--data", str(args.data)] if args.data else [])]
     documents = 20 if args.quick else DOCUMENTS
 
-    train = [one["train"] for some in facts.values() for one in some]
-    own = [folder / "models" / "any", *itertools.chain(*named.values()), *args.quickstart]
-    data_of_runs = (one[key] for one in train for key in ("dataset", "val_dataset"))
-    own += [Path(path) for path in (args.second, args.data, args.training_data, *data_of_runs) if path]
-    commits = sorted({start["commit"] for some in facts.values() for one in some for start in one["starts"]})
+    second = [Path(args.second)] if args.second else []
+    every_run = [*itertools.chain(*facts.values()), *map(figures, (*args.quickstart, *second))]
+    commits = sorted({start["commit"] for one in every_run for start in one["starts"]})
+    own = [folder / "models" / "any", *itertools.chain(*named.values()), *args.quickstart, *second]
+    data_of_runs = (one["train"][key] for one in every_run for key in ("dataset", "val_dataset"))
+    own += [Path(path) for path in (args.data, args.training_data, *data_of_runs) if path]
 
     def write(name: str, found: dict[str, Any]) -> None:
         found = {"commits_of_runs": commits} | found

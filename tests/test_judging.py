@@ -22,7 +22,11 @@ def test_runs_have_a_name_and_names_with_several_runs_have_the_same_seeds(tmp_pa
 
     def facts(*seeds, lr=1.0):
         return [
-            {"model": {}, "train": {"seed": seed, "lr": lr}, "final": {"final/bits_per_byte": 1.0}}
+            {
+                "model": {},
+                "train": {"seed": seed, "lr": lr, "resume": seed == 2},
+                "final": {"final/bits_per_byte": 1.0},
+            }
             for seed in seeds
         ]
 
@@ -30,7 +34,7 @@ def test_runs_have_a_name_and_names_with_several_runs_have_the_same_seeds(tmp_pa
     assert found["toy"] == {2: tmp_path / "toy_2", 1: tmp_path / "toy_1"}
     with pytest.raises(ValueError, match=r"same seeds, got toy \[1, 2\]; gpt2 \[1, 3\]"):
         judging.models_of(named, {"toy": facts(1, 2), "gpt2": facts(1, 3)}, tmp_path)
-    with pytest.raises(ValueError, match="the same except for seed"):
+    with pytest.raises(ValueError, match="the same except for their seeds"):
         judging.models_of(named, {"toy": facts(1) + facts(2, lr=2.0), "gpt2": facts(1, 2)}, tmp_path)
 
 
