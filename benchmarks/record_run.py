@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.publish import public_text, require_clean_commits
 from evaluation.ablation.statistics import summary
+from training.config import OF_THIS_CALL
 from training.monitor.metrics import read_metrics
 
 CURVE = ("val/loss", "val/bits_per_byte", "train/loss", "perf/tokens_per_second")
@@ -38,12 +39,10 @@ def figures(out_dir: Path) -> dict[str, Any]:
 
 def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Bits per byte of each seed, mean and deviation; ValueError if more than the seeds differs."""
-    free = {"seed", "out_dir"}
+    free = OF_THIS_CALL | {"seed"}  # a run that was stopped and resumed is the same run
     recipes = [(run["model"], {k: v for k, v in run["train"].items() if k not in free}) for run in runs]
     if any(recipe != recipes[0] for recipe in recipes):
-        raise ValueError(
-            "the runs must be the same except for seed and out_dir; record other runs by themselves"
-        )
+        raise ValueError("the runs must be the same except for their seeds; record other runs by themselves")
     scores = {str(run["train"]["seed"]): run["final"]["final/bits_per_byte"] for run in runs}
     found = summary(list(scores.values()))
     return {"bits_per_byte": scores, "mean": found.mean, "deviation": found.deviation}
