@@ -576,7 +576,7 @@ def test_a_wrong_start_is_refused_in_one_sentence_before_anything_runs(folder, f
     (folder / "older.json").write_text(json.dumps(older))
     assert start("older.json", "--out_dir", "new")[0] == 2
     assert "older.json: arm moe had 7 parameters, and its settings now give " in capsys.readouterr().err
-    old = REPO_ROOT / "benchmarks/results/ablations/gpt2_vs_gptoss"
+    old = REPO_ROOT / "benchmarks/results/ablations/gpt2_vs_gptoss_first"
     assert start(str(old / "plan.json"), "--out_dir", "new")[0] == 2
     assert "is of an earlier version of ablate.py, whose runs had no test set" in capsys.readouterr().err
     assert start("spec.yaml", "--resume", "--out_dir", str(old))[0] == 2
