@@ -37,7 +37,7 @@ from common.script import Parser, exit_code
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, Story
 from data.stories import story as tell
 from data.stories.checker import Report, check
-from data.stories.contradictions import CONTRADICTIONS, joined, shuffled
+from data.stories.contradictions import CONTRADICTIONS, halves, joined, shuffled
 from data.stories.grammar import pick
 from evaluation.story_scores.intervals import exact_interval
 
@@ -132,12 +132,6 @@ def floors(seed: int = 0) -> dict[str, list[str]]:
         texts["sentences shuffled"].append(shuffled(told.text, rng)[0])
         texts["halves joined"] += [halves(told, story(pick(rng, others)))] if others else []
     return texts
-
-
-def halves(first: Story, second: Story) -> str:
-    """The first half of one story's paragraphs and the second half of another's, whatever they tell."""
-    a, b = first.text.split("\n"), second.text.split("\n")
-    return "\n".join((*a[: len(a) // 2], *b[len(b) // 2 :]))
 
 
 def rejections(reports: Iterable[Report]) -> dict[str, Any]:
