@@ -282,14 +282,13 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     "changes, told",
     [
         (dict(chosen=" It was blue."), "line 1: chosen and rejected must differ, and are equal; mend or remove it"),
-        (dict(prompt="A ball and a kite. " * 5), "line 1, chosen: its prompt needs 38 tokens, but a row has block_size 24"),
+        (dict(prompt="A ball and a kite. " * 5), "line 1, chosen: its prompt needs 37 tokens, but a row has block_size 24"),
     ],
     ids=["equal", "long prompt"],
 )  # fmt: skip
 def test_bad_pairs_are_refused_before_anything_is_written(base, changes, told, capsys):
-    write_pairs(base / "held_out.jsonl", 2, **changes)
+    write_pairs(base / "bad.jsonl", 2, **changes)
     capsys.readouterr()
-    assert run_here(base, *FLAGS, "refused", script="post_train") == 2
+    assert run_here(base, *FLAGS, "refused", "--val_dataset", "bad.jsonl", script="post_train") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"held_out.jsonl, {told}" in error and not (base / "refused").exists()
-    write_pairs(base / "held_out.jsonl", 8)
+    assert f"bad.jsonl, {told}" in error and not (base / "refused").exists()
