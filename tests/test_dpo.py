@@ -252,6 +252,10 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     assert at[8]["val/dpo_loss"] < 0.6 and at[8]["val/reward_accuracy"] == 1.0
     assert at[8]["val/pair_accuracy_low"] <= at[8]["val/pair_accuracy"] <= at[8]["val/pair_accuracy_high"]
     steps = [r for r in records if "train/loss" in r]
+    final = next(r["final/loss"] for r in records if "final/loss" in r)
+    capsys.readouterr()
+    alone = "--eval_only straight --eval_tokens 128 --device cpu --threads 1".split()
+    assert run_here(base, *alone) == 0 and f"validation loss {final:.4f}" in capsys.readouterr().out
     assert len(steps) == 8 and all(0 < r["post/logp_chosen"] / -r["train/loss"] < 20 for r in steps)
 
     original = dpo.Objective.step
