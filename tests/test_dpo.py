@@ -252,6 +252,10 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     assert at[8]["val/dpo_loss"] < 0.6 and at[8]["val/reward_accuracy"] == 1.0
     assert at[8]["val/pair_accuracy_low"] <= at[8]["val/pair_accuracy"] <= at[8]["val/pair_accuracy_high"]
     steps = [r for r in records if "train/loss" in r]
+    final = next(r["final/loss"] for r in records if "final/loss" in r)
+    capsys.readouterr()
+    alone = "--eval_only straight --eval_tokens 128 --device cpu --threads 1".split()
+    assert run_here(base, *alone) == 0 and f"validation loss {final:.4f}" in capsys.readouterr().out
     assert len(steps) == 8 and all(0 < r["post/logp_chosen"] / -r["train/loss"] < 20 for r in steps)
 
     original = dpo.Objective.step
@@ -282,14 +286,13 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     "changes, told",
     [
         (dict(chosen=" It was blue."), "line 1: chosen and rejected must differ, and are equal; mend or remove it"),
-        (dict(prompt="A ball and a kite. " * 5), "line 1, chosen: its prompt needs 38 tokens, but a row has block_size 24"),
+        (dict(prompt="A ball and a kite. " * 5), "line 1, chosen: its prompt needs 37 tokens, but a row has block_size 24"),
     ],
     ids=["equal", "long prompt"],
 )  # fmt: skip
 def test_bad_pairs_are_refused_before_anything_is_written(base, changes, told, capsys):
-    write_pairs(base / "held_out.jsonl", 2, **changes)
+    write_pairs(base / "bad.jsonl", 2, **changes)
     capsys.readouterr()
-    assert run_here(base, *FLAGS, "refused", script="post_train") == 2
+    assert run_here(base, *FLAGS, "refused", "--val_dataset", "bad.jsonl", script="post_train") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"held_out.jsonl, {told}" in error and not (base / "refused").exists()
-    write_pairs(base / "held_out.jsonl", 8)
+    assert f"bad.jsonl, {told}" in error and not (base / "refused").exists()

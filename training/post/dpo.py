@@ -25,6 +25,7 @@ from training.memory import forward_context
 from training.post import objective
 from training.post.policy import score
 from training.post.reference import open_reference
+from training.post.sft import require_room
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult, accumulate_gradients
@@ -176,7 +177,9 @@ class Objective(objective.Objective):
         encoded = [encode(held_out[n]) for n in range(min(cfg.held_out, len(held_out)))]
         parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
         self.held_out = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
-        return opened(split="train")
+        source = opened(split="train")
+        require_room(source, encode, cfg.block_size)
+        return source
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
         return TrainLoader(source, tokenizer, **options | {"packing": "pairs"})
