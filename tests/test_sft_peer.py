@@ -101,23 +101,19 @@ class OnPeer(nn.Module):
         self.peer = peer
 
     def forward(self, input_ids, targets, carry=None):
-        hidden = self.peer.model(
-            input_ids=input_ids
-        ).last_hidden_state  # causal, so padding behind changes nothing
+        # no mask: padding is behind, where causal attention does not look
+        hidden = self.peer.model(input_ids=input_ids).last_hidden_state
         return ModelOutput(None, *next_token_loss(hidden, self.peer.lm_head.weight, targets), router=None)
 
 
-def test_on_the_same_hidden_states_the_loss_and_its_gradients_are_those_of_trl_to_one_rounding(
-    trainer, examples
-):
+def test_on_the_same_hidden_states_loss_and_gradients_are_those_of_trl(trainer, examples):
     peer = trainer.model
     theirs = loss_of_trl(trainer, examples)
     wanted = {name: p.grad for name, p in peer.named_parameters()}
     peer.zero_grad()
     ours = our_loss(OnPeer(peer), [batch_of(part, EOT, 20, None) for part in examples])
-    assert ours == pytest.approx(
-        theirs, rel=2**-23, abs=0
-    )  # one rounding of float32, in which TRL computes the loss
+    # one rounding of float32, in which TRL computes the loss of float64 models, too
+    assert ours == pytest.approx(theirs, rel=2**-23, abs=0)
     for name, p in peer.named_parameters():
         torch.testing.assert_close(p.grad, wanted[name], rtol=0, atol=1e-7)
 
