@@ -45,7 +45,7 @@ def write_pairs(path: Path, number: int = 60, **changes) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ rows
-def test_prompt_and_responses_are_tokenised_apart_and_only_responses_with_their_ends_are_targets(tmp_path):
+def test_prompt_and_responses_are_tokenized_apart_and_only_responses_with_their_ends_are_targets(tmp_path):
     tokenizer = get_tokenizer("bundled1536")
     source = open_examples(
         str(write_pairs(tmp_path / "p.jsonl", 1)), Pair, split="train", bundled=lambda split: ([], "")
