@@ -324,7 +324,11 @@ def given_weights(command: CommandLine) -> Start:
         brought |= {name: before[name] for name in rows & before.keys()}
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # the loss on other data could not be compared with those that the run logged
-        same = {*DATA, "hold_out_test"} & before.keys()
+        same = {*DATA, "hold_out_test"} & before.keys() & {f.name for f in fields(cfg)}
+        if (
+            "story_dataset" in before
+        ):  # val/loss of post-training is of stories, its dataset is that of its kind
+            before |= {"dataset": before["story_dataset"], "val_dataset": None}
         brought |= {name: before[name] for name in same - command.given}
         data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides
