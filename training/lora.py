@@ -14,7 +14,6 @@ product is what changes the model.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from torch import nn
 
 from architecture import registry
-from architecture.checkpoint import load_weights
+from architecture.checkpoint import load_weights, weights_sha256
 from training.config import TrainConfig
 from training.optimizer import parameter_groups
 
@@ -42,11 +41,11 @@ class Adapters:
     """The adapters of a model, which freezes all else. model: on its device, with the weights of the base."""
 
     def __init__(self, model: nn.Module, cfg: TrainConfig):
-        self.scale, self.by_name = cfg.lora_alpha / cfg.lora_rank, {}
+        self.scale, self.base_sha256 = cfg.lora_alpha / cfg.lora_rank, weights_sha256(model)
+        self.by_name: dict[str, Adapter] = {}
         matrices = adapted(model, cfg.lora_rank)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(cfg.seed)
-        identity = hashlib.sha256()
         for name, weight in matrices.items():
             *experts, rows, columns = weight.shape
             # uniform with the bound of nn.Linear, as in the paper's code
@@ -56,9 +55,6 @@ class Adapters:
             weight.requires_grad_()
             adapter = self.by_name[name] = Adapter(weight, weight.detach().clone(), a, b)
             weight.register_post_accumulate_grad_hook(lambda _, adapter=adapter: self.pass_on(adapter))
-            identity.update(name.encode())
-            identity.update(adapter.base.cpu().contiguous().view(torch.uint8).numpy())
-        self.base_sha256 = identity.hexdigest()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The factors, named after their matrices."""
