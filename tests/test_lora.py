@@ -184,16 +184,12 @@ def test_a_checkpoint_is_a_plain_model_with_the_product_added_to_its_base(base):
         a, b = (factors.get(f"{name}.lora_{side}") for side in "ab")
         assert torch.equal(model.state_dict()[name], held if a is None else held + scale * (b @ a))
         assert a is None or b.any()
-    moments = [
-        v for entry in saved["optimizers"][0]["state"].values() for k, v in entry.items() if k != "step"
-    ]
-    cfg = SFTConfig(lora_rank=2)
-    expected = memory_bytes(cfg, model.config)["optimizer"]
-    assert (
-        sum(v.numel() * v.element_size() for v in moments)
-        == expected
-        == 8 * sum(f.numel() for f in factors.values())
-    )
+    moments = (v for held in saved["optimizers"][0]["state"].values() for k, v in held.items() if k != "step")
+    added = sum(factor.numel() for factor in factors.values())
+    bases = sum(begun[name.removesuffix(".lora_a")].numel() for name in factors if name.endswith("a"))
+    estimate = memory_bytes(SFTConfig(lora_rank=2), model.config)
+    assert sum(v.numel() * v.element_size() for v in moments) == estimate["optimizer"] == 8 * added
+    assert estimate["weights"] == 4 * (sum(p.numel() for p in model.parameters()) + bases + added)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(base, capsys):
