@@ -117,7 +117,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     """Bytes that training needs on one device.
 
     Weights, gradients and optimizer state are exact, except for a state on the host, of which a part is on the
-    device during an update. Activations, the tensors that the forward pass keeps for the backward pass, are
+    device during an update, and for gradients with LoRA. Activations, the tensors that the forward pass keeps for the backward pass, are
     estimated from their shapes (tested to 15 % on a CPU).
     """
     total, half = config.parameter_counts()["total"], cfg.dtype == "bfloat16"
@@ -128,7 +128,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         # an update holds two portions with two moments each, of several parameters or of a large one
         largest = max(config.vocab_size * config.hidden_size, matrices // config.num_hidden_layers)
         moments = min(moments, 2 * 2 * max(PORTION, largest))
-    # with LoRA, each matrix has a base beside it, and gradients of whole matrices exist a layer at a time, at most
+    # with LoRA, each matrix has a base beside it, and few gradients of whole matrices exist at a time, say a layer's
     bases = config.matrix_parameters() if cfg.lora_rank else 0
     tokens = cfg.batch_size * cfg.block_size
     everything, kept = (
