@@ -6,6 +6,7 @@ architecture/registry.py maps names to classes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import re
@@ -388,6 +389,15 @@ def _copy_weights(target: torch.Tensor, weights: Mapping[str, torch.Tensor], nam
         here.copy_(owned(weights.rows(name, rows), name, here.shape))
     else:
         here.copy_(owned(weights[name], name, target.shape, rows=rows))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The sha256 of the names, types, shapes and values of a model's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load(cls: type[nn.Module], path: str | Path, *, device: str | torch.device = "cpu") -> nn.Module:

@@ -290,11 +290,13 @@ class _TokenCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_losses):
         hidden, weight, targets, normaliser = ctx.saved_tensors
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # a head may be frozen
         for block, x, logits, target, scored in _TokenCrossEntropy.blocks(hidden, weight, targets):
             grad = (logits - normaliser[block]).exp_()
             grad.scatter_add_(1, target, torch.full_like(normaliser[block], -1.0))
             grad = (grad * (grad_losses[block].unsqueeze(1) * scored)).to(x.dtype)
             grad_hidden[block] = grad @ weight.to(x.dtype)
-            grad_weight += grad.T @ x
+            if grad_weight is not None:
+                grad_weight += grad.T @ x
         return grad_hidden, grad_weight, None

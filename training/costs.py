@@ -13,6 +13,7 @@ from architecture.interface import logit_rows
 from common.device import PEAK_FLOPS, peak_flops
 from common.settings import as_text
 from training.config import TrainConfig
+from training.lora import num_factors
 from training.memory import PORTION
 from training.optimizer import freeze, parameter_groups
 
@@ -116,7 +117,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     """Bytes that training needs on one device.
 
     Weights, gradients and optimizer state are exact, except for a state on the host, of which a part is on the
-    device during an update. Activations, the tensors that the forward pass keeps for the backward pass, are
+    device during an update, and for gradients with LoRA. Activations, the tensors that the forward pass keeps for the backward pass, are
     estimated from their shapes (tested to 15 % on a CPU).
     """
     total, half = config.parameter_counts()["total"], cfg.dtype == "bfloat16"
@@ -127,6 +128,8 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         # an update holds two portions with two moments each, of several parameters or of a large one
         largest = max(config.vocab_size * config.hidden_size, matrices // config.num_hidden_layers)
         moments = min(moments, 2 * 2 * max(PORTION, largest))
+    # with LoRA, each matrix has a base beside it, and few gradients of whole matrices exist at a time, say a layer's
+    bases = config.matrix_parameters() if cfg.lora_rank else 0
     tokens = cfg.batch_size * cfg.block_size
     everything, kept = (
         tokens
@@ -147,8 +150,8 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     # next_token_loss holds one block of logits and its softmax at a time
     rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
-        "weights": 4 * total,
-        "gradients": 4 * trained,
+        "weights": 4 * (total + bases + (trained if cfg.lora_rank else 0)),
+        "gradients": 4 * (trained + bases // config.num_hidden_layers),
         "optimizer": 4 * moments,
         "activations": cfg.tbptt * (int(kept) + head) + int(block),  # until the end of a window
         "logits": 2 * 4 * rows * config.vocab_size,
@@ -164,7 +167,7 @@ def recomputed_share(cfg: TrainConfig, config: Any) -> float:
 
 
 def memory_for_time(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
-    """Lines for the start of a run: what activation checkpointing and offload save, and what they cost."""
+    """Lines for the start of a run: what activation checkpointing, offload and LoRA save, and what they cost."""
     lines = []
     if (kind := cfg.activation_checkpointing) != "none":
         saved = _saved(replace(cfg, offload="none"), config, "activations", activation_checkpointing="none")
@@ -178,6 +181,11 @@ def memory_for_time(cfg: TrainConfig, config: Any) -> tuple[str, ...]:
         lines.append(
             f"offload={cfg.offload} saves {saved} on the GPU; each {often} takes it to the host and back, so the "
             "tokens/s that this costs depend on the link"
+        )
+    if cfg.lora_rank:
+        held, all_train = (memory_bytes(c, config)["optimizer"] for c in (cfg, replace(cfg, lora_rank=None)))
+        lines.append(
+            f"lora_rank={cfg.lora_rank} has {held:,} bytes of optimizer state, and {all_train:,} if all weights train"
         )
     return tuple(lines)
 
@@ -201,9 +209,11 @@ def tokens_lost(cfg: TrainConfig, config: Any, rate: float) -> str:
 
 def trained_parameters(cfg: TrainConfig, config: Any) -> tuple[int, int]:
     """Number of parameters that train, and of those among them that are in matrices for Muon."""
-    if cfg.freeze == "none":
+    if cfg.freeze == "none" and not cfg.lora_rank:
         return config.parameter_counts()["total"], config.matrix_parameters()
     model = checkpoint.without_values(registry.model_class(cfg.model), config)
+    if cfg.lora_rank:
+        return num_factors(model, cfg.lora_rank), 0
     freeze(model, cfg.freeze)
     sizes = {kind: sum(p.numel() for p in group.values()) for kind, group in parameter_groups(model).items()}
     return sum(sizes.values()), sizes["matrix"]

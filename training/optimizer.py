@@ -13,6 +13,7 @@ from training.muon import Muon
 # (pattern, group). The first pattern that matches the whole name decides. Shapes cannot decide: the biases of
 # experts are 2-D and are not matrices.
 PARAMETER_RULES = (
+    (r".+\.lora_[ab]", "decay"),  # training/lora.py says why not "matrix"
     (r"block\.\d+\.attn\.(qkv|out)\.weight", "matrix"),
     (
         r"block\.\d+\.mlp\.(shared_)?mlp[12]_weight",
@@ -38,6 +39,12 @@ def freeze(model: torch.nn.Module, part: str) -> None:
             parameter.requires_grad_((name in model.added_parameters) == (part == "trunk"))
 
 
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """{name: parameter} of what the optimizers update: the adapters of a model that has them (training/lora.py)."""
+    named = getattr(model, "adapters", model).named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
 def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Parameter]]:
     """Sort the trainable parameters into groups: {"matrix" | "decay" | "no_decay": {name: parameter}}.
 
@@ -47,9 +54,7 @@ def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, torch.nn.Par
     """
     rules = (*getattr(model, "optimizer_rules", ()), *PARAMETER_RULES)
     groups = {"matrix": {}, "decay": {}, "no_decay": {}}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in trainable(model).items():
         group = next((group for pattern, group in rules if re.fullmatch(pattern, name)), None)
         if group is None:
             raise ValueError(
@@ -76,12 +81,12 @@ PARAMETER_KINDS = (
 
 
 def parameter_kinds(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
-    """Sort the trainable parameters by PARAMETER_KINDS, in that order, without empty kinds."""
+    """Sort the trainable parameters by PARAMETER_KINDS, in that order, without empty kinds; adapters as their matrices."""
     kinds = {kind: [] for _, kind in PARAMETER_KINDS} | {"other": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            found = (kind for pattern, kind in PARAMETER_KINDS if re.fullmatch(pattern, name))
-            kinds[next(found, "other")].append(parameter)
+    for name, parameter in trainable(model).items():
+        matrix = re.sub(r"\.lora_[ab]$", "", name)
+        found = (kind for pattern, kind in PARAMETER_KINDS if re.fullmatch(pattern, matrix))
+        kinds[next(found, "other")].append(parameter)
     return {kind: parameters for kind, parameters in kinds.items() if parameters}
 
 
@@ -109,6 +114,8 @@ def build_optimizers(model: torch.nn.Module, cfg: TrainConfig) -> list[torch.opt
     on_host = cfg.offload == "optimizer" and (cfg.layout[0] == "ddp" or number_of_ranks() == 1)
     adamw_class, muon_class = ON_HOST.values() if on_host else ON_HOST.keys()
     adamw = adamw_class(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
+    if adapters := getattr(model, "adapters", None):
+        adamw.register_step_post_hook(lambda *_: adapters.merge())
     return [adamw, muon_class(matrix, lr=cfg.lr, weight_decay=cfg.weight_decay)] if matrix else [adamw]
 
 
@@ -125,7 +132,7 @@ def saved_order(
 ) -> list[list[torch.nn.Parameter]]:
     """The parameters of each optimizer in the order of a checkpoint, which is the same for every layout."""
     names = [name for group in parameter_groups(model).values() for name in group]
-    parameters = dict(model.named_parameters())
+    parameters = trainable(model)
     held = [{p for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
     return [[parameters[name] for name in names if parameters[name] in some] for some in held]
 

@@ -21,6 +21,7 @@ from architecture.generation.text import generate_texts
 from architecture.interface import load_share
 from common.device import peak_flops, peak_memory_gb
 from data.documents import Source
+from training import lora
 from training.balance import BIAS_BUFFER
 from training.costs import changed_fields, expert_layers
 from training.monitor import captions, instruments
@@ -230,7 +231,9 @@ def describe(run: Run, source: Source, validation: Source) -> str:
         f"{length} of {cfg.slots_per_step:,} tokens ({parts}{cfg.batch_size} rows{segments} x {cfg.block_size} "
         f"tokens) on {cfg.device} in {cfg.dtype} "
         f"({cfg.threads} threads, attention {cfg.attention}{experts})\n"
-        f"writing {cfg.out_dir}/" + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
+        f"writing {cfg.out_dir}/"
+        + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
+        + (f"\n{lora.describe(run.model)}" if cfg.lora_rank else "")
     )
 
 

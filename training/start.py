@@ -105,6 +105,11 @@ def require_resources(start: Start) -> None:
 def require_layout(start: Start, ranks: Ranks) -> None:
     """Raise ValueError if a run cannot be laid out over these processes. The planner needs only one of them."""
     cfg = start.cfg
+    if cfg.lora_rank and (cfg.planned or ranks.number > 1):
+        raise ValueError(
+            f"lora_rank trains in one process, got {cfg.lora_rank}; start it with python, without torchrun, --gpus and "
+            "--gpu, or leave lora_rank out"
+        )
     if cfg.dry_run:
         return
     if ranks.number == 1:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.optimizer import trainable
+
 
 def non_finite_parameter(model: nn.Module) -> str | None:
     """Name the first parameter that holds NaN or infinity. It waits for the device once."""
@@ -63,7 +65,7 @@ def first_non_finite(
                 found.append("the loss")
     if found:
         return found[0]
-    for name, parameter in reversed(list(model.named_parameters())):  # gradients flow from the end
+    for name, parameter in reversed(trainable(model).items()):  # gradients flow from the end
         if parameter.grad is not None and not torch.isfinite(here(parameter.grad)).all():
             return f"the gradient of {name}"
     return "the loss"

@@ -9,10 +9,8 @@ file that was moved is named with --reference.
 from __future__ import annotations
 
 import copy
-import hashlib
 from typing import Any
 
-import torch
 from torch import nn
 
 from architecture import checkpoint, registry
@@ -45,7 +43,7 @@ def open_reference(
                 f"the reference model of this run is needed again: {error}; if the file was moved, give its place with "
                 "--reference"
             ) from None
-    found = weights_sha256(reference)
+    found = checkpoint.weights_sha256(reference)
     if held not in (None, found):
         raise ValueError(
             f"the weights in {path} are not those of the reference model with which this run began (sha256 "
@@ -78,12 +76,3 @@ def require_comparable(
             f"the reference model {path} must have the architecture and the sizes of the model, and has {differs}; "
             "name another checkpoint, or leave --reference out"
         )
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """The sha256 of the names, types, shapes and values of a model's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

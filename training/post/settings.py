@@ -28,6 +28,13 @@ class PostTrainConfig(TrainConfig):
         "none", "rule that balances experts; none also freezes the selection bias"
     )
     eval_every: int = option(50, "steps between evaluations", at_least=1)
+    lora_rank: int | None = option(
+        None,
+        "train a change of this rank of each matrix of attention, MLPs and experts, with adamw, and freeze the rest; "
+        "checkpoints hold the merged weights, too; none = all weights train",
+        at_least=1,
+    )
+    lora_alpha: float = option(16.0, "the change of lora_rank is scaled by lora_alpha / lora_rank", above=0)
     held_out: int = option(64, "held-out examples that an evaluation scores", at_least=1)
 
 

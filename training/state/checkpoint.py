@@ -19,7 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from architecture.checkpoint import ANOTHER, FORMAT, best_checkpoint, checkpoints, owned, read_checkpoint
+from architecture.checkpoint import (
+    ANOTHER,
+    FORMAT,
+    best_checkpoint,
+    checkpoints,
+    load_weights,
+    owned,
+    read_checkpoint,
+)
 from architecture.shards import Stored, held_here
 from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, reading, write_json_atomic
@@ -90,6 +98,7 @@ def contents(
             for optimizer, order in zip(optimizers, saved_order(model, optimizers))
         ],
         "rng": rng_state(torch.device(cfg.device)),
+        **({"lora": model.adapters.state_dict()} if cfg.lora_rank else {}),
         **rest,
     }
 
@@ -308,6 +317,8 @@ def restore(
     """
     device = torch.device(cfg.device)
     with reading(path, "a run to continue", way_out=OLDER):
+        if cfg.lora_rank:
+            restore_adapters(model, saved, path, cfg)
         orders = saved_order(model, optimizers)
         for optimizer, order, state in zip(optimizers, orders, saved["optimizers"], strict=True):
             restore_optimizer(optimizer, order, state["state"])
@@ -325,6 +336,19 @@ def restore(
         if len(states) == ranks.number:
             set_rng_state(states[ranks.rank], device)
     return progress, rest
+
+
+@torch.no_grad()
+def restore_adapters(model: nn.Module, saved: dict[str, Any], path: Path, cfg: TrainConfig) -> None:
+    """Copy the saved factors, then the saved merged weights in place of those of the base; see training.lora.attach."""
+    if saved["lora"]["base_sha256"] != model.adapters.base_sha256:
+        raise ValueError(
+            f"{path} has adapters for other weights than those that {cfg.init_from} holds now; put back there what the "
+            f"run began from, or start a new run from the merged weights with --init_from {path} --out_dir NEW"
+        )
+    for name, parameter in model.adapters.named_parameters():
+        parameter.copy_(owned(saved["lora"]["factors"][name], name, parameter.shape, parameter.dtype))
+    load_weights(model, saved["model"], path)
 
 
 def restore_optimizer(

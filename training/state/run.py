@@ -25,6 +25,7 @@ from data.loader import TrainLoader
 from training.compiled import with_compiled_blocks
 from training.config import TrainConfig
 from training.distributed.mesh import ONE, Ranks, job, launcher
+from training.lora import attach
 from training.memory import checkpoint_blocks
 from training.monitor import captions, metrics
 from training.monitor.token_kinds import token_kinds
@@ -98,6 +99,8 @@ def open_run(
     else:
         model = model.to(device)
         compiled = with_compiled_blocks(model) if cfg.compile == "on" else model
+    if cfg.lora_rank:
+        attach(model, cfg, resumed=resumed is not None)
     optimizers = build_optimizers(model, cfg)
     progress, rest = Progress(), {}
     if resumed:
