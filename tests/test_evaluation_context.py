@@ -159,9 +159,9 @@ def test_kept_keys_score_every_token_once_as_token_by_token(trunk, documents, mo
         model: read_as(model, documents[::-2], window, Reading(), Reading(kept=kept))
         for model in (trunk, other)
     }
-    monkeypatch.setattr(trunk, "mask", lambda q, k, sliding: band(q, k, visible_keys(q, k, sliding)))
+    monkeypatch.setattr(trunk, "mask", lambda q, k, *rest: band(q, k, visible_keys(q, k, *rest)))
     plain = gpt2.visible_keys
-    monkeypatch.setattr(gpt2, "visible_keys", lambda q, k: band(q, k, plain(q, k)))
+    monkeypatch.setattr(gpt2, "visible_keys", lambda q, k, *rest: band(q, k, plain(q, k, *rest)))
     for model, all_losses in found.items():
         for document, losses in zip(documents[::2], all_losses):
             ids, count, name = torch.tensor(document), len(document) - 1, f"kept_{kept}"
