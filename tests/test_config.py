@@ -16,6 +16,7 @@ from common.settings import as_text, cast
 from training import other_names
 from training.command_line import parse_command_line
 from training.config import RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig, check_resume
+from training.post.settings import PostTrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FIELDS = {
@@ -531,7 +532,7 @@ def test_resume_refuses_a_saved_config_of_other_code():
 
 
 def test_the_names_in_the_rules_of_resume_are_fields():
-    names = {f.name for f in fields(TrainConfig)}
+    names = {f.name for kind in (TrainConfig, PostTrainConfig) for f in fields(kind)}
     assert RESUMABLE_CHANGES <= names and RESOLVED_BY_THE_RUN <= names
 
 

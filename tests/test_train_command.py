@@ -202,8 +202,8 @@ def test_init_from_starts_a_new_run_with_the_weights_and_the_shape_of_another(
     folder, _ = finished
     source, seen = folder / "model/checkpoint_6.pt", {}
 
-    def stand_in(cfg, model, *_, resumed, lines, ranks, initialize):
-        assert initialize is None  # the model has its values
+    def stand_in(cfg, model, *_, resumed, lines, ranks, initialize, objective):
+        assert initialize is None and objective is None  # the model has its values
         seen.update(model=model, cfg=cfg, resumed=resumed)
 
     monkeypatch.setattr(trainer, "train", stand_in)
