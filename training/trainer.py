@@ -127,7 +127,9 @@ def train(
                 raise not_finite(run, step, where)
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
-                if line := reporting.overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
+                epoch = run.loader.progress.epoch
+                # post-training does not train on the stories that are scored
+                if not objective and (line := reporting.overfitting(evaluated[1].loss, losses, epoch)):
                     run.writer.say(line)
                 losses = []
             if saving:  # after all records of this step, because resuming drops records after a checkpoint
