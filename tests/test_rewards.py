@@ -6,6 +6,7 @@ import pytest
 
 from data.examples import Example
 from data.stories import story
+from data.stories.tasks import Tasks
 from training.post import rewards
 from training.post.rewards import Response, parse_rewards, reward_of
 
@@ -72,3 +73,11 @@ def test_a_reward_that_raises_or_gives_no_number_names_itself_and_the_prompt(mon
         ValueError, match="the reward mine for the prompt 'Tell.* must be a finite number, got inf"
     ):
         reward_of("mine", response("A kite."))
+
+
+def test_the_story_of_a_task_has_its_words_and_its_feature():
+    example = Tasks(0, 50, held_out=False)[7]
+    other = Response(STORY.replace('"', ""), example._replace(task={"feature": "dialogue"}), True, 9)
+    assert rewards.words(Response(example.response, example, True, 9)) == 1
+    assert rewards.feature(Response(example.response, example, True, 9)) == 1
+    assert rewards.feature(other) == 0
