@@ -385,7 +385,7 @@ class RolloutObjective(objective.Objective):
         in the loss of the update, ().
         train: False measures only. The loss of the result is the mean of -log p of the responses.
         """
-        total, sums = sum(counts), torch.zeros(2, dtype=torch.float64, device=run.device)
+        total, sums = sum(counts), []
         compared = torch.zeros(2, dtype=torch.int64, device=run.device)
         comparing = measured and self.compared is None  # later updates have other weights than the sampler
 
@@ -395,7 +395,7 @@ class RolloutObjective(objective.Objective):
             ids, targets = batch["input_ids"], batch["targets"]
             scored = score(run.compiled, ids, targets, temperature=self.cfg.temperature)
             loss = loss_of(scored, batch)
-            sums.add_(torch.stack((loss.detach(), -scored.logprobs.detach().sum())))
+            sums.append(torch.stack((loss.detach(), -scored.logprobs.detach().sum())))
             if comparing and chosen is not None:
                 compared.add_(flips(scored.router, chosen))
             return ModelOutput(None, loss * total, None, -scored.logprobs.detach(), scored.router)
@@ -420,7 +420,7 @@ class RolloutObjective(objective.Objective):
             result, norms = update(run, progress, result, plain, measured)
         if comparing and int(compared[1]):
             self.compared = compared.tolist()
-        loss, nats = sums.tolist()
+        loss, nats = torch.stack(sums).cpu().double().sum(0).tolist()
         return result._replace(loss=torch.tensor(nats / total)), norms, loss
 
 
