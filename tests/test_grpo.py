@@ -1,6 +1,7 @@
 """GRPO and its relatives: losses and gradients, rollouts, replayed routing, and a run that learns and resumes."""
 
 import json
+import re
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -378,7 +379,17 @@ def test_micro_batches_change_memory_and_no_gradient(start):
         assert ours == pytest.approx(theirs, rel=1e-4) and ours > 0
 
 
-def test_a_prompt_beyond_the_context_is_one_sentence(start, capsys):
-    assert go(start, "--out_dir", "long", "--max_response", 30) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "a sequence may have 32 tokens" in error and "saved as long/checkpoint_0.pt" in error
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--max_response 29", "tasks.jsonl, line 3: the prompt needs 4 tokens, and a text may have 32 .* lower --max_response"),
+        ("--rewards words:1,lenght:2", "'lenght' is no reward; did you mean 'length'"),
+        ("--group 1", "group must be at least 2; got 1"),
+        ("--beta 1 --reference nowhere", "nowhere"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_flag_is_one_sentence_and_writes_nothing(start, capsys, flags, told):
+    assert go(start, "--out_dir", "bad", *flags.split()) == 2
+    assert re.search(told, capsys.readouterr().err.splitlines()[-1])
+    assert not (start[0] / "bad").exists()
