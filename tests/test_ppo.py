@@ -1,0 +1,150 @@
+"""Proximal policy optimization: each formula beside loops in numpy, a bandit, and whole runs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.post.ppo import (
+    advantages_and_returns,
+    explained_variance,
+    policy_losses,
+    token_rewards,
+    value_losses,
+    whitened,
+)
+
+SPANS = ((2, 7), (0, 9), (4, 5), (1, 4))  # first and end of each response, in rows of nine positions
+B, T = len(SPANS), 9
+KL, GAMMA, LAM, CLIP, VALUE_CLIP = 0.3, 0.97, 0.9, 0.2, 0.25
+
+
+@pytest.fixture
+def given():
+    """Random inputs in float64, wrong on purpose where masked, and what the formulas say of them in loops."""
+    draw = np.random.default_rng(5)
+    names = "logprobs reference old advantages new old_values returns".split()
+    x = {name: draw.normal(size=(B, T)) for name in names}
+    x |= {"scores": draw.normal(size=B), "values": draw.normal(size=(B, T + 1))}
+    x["mask"] = np.array([[first <= t < end for t in range(T)] for first, end in SPANS])
+    return x
+
+
+def tensors(x, *names):
+    return [torch.tensor(x[name]) for name in names]
+
+
+def same(found, expected):
+    torch.testing.assert_close(found, torch.as_tensor(expected), rtol=0, atol=1e-12)
+
+
+def test_a_token_is_rewarded_by_its_distance_from_the_reference_and_the_last_one_by_the_score(given):
+    expected = np.zeros((B, T))
+    for b, (first, end) in enumerate(SPANS):
+        for t in range(first, end):
+            expected[b, t] = -KL * (given["logprobs"][b, t] - given["reference"][b, t])
+        expected[b, end - 1] += given["scores"][b]
+    logprobs, reference, scores, mask = tensors(given, "logprobs", "reference", "scores", "mask")
+    same(token_rewards(logprobs, reference, scores, mask, KL), expected)
+    without = token_rewards(logprobs, None, scores, mask, KL)
+    same(without.sum(1), given["scores"])
+
+
+def test_advantages_are_the_discounted_sum_of_later_errors_of_the_value(given):
+    rewards, v, mask = given["logprobs"], given["values"], given["mask"]
+    expected = np.zeros((B, T))
+    for b, (first, end) in enumerate(SPANS):
+        for t in range(first, end):
+            for later in range(t, end):  # the value after the last token counts, too
+                error = rewards[b, later] + GAMMA * v[b, later + 1] - v[b, later]
+                expected[b, t] += (GAMMA * LAM) ** (later - t) * error
+    found, returns = advantages_and_returns(*tensors(given, "logprobs", "values", "mask"), GAMMA, LAM)
+    same(found, expected)
+    same(returns, np.where(mask, expected + v[:, :-1], 0))
+
+
+def test_whitened_advantages_have_mean_0_and_variance_1_over_the_tokens_of_responses_alone(given):
+    inside = [given["logprobs"][b, t] for b, (first, end) in enumerate(SPANS) for t in range(first, end)]
+    mean = sum(inside) / len(inside)
+    variance = sum((value - mean) ** 2 for value in inside) / len(inside)
+    expected = np.where(given["mask"], (given["logprobs"] - mean) / (variance + 1e-8) ** 0.5, 0)
+    same(whitened(*tensors(given, "logprobs", "mask")), expected)
+    assert whitened(torch.tensor([[3.0, 5.0]]), torch.tensor([[False, True]])).tolist() == [[0, 0]]
+
+
+def test_the_policy_loss_and_its_gradient_stop_at_the_clip_range_on_the_side_of_the_advantage(given):
+    expected, slopes, stopped = np.zeros((3, B, T))
+    for b in range(B):
+        for t in range(T):
+            r, a = np.exp(given["new"][b, t] - given["old"][b, t]), given["advantages"][b, t]
+            expected[b, t] = -min(r * a, min(max(r, 1 - CLIP), 1 + CLIP) * a)
+            stopped[b, t] = r > 1 + CLIP if a > 0 else r < 1 - CLIP
+            slopes[b, t] = 0 if stopped[b, t] else -r * a
+    new, old, advantages = tensors(given, "new", "old", "advantages")
+    losses, clipped = policy_losses(new.requires_grad_(), old, advantages, CLIP)
+    losses.sum().backward()
+    same(losses.detach(), expected)
+    same(new.grad, slopes)
+    assert clipped.tolist() == stopped.astype(bool).tolist()
+    hits = stopped.astype(bool)
+    assert (hits & (given["advantages"] > 0)).any() and (hits & (given["advantages"] < 0)).any()
+
+
+def test_the_value_loss_takes_the_worse_of_the_value_and_the_clipped_value(given):
+    expected, slopes = np.zeros((2, B, T))
+    for b in range(B):
+        for t in range(T):
+            v, old, aim = (given[name][b, t] for name in ("new", "old_values", "returns"))
+            near = min(max(v, old - VALUE_CLIP), old + VALUE_CLIP)
+            expected[b, t] = 0.5 * max((v - aim) ** 2, (near - aim) ** 2)
+            if near == v or (v - aim) ** 2 > (near - aim) ** 2:
+                slopes[b, t] = v - aim
+    values, old, returns = tensors(given, "new", "old_values", "returns")
+    losses = value_losses(values.requires_grad_(), old, returns, VALUE_CLIP)
+    losses.sum().backward()
+    same(losses.detach(), expected)
+    same(values.grad, slopes)
+    assert (slopes == 0).any() and (slopes != 0).any()
+
+
+def test_explained_variance_is_1_for_the_returns_and_0_for_a_constant(given):
+    returns, mask = tensors(given, "returns", "mask")
+    half = torch.where(mask, returns / 2, 9.0)
+    for values, expected in ((returns, 1), (torch.full_like(returns, 7), 0), (half, 0.75)):
+        assert explained_variance(values, returns, mask) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_bandit_finds_its_best_arm_by_the_formulas_of_ppo():
+    """Two choices in a row, of four arms each: 1 for the pair (2, 1), half of it for a right first choice alone.
+
+    The value head sees only which choice it is. The policy is optimal when it takes that pair.
+    """
+    draw = torch.Generator().manual_seed(0)
+    policy, value = nn.Parameter(torch.zeros(2, 4)), nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([policy, value], lr=0.1)
+    mask = torch.ones(32, 2, dtype=torch.bool)
+    for _ in range(60):
+        with torch.no_grad():
+            table = policy.log_softmax(-1)
+            choices = torch.stack([torch.multinomial(p.exp(), 32, True, generator=draw) for p in table], 1)
+            old, before = log_chosen(policy, choices), value.expand(32, 2).clone()
+            scores = (choices[:, 0] == 2) * (0.5 + 0.5 * (choices[:, 1] == 1))
+            rewards = token_rewards(old, None, scores, mask, 0.0)
+            found, returns = advantages_and_returns(
+                rewards, nn.functional.pad(before, (0, 1)), mask, 1.0, 0.95
+            )
+            found = whitened(found, mask)
+        for _ in range(4):
+            loss = policy_losses(log_chosen(policy, choices), old, found, 0.2)[0].mean()
+            loss = loss + value_losses(value.expand(32, 2), before, returns, 0.2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    best = policy.softmax(-1)
+    assert best[0, 2] > 0.97 and best[1, 1] > 0.97
+    assert abs(value[0].item() - 1) < 0.1  # the return of the optimal policy
+
+
+def log_chosen(policy, choices):
+    """(rows, 2) log-probabilities of what each row chose."""
+    return policy.log_softmax(-1).expand(len(choices), 2, 4).gather(2, choices[:, :, None]).squeeze(2)

@@ -1,0 +1,84 @@
+"""Proximal policy optimization: each token of a response is an action, and a value head predicts the return.
+
+Schulman et al. 2017 (arXiv:1707.06347); for language models Ouyang et al. 2022 (arXiv:2203.02155).
+B responses, T positions; `mask` is True where a position has a target, which is one run of positions in each row.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def token_rewards(
+    logprobs: torch.Tensor,
+    reference: torch.Tensor | None,
+    scores: torch.Tensor,
+    mask: torch.Tensor,
+    kl_coef: float,
+) -> torch.Tensor:
+    """The reward of each token: -kl_coef (logprob - reference), and at the last token of a response its score, too.
+
+    logprobs, reference: (B, T), of the targets; no reference, no penalty.  scores: (B,).  mask: (B, T) bool.
+    Returns (B, T) without a gradient, 0 where masked.
+    """
+    rewards = torch.zeros_like(logprobs)
+    if reference is not None:
+        rewards = -kl_coef * (logprobs - reference).detach() * mask
+    last = mask & ~torch.nn.functional.pad(mask, (0, 1))[:, 1:]
+    return torch.where(last, rewards + scores[:, None].to(rewards.dtype), rewards)
+
+
+def advantages_and_returns(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+    d_t = r_t + gamma V_(t+1) - V_t,  A_t = d_t + gamma lam A_(t+1),  return_t = A_t + V_t.
+    rewards, mask: (B, T).  values: (B, T + 1), one more, because V after the last token counts: 0 if the episode
+    is over.
+    Returns two (B, T) tensors, 0 where masked.
+    """
+    deltas = rewards + gamma * values[:, 1:] - values[:, :-1]
+    advantages, next_one = [], torch.zeros_like(rewards[:, 0])
+    for delta, counts in zip(reversed(deltas.unbind(1)), reversed(mask.unbind(1))):
+        next_one = torch.where(counts, delta + gamma * lam * next_one, 0.0)
+        advantages.append(next_one)
+    found = torch.stack(advantages[::-1], 1)
+    return found, torch.where(mask, found + values[:, :-1], 0.0)
+
+
+def whitened(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + 1e-8) over the unmasked entries, which are n; the variance divides by n.
+
+    So a single token gives 0 and no NaN.  x, mask: (B, T).  Returns (B, T), 0 where masked.
+    """
+    variance, mean = torch.var_mean(x[mask], correction=0)
+    return torch.where(mask, (x - mean) * (variance + 1e-8).rsqrt(), 0.0)
+
+
+def policy_losses(
+    logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(logprob - old): eq. 7 of PPO, of each token.
+
+    logprobs, old, advantages: (B, T); all are 0 where masked, and so is the loss.
+    Returns (B, T), and where the clip took the gradient away, (B, T) bool.
+    """
+    ratio = (logprobs - old).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(plain, clipped), clipped > plain
+
+
+def value_losses(values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float) -> torch.Tensor:
+    """0.5 max((V - R)^2, (V_clipped - R)^2) of each token, where V_clipped is V within old +- clip.
+
+    values, old, returns: (B, T).  Returns (B, T); the entries of masked positions have no meaning.
+    """
+    near = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the unmasked tokens: 1 is perfect, 0 no better than a constant."""
+    left, whole = ((x[mask]).var(correction=0) for x in (returns - values, returns))
+    return float(1 - left / whole.clamp(min=torch.finfo(whole.dtype).tiny))
