@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from training.post.ppo import (
+    ValueHead,
     advantages_and_returns,
     explained_variance,
     policy_losses,
@@ -13,6 +14,7 @@ from training.post.ppo import (
     value_losses,
     whitened,
 )
+from training.post.settings import PPOConfig
 
 SPANS = ((2, 7), (0, 9), (4, 5), (1, 4))  # first and end of each response, in rows of nine positions
 B, T = len(SPANS), 9
@@ -148,3 +150,47 @@ def test_a_bandit_finds_its_best_arm_by_the_formulas_of_ppo():
 def log_chosen(policy, choices):
     """(rows, 2) log-probabilities of what each row chose."""
     return policy.log_softmax(-1).expand(len(choices), 2, 4).gather(2, choices[:, :, None]).squeeze(2)
+
+
+# ---------------------------------------------------------------------------------------- value head
+
+
+def trained(head, steps, seed):
+    """Train a head on random numbers; the gradient that its input got."""
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        hidden = torch.randn(B, T, 7, generator=draw, requires_grad=True)
+        (head(hidden) - hidden.detach().sum(-1)).square().mean().backward()
+        head.update()
+    return hidden.grad
+
+
+def test_a_value_head_begins_at_0_and_draws_no_random_number():
+    before = torch.get_rng_state()
+    head = ValueHead(7, PPOConfig(), "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert head(torch.ones(B, T, 7)).tolist() == [[0] * T] * B
+
+
+def test_value_coef_scales_what_the_model_gets_of_the_value_gradient_and_nothing_else():
+    heads = {coef: ValueHead(7, PPOConfig(value_coef=coef), "cpu") for coef in (1.0, 0.25, 0.0)}
+    got = {coef: trained(head, 3, 1) for coef, head in heads.items()}
+    assert got[1.0].abs().min() > 0
+    same(got[0.25], got[1.0] / 4)
+    assert not got[0.0].any()
+    for head in heads.values():
+        assert torch.equal(head.linear.weight, heads[1.0].linear.weight)
+
+
+def test_a_restored_value_head_goes_on_to_the_same_bits(tmp_path):
+    straight, saved, restored = (ValueHead(7, PPOConfig(), "cpu") for _ in range(3))
+    trained(straight, 3, 1)
+    trained(saved, 3, 1)
+    torch.save(saved.state_dict(), tmp_path / "state.pt")
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), tmp_path)
+    trained(straight, 3, 2)
+    trained(restored, 3, 2)
+    for name, tensor in straight.linear.state_dict().items():
+        assert torch.equal(tensor, restored.linear.state_dict()[name])
+    with pytest.raises(ValueError, match="value head's weight is not a tensor of the expected shape"):
+        ValueHead(8, PPOConfig(), "cpu").load_state_dict(saved.state_dict(), tmp_path)

@@ -6,7 +6,57 @@ B responses, T positions; `mask` is True where a position has a target, which is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
+
+from architecture.checkpoint import owned
+from common.files import reading
+from training.post.settings import PPOConfig
+from training.state.checkpoint import OLDER, restore_optimizer
+
+
+class ValueHead:
+    """Predicts the return from what the policy's head reads: a linear layer that begins at 0, and its AdamW.
+
+    It is not a part of the model, so that every program opens the checkpoint as any other one.
+    The model gets cfg.value_coef times the gradient of the value loss, see docs/teaching.md.
+    """
+
+    def __init__(self, size: int, cfg: PPOConfig, device: torch.device | str):
+        # nn.Linear would draw from the global generator, which a resume has just restored
+        self.linear = nn.utils.skip_init(nn.Linear, size, 1, device=device)
+        for parameter in self.linear.parameters():
+            nn.init.zeros_(parameter)
+        self.optimizer = torch.optim.AdamW(
+            self.linear.parameters(), lr=cfg.value_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
+        self.coef, self.grad_clip = cfg.value_coef, cfg.grad_clip
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (B, T, D) -> values (B, T) float32, before each target."""
+        fixed = hidden.detach()
+        return self.linear((fixed + self.coef * (hidden - fixed)).float()).squeeze(-1)
+
+    def update(self) -> None:
+        """Clip the head's own gradient, update the head and clear the gradient."""
+        if self.grad_clip:
+            nn.utils.clip_grad_norm_(self.linear.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.linear.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+
+    def load_state_dict(self, state: dict[str, Any], path: Any) -> None:
+        """Copy the values of a checkpoint. Raises ValueError that names its path if they do not fit."""
+        with reading(path, "a run to continue", way_out=OLDER), torch.no_grad():
+            for name, parameter in self.linear.named_parameters():
+                parameter.copy_(
+                    owned(state["weights"][name], f"value head's {name}", parameter.shape, torch.float32)
+                )
+            restore_optimizer(self.optimizer, list(self.linear.parameters()), state["optimizer"])
 
 
 def token_rewards(
