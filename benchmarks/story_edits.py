@@ -5,7 +5,7 @@
 
 Four parts, all of held-out stories of data/stories:
 - edits by hand, tests/fixtures/story_edits.jsonl: 50 contradict their story, 50 are harmless;
-- edits by rule, 20 of each kind: ten kinds contradict (story_contradictions.py), seven are harmless
+- edits by rule, 20 of each kind: ten kinds contradict (data/stories/contradictions.py), seven are harmless
   (story_paraphrases.py);
 - the floors: all sentences but the first and the last shuffled, and the first half of one story joined to the
   second half of another with the same characters and the same object;
@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.publish import judge, publish
-from benchmarks.story_contradictions import CONTRADICTIONS, joined, shuffled
 from benchmarks.story_paraphrases import HARMLESS
 from common.script import Parser, exit_code
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, Story
 from data.stories import story as tell
 from data.stories.checker import Report, check
+from data.stories.contradictions import CONTRADICTIONS, halves, joined, shuffled
 from data.stories.grammar import pick
 from evaluation.story_scores.intervals import exact_interval
 
@@ -132,12 +132,6 @@ def floors(seed: int = 0) -> dict[str, list[str]]:
         texts["sentences shuffled"].append(shuffled(told.text, rng)[0])
         texts["halves joined"] += [halves(told, story(pick(rng, others)))] if others else []
     return texts
-
-
-def halves(first: Story, second: Story) -> str:
-    """The first half of one story's paragraphs and the second half of another's, whatever they tell."""
-    a, b = first.text.split("\n"), second.text.split("\n")
-    return "\n".join((*a[: len(a) // 2], *b[len(b) // 2 :]))
 
 
 def rejections(reports: Iterable[Report]) -> dict[str, Any]:

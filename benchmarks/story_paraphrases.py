@@ -1,6 +1,6 @@
 """Seven kinds of edits by rule that change nothing that matters in a bundled story.
 
-As in story_contradictions.py, a rule takes a story and a generator and gives the edited text, or None where
+As in data/stories/contradictions.py, a rule takes a story and a generator and gives the edited text, or None where
 its edit could do harm.
 """
 
@@ -10,8 +10,8 @@ import random
 import re
 from collections.abc import Callable
 
-from benchmarks.story_contradictions import NEW_NAMES, PERSON, body, in_body, paragraphs, unite
 from data.stories import Story, world
+from data.stories.contradictions import NEW_NAMES, PERSON, body, in_body, paragraphs, unite
 from data.stories.grammar import pick
 
 SYNONYMS = {

@@ -1,8 +1,8 @@
 """Rows that hold one document each, with images or without (data/loader.py), for training and validation.
 
-A row is [EOT, prompt, text, EOT], cut or padded to block_size. An image stands in it as image_format.tokens
-ids, the rows of the table of the features of all images of the batch: first_id and onward. Only text is a
-target, and no prompt is.
+A row is [EOT, prompt, text, EOT], cut or padded to block_size; a pair of responses has two. An image stands in it as
+image_format.tokens ids, the rows of the table of the features of all images of the batch: first_id and onward. Only
+text is a target, and no prompt is.
 """
 
 import logging
@@ -15,6 +15,7 @@ import torch
 from architecture.images import IMAGE, ImageFormat, encode_with_images
 from architecture.interface import IGNORE_INDEX
 from data.documents import Document, Pictured, Source
+from data.examples import Example, Pair
 from data.image_records import require_placeholders
 from data.packing import as_tensors, encode
 
@@ -40,6 +41,8 @@ class RowEncoder:
         eot, images = self._tokenizer.eot_token, ()
         if isinstance(document, Pictured):
             images, (prompt, text) = document.images, self._with_images(document)
+        elif isinstance(document, Example):  # each by itself, so that no token belongs to both
+            prompt, text = (encode(self._tokenizer, part) for part in (document.prompt, document.response))
         else:
             prompt, text = [], encode(self._tokenizer, document)
         ids = np.array([eot, *prompt, *text, eot], dtype=np.int64)
@@ -48,14 +51,17 @@ class RowEncoder:
         scored[: 1 + len(prompt)] = False
         needed = int(np.flatnonzero(~scored)[-1]) + 1
         if needed > self._block_size:
+            told, do = (
+                ("its images and its prompt", "take an image out") if images else ("its prompt", "shorten it")
+            )
             raise ValueError(
-                f"{document.name}: its images and its prompt need {needed} tokens, but a row has block_size "
-                f"{self._block_size}; raise --block_size or take an image out"
+                f"{document.name}: {told} need{'s' * (not images)} {needed} tokens, but a row has block_size "
+                f"{self._block_size}; raise --block_size or {do}"
             )
         if len(ids) > self._block_size + 1:
             self.cut += 1
             if str(self.cut).strip("0") == "1":
-                name = document.name if images else "a document"
+                name = getattr(document, "name", "a document")
                 logger.warning(
                     f"{name} needs {len(ids) - 1:,} tokens, and a row holds block_size {self._block_size}; the "
                     f"rest of its text is cut off (documents cut so far: {self.cut:,})"
@@ -101,6 +107,34 @@ class DocumentRows:
     def __next__(self) -> dict[str, np.ndarray]:
         rows = [next(self._documents) for _ in range(self._num_rows)]
         return batch_of(rows[self._mine], *self._layout)
+
+
+class PairEncoder:
+    """Turns a Pair into two Rows, of the chosen and of the rejected response. A response that is cut has no last EOT."""
+
+    def __init__(self, tokenizer, block_size: int):
+        self._encode_row = RowEncoder(tokenizer, block_size, None)
+
+    def __call__(self, pair: Pair) -> tuple[Row, Row]:
+        responses = (("chosen", pair.chosen), ("rejected", pair.rejected))
+        return tuple(
+            self._encode_row(Example(pair.prompt, text, name=f"{pair.name}, {which}"))
+            for which, text in responses
+        )
+
+
+class PairRows(DocumentRows):
+    """The rows of the chosen responses of num_rows pairs, then those of the rejected ones, as long as the longest."""
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        pairs = [next(self._documents) for _ in range(self._num_rows)]
+        return pair_batch(pairs[self._mine], self._layout[0])
+
+
+def pair_batch(pairs: list[tuple[Row, Row]], eot: int) -> dict[str, np.ndarray]:
+    """Return input_ids and targets of B pairs, each (2 B, T) int64: B chosen, then B rejected responses."""
+    rows = [row for responses in zip(*pairs) for row in responses]
+    return batch_of(rows, eot, max(len(row.ids) for row in rows) - 1, None)
 
 
 def batch_of(

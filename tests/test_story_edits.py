@@ -17,7 +17,11 @@ from random import Random
 import pytest
 
 from benchmarks import story_edits
-from benchmarks.story_contradictions import (
+from benchmarks.story_edits import FOR_RULES, HELD_OUT, by_hand, by_rule, halves, rejections, story
+from benchmarks.story_paraphrases import HARMLESS, renamed, weather_moved
+from data.stories import Facts, Story, world
+from data.stories.checker import Problem, Report
+from data.stories.contradictions import (
     CONTRADICTIONS,
     DENIALS,
     before_its_cause,
@@ -32,10 +36,6 @@ from benchmarks.story_contradictions import (
     wrong_pronoun,
     wrong_speaker,
 )
-from benchmarks.story_edits import FOR_RULES, HELD_OUT, by_hand, by_rule, halves, rejections, story
-from benchmarks.story_paraphrases import HARMLESS, renamed, weather_moved
-from data.stories import Facts, Story, world
-from data.stories.checker import Problem, Report
 from data.stories.plots import PLOTS
 
 REPO_ROOT = Path(__file__).resolve().parent.parent

@@ -215,8 +215,9 @@ RESUMABLE_CHANGES = frozenset(
     | {"activation_checkpointing", "offload"}
 )
 
-# Names of the data. A resume accepts another name, because it compares the content (start.check_data).
-DATA = ("dataset", "val_dataset", "text_column", "story_dataset")
+# Names of the data and of the reference model of post-training. A resume accepts another name, because it compares the
+# content (start.check_data, training/post/reference.py).
+DATA = ("dataset", "val_dataset", "text_column", "story_dataset", "reference")
 
 # Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
 CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile", "parallel"})

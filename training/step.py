@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from architecture.interface import IGNORE_INDEX, load_balancing_loss, load_share
+from architecture.interface import IGNORE_INDEX, ModelOutput, load_balancing_loss, load_share
 from training.balance import balance_term
 from training.config import TrainConfig
 from training.monitor.routing import LogitGradients, choice_margins
@@ -53,6 +53,7 @@ def accumulate_gradients(
     copied: Collection[nn.Parameter] = (),
     measured: bool = True,
     layout: Layout | None = None,
+    forward: Callable[..., ModelOutput] | None = None,
 ) -> StepResult:
     """Add the gradient of the step's loss to the parameters.
 
@@ -70,6 +71,8 @@ def accumulate_gradients(
     autocast; the gradients of the micro-batches are still added in float32.
     measured: False leaves out what only the logs need.
     layout: that of the model over the ranks; None for one process.
+    forward: what is called with each batch in place of the model, if the loss is another one. Of its output, loss_sum
+    divided by the target tokens of the step is the part of this batch in the loss of the step.
     """
     if counts is None:
         counts = [int((batch["targets"] != IGNORE_INDEX).sum()) for batch in batches]
@@ -85,7 +88,7 @@ def accumulate_gradients(
         if layout is not None:
             layout.exchange_gradients(number > len(batches) - cfg.tbptt)
         with autocast(), replaced(model, copies):
-            out = model(**batch, carry=carry)
+            out = (forward or model)(**batch, carry=carry)
         carry = out.carry
         objective = out.loss_sum / total
         if (router := out.router) is not None:

@@ -75,6 +75,8 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
         from training.post.registry import new_objective
 
         cfg = replace(cfg, story_dataset=choose_dataset(cfg.story_dataset, tell))
+        if getattr(cfg, "reference", None):  # the file, because the newest checkpoint of a folder changes
+            cfg = replace(cfg, reference=str(checkpoint.find_checkpoint(cfg.reference, tell)))
         objective = new_objective(cfg, tokenizer)
         open_split = objective.open_data
     elif images is not None:
@@ -123,6 +125,9 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
         tokens = min((bound for bound in bounds if isinstance(bound, int)), default=None)
         print(trainer.evaluate_only(cfg, model, tokenizer, validation, tokens))
         return 0
+    if objective:
+        with ranks.together():
+            objective.open_model(model, saved["post"] if cfg.resume else None)
     try:
         trainer.train(
             cfg,

@@ -45,6 +45,7 @@ def generate_steps(
     use_cache: bool = True,
     decoder: Any = None,
     features: torch.Tensor | None = None,
+    routing: list[tuple[list[int], torch.Tensor]] | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next id of every row, step by step; None for a row that has ended.
 
@@ -56,6 +57,8 @@ def generate_steps(
     use_cache: False runs the whole text at each step: slow, the reference for the cache.
     decoder: a decoder of this model that has read what is in front of the prompts; None begins new texts.
     features: of the images in the prompts, whose ids follow those of the vocabulary (architecture/images.py).
+    routing: a list that gets, for the prompts and then for each id that the model reads, the rows in the decoder and
+    what it adds to Decoder.chosen; with use_cache.
 
     The model is in eval mode while this runs and in its earlier mode afterwards.
     Raises ValueError at the call for arguments out of range, and if the longest prompt and max_tokens
@@ -92,11 +95,13 @@ def generate_steps(
         return chosen
 
     stop_tokens = frozenset(stop_tokens)
-    return _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder, features)
+    return _steps(
+        model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder, features, routing
+    )
 
 
 @torch.no_grad()
-def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder, features):
+def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, decoder, features, routing):
     """The loop of generate_steps, apart from it so that arguments are checked at the call."""
     held = active = list(range(len(prompts)))  # rows in the decoder, and those of them that have not ended
     was_training = model.training
@@ -107,8 +112,11 @@ def _steps(model, prompts, max_tokens, stop_tokens, use_cache, choose, numbers, 
             length = max(map(len, prompts)) + max_tokens - 1
             decoder = new_decoder(model, len(prompts), length, use_cache, features)
         feed = prompts
+        decoder.chosen = None if routing is None else []
         for step in range(max_tokens):
             logits = decoder.feed(feed)
+            if routing is not None:
+                routing.append((held, decoder.chosen.pop()))
             if len(active) < len(held):
                 logits = logits[_places(active, held)]
             new: list[int | None] = [None] * len(prompts)
@@ -158,7 +166,12 @@ class Decoder:
     """Feeds all rows together, one column per step. Shorter prompts are padded on the left.
 
     A model that cannot read a text in one piece has its own decoder, which its `new_decoder` returns.
+
+    chosen: None, or a list that gets the experts of all columns of each feed, (L, B, T, k) int64, with those of the
+    padding. A decoder may leave out a choice that no later column depends on; there it is -1.
     """
+
+    chosen: list[torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -190,9 +203,14 @@ class Decoder:
             )
             return self.model(self.seen[0], positions=self.seen[1], **self.inputs).logits[:, -1]
         inputs = {"cache": self.cache} | self.inputs
+        routers = []
         if longest > 1:  # the prompt without its last token: only keys and values are needed, no logits
-            self.model(ids[:, :-1], positions=positions[:, :-1], return_logits=False, **inputs)
+            prompt = self.model(ids[:, :-1], positions=positions[:, :-1], return_logits=False, **inputs)
+            routers.append(prompt.router)
         output = self.model(ids[:, -1:], positions=positions[:, -1:], **inputs)
+        if self.chosen is not None:
+            parts = [torch.stack(router.chosen) for router in (*routers, output.router)]
+            self.chosen.append(torch.cat(parts, dim=2))
         return output.logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -82,6 +82,7 @@ class LeanDecoder:
         if self.sees:
             self.embedding = torch.cat((self.embedding, features.to(self.embedding.dtype)))
         self.attention = getattr(model, "lean_attention", None)
+        self.chosen: list[torch.Tensor] | None = None  # see decode.Decoder
         self.length, self.max_length = 0, max_length  # columns so far, with padding
         self.padding = torch.zeros(rows, dtype=torch.int64)  # columns in front of each row's text
         self.most_padding = 0
@@ -142,13 +143,29 @@ class LeanDecoder:
             self.most_padding = max(shorter)
             self.next_position.sub_(self.padding)
         columns = torch.tensor([[0] * pad + list(row) for pad, row in zip(shorter, ids)])
+        pieces = columns.split(max(1, TOKENS_AT_ONCE // rows), dim=1)
+        if self.chosen is not None:
+            for layer in self.layers:
+                layer.mlp.chosen = []
         if longest == 1:
             self._run(self.step, columns[:, 0], self.next_position)
             self._count(1)
         else:
-            for piece in columns.split(max(1, TOKENS_AT_ONCE // rows), dim=1):
+            for piece in pieces:
                 self._read(piece)
+        if self.chosen is not None:
+            self.chosen.append(self._take_chosen(rows, [piece.shape[1] for piece in pieces]))
         return self._logits()
+
+    def _take_chosen(self, rows: int, widths: list[int]) -> torch.Tensor:
+        """(L, B, T, k) int64 of the pieces that were read; -1 where the last layer left columns out."""
+        found = []
+        for mlp in (layer.mlp for layer in self.layers):
+            parts = [part.view(rows, -1, part.shape[1]) for part in mlp.chosen]
+            parts = [F.pad(p, (0, 0, width - p.shape[1], 0), value=-1) for p, width in zip(parts, widths)]
+            found += [torch.cat(parts, dim=1)] if mlp.routed else []
+            mlp.chosen = None
+        return torch.stack(found)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -383,6 +400,7 @@ class _Feed:
 
     def __init__(self, mlp: nn.Module):
         self.norm, self.routed = _Norm(mlp.norm), getattr(mlp, "routed", False)
+        self.chosen: list[torch.Tensor] | None = None  # gets the experts of each call, (N, k)
         if not hasattr(mlp, "expert_weights"):  # GPT-2
             experts = [x.detach()[None] for layer in (mlp.mlp1, mlp.mlp2) for x in (layer.weight, layer.bias)]
             self.always = _Wide(*experts, None, 1.0, self.norm)
@@ -419,8 +437,11 @@ class _Feed:
             logits.addcmul_(b.image, self.image_bias)
         if self.is_plain:
             top, index = logits.topk(self.k)
-            return index, top.softmax(-1)
-        index, weight, *_ = self.rule(logits, self.selection_bias, self.k)
+            weight = top.softmax(-1)
+        else:
+            index, weight, *_ = self.rule(logits, self.selection_bias, self.k)
+        if self.chosen is not None:
+            self.chosen.append(index)
         return index, weight
 
     @functools.cached_property

@@ -92,7 +92,7 @@ def filter_logits(
     return logits if min_p is None else keep_min_p(logits, min_p)
 
 
-def row_generators(seed: int, rows: int) -> list[torch.Generator]:
+def row_generators(seed: int | str, rows: int) -> list[torch.Generator]:
     """One generator per row, seeded from (seed, row), so that a row does not depend on their number."""
     digests = (hashlib.blake2b(f"{seed} {row}".encode(), digest_size=7) for row in range(rows))
     return [torch.Generator().manual_seed(int(digest.hexdigest(), 16)) for digest in digests]

@@ -1,9 +1,7 @@
 """Change which experts run, without touching a weight: knock an expert out, or swap two.
 
-A change replaces the routing rule of a layer, for as long as a `with` lasts. A rule is called as
-rule(logits, selection_bias, k), and selection_bias affects the choice only (ROUTERS in architecture/gptoss.py). So
-a bias of minus infinity takes an expert out of the choice of any rule, and the next best takes its place; the
-weights are then those of the experts that run.
+A change replaces the routing rule of a layer (architecture/routing_rules.py). The next best expert takes the place of
+one that is knocked out; the weights are then those of the experts that run.
 
 Layers and experts are counted from 0. N tokens, E experts, k experts per token.
 """
@@ -15,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+from architecture.routing_rules import routers, routing_rules
 
 
 class Change(NamedTuple):
@@ -58,17 +57,6 @@ def swap(text: str) -> Change:
     return Change(swapped=tuple(tuple(map(int, re.split("[:=]", part))) for part in text.split(",")))
 
 
-def routers(model: Any) -> dict[int, Any]:
-    """The modules with routed experts, by layer. Raises ValueError for a model without any."""
-    modules = model.routed_experts() if hasattr(model, "routed_experts") else []
-    if not modules:
-        raise ValueError(
-            f"this {model.name} model is dense: no layer has a router, so there is no routing to look at; give a "
-            "checkpoint with experts"
-        )
-    return dict(zip(sorted(model.config.resolved_moe_layers), modules))
-
-
 def require_possible(change: Change, model: Any) -> None:
     """Raise ValueError for a layer or an expert that the model does not have, or if too few experts are left."""
     found, config = routers(model), model.config
@@ -93,20 +81,6 @@ def require_possible(change: Change, model: Any) -> None:
                 f"--knock_out leaves {experts - gone} of {experts} experts in layer {layer}, and the router picks "
                 f"{k} for each token; knock out {experts - k} at most"
             )
-
-
-@contextlib.contextmanager
-def routing_rules(model: Any, rule_of: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Give each router the rule rule_of(layer, its own rule), and its own rule back at the end."""
-    found = routers(model)
-    own = {layer: mlp.routing_rule for layer, mlp in found.items()}
-    try:
-        for layer, mlp in found.items():
-            mlp.routing_rule = rule_of(layer, own[layer])
-        yield
-    finally:
-        for layer, mlp in found.items():
-            mlp.routing_rule = own[layer]
 
 
 def changed(model: Any, change: Change) -> contextlib.AbstractContextManager[None]:

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evaluation.routing.changes import routers, routing_rules
+from architecture.routing_rules import forced as forced_rule
+from architecture.routing_rules import routers, routing_rules
 
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -126,18 +127,14 @@ def forced(
 
     The result has the forced experts in `chosen`, and in `choice` the values of the model's own rule.
     """
-    rows = dict(zip(routers(model), chosen))
+    experts = {layer: rows.nonzero()[:, 1].view(len(rows), -1) for layer, rows in zip(routers(model), chosen)}
 
     def rule_of(layer: int, rule: Any) -> Any:
-        def forced_rule(logits, selection_bias, k):
-            own = rule(logits, selection_bias, k)
+        def choose(own: torch.Tensor) -> torch.Tensor:
             # a slot in front, which is no token, keeps the model's own choice
-            only = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, own[0], True)
-            only[-len(rows[layer]) :] = rows[layer].to(only.device)
-            bias = torch.zeros_like(logits).masked_fill_(~only, -math.inf)  # affects the choice only
-            return *rule(logits, bias, k)[:3], own[3]
+            return torch.cat((own[: -len(experts[layer])], experts[layer].to(own.device)))
 
-        return forced_rule
+        return forced_rule(rule, choose)
 
     with routing_rules(model, rule_of):
         return run(model, ids, autocast)

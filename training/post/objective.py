@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from data.documents import Source
 from data.loader import TrainLoader
 from data.sources import open_dataset
@@ -34,6 +36,12 @@ class Objective:
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Any:
         """What gives the batches of a step, with the methods of TrainLoader; options: those of it."""
         return TrainLoader(source, tokenizer, **options)
+
+    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
+        """Prepare what needs the model before it trains, and raise ValueError before a file is written.
+
+        model: with the weights to begin or to continue with, on the CPU.  state: as for `open`.
+        """
 
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
         """Prepare what needs the run. state: from state_dict, of the checkpoint that is continued."""

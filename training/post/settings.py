@@ -55,6 +55,10 @@ class DPOConfig(PostTrainConfig):
 class RolloutConfig(PostTrainConfig):
     """Reinforcement learning from the model's own responses."""
 
+    rewards: str = option(
+        "words:1,ends:1",
+        "functions of training/post/rewards.py and their weights: words, feature, ends, length, no_repetition, checker",
+    )
     prompts: int = option(8, "prompts in a step", at_least=1)
     max_response: int = option(200, "most tokens of a response", at_least=1)
     temperature: float = option(1.0, "of the sampler and of the trained probabilities", above=0)
@@ -63,6 +67,12 @@ class RolloutConfig(PostTrainConfig):
     routing_replay: bool = option(
         False, "train on the experts that the sampler chose, with the router's probabilities of now"
     )
+    log_every: int = option(1, "steps between log records", at_least=1)
+
+    @property
+    def slots_per_step(self) -> int:
+        """Tokens in the responses of a step, at most."""
+        return self.prompts * getattr(self, "group", 1) * self.max_response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,26 @@ class GRPOConfig(RolloutConfig):
 
     program, kind = "post_train.py grpo", "grpo"
 
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = option(
+        "grpo",
+        "grpo = mean over the tokens of a response, dr_grpo = without the weights of length and spread, dapo = mean over "
+        "all tokens, gspo = one ratio for a response",
+    )
+    group: int = option(8, "responses to a prompt in a step", at_least=2)
+    clip_low: float | None = option(
+        None, "a ratio below 1 - clip_low has no gradient; none = that of the loss", above=0, at_most=1
+    )
+    clip_high: float | None = option(
+        None, "a ratio above 1 + clip_high has no gradient; none = that of the loss", above=0
+    )
+    beta: float = option(
+        0.0, "weight of the KL divergence from the reference; 0 = without a reference", at_least=0
+    )
+    truncated: Literal["train", "mask", "penalize"] = option(
+        "train",
+        "responses that reach max_response: mask = they are judged but do not train, penalize = the last fifth of "
+        "max_response costs up to 1 reward",
+    )
     out_dir: str = option("model_grpo", "folder of config.json, metrics.jsonl and checkpoints")
 
 

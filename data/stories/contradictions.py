@@ -370,6 +370,12 @@ def joined(first: Story, second: Story) -> str | None:
     )  # every story has seven lines
 
 
+def halves(first: Story, second: Story) -> str:
+    """The first half of one story's paragraphs and the second half of another's, whatever they tell."""
+    a, b = first.text.split("\n"), second.text.split("\n")
+    return "\n".join((*a[: len(a) // 2], *b[len(b) // 2 :]))
+
+
 def before_its_cause(told: Story, rng: random.Random) -> str | None:
     """The paragraph with the outcome stands behind the first one, before what it is the outcome of."""
     facts = told.facts

@@ -1,0 +1,236 @@
+"""Direct preference optimization (arXiv:2305.18290): a policy learns which of two responses is preferred.
+
+The loss of a pair is -log sigmoid(beta ((log p_c - log r_c) - (log p_r - log r_r))), eq. 7, with the log-probabilities
+of the chosen response c and of the rejected one r, each summed over its tokens and its end, under the policy p and the
+frozen reference r. The loss of a step is the mean over its pairs, in all of its micro-batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats
+from data.documents import Source
+from data.examples import Pair, open_examples
+from data.loader import TrainLoader
+from data.packing import as_tensors
+from data.rows import PairEncoder, pair_batch
+from data.stories.pairs import pairs
+from training.memory import forward_context
+from training.post import objective
+from training.post.policy import score
+from training.post.reference import open_reference
+from training.state.checkpoint import Progress
+from training.state.run import Run
+from training.step import StepResult, accumulate_gradients
+from training.trainer import end_step, is_logged, take_batches, update
+from training.validation import text_nats_and_bytes
+
+
+class Compared(NamedTuple):
+    """What policy and reference say about B pairs. Rows are 0, the chosen responses, and 1, the rejected ones."""
+
+    logprobs: torch.Tensor  # (2, B) float32, of each response under the policy
+    ratios: torch.Tensor  # (2, B) float32, logprobs minus those of the reference
+    router: RouterStats | None  # of the policy
+    routing_shift: (
+        torch.Tensor | None
+    )  # () float32, share of the choices of experts that differ; None if dense
+    token_losses: torch.Tensor  # (2 B, T) float32, of the policy, without a gradient
+
+    def losses(self, beta: float) -> torch.Tensor:
+        """(B,) the loss of each pair."""
+        return -F.logsigmoid(beta * (self.ratios[0] - self.ratios[1]))
+
+
+def compare(
+    policy: nn.Module, reference: nn.Module, input_ids: torch.Tensor, targets: torch.Tensor
+) -> Compared:
+    """Score B pairs of responses. input_ids, targets: (2 B, T) int64, B chosen responses, then B rejected ones.
+
+    The gradient is that of the policy. Its log-probabilities and those of the reference are subtracted token by token,
+    because the differences are much smaller than the sums.
+    """
+    scored = score(policy, input_ids, targets)
+    with torch.no_grad():
+        frozen = score(reference, input_ids, targets)
+    ratios = (scored.logprobs - frozen.logprobs).sum(1).view(2, -1)
+    logprobs = scored.logprobs.detach()
+    shift = None
+    if scored.router is not None:
+        shift = routing_shift(scored.router, frozen.router, targets != IGNORE_INDEX)
+    return Compared(logprobs.sum(1).view(2, -1), ratios, scored.router, shift, -logprobs)
+
+
+def routing_shift(one: RouterStats, other: RouterStats, counted: torch.Tensor) -> torch.Tensor:
+    """Share of the counted tokens, (B, T) bool, over all layers, whose sets of experts differ: () float32."""
+    chosen = (torch.stack(stats.chosen)[:, counted].sort(-1).values for stats in (one, other))  # (L, N, k)
+    before, now = chosen
+    return (before != now).any(-1).float().mean()
+
+
+class PairLoss(nn.Module):
+    """The policy with the loss of pairs, as accumulate_gradients calls a model. `seen`: its results, batch by batch."""
+
+    def __init__(self, policy: nn.Module, reference: nn.Module, beta: float):
+        super().__init__()
+        self.policy, self.reference, self.beta = policy, reference, beta
+        self.seen: list[Compared] = []
+
+    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, carry: None = None) -> ModelOutput:
+        found = compare(self.policy, self.reference, input_ids, targets)
+        self.seen.append(found._replace(ratios=found.ratios.detach(), router=None))
+        return ModelOutput(
+            logits=None,
+            loss_sum=found.losses(self.beta).sum(),
+            num_targets=(targets != IGNORE_INDEX).sum(),
+            token_losses=found.token_losses,
+            router=found.router,
+        )
+
+
+def of_chosen(
+    seen: list[Compared], batches: list[dict[str, torch.Tensor]], token_bytes: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Cross-entropy per token, nats of text and its bytes, as in StepResult, of the chosen responses of a step."""
+    parts = []
+    for found, batch in zip(seen, batches):
+        losses, targets = (rows.chunk(2)[0] for rows in (found.token_losses, batch["targets"]))
+        targets = targets.to(losses.device)
+        nats, num_bytes = text_nats_and_bytes(losses, targets, token_bytes)
+        sums = (losses.sum(), (targets != IGNORE_INDEX).sum(), nats, num_bytes)
+        parts.append(torch.stack([x.to(nats.dtype) for x in sums]))
+    total, tokens, nats, num_bytes = torch.stack(parts).sum(0)
+    return {"loss": (total / tokens).float(), "nats": nats, "num_bytes": num_bytes}
+
+
+def preference(seen: list[Compared], beta: float) -> dict[str, float]:
+    """The loss of pairs, the rewards that their responses imply, and how often the chosen one has the larger reward."""
+    losses = torch.cat([found.losses(beta) for found in seen])
+    chosen, rejected = rewards = beta * torch.cat([found.ratios for found in seen], dim=1)
+    right = ((chosen - rejected).sign() + 1) / 2  # a tie, as at the first step, is half right
+    names = ("loss", "accuracy", "reward_margin", "reward_chosen", "reward_rejected")
+    means = torch.stack((losses, right, chosen - rejected, *rewards)).mean(1)
+    return dict(zip(names, means.tolist()))
+
+
+def step_record(
+    seen: list[Compared], batches: list[dict[str, torch.Tensor]], beta: float, eot: int
+) -> dict[str, float]:
+    """The records of a step beside those of every training."""
+    record = {f"post/{name}": value for name, value in preference(seen, beta).items()}
+    logprobs = torch.cat([found.logprobs for found in seen], dim=1).mean(1)
+    record |= dict(zip(("post/logp_chosen", "post/logp_rejected"), logprobs.tolist()))
+    if seen[0].routing_shift is not None:
+        record["post/routing_shift"] = float(torch.stack([found.routing_shift for found in seen]).mean())
+    targets = [batch["targets"] for batch in batches]
+    cut = torch.cat([is_cut(rows, eot) for rows in targets])
+    scored = sum(int((rows != IGNORE_INDEX).sum()) for rows in targets)
+    positions = sum(rows.numel() for rows in targets)
+    return record | {
+        "data/truncated": float(cut.float().mean()),
+        "data/padding_share": 1 - scored / positions,
+    }
+
+
+def is_cut(targets: torch.Tensor, eot: int) -> torch.Tensor:
+    """(R,) bool, whether a row's response was longer than the row, so that its end is no target.  targets: (R, T)."""
+    last = (targets != IGNORE_INDEX).cumsum(1).argmax(1, keepdim=True)  # the first place of the largest sum
+    return targets.gather(1, last).squeeze(1) != eot
+
+
+def held_out_record(seen: list[Compared], beta: float) -> dict[str, float]:
+    """The records of an evaluation: how often the model itself, and how often its reward, prefers the chosen response."""
+    from scipy.stats import binomtest  # here, because importing it takes a second
+
+    logprobs = torch.cat([found.logprobs for found in seen], dim=1)
+    found, right = preference(seen, beta), int((logprobs[0] > logprobs[1]).sum())
+    share = binomtest(right, logprobs.shape[1])
+    interval = share.proportion_ci(method="exact")  # Clopper and Pearson 1934, 95 %
+    return {
+        "val/pair_accuracy": share.statistic,
+        "val/pair_accuracy_low": float(interval.low),
+        "val/pair_accuracy_high": float(interval.high),
+        "val/reward_accuracy": found["accuracy"],
+        "val/reward_margin": found["reward_margin"],
+        "val/dpo_loss": found["loss"],
+    }
+
+
+class Objective(objective.Objective):
+    """Trains on pairs of responses; batch_size counts pairs, each of which has two rows."""
+
+    def open_data(self, *, split: str, identity: str | None = None) -> Source:
+        if split == "validation":
+            return self.stories(identity)
+        cfg = self.cfg
+        opened = functools.partial(
+            open_examples, cfg.dataset, Pair, val_dataset=cfg.val_dataset, bundled=pairs
+        )
+        held_out, encode = opened(split="validation"), PairEncoder(self.tokenizer, cfg.block_size)
+        encoded = [encode(held_out[n]) for n in range(min(cfg.held_out, len(held_out)))]
+        parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
+        self.held_out = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
+        return opened(split="train")
+
+    def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
+        return TrainLoader(source, tokenizer, **options | {"packing": "pairs"})
+
+    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
+        held = state and state["reference"]
+        self.reference, self.reference_sha256 = open_reference(self.cfg, model, self.tokenizer, held)
+
+    def open(self, run: Run, state: dict[str, Any] | None) -> None:
+        self.reference.to(run.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference": self.reference_sha256}
+
+    def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
+        batches, counts = take_batches(run, progress)
+        measured = is_logged(run.cfg, progress.step + 1, progress.share_done(run.cfg, margin=1))
+        model = PairLoss(run.compiled, self.reference, self.cfg.beta)
+        result = accumulate_gradients(
+            model,
+            batches,
+            run.cfg,
+            previous_share=progress.expert_share,
+            carry=None,
+            token_bytes=run.token_bytes,
+            autocast=forward_context(run.model, run.cfg.offload, run.autocast),
+            counts=[len(batch["targets"]) // 2 for batch in batches],
+            copied=run.copied,
+            measured=measured,
+        )
+        record = {}
+        result = result._replace(tokens=sum(counts))
+        if measured:
+            record = step_record(model.seen, batches, self.cfg.beta, self.tokenizer.eot_token)
+            result = result._replace(**of_chosen(model.seen, batches, run.token_bytes))
+        result, norms = update(run, progress, result, batches, measured)
+        end_step(run, progress, result)
+        return result, norms, record
+
+    @torch.no_grad()
+    def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
+        was_training = run.compiled.training
+        run.compiled.eval()
+        seen = []
+        for batch in self.held_out:
+            batch = {name: part.to(run.device) for name, part in batch.items()}
+            with run.autocast():
+                seen.append(compare(run.compiled, self.reference, **batch))
+        run.compiled.train(was_training)
+        record = held_out_record(seen, self.cfg.beta)
+        run.writer.say(
+            f"step {progress.step}: of {sum(len(batch['targets']) for batch in self.held_out) // 2:,} held-out pairs, the "
+            f"chosen response is more probable in {record['val/pair_accuracy']:.1%} (95 %: "
+            f"{record['val/pair_accuracy_low']:.1%} to {record['val/pair_accuracy_high']:.1%}), loss "
+            f"{record['val/dpo_loss']:.4f}"
+        )
+        return record
