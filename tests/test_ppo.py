@@ -1,10 +1,16 @@
 """Proximal policy optimization: each formula beside loops in numpy, a bandit, and whole runs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_run import TINY, differences, load, run_here, write_corpus
 
+from architecture.interface import IGNORE_INDEX
+from training.monitor.metrics import read_metrics
+from training.post import rewards, rollouts
 from training.post.ppo import (
     ValueHead,
     advantages_and_returns,
@@ -194,3 +200,118 @@ def test_a_restored_value_head_goes_on_to_the_same_bits(tmp_path):
         assert torch.equal(tensor, restored.linear.state_dict()[name])
     with pytest.raises(ValueError, match="value head's weight is not a tensor of the expected shape"):
         ValueHead(8, PPOConfig(), "cpu").load_state_dict(saved.state_dict(), tmp_path)
+
+
+# ---------------------------------------------------------------------------------------- whole runs
+EASY = "first half"  # the share of letters up to m, which the policy can learn
+GIVEN = "once"  # 1 for prompts that begin so, which the value head alone can learn
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model of two steps, and 40 prompts of unequal lengths, as files; the flags of a short run."""
+    folder = tmp_path_factory.mktemp("ppo")
+    data = write_corpus(folder)
+    assert run_here(folder, *TINY, *data, "--max_iters", 2, "--no-use_tensorboard", "--out_dir", "base") == 0
+    lines = [{"prompt": f"{'Once ' * (n % 3)}{n} ", "response": "yes"} for n in range(40)]
+    for name, some in (("tasks", lines[:30]), ("held", lines[30:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+    flags = "--dataset tasks.jsonl --val_dataset held.jsonl --init_from base --no-use_tensorboard --block_size 16 --threads 1".split()
+    flags += [
+        "--story_dataset",
+        "bundled",
+        *"--prompts 12 --max_response 8 --batch_size 5 --held_out 10".split(),
+    ]
+    return folder, [*flags, *"--eval_tokens 64 --final_eval_tokens 64 --lr 0.02 --warmup 0".split()]
+
+
+@pytest.fixture(autouse=True)
+def easy_rewards(monkeypatch):
+    def easy(response):
+        letters = [c for c in response.text.lower() if c.isalpha()]
+        return sum(c <= "m" for c in letters) / max(1, len(letters))
+
+    monkeypatch.setitem(rewards.REWARDS, EASY, easy)
+    monkeypatch.setitem(rewards.REWARDS, GIVEN, lambda response: response.example.prompt.startswith("Once"))
+
+
+def go(start, out, *flags):
+    folder, shared = start
+    return run_here(
+        folder,
+        "ppo",
+        *shared,
+        "--rewards",
+        f"{EASY}:1,{GIVEN}:0.4",
+        "--out_dir",
+        out,
+        *flags,
+        script="post_train",
+    )
+
+
+def records(start, out):
+    return read_metrics(start[0] / out / "metrics.jsonl")
+
+
+def test_a_reward_rises_and_the_value_head_foresees_what_the_prompt_decides(start):
+    flags = "--max_iters 16 --eval_every 16 --prompts 32 --batch_size 32 --updates 3".split()
+    assert go(start, "learned", *flags, "--value_lr", 0.003, "--kl_coef", 0.01) == 0
+    found = records(start, "learned")
+    held = {r["step"]: r[f"val/reward/{EASY}"] for r in found if "val/reward" in r}
+    assert held[16] > held[0] + 0.07, held
+    steps = [record for record in found if "post/kl" in record]
+    assert steps[0]["post/kl"] == 0 and steps[-1]["post/kl"] > 0.01  # the reference is the model of the start
+    assert steps[0]["post/explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert steps[-1]["post/explained_variance"] > 0.2
+    assert steps[-1]["post/value_loss"] < steps[0]["post/value_loss"] / 5
+
+
+def test_a_run_killed_between_two_updates_of_a_step_resumes_to_the_same_bits(start, monkeypatch, capsys):
+    flags = "--max_iters 5 --save_every 2 --updates 2 --mini_batches 2".split()
+    assert go(start, "straight", *flags) == 0
+    original, calls = ValueHead.update, []
+
+    def interrupted(head):
+        original(head)
+        calls.append(1)
+        if len(calls) == 14:  # step 4 has made two of its four updates
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ValueHead, "update", interrupted)
+        assert go(start, "killed", *flags) != 0
+    assert not (start[0] / "killed/checkpoint_4.pt").exists()
+    assert run_here(start[0], "ppo", "--resume", "--out_dir", "killed", script="post_train") == 0
+    ends = [load(start[0] / out / "checkpoint_5.pt") for out in ("straight", "killed")]
+    for part in ("model", "optimizers", "rng", "data", "post"):
+        assert differences(ends[0][part], ends[1][part], part) == []
+    head = ends[0]["post"]["value_head"]["weights"]
+    assert head["weight"].abs().max() > 0
+    assert ends[0]["model"].keys() == load(start[0] / "base/checkpoint_2.pt")["model"].keys()
+
+
+def test_a_step_is_the_same_in_every_division_into_micro_batches(start, monkeypatch):
+    def of_unequal_lengths(*arguments, **options):
+        rollout = sample(*arguments, **options)
+        for row, targets in enumerate(rollout.targets):
+            places = (targets != IGNORE_INDEX).nonzero()[1 + row % 7 :]
+            targets[places] = IGNORE_INDEX
+        return rollout
+
+    sample = rollouts.sample
+    monkeypatch.setattr(rollouts, "sample", of_unequal_lengths)
+    tags = ("optim/grad_norm", "post/policy_loss", "post/value_loss", "post/entropy", "data/tokens")
+    found = []
+    for rows in (5, 12):
+        assert go(start, f"rows{rows}", *f"--max_iters 2 --updates 2 --batch_size {rows}".split()) == 0
+        found += [[r[tag] for tag in tags] for r in records(start, f"rows{rows}") if tags[0] in r]
+    for number, step in enumerate(found):  # in the second step the value head has learned, too
+        assert step == pytest.approx(found[number % 2], rel=1e-4)
+    assert found[0][-1] == sum(1 + row % 7 for row in range(12))
+
+
+def test_more_mini_batches_than_prompts_are_refused_in_a_sentence(start, capsys):
+    assert go(start, "refused", "--mini_batches", 13) == 2
+    assert "mini_batches must be at most prompts (12), got 13" in capsys.readouterr().err
+    assert not (start[0] / "refused").exists()

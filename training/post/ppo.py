@@ -6,15 +6,24 @@ B responses, T positions; `mask` is True where a position has a target, which is
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from architecture.checkpoint import owned
+from architecture.interface import IGNORE_INDEX
 from common.files import reading
+from training.post.policy import Scored
+from training.post.reference import open_reference
+from training.post.rollouts import Judged, Rollout, RolloutObjective, micro_batches
 from training.post.settings import PPOConfig
-from training.state.checkpoint import OLDER, restore_optimizer
+from training.state.checkpoint import OLDER, Progress, latest_checkpoint, restore_optimizer
+from training.state.run import Run
+from training.step import StepResult
 
 
 class ValueHead:
@@ -37,7 +46,9 @@ class ValueHead:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (B, T, D) -> values (B, T) float32, before each target."""
         fixed = hidden.detach()
-        return self.linear((fixed + self.coef * (hidden - fixed)).float()).squeeze(-1)
+        x = (fixed + self.coef * (hidden - fixed)).float()
+        # no matrix product, which autocast would compute in bfloat16
+        return (x * self.linear.weight[0]).sum(-1) + self.linear.bias
 
     def update(self) -> None:
         """Clip the head's own gradient, update the head and clear the gradient."""
@@ -74,7 +85,7 @@ def token_rewards(
     rewards = torch.zeros_like(logprobs)
     if reference is not None:
         rewards = -kl_coef * (logprobs - reference).detach() * mask
-    last = mask & ~torch.nn.functional.pad(mask, (0, 1))[:, 1:]
+    last = mask & ~F.pad(mask, (0, 1))[:, 1:]
     return torch.where(last, rewards + scores[:, None].to(rewards.dtype), rewards)
 
 
@@ -132,3 +143,95 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
     """1 - Var(returns - values) / Var(returns) over the unmasked tokens: 1 is perfect, 0 no better than a constant."""
     left, whole = ((x[mask]).var(correction=0) for x in (returns - values, returns))
     return float(1 - left / whole.clamp(min=torch.finfo(whole.dtype).tiny))
+
+
+class Objective(RolloutObjective):
+    """Learns from one response to each prompt; the value head takes the place of GRPO's group."""
+
+    def __init__(self, cfg: PPOConfig, tokenizer: Any):
+        super().__init__(cfg, tokenizer)
+        if cfg.mini_batches > cfg.prompts:
+            raise ValueError(
+                f"mini_batches must be at most prompts ({cfg.prompts}), got {cfg.mini_batches}; lower it"
+            )
+        self.reference, self.sha256 = None, None
+
+    def open(self, run: Run, state: dict[str, Any] | None) -> None:
+        super().open(run, state)
+        if self.cfg.kl_coef > 0:
+            held = state.get("reference") if state else None
+            self.reference, self.sha256 = open_reference(self.cfg, run.model, self.tokenizer, held)
+        self.head = ValueHead(run.model.config.hidden_size, self.cfg, run.device)
+        if state is not None:
+            path = latest_checkpoint(run.cfg.out_dir)
+            with reading(path, "a run to continue", way_out=OLDER):
+                self.head.load_state_dict(state["value_head"], path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference": self.sha256, "value_head": self.head.state_dict()}
+
+    def learn(
+        self, run: Run, progress: Progress, rollout: Rollout, judged: Judged, measured: bool
+    ) -> tuple[StepResult, dict[str, float], dict[str, float]]:
+        """`updates` passes over the responses, in `mini_batches` optimizer updates each."""
+        cfg = self.cfg
+        mask = rollout.targets != IGNORE_INDEX
+        held, records = self.experience(run, rollout, judged.total)
+        sums = torch.zeros(3, device=run.device)  # policy loss, value loss and clipped tokens of all updates
+        draw = torch.Generator().manual_seed(hash((cfg.seed, progress.step)) % 2**63)
+        for _ in range(cfg.updates):
+            for rows in torch.randperm(len(mask), generator=draw).tensor_split(cfg.mini_batches):
+                batches, counts = micro_batches(cfg.batch_size, rows, rollout.targets, **held)
+                loss_of = functools.partial(self.loss_of, total=sum(counts), sums=sums)
+                result, norms, _ = self.optimize(run, progress, batches, counts, loss_of, measured=measured)
+                self.head.update()
+        means = (sums / (cfg.updates * mask.sum().item())).tolist()
+        records |= zip(("post/policy_loss", "post/value_loss", "post/clip_fraction"), means)
+        return result._replace(tokens=int(mask.sum())), norms, records
+
+    def experience(
+        self, run: Run, rollout: Rollout, scores: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """What the updates of a step train on, (R, T) each and fixed until its end, and records.
+
+        scores: (R,), what the responses earned.
+        """
+        cfg, mask = self.cfg, rollout.targets != IGNORE_INDEX
+        held = {"input_ids": rollout.input_ids}
+        if rollout.chosen is not None:
+            held["chosen"] = rollout.chosen
+        batches, _ = micro_batches(cfg.batch_size, torch.arange(len(mask)), rollout.targets, **held)
+        said = self.measure(run, run.compiled, batches, lambda s: (s.logprobs, self.head(s.hidden)))
+        old, values = (whole(parts, mask) for parts in zip(*said))
+        records, reference = {"post/entropy": -float(old.sum() / mask.sum())}, None
+        if self.reference is not None:
+            reference = whole(self.logprobs(run, self.reference, batches), mask)
+            apart = reference - old
+            records["post/kl"] = float((apart.exp() - apart - 1).sum() / mask.sum())
+        rewards = token_rewards(old, reference, scores, mask, cfg.kl_coef)
+        after = F.pad(values, (0, 1))  # 0 behind the last token: the score was the last reward
+        advantages, returns = advantages_and_returns(rewards, after, mask, cfg.gamma, cfg.lam)
+        records["post/explained_variance"] = explained_variance(values, returns, mask)
+        held |= {"old": old, "advantages": whitened(advantages, mask)}
+        return held | {"old_values": values, "returns": returns}, records
+
+    def loss_of(
+        self, scored: Scored, batch: dict[str, torch.Tensor], total: int, sums: torch.Tensor
+    ) -> torch.Tensor:
+        """The part of a micro-batch in the loss of an update, (); total: the tokens of the update.
+
+        sums: (3,), to which policy loss, value loss and clipped tokens are added.
+        """
+        cfg, counted = self.cfg, batch["targets"] != IGNORE_INDEX
+        values = self.head(scored.hidden)
+        losses, clipped = policy_losses(scored.logprobs, batch["old"], batch["advantages"], cfg.clip)
+        errors = value_losses(values, batch["old_values"], batch["returns"], cfg.value_clip)
+        policy, value = losses.sum(), (errors * counted).sum()
+        sums += torch.stack((policy.detach(), value.detach(), (clipped & counted).sum()))
+        return (policy + value) / total
+
+
+def whole(parts: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """Join what micro-batches say of each target: (n, <= T) each -> (R, T) on the CPU, 0 where masked."""
+    rows = torch.cat([F.pad(part, (0, mask.shape[1] - part.shape[1])) for part in parts])
+    return torch.where(mask, rows.cpu(), 0.0)
