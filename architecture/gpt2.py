@@ -26,7 +26,7 @@ from torch import nn
 
 from architecture import checkpoint
 from architecture.generation.cache import KVCache
-from architecture.interface import ModelOutput, next_token_loss
+from architecture.interface import ModelOutput, documents_of, next_token_loss
 from common.settings import cast_fields, option
 
 logger = logging.getLogger(__name__)
@@ -243,14 +243,20 @@ def sdpa_attention(q, k, v, mask, dropout):
 ATTENTION_BACKENDS = {"eager": eager_attention, "sdpa": sdpa_attention}
 
 
-def visible_keys(query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
+def visible_keys(
+    query_positions: torch.Tensor, key_positions: torch.Tensor, documents: torch.Tensor | None = None
+) -> torch.Tensor:
     """Which keys a query may see: positions (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
     A query sees the keys at its own position and before it. A negative position is padding, which no token
     sees. A padded query sees itself alone, because a softmax over no key is NaN.
+    documents: (B or 1, T) int64 of interface.documents_of, with S = T: a query sees its own document only.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
-    return (key >= 0) & (key <= query) | (key == query)
+    visible = (key >= 0) & (key <= query) | (key == query)
+    if documents is not None:
+        visible = visible & (documents[:, None, :, None] == documents[:, None, None, :])
+    return visible
 
 
 class Attention(nn.Module):
@@ -377,7 +383,8 @@ class GPT2(nn.Module):
 
         input_ids, targets: (B, T) int64; a target of IGNORE_INDEX is not scored.
         positions: (B, T) int64, increasing along a row, negative for left padding. None counts from 0, or
-        from the last position of each row in the cache.
+        from the last position of each row in the cache. Without a cache, positions that start again at 0
+        begin another document in the row, and documents do not see each other.
         return_logits: True returns logits beside a loss, False returns none.
         carry: must be None; other models carry a state from one segment to the next.
         """
@@ -391,13 +398,13 @@ class GPT2(nn.Module):
                 f"a sequence may have {cfg.context_limit} tokens (initial_context_length), got {T}; "
                 "shorten the sequence"
             )
-        mask = None  # causal
+        mask, documents = None, documents_of(positions) if cache is None else None  # no mask: causal
         if positions is not None or cache is not None:
             if positions is None:
                 positions = torch.arange(T, device=input_ids.device) + cache.next_position
             positions = positions.expand(B, -1)
             keys = positions if cache is None else cache.extend(None, positions)
-            mask = visible_keys(positions, keys)
+            mask = visible_keys(positions, keys, *(() if documents is None else (documents,)))
         hidden = self.embedding(input_ids)
         if cfg.position == "learned" and positions is None:
             hidden = hidden + self.position_embedding.weight[:T]

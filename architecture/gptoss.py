@@ -35,6 +35,7 @@ from architecture.interface import (
     LayerRouting,
     ModelOutput,
     RouterStats,
+    documents_of,
     next_token_loss,
 )
 from common.settings import cast_fields, option
@@ -375,17 +376,21 @@ def sinusoidal_positions(number: int, size: int, device: torch.device) -> torch.
 
 
 # ------------------------------------------------------------------------------------------------- masks
-def visible_keys(query_positions, key_positions, window: int | None) -> torch.Tensor:
+def visible_keys(query_positions, key_positions, window: int | None, documents=None) -> torch.Tensor:
     """The keys that each query may see: (B or 1, T) and (B or 1, S) int64 -> (B or 1, 1, T, S) bool.
 
     The window includes the current token: query i sees key j if i - window < j <= i. A negative position is
     padding; only the token itself sees it, so that no row of the mask is empty.
+    documents: (B or 1, T) int64 of interface.documents_of, with S = T: a query sees its own document only.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
     visible = (key <= query) & (key >= 0)
     if window is not None:
         visible &= key > query - window
-    return visible | (key == query)
+    visible = visible | (key == query)
+    if documents is not None:
+        visible &= documents[:, None, :, None] == documents[:, None, None, :]
+    return visible
 
 
 # --------------------------------------------------------------------------------------------- attention
@@ -730,12 +735,14 @@ class Transformer(nn.Module):
 
         input_ids, targets: (B, T) int64; targets are IGNORE_INDEX where not scored.
         positions: (B, T) int64, increasing along a row, negative for left padding. By default they count
-        from 0, or with a cache from the last position of each row.
+        from 0, or with a cache from the last position of each row. Without a cache a row may hold several
+        documents, each with positions from 0, which do not see each other.
         return_logits: True also returns logits with targets.
         carry, inputs: for variants.
         """
+        documents = documents_of(positions) if cache is None else None
         hidden, positions, counted = self.embed(input_ids, targets, positions, cache, carry, **inputs)
-        hidden, router = self.run_blocks(hidden, positions, counted, cache)
+        hidden, router = self.run_blocks(hidden, positions, counted, cache, documents)
         wanted = targets is None if return_logits is None else return_logits
         out = self.head(hidden, targets, wanted, carry)
         return out._replace(router=router, cache=cache, hidden=hidden if targets is None else None)
@@ -796,16 +803,20 @@ class Transformer(nn.Module):
         """input_ids (B, T) -> (B, T, D), without positions"""
         return self.embedding(input_ids)
 
-    def run_blocks(self, hidden, positions, counted, cache):
-        """Every block and the last norm: hidden (B, T, D) -> (B, T, D) and RouterStats or None."""
+    def run_blocks(self, hidden, positions, counted, cache, documents=None):
+        """Every block and the last norm: hidden (B, T, D) -> (B, T, D) and RouterStats or None.
+
+        documents: (B or 1, T) int64 if a row may have several; None for one.
+        """
         cfg = self.config
         rope = self.rope.tables(positions) if self.rope is not None else None
         # a cache has another number of keys in each call, for which flex takes a plain mask
         mask = visible_keys if cache is not None and self.attention_backend == "flex" else self.mask
         masks, decisions = {}, []  # layers with the same window share a mask
+        apart = () if documents is None else (documents,)
         for window in dict.fromkeys(cfg.windows):
             keys = positions if cache is None else cache.extend(window, positions)
-            masks[window] = mask(positions, keys, window)
+            masks[window] = mask(positions, keys, window, *apart)
         for block, window in zip(self.block, cfg.windows):
             hidden, routing = block(hidden, rope, masks[window], counted, cache)
             if routing is not None:

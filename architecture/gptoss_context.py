@@ -195,8 +195,11 @@ class ContextTransformer(Transformer):
             counted = torch.ones_like(input_ids, dtype=torch.bool)
         return hidden, torch.cat((at, positions), dim=1), F.pad(counted, (1, 0))
 
-    def run_blocks(self, hidden, positions, counted, cache):
-        """As for the trunk, on the output of embed. The results do not contain the slot."""
+    def run_blocks(self, hidden, positions, counted, cache, documents=None):
+        """As for the trunk, on the output of embed. The results do not contain the slot.
+
+        A segment is of one document, and documents is not used.
+        """
         tokens = hidden.shape[1]
         if cache is None or (positions[:, 0] == SLOT).any():
             tokens -= 1

@@ -116,6 +116,17 @@ class RouterStats:
         return torch.stack([layer.dropped for layer in self.routing])
 
 
+def documents_of(positions: torch.Tensor | None) -> torch.Tensor | None:
+    """The number of the document that each token belongs to, if a row may have several.
+
+    positions: (B or 1, T) int64; one that does not exceed the position before it begins a document. None, which
+    counts from 0 to T, means one document and gives None.  Returns (B or 1, T) int64, counted from 0.
+    """
+    if positions is None:
+        return None
+    return torch.nn.functional.pad(positions.diff(dim=1) <= 0, (1, 0)).cumsum(1)
+
+
 class ModelOutput(NamedTuple):
     """The result of forward. Losses are cross-entropy in nats; the trainer adds the auxiliary terms."""
 

@@ -18,15 +18,20 @@ from common.script import shown
 from data.documents import IndexedSource, is_validation_document
 
 BUNDLED = "bundled"
+ROLES = "system", "developer", "user", "assistant"  # of a message
 
 
 class Example(NamedTuple):
-    """A prompt and its response. `task`: what the prompt asks for, by which rewards judge a response."""
+    """A prompt and its response. `task`: what the prompt asks for, by which rewards judge a response.
+
+    messages: the conversation that prompt and response are a plain form of, for a tokenizer with a chat format.
+    """
 
     prompt: str
     response: str
     task: Mapping[str, Any] = {}
     name: str = "an example"
+    messages: Sequence[Mapping[str, str]] = ()
 
 
 class Pair(NamedTuple):
@@ -120,6 +125,8 @@ def json_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 def example_of(record: Mapping[str, Any], kind: type[Example] | type[Pair], where: str) -> Any:
     """The example of a record. Raises ValueError if a column is missing, no text or empty, or a pair is equal."""
     columns = ("prompt", "response") if kind is Example else ("prompt", "chosen", "rejected")
+    if kind is Example and "messages" in record:
+        return of_messages(record, where)
     for column in columns:
         value = record.get(column)
         if not isinstance(value, str):
@@ -139,3 +146,28 @@ def example_of(record: Mapping[str, Any], kind: type[Example] | type[Pair], wher
         return Pair(*(record[column] for column in columns), where)
     rest = {name: value for name, value in record.items() if name not in columns}
     return Example(record["prompt"], record["response"], rest, where)
+
+
+def of_messages(record: Mapping[str, Any], where: str) -> Example:
+    """The example of a conversation, {"messages": [{"role", "content"}, ...]}: its last answer, and all before it.
+
+    As plain text, each message is a line "role: content", and the prompt ends in "assistant:".
+    """
+    messages = record["messages"]
+    rule = f"{where}: messages must be a list of objects with role ({', '.join(ROLES)}) and content, a text"
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise ValueError(f"{rule}, got {shown(messages)}; mend or remove it")
+    for message in messages:
+        found = message if isinstance(message, Mapping) else {}
+        if found.get("role") not in ROLES or not isinstance(found.get("content"), str):
+            raise ValueError(f"{rule}, got {shown(message)}; mend or remove it")
+    last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=None)
+    if last is None or not messages[last]["content"].strip():
+        got = "none" if last is None else shown(messages[last]["content"])
+        raise ValueError(
+            f"{where}: the last answer of the assistant must have text in it, got {got}; mend or remove it"
+        )
+    kept = tuple({name: message[name] for name in ("role", "content")} for message in messages[: last + 1])
+    prompt = "".join(f"{message['role']}: {message['content']}\n" for message in kept[:-1])
+    rest = {name: value for name, value in record.items() if name != "messages"}
+    return Example(f"{prompt}assistant:", f" {kept[-1]['content']}", rest, where, kept)

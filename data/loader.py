@@ -6,6 +6,8 @@ lanes    Each row walks through one document [EOT, tokens, EOT], one segment of 
          batch, and takes the next document when its own ends. The unused rest of a document's last
          segment has input EOT and target -100.
 rows     Each row holds one document, which may have images, cut or padded to block_size (data/rows.py).
+examples Each row holds as many whole Examples as fit, apart from each other by their positions, which are a part of
+         the batch (data/rows.py).
 pairs    Each document is a Pair of responses and has two rows, those of all chosen responses first. The rows are as
          long as the longest of them, and have at most block_size tokens.
 """
@@ -24,7 +26,7 @@ from architecture.images import ImageFormat
 from architecture.interface import IGNORE_INDEX
 from data.documents import Source
 from data.packing import LaneRows, PackedRows, TokenDocuments, as_tensors, encode, require_tokens
-from data.rows import DocumentRows, PairEncoder, PairRows, RowEncoder
+from data.rows import DocumentRows, ExampleRows, PairEncoder, PairRows, RowEncoder
 
 POLL_SECONDS = 0.05  # the time in which a blocked reader notices close()
 # How long close() waits for the reading thread. If it hangs in the network, it ends with the process.
@@ -48,8 +50,8 @@ class TrainLoader:
 
     resets: for lanes, adds reset, (batch_size,) bool: True where a row begins a document.
     image_format: for rows, allows documents with images. A batch that has some adds images, (M, 3, S, S) uint8.
-    state: a result of `state_dict()`. The batches continue exactly after it. "packed", "rows" and "pairs" accept
-    another batch size, "lanes" does not.
+    state: a result of `state_dict()`. The batches continue exactly after it. Only "lanes" does not
+    accept another batch size.
     part: (r, n) for the r-th of n equal parts of the rows of each batch; the position is that of whole batches.
     prefetch: the number of batches read ahead.  should_stop: asked while no batch is ready.
     device: batches are copied to a CUDA device from pinned memory, which the program does not wait for. For any
@@ -85,6 +87,9 @@ class TrainLoader:
             encode_row = RowEncoder(tokenizer, block_size, image_format)
             documents = TokenDocuments(source, encode_row, seed, state)
             rows = DocumentRows(documents, *size, image_format, mine)
+        elif packing == "examples":
+            documents = TokenDocuments(source, RowEncoder(tokenizer, block_size, None), seed, state)
+            rows = ExampleRows(documents, *size, state, mine)
         elif packing == "pairs":
             documents = TokenDocuments(source, PairEncoder(tokenizer, block_size), seed, state)
             rows = PairRows(documents, *size, mine=mine)
@@ -125,7 +130,7 @@ class TrainLoader:
         """Return the position right after the last batch returned, whatever has been read ahead.
 
         It has packing, seed, the number of documents begun, the position of the source, and the tokens left
-        of documents begun (packed: one tensor, lanes: one per row, else none). torch.load(weights_only=True)
+        of documents begun (packed: one tensor, lanes: one per row, examples: the next one, else none). torch.load(weights_only=True)
         accepts all of it.
         """
         tokens = [torch.from_numpy(rest.copy()) for rest in self._state["tokens"]]

@@ -1,12 +1,12 @@
 """Rows that hold one document each, with images or without (data/loader.py), for training and validation.
 
-A row is [EOT, prompt, text, EOT], cut or padded to block_size; a pair of responses has two. An image stands in it as
-image_format.tokens ids, the rows of the table of the features of all images of the batch: first_id and onward. Only
-text is a target, and no prompt is.
+A row is [EOT, prompt, text, EOT], cut or padded to block_size; a pair of responses has two, and examples share one. An
+image stands in it as image_format.tokens ids, the rows of the table of the features of all images of the batch:
+first_id and onward. Only text is a target, and no prompt is.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from architecture.images import IMAGE, ImageFormat, encode_with_images
 from architecture.interface import IGNORE_INDEX
+from architecture.tokenizer import HARMONY
 from data.documents import Document, Pictured, Source
 from data.examples import Example, Pair
 from data.image_records import require_placeholders
@@ -35,6 +36,7 @@ class RowEncoder:
 
     def __init__(self, tokenizer, block_size: int, image_format: ImageFormat | None):
         self._tokenizer, self._block_size, self._format = tokenizer, block_size, image_format
+        self.chat = None  # the chat format of the tokenizer, once a conversation came
         self.cut = 0  # number of texts cut so far
 
     def __call__(self, document: Document) -> Row:
@@ -45,10 +47,13 @@ class RowEncoder:
             prompt, text = (encode(self._tokenizer, part) for part in (document.prompt, document.response))
         else:
             prompt, text = [], encode(self._tokenizer, document)
-        ids = np.array([eot, *prompt, *text, eot], dtype=np.int64)
+        first, rest = [eot, *prompt], [*text, eot]
+        if isinstance(document, Example) and document.messages and self._tokenizer.name == HARMONY:
+            first, rest = self._chat().example(document.messages)
+        ids = np.array([*first, *rest], dtype=np.int64)
         is_image = np.zeros(len(ids), bool) if self._format is None else ids >= self._format.first_id
         scored = ~is_image
-        scored[: 1 + len(prompt)] = False
+        scored[: len(first)] = False
         needed = int(np.flatnonzero(~scored)[-1]) + 1
         if needed > self._block_size:
             told, do = (
@@ -67,6 +72,14 @@ class RowEncoder:
                     f"rest of its text is cut off (documents cut so far: {self.cut:,})"
                 )
         return Row(ids[: self._block_size + 1], scored[: self._block_size + 1], images)
+
+    def _chat(self):
+        """The chat format of the tokenizer."""
+        if self.chat is None:
+            from architecture.open_gpt_oss.harmony import Harmony
+
+            self.chat = Harmony(self._tokenizer)
+        return self.chat
 
     def _with_images(self, document):
         """Return the ids of the prompt and of the text. The placeholders say where the images go."""
@@ -135,6 +148,65 @@ def pair_batch(pairs: list[tuple[Row, Row]], eot: int) -> dict[str, np.ndarray]:
     """Return input_ids and targets of B pairs, each (2 B, T) int64: B chosen, then B rejected responses."""
     rows = [row for responses in zip(*pairs) for row in responses]
     return batch_of(rows, eot, max(len(row.ids) for row in rows) - 1, None)
+
+
+class ExampleRows:
+    """Whole examples, in order, as many in a row as it holds; no example goes on in the next row.
+
+    The positions of each begin at 0, which keeps attention inside it; those of padding continue the last one.
+    `tokens`: the next example, which did not fit, as ids and scored.  mine: the rows of a batch that are returned.
+    """
+
+    def __init__(
+        self,
+        documents,
+        eot: int,
+        num_rows: int,
+        block_size: int,
+        state: dict | None = None,
+        mine: slice = slice(None),
+    ):
+        self._documents, self._num_rows, self._mine = documents, num_rows, mine
+        self._layout = eot, block_size
+        self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        eot, block_size = self._layout
+        waiting = Row(*self.tokens, ()) if self.tokens else next(self._documents)
+        rows: list[list[Row]] = []
+        while len(rows) < self._num_rows:
+            rows.append([])
+            while sum(len(row.ids) - 1 for row in (*rows[-1], waiting)) <= block_size:
+                rows[-1].append(waiting)
+                waiting = next(self._documents)
+        self.tokens = [waiting.ids, waiting.scored]
+        return packed_batch(rows[self._mine], eot, block_size)
+
+
+def packed_batch(rows: list[list[Row]], eot: int, block_size: int) -> dict[str, np.ndarray]:
+    """Return input_ids, targets and positions, (rows, block_size) int64 each, of the examples of each row."""
+    shape = len(rows), block_size
+    batch = {"input_ids": np.full(shape, eot), "targets": np.full(shape, IGNORE_INDEX)}
+    batch["positions"] = np.zeros(shape, np.int64)
+    for number, examples in enumerate(rows):
+        end = 0
+        for row in examples:
+            place = number, slice(end, end := end + len(row.ids) - 1)
+            batch["input_ids"][place] = row.ids[:-1]
+            batch["targets"][place] = np.where(row.scored, row.ids, IGNORE_INDEX)[1:]
+            batch["positions"][number, place[1].start :] = np.arange(block_size - place[1].start)
+    return batch
+
+
+def packed(rows: Iterable[Row], batch_size: int, eot: int, block_size: int) -> list[dict[str, torch.Tensor]]:
+    """All of these examples once, in order, in batches as of ExampleRows; the last one may have fewer rows."""
+    full: list[list[Row]] = [[]]
+    for row in rows:
+        if sum(len(other.ids) - 1 for other in (*full[-1], row)) > block_size:
+            full.append([])
+        full[-1].append(row)
+    parts = (full[n : n + batch_size] for n in range(0, len(full), batch_size))
+    return [as_tensors(packed_batch(part, eot, block_size)) for part in parts]
 
 
 def batch_of(

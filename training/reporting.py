@@ -102,6 +102,7 @@ def layout(run: Run) -> dict[str, dict[str, list[str]]]:
         utilisation=peak_flops(run.device, run.cfg.dtype) is not None,
         carries=run.cfg.carries,
         images=run.first_image_id is not None,
+        kind=run.cfg.kind,
     )
 
 

@@ -127,7 +127,9 @@ def train(
                 raise not_finite(run, step, where)
             if evaluating:
                 evaluated = (step, run_evaluation(run, progress, fixed))
-                if line := reporting.overfitting(evaluated[1].loss, losses, run.loader.progress.epoch):
+                # the losses of post-training are of other data than those of validation
+                heard = [] if objective else losses
+                if line := reporting.overfitting(evaluated[1].loss, heard, run.loader.progress.epoch):
                     run.writer.say(line)
                 losses = []
             if saving:  # after all records of this step, because resuming drops records after a checkpoint
@@ -145,8 +147,18 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
 
     Returns the result, the gradient norms, and further records, of which next-token prediction has none.
     """
-    cfg, model = run.cfg, run.model
     batches, counts = take_batches(run, progress)
+    return *train_on(run, progress, batches, counts), {}
+
+
+def train_on(
+    run: Run, progress: Progress, batches: list[dict[str, torch.Tensor]], counts: list[int]
+) -> tuple[StepResult, dict[str, float]]:
+    """Update the weights for the next-token loss of batches. Returns the result and the gradient norms.
+
+    counts: the number of targets of each batch.
+    """
+    cfg, model = run.cfg, run.model
     measured = is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1))
     result = accumulate_gradients(
         run.compiled,
@@ -163,7 +175,7 @@ def train_step(run: Run, progress: Progress) -> tuple[StepResult, dict[str, floa
     )
     result, norms = update(run, progress, result, batches, measured)
     end_step(run, progress, result)
-    return result, norms, {}
+    return result, norms
 
 
 def update(
@@ -306,7 +318,7 @@ def run_evaluation(run: Run, progress: Progress, batches: list[dict[str, torch.T
     if run.ranks.writes:
         reporting.show_evaluation(whole, progress, found, batches)
         if run.objective:
-            run.writer.log(progress.step, run.objective.evaluate(run, progress))
+            run.writer.log(progress.step, run.objective.evaluate(whole, progress))
     progress.load, progress.choices = None, found.routing and found.routing.choices
     return found
 

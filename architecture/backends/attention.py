@@ -105,7 +105,7 @@ def flex_attention(q, k, v, sinks, mask, dropout):
     return out.transpose(1, 2)
 
 
-def block_mask(query_positions, key_positions, window):
+def block_mask(query_positions, key_positions, window, documents=None):
     """gptoss.visible_keys as a BlockMask for flex_attention, which knows the empty blocks."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -121,8 +121,14 @@ def block_mask(query_positions, key_positions, window):
             seen = seen & (to > at - window)
         return seen | (to == at)
 
-    batch = rows if rows > 1 else None
-    return create_block_mask(visible, batch, None, query.shape[1], key.shape[1], query.device)
+    def of_one_document(b, h, i, j):
+        row = b if rows > 1 else 0
+        return visible(b, h, i, j) & (documents[row, i] == documents[row, j])
+
+    if documents is not None:
+        documents = documents.expand(rows, -1)
+    batch, shown = rows if rows > 1 else None, visible if documents is None else of_one_document
+    return create_block_mask(shown, batch, None, query.shape[1], key.shape[1], query.device)
 
 
 def _flex(*args, **kwargs):

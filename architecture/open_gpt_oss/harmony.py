@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tiktoken
@@ -41,9 +41,13 @@ class Harmony:
         self.stop_tokens = tuple(self.encoding.stop_tokens_for_assistant_actions())
         effort = library.ReasoningEffort(reasoning.capitalize())
         self._first = [self._message("system", library.SystemContent.new().with_reasoning_effort(effort))]
-        if instructions:
-            developer = library.DeveloperContent.new().with_instructions(instructions)
-            self._first.append(self._message("developer", developer))
+        self._first += self._developer(instructions)
+
+    def _developer(self, instructions: str) -> list[Any]:
+        if not instructions:
+            return []
+        content = self.library.DeveloperContent.new().with_instructions(instructions)
+        return [self._message("developer", content)]
 
     def _message(self, role: str, content: Any) -> Any:
         return self.library.Message.from_role_and_content(self.library.Role(role), content)
@@ -56,6 +60,24 @@ class Harmony:
             messages.append(message if turn["role"] == USER else message.with_channel("final"))
         conversation = self.library.Conversation.from_messages(messages)
         return self.encoding.render_conversation_for_completion(conversation, self.library.Role.ASSISTANT)
+
+    def example(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
+        """A conversation to train on: the ids from which the model answers, and those of its answer and <|return|>.
+
+        messages: role and content; the last one is the answer. What "system" and "developer" say are instructions,
+        as in the chat template of gpt-oss.
+        """
+        told = [m["content"] for m in messages if m["role"] in ("system", "developer")]
+        said = [
+            self._message(m["role"], m["content"]) for m in messages if m["role"] in ("user", "assistant")
+        ]
+        said = [m.with_channel("final") if m.author.role.value == "assistant" else m for m in said]
+        conversation = [*self._first, *self._developer("\n\n".join(told)), *said]
+        of = self.library.Conversation.from_messages
+        prompt = self.encoding.render_conversation_for_completion(
+            of(conversation[:-1]), self.library.Role.ASSISTANT
+        )
+        return prompt, self.encoding.render_conversation_for_training(of(conversation))[len(prompt) :]
 
     def reader(self) -> HarmonyReader:
         return HarmonyReader(self)

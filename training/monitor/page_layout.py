@@ -47,6 +47,22 @@ IMAGES = {
     ],
 }
 
+TASKS = {  # by kind of post-training
+    "sft": {
+        "loss of held-out responses, nats per token": [r"val/response_loss$"],
+        "held-out tasks: share of the words used, and share of stories with all three": [
+            r"val/words$",
+            r"val/all_words$",
+        ],
+        "held-out tasks: share of stories with the feature, that the checker passes, that end": [
+            r"val/feature$",
+            r"val/passes$",
+            r"val/ended$",
+        ],
+        "responses cut off at block_size, share of a step": [r"data/truncated$"],
+    },
+}
+
 MACHINE = {
     "training tokens per second": [r"perf/tokens_per_second$"],
     "peak memory, GB": [r"perf/peak_memory_gb$"],
@@ -62,18 +78,20 @@ def page_layout(
     utilisation: bool,
     carries: bool = False,
     images: bool = False,
+    kind: str = "",
 ) -> dict[str, dict[str, list[str]]]:
     """Return the page of a run: {group: {title of a chart: patterns of its tags}}.
 
     routed: the model has routers.  capacity: they drop assignments.  sinks: its attention has sinks.
     utilisation: the peak FLOPs of the device are known.  carries: a state is passed from segment to segment.
-    images: the model reads images.
+    images: the model reads images.  kind: of post-training.
     """
     dropped = {"assignments dropped over capacity, share": [r"moe/dropped/"]} if capacity else {}
     mass = {"attention on the sinks, share per head": [r"attention/sink_mass/"]} if sinks else {}
     mfu = {"model FLOPs utilisation": [r"perf/mfu$"]} if utilisation else {}
     groups = {
         "Is it learning?": LEARNING,
+        "Does it learn its task?": TASKS.get(kind, {}),
         "Are the experts in use?": EXPERTS | dropped if routed else {},
         "Do the routers decide, and stay with it?": ROUTERS if routed else {},
         "Where does attention rest?": mass,

@@ -96,8 +96,8 @@ class PairLoss(nn.Module):
 
 def of_chosen(
     seen: list[Compared], batches: list[dict[str, torch.Tensor]], token_bytes: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Cross-entropy per token, nats of text and its bytes, as in StepResult, of the chosen responses of a step."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """loss, nats and num_bytes of a StepResult, of the chosen responses."""
     parts = []
     for found, batch in zip(seen, batches):
         losses, targets = (rows.chunk(2)[0] for rows in (found.token_losses, batch["targets"]))
@@ -106,7 +106,7 @@ def of_chosen(
         sums = (losses.sum(), (targets != IGNORE_INDEX).sum(), nats, num_bytes)
         parts.append(torch.stack([x.to(nats.dtype) for x in sums]))
     total, tokens, nats, num_bytes = torch.stack(parts).sum(0)
-    return {"loss": (total / tokens).float(), "nats": nats, "num_bytes": num_bytes}
+    return (total / tokens).float(), nats, num_bytes
 
 
 def preference(seen: list[Compared], beta: float) -> dict[str, float]:
@@ -207,11 +207,11 @@ class Objective(objective.Objective):
             copied=run.copied,
             measured=measured,
         )
-        record = {}
-        result = result._replace(tokens=sum(counts))
+        loss, nats, num_bytes = of_chosen(model.seen, batches, run.token_bytes)
+        result, record = result._replace(tokens=sum(counts), loss=loss), {}
         if measured:
+            result = result._replace(nats=nats, num_bytes=num_bytes)
             record = step_record(model.seen, batches, self.cfg.beta, self.tokenizer.eot_token)
-            result = result._replace(**of_chosen(model.seen, batches, run.token_bytes))
         result, norms = update(run, progress, result, batches, measured)
         end_step(run, progress, result)
         return result, norms, record

@@ -41,7 +41,7 @@ SPREAD = 1e-6  # rewards of a group that differ by less are equal, but for round
 
 
 def group_advantages(rewards: torch.Tensor, group: int, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(R,) float32 advantages, and (R,) bool, whether the rewards in the group of a response differ.
+    """(R,) float64 advantages, and (R,) bool, whether the rewards in the group of a response differ.
 
     rewards: (R,) float64, the groups one after another.
     """
@@ -50,12 +50,12 @@ def group_advantages(rewards: torch.Tensor, group: int, loss: str) -> tuple[torc
     advantages = groups - groups.mean(1, keepdim=True)
     if loss != "dr_grpo":
         advantages = advantages / (groups.std(1, keepdim=True) + 1e-4)
-    return advantages.flatten().float(), spread.repeat_interleave(group)
+    return advantages.flatten(), spread.repeat_interleave(group)
 
 
 def token_weights(mask: torch.Tensor, loss: str, max_response: int) -> torch.Tensor:
-    """(R, T) float32, what the loss of each token counts in that of the step. mask: (R, T) bool, each row with a token."""
-    weights = mask.float()
+    """(R, T) float64, what the loss of each token counts in that of the step. mask: (R, T) bool, each row with a token."""
+    weights = mask.double()
     if loss == "dapo":
         return weights / weights.sum()
     if loss == "dr_grpo":
@@ -112,7 +112,10 @@ class Objective(rollouts.RolloutObjective):
         super().__init__(cfg, tokenizer)
         low, high = CLIP[cfg.loss]
         self.group = cfg.group
-        self.clip = (low if cfg.clip_low is None else cfg.clip_low), high if cfg.clip_high is None else cfg.clip_high
+        self.clip = (
+            (low if cfg.clip_low is None else cfg.clip_low),
+            high if cfg.clip_high is None else cfg.clip_high,
+        )
         self.reference, self.sha256 = None, None
 
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
@@ -144,8 +147,8 @@ class Objective(rollouts.RolloutObjective):
             )
         mask = rollout.targets != IGNORE_INDEX
         weights = torch.zeros(mask.shape)
-        weights[rows] = token_weights(mask[rows], cfg.loss, cfg.max_response)
-        held = {"input_ids": rollout.input_ids, "advantages": advantages, "weights": weights}
+        weights[rows] = token_weights(mask[rows], cfg.loss, cfg.max_response).float()
+        held = {"input_ids": rollout.input_ids, "advantages": advantages.float(), "weights": weights}
         if rollout.chosen is not None:
             held["chosen"] = rollout.chosen
         batches, counts = micro_batches(cfg.batch_size, rows, rollout.targets, **held)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from common.script import did_you_mean, first_line, shown
 from data.examples import Example
 from data.stories.checker import check
+from data.stories.tasks import has_feature, words_used
 from data.stories.tell import MAX_WORDS, MIN_WORDS
 
 RUN = 4  # words; stories repeat shorter runs, such as "the little girl"
@@ -35,14 +36,11 @@ def words(response: Response) -> float:
     asked = response.example.task.get("words")
     if not asked:
         raise ValueError('the example has no "words"')
-    used = set(words_of(response.text))
-    return sum(word.lower() in used for word in asked) / len(asked)
+    return words_used(response.text, [word.lower() for word in asked])
 
 
 def feature(response: Response) -> float:
     """1 if the text has the feature of the task."""
-    from data.stories.tasks import has_feature
-
     asked = response.example.task.get("feature")
     if not asked:
         raise ValueError('the example has no "feature"')
@@ -62,7 +60,7 @@ def length(response: Response) -> float:
 
 def no_repetition(response: Response) -> float:
     """The share of the runs of RUN words that are the first of their kind; 0 for a shorter text."""
-    found = words_of(response.text)
+    found = re.findall(r"\w+", response.text.lower())
     runs = [tuple(found[start : start + RUN]) for start in range(len(found) - RUN + 1)]
     return len(set(runs)) / len(runs) if runs else 0.0
 
@@ -80,10 +78,6 @@ REWARDS: dict[str, Callable[[Response], float]] = {
     "no_repetition": no_repetition,
     "checker": checker,
 }
-
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"[a-z']+", text.lower())
 
 
 def parse_rewards(text: str) -> dict[str, float]:

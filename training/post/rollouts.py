@@ -25,12 +25,15 @@ from torch import nn
 
 from architecture.generation.decode import generate
 from architecture.generation.sampling import row_generators
-from architecture.generation.text import TextStream, encode_prompt
+from architecture.generation.text import TextStream
 from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats
 from architecture.routing_rules import forced, routing_rules
+from architecture.tokenizer import HARMONY
 from data.documents import Source
 from data.examples import Example, open_examples
 from data.loader import LoaderProgress
+from data.rows import RowEncoder
+from data.stories.tasks import tasks
 from training.memory import forward_context
 from training.post import objective
 from training.post.policy import Scored, score
@@ -39,6 +42,8 @@ from training.state.checkpoint import Progress
 from training.state.run import Run, save
 from training.step import StepResult, accumulate_gradients
 from training.trainer import end_step, is_logged, update
+
+ANY_LENGTH = 2**31  # tokens
 
 
 class Rollout(NamedTuple):
@@ -105,31 +110,38 @@ def sample(
     seed: for row_generators.  routing: keep the experts that the sampler chooses.
     Raises ValueError if a prompt and max_response exceed the context of the model.
     """
-    prompts, eot = [encode_prompt(tokenizer, e.prompt) for e in examples], tokenizer.eot_token
+    rows = map(RowEncoder(tokenizer, ANY_LENGTH, None), examples)  # prompts as in supervised fine-tuning
+    prompts, ends = [row.ids[: int(row.scored.argmax())].tolist() for row in rows], end_tokens(tokenizer)
     log: list[tuple[list[int], torch.Tensor]] | None = [] if routing else None
     sampled = generate(
         model,
         prompts,
         max_tokens=max_response,
         temperature=temperature,
-        stop_tokens=(eot,),
+        stop_tokens=ends,
         generators=row_generators(seed, len(prompts)),
         routing=log,
     )
     starts = [len(prompt) for prompt in prompts]
-    ends = [start + len(response) for start, response in zip(starts, sampled)]
-    input_ids = torch.full((len(prompts), max(ends) - 1), eot)
+    lengths = [start + len(response) for start, response in zip(starts, sampled)]
+    input_ids = torch.full((len(prompts), max(lengths) - 1), tokenizer.eot_token)
     targets = torch.full_like(input_ids, IGNORE_INDEX)
     for row, (prompt, response) in enumerate(zip(prompts, sampled)):
-        input_ids[row, : ends[row] - 1] = torch.tensor([*prompt, *response[:-1]])
-        targets[row, starts[row] - 1 : ends[row] - 1] = torch.tensor(response)
-    ended = [response[-1] == eot for response in sampled]
+        input_ids[row, : lengths[row] - 1] = torch.tensor([*prompt, *response[:-1]])
+        targets[row, starts[row] - 1 : lengths[row] - 1] = torch.tensor(response)
+    ended = [response[-1] in ends for response in sampled]
     responses = [
         Response(text_of(tokenizer, ids[:-1] if over else ids), example, over, len(ids))
         for ids, over, example in zip(sampled, ended, examples)
     ]
-    chosen = None if log is None else chosen_experts(log, starts, ends)
+    chosen = None if log is None else chosen_experts(log, starts, lengths)
     return Rollout(input_ids, targets, responses, torch.tensor(ended), chosen)
+
+
+def end_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response: EOT, and that of a chat format."""
+    chat = [tokenizer.encode_single_token("<|return|>")] if tokenizer.name == HARMONY else []
+    return tokenizer.eot_token, *chat
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -252,9 +264,7 @@ class RolloutObjective(objective.Objective):
 
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         cfg = self.cfg
-        found = open_examples(
-            cfg.dataset, Example, split=split, val_dataset=cfg.val_dataset, bundled=bundled_tasks
-        )
+        found = open_examples(cfg.dataset, Example, split=split, val_dataset=cfg.val_dataset, bundled=tasks)
         if split == "train":
             return found
         self.held_out = [found[index] for index in range(min(cfg.held_out, len(found)))]
@@ -417,12 +427,6 @@ class RolloutObjective(objective.Objective):
             self.compared = compared.tolist()
         loss, nats = sums.tolist()
         return result._replace(loss=torch.tensor(nats / total)), norms, loss
-
-
-def bundled_tasks(split: str) -> tuple[Sequence[Example], str]:
-    from data.stories.tasks import tasks
-
-    return tasks(split)
 
 
 @contextlib.contextmanager

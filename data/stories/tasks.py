@@ -1,0 +1,144 @@
+"""Tasks from the story world: three words to use, a feature to have and a summary, and a story that answers.
+
+The words are a noun, a verb and an adjective that occur in stories of every plot and every cast, so that all of
+them combine: the things and places of world.py would tell the cast. A tenth of the combinations, by their hash, is
+held out: training tasks have none of them, and validation tasks, about the validation stories, no others.
+
+A response begins with a line break, so that prompt and story together read as one text. Whether a story has a
+feature is decided by its text alone, so that a generated story is judged by the same rule.
+"""
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Callable, Sequence
+
+from data.examples import Example
+from data.stories import TRAIN_STORIES, VALIDATION_STORIES, VERSION, Facts, story, world
+
+# Each word, with a space in front, is one token of the tokenizers stories4k and bundled1536.
+NOUNS = (
+    "sun tree leaves grass rain smile wind path flowers village town birds song stone wall moon cloud".split()
+)
+VERBS = "smiled laughed sat ran walked sang played danced moved turned skipped hugged raced watched".split()
+ADJECTIVES = (
+    "happy quiet lovely bright cool cheerful proud glad careful brave friendly clever gentle polite shy calm"
+).split()
+HELD_OUT_PER_TEN = 1
+TASKS_VERSION = 1  # changes with any task; a run resumes only on the tasks that it began with
+
+STRIDE = 101  # prime, so that it meets every story, and neighbors do not go on to the same one
+MANY_SPEECHES = 5  # more than half of the stories have fewer
+FEATURES: dict[str, str] = {  # name: how a prompt asks for it
+    "dialogue": "They talk a lot.",
+    "first person": "I tell it.",
+    "lesson": "It has a lesson.",
+    "frame": "It is a story in a story.",
+}
+_QUOTE = re.compile(r'"[^"]*"')
+_I = re.compile(r"\b(?:I|me|my)\b")
+_LESSON = re.compile(r"\b(?:learned|found out|knew|knew now|understood|saw|said|know|see) that\b")
+_TELLER = re.compile(r"\b(?:Grandma|Grandpa|Mom|Dad)\b")
+SUMMARIES = {  # plot: N and S are the characters, A the thing with its adjective, P the place
+    "lost": "{N} lost {A} {P}, and {S} found it.",
+    "stuck": "{N} had {A} that got stuck {P}, and {S} got it down.",
+    "broken": "{N} broke {A} {P}, and {S} helped to fix it.",
+    "dirty": "{N} had {A} that got dirty {P}, and {S} helped to wash it.",
+    "wet": "{N} had {A} that got wet {P}, and {S} helped to dry it.",
+    "share": "{N} did not want to share {A} {P}, and then {S} had a turn.",
+    "skill": "{N} had {A} and wanted to learn {P}, and {S} helped.",
+    "gift": "{N} made {A} for {S}, who was {P}.",
+    "noise": "{N} and {S} heard something in {A} {P}.",
+    "return": "{N} found {A} {P} and gave it back to {S}.",
+    "hungry": "{S} was hungry {P}, and {N} shared {A}.",
+    "lonely": "{N} was alone with {A} {P} and met {S}.",
+}
+
+
+class Tasks(Sequence[Example]):
+    """Tasks about stories from number `first` on, made when they are read."""
+
+    def __init__(self, first: int, number: int, held_out: bool):
+        self._first, self._number, self._held_out = first, number, held_out
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> Example:
+        """The task about the story with that index, or if that has no such words, about one further on."""
+        if not 0 <= index < self._number:
+            raise IndexError(index)
+        rng = random.Random(f"{self._first + index}")
+        for step in itertools.count():
+            told = story(self._first + (index + STRIDE * step) % self._number)
+            combinations = [c for c in combinations_in(told.text) if is_held_out(c) == self._held_out]
+            features = [name for name in FEATURES if has_feature(told.text, name)]
+            if combinations and features:
+                words, feature = list(rng.choice(combinations)), rng.choice(features)
+                task = {"words": words, "feature": feature, "summary": summary(told.facts)}
+                return Example(prompt_of(**task), f"\n{told.text}", task, f"task {index} of the story world")
+
+
+def tasks(split: str) -> tuple[Sequence[Example], str]:
+    """The "train" or the "validation" tasks, and their identity."""
+    held_out = split == "validation"
+    first, number = (TRAIN_STORIES, VALIDATION_STORIES) if held_out else (0, TRAIN_STORIES)
+    identity = f"tasks {TASKS_VERSION} of bundled stories {VERSION}, {number:,} from number {first:,}"
+    return Tasks(first, number, held_out), identity
+
+
+def prompt_of(words: Sequence[str], feature: str, summary: str) -> str:
+    """The prompt of a task. words: three."""
+    first, second, third = words
+    return f"A story with {first}, {second} and {third}. {FEATURES[feature]} {summary}"
+
+
+def summary(facts: Facts) -> str:
+    """What happens in a story, in one sentence."""
+    hero, other = (person.name for person in facts.characters)
+    thing, place = f"a {facts.adjective} {facts.object}", f"{world.PLACES[facts.place]} the {facts.place}"
+    return SUMMARIES[facts.plot].format(N=hero, S=other, A=thing, P=place)
+
+
+def combinations_in(text: str) -> list[tuple[str, str, str]]:
+    """Every noun, verb and adjective of the lists that a text has, as combinations."""
+    there = words_of(text)
+    return list(itertools.product(*([w for w in some if w in there] for some in (NOUNS, VERBS, ADJECTIVES))))
+
+
+def is_held_out(words: Sequence[str]) -> bool:
+    """Whether a combination of words is one that no training task has."""
+    return hashlib.blake2b(" ".join(words).encode()).digest()[0] % 10 < HELD_OUT_PER_TEN
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a text, in lower case."""
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def words_used(text: str, words: Sequence[str]) -> float:
+    """The share of these words that a text has, each as a whole word in this form."""
+    there = words_of(text)
+    return sum(word in there for word in words) / len(words)
+
+
+def has_feature(text: str, name: str) -> bool:
+    """Whether a text has a feature. Raises KeyError for an unknown one."""
+    return _HAS[name](text)
+
+
+def _is_framed(text: str) -> bool:
+    first = text.strip().split("\n")[0]
+    return "story" in first and _TELLER.search(first) is not None
+
+
+# dialogue: five or more speeches.  first person: I, me or my at least three times outside of speeches; a narrator
+# who turns to the listener says "I" once or twice.  lesson: somebody learns "that ..." in the last two paragraphs.
+# frame: somebody of the family begins to tell a story in the first paragraph.
+_HAS: dict[str, Callable[[str], bool]] = {
+    "dialogue": lambda text: text.count('"') >= 2 * MANY_SPEECHES,
+    "first person": lambda text: len(_I.findall(_QUOTE.sub("", text))) >= 3,
+    "lesson": lambda text: _LESSON.search("\n".join(text.strip().split("\n")[-2:])) is not None,
+    "frame": _is_framed,
+}
