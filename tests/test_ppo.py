@@ -315,3 +315,15 @@ def test_more_mini_batches_than_prompts_are_refused_in_a_sentence(start, capsys)
     assert go(start, "refused", "--mini_batches", 13) == 2
     assert "mini_batches must be at most prompts (12), got 13" in capsys.readouterr().err
     assert not (start[0] / "refused").exists()
+
+
+def test_a_step_whose_responses_all_have_the_same_reward_updates_nothing_and_says_so(
+    start, monkeypatch, capsys
+):
+    monkeypatch.setitem(rewards.REWARDS, EASY, lambda response: 0.5)
+    monkeypatch.setitem(rewards.REWARDS, GIVEN, lambda response: 0)
+    assert go(start, "equal", "--max_iters", 1) == 0
+    assert "step 1: no update, because all responses have the same reward" in capsys.readouterr().err
+    assert [r["post/groups_dropped"] for r in records(start, "equal") if "post/reward" in r] == [1]
+    ends = [load(start[0] / out)["model"] for out in ("base/checkpoint_2.pt", "equal/checkpoint_1.pt")]
+    assert differences(*ends) == []

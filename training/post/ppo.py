@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from architecture.checkpoint import owned
 from architecture.interface import IGNORE_INDEX
 from common.files import reading
+from training.post.grpo import SPREAD
 from training.post.policy import Scored
 from training.post.reference import open_reference
 from training.post.rollouts import Judged, Rollout, RolloutObjective, micro_batches
@@ -142,7 +143,7 @@ def value_losses(values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor,
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the unmasked tokens: 1 is perfect, 0 no better than a constant."""
     left, whole = ((x[mask]).var(correction=0) for x in (returns - values, returns))
-    return float(1 - left / whole.clamp(min=torch.finfo(whole.dtype).tiny))
+    return float(1 - left / whole)
 
 
 class Objective(RolloutObjective):
@@ -174,19 +175,26 @@ class Objective(RolloutObjective):
         self, run: Run, progress: Progress, rollout: Rollout, judged: Judged, measured: bool
     ) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         """`updates` passes over the responses, in `mini_batches` optimizer updates each."""
-        cfg = self.cfg
-        mask = rollout.targets != IGNORE_INDEX
+        cfg, mask = self.cfg, rollout.targets != IGNORE_INDEX
         held, records = self.experience(run, rollout, judged.total)
+        train = float(judged.total.max() - judged.total.min()) > SPREAD
+        if not train:  # whitening would make advantages of the errors of the value head alone
+            run.writer.say(f"step {progress.step + 1}: no update, because all responses have the same reward")
+        updates = cfg.updates if train else 1
         sums = torch.zeros(3, device=run.device)  # policy loss, value loss and clipped tokens of all updates
         draw = torch.Generator().manual_seed(hash((cfg.seed, progress.step)) % 2**63)
-        for _ in range(cfg.updates):
+        for _ in range(updates):
             for rows in torch.randperm(len(mask), generator=draw).tensor_split(cfg.mini_batches):
                 batches, counts = micro_batches(cfg.batch_size, rows, rollout.targets, **held)
                 loss_of = functools.partial(self.loss_of, total=sum(counts), sums=sums)
-                result, norms, _ = self.optimize(run, progress, batches, counts, loss_of, measured=measured)
-                self.head.update()
-        means = (sums / (cfg.updates * mask.sum().item())).tolist()
+                result, norms, _ = self.optimize(
+                    run, progress, batches, counts, loss_of, measured=measured, train=train
+                )
+                if train:
+                    self.head.update()
+        means = (sums / (updates * mask.sum().item())).tolist()
         records |= zip(("post/policy_loss", "post/value_loss", "post/clip_fraction"), means)
+        records["post/groups_dropped"] = int(not train)
         return result._replace(tokens=int(mask.sum())), norms, records
 
     def experience(
@@ -211,7 +219,8 @@ class Objective(RolloutObjective):
         rewards = token_rewards(old, reference, scores, mask, cfg.kl_coef)
         after = F.pad(values, (0, 1))  # 0 behind the last token: the score was the last reward
         advantages, returns = advantages_and_returns(rewards, after, mask, cfg.gamma, cfg.lam)
-        records["post/explained_variance"] = explained_variance(values, returns, mask)
+        if returns[mask].var(correction=0) > SPREAD**2:
+            records["post/explained_variance"] = explained_variance(values, returns, mask)
         held |= {"old": old, "advantages": whitened(advantages, mask)}
         return held | {"old_values": values, "returns": returns}, records
 
