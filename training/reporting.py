@@ -223,12 +223,13 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     other = validation.left_out() if validation.not_read != source.not_read else ""  # not the same twice
     if getattr(run.model.config, "capacity_factor", None) is not None:
         experts += ", capacity by score: train/loss is not causal, val/loss is"
+    rows = f"{parts}{cfg.batch_size} rows{segments} x {cfg.block_size} tokens"
+    rows = (run.objective and run.objective.step_in_words) or rows
     return (
         f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "
         f"{counts['total']:,} parameters, {counts['active']:,} active per token{expert_layers(run.model.config)}\n"
         f"data: {source.name}{source.left_out()}, validation {validation.name}{other}, tokenizer {run.tokenizer.name}\n"
-        f"{length} of {cfg.slots_per_step:,} tokens ({parts}{cfg.batch_size} rows{segments} x {cfg.block_size} "
-        f"tokens) on {cfg.device} in {cfg.dtype} "
+        f"{length} of {cfg.slots_per_step:,} tokens ({rows}) on {cfg.device} in {cfg.dtype} "
         f"({cfg.threads} threads, attention {cfg.attention}{experts})\n"
         f"writing {cfg.out_dir}/" + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
     )

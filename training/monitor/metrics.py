@@ -18,6 +18,7 @@ from common.files import CannotWrite, append_line, atomic_write, parse_json, wri
 
 SHOWN = {  # tags that the progress line shows, in this order
     "train/loss": "loss {:.4f}",
+    "post/reward": "reward {:.3f}",
     "train/bits_per_byte": "{:.3f} bits/byte",
     "val/bits_per_byte": "val {:.3f} bits/byte",
     "perf/tokens_per_second": "{:,.0f} tokens/s",

@@ -47,7 +47,29 @@ IMAGES = {
     ],
 }
 
+REWARDS = {  # of GRPO and PPO
+    "mean reward of the responses, training and held-out prompts": [r"post/reward$", r"val/reward$"],
+    "parts of the reward, training": [r"post/reward/"],
+    "parts of the reward, held-out prompts": [r"val/reward/"],
+    "KL divergence from the reference, nats per token": [r"post/kl$"],
+    "entropy of the responses, nats per token": [r"post/entropy$"],
+    "share of tokens whose ratio is clipped": [r"post/clip_fraction$"],
+    "tokens of a response": [r"post/response_tokens$", r"val/response_tokens$"],
+    "share of responses that end by themselves": [r"post/ended$", r"val/ended$"],
+    "share of the router's choices in which sampler and training differ": [r"post/routing_flips$"],
+    "share of a step that sampling takes": [r"post/sampling_share$"],
+    "responses per second of a step": [r"post/samples_per_second$"],
+}
+
 TASKS = {  # by kind of post-training
+    "grpo": REWARDS | {"prompts left out, because all of their rewards are equal": [r"post/groups_dropped$"]},
+    "ppo": REWARDS
+    | {
+        "variance of the returns that the value head explains (1 = all, 0 = a constant does as well)": [
+            r"post/explained_variance$"
+        ],
+        "loss of the value head": [r"post/value_loss$"],
+    },
     "sft": {
         "loss of held-out responses, nats per token": [r"val/response_loss$"],
         "held-out tasks: share of the words used, and share of stories with all three": [

@@ -109,9 +109,9 @@ class Objective(rollouts.RolloutObjective):
     cfg: GRPOConfig
 
     def __init__(self, cfg: GRPOConfig, tokenizer: Any):
+        self.group = cfg.group
         super().__init__(cfg, tokenizer)
         low, high = CLIP[cfg.loss]
-        self.group = cfg.group
         self.clip = (
             (low if cfg.clip_low is None else cfg.clip_low),
             high if cfg.clip_high is None else cfg.clip_high,

@@ -19,6 +19,8 @@ from training.trainer import train_step
 class Objective:
     """The interface of all kinds; as it is, the next-token prediction of train.py."""
 
+    step_in_words = ""  # what a step consists of, if not of rows of block_size tokens
+
     def __init__(self, cfg: PostTrainConfig, tokenizer: Any):
         self.cfg, self.tokenizer = cfg, tokenizer
 

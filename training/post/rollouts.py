@@ -38,6 +38,7 @@ from training.memory import forward_context
 from training.post import objective
 from training.post.policy import Scored, score
 from training.post.rewards import Response, parse_rewards, reward_of
+from training.post.sft import judged as of_tasks
 from training.state.checkpoint import Progress
 from training.state.run import Run, save
 from training.step import StepResult, accumulate_gradients
@@ -252,6 +253,10 @@ class RolloutObjective(objective.Objective):
     def __init__(self, cfg: Any, tokenizer: Any):
         super().__init__(cfg, tokenizer)
         self.rewards = parse_rewards(cfg.rewards)
+        self.step_in_words = (
+            f"{cfg.prompts} prompts x {self.group} responses of at most {cfg.max_response} tokens, trained "
+            f"{cfg.batch_size} at a time"
+        )
 
     def learn(
         self, run: Run, progress: Progress, rollout: Rollout, judged: Judged, measured: bool
@@ -310,12 +315,16 @@ class RolloutObjective(objective.Objective):
         with saving(run, progress):
             rollout = self.sample(run, self.held_out, f"{self.cfg.seed} held-out")
             judged = self.judge(rollout)
-        first = rollout.responses[0]
-        run.writer.text(progress.step, "samples/response", f"{first.example.prompt}{first.text}")
-        return self.reward_record("val", judged) | {
+        responses, step = rollout.responses, progress.step
+        run.writer.text(step, "samples/response", f"{responses[0].example.prompt}{responses[0].text}")
+        record = self.reward_record("val", judged) | {
             "val/response_tokens": float(rollout.lengths.double().mean()),
             "val/ended": float(rollout.ended.double().mean()),
         }
+        record |= of_tasks(self.held_out, [response.text for response in responses])
+        told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
+        run.writer.say(f"step {step}: on {len(responses)} held-out prompts {told}")
+        return record
 
     def sample(self, run: Run, examples: Sequence[Example], seed: str, routing: bool = False) -> Rollout:
         cfg = self.cfg
