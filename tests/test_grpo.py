@@ -1,6 +1,8 @@
 """GRPO and its relatives: losses and gradients, rollouts, replayed routing, and a run that learns and resumes."""
 
 import json
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import small_model
@@ -16,6 +18,7 @@ from training.memory import checkpoint_blocks
 from training.post import grpo, rewards, rollouts
 from training.post.policy import score
 from training.post.rollouts import Replay, flips, micro_batches, sample
+from training.post.settings import GRPOConfig
 
 # ------------------------------------------------------------------------------------------ the loss
 LENGTHS, G, MOST = (4, 1, 6, 2, 5, 3), 3, 7  # of six responses in two groups of three
@@ -82,6 +85,7 @@ def test_loss_and_gradient_are_those_of_the_written_out_loss(kind):
 
 # ---------------------------------------------------------------------------------------------- rollouts
 TOKENIZER = get_tokenizer("bundled1536")
+SCRIPTED = [[5, 6, TOKENIZER.eot_token], [7] * 9, [TOKENIZER.eot_token], [8, 9], [1], [2]]  # two of them end
 EXAMPLES = [Example("Once ", "yes"), Example("Tom and Lily went to the park. ", "no")] * 3
 
 
@@ -96,10 +100,9 @@ def rollout_of(policy, seed="1", **options):
 
 
 def test_rows_hold_prompt_and_response_and_score_the_response_with_its_end(policy, monkeypatch):
-    scripted = [[5, 6, TOKENIZER.eot_token], [7] * 9, [TOKENIZER.eot_token], [8, 9], [1], [2]]
-    monkeypatch.setattr(rollouts, "generate", lambda *_, **__: scripted)
+    monkeypatch.setattr(rollouts, "generate", lambda *_, **__: SCRIPTED)
     found = rollout_of(policy)
-    for row, (example, response) in enumerate(zip(EXAMPLES, scripted)):
+    for row, (example, response) in enumerate(zip(EXAMPLES, SCRIPTED)):
         ids = [TOKENIZER.eot_token, *TOKENIZER.encode(example.prompt), *response]
         scored = found.targets[row] != IGNORE_INDEX
         assert found.input_ids[row, : len(ids) - 1].tolist() == ids[:-1]
@@ -343,11 +346,38 @@ def test_equal_rewards_update_nothing_and_say_so(start, monkeypatch, capsys):
     assert differences(*weights) == []
 
 
-def test_a_masked_response_trains_nothing_and_is_in_no_denominator():
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    assert grpo.token_weights(mask, "grpo", 5).tolist() == [[0.25, 0.25, 0], [0.5, 0, 0]]
-    assert grpo.token_weights(mask, "dr_grpo", 5)[0, 0] == 1 / 10
+def test_responses_that_do_not_train_are_in_no_denominator(policy, monkeypatch):
+    monkeypatch.setattr(rollouts, "generate", lambda *_, **__: SCRIPTED)
+    cfg = GRPOConfig(prompts=3, group=2, max_response=9, truncated="mask", loss="dr_grpo", rewards=EASY)
+    learner, seen = grpo.Objective(cfg, TOKENIZER), []
+
+    def optimize(run, progress, batches, counts, loss_of, **options):
+        seen.append((batches, counts, options))
+        return SimpleNamespace(loss=torch.ones(())), {}, 0.0
+
+    monkeypatch.setattr(learner, "optimize", optimize)
+    run, progress = SimpleNamespace(writer=MagicMock()), SimpleNamespace(step=0)
+    rewards_of = torch.tensor([1, 0, 0.5, 0.5, 2, 3], dtype=torch.float64)  # the second group says nothing
+    rollout, judged = rollout_of(policy), rollouts.Judged(rewards_of, {})
+    _, _, found = learner.learn(run, progress, rollout, judged, True)
+    ((batches, counts, options),) = (
+        seen  # of six responses, two groups differ, and there only the first one ended
+    )
+    assert counts == [3] and options["train"] and found["post/groups_dropped"] == 1
+    assert batches[0]["weights"][batches[0]["weights"] > 0].tolist() == pytest.approx([1 / 9] * 3)
+    assert batches[0]["advantages"].tolist() == [0.5]
+    assert grpo.token_weights(torch.ones(2, 3, dtype=torch.bool), "grpo", 9).tolist() == [[1 / 6] * 3] * 2
     assert grpo.overlong_penalty(torch.tensor([80, 90, 100]), 100).tolist() == [0, -0.5, -1]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dapo"])
+def test_micro_batches_change_memory_and_no_gradient(start, kind):
+    for size in (5, 32):
+        flags = f"--max_iters 1 --loss {kind} --batch_size {size} --out_dir {kind}{size}".split()
+        assert go(start, *flags, "--eval_every", 9) == 0
+    for tag in ("optim/grad_norm", "optim/grad_norm/router", "train/loss"):
+        ours, theirs = (records(start, f"{kind}{size}", tag)[1] for size in (5, 32))
+        assert ours == pytest.approx(theirs, rel=1e-4) and ours > 0
 
 
 def test_a_prompt_beyond_the_context_is_one_sentence(start, capsys):

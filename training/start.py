@@ -77,6 +77,7 @@ def resolve(command: CommandLine) -> Start:
         )
     require_context(cfg, start.config)
     require_room_for_offload(cfg)
+    require_routers(cfg, start.config)
     if cfg.planned:
         return start._replace(cfg=cfg)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
@@ -279,6 +280,14 @@ def require_context(cfg: TrainConfig, config: Any) -> None:
         raise ValueError(
             f"block_size must be at most the model's context limit of {config.context_limit} tokens, got "
             f"{cfg.block_size}; lower block_size or raise initial_context_length"
+        )
+
+
+def require_routers(cfg: TrainConfig, config: Any) -> None:
+    """Raise ValueError if routers are to follow a record and the model has none."""
+    if getattr(cfg, "routing_replay", False) and not getattr(config, "resolved_moe_layers", ()):
+        raise ValueError(
+            f"routing_replay needs a model with routers, and this {cfg.model} model has none; leave it out"
         )
 
 

@@ -143,7 +143,7 @@ class LeanDecoder:
             self.most_padding = max(shorter)
             self.next_position.sub_(self.padding)
         columns = torch.tensor([[0] * pad + list(row) for pad, row in zip(shorter, ids)])
-        pieces = columns.split(max(1, TOKENS_AT_ONCE // rows), dim=1)
+        pieces = (columns,) if longest == 1 else columns.split(max(1, TOKENS_AT_ONCE // rows), dim=1)
         if self.chosen is not None:
             for layer in self.layers:
                 layer.mlp.chosen = []

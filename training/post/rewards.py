@@ -8,6 +8,7 @@ measure: look at samples/response while a reward rises. This module imports no t
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from data.stories.checker import check
 from data.stories.tasks import has_feature, words_used
 from data.stories.tell import MAX_WORDS, MIN_WORDS
 
+checked = functools.lru_cache(maxsize=1024)(check)  # two rewards ask for the same text
 RUN = 4  # words; stories repeat shorter runs, such as "the little girl"
 
 
@@ -49,7 +51,7 @@ def feature(response: Response) -> float:
 
 def ends(response: Response) -> float:
     """1 if the text ended by itself, and its last sentences end the story."""
-    return float(response.ended and check(response.text).finished)
+    return float(response.ended and checked(response.text).finished)
 
 
 def length(response: Response) -> float:
@@ -67,7 +69,7 @@ def no_repetition(response: Response) -> float:
 
 def checker(response: Response) -> float:
     """1 if the checker of stories finds no contradiction and no open end (data/stories/checker)."""
-    return float(check(response.text).passes)
+    return float(checked(response.text).passes)
 
 
 REWARDS: dict[str, Callable[[Response], float]] = {

@@ -280,10 +280,6 @@ class RolloutObjective(objective.Objective):
 
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
         self.routed = bool(hasattr(run.model, "routed_experts") and run.model.routed_experts())
-        if self.cfg.routing_replay and not self.routed:
-            raise ValueError(
-                f"routing_replay needs a model with routers, and this {self.cfg.model} model has none; leave it out"
-            )
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         began, cfg = time.perf_counter(), self.cfg
