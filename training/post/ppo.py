@@ -157,11 +157,16 @@ class Objective(RolloutObjective):
             )
         self.reference, self.sha256 = None, None
 
+    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
+        super().open_model(model, state)
+        if self.cfg.kl_coef > 0:
+            held = state and state["reference"]
+            self.reference, self.sha256 = open_reference(self.cfg, model, self.tokenizer, held)
+
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
         super().open(run, state)
-        if self.cfg.kl_coef > 0:
-            held = state.get("reference") if state else None
-            self.reference, self.sha256 = open_reference(self.cfg, run.model, self.tokenizer, held)
+        if self.reference is not None:
+            self.reference.to(run.device)
         self.head = ValueHead(run.model.config.hidden_size, self.cfg, run.device)
         if state is not None:
             path = latest_checkpoint(run.cfg.out_dir)
