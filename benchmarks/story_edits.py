@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from benchmarks.publish import judge, publish
 from benchmarks.story_paraphrases import HARMLESS
 from common.script import Parser, exit_code
-from data.stories import TRAIN_STORIES, VALIDATION_STORIES, Story
+from data.stories import TRAIN_STORIES, VALIDATION_STORIES
 from data.stories import story as tell
 from data.stories.checker import Report, check
 from data.stories.contradictions import CONTRADICTIONS, halves, joined, shuffled

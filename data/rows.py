@@ -154,7 +154,8 @@ class ExampleRows:
     """Whole examples, in order, as many in a row as it holds; no example goes on in the next row.
 
     The positions of each begin at 0, which keeps attention inside it; those of padding continue the last one.
-    `tokens`: the next example, which did not fit, as ids and scored.  mine: the rows of a batch that are returned.
+    `tokens`: the next example, which did not fit: its ids, and the number of those in front of the response.
+    mine: the rows of a batch that are returned.
     """
 
     def __init__(
@@ -172,14 +173,18 @@ class ExampleRows:
 
     def __next__(self) -> dict[str, np.ndarray]:
         eot, block_size = self._layout
-        waiting = Row(*self.tokens, ()) if self.tokens else next(self._documents)
+        if self.tokens:
+            ids, (first,) = self.tokens
+            waiting = Row(ids, np.arange(len(ids)) >= first, ())
+        else:
+            waiting = next(self._documents)
         rows: list[list[Row]] = []
         while len(rows) < self._num_rows:
             rows.append([])
             while sum(len(row.ids) - 1 for row in (*rows[-1], waiting)) <= block_size:
                 rows[-1].append(waiting)
                 waiting = next(self._documents)
-        self.tokens = [waiting.ids, waiting.scored]
+        self.tokens = [waiting.ids, np.flatnonzero(waiting.scored)[:1]]
         return packed_batch(rows[self._mine], eot, block_size)
 
 

@@ -45,7 +45,7 @@ def write_pairs(path: Path, number: int = 60, **changes) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ rows
-def test_prompt_and_responses_are_tokenised_apart_and_only_responses_with_their_ends_are_targets(tmp_path):
+def test_prompt_and_responses_are_tokenized_apart_and_only_responses_with_their_ends_are_targets(tmp_path):
     tokenizer = get_tokenizer("bundled1536")
     source = open_examples(
         str(write_pairs(tmp_path / "p.jsonl", 1)), Pair, split="train", bundled=lambda split: ([], "")
@@ -101,6 +101,17 @@ def log_probability(model, row: Row) -> torch.Tensor:
     return sum(found[place - 1, ids[place]] for place in range(len(ids)) if row.scored[place])
 
 
+def shift_of(one, other, pairs: list[tuple[Row, Row]]) -> float:
+    """Share of the choices at tokens with a target that are another set of experts in another model."""
+    differs = []
+    for row in (row for pair in pairs for row in pair):
+        both = [model(torch.from_numpy(row.ids)[None, :-1]).router.chosen for model in (one, other)]
+        for layer, other_layer in zip(*both):
+            for place in np.flatnonzero(row.scored[1:]):
+                differs.append(set(layer[0, place].tolist()) != set(other_layer[0, place].tolist()))
+    return sum(differs) / len(differs)
+
+
 def test_loss_gradient_and_records_are_those_of_plain_autograd_over_all_logits_whatever_the_micro_batches():
     policy, reference, twin = (small_model.model(seed=seed).double() for seed in (0, 1, 0))
     reference.requires_grad_(False)
@@ -148,11 +159,11 @@ def test_loss_gradient_and_records_are_those_of_plain_autograd_over_all_logits_w
             "post/reward_rejected": float(rewards[:, 1].mean()),
             "post/logp_chosen": float(means[0]),
             "post/logp_rejected": float(means[1]),
-            "post/routing_shift": record["post/routing_shift"],
+            "post/routing_shift": sum(shift_of(policy, reference, some) for some in (rows[:2], rows[2:])) / 2,
             "data/truncated": 0.0,
             "data/padding_share": 1 - (32 + 24 + 10) / (4 * 14 + 6 * 15),
         },
-        abs=1e-9,
+        abs=1e-7,
     )
     assert 0.5 < record["post/routing_shift"] <= 1  # two models that have nothing in common
     loss, nats, num_bytes = of_chosen(model.seen, batches, bytes_of)
@@ -252,6 +263,10 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     assert at[8]["val/dpo_loss"] < 0.6 and at[8]["val/reward_accuracy"] == 1.0
     assert at[8]["val/pair_accuracy_low"] <= at[8]["val/pair_accuracy"] <= at[8]["val/pair_accuracy_high"]
     steps = [r for r in records if "train/loss" in r]
+    final = next(r["final/loss"] for r in records if "final/loss" in r)
+    capsys.readouterr()
+    alone = "--eval_only straight --eval_tokens 128 --device cpu --threads 1".split()
+    assert run_here(base, *alone) == 0 and f"validation loss {final:.4f}" in capsys.readouterr().out
     assert len(steps) == 8 and all(0 < r["post/logp_chosen"] / -r["train/loss"] < 20 for r in steps)
 
     original = dpo.Objective.step
@@ -282,14 +297,13 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     "changes, told",
     [
         (dict(chosen=" It was blue."), "line 1: chosen and rejected must differ, and are equal; mend or remove it"),
-        (dict(prompt="A ball and a kite. " * 5), "line 1, chosen: its prompt needs 38 tokens, but a row has block_size 24"),
+        (dict(prompt="A ball and a kite. " * 5), "line 1, chosen: its prompt needs 37 tokens, but a row has block_size 24"),
     ],
     ids=["equal", "long prompt"],
 )  # fmt: skip
 def test_bad_pairs_are_refused_before_anything_is_written(base, changes, told, capsys):
-    write_pairs(base / "held_out.jsonl", 2, **changes)
+    write_pairs(base / "bad.jsonl", 2, **changes)
     capsys.readouterr()
-    assert run_here(base, *FLAGS, "refused", script="post_train") == 2
+    assert run_here(base, *FLAGS, "refused", "--val_dataset", "bad.jsonl", script="post_train") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"held_out.jsonl, {told}" in error and not (base / "refused").exists()
-    write_pairs(base / "held_out.jsonl", 8)
+    assert f"bad.jsonl, {told}" in error and not (base / "refused").exists()

@@ -12,7 +12,7 @@ import torch
 from conftest import REPO_ROOT
 
 from training.monitor.metrics import COMPARED, MetricsWriter, new_run_dir, read_metrics
-from training.monitor.page_layout import page_layout
+from training.monitor.page_layout import TASKS, page_layout
 from training.monitor.routing import MARGINS
 
 
@@ -135,7 +135,8 @@ def test_the_page_holds_its_groups_in_order_and_only_charts_with_data(tmp_path):
 def test_every_chart_of_the_page_is_explained_in_the_table_of_tags():
     explained = (REPO_ROOT / "docs/tags.md").read_text(encoding="utf-8")
     charts = page_layout(routed=True, capacity=True, sinks=True, utilisation=True, carries=True, images=True)
-    tags = [tag for within in charts.values() for patterns in within.values() for tag in patterns]
+    groups = (*charts.values(), *TASKS.values())
+    tags = [tag for within in groups for patterns in within.values() for tag in patterns]
     names = [re.sub(r"\\|\$$", "", tag).rstrip("/_") for tag in tags]
     for bound in MARGINS[1:]:  # in one row, which spells the first one out
         names.remove(f"moe/choice_margin_under_{bound}")

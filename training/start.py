@@ -77,7 +77,6 @@ def resolve(command: CommandLine) -> Start:
         )
     require_context(cfg, start.config)
     require_room_for_offload(cfg)
-    require_routers(cfg, start.config)
     if cfg.planned:
         return start._replace(cfg=cfg)
     cfg, bounded = costs.bounded_evaluations(cfg, command.given)
@@ -283,14 +282,6 @@ def require_context(cfg: TrainConfig, config: Any) -> None:
         )
 
 
-def require_routers(cfg: TrainConfig, config: Any) -> None:
-    """Raise ValueError if routers are to follow a record and the model has none."""
-    if getattr(cfg, "routing_replay", False) and not getattr(config, "resolved_moe_layers", ()):
-        raise ValueError(
-            f"routing_replay needs a model with routers, and this {cfg.model} model has none; leave it out"
-        )
-
-
 def require_room_for_offload(cfg: TrainConfig) -> None:
     """Raise ValueError if there is nothing to offload; --dry_run may plan for a GPU that is not here."""
     if cfg.offload != "none" and not cfg.device.startswith("cuda") and not cfg.dry_run:
@@ -333,7 +324,11 @@ def given_weights(command: CommandLine) -> Start:
         brought |= {name: before[name] for name in rows & before.keys()}
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # the loss on other data could not be compared with those that the run logged
-        same = {*DATA, "hold_out_test"} & before.keys()
+        same = {*DATA, "hold_out_test"} & before.keys() & {f.name for f in fields(cfg)}
+        if (
+            "story_dataset" in before
+        ):  # val/loss of post-training is of stories, its dataset is that of its kind
+            before |= {"dataset": before["story_dataset"], "val_dataset": None}
         brought |= {name: before[name] for name in same - command.given}
         data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides

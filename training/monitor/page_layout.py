@@ -83,6 +83,20 @@ TASKS = {  # by kind of post-training
         ],
         "responses cut off at block_size, share of a step": [r"data/truncated$"],
     },
+    "dpo": {
+        "held-out pairs in which the chosen response is more probable, share with its 95 % interval": [
+            r"val/pair_accuracy"
+        ],
+        "pairs whose chosen response has the larger reward, share (1/2 = as the reference)": [
+            r"val/reward_accuracy$",
+            r"post/accuracy$",
+        ],
+        "loss of pairs (log 2 = as the reference)": [r"val/dpo_loss$", r"post/loss$"],
+        "reward: beta times log-probability over that of the reference": [r"post/reward_"],
+        "log-probability of a response, nats": [r"post/logp_"],
+        "choices of experts that differ from those of the reference, share": [r"post/routing_shift$"],
+        "responses cut off at block_size, share of a step": [r"data/truncated$"],
+    },
 }
 
 MACHINE = {

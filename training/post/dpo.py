@@ -25,6 +25,7 @@ from training.memory import forward_context
 from training.post import objective
 from training.post.policy import score
 from training.post.reference import open_reference
+from training.post.sft import require_room
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult, accumulate_gradients
@@ -38,9 +39,7 @@ class Compared(NamedTuple):
     logprobs: torch.Tensor  # (2, B) float32, of each response under the policy
     ratios: torch.Tensor  # (2, B) float32, logprobs minus those of the reference
     router: RouterStats | None  # of the policy
-    routing_shift: (
-        torch.Tensor | None
-    )  # () float32, share of the choices of experts that differ; None if dense
+    routing_shift: torch.Tensor | None  # () float32, see routing_shift(); None for a dense model
     token_losses: torch.Tensor  # (2 B, T) float32, of the policy, without a gradient
 
     def losses(self, beta: float) -> torch.Tensor:
@@ -69,9 +68,9 @@ def compare(
 
 def routing_shift(one: RouterStats, other: RouterStats, counted: torch.Tensor) -> torch.Tensor:
     """Share of the counted tokens, (B, T) bool, over all layers, whose sets of experts differ: () float32."""
-    chosen = (torch.stack(stats.chosen)[:, counted].sort(-1).values for stats in (one, other))  # (L, N, k)
-    before, now = chosen
-    return (before != now).any(-1).float().mean()
+    before, now = (torch.stack(stats.chosen).sort(-1).values for stats in (one, other))  # (L, B, T, k)
+    differs = (before != now).any(-1) & counted  # without an index, which would wait for the device
+    return differs.sum() / (len(differs) * counted.sum()).clamp(min=1)
 
 
 class PairLoss(nn.Module):
@@ -176,7 +175,9 @@ class Objective(objective.Objective):
         encoded = [encode(held_out[n]) for n in range(min(cfg.held_out, len(held_out)))]
         parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
         self.held_out = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
-        return opened(split="train")
+        source = opened(split="train")
+        require_room(source, encode, cfg.block_size)
+        return source
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
         return TrainLoader(source, tokenizer, **options | {"packing": "pairs"})

@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from architecture.interface import IGNORE_INDEX
 from training.post import rollouts
@@ -118,11 +119,15 @@ class Objective(rollouts.RolloutObjective):
         )
         self.reference, self.sha256 = None, None
 
-    def open(self, run: Run, state: dict[str, Any] | None) -> None:
-        super().open(run, state)
+    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
+        super().open_model(model, state)
         if self.cfg.beta > 0:
-            held = state.get("reference") if state else None
-            self.reference, self.sha256 = open_reference(self.cfg, run.model, self.tokenizer, held)
+            held = state and state["reference"]
+            self.reference, self.sha256 = open_reference(self.cfg, model, self.tokenizer, held)
+
+    def open(self, run: Run, state: dict[str, Any] | None) -> None:
+        if self.reference is not None:
+            self.reference.to(run.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self.sha256}

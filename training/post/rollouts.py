@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from architecture.generation.decode import generate
+from architecture.generation.decode import generate, length_limit
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream
 from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats
 from architecture.routing_rules import forced, routing_rules
 from architecture.tokenizer import HARMONY
 from data.documents import Source
-from data.examples import Example, open_examples
+from data.examples import BUNDLED, Example, open_examples
 from data.loader import LoaderProgress
 from data.rows import RowEncoder
 from data.stories.tasks import tasks
@@ -111,8 +111,7 @@ def sample(
     seed: for row_generators.  routing: keep the experts that the sampler chooses.
     Raises ValueError if a prompt and max_response exceed the context of the model.
     """
-    rows = map(RowEncoder(tokenizer, ANY_LENGTH, None), examples)  # prompts as in supervised fine-tuning
-    prompts, ends = [row.ids[: int(row.scored.argmax())].tolist() for row in rows], end_tokens(tokenizer)
+    prompts, ends = list(map(prompt_encoder(tokenizer), examples)), end_tokens(tokenizer)
     log: list[tuple[list[int], torch.Tensor]] | None = [] if routing else None
     sampled = generate(
         model,
@@ -137,6 +136,17 @@ def sample(
     ]
     chosen = None if log is None else chosen_experts(log, starts, lengths)
     return Rollout(input_ids, targets, responses, torch.tensor(ended), chosen)
+
+
+def prompt_encoder(tokenizer: Any) -> Callable[[Example], list[int]]:
+    """What turns an example into the ids in front of its response, as in supervised fine-tuning."""
+    encode = RowEncoder(tokenizer, ANY_LENGTH, None)
+
+    def ids_of(example: Example) -> list[int]:
+        row = encode(example)
+        return row.ids[: int(row.scored.argmax())].tolist()
+
+    return ids_of
 
 
 def end_tokens(tokenizer: Any) -> tuple[int, ...]:
@@ -271,6 +281,7 @@ class RolloutObjective(objective.Objective):
         cfg = self.cfg
         found = open_examples(cfg.dataset, Example, split=split, val_dataset=cfg.val_dataset, bundled=tasks)
         if split == "train":
+            self.examples = found
             return found
         self.held_out = [found[index] for index in range(min(cfg.held_out, len(found)))]
         return self.stories(identity)
@@ -278,8 +289,28 @@ class RolloutObjective(objective.Objective):
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Prompts:
         return Prompts(source, options["seed"], self.cfg.prompts, options["state"])
 
-    def open(self, run: Run, state: dict[str, Any] | None) -> None:
-        self.routed = bool(hasattr(run.model, "routed_experts") and run.model.routed_experts())
+    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
+        self.routed = bool(hasattr(model, "routed_experts") and model.routed_experts())
+        if self.cfg.routing_replay and not self.routed:
+            raise ValueError(
+                f"routing_replay needs a model with routers, and this {self.cfg.model} model has none; leave it out"
+            )
+        self.require_room(length_limit(model))
+
+    def require_room(self, limit: int) -> None:
+        """Raise ValueError if a prompt leaves no room for max_response: a run that met it later could not go on.
+
+        Of the tasks of the story world, which are short and are made one by one, it looks at the held-out ones.
+        """
+        room, prompt_of = limit - self.cfg.max_response, prompt_encoder(self.tokenizer)
+        for example in [*self.held_out, *(self.examples if self.examples.name != BUNDLED else ())]:
+            if not example.messages and len(example.prompt.encode()) < room:
+                continue  # a token has a byte or more
+            if (number := len(prompt_of(example))) > room:
+                raise ValueError(
+                    f"{example.name}: the prompt needs {number} tokens, and a text may have {limit} (the model's context "
+                    f"limit) with max_response={self.cfg.max_response}; lower --max_response, or shorten the prompt"
+                )
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         began, cfg = time.perf_counter(), self.cfg
@@ -395,7 +426,7 @@ class RolloutObjective(objective.Objective):
         in the loss of the update, ().
         train: False measures only. The loss of the result is the mean of -log p of the responses.
         """
-        total, sums = sum(counts), torch.zeros(2, dtype=torch.float64, device=run.device)
+        total, sums = sum(counts), []
         compared = torch.zeros(2, dtype=torch.int64, device=run.device)
         comparing = measured and self.compared is None  # later updates have other weights than the sampler
 
@@ -405,7 +436,7 @@ class RolloutObjective(objective.Objective):
             ids, targets = batch["input_ids"], batch["targets"]
             scored = score(run.compiled, ids, targets, temperature=self.cfg.temperature)
             loss = loss_of(scored, batch)
-            sums.add_(torch.stack((loss.detach(), -scored.logprobs.detach().sum())))
+            sums.append(torch.stack((loss.detach(), -scored.logprobs.detach().sum())))
             if comparing and chosen is not None:
                 compared.add_(flips(scored.router, chosen))
             return ModelOutput(None, loss * total, None, -scored.logprobs.detach(), scored.router)
@@ -430,7 +461,7 @@ class RolloutObjective(objective.Objective):
             result, norms = update(run, progress, result, plain, measured)
         if comparing and int(compared[1]):
             self.compared = compared.tolist()
-        loss, nats = sums.tolist()
+        loss, nats = torch.stack(sums).cpu().double().sum(0).tolist()
         return result._replace(loss=torch.tensor(nats / total)), norms, loss
 
 

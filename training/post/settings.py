@@ -46,6 +46,7 @@ class DPOConfig(PostTrainConfig):
 
     program, kind = "post_train.py dpo", "dpo"
 
+    batch_size: int = option(8, "pairs per micro-batch, each of two rows", at_least=1)
     beta: float = option(0.1, "strength of the pull to the reference", above=0)
     reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
     out_dir: str = option("model_dpo", "folder of config.json, metrics.jsonl and checkpoints")

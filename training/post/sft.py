@@ -6,6 +6,7 @@ response is one of its tokens; prompts and padding are none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
@@ -91,14 +92,16 @@ class Objective(objective.Objective):
         return float(total / targets)
 
 
-def require_room(source: ExampleSource, encode: RowEncoder, block_size: int) -> None:
-    """Raise ValueError if the prompt of an example fills a row: a run that met it later could not go on.
+def require_room(source: ExampleSource, encode: Callable[[Any], Any], block_size: int) -> None:
+    """Raise ValueError if the prompt of an example or pair fills a row: a run that met it later could not go on.
 
     The tasks of the story world are short, and making all of them takes minutes.
     """
     for n in range(len(source) if source.name != BUNDLED else 0):
         example = source[n]
-        if example.messages or len(example.prompt.encode()) >= block_size:  # a token has a byte or more
+        if (
+            getattr(example, "messages", ()) or len(example.prompt.encode()) >= block_size
+        ):  # a token has a byte or more
             encode(example)
 
 
