@@ -382,7 +382,7 @@ def test_micro_batches_change_memory_and_no_gradient(start):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        ("--max_response 29", "tasks.jsonl, line 3: the prompt needs 4 tokens, and a text may have 32 .* lower --max_response"),
+        ("--max_response 29", "held.jsonl, line 1: the prompt needs 4 tokens, and a text may have 32 .* lower --max_response"),
         ("--rewards words:1,lenght:2", "'lenght' is no reward; did you mean 'length'"),
         ("--group 1", "group must be at least 2; got 1"),
         ("--beta 1 --reference nowhere", "nowhere"),
