@@ -63,6 +63,13 @@ REWARDS = {  # of GRPO and PPO
 
 TASKS = {  # by kind of post-training
     "grpo": REWARDS | {"prompts left out, because all of their rewards are equal": [r"post/groups_dropped$"]},
+    "ppo": REWARDS
+    | {
+        "variance of the returns that the value head explains (1 = all, 0 = a constant does as well)": [
+            r"post/explained_variance$"
+        ],
+        "loss of the value head": [r"post/value_loss$"],
+    },
     "sft": {
         "loss of held-out responses, nats per token": [r"val/response_loss$"],
         "held-out tasks: share of the words used, and share of stories with all three": [

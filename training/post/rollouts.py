@@ -377,11 +377,21 @@ class RolloutObjective(objective.Objective):
         parts = {f"{group}/reward/{name}": fmean(values) for name, values in judged.parts.items()}
         return {f"{group}/reward": float(judged.total.mean())} | parts
 
-    @torch.no_grad()
     def logprobs(
         self, run: Run, model: nn.Module, batches: list[dict[str, torch.Tensor]]
     ) -> list[torch.Tensor]:
-        """What a model gives to the targets of each batch, (B, T) float32 on the device, without gradients.
+        """What a model gives to the targets of each batch, (B, T) float32 on the device, without gradients."""
+        return self.measure(run, model, batches, lambda scored: scored.logprobs)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        run: Run,
+        model: nn.Module,
+        batches: list[dict[str, torch.Tensor]],
+        of: Callable[[Scored], Any],
+    ) -> list[Any]:
+        """What `of` makes of what a model says of each batch, without gradients.
 
         With routing_replay, the policy follows the recorded experts, and the reference chooses its own.
         """
@@ -390,7 +400,7 @@ class RolloutObjective(objective.Objective):
             for batch in batches:
                 replay.follow(batch.get("chosen"))
                 ids, targets = (batch[name].to(run.device) for name in ("input_ids", "targets"))
-                found.append(score(model, ids, targets, temperature=self.cfg.temperature).logprobs)
+                found.append(of(score(model, ids, targets, temperature=self.cfg.temperature)))
         return found
 
     def replay(self, run: Run, model: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -118,6 +118,23 @@ class PPOConfig(RolloutConfig):
 
     program, kind = "post_train.py ppo", "ppo"
 
+    updates: int = option(4, "passes over the responses of a step", at_least=1)
+    mini_batches: int = option(
+        1, "parts into which a pass divides the responses; each is one optimizer update", at_least=1
+    )
+    clip: float = option(0.2, "the ratio to the sampled policy has a gradient within 1 +- clip", above=0)
+    kl_coef: float = option(
+        0.05, "reward lost per nat that a token moves from the reference; 0 = none is read", at_least=0
+    )
+    gamma: float = option(1.0, "discount of the reward of the next token", above=0, at_most=1)
+    lam: float = option(
+        1.0, "lambda of advantage estimation; under 1 it trusts the value head more", at_least=0, at_most=1
+    )
+    value_lr: float = option(1e-3, "learning rate of the value head, constant", above=0)
+    value_clip: float = option(0.2, "largest move of a value in one step that the loss rewards", above=0)
+    value_coef: float = option(
+        0.1, "share of the value's gradient that flows on into the model; 0 = none", at_least=0
+    )
     out_dir: str = option("model_ppo", "folder of config.json, metrics.jsonl and checkpoints")
 
 
