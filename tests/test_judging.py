@@ -1,12 +1,15 @@
 """benchmarks/judging.py: names and seeds, and the differences between names."""
 
+import json
 import math
+import statistics
 
 import numpy as np
 import pytest
 from scipy.stats import t
 
 from benchmarks import judging
+from benchmarks.publish import RESULTS
 from evaluation.ablation.statistics import ALPHA
 
 
@@ -71,3 +74,54 @@ def test_scores_over_seeds_are_their_means_and_two_names_differ_as_in_a_paired_t
         assert one["resolved"] == (abs(wanted) > half) and one["resolves"] > one["half_width"] * 0.8
     assert nothing[1] not in found["differences"] and nothing[1] not in found["over_seeds"]["toy"]
     assert "| toy " in (told := judging.as_text(found)) and "distinct_3: toy - gpt2" in told
+
+
+# ------------------------------------------------------------------------- the tables of docs/judging.md
+
+
+def recorded(name: str) -> dict:
+    return json.loads((RESULTS / f"judging_{name}.json").read_text(encoding="utf-8"))
+
+
+def interval(one: dict, digits: int = 2) -> str:
+    low, high = one["interval"]
+    return f"{one['mean']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table_rows() -> list[str]:
+    """The rows of the tables of docs/judging.md, from the records."""
+    stories, seeds = recorded("stories"), recorded("seeds")
+    noise, board = recorded("noise"), recorded("scoreboard")
+    kinds = ("real", "shuffled", "joined", "bigram")
+    rows = [
+        f"| `{measure}` | {' | '.join(interval(stories['texts'][kind][measure]) for kind in kinds)} |"
+        for measure in stories["texts"]["real"]
+    ]
+    rows += [
+        f"| {name} | {' | '.join(f'{one[m]["mean"]:.3f} +- {one[m]["half_width"]:.3f}' for m in judging.MEASURES)} |"
+        for name, one in seeds["over_seeds"].items()
+    ]
+    rows += [
+        f"| {line['first']} - {line['second']} | `{measure}` | {line['difference']:+.3f} +- {line['half_width']:.3f} |"
+        for measure, lines in seeds["differences"].items()
+        for line in lines
+        if line["resolved"]
+    ]
+    rows += [
+        f"| {name} | {statistics.fmean(one['bits_per_byte']):.4f} | {one['seeds']['deviation']:.4f} | "
+        f"{one['documents']['standard_error']:.4f} |"
+        for name, one in noise["noise"].items()
+    ]
+    for one in board["models"]:
+        speed = one.get("speed", {}).get("decode_tokens_per_cpu_second")
+        rows.append(
+            f"| {one['model']} | {one['bits_per_byte']:.4f} ({one['low']:.4f} to {one['high']:.4f}) | "
+            f"{one['parameters']:,} | {one['active']:,} | {one['flops_per_token'] / 1e6:.1f} M | "
+            f"{f'{speed:,.0f}' if speed else '-'} |"
+        )
+    return rows
+
+
+def test_the_tables_of_the_page_about_judging_are_those_of_the_records():
+    page = (RESULTS.parents[1] / "docs/judging.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in table_rows() if row not in page] == []
