@@ -114,7 +114,7 @@ def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
 def json_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield (where, object) of each line that is not blank."""
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "there is no such file"
+        found = "it is a folder" if path.is_dir() else "there is no such file"
         raise ValueError(f"{path}: cannot be read: {found}; name a .jsonl file, or {BUNDLED}")
     text = decode_text(path.read_bytes(), lambda place: f"{path}, byte {place}")
     for number, line in enumerate(text.split("\n"), start=1):

@@ -387,7 +387,7 @@ def test_micro_batches_change_memory_and_no_gradient(start):
         ("--group 1", "group must be at least 2; got 1"),
         ("--beta 1 --reference nowhere", "nowhere"),
         ("--reference base", "reference is read with beta above 0, got reference=base/checkpoint_2.pt and beta=0.0; raise"),
-        ("--rewards feature", 'line 1 must have "feature", one of dialogue, .* got None; mend it in'),
+        ("--rewards feature", 'line 1 must have "feature", one of dialogue, .* got None; mend the reward in'),
     ],
     ids=str,
 )  # fmt: skip

@@ -106,7 +106,7 @@ def parse_rewards(text: str) -> dict[str, float]:
 def reward_of(name: str, response: Response) -> float:
     """The value of a reward. Raises ValueError, with the prompt, if it raises or returns no finite number."""
     told = f"the reward {name} for the prompt {shown(response.example.prompt)}"
-    way_out = "mend it in training/post/rewards.py, or the data, or leave it out of --rewards"
+    way_out = "mend the reward in training/post/rewards.py, or the data, or leave it out of --rewards"
     try:
         value = float(REWARDS[name](response))
     except Exception as error:

@@ -68,6 +68,7 @@ class DPOConfig(PostTrainConfig):
     """Direct preference optimization (arXiv:2305.18290)."""
 
     program, kind = "post_train.py dpo", "dpo"
+    uncounted = "the second row of each pair, and the reference model"
 
     batch_size: int = option(8, "pairs per micro-batch, each of two rows", at_least=1)
     beta: float = option(0.1, "strength of the pull to the reference", above=0)
@@ -80,6 +81,7 @@ class RolloutConfig(PostTrainConfig):
     """Reinforcement learning from the model's own responses."""
 
     unread = PostTrainConfig.unread | {"grad_accum"}
+    uncounted = "sampling, the reference model, and updates after the first one"
 
     batch_size: int = option(8, "responses that are trained at a time; the step is the same", at_least=1)
     block_size: int = option(256, "tokens per row of the stories that val/loss scores", at_least=1)
