@@ -63,23 +63,32 @@ def open_examples(
     split: str,
     val_dataset: str | None = None,
     bundled: Callable[[str], tuple[Sequence[Any], str]],
+    answered: bool = True,
 ) -> ExampleSource:
     """Open the "train" or the "validation" examples of a dataset.
 
     kind: Example or Pair; its fields of text are the columns of a record.
     bundled: gives the examples of the story world for a split, with their identity.
+    answered: whether each example must have a response; without one it is "".
     Raises ValueError for a record that is no example, with its line.
     """
     name = val_dataset if split == "validation" and val_dataset else dataset
     if name == BUNDLED:
         return ExampleSource(BUNDLED, *bundled(split))
     records = read_records(name, "train" if val_dataset else split)
-    found = [example_of(record, kind, where) for where, record in records]
+    found = [example_of(record, kind, where, answered) for where, record in records]
+    if not found:
+        raise ValueError(f"{name}: has no example; add some, or name another set")
+    number = len(found)
     if not val_dataset and not isinstance(records, OneSide):
         found = [e for e in found if is_validation_document(e.prompt) == (split == "validation")]
     if not found:
-        raise ValueError(f"{name} has no {split} example; name held-out ones with --val_dataset, or use more")
-    digest = hashlib.blake2b(json.dumps([tuple(e[:3]) for e in found]).encode(), digest_size=16)
+        others = "held out" if split == "train" else "trained on"
+        raise ValueError(
+            f"{name}: one prompt in a hundred is held out, by its hash, and all {number} examples would be {others}; "
+            "name held-out ones with --val_dataset FILE, or add more"
+        )
+    digest = hashlib.blake2b(json.dumps([tuple(e[:3]) for e in found], default=str).encode(), digest_size=16)
     return ExampleSource(name, found, f"{len(found):,} examples, blake2b {digest.hexdigest()}")
 
 
@@ -105,7 +114,8 @@ def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
 def json_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield (where, object) of each line that is not blank."""
     if not path.is_file():
-        raise ValueError(f"{path}: cannot be read: there is no such file; name a .jsonl file, or {BUNDLED}")
+        found = "it is a folder" if path.is_dir() else "there is no such file"
+        raise ValueError(f"{path}: cannot be read: {found}; name a .jsonl file, or {BUNDLED}")
     text = decode_text(path.read_bytes(), lambda place: f"{path}, byte {place}")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -122,23 +132,24 @@ def json_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
-def example_of(record: Mapping[str, Any], kind: type[Example] | type[Pair], where: str) -> Any:
+def example_of(
+    record: Mapping[str, Any], kind: type[Example] | type[Pair], where: str, answered: bool = True
+) -> Any:
     """The example of a record. Raises ValueError if a column is missing, no text or empty, or a pair is equal."""
     columns = ("prompt", "response") if kind is Example else ("prompt", "chosen", "rejected")
     if kind is Example and "messages" in record:
         return of_messages(record, where)
+    if not answered:
+        record = {"response": "", **record}
     for column in columns:
         value = record.get(column)
         if not isinstance(value, str):
-            got = (
-                f"got {shown(value)}"
-                if column in record
-                else f"it has {', '.join(map(str, record)) or 'none'}"
-            )
+            held = ", ".join(map(str, record)) or "nothing"
+            got = f"{column} is {shown(value)}" if column in record else f"there is no {column}, only {held}"
             raise ValueError(
-                f"{where}: must have the columns {', '.join(columns)}, each a text; {column}: {got}; mend or remove it"
+                f"{where}: must have the columns {', '.join(columns)}, each a text, and {got}; mend or remove it"
             )
-        if column != "prompt" and not value.strip():
+        if column != "prompt" and answered and not value.strip():
             raise ValueError(f"{where}: {column} must have text in it, got {shown(value)}; mend or remove it")
     if kind is Pair and record["chosen"] == record["rejected"]:
         raise ValueError(f"{where}: chosen and rejected must differ, and are equal; mend or remove it")

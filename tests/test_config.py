@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from common.settings import as_text, cast
 from training import other_names
 from training.command_line import parse_command_line
 from training.config import RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig, check_resume
-from training.post.settings import PostTrainConfig
+from training.post.settings import KINDS, PostTrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FIELDS = {
@@ -470,6 +471,20 @@ def test_help_lists_every_flag_with_its_default(capsys):
     told = capsys.readouterr().out
     assert all(f"--{f.name} " in told for f in fields(TrainConfig))
     assert "(default: 65536)" in told and "(default: none)" in told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_of_post_training_leaves_out_what_the_checkpoint_decides(kind, capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"], lambda model: MODEL_FIELDS, config_class=KINDS[kind])
+    flags = set(re.findall(r"^  --(\w+) ", capsys.readouterr().out, re.MULTILINE))
+    expected = {f.name for f in fields(KINDS[kind])} - KINDS[kind].unread
+    assert flags == expected | {"config", "help_model"} and "tokenizer" not in flags
+
+
+def test_a_flag_of_another_program_is_told_with_its_program():
+    with pytest.raises(ValueError, match="'--lora_rank' is unknown; it is a setting of post_train.py sft"):
+        parse("--lora_rank", "4")
 
 
 # resume

@@ -9,7 +9,7 @@ import torch
 
 from architecture.interface import IGNORE_INDEX
 from architecture.tokenizer import get_tokenizer
-from data.examples import Example, ExampleSource, example_of
+from data.examples import Example, ExampleSource, example_of, open_examples
 from data.loader import TrainLoader
 from data.rows import RowEncoder, packed
 from data.stories import TRAIN_STORIES, phrases, tell
@@ -214,3 +214,29 @@ def test_the_rules_of_features_find_what_the_stories_were_told_with(monkeypatch)
 
 def test_a_word_counts_only_whole_and_in_its_form():
     assert words_used("The sunny tree LAUGHED.", ["sun", "laughed", "tree", "calm"]) == 0.5
+
+
+@pytest.mark.parametrize(
+    "prompts, told",
+    [
+        ([], "has no example; add some"),
+        (["A", "B"], "all 2 examples would be trained on; name held-out ones with --val_dataset FILE"),
+        (["kite 123"], "all 1 examples would be held out; name"),
+    ],
+    ids=["none", "none held out", "none to train on"],
+)
+def test_a_set_without_examples_on_one_side_is_refused(tmp_path, prompts, told):
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps(dict(prompt=p, response="x")) + "\n" for p in prompts))
+    with pytest.raises(ValueError, match=told):
+        for split in ("train", "validation"):
+            open_examples(str(path), Example, split=split, bundled=tasks)
+
+
+def test_a_prompt_that_is_answered_by_the_model_needs_no_response():
+    record = dict(prompt="A kite.", words=["red"])
+    assert example_of(record, Example, "line 1", answered=False)[:3] == ("A kite.", "", {"words": ["red"]})
+    with pytest.raises(
+        ValueError, match="line 1: must have .* there is no response, only prompt, words; mend"
+    ):
+        example_of(record, Example, "line 1")

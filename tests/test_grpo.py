@@ -318,7 +318,7 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypat
 
     def failing(response):
         calls.append(response)
-        return easy(response) if len(calls) < 8 + 2 * 32 + 3 else float("nan")
+        return easy(response) if len(calls) < 9 + 8 + 2 * 32 + 3 else float("nan")
 
     monkeypatch.setitem(rewards.REWARDS, EASY, failing)
     capsys.readouterr()
@@ -386,6 +386,8 @@ def test_micro_batches_change_memory_and_no_gradient(start):
         ("--rewards words:1,lenght:2", "'lenght' is no reward; did you mean 'length'"),
         ("--group 1", "group must be at least 2; got 1"),
         ("--beta 1 --reference nowhere", "nowhere"),
+        ("--reference base", "reference is read with beta above 0, got reference=base/checkpoint_2.pt and beta=0.0; raise"),
+        ("--rewards feature", 'line 1 must have "feature", one of dialogue, .* got None; mend the reward in'),
     ],
     ids=str,
 )  # fmt: skip

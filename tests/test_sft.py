@@ -119,7 +119,12 @@ def test_a_story_is_judged_by_its_own_task():
     assert judged(some[:1], [f"The {words[0]} and the {words[2]}."]) == {
         "val/words": pytest.approx(2 / 3), "val/all_words": 0, "val/feature": 0, "val/passes": 0,
     }  # fmt: skip
-    assert judged([some[0]._replace(task={})], [""]) == {}
+    for task in (
+        {},
+        dict(words=["kite"], feature="blue"),
+        dict(words=120, feature="lesson"),
+    ):  # of other data
+        assert judged([some[0]._replace(task=task)], [""]) == {}
 
 
 def test_a_response_goes_on_from_the_prompt_alone_and_to_the_end_of_a_row_at_most():
@@ -182,7 +187,7 @@ def test_a_run_learns_its_responses_and_ends_with_the_same_bits_after_a_stop(bas
     [
         (dict(prompt="A", response=" "), "line 2: response must have text in it, got ' '; mend or remove it"),
         (dict(prompt=" kite" * 40, response="x"), "line 2: its prompt needs 41 tokens, but a row has block_size 32;"),
-        (dict(prompt="A"), "line 2: must have the columns prompt, response, each a text; response: it has prompt;"),
+        (dict(prompt="A"), "line 2: must have the columns prompt, response, each a text, and there is no response, only prompt;"),
     ],
     ids=["empty", "long prompt", "no response"],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from common.script import Parser, did_you_mean, shown
 from common.settings import as_text, cast, is_switch
 from training import other_names
 from training.config import TrainConfig
+from training.post.settings import KINDS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LARGEST_YAML = 1_000_000  # bytes
@@ -97,16 +98,19 @@ def shipped_configs(config_class: type[TrainConfig], images: bool = False) -> di
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def _folder(config_class: type[TrainConfig]) -> str:
+    """The name of the folder of shipped_configs, for messages."""
+    return f"configs/{'context/' if config_class.carries else 'post/' if config_class.kind else ''}"
+
+
 def find_config(name: str, config_class: type[TrainConfig]) -> Path:
     """The file that --config names: a path, or the name of a file in configs/, such as "light"."""
     path, shipped = Path(name), shipped_configs(config_class)
     if path.exists() and (name not in shipped or path.is_file()):
         return path
     if name not in shipped:
-        folder = "configs/context/" if config_class.carries else "configs/"
-        folder = "configs/post/" if config_class.kind else folder
         raise ValueError(
-            f"{name}: cannot be read: there is no such file, and {folder} has "
+            f"{name}: cannot be read: there is no such file, and {_folder(config_class)} has "
             f"{', '.join(shipped)}{did_you_mean(name, shipped)}"
         )
     return shipped[name]
@@ -217,12 +221,15 @@ def _parser(config_class: type[TrainConfig]) -> Parser:
     parser.add_argument(
         "--config",
         metavar="FILE.yaml",
-        help="a YAML file of settings, or the name of one in configs/; flags override it",
+        help=f"a YAML file of settings, or the name of one in {_folder(config_class)}; flags override it",
     )
     parser.add_argument("--help_model", action="store_true", help="list the fields of the model")
     for f in fields(config_class):
         help = f"{f.metadata['help']} (default: {as_text(f.default)})"
-        _add_flag(parser, f.name, f.type, help.replace("%", "%%"))  # argparse formats with %
+        help = (
+            argparse.SUPPRESS if f.name in config_class.unread else help.replace("%", "%%")
+        )  # it formats with %
+        _add_flag(parser, f.name, f.type, help)
     return parser
 
 
@@ -256,9 +263,12 @@ def _unknown(what: str, names: list[str], known: list[str]) -> str:
 def _hint(name: str, known: list[str]) -> str:
     """The setting that an unknown name probably means, in words; "" if there is none."""
     dashes = "--" if name.startswith("--") else ""
+    others = (of for of in KINDS.values() if name.removeprefix("--") in {f.name for f in fields(of)})
     ours, remark = other_names.SETTINGS.get(name.removeprefix("--").replace("-", "_"), ("", ""))
     if dashes + ours in known:
         return f"here it is called {dashes}{ours}" + (f", {remark}" if remark else "")
+    if other := next(others, None):
+        return f"it is a setting of {other.program}"
     return did_you_mean(name, known).removeprefix("; ")
 
 

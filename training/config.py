@@ -22,6 +22,8 @@ class TrainConfig:
     carries = False  # whether the model keeps a state from each batch to the next
     tbptt = 1  # micro-batches through which gradients flow back
     kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
+    uncounted = ""  # parts of a step that --dry_run leaves out
+    unread = frozenset()  # settings that nobody gives to this program; its help leaves them out
     lora_rank = None  # of adapters (training/lora.py); None: the weights train
 
     # model

@@ -241,6 +241,8 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
         lines.append(
             f"run              {cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
         )
+    if cfg.uncounted:
+        lines.append(f"not counted      {cfg.uncounted}: memory and time are larger")
     all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):

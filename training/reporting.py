@@ -285,10 +285,10 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
     cfg, name, board = run.cfg, quote(str(path)), ""
     if run.tensorboard_dir:
         board = f"\n  tensorboard --logdir {quote(cfg.tensorboard_root)}    # then open {PAGE}"
-    data = "".join(  # without these flags a new run would take the default data
+    data = "".join(  # without these flags a new run would take the default data and rewards
         f" --{field} {quote(value)}"
-        for field in ("dataset", "val_dataset", "text_column")
-        if (value := getattr(cfg, field)) != getattr(type(cfg), field)
+        for field in ("dataset", "val_dataset", "text_column", "story_dataset", "rewards")
+        if (value := getattr(cfg, field, None)) != getattr(type(cfg), field, None)
     )
     return (
         f"{told}\n---\n"

@@ -33,7 +33,12 @@ class Objective:
 
     def stories(self, identity: str | None) -> Source:
         """The validation stories, which show what the model forgets."""
-        return open_dataset(self.cfg.story_dataset, split="validation", identity=identity)
+        return open_dataset(
+            self.cfg.story_dataset,
+            split="validation",
+            text_column=self.cfg.text_column,
+            identity=identity,
+        )
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Any:
         """What gives the batches of a step, with the methods of TrainLoader; options: those of it."""

@@ -66,13 +66,14 @@ def require_comparable(
             f"have that of the model, {tokenizer.name} ({ours[:12]}); name another checkpoint, or leave --reference out"
         )
     name = type(model).name
-    differs = f"a {saved['model_name']} model" if saved["model_name"] != name else ""
+    differs = f"is a {saved['model_name']} model" if saved["model_name"] != name else ""
     if same_config and not differs:
         there, here = vars(registry.config_from_dict(name, saved["config"])), vars(model.config)
         names = [n for n in here if here[n] != there[n] and n not in IN_TRAINING_ONLY]
         differs = ", ".join(f"{n} {there[n]} in place of {here[n]}" for n in names)
+        differs = differs and f"has {differs}"
     if differs:
         raise ValueError(
-            f"the reference model {path} must have the architecture and the sizes of the model, and has {differs}; "
+            f"the reference model {path} must have the architecture and the sizes of the model, and {differs}; "
             "name another checkpoint, or leave --reference out"
         )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from common.script import did_you_mean, first_line, shown
 from data.examples import Example
 from data.stories.checker import check
-from data.stories.tasks import has_feature, words_used
+from data.stories.tasks import FEATURES, has_feature, words_used
 from data.stories.tell import MAX_WORDS, MIN_WORDS
 
 checked = functools.lru_cache(maxsize=1024)(check)  # two rewards ask for the same text
@@ -36,16 +36,17 @@ class Response(NamedTuple):
 def words(response: Response) -> float:
     """The share of the words of the task that the text uses, as whole words."""
     asked = response.example.task.get("words")
-    if not asked:
-        raise ValueError('the example has no "words"')
+    if not asked or not isinstance(asked, list | tuple):
+        raise ValueError(f'{response.example.name} must have "words", a list of them, got {shown(asked)}')
     return words_used(response.text, [word.lower() for word in asked])
 
 
 def feature(response: Response) -> float:
     """1 if the text has the feature of the task."""
     asked = response.example.task.get("feature")
-    if not asked:
-        raise ValueError('the example has no "feature"')
+    if asked not in list(FEATURES):
+        known = ", ".join(FEATURES)
+        raise ValueError(f'{response.example.name} must have "feature", one of {known}, got {shown(asked)}')
     return float(has_feature(response.text, asked))
 
 
@@ -105,7 +106,7 @@ def parse_rewards(text: str) -> dict[str, float]:
 def reward_of(name: str, response: Response) -> float:
     """The value of a reward. Raises ValueError, with the prompt, if it raises or returns no finite number."""
     told = f"the reward {name} for the prompt {shown(response.example.prompt)}"
-    way_out = "mend it in training/post/rewards.py, or leave it out of --rewards"
+    way_out = "mend the reward in training/post/rewards.py, or the data, or leave it out of --rewards"
     try:
         value = float(REWARDS[name](response))
     except Exception as error:

@@ -263,6 +263,12 @@ class RolloutObjective(objective.Objective):
     def __init__(self, cfg: Any, tokenizer: Any):
         super().__init__(cfg, tokenizer)
         self.rewards = parse_rewards(cfg.rewards)
+        pull = {"grpo": "beta", "ppo": "kl_coef"}[cfg.kind]
+        if cfg.reference and not getattr(cfg, pull):
+            raise ValueError(
+                f"reference is read with {pull} above 0, got reference={cfg.reference} and {pull}=0.0; raise --{pull}, or "
+                "leave --reference out"
+            )
         self.step_in_words = (
             f"{cfg.prompts} prompts x {self.group} responses of at most {cfg.max_response} tokens, trained "
             f"{cfg.batch_size} at a time"
@@ -279,11 +285,16 @@ class RolloutObjective(objective.Objective):
 
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         cfg = self.cfg
-        found = open_examples(cfg.dataset, Example, split=split, val_dataset=cfg.val_dataset, bundled=tasks)
+        found = open_examples(
+            cfg.dataset, Example, split=split, val_dataset=cfg.val_dataset, bundled=tasks, answered=False
+        )
         if split == "train":
             self.examples = found
             return found
         self.held_out = [found[index] for index in range(min(cfg.held_out, len(found)))]
+        for example in (self.examples[0], *self.held_out):  # raises for data that a reward cannot judge
+            for name in self.rewards:
+                reward_of(name, Response(example.response, example, True, 0))
         return self.stories(identity)
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Prompts:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.settings import option
+from data.defaults import TEXT_COLUMN
 from training.config import TrainConfig
 
 
@@ -11,10 +12,25 @@ from training.config import TrainConfig
 class PostTrainConfig(TrainConfig):
     """What all kinds share. --dataset is the data of the kind; stories measure what the model forgets."""
 
+    # the checkpoint has the first three, and the rest have one value here
+    unread = frozenset({"model", "model_size", "tokenizer", "freeze", "eval_only", "packing"})
+
+    recipe: Literal["size", "none"] = option(
+        "size", "settings below --config and flags: size = those of configs/post/, none = the defaults"
+    )
+    init_from: str | None = option(
+        None,
+        "the model to train further: a checkpoint, the folder of a run, or a folder of gpt-oss or GPT-2; needed unless "
+        "a run is resumed",
+    )
     dataset: str = option(
         "bundled",
         "data of this kind: bundled = tasks from the story world, a .jsonl file, or a name on the Hub",
     )
+    val_dataset: str | None = option(
+        None, "held-out examples; none = the validation split of the dataset, or 1% of the prompts by hash"
+    )
+    text_column: str = option(TEXT_COLUMN, "column of story_dataset that holds a story's text")
     story_dataset: str = option(
         "auto", "stories for val/loss and val/bits_per_byte, as --dataset of train.py takes them"
     )
@@ -52,6 +68,7 @@ class DPOConfig(PostTrainConfig):
     """Direct preference optimization (arXiv:2305.18290)."""
 
     program, kind = "post_train.py dpo", "dpo"
+    uncounted = "the second row of each pair, and the reference model"
 
     batch_size: int = option(8, "pairs per micro-batch, each of two rows", at_least=1)
     beta: float = option(0.1, "strength of the pull to the reference", above=0)
@@ -63,6 +80,12 @@ class DPOConfig(PostTrainConfig):
 class RolloutConfig(PostTrainConfig):
     """Reinforcement learning from the model's own responses."""
 
+    unread = PostTrainConfig.unread | {"grad_accum"}
+    uncounted = "sampling, the reference model, and updates after the first one"
+
+    batch_size: int = option(8, "responses that are trained at a time; the step is the same", at_least=1)
+    block_size: int = option(256, "tokens per row of the stories that val/loss scores", at_least=1)
+    grad_accum: int = option(1, "must be 1: a step trains all of its responses", at_least=1, at_most=1)
     rewards: str = option(
         "words:1,ends:1",
         "functions of training/post/rewards.py and their weights: words, feature, ends, length, no_repetition, checker",

@@ -20,7 +20,7 @@ from data.examples import BUNDLED, Example, ExampleSource, open_examples
 from data.loader import TrainLoader
 from data.rows import Row, RowEncoder, packed
 from data.stories.checker import check
-from data.stories.tasks import has_feature, tasks, words_used
+from data.stories.tasks import FEATURES, has_feature, tasks, words_used
 from training.post import objective
 from training.state.checkpoint import Progress
 from training.state.run import Run
@@ -114,8 +114,9 @@ def respond(model: Any, rows: list[Row], block_size: int, ends: list[int]) -> li
 
 def judged(examples: list[Example], texts: list[str]) -> dict[str, float]:
     """The shares of texts that do what their tasks ask for; empty without tasks of the story world."""
-    if not all({"words", "feature"} <= example.task.keys() for example in examples):
-        return {}
+    for task in (example.task for example in examples):  # columns of other data may have these names, too
+        if task.get("feature") not in list(FEATURES) or not isinstance(task.get("words"), list | tuple):
+            return {}
     used = [words_used(text, example.task["words"]) for text, example in zip(texts, examples)]
     return {
         "val/words": fmean(used),
