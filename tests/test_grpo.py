@@ -16,9 +16,11 @@ from architecture.interface import IGNORE_INDEX
 from architecture.tokenizer import get_tokenizer
 from data.examples import Example
 from training.memory import checkpoint_blocks
-from training.post import grpo, rewards, rollouts
+from training.post import grpo, rewards, rollouts, sampling
 from training.post.policy import score
-from training.post.rollouts import Replay, flips, micro_batches, sample
+from training.post.replay import Replay, flips
+from training.post.rollouts import micro_batches
+from training.post.sampling import sample
 from training.post.settings import GRPOConfig
 
 # ------------------------------------------------------------------------------------------ the loss
@@ -101,7 +103,7 @@ def rollout_of(policy, seed="1", **options):
 
 
 def test_rows_hold_prompt_and_response_and_score_the_response_with_its_end(policy, monkeypatch):
-    monkeypatch.setattr(rollouts, "generate", lambda *_, **__: SCRIPTED)
+    monkeypatch.setattr(sampling, "generate", lambda *_, **__: SCRIPTED)
     found = rollout_of(policy)
     for row, (example, response) in enumerate(zip(EXAMPLES, SCRIPTED)):
         ids = [TOKENIZER.eot_token, *TOKENIZER.encode(example.prompt), *response]
@@ -347,7 +349,7 @@ def test_equal_rewards_update_nothing_and_say_so(start, monkeypatch, capsys):
 
 
 def test_responses_that_do_not_train_are_in_no_denominator(policy, monkeypatch):
-    monkeypatch.setattr(rollouts, "generate", lambda *_, **__: SCRIPTED)
+    monkeypatch.setattr(sampling, "generate", lambda *_, **__: SCRIPTED)
     cfg = GRPOConfig(prompts=3, group=2, max_response=9, truncated="mask", loss="dr_grpo", rewards=EASY)
     learner, seen = grpo.Objective(cfg, TOKENIZER), []
 

@@ -64,10 +64,12 @@ def test_rewards_are_read_with_their_weights():
 
 
 def test_a_reward_that_raises_or_gives_no_number_names_itself_and_the_prompt(monkeypatch):
-    with pytest.raises(
-        ValueError, match=r"reward words for the prompt 'Tell a story. ' raised .*has no \"words\""
-    ):
-        reward_of("words", response("A kite."))
+    for task in ({}, {"words": "kite"}):  # a text would be judged by its letters
+        with pytest.raises(
+            ValueError,
+            match=r"reward words for the prompt 'Tell a story. ' raised .*has no list of \"words\"",
+        ):
+            reward_of("words", response("A kite.", **task))
     monkeypatch.setitem(rewards.REWARDS, "mine", lambda response: math.inf)
     with pytest.raises(
         ValueError, match="the reward mine for the prompt 'Tell.* must be a finite number, got inf"
