@@ -16,7 +16,7 @@ from architecture.interface import IGNORE_INDEX
 from architecture.tokenizer import get_tokenizer
 from data.examples import Example
 from training.memory import checkpoint_blocks
-from training.post import grpo, rewards, rollouts, sampling
+from training.post import grpo, replay, rewards, rollouts, sampling
 from training.post.policy import score
 from training.post.replay import Replay, flips
 from training.post.rollouts import micro_batches
@@ -381,6 +381,22 @@ def test_micro_batches_change_memory_and_no_gradient(start):
         assert ours == pytest.approx(theirs, rel=1e-4) and ours > 0
 
 
+def test_a_step_in_bfloat16_counts_the_choices_in_which_sampler_and_training_differ(start, monkeypatch):
+    original = replay.chosen_experts
+
+    def others_in_the_first_layer(*arguments):
+        chosen = original(*arguments)
+        first = chosen[:, :, 0]
+        first[first >= 0] = (first[first >= 0] + 1) % 6
+        return chosen
+
+    monkeypatch.setattr(sampling, "chosen_experts", others_in_the_first_layer)
+    assert go(start, *"--out_dir half --max_iters 1 --dtype bfloat16 --eval_every 9".split()) == 0
+    assert (
+        0.5 <= records(start, "half", "post/routing_flips")[1] < 0.9
+    )  # one layer of two, and what rounding flips
+
+
 @pytest.mark.parametrize(
     "flags, told",
     [
@@ -388,6 +404,7 @@ def test_micro_batches_change_memory_and_no_gradient(start):
         ("--rewards words:1,lenght:2", "'lenght' is no reward; did you mean 'length'"),
         ("--group 1", "group must be at least 2; got 1"),
         ("--beta 1 --reference nowhere", "nowhere"),
+        ("--reference base", "reference names a model that is read if beta is above 0, got beta=0; raise it, or leave"),
     ],
     ids=str,
 )  # fmt: skip
