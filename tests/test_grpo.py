@@ -404,6 +404,7 @@ def test_a_step_in_bfloat16_counts_the_choices_in_which_sampler_and_training_dif
         ("--rewards words:1,lenght:2", "'lenght' is no reward; did you mean 'length'"),
         ("--group 1", "group must be at least 2; got 1"),
         ("--beta 1 --reference nowhere", "nowhere"),
+        ("--dropout 0.1", "post_train.py grpo compares .* which dropout of the model would change .*; add --dropout 0"),
         ("--reference base", "reference names a model that is read if beta is above 0, got beta=0; raise it, or leave"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from training.memory import forward_context
 from training.post import objective
 from training.post.policy import Scored, score
 from training.post.prompts import Prompts
+from training.post.reference import IN_TRAINING_ONLY
 from training.post.replay import NoReplay, Replay, flips
 from training.post.rewards import parse_rewards, reward_of, task_record
 from training.post.sampling import Rollout, prompt_encoder, sample
@@ -93,6 +94,11 @@ class RolloutObjective(objective.Objective):
             raise ValueError(
                 f"routing_replay needs a model with routers, and this {self.cfg.model} model has none; leave it out"
             )
+        if changing := sorted(name for name in IN_TRAINING_ONLY if getattr(model.config, name, None)):
+            raise ValueError(
+                f"{self.cfg.program} compares the log-probabilities of several passes, which {' and '.join(changing)} of "
+                "the model would change from one to the next; add --dropout 0 --capacity_factor none"
+            )
         self.require_room(length_limit(model))
         super().open_model(model, state)
 
@@ -109,12 +115,12 @@ class RolloutObjective(objective.Objective):
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         began, cfg = time.perf_counter(), self.cfg
         measured = is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1))
-        with saving(run, progress):
-            examples = [example for example in next(run.loader) for _ in range(self.group)]
-            keep = self.routed and (measured or cfg.routing_replay)
-            rollout = self.sample(run, examples, f"{cfg.seed} step {progress.step}", routing=keep)
-            sampled = time.perf_counter() - began
-            judged = self.judge(rollout)
+        position = run.loader.state_dict()
+        examples = [example for example in next(run.loader) for _ in range(self.group)]
+        keep = self.routed and (measured or cfg.routing_replay)
+        rollout = self.sample(run, examples, f"{cfg.seed} step {progress.step}", routing=keep)
+        sampled = time.perf_counter() - began
+        judged = self.judge(run, progress, rollout, position)
         self.compared: list[int] | None = None  # of flips, in the first update of the step
         result, norms, records = self.learn(run, progress, rollout, judged, measured)
         end_step(run, progress, result)
@@ -133,9 +139,8 @@ class RolloutObjective(objective.Objective):
 
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
         """Judge one response to each held-out example, with the same seeds every time."""
-        with saving(run, progress):
-            rollout = self.sample(run, self.held_out, f"{self.cfg.seed} held-out")
-            judged = self.judge(rollout)
+        rollout = self.sample(run, self.held_out, f"{self.cfg.seed} held-out")
+        judged = self.judge(run, progress, rollout, run.loader.state_dict())
         responses, step = rollout.responses, progress.step
         run.writer.text(step, "samples/response", f"{responses[0].example.prompt}{responses[0].text}")
         record = self.reward_record("val", judged) | {
@@ -157,9 +162,17 @@ class RolloutObjective(objective.Objective):
             routing=routing,
         )
 
-    def judge(self, rollout: Rollout) -> Judged:
-        """Raises ValueError, which names reward and prompt, if a reward raises or is no finite number."""
-        parts = {name: [reward_of(name, response) for response in rollout.responses] for name in self.rewards}
+    def judge(self, run: Run, progress: Progress, rollout: Rollout, position: dict[str, Any]) -> Judged:
+        """The rewards of responses.
+
+        If a reward raises or is no finite number, this saves the run as it was at that position in the prompts, and
+        raises ValueError, which names reward and prompt.
+        """
+        try:
+            parts = {name: [reward_of(name, r) for r in rollout.responses] for name in self.rewards}
+        except ValueError as error:
+            path = save(run, progress, None, position)
+            raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
         weighted = [[weight * value for value in parts[name]] for name, weight in self.rewards.items()]
         return Judged(torch.tensor(weighted, dtype=torch.float64).sum(0), parts)
 
@@ -254,14 +267,3 @@ class RolloutObjective(objective.Objective):
             self.compared = compared.tolist()
         loss, nats = torch.stack(sums).cpu().double().sum(0).tolist()
         return result._replace(loss=torch.tensor(nats / total)), norms, loss
-
-
-@contextlib.contextmanager
-def saving(run: Run, progress: Progress) -> Iterator[None]:
-    """If a ValueError comes, save the run as it was when the `with` began, and say so."""
-    position = run.loader.state_dict()
-    try:
-        yield
-    except ValueError as error:
-        path = save(run, progress, None, position)
-        raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
