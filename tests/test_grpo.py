@@ -311,16 +311,16 @@ def test_a_reward_that_can_be_learned_rises(start):
 
 def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypatch, capsys):
     """With everything on: replay, recomputation, a reference, several updates, masks."""
-    flags = "--max_iters 4 --save_every 4 --eval_every 4 --updates 2 --beta 0.1 --routing_replay --loss dapo".split()
+    flags = "--max_iters 3 --save_every 3 --eval_every 3 --group 4 --updates 2 --beta 0.1 --routing_replay --loss dapo".split()
     flags += "--batch_size 16 --activation_checkpointing full --temperature 0.8 --truncated penalize".split()
     assert go(start, "--out_dir", "straight", *flags) == 0
     kl = records(start, "straight", "post/kl")
-    assert kl[4] > kl[2] > 0
+    assert 0 < kl[1] < min(kl[2], kl[3])  # the reference does not move with the policy
     calls, easy = [], rewards.REWARDS[EASY]
 
     def failing(response):
         calls.append(response)
-        return easy(response) if len(calls) < 8 + 2 * 32 + 3 else float("nan")
+        return easy(response) if len(calls) < 8 + 2 * 16 + 3 else float("nan")
 
     monkeypatch.setitem(rewards.REWARDS, EASY, failing)
     capsys.readouterr()
@@ -330,7 +330,7 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypat
     assert "saved as stopped/checkpoint_2.pt; continue it with --resume" in error
     monkeypatch.setitem(rewards.REWARDS, EASY, easy)
     assert run_here(start[0], *"grpo --resume --out_dir stopped".split(), script="post_train") == 0
-    ends = [load(start[0] / name / "checkpoint_4.pt") for name in ("straight", "stopped")]
+    ends = [load(start[0] / name / "checkpoint_3.pt") for name in ("straight", "stopped")]
     for part in ("model", "optimizers", "rng", "data", "post"):
         assert differences(ends[0][part], ends[1][part], part) == []
     for tag in ("post/reward", "post/kl", "val/reward", "train/loss"):
