@@ -54,8 +54,8 @@ def runs(ablation: str, phase: str = "verdict") -> dict[str, dict[int, dict]]:
     return found
 
 
-def mean(ablation: str, arm: str, key: str = "bits_per_byte") -> float:
-    return statistics.fmean(run[key] for run in runs(ablation)[arm].values())
+def mean(ablation: str, arm: str, key: str = "bits_per_byte", phase: str = "verdict") -> float:
+    return statistics.fmean(run[key] for run in runs(ablation, phase)[arm].values())
 
 
 def seconds(ablation: str, arm: str) -> float:
@@ -77,6 +77,21 @@ def size(ablation: str, first: str, second: str) -> tuple[float, float]:
     """The same without its sign."""
     difference, half_width = pair(ablation, first, second)
     return abs(difference), half_width
+
+
+def positions(first: str, second: str) -> tuple[float, float]:
+    """The size of a difference of gpt2_vs_gptoss on its test set, and half of its 95 % interval."""
+    pairs = record("gpt2_positions")["pairs"]
+    (line,) = (line for line in pairs if (line["first"], line["second"]) == (first, second))
+    return abs(line["difference"]), line["half_width"]
+
+
+def contract(name: str) -> list[float]:
+    """A row of the contracts in the report of gpt2_vs_gptoss: difference, +-, worth in compute and on the clock."""
+    text = (RESULTS / "ablations/gpt2_vs_gptoss/report.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| {name} +\|.*", text, re.MULTILINE)
+    cells = row.split("|")
+    return [abs(float(x)) for cell in (*cells[8:10], *cells[12:14]) for x in re.findall(r"-?\d+\.\d+", cell)]
 
 
 def span(values) -> str:
@@ -172,9 +187,9 @@ def claims() -> list[tuple[str, str, tuple]]:
     readme = [
         ("{:.3f}, {:.3f}, {:.3f}", scores),
         ("6.3 M tokens? | {:.3f}", (toy["final"]["final/bits_per_byte"],)),
-        ("by {:.3f} +- {:.3f}, for {:.2f} times the seconds",
-         (*size("gpt2_vs_gptoss_first", "gptoss", "gpt2"),
-          seconds("gpt2_vs_gptoss_first", "gptoss") / seconds("gpt2_vs_gptoss_first", "gpt2"))),
+        ("by {:.3f} +- {:.3f}, or {:.3f} +- {:.3f} in equal seconds: worth {:.1f} times the compute",
+         (*positions("gptoss", "gpt2"), *contract("time")[:2], contract("active")[2])),
+        ("beat no positions by {:.3f} +- {:.3f}", positions("gpt2", "gpt2_none")),
         ("RoPE: {:.3f} +- {:.3f} against", size("ladder", "rope", "gpt2")),
         ("training without it is {:+.4f} +- {:.4f}", pair("balancing", "none", "aux")),
         ("one of four by {:.3f} +- {:.3f}", size("granularity", "8_of_2", "4_of_1")),
@@ -219,12 +234,16 @@ def claims() -> list[tuple[str, str, tuple]]:
          (stories["stories"], stories["words"][0], stories["words"][2],
           100 * stories["validation_stories_with_20_words_of_training"])),
         ("accepts {:.1f} % of them", (100 * stories["accepted"],)),
-        ("better by {:.3f} +- {:.3f}** ({:.3f} against {:.3f}). It takes {:.2f} times",
-         (*size("gpt2_vs_gptoss_first", "gptoss", "gpt2"), mean("gpt2_vs_gptoss_first", "gptoss"),
-          mean("gpt2_vs_gptoss_first", "gpt2"),
-          seconds("gpt2_vs_gptoss_first", "gptoss") / seconds("gpt2_vs_gptoss_first", "gpt2"))),
-        ("has {:.2f} times the parameters in all",
-         (mean("gpt2_vs_gptoss_first", "gptoss", "parameters") / mean("gpt2_vs_gptoss_first", "gpt2", "parameters"),)),
+        ("**better by {:.3f} +- {:.3f}** ({:.3f} against {:.3f})",
+         (*positions("gptoss", "gpt2"), *(mean("gpt2_vs_gptoss", arm, phase="test") for arm in ("gptoss", "gpt2")))),
+        ("by as much ({:.3f} +- {:.3f}, {:.3f} +- {:.3f})",
+         (*positions("gptoss", "gpt2_small"), *positions("gptoss", "gpt2_sinusoidal"))),
+        ("GPT-2 is {:.3f} +- {:.3f} worse than GPT-OSS", positions("gptoss", "gpt2_none")),
+        ("GPT-2 is {:.3f} +- {:.3f} worse (a pair", positions("gpt2", "gpt2_none")),
+        ("all the difference is {:.3f} +- {:.3f}, at equal seconds {:.3f} +- {:.3f}",
+         (*contract("total")[:2], *contract("time")[:2])),
+        ("**{:.2f} ({:.2f} to {:.2f}) times the compute and {:.2f} ({:.2f} to {:.2f}) times the clock**",
+         contract("active")[2:]),
         ("learned positions by {:.3f} +- {:.3f}**", size("ladder", "rope", "gpt2")),
         ("({:.3f} +- {:.3f}). SwiGLU", size("ladder", "experts", "gpt2")),
         ("worse than GELU by {:.3f} +- {:.3f}**", pair("ladder", "swiglu", "rmsnorm")),
@@ -273,7 +292,6 @@ def claims() -> list[tuple[str, str, tuple]]:
                for dense in ("same parameters", "same FLOPs") for shape in ("toy 8:2", "4x256 8:2", "toy 32:8"))),
         ("takes {:.2f} times the seconds of 8:2", (seconds("granularity", "32_of_8") / seconds("granularity", "8_of_2"),)),
         ("Yes, by {:.3f} +- {:.3f} nats", size("context_vector", "carried", "zeroed")),
-        ("most of the {:.3f} may be", (size("ladder", "rope", "gpt2")[0],)),
         ("`toy`: **{:.2f}** times its tokens/s with {:.2f} of its memory", (toy_peer["speed"], toy_peer["memory"])),
         ("top-2: **{:.2f}** and {:.2f}", (wide_peer["speed"], wide_peer["memory"])),
         ("experts {:.0%}, head and loss {:.0%}, optimizer {:.0%}, attention {:.0%}, the rest {:.0%}",
@@ -283,9 +301,8 @@ def claims() -> list[tuple[str, str, tuple]]:
         ("{:.1%} of the training time of `toy`", (record("instrument_cost")["share_of_training_time"],)),
         ("{:.2f} GB extra in {:.2f} of the naive time (naive: {:.1f} GB)",
          (head["median"]["ours"]["extra_gb"], head["time_ratio"], head["median"]["naive"]["extra_gb"])),
-        ("GPT-OSS {:.0f} tokens/s, `gpt2.py` {:.0f}. With both ends in `gptoss.py` it is {:.0f} and {:.0f}",
-         (decode_speed("gpt2_vs_gptoss_first", "gptoss"), decode_speed("gpt2_vs_gptoss_first", "gpt2"),
-          decode_speed("ladder", "experts"), decode_speed("ladder", "gpt2"))),
+        ("GPT-OSS {:,.0f} tokens per CPU second, `gpt2.py` {:,.0f}",
+         tuple(runs("gpt2_vs_gptoss", "inference")[arm][0]["decode_tokens_per_cpu_second"] for arm in ("gptoss", "gpt2"))),
         ("the same runs: {:.0f} and {:.0f} tokens/s",
          (decode_speed("balancing", "aux"), decode_speed("granularity", "8_of_2"))),
         ("{} runs that met {} events: {} times `kill -9`, {} of them while",

@@ -1,0 +1,122 @@
+"""Record what post-training taught: each held-out measure before and after, over the seeds of each kind.
+
+    python -m benchmarks.teaching NAME=RUN,RUN,... [NAME=RUN,...] [--record teaching]
+
+The runs of a name are finished runs of post_train.py with one recipe and several seeds. Writes to
+benchmarks/results/RECORD.json, for each name: its settings, the curve of each measure and seed, the mean of last - first
+with its 95 % interval over seeds, and how the steps spent their time. Between names with the same seeds, it judges the
+differences of the last values as an ablation does; the intervals hold for all pairs of names and all measures together.
+"""
+
+from __future__ import annotations
+
+import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
+
+import json
+import statistics
+import sys
+from argparse import RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.judging import differences, named_runs
+from benchmarks.publish import publish, require_clean_commits
+from benchmarks.record_run import figures, over_seeds
+from common.script import Parser, exit_code
+from evaluation.ablation.statistics import ALPHA, summary, table
+from training.monitor.metrics import read_metrics
+
+SPENT = ("post/sampling_share", "post/samples_per_second", "post/routing_flips", "perf/tokens_per_second")
+
+
+def curves(run: Path) -> dict[str, list[list[float]]]:
+    """{measure: [[step, value], ...]} of the held-out measures and of the reward of a run."""
+    found: dict[str, list[list[float]]] = {}
+    for record in read_metrics(run / "metrics.jsonl"):
+        for tag, value in record.items():
+            measured = tag.startswith(("val/", "post/reward")) and "_by_" not in tag
+            if measured and isinstance(value, (int, float)):
+                found.setdefault(tag, []).append([record["step"], round(value, 6)])
+    return found
+
+
+def medians(run: Path) -> dict[str, float]:
+    """The medians over the logged steps of what says how a run spent its time."""
+    records = read_metrics(run / "metrics.jsonl")
+    found = {tag: [r[tag] for r in records if isinstance(r.get(tag), (int, float))] for tag in SPENT}
+    return {tag: statistics.median(values) for tag, values in found.items() if values}
+
+
+def taught(runs: list[Path]) -> dict[str, Any]:
+    """The record of a name; ValueError if its runs differ in more than the seed, or are not finished."""
+    facts = [figures(run) for run in runs]
+    over_seeds(facts)
+    by_seed = {str(fact["train"]["seed"]): curves(run) for fact, run in zip(facts, runs)}
+    measures = sorted(set.intersection(*(set(found) for found in by_seed.values())))
+    change = {}
+    for measure in measures:
+        points = [found[measure] for found in by_seed.values()]
+        first, last = [p[0][1] for p in points], [p[-1][1] for p in points]
+        change[measure] = {
+            "first": statistics.fmean(first),
+            "last": statistics.fmean(last),
+            "change": summary([b - a for a, b in zip(first, last)])._asdict(),
+        }
+    settings = {key: value for key, value in facts[0]["train"].items() if key not in ("seed", "out_dir")}
+    return {
+        "settings": settings,
+        "commands": [start["command"] for fact in facts for start in fact["starts"]],
+        "commits": sorted({start["commit"] for fact in facts for start in fact["starts"]}),
+        "parameters": facts[0]["parameters"],
+        "curves": by_seed,
+        "change": change,
+        "medians": {seed: medians(run) for seed, run in zip(by_seed, runs)},
+    }
+
+
+def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The differences of the last values between names, for each measure that all of them have."""
+    seeds = {tuple(sorted(one["curves"])) for one in found.values()}
+    if len(found) < 2 or len(seeds) > 1 or len(next(iter(seeds))) < 2:
+        return {}
+    shared = set.intersection(*(set(one["change"]) for one in found.values()))
+    values = {
+        measure: {(name, int(seed)): curve[measure][-1][1] for name, one in found.items()
+                  for seed, curve in one["curves"].items()}
+        for measure in sorted(shared) if measure.startswith("val/")
+    }  # fmt: skip
+    spread = {m: v for m, v in values.items() if len(set(v.values())) > 1}
+    return {measure: differences(some, ALPHA / len(spread)) for measure, some in spread.items()}
+
+
+def as_text(found: dict[str, dict[str, Any]]) -> str:
+    head = ["run", "measure", "first", "last", "change, 95 % over seeds"]
+    rows = [
+        [name, measure, f"{one['first']:.4f}", f"{one['last']:.4f}",
+         f"{one['change']['mean']:+.4f} +- {one['change']['half_width']:.4f}"]
+        for name, some in found.items() for measure, one in some["change"].items()
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    title, _, rest = __doc__.partition("\n")
+    parser = Parser(prog="python -m benchmarks.teaching", description=title, epilog=rest,
+                    allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="NAME=RUN,RUN,...", help="runs of one recipe, by its name")
+    parser.add_argument(
+        "--record", default="teaching", metavar="NAME", help="of the record (default: teaching)"
+    )
+    args = parser.parse_args(argv)
+    named = named_runs(args.runs)
+    found = {name: taught(runs) for name, runs in named.items()}
+    require_clean_commits(json.dumps(found), Path(f"{args.record}.json"))
+    print(as_text(found))
+    folders = [run for runs in named.values() for run in runs]
+    folders += [Path(one["settings"]["init_from"]).parent for one in found.values()]
+    publish(args.record, {"runs": found, "differences": compared(found)}, folders)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("benchmarks.teaching", main))
