@@ -18,7 +18,7 @@ from data.examples import Example
 from training.memory import checkpoint_blocks
 from training.post import grpo, replay, rewards, rollouts, sampling
 from training.post.policy import score
-from training.post.replay import Replay, flips
+from training.post.replay import flips, replayed_routing
 from training.post.rollouts import micro_batches
 from training.post.sampling import sample
 from training.post.settings import GRPOConfig
@@ -174,8 +174,8 @@ TARGETS = IDS.roll(-1, 1)
 
 def loss_and_gradients(model, chosen=None):
     model.zero_grad()
-    with Replay(model) as replay:
-        replay.follow(chosen)
+    with replayed_routing(model) as follow:
+        follow(chosen)
         scored = score(model, IDS, TARGETS)
         loss = -scored.logprobs.sum()
         loss.backward()

@@ -5,8 +5,9 @@ Shapes: R responses, B of them in a micro-batch, T input tokens, L layers with a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -36,52 +37,38 @@ def chosen_experts(
     return found
 
 
-class Replay:
-    """Has the routers of a model follow recorded experts, in the forward pass and when a block is computed again.
+@contextlib.contextmanager
+def replayed_routing(model: nn.Module) -> Iterator[Callable[[torch.Tensor | None], None]]:
+    """Have the routers of a model follow recorded experts, in the forward pass and when a block is computed again.
 
-    The router's probabilities are those of now, from its full logits, so that it has a gradient.
+    Yields a function that takes the experts to follow until its next call, (B, T, L, k) int64; -1 and None leave the
+    choice to the router. The router's probabilities are those of now, from its full logits, so that it has a gradient.
     """
+    recorded: list[torch.Tensor] = []  # (B * T, k) of each layer with a router
+    numbers = itertools.count()
 
-    def __init__(self, model: nn.Module):
-        self.model, self.chosen = model, None
+    def rule_of(layer: int, rule: Callable) -> Callable:
+        number = next(numbers)  # routing_rules asks in the order of the layers
 
-    def follow(self, chosen: torch.Tensor | None) -> None:
-        """Follow chosen, (B, T, L, k) int64, until the next call; -1 and None leave the choice to the router."""
-        self.chosen = None if chosen is None else [layer.flatten(0, 1) for layer in chosen.unbind(2)]
+        def choose(own: torch.Tensor) -> torch.Tensor:
+            if not recorded:
+                return own
+            experts = recorded[number].to(own.device)
+            return torch.where(experts >= 0, experts, own)
 
-    def __enter__(self) -> Replay:
-        numbers = iter(range(self.model.config.num_hidden_layers))
+        return forced(rule, choose)
 
-        def rule_of(layer: int, rule: Callable) -> Callable:
-            number = next(numbers)  # routing_rules asks in the order of the layers
+    def follow(chosen: torch.Tensor | None) -> None:
+        recorded[:] = [] if chosen is None else [layer.flatten(0, 1) for layer in chosen.unbind(2)]
 
-            def choose(own: torch.Tensor) -> torch.Tensor:
-                if self.chosen is None:
-                    return own
-                recorded = self.chosen[number].to(own.device)
-                return torch.where(recorded >= 0, recorded, own)
-
-            return forced(rule, choose)
-
-        self._rules = routing_rules(self.model, rule_of)
-        self._rules.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._rules.__exit__(*error)
-
-
-class NoReplay:
-    """In place of Replay: the routers choose themselves."""
-
-    def follow(self, chosen: torch.Tensor | None) -> None:
-        pass
+    with routing_rules(model, rule_of):
+        yield follow
 
 
 def flips(router: RouterStats, chosen: torch.Tensor) -> torch.Tensor:
     """(2,) int64: how many choices of the routers differ from recorded ones as sets, and how many were compared.
 
-    chosen: (B, T, L, k) int64, -1 where unknown.  Under Replay, the choices that the routers would have made count.
+    chosen: (B, T, L, k) int64, -1 where unknown.  Under replayed_routing, the choices that the routers would have made count.
     """
     k = chosen.shape[-1]
     own = [layer.choice.topk(k, dim=-1).indices.view(*chosen.shape[:2], k) for layer in router.routing]

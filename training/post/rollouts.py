@@ -27,7 +27,7 @@ from training.post import objective
 from training.post.policy import Scored, score
 from training.post.prompts import Prompts
 from training.post.reference import IN_TRAINING_ONLY
-from training.post.replay import NoReplay, Replay, flips
+from training.post.replay import flips, replayed_routing
 from training.post.rewards import parse_rewards, reward_of, task_record
 from training.post.sampling import Rollout, prompt_encoder, sample
 from training.state.checkpoint import Progress
@@ -200,17 +200,18 @@ class RolloutObjective(objective.Objective):
         With routing_replay, the policy follows the recorded experts, and the reference chooses its own.
         """
         found = []
-        with self.replay(run, model) as replay, run.autocast():
+        with self.routing(run, model) as follow, run.autocast():
             for batch in batches:
-                replay.follow(batch.get("chosen"))
+                follow(batch.get("chosen"))
                 ids, targets = (batch[name].to(run.device) for name in ("input_ids", "targets"))
                 found.append(of(score(model, ids, targets, temperature=self.cfg.temperature)))
         return found
 
-    def replay(self, run: Run, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    def routing(self, run: Run, model: nn.Module) -> contextlib.AbstractContextManager[Callable]:
+        """replayed_routing of the policy, if the run has it; else nothing is followed."""
         if self.cfg.routing_replay and model is run.compiled:
-            return Replay(run.model)
-        return contextlib.nullcontext(NoReplay())
+            return replayed_routing(run.model)
+        return contextlib.nullcontext(lambda chosen: None)
 
     def optimize(
         self,
@@ -236,7 +237,7 @@ class RolloutObjective(objective.Objective):
 
         def forward(carry: Any = None, **batch: torch.Tensor) -> ModelOutput:
             chosen = batch.get("chosen")
-            replay.follow(chosen)
+            follow(chosen)
             ids, targets = batch["input_ids"], batch["targets"]
             scored = score(run.compiled, ids, targets, temperature=self.cfg.temperature)
             loss = loss_of(scored, batch)
@@ -245,7 +246,7 @@ class RolloutObjective(objective.Objective):
                 compared.add_(flips(scored.router, chosen))
             return ModelOutput(None, loss * total, None, -scored.logprobs.detach(), scored.router)
 
-        with self.replay(run, run.compiled) as replay, torch.set_grad_enabled(train):
+        with self.routing(run, run.compiled) as follow, torch.set_grad_enabled(train):
             result = accumulate_gradients(
                 run.compiled,
                 batches,
