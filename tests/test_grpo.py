@@ -304,18 +304,18 @@ def test_a_reward_that_can_be_learned_rises(start):
     assert go(start, "--out_dir", "learned", "--max_iters", 9, "--eval_every", 9) == 0
     held = records(start, "learned", "val/reward")
     assert held[0] < 0.6 and held[9] > 0.8, held
-    assert set(records(start, "learned", "post/routing_flips").values()) <= {0.0}
+    assert set(records(start, "learned", "post/routing_flips").values()) == {0.0}
     assert records(start, "learned", "post/groups_dropped")[1] == 0
     assert 0 < records(start, "learned", "post/sampling_share")[1] < 1
 
 
 def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypatch, capsys):
-    """With everything on: replay, recomputation, a reference, several updates, masks."""
+    """With everything on: replay, recomputation, a reference, several updates, adapters."""
     flags = "--max_iters 3 --save_every 3 --eval_every 3 --group 4 --updates 2 --beta 0.1 --routing_replay --loss dapo".split()
-    flags += "--batch_size 16 --activation_checkpointing full --temperature 0.8 --truncated penalize".split()
+    flags += "--batch_size 16 --activation_checkpointing full --temperature 0.8 --truncated penalize --lora_rank 2".split()
     assert go(start, "--out_dir", "straight", *flags) == 0
     kl = records(start, "straight", "post/kl")
-    assert 0 < kl[1] < min(kl[2], kl[3])  # the reference does not move with the policy
+    assert min(kl.values()) > 0  # of the base, or the resumed run, which reads the base again, would differ
     calls, easy = [], rewards.REWARDS[EASY]
 
     def failing(response):
@@ -331,7 +331,7 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypat
     monkeypatch.setitem(rewards.REWARDS, EASY, easy)
     assert run_here(start[0], *"grpo --resume --out_dir stopped".split(), script="post_train") == 0
     ends = [load(start[0] / name / "checkpoint_3.pt") for name in ("straight", "stopped")]
-    for part in ("model", "optimizers", "rng", "data", "post"):
+    for part in ("model", "optimizers", "rng", "data", "post", "lora"):
         assert differences(ends[0][part], ends[1][part], part) == []
     for tag in ("post/reward", "post/kl", "val/reward", "train/loss"):
         assert records(start, "straight", tag) == records(start, "stopped", tag)

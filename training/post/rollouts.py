@@ -94,10 +94,10 @@ class RolloutObjective(objective.Objective):
             raise ValueError(
                 f"routing_replay needs a model with routers, and this {self.cfg.model} model has none; leave it out"
             )
-        if changing := sorted(name for name in IN_TRAINING_ONLY if getattr(model.config, name, None)):
+        if changing := [name for name in IN_TRAINING_ONLY if getattr(model.config, name, None)]:
             raise ValueError(
                 f"{self.cfg.program} compares the log-probabilities of several passes, which {' and '.join(changing)} of "
-                "the model would change from one to the next; add --dropout 0 --capacity_factor none"
+                f"the model would change from one to the next; add {' '.join(f'--{n} {IN_TRAINING_ONLY[n]}' for n in changing)}"
             )
         self.require_room(length_limit(model))
         super().open_model(model, state)
