@@ -9,7 +9,8 @@ import pytest
 import small_model
 import torch
 from test_lean_decoder import random_model
-from toy_run import TINY, differences, load, run_here, write_corpus
+from toy_rewards import EASY, FLAGS, easy, write_start
+from toy_run import differences, load, run_here
 
 from architecture.generation import lean
 from architecture.interface import IGNORE_INDEX
@@ -245,48 +246,16 @@ def test_replay_holds_when_blocks_are_computed_again():
 
 
 # ------------------------------------------------------------------------------------------- whole runs
-EASY = "first half"  # the share of letters up to m
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A model of two steps, and 40 prompts of unequal lengths, as files; the flags of a short run."""
+    """A folder with a base and prompts, and the flags of a short run."""
     folder = tmp_path_factory.mktemp("grpo")
-    data = write_corpus(folder)
-    assert (
-        run_here(
-            folder,
-            *TINY,
-            *data,
-            "--max_iters",
-            2,
-            "--initial_context_length",
-            32,
-            "--no-use_tensorboard",
-            "--out_dir",
-            "base",
-        )
-        == 0
-    )
-    lines = [{"prompt": f"{'Once ' * (n % 3)}{n} ", "response": "yes", "words": ["yes"]} for n in range(40)]
-    for name, some in (("tasks", lines[:30]), ("held", lines[30:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
-    flags = "--dataset tasks.jsonl --val_dataset held.jsonl --init_from base --no-use_tensorboard --threads 1".split()
-    flags += [
-        "--story_dataset",
-        "bundled",
-        *"--prompts 4 --group 8 --max_response 8 --batch_size 6 --block_size 16".split(),
-    ]
-    flags += "--eval_tokens 64 --final_eval_tokens 64 --held_out 8 --lr 0.1 --warmup 0".split()
-    return folder, flags
+    write_start(folder)
+    return folder, [*FLAGS, *"--prompts 4 --group 8 --batch_size 6 --held_out 8 --lr 0.1".split()]
 
 
 @pytest.fixture(autouse=True)
 def easy_reward(monkeypatch):
-    def easy(response):
-        letters = [c for c in response.text.lower() if c.isalpha()]
-        return sum(c <= "m" for c in letters) / max(1, len(letters))
-
     monkeypatch.setitem(rewards.REWARDS, EASY, easy)
 
 
@@ -316,7 +285,7 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypat
     assert go(start, "--out_dir", "straight", *flags) == 0
     kl = records(start, "straight", "post/kl")
     assert min(kl.values()) > 0  # of the base, or the resumed run, which reads the base again, would differ
-    calls, easy = [], rewards.REWARDS[EASY]
+    calls = []
 
     def failing(response):
         calls.append(response)
