@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,15 @@ class ExampleSource(IndexedSource):
 
     def __getitem__(self, index):
         return self._examples[index]
+
+    def long_prompts(self, tokens: int) -> Iterator[Any]:
+        """Those whose prompt may have this many tokens or more, because a token has a byte or more.
+
+        The story world has none: its prompts are short, and making all of them takes minutes.
+        """
+        for example in self._examples if self.name != BUNDLED else ():
+            if getattr(example, "messages", ()) or len(example.prompt.encode()) >= tokens:
+                yield example
 
 
 def open_examples(

@@ -30,6 +30,11 @@ class Row(NamedTuple):
     scored: np.ndarray  # (n,) bool, whether the id is a target
     images: tuple[np.ndarray, ...]  # (3, S, S) uint8 each
 
+    @property
+    def prompt(self) -> list[int]:
+        """The ids in front of the first target."""
+        return self.ids[: int(self.scored.argmax())].tolist()
+
 
 class RowEncoder:
     """Turns documents into Rows of block_size tokens. It warns of the 1st, 10th, 100th ... text that it cuts."""

@@ -21,6 +21,7 @@ from training import muon
 from training.config import TrainConfig
 from training.costs import MACHINES, bounded_evaluations, closing_tokens, memory_bytes, report
 from training.optimizer import build_optimizers
+from training.post.settings import DPOConfig, GRPOConfig
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
@@ -116,6 +117,15 @@ def test_logits_never_count_for_more_than_one_block():
     cfgs = (TrainConfig(batch_size=rows, block_size=64, device="cpu") for rows in (2, 4096))
     small, large = (memory_bytes(cfg, config)["logits"] for cfg in cfgs)
     assert small == 2 * 4 * 2 * 64 * 4096 and large == 2 * 4 * logit_rows(4096, "cpu") * 4096
+
+
+def test_pairs_have_two_rows_each_and_a_reference_its_weights():
+    config = build_config("gptoss", "toy")
+    pairs, rows = (memory_bytes(kind(batch_size=n), config) for kind, n in ((DPOConfig, 3), (TrainConfig, 6)))
+    assert pairs == rows | {"weights": 2 * rows["weights"]}
+    assert "step             1,536 tokens" in report(DPOConfig(batch_size=3), config)
+    weights = [memory_bytes(GRPOConfig(beta=beta), config)["weights"] for beta in (0.0, 0.1)]
+    assert weights == [rows["weights"], 2 * rows["weights"]]
 
 
 def gigabytes(cfg, config) -> str:

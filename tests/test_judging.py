@@ -98,7 +98,7 @@ def table_rows() -> list[str]:
         for measure in stories["texts"]["real"]
     ]
     rows += [
-        f"| {name} | {' | '.join(f'{one[m]["mean"]:.3f} +- {one[m]["half_width"]:.3f}' for m in judging.MEASURES)} |"
+        f"| {name} | {' | '.join('{mean:.3f} +- {half_width:.3f}'.format(**one[m]) for m in judging.MEASURES)} |"
         for name, one in seeds["over_seeds"].items()
     ]
     rows += [

@@ -225,6 +225,10 @@ def test_bad_settings_end_with_one_sentence_before_a_file_is_written(base, capsy
             ("--lora_rank", 25),
             "lora_rank must be at most 24, the smaller side of block.0.mlp.mlp2_weight (32 x 24)",
         ),
+        (
+            ("--balance", "bias"),
+            "lora_rank freezes the routers with their selection bias, which balance=bias",
+        ),
         (("--dry_run", "--gpus", 8), "lora_rank trains in one process, got 2; start it with python"),
     ):
         assert post_train(base, *begin, *flags) == 2

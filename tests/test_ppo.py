@@ -1,12 +1,11 @@
 """Proximal policy optimization: each formula beside loops in numpy, a bandit, and whole runs."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_run import TINY, differences, load, run_here, write_corpus
+from toy_rewards import EASY, FLAGS, easy, write_start
+from toy_run import differences, load, run_here
 
 from architecture.interface import IGNORE_INDEX
 from training.monitor.metrics import read_metrics
@@ -203,34 +202,19 @@ def test_a_restored_value_head_goes_on_to_the_same_bits(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- whole runs
-EASY = "first half"  # the share of letters up to m, which the policy can learn
 GIVEN = "once"  # 1 for prompts that begin so, which the value head alone can learn
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A model of two steps, and 40 prompts of unequal lengths, as files; the flags of a short run."""
+    """A folder with a base and prompts, and the flags of a short run."""
     folder = tmp_path_factory.mktemp("ppo")
-    data = write_corpus(folder)
-    assert run_here(folder, *TINY, *data, "--max_iters", 2, "--no-use_tensorboard", "--out_dir", "base") == 0
-    lines = [{"prompt": f"{'Once ' * (n % 3)}{n} ", "response": "yes"} for n in range(40)]
-    for name, some in (("tasks", lines[:30]), ("held", lines[30:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
-    flags = "--dataset tasks.jsonl --val_dataset held.jsonl --init_from base --no-use_tensorboard --block_size 16 --threads 1".split()
-    flags += [
-        "--story_dataset",
-        "bundled",
-        *"--prompts 12 --max_response 8 --batch_size 5 --held_out 10".split(),
-    ]
-    return folder, [*flags, *"--eval_tokens 64 --final_eval_tokens 64 --lr 0.02 --warmup 0".split()]
+    write_start(folder)
+    return folder, [*FLAGS, *"--prompts 12 --batch_size 5 --held_out 10 --lr 0.02".split()]
 
 
 @pytest.fixture(autouse=True)
 def easy_rewards(monkeypatch):
-    def easy(response):
-        letters = [c for c in response.text.lower() if c.isalpha()]
-        return sum(c <= "m" for c in letters) / max(1, len(letters))
-
     monkeypatch.setitem(rewards.REWARDS, EASY, easy)
     monkeypatch.setitem(rewards.REWARDS, GIVEN, lambda response: response.example.prompt.startswith("Once"))
 
@@ -268,7 +252,7 @@ def test_a_reward_rises_and_the_value_head_foresees_what_the_prompt_decides(star
 
 
 def test_a_run_killed_between_two_updates_of_a_step_resumes_to_the_same_bits(start, monkeypatch, capsys):
-    flags = "--max_iters 5 --save_every 2 --updates 2 --mini_batches 2".split()
+    flags = "--max_iters 4 --save_every 2 --updates 2 --mini_batches 2".split()
     assert go(start, "straight", *flags) == 0
     original, calls = ValueHead.update, []
 
@@ -283,7 +267,7 @@ def test_a_run_killed_between_two_updates_of_a_step_resumes_to_the_same_bits(sta
         assert go(start, "killed", *flags) != 0
     assert not (start[0] / "killed/checkpoint_4.pt").exists()
     assert run_here(start[0], "ppo", "--resume", "--out_dir", "killed", script="post_train") == 0
-    ends = [load(start[0] / out / "checkpoint_5.pt") for out in ("straight", "killed")]
+    ends = [load(start[0] / out / "checkpoint_4.pt") for out in ("straight", "killed")]
     for part in ("model", "optimizers", "rng", "data", "post"):
         assert differences(ends[0][part], ends[1][part], part) == []
     head = ends[0]["post"]["value_head"]["weights"]

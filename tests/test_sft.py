@@ -16,7 +16,8 @@ from architecture.interface import IGNORE_INDEX, documents_of
 from data.rows import Row, packed_batch
 from data.stories.tasks import tasks
 from training.config import TrainConfig
-from training.post.sft import Objective, judged, respond
+from training.post.rewards import task_record
+from training.post.sft import Objective, respond
 from training.step import accumulate_gradients
 
 LENGTHS = 9, 4, 13  # of the documents of a row; the longest exceeds two windows
@@ -113,10 +114,10 @@ def test_a_response_that_is_cut_off_counts_with_its_kept_tokens_and_is_told():
 def test_a_story_is_judged_by_its_own_task():
     source, _ = tasks("validation")
     some = [source[n] for n in range(3)]
-    own = judged(some, [example.response for example in some])
+    own = task_record(some, [example.response for example in some])
     assert own == {"val/words": 1, "val/all_words": 1, "val/feature": 1, "val/passes": 1}
     words = some[0].task["words"]
-    assert judged(some[:1], [f"The {words[0]} and the {words[2]}."]) == {
+    assert task_record(some[:1], [f"The {words[0]} and the {words[2]}."]) == {
         "val/words": pytest.approx(2 / 3), "val/all_words": 0, "val/feature": 0, "val/passes": 0,
     }  # fmt: skip
     for task in (
@@ -124,7 +125,7 @@ def test_a_story_is_judged_by_its_own_task():
         dict(words=["kite"], feature="blue"),
         dict(words=120, feature="lesson"),
     ):  # of other data
-        assert judged([some[0]._replace(task=task)], [""]) == {}
+        assert task_record([some[0]._replace(task=task)], [""]) == {}
 
 
 def test_a_response_goes_on_from_the_prompt_alone_and_to_the_end_of_a_row_at_most():

@@ -25,6 +25,7 @@ class TrainConfig:
     uncounted = ""  # parts of a step that --dry_run leaves out
     unread = frozenset()  # settings that nobody gives to this program; its help leaves them out
     lora_rank = None  # of adapters (training/lora.py); None: the weights train
+    uses_reference = False  # whether post-training reads a frozen model beside the one that trains
 
     # model
     model: str = option(
@@ -201,9 +202,14 @@ class TrainConfig:
         return self.grad_accum * self.tbptt
 
     @property
+    def rows(self) -> int:
+        """Rows of a micro-batch of a process."""
+        return self.batch_size
+
+    @property
     def slots_per_step(self) -> int:
         """Tokens in a step of all processes, padding included."""
-        return number_of_ranks() * self.batch_size * self.block_size * self.micro_batches
+        return number_of_ranks() * self.rows * self.block_size * self.micro_batches
 
 
 # --------------------------------------------------------------------------------------------------

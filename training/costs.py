@@ -117,8 +117,8 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     """Bytes that training needs on one device.
 
     Weights, gradients and optimizer state are exact, except for a state on the host, of which a part is on the
-    device during an update, and for gradients with LoRA. Activations, the tensors that the forward pass keeps for the backward pass, are
-    estimated from their shapes (tested to 15 % on a CPU).
+    device during an update, and for gradients with LoRA. Weights are those of a reference, too. Activations, the
+    tensors that the forward pass keeps for the backward pass, are estimated from their shapes (tested to 15 % on a CPU).
     """
     total, half = config.parameter_counts()["total"], cfg.dtype == "bfloat16"
     trained, matrices = trained_parameters(cfg, config)
@@ -130,11 +130,11 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         moments = min(moments, 2 * 2 * max(PORTION, largest))
     # with LoRA, each matrix has a base beside it, and few gradients of whole matrices exist at a time, say a layer's
     bases = config.matrix_parameters() if cfg.lora_rank else 0
-    tokens = cfg.batch_size * cfg.block_size
+    tokens = cfg.rows * cfg.block_size
     everything, kept = (
         tokens
         * config.bytes_kept_per_token(
-            cfg.batch_size,
+            cfg.rows,
             cfg.block_size,
             attention=cfg.attention,
             experts=cfg.experts,
@@ -150,7 +150,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     # next_token_loss holds one block of logits and its softmax at a time
     rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
     return {
-        "weights": 4 * (total + bases + (trained if cfg.lora_rank else 0)),
+        "weights": 4 * (total * (1 + cfg.uses_reference) + bases + (trained if cfg.lora_rank else 0)),
         "gradients": 4 * (trained + bases // config.num_hidden_layers),
         "optimizer": 4 * moments,
         "activations": cfg.tbptt * (int(kept) + head) + int(block),  # until the end of a window
@@ -340,7 +340,7 @@ def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
     Without this check the system would kill the run later, without a message.
     """
     memory = memory_bytes(cfg, config)
-    tokens = cfg.batch_size * cfg.block_size
+    tokens = cfg.rows * cfg.block_size
     if cfg.eval_only:  # without gradients only the activations of one layer exist at a time
         needed = memory["weights"] + ESTIMATE * memory["activations"] / (cfg.tbptt * config.num_hidden_layers)
         way_out = "lower batch_size or block_size"

@@ -224,7 +224,7 @@ def describe(run: Run, source: Source, validation: Source) -> str:
     other = validation.left_out() if validation.not_read != source.not_read else ""  # not the same twice
     if getattr(run.model.config, "capacity_factor", None) is not None:
         experts += ", capacity by score: train/loss is not causal, val/loss is"
-    rows = f"{parts}{cfg.batch_size} rows{segments} x {cfg.block_size} tokens"
+    rows = f"{parts}{cfg.rows} rows{segments} x {cfg.block_size} tokens"
     rows = (run.objective and run.objective.step_in_words) or rows
     return (
         f"{cfg.model} {cfg.model_size}{changed and f' with {changed}'}: "

@@ -118,9 +118,9 @@ def words_of(text: str) -> set[str]:
 
 
 def words_used(text: str, words: Sequence[str]) -> float:
-    """The share of these words that a text has, each as a whole word in this form."""
+    """The share of these words that a text has, each as a whole word in this form, in any case."""
     there = words_of(text)
-    return sum(word in there for word in words) / len(words)
+    return sum(word.lower() in there for word in words) / len(words)
 
 
 def has_feature(text: str, name: str) -> bool:

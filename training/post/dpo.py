@@ -7,7 +7,6 @@ frozen reference r. The loss of a step is the mean over its pairs, in all of its
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 
 from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats
 from data.documents import Source
-from data.examples import Pair, open_examples
+from data.examples import Pair
 from data.loader import TrainLoader
 from data.packing import as_tensors
 from data.rows import PairEncoder, pair_batch
@@ -24,8 +23,6 @@ from data.stories.pairs import pairs
 from training.memory import forward_context
 from training.post import objective
 from training.post.policy import score
-from training.post.reference import open_reference
-from training.post.sft import require_room
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult, accumulate_gradients
@@ -164,33 +161,21 @@ def held_out_record(seen: list[Compared], beta: float) -> dict[str, float]:
 class Objective(objective.Objective):
     """Trains on pairs of responses; batch_size counts pairs, each of which has two rows."""
 
+    example_type, bundled = Pair, staticmethod(pairs)
+
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
-        if split == "validation":
-            return self.stories(identity)
-        cfg = self.cfg
-        opened = functools.partial(
-            open_examples, cfg.dataset, Pair, val_dataset=cfg.val_dataset, bundled=pairs
-        )
-        held_out, encode = opened(split="validation"), PairEncoder(self.tokenizer, cfg.block_size)
-        encoded = [encode(held_out[n]) for n in range(min(cfg.held_out, len(held_out)))]
-        parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
-        self.held_out = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
-        source = opened(split="train")
-        require_room(source, encode, cfg.block_size)
+        source, cfg = super().open_data(split=split, identity=identity), self.cfg
+        if split == "train":
+            encode = PairEncoder(self.tokenizer, cfg.block_size)
+            encoded = [encode(pair) for pair in self.held_out]
+            parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
+            self.held_out_batches = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
+            for pair in source.long_prompts(cfg.block_size):
+                encode(pair)  # raises if no response fits; a run that met it later could not go on
         return source
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
         return TrainLoader(source, tokenizer, **options | {"packing": "pairs"})
-
-    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
-        held = state and state["reference"]
-        self.reference, self.reference_sha256 = open_reference(self.cfg, model, self.tokenizer, held)
-
-    def open(self, run: Run, state: dict[str, Any] | None) -> None:
-        self.reference.to(run.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"reference": self.reference_sha256}
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)
@@ -222,14 +207,14 @@ class Objective(objective.Objective):
         was_training = run.compiled.training
         run.compiled.eval()
         seen = []
-        for batch in self.held_out:
+        for batch in self.held_out_batches:
             batch = {name: part.to(run.device) for name, part in batch.items()}
             with run.autocast():
                 seen.append(compare(run.compiled, self.reference, **batch))
         run.compiled.train(was_training)
         record = held_out_record(seen, self.cfg.beta)
         run.writer.say(
-            f"step {progress.step}: of {sum(len(batch['targets']) for batch in self.held_out) // 2:,} held-out pairs, the "
+            f"step {progress.step}: of {len(self.held_out):,} held-out pairs, the "
             f"chosen response is more probable in {record['val/pair_accuracy']:.1%} (95 %: "
             f"{record['val/pair_accuracy_low']:.1%} to {record['val/pair_accuracy_high']:.1%}), loss "
             f"{record['val/dpo_loss']:.4f}"

@@ -25,20 +25,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
-from architecture.interface import IGNORE_INDEX
 from training.post import rollouts
 from training.post.policy import Scored
-from training.post.reference import open_reference
-from training.post.rollouts import Judged, Rollout, micro_batches
+from training.post.rewards import SPREAD
+from training.post.rollouts import Judged, micro_batches
+from training.post.sampling import Rollout
 from training.post.settings import GRPOConfig
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
 
 CLIP = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4)}
-SPREAD = 1e-6  # rewards of a group that differ by less are equal, but for rounding
 
 
 def group_advantages(rewards: torch.Tensor, group: int, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,24 +111,7 @@ class Objective(rollouts.RolloutObjective):
         self.group = cfg.group
         super().__init__(cfg, tokenizer)
         low, high = CLIP[cfg.loss]
-        self.clip = (
-            (low if cfg.clip_low is None else cfg.clip_low),
-            high if cfg.clip_high is None else cfg.clip_high,
-        )
-        self.reference, self.sha256 = None, None
-
-    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
-        super().open_model(model, state)
-        if self.cfg.beta > 0:
-            held = state and state["reference"]
-            self.reference, self.sha256 = open_reference(self.cfg, model, self.tokenizer, held)
-
-    def open(self, run: Run, state: dict[str, Any] | None) -> None:
-        if self.reference is not None:
-            self.reference.to(run.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"reference": self.sha256}
+        self.clip = cfg.clip_low or low, cfg.clip_high or high
 
     def learn(
         self, run: Run, progress: Progress, rollout: Rollout, judged: Judged, measured: bool
@@ -150,12 +131,9 @@ class Objective(rollouts.RolloutObjective):
                 f"step {progress.step + 1}: no update, because no group has responses with different rewards"
                 + (" that ended" if cfg.truncated == "mask" else "")
             )
-        mask = rollout.targets != IGNORE_INDEX
-        weights = torch.zeros(mask.shape)
-        weights[rows] = token_weights(mask[rows], cfg.loss, cfg.max_response).float()
-        held = {"input_ids": rollout.input_ids, "advantages": advantages.float(), "weights": weights}
-        if rollout.chosen is not None:
-            held["chosen"] = rollout.chosen
+        weights = torch.zeros(rollout.mask.shape)
+        weights[rows] = token_weights(rollout.mask[rows], cfg.loss, cfg.max_response).float()
+        held = rollout.inputs | {"advantages": advantages.float(), "weights": weights}
         batches, counts = micro_batches(cfg.batch_size, rows, rollout.targets, **held)
         if self.reference is not None:
             for batch, logp in zip(batches, self.logprobs(run, self.reference, batches)):

@@ -7,8 +7,11 @@ from typing import Any
 from torch import nn
 
 from data.documents import Source
+from data.examples import Example, open_examples
 from data.loader import TrainLoader
 from data.sources import open_dataset
+from data.stories.tasks import tasks
+from training.post.reference import open_reference
 from training.post.settings import PostTrainConfig
 from training.state.checkpoint import Progress
 from training.state.run import Run
@@ -20,25 +23,35 @@ class Objective:
     """The interface of all kinds; as it is, the next-token prediction of train.py."""
 
     step_in_words = ""  # what a step consists of, if not of rows of block_size tokens
+    example_type, bundled, answered = Example, staticmethod(tasks), True  # of the data, see open_examples
 
     def __init__(self, cfg: PostTrainConfig, tokenizer: Any):
         self.cfg, self.tokenizer = cfg, tokenizer
+        self.reference: nn.Module | None = None  # frozen; with its sha256 if the kind reads one
 
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         """The training data of this kind (split "train"), or the stories of val/loss ("validation").
 
-        It also opens the held-out examples, and raises ValueError for bad data before a file is written.
+        "train" also opens the held-out examples, and raises ValueError for bad data before a file is written.
         """
-        raise NotImplementedError
-
-    def stories(self, identity: str | None) -> Source:
-        """The validation stories, which show what the model forgets."""
-        return open_dataset(
-            self.cfg.story_dataset,
-            split="validation",
-            text_column=self.cfg.text_column,
-            identity=identity,
+        cfg = self.cfg
+        if split == "validation":  # shows what the model forgets
+            return open_dataset(
+                cfg.story_dataset, split=split, text_column=cfg.text_column, identity=identity
+            )
+        self.source, held_out = (
+            open_examples(
+                cfg.dataset,
+                self.example_type,
+                split=side,
+                val_dataset=cfg.val_dataset,
+                bundled=self.bundled,
+                answered=self.answered,
+            )
+            for side in ("train", "validation")
         )
+        self.held_out = [held_out[n] for n in range(min(cfg.held_out, len(held_out)))]
+        return self.source
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Any:
         """What gives the batches of a step, with the methods of TrainLoader; options: those of it."""
@@ -47,15 +60,20 @@ class Objective:
     def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
         """Prepare what needs the model before it trains, and raise ValueError before a file is written.
 
-        model: with the weights to begin or to continue with, on the CPU.  state: as for `open`.
+        model: with the weights to begin or to continue with, on the CPU, without adapters.  state: as for `open`.
         """
+        if self.cfg.uses_reference:
+            held = state and state["reference"]
+            self.reference, self.reference_sha256 = open_reference(self.cfg, model, self.tokenizer, held)
 
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
         """Prepare what needs the run. state: from state_dict, of the checkpoint that is continued."""
+        if self.reference is not None:
+            self.reference.to(run.device)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides model and optimizers, as torch.load reads it with weights_only=True."""
-        return {}
+        return {} if self.reference is None else {"reference": self.reference_sha256}
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         """One step, as training.trainer.train_step, with the records of this kind."""
@@ -64,3 +82,9 @@ class Objective:
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
         """The records of an evaluation on held-out examples; the first one is of the model before its first step."""
         return {}
+
+
+def held_out_line(step: int, number: int, record: dict[str, float]) -> str:
+    """What the console says of an evaluation on that many held-out examples."""
+    told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
+    return f"step {step}: on {number} held-out examples {told}"

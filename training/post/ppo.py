@@ -15,12 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from architecture.checkpoint import owned
+from architecture.generation.sampling import row_generators
 from architecture.interface import IGNORE_INDEX
 from common.files import reading
-from training.post.grpo import SPREAD
 from training.post.policy import Scored
-from training.post.reference import open_reference
-from training.post.rollouts import Judged, Rollout, RolloutObjective, micro_batches
+from training.post.rewards import SPREAD
+from training.post.rollouts import Judged, RolloutObjective, micro_batches
+from training.post.sampling import Rollout
 from training.post.settings import PPOConfig
 from training.state.checkpoint import OLDER, Progress, latest_checkpoint, restore_optimizer
 from training.state.run import Run
@@ -149,24 +150,8 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
 class Objective(RolloutObjective):
     """Learns from one response to each prompt; the value head takes the place of GRPO's group."""
 
-    def __init__(self, cfg: PPOConfig, tokenizer: Any):
-        super().__init__(cfg, tokenizer)
-        if cfg.mini_batches > cfg.prompts:
-            raise ValueError(
-                f"mini_batches must be at most prompts ({cfg.prompts}), got {cfg.mini_batches}; lower it"
-            )
-        self.reference, self.sha256 = None, None
-
-    def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
-        super().open_model(model, state)
-        if self.cfg.kl_coef > 0:
-            held = state and state["reference"]
-            self.reference, self.sha256 = open_reference(self.cfg, model, self.tokenizer, held)
-
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
         super().open(run, state)
-        if self.reference is not None:
-            self.reference.to(run.device)
         self.head = ValueHead(run.model.config.hidden_size, self.cfg, run.device)
         if state is not None:
             path = latest_checkpoint(run.cfg.out_dir)
@@ -174,20 +159,20 @@ class Objective(RolloutObjective):
                 self.head.load_state_dict(state["value_head"], path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": self.sha256, "value_head": self.head.state_dict()}
+        return super().state_dict() | {"value_head": self.head.state_dict()}
 
     def learn(
         self, run: Run, progress: Progress, rollout: Rollout, judged: Judged, measured: bool
     ) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         """`updates` passes over the responses, in `mini_batches` optimizer updates each."""
-        cfg, mask = self.cfg, rollout.targets != IGNORE_INDEX
+        cfg, mask = self.cfg, rollout.mask
         held, records = self.experience(run, rollout, judged.total)
         train = float(judged.total.max() - judged.total.min()) > SPREAD
         if not train:  # whitening would make advantages of the errors of the value head alone
             run.writer.say(f"step {progress.step + 1}: no update, because all responses have the same reward")
         updates = cfg.updates if train else 1
         sums = torch.zeros(3, device=run.device)  # policy loss, value loss and clipped tokens of all updates
-        draw = torch.Generator().manual_seed(hash((cfg.seed, progress.step)) % 2**63)
+        (draw,) = row_generators(f"{cfg.seed} mini-batches of step {progress.step}", 1)
         for _ in range(updates):
             for rows in torch.randperm(len(mask), generator=draw).tensor_split(cfg.mini_batches):
                 batches, counts = micro_batches(cfg.batch_size, rows, rollout.targets, **held)
@@ -209,10 +194,7 @@ class Objective(RolloutObjective):
 
         scores: (R,), what the responses earned.
         """
-        cfg, mask = self.cfg, rollout.targets != IGNORE_INDEX
-        held = {"input_ids": rollout.input_ids}
-        if rollout.chosen is not None:
-            held["chosen"] = rollout.chosen
+        cfg, mask, held = self.cfg, rollout.mask, rollout.inputs
         batches, _ = micro_batches(cfg.batch_size, torch.arange(len(mask)), rollout.targets, **held)
         said = self.measure(run, run.compiled, batches, lambda s: (s.logprobs, self.head(s.hidden)))
         old, values = (whole(parts, mask) for parts in zip(*said))

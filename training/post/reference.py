@@ -17,7 +17,8 @@ from architecture import checkpoint, registry
 from architecture.tokenizer import tokenizer_state
 from training.post.settings import PostTrainConfig
 
-IN_TRAINING_ONLY = {"dropout", "capacity_factor"}  # fields of a model that eval mode does not read
+# fields of a model that eval mode does not read, with the values that have no effect in training either
+IN_TRAINING_ONLY = {"dropout": "0", "capacity_factor": "none"}
 
 
 def open_reference(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from common.script import did_you_mean, first_line, shown
@@ -22,6 +23,7 @@ from data.stories.tell import MAX_WORDS, MIN_WORDS
 
 checked = functools.lru_cache(maxsize=1024)(check)  # two rewards ask for the same text
 RUN = 4  # words; stories repeat shorter runs, such as "the little girl"
+SPREAD = 1e-6  # rewards that differ by less are equal, but for rounding
 
 
 class Response(NamedTuple):
@@ -36,9 +38,9 @@ class Response(NamedTuple):
 def words(response: Response) -> float:
     """The share of the words of the task that the text uses, as whole words."""
     asked = response.example.task.get("words")
-    if not asked or not isinstance(asked, list | tuple):
+    if not asked or not isinstance(asked, list | tuple):  # a text would be its letters
         raise ValueError(f'{response.example.name} must have "words", a list of them, got {shown(asked)}')
-    return words_used(response.text, [word.lower() for word in asked])
+    return words_used(response.text, asked)
 
 
 def feature(response: Response) -> float:
@@ -114,3 +116,17 @@ def reward_of(name: str, response: Response) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{told} must be a finite number, got {value}; {way_out}")
     return value
+
+
+def task_record(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
+    """The shares of texts that do what their tasks ask for; empty without tasks as of the story world."""
+    asked = [(e.task.get("words"), e.task.get("feature")) for e in examples]
+    if not all(words and isinstance(words, list) and feature in [*FEATURES] for words, feature in asked):
+        return {}
+    used = [words_used(text, words) for text, (words, _) in zip(texts, asked)]
+    return {
+        "val/words": fmean(used),
+        "val/all_words": fmean(share == 1 for share in used),
+        "val/feature": fmean(has_feature(text, feature) for text, (_, feature) in zip(texts, asked)),
+        "val/passes": fmean(checked(text).passes for text in texts),
+    }

@@ -53,6 +53,15 @@ class PostTrainConfig(TrainConfig):
     lora_alpha: float = option(16.0, "the change of lora_rank is scaled by lora_alpha / lora_rank", above=0)
     held_out: int = option(64, "held-out examples that an evaluation scores", at_least=1)
 
+    uses_reference = False  # whether a frozen model is read beside the one that trains
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_rank and self.balance == "bias":
+            raise ValueError(
+                "lora_rank freezes the routers with their selection bias, which balance=bias would move; leave one out"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(PostTrainConfig):
@@ -71,9 +80,15 @@ class DPOConfig(PostTrainConfig):
     uncounted = "the second row of each pair, and the reference model"
 
     batch_size: int = option(8, "pairs per micro-batch, each of two rows", at_least=1)
+    uses_reference = True
+
     beta: float = option(0.1, "strength of the pull to the reference", above=0)
     reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
     out_dir: str = option("model_dpo", "folder of config.json, metrics.jsonl and checkpoints")
+
+    @property
+    def rows(self) -> int:
+        return 2 * self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +115,20 @@ class RolloutConfig(PostTrainConfig):
     )
     log_every: int = option(1, "steps between log records", at_least=1)
 
+    kl_weight = ""  # the setting that is the weight of the reference
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reference and not self.uses_reference:
+            raise ValueError(
+                f"reference names a model that is read if {self.kl_weight} is above 0, got {self.kl_weight}=0; raise it, "
+                "or leave --reference out"
+            )
+
+    @property
+    def uses_reference(self) -> bool:
+        return getattr(self, self.kl_weight) > 0
+
     @property
     def slots_per_step(self) -> int:
         """Tokens in the responses of a step, at most."""
@@ -110,7 +139,7 @@ class RolloutConfig(PostTrainConfig):
 class GRPOConfig(RolloutConfig):
     """Group relative policy optimization and its relatives."""
 
-    program, kind = "post_train.py grpo", "grpo"
+    program, kind, kl_weight = "post_train.py grpo", "grpo", "beta"
 
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = option(
         "grpo",
@@ -139,7 +168,7 @@ class GRPOConfig(RolloutConfig):
 class PPOConfig(RolloutConfig):
     """Proximal policy optimization (arXiv:1707.06347) with a value head."""
 
-    program, kind = "post_train.py ppo", "ppo"
+    program, kind, kl_weight = "post_train.py ppo", "ppo", "kl_coef"
 
     updates: int = option(4, "passes over the responses of a step", at_least=1)
     mini_batches: int = option(
@@ -159,6 +188,13 @@ class PPOConfig(RolloutConfig):
         0.1, "share of the value's gradient that flows on into the model; 0 = none", at_least=0
     )
     out_dir: str = option("model_ppo", "folder of config.json, metrics.jsonl and checkpoints")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mini_batches > self.prompts:
+            raise ValueError(
+                f"mini_batches must be at most prompts ({self.prompts}), got {self.mini_batches}; lower it"
+            )
 
 
 KINDS = {config.kind: config for config in (SFTConfig, DPOConfig, GRPOConfig, PPOConfig)}

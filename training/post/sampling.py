@@ -1,0 +1,114 @@
+"""Responses that a model samples, as rows to train on.
+
+They are sampled from softmax(logits / temperature) of all ids, without top-k and top-p, and trained under the same
+distribution. The log-probabilities that are trained are those of the training forward, never the sampler's. The
+sampler computes in float32, as sample.py does, whatever the dtype of the training forward is.
+
+Shapes: R responses, T input tokens of the longest prompt with its response, L layers with a router, k experts per
+token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from architecture.generation.decode import generate
+from architecture.generation.sampling import row_generators
+from architecture.generation.text import TextStream
+from architecture.interface import IGNORE_INDEX
+from architecture.tokenizer import HARMONY
+from data.examples import Example
+from data.rows import RowEncoder
+from training.post.replay import chosen_experts
+from training.post.rewards import Response
+
+ANY_LENGTH = 2**31  # tokens
+
+
+class Rollout(NamedTuple):
+    """The responses of a step, on the CPU. A response ends with EOT, which is a target, or is truncated."""
+
+    input_ids: torch.Tensor  # (R, T) int64, [EOT, prompt, response], padded on the right with EOT
+    targets: torch.Tensor  # (R, T) int64, IGNORE_INDEX on the prompt and behind the response
+    responses: list[Response]  # their texts, for the rewards
+    ended: torch.Tensor  # (R,) bool, whether a response ends with EOT
+    chosen: torch.Tensor | None  # (R, T, L, k) int64, see chosen_experts; None if not kept
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(R, T) bool, where a token of a response is the target."""
+        return self.targets != IGNORE_INDEX
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What micro-batches hold of it beside the targets."""
+        return {"input_ids": self.input_ids} | ({} if self.chosen is None else {"chosen": self.chosen})
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """(R,) int64, tokens of each response, with its EOT."""
+        return self.mask.sum(1)
+
+
+def sample(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    seed: str,
+    *,
+    max_response: int,
+    temperature: float,
+    routing: bool = False,
+) -> Rollout:
+    """One response for each example, in one batch.
+
+    seed: for row_generators.  routing: keep the experts that the sampler chooses.
+    Raises ValueError if a prompt and max_response exceed the context of the model.
+    """
+    prompts, ends = list(map(prompt_encoder(tokenizer), examples)), end_tokens(tokenizer)
+    log: list[tuple[list[int], torch.Tensor]] | None = [] if routing else None
+    sampled = generate(
+        model,
+        prompts,
+        max_tokens=max_response,
+        temperature=temperature,
+        stop_tokens=ends,
+        generators=row_generators(seed, len(prompts)),
+        routing=log,
+    )
+    starts = [len(prompt) for prompt in prompts]
+    lengths = [start + len(response) for start, response in zip(starts, sampled)]
+    input_ids = torch.full((len(prompts), max(lengths) - 1), tokenizer.eot_token)
+    targets = torch.full_like(input_ids, IGNORE_INDEX)
+    for row, (prompt, response) in enumerate(zip(prompts, sampled)):
+        input_ids[row, : lengths[row] - 1] = torch.tensor([*prompt, *response[:-1]])
+        targets[row, starts[row] - 1 : lengths[row] - 1] = torch.tensor(response)
+    ended = [response[-1] in ends for response in sampled]
+    responses = [
+        Response(text_of(tokenizer, ids[:-1] if over else ids), example, over, len(ids))
+        for ids, over, example in zip(sampled, ended, examples)
+    ]
+    chosen = None if log is None else chosen_experts(log, starts, lengths)
+    return Rollout(input_ids, targets, responses, torch.tensor(ended), chosen)
+
+
+def prompt_encoder(tokenizer: Any) -> Callable[[Example], list[int]]:
+    """What turns an example into the ids in front of its response, as in supervised fine-tuning."""
+    encode = RowEncoder(tokenizer, ANY_LENGTH, None)
+    return lambda example: encode(example).prompt
+
+
+def end_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response: EOT, and that of a chat format."""
+    chat = [tokenizer.encode_single_token("<|return|>")] if tokenizer.name == HARMONY else []
+    return tokenizer.eot_token, *chat
+
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of a response without its end."""
+    stream = TextStream(tokenizer)
+    return "".join(map(stream.push, ids)) + stream.finish()
