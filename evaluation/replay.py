@@ -45,6 +45,8 @@ def settings(folder: Path) -> tuple[TrainConfig, Any, dict[str, Any]]:
     with reading(path, "the settings of a run", way_out="compare runs of this version"):
         facts = read_json(path)
         name = facts["train"]["model"]
+        if "story_dataset" in facts["train"]:
+            raise ValueError("it is of a run of post_train.py, of which only files are compared")
         config_class = settings_class(name)
         held = checkpoint.saved_settings({"train_config": facts["train"]}, path, config_class)
         cfg, config = config_class(**held), registry.config_from_dict(name, facts["model"])
@@ -111,7 +113,7 @@ def advance(run: Run, progress: Progress) -> float:
     """One step, as in trainer.train. Returns its training loss."""
     rate = optimizer.learning_rate(progress.share_done(run.cfg, margin=0.5), run.cfg)
     optimizer.set_learning_rate(run.optimizers, rate)
-    result, _ = trainer.train_step(run, progress)
+    result, *_ = trainer.train_step(run, progress)
     if run.stop:
         raise KeyboardInterrupt
     return float(result.loss)
