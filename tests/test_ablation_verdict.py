@@ -208,7 +208,9 @@ def test_a_recorded_folder_is_judged_again_without_a_change_in_it(tmp_path, caps
 
 def test_the_record_of_verdicts_judged_again_is_that_of_the_recorded_runs():
     lines = json.loads((RECORDED / "judged_again.json").read_text())["pairs"]
-    before = [p for p in (RECORDED / "ablations").iterdir() if not (p / "test").exists()]  # the rules of today
+    before = [
+        p for p in (RECORDED / "ablations").iterdir() if not (p / "test").exists()
+    ]  # the rules of today
     assert {line["ablation"] for line in lines} == {p.name for p in before}
     found = {(v.first, v.second): v for v in verdicts(judge.read(RECORDED / "ablations" / "balancing"))}
     for line in lines:

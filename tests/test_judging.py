@@ -101,6 +101,11 @@ def table_rows() -> list[str]:
         f"| {name} | {' | '.join('{mean:.3f} +- {half_width:.3f}'.format(**one[m]) for m in judging.MEASURES)} |"
         for name, one in seeds["over_seeds"].items()
     ]
+    pairs, measures = stories["pairs"]["scores"]["bigram"], judging.MEASURES
+    for name, scores in (("real", {}), ("bigram", pairs)):  # of pairs, the real text is the right one
+        told = scores | stories["texts"][name]
+        cells = " | ".join(f"{told[m]['mean']:.3f}" if m in told else "1" for m in measures)
+        rows.append(f"| {name} stories | {cells} |")
     rows += [
         f"| {line['first']} - {line['second']} | `{measure}` | {line['difference']:+.3f} +- {line['half_width']:.3f} |"
         for measure, lines in seeds["differences"].items()

@@ -54,6 +54,14 @@ def test_a_story_cut_at_a_random_word_is_unfinished():
     assert sum(not check(text).finished for text in cut) >= 0.95 * len(cut)
 
 
+def test_words_in_any_order_are_checked_without_an_error():
+    draw = random.Random(0)
+    for index in range(150):  # what a model writes at first
+        words = story(index).text.split()
+        check(" ".join(draw.sample(words, 60)))
+    assert "unfinished" in rules("One day. Mom. Dad.")
+
+
 def test_an_empty_or_very_short_text_is_unfinished():
     assert rules("") == rules(" \n ") == {"unfinished"}
     assert "too few" in check("Tom was happy. The end.").problems[0].what

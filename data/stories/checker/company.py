@@ -214,9 +214,7 @@ def _kin(read, retold: Retold) -> Iterator[Problem]:
                 and words[i + 1].lower in _DOES
             )
             begins = (
-                i == 1
-                or (i > 1 and words[i - 1].break_before)
-                or words[i - 2].lower in ("and", "then", "but", "that")
+                i < 2 or words[i - 1].break_before or words[i - 2].lower in ("and", "then", "but", "that")
             )
             if is_subject and begins and first + 1 < sentence.paragraph < last and noun not in mentioned:
                 yield Problem("name", f"the {noun} was not there", sentence.text)
