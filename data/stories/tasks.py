@@ -36,7 +36,7 @@ PLOT_WORDS = {
 }
 TIMES = ("day", "morning", "afternoon")
 HELD_OUT_PER_TEN = 1
-TASKS_VERSION = 1  # changes with any task; a run resumes only on the tasks that it began with
+TASKS_VERSION = 2  # changes with any task; a run resumes only on the tasks that it began with
 
 STRIDE = 101  # prime, so that it meets every story, and neighbors do not go on to the same one
 MANY_SPEECHES = 5  # more than half of the stories have fewer
