@@ -191,7 +191,7 @@ def test_a_task_is_about_a_story_with_its_words_and_its_feature():
     assert (identity.split()[1], told[:12]) == ("2", "b8d5966f0afe")
 
 
-def test_tasks_are_short_and_their_words_are_one_token_or_two():
+def test_tasks_are_short_and_their_words_are_one_token_but_for_afternoon():
     assert SUMMARIES.keys() == {plot.name for plot in PLOTS}
     share = np.mean([is_held_out(words) for words in itertools.product(THINGS, OF_PLOTS, TIMES)])
     assert 0.08 < share < 0.12
@@ -199,7 +199,7 @@ def test_tasks_are_short_and_their_words_are_one_token_or_two():
     some = [train[n] for n in range(0, 3000, 100)]
     for name in ("stories4k", "bundled1536"):
         encode = get_tokenizer(name).encode
-        assert all(len(encode(f" {word}")) <= 2 for word in (*THINGS, *OF_PLOTS, *TIMES))
+        assert all(len(encode(f" {word}")) == 1 for word in (*THINGS, *OF_PLOTS, *TIMES[:2]))
         assert max(len(encode(e.prompt)) for e in some) < 45
         assert max(len(encode(e.prompt)) + len(encode(e.response)) + 2 for e in some) < 340
 
