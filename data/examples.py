@@ -84,7 +84,7 @@ def open_examples(
     name = val_dataset if split == "validation" and val_dataset else dataset
     if name == BUNDLED:
         return ExampleSource(BUNDLED, *bundled(split))
-    records = read_records(name, "train" if val_dataset else split)
+    records = read_records(name, split)
     found = [example_of(record, kind, where, answered) for where, record in records]
     if not found:
         raise ValueError(f"{name}: has no example; add some, or name another set")
