@@ -18,7 +18,7 @@ from toy_run import TINY, run
 pytestmark = pytest.mark.browser
 LONG = ["--initial_context_length", "65536", "--max_iters", "16"]  # checkpoints at steps 8 and 16
 # A model that hardly learned repeats itself, and does not end. So many tokens take longer than a test looks on.
-GREEDY = "temperature=0&max_tokens=20000"
+GREEDY = "temperature=0&max_tokens=100000"
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_regenerate_continue_stop_download_and_a_new_conversation(new_page):
     wait_until_written(page, 2)
     second = texts(page)
     assert len(second) == 2 and second[0] == first[0] and second[1] not in (first[1], "...")
-    page.get_by_role("spinbutton", name="Max tokens").fill("20000")
+    page.get_by_role("spinbutton", name="Max tokens").fill("100000")
     page.get_by_role("spinbutton", name="Max tokens").press("Enter")
     page.get_by_role("slider").first.press("Home")  # temperature 0
     page.wait_for_url(re.compile(r"temperature=0(\.0)?(&|$)"))
