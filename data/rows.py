@@ -18,7 +18,7 @@ from architecture.tokenizer import HARMONY
 from data.documents import Document, Pictured, Source
 from data.examples import Example, Pair
 from data.image_records import require_placeholders
-from data.packing import as_tensors, encode
+from data.packing import PackedRows, as_tensors, encode
 
 logger = logging.getLogger(__name__)
 
@@ -155,29 +155,14 @@ def pair_batch(pairs: list[tuple[Row, Row]], eot: int) -> dict[str, np.ndarray]:
     return batch_of(rows, eot, max(len(row.ids) for row in rows) - 1, None)
 
 
-class ExampleRows:
+class ExampleRows(PackedRows):
     """Whole examples, in order, as many in a row as it holds; no example goes on in the next row.
 
     The positions of each begin at 0, which keeps attention inside it; those of padding continue the last one.
     `tokens`: the next example, which did not fit: its ids, and the number of those in front of the response.
-    mine: the rows of a batch that are returned.
     """
 
-    def __init__(
-        self,
-        documents,
-        eot: int,
-        num_rows: int,
-        block_size: int,
-        state: dict | None = None,
-        mine: slice = slice(None),
-    ):
-        self._documents, self._num_rows, self._mine = documents, num_rows, mine
-        self._layout = eot, block_size
-        self.tokens = [rest.numpy() for rest in state["tokens"]] if state else []
-
     def __next__(self) -> dict[str, np.ndarray]:
-        eot, block_size = self._layout
         if self.tokens:
             ids, (first,) = self.tokens
             waiting = Row(ids, np.arange(len(ids)) >= first, ())
@@ -186,11 +171,11 @@ class ExampleRows:
         rows: list[list[Row]] = []
         while len(rows) < self._num_rows:
             rows.append([])
-            while sum(len(row.ids) - 1 for row in (*rows[-1], waiting)) <= block_size:
+            while sum(len(row.ids) - 1 for row in (*rows[-1], waiting)) <= self._block_size:
                 rows[-1].append(waiting)
                 waiting = next(self._documents)
         self.tokens = [waiting.ids, np.flatnonzero(waiting.scored)[:1]]
-        return packed_batch(rows[self._mine], eot, block_size)
+        return packed_batch(rows[self._mine], int(self._eot[0]), self._block_size)
 
 
 def packed_batch(rows: list[list[Row]], eot: int, block_size: int) -> dict[str, np.ndarray]:

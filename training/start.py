@@ -332,7 +332,7 @@ def given_weights(command: CommandLine) -> Start:
         same = {*DATA, "hold_out_test"} & before.keys() & {f.name for f in fields(cfg)}
         if (
             "story_dataset" in before
-        ):  # val/loss of post-training is of stories, its dataset is that of its kind
+        ):  # in post-training, val/loss is of these, and dataset is that of the kind
             before |= {"dataset": before["story_dataset"], "val_dataset": None}
         brought |= {name: before[name] for name in same - command.given}
         data_identity = checkpoint.saved_identity(saved)
