@@ -1,7 +1,8 @@
 """Record the tables of docs/judging.md: what each story score tells apart, models over seeds, a scoreboard, noise.
 
     python -m benchmarks.judging --runs light=RUN,RUN,... toy=RUN,... gpt2=RUN,... gptoss=RUN,... --second RUN
-        [--data valid.jsonl --training_data train.jsonl] [--quickstart RUN RUN RUN]
+        [--data valid.jsonl --training_data train.jsonl]
+    python -m benchmarks.judging --quickstart RUN RUN RUN
 
 The runs of a name are finished seeds of one recipe, and all names with several runs have the same seeds. --second is
 a run on other stories. Writes to benchmarks/results, each when it is done:
@@ -27,6 +28,7 @@ import math
 import random
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +203,7 @@ def parse(argv: list[str] | None) -> Namespace:
         formatter_class=RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add(
-        "--runs", nargs="+", required=True, metavar="NAME=RUN,RUN,...", help="runs of one recipe, by its name"
-    )
+    add("--runs", nargs="+", default=[], metavar="NAME=RUN,RUN,...", help="runs of one recipe, by its name")
     add("--second", metavar="RUN", help="a run on other stories, which reads what the others write")
     add(
         "--data",
@@ -218,7 +218,10 @@ def parse(argv: list[str] | None) -> Namespace:
         "--folder", type=Path, default=Path("runs/judging"), help="of finished pieces (default: runs/judging)"
     )
     add("--quick", action="store_true", help="few stories, no speed, JSON into --folder: to try the path")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.runs and not args.quickstart:
+        parser.error("nothing to judge: give --runs NAME=RUN,RUN,... or --quickstart RUN RUN RUN")
+    return args
 
 
 def models_of(named: dict[str, list[Path]], facts: dict[str, list[dict]], folder: Path) -> Models:
@@ -265,11 +268,7 @@ def board_of(first: list[Path], flags: list[str], folder: Path) -> dict[str, Any
 def run(args: Namespace) -> int:
     named, folder = named_runs(args.runs), args.folder.resolve()
     facts = {name: [figures(one) for one in runs] for name, runs in named.items()}
-    models = models_of(named, facts, folder / "models")
-    every = [model for seeds in models.values() for model in seeds.values()]
     set_threads(args.threads, None)
-    flags = ["--threads", str(args.threads), *(["--data", str(args.data)] if args.data else [])]
-    documents = 20 if args.quick else DOCUMENTS
 
     second = [Path(args.second)] if args.second else []
     every_run = [*itertools.chain(*facts.values()), *map(figures, (*args.quickstart, *second))]
@@ -284,6 +283,23 @@ def run(args: Namespace) -> int:
             return write_json_atomic(folder / f"judging_{name}.json", found)
         require_clean_commits(json.dumps(commits), Path(f"judging_{name}.json"))
         publish(f"judging_{name}", found, own)
+
+    if args.quickstart:
+        folder.mkdir(parents=True, exist_ok=True)
+        passed = checked(args.quickstart, 4 if args.quick else TOLD, Work(folder / "told.jsonl"))
+        print(*(f"{name}: {one}" for name, one in passed.items()), sep="\n")
+        write("quickstart", {"temperature": TEMPERATURE, "seed": TOLD_SEED, "stories": passed})
+    return compare(args, facts, named, folder, write) if named else 0
+
+
+def compare(
+    args: Namespace, facts: dict[str, list[dict]], named: dict[str, list[Path]], folder: Path, write: Callable
+) -> int:
+    """Noise, story scores, their differences, and the scoreboard. 1 if an export scores otherwise than its checkpoint."""
+    models = models_of(named, facts, folder / "models")
+    every = [model for seeds in models.values() for model in seeds.values()]
+    flags = ["--threads", str(args.threads), *(["--data", str(args.data)] if args.data else [])]
+    documents = 20 if args.quick else DOCUMENTS
 
     data, device = ruler.read_data(args.data, documents), choose_device("auto")
     measured, failed = ruler.measure(every, data, device, folder / "ruler.json")
@@ -305,11 +321,6 @@ def run(args: Namespace) -> int:
     flags += ["--stories", str(documents), *(["--no_speed"] if args.quick else [])]
     board = board_of([next(iter(seeds.values())) for seeds in models.values()], flags, folder)
     write("scoreboard", board)
-
-    if args.quickstart:
-        passed = checked(args.quickstart, 4 if args.quick else TOLD, Work(folder / "told.jsonl"))
-        print(*(f"{name}: {one}" for name, one in passed.items()), sep="\n")
-        write("quickstart", {"temperature": TEMPERATURE, "seed": TOLD_SEED, "stories": passed})
     equal = {layout: abs(one["difference"]) <= EQUAL for layout, one in board["exports"].items()}
     return judge(
         {f"{layout}: bits per byte of its checkpoint to {EQUAL}": met for layout, met in equal.items()}
