@@ -2,16 +2,18 @@
 
     python -m benchmarks.teaching NAME=RUN,RUN,... [NAME=RUN,...] [--record teaching]
 
-The runs of a name are finished runs of post_train.py with one recipe and several seeds. Writes to
-benchmarks/results/RECORD.json, for each name: its settings, the curve of each measure and seed, the mean of last - first
-with its 95 % interval over seeds, and how the steps spent their time. Between names with the same seeds, it judges the
-differences of the last values as an ablation does; the intervals hold for all pairs of names and all measures together.
+The runs of a name are finished runs of post_train.py with one recipe and several seeds. Each may begin with a model of
+its own seed. Writes to benchmarks/results/RECORD.json, for each name: its settings, the curve of each measure and seed,
+the mean of last - first with its 95 % interval over seeds, and how the steps spent their time. Between names with the
+same seeds, it judges the differences of the last values as an ablation does; the intervals hold for all pairs of names
+and all measures together.
 """
 
 from __future__ import annotations
 
 import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the imports below
 
+import itertools
 import json
 import statistics
 import sys
@@ -29,10 +31,10 @@ from training.monitor.metrics import read_metrics
 SPENT = ("post/sampling_share", "post/samples_per_second", "post/routing_flips", "perf/tokens_per_second")
 
 
-def curves(run: Path) -> dict[str, list[list[float]]]:
+def curves(records: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
     """{measure: [[step, value], ...]} of the held-out measures and of the reward of a run."""
     found: dict[str, list[list[float]]] = {}
-    for record in read_metrics(run / "metrics.jsonl"):
+    for record in records:
         for tag, value in record.items():
             measured = tag.startswith(("val/", "post/reward")) and "_by_" not in tag
             if measured and isinstance(value, (int, float)):
@@ -40,18 +42,21 @@ def curves(run: Path) -> dict[str, list[list[float]]]:
     return found
 
 
-def medians(run: Path) -> dict[str, float]:
+def medians(records: list[dict[str, Any]]) -> dict[str, float]:
     """The medians over the logged steps of what says how a run spent its time."""
-    records = read_metrics(run / "metrics.jsonl")
     found = {tag: [r[tag] for r in records if isinstance(r.get(tag), (int, float))] for tag in SPENT}
     return {tag: statistics.median(values) for tag, values in found.items() if values}
 
 
 def taught(runs: list[Path]) -> dict[str, Any]:
-    """The record of a name; ValueError if its runs differ in more than the seed, or are not finished."""
+    """The record of a name; ValueError if its runs differ in more than the seed and the model that they begin with, or
+    are not finished.
+    """
     facts = [figures(run) for run in runs]
-    over_seeds(facts)
-    by_seed = {str(fact["train"]["seed"]): curves(run) for fact, run in zip(facts, runs)}
+    over_seeds([fact | {"train": {**fact["train"], "init_from": None}} for fact in facts])
+    seeds = [str(fact["train"]["seed"]) for fact in facts]
+    logged = dict(zip(seeds, (read_metrics(run / "metrics.jsonl") for run in runs)))
+    by_seed = {seed: curves(records) for seed, records in logged.items()}
     measures = sorted(set.intersection(*(set(found) for found in by_seed.values())))
     change = {}
     for measure in measures:
@@ -62,7 +67,9 @@ def taught(runs: list[Path]) -> dict[str, Any]:
             "last": statistics.fmean(last),
             "change": summary([b - a for a, b in zip(first, last)])._asdict(),
         }
-    settings = {key: value for key, value in facts[0]["train"].items() if key not in ("seed", "out_dir")}
+    settings = {
+        key: value for key, value in facts[0]["train"].items() if key not in ("seed", "out_dir", "init_from")
+    }
     return {
         "settings": settings,
         "commands": [start["command"] for fact in facts for start in fact["starts"]],
@@ -70,7 +77,7 @@ def taught(runs: list[Path]) -> dict[str, Any]:
         "parameters": facts[0]["parameters"],
         "curves": by_seed,
         "change": change,
-        "medians": {seed: medians(run) for seed, run in zip(by_seed, runs)},
+        "medians": {seed: medians(records) for seed, records in logged.items()},
     }
 
 
@@ -112,9 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     found = {name: taught(runs) for name, runs in named.items()}
     require_clean_commits(json.dumps(found), Path(f"{args.record}.json"))
     print(as_text(found))
-    folders = [run for runs in named.values() for run in runs]
-    folders += [Path(one["settings"]["init_from"]).parent for one in found.values()]
-    publish(args.record, {"runs": found, "differences": compared(found)}, folders)
+    publish(args.record, {"runs": found, "differences": compared(found)}, itertools.chain(*named.values()))
     return 0
 
 
