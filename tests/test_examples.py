@@ -15,10 +15,10 @@ from data.stories import TRAIN_STORIES, phrases, tell, world
 from data.stories.plots import PLOTS
 from data.stories.tasks import (
     FEATURES,
-    HELD_OUT,
     PLOT_WORDS,
     SUMMARIES,
     has_feature,
+    is_held_out,
     tasks,
     words_used,
 )
@@ -166,8 +166,7 @@ def test_a_conversation_is_trained_in_the_format_in_which_a_chat_asks(shared_dat
 
 # ------------------------------------------------------------------------------------------ bundled tasks
 THINGS = (*world.OBJECTS, *world.FOODS)
-HELD_OUT_WORDS = {word: HELD_OUT[plot] for plot, words in PLOT_WORDS.items() for word in words}
-OF_PLOTS = sorted(HELD_OUT_WORDS)
+OF_PLOTS = sorted(set().union(*PLOT_WORDS.values()))
 
 
 def test_a_task_is_about_a_story_with_its_words_and_its_feature():
@@ -177,23 +176,26 @@ def test_a_task_is_about_a_story_with_its_words_and_its_feature():
     for source, held in zip(some, (False, True)):
         for example in source:
             words = example.task["words"]
-            assert words[0] in THINGS and words[1] in world.PLACES and words[2] in OF_PLOTS
+            assert words[0] in THINGS and words[1] in world.PLACES
+            assert words[2] in OF_PLOTS or not held  # or the look of the thing
             assert words_used(example.response, words) == 1
-            assert (HELD_OUT_WORDS[words[2]] == words[0]) == held
+            assert is_held_out(words) == held
             assert has_feature(example.response, example.task["feature"])
             assert example.response[0] == "\n" and all(word in example.prompt for word in words)
             assert FEATURES[example.task["feature"]] in example.prompt
-        assert len({example.response for example in source}) > 25
+        assert len({example.response for example in source}) > 20
     assert len(OF_PLOTS) == sum(map(len, PLOT_WORDS.values()))  # no two plots share a word
     assert {example.task["feature"] for source in some for example in source} == set(FEATURES)
     # TASKS_VERSION changes with the tasks
     told = hashlib.sha256(json.dumps([e[:3] for source in some for e in source]).encode()).hexdigest()
-    assert (identity.split()[1], told[:12]) == ("4", "63986f51c82d")
+    assert (identity.split()[1], told[:12]) == ("5", "098ffa012ce0")
 
 
 def test_tasks_are_short_and_each_of_their_words_is_one_token():
     assert SUMMARIES.keys() == {plot.name for plot in PLOTS}
     train, _ = tasks("train")
+    asked = [tuple(train[n].task["words"]) for n in range(2000)]
+    assert sum(words[2] in OF_PLOTS for words in asked) > 0.9 * len(asked) and len(set(asked)) > 140
     some = [train[n] for n in range(0, 3000, 100)]
     for name in ("stories4k", "bundled1536"):
         encode = get_tokenizer(name).encode
