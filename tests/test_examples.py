@@ -188,14 +188,14 @@ def test_a_task_is_about_a_story_with_its_words_and_its_feature():
     assert {example.task["feature"] for source in some for example in source} == set(FEATURES)
     # TASKS_VERSION changes with the tasks
     told = hashlib.sha256(json.dumps([e[:3] for source in some for e in source]).encode()).hexdigest()
-    assert (identity.split()[1], told[:12]) == ("5", "098ffa012ce0")
+    assert (identity.split()[1], told[:12]) == ("6", "c45bdffc99e2")
 
 
 def test_tasks_are_short_and_each_of_their_words_is_one_token():
     assert SUMMARIES.keys() == {plot.name for plot in PLOTS}
     train, _ = tasks("train")
     asked = [tuple(train[n].task["words"]) for n in range(2000)]
-    assert sum(words[2] in OF_PLOTS for words in asked) > 0.9 * len(asked) and len(set(asked)) > 140
+    assert sum(words[2] in OF_PLOTS for words in asked) > 0.8 * len(asked) and len(set(asked)) > 120
     some = [train[n] for n in range(0, 3000, 100)]
     for name in ("stories4k", "bundled1536"):
         encode = get_tokenizer(name).encode

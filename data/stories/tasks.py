@@ -1,11 +1,12 @@
-"""Tasks from the story world: three words to use, a feature to have and a summary, and a story that answers.
+"""Tasks from the story world: three words to use, a feature to have, often a summary, and a story that answers.
 
-The words are the thing and the place of the story, and a word that tells its plot: they decide much of the text. Words
-that a story has by chance would be three tokens among two hundred, and a small model hardly learns them
-(benchmarks/LOG.md). A thing has one place (world.py), so a combination is a thing with a word of a plot. A tenth of the
-combinations, by their hash, is held out: no training prompt has one, and validation tasks, about the validation stories,
-have no others. A training story with a held-out combination is told for another one, and is not left out: without the
-stories about a kite that is "gone", the model would learn that a kite is never "gone".
+The words are the thing and the place of the story, and a word of its plot: they decide much of the text, above all in
+the half of the prompts that have no summary. Words that decide a few tokens among two hundred, such as those that a
+story has by chance, are hardly learned by a small model (benchmarks/LOG.md). A thing has one place (world.py), so a
+combination is a thing with a word of a plot. A tenth of the combinations, by their hash, is held out: no training prompt
+has one, and validation tasks, about the validation stories, have no others. A training story with a held-out combination
+is told for another one, and is not left out: without the stories about a kite that is "lost", the model would learn that
+a kite is never "lost".
 
 A response begins with a line break, so that prompt and story together read as one text. Whether a story has a
 feature is decided by its text alone, so that a generated story is judged by the same rule.
@@ -20,23 +21,24 @@ from collections.abc import Callable, Sequence
 from data.examples import Example
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, VERSION, Facts, Story, story, world
 
-# Words that half of the stories of a plot have or more, and few others. No two plots share one.
+# Words that most stories of a plot have, and few others. No two plots share one.
 PLOT_WORDS = {
-    "lost": ("gone", "lost"),
+    "lost": ("lost",),
     "stuck": ("stuck", "tree"),
     "broken": ("broke", "broken"),
     "dirty": ("clean", "mud", "dirty"),
     "wet": ("wet", "dry"),
     "share": ("share", "turn"),
-    "skill": ("try", "could"),
-    "gift": ("make", "give"),
+    "skill": ("could",),
+    "gift": ("make",),
     "noise": ("afraid", "scared"),
-    "return": ("gave", "keep"),
+    "return": ("gave", "back"),
     "hungry": ("half", "hungry"),
-    "lonely": ("lonely", "alone"),
+    "lonely": ("lonely",),
 }
 HELD_OUT_PER_TEN = 1
-TASKS_VERSION = 5  # changes with any task; a run resumes only on the tasks that it began with
+SUMMARY_SHARE = 0.5  # of the prompts
+TASKS_VERSION = 6  # changes with any task; a run resumes only on the tasks that it began with
 
 STRIDE = 101  # prime, so that it meets every story, and neighbors do not go on to the same one
 MANY_SPEECHES = 5  # more than half of the stories have fewer
@@ -88,7 +90,8 @@ class Tasks(Sequence[Example]):
             features = [name for name in FEATURES if has_feature(told.text, name)]
             if combinations and features:
                 words, feature = list(rng.choice(combinations)), rng.choice(features)
-                task = {"words": words, "feature": feature, "summary": summary(told.facts)}
+                told_before = summary(told.facts) if rng.random() < SUMMARY_SHARE else None
+                task = {"words": words, "feature": feature, "summary": told_before}
                 return Example(prompt_of(**task), f"\n{told.text}", task, f"task {index} of the story world")
 
 
@@ -100,10 +103,11 @@ def tasks(split: str) -> tuple[Sequence[Example], str]:
     return Tasks(first, number, held_out), identity
 
 
-def prompt_of(words: Sequence[str], feature: str, summary: str) -> str:
+def prompt_of(words: Sequence[str], feature: str, summary: str | None = None) -> str:
     """The prompt of a task. words: three."""
     first, second, third = words
-    return f"A story with {first}, {second} and {third}. {FEATURES[feature]} {summary}"
+    asked = f"A story with {first}, {second} and {third}. {FEATURES[feature]}"
+    return f"{asked} {summary}" if summary else asked
 
 
 def summary(facts: Facts) -> str:
