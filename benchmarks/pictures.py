@@ -89,6 +89,50 @@ def captions(ax) -> None:
     ax.legend(fontsize=7)
 
 
+def taught(ax, names: dict[str, str], measure: str, percent: bool = False) -> None:
+    """A held-out measure of post-training over its steps: thin lines are seeds, the thick one is their mean.
+
+    names: of the runs of a record (teaching.py), with their labels.
+    """
+    for (name, label), colour in zip(names.items(), COLOURS):
+        record_name = next(
+            path.stem for path in sorted(RESULTS.glob("teaching_*.json")) if name in record(path.stem)["runs"]
+        )
+        curves = [np.array(tags[measure]) for tags in record(record_name)["runs"][name]["curves"].values()]
+        for steps, values in (one.T for one in curves):
+            ax.plot(steps, values * (100 if percent else 1), color=colour, lw=0.6, alpha=0.5)
+        steps, values = np.mean(curves, axis=0).T
+        ax.plot(steps, values * (100 if percent else 1), color=colour, lw=1.8, label=label)
+    ax.set(xlabel="step")
+    ax.legend(fontsize=7)
+
+
+def fine_tuned(ax) -> None:
+    taught(ax, {"sft": "held-out combinations"}, "val/all_words", percent=True)
+    ax.set(title="Fine-tuning: all three words", ylabel="% of 64 stories")
+
+
+def rewarded(ax) -> None:
+    taught(ax, {"grpo": "GRPO", "grpo_replay": "GRPO, routing replay", "ppo": "PPO"}, "val/reward")
+    ax.set(title="Rewards, held-out prompts", ylabel="mean reward")
+
+
+def forgotten(ax) -> None:
+    names = {
+        "grpo": "GRPO",
+        "grpo_replay": "GRPO, routing replay",
+        "ppo": "PPO",
+        "hacked": "words alone, no pull back",
+    }
+    taught(ax, names, "val/bits_per_byte")
+    ax.set(title="What is forgotten", ylabel="bits per byte of stories")
+
+
+def preferred(ax) -> None:
+    taught(ax, {"dpo": "held-out pairs"}, "val/pair_accuracy", percent=True)
+    ax.set(title="DPO: the good story preferred", ylabel="% of 512 pairs")
+
+
 def save(name: str, *panels: Callable, width: float) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.1), layout="constrained", squeeze=False)
@@ -104,6 +148,7 @@ def main() -> None:
     save("ladder", ladder, width=5.5)
     save("load", load, width=4.5)
     save("vision", captions, width=5.5)
+    save("teaching", fine_tuned, preferred, rewarded, forgotten, width=13)
     save("overview", curve, ladder, load, width=13)
 
 

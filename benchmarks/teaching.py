@@ -28,6 +28,7 @@ from common.script import Parser, exit_code
 from evaluation.ablation.statistics import ALPHA, summary, table
 from training.monitor.metrics import read_metrics
 
+SHOWN = ("val/pair_accuracy", "val/reward", "val/all_words", "val/feature", "val/passes", "val/bits_per_byte")
 SPENT = ("post/sampling_share", "post/samples_per_second", "post/routing_flips", "perf/tokens_per_second")
 
 
@@ -97,11 +98,12 @@ def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def as_text(found: dict[str, dict[str, Any]]) -> str:
-    head = ["run", "measure", "first", "last", "change, 95 % over seeds"]
+    """The table of docs/teaching.md."""
+    head = ["run", "measure", "before", "after", "change, 95 % over seeds"]
     rows = [
-        [name, measure, f"{one['first']:.4f}", f"{one['last']:.4f}",
-         f"{one['change']['mean']:+.4f} +- {one['change']['half_width']:.4f}"]
-        for name, some in found.items() for measure, one in some["change"].items()
+        [name, f"`{measure}`", f"{one['first']:.3f}", f"{one['last']:.3f}",
+         f"{one['change']['mean']:+.3f} +- {one['change']['half_width']:.3f}"]
+        for name, some in found.items() for measure in SHOWN if (one := some["change"].get(measure))
     ]  # fmt: skip
     return table(head, rows)
 
