@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.files import decode_text, parse_json
+from common.files import decode_text, parse_json, without_surrogates
 from common.script import did_you_mean, shown
 from data.documents import IndexedSource, is_validation_document
 from data.files import FORMATS
@@ -171,10 +171,11 @@ def example_of(
             raise ValueError(f"{where}: {column} must have text in it, got {shown(value)}; mend or remove it")
     if kind is Pair and record["chosen"] == record["rejected"]:
         raise ValueError(f"{where}: chosen and rejected must differ, and are equal; mend or remove it")
+    texts = [without_surrogates(record[column]) for column in columns]
     if kind is Pair:
-        return Pair(*(record[column] for column in columns), where)
+        return Pair(*texts, where)
     rest = {name: value for name, value in record.items() if name not in columns}
-    return Example(record["prompt"], record["response"], rest, where)
+    return Example(*texts, rest, where)
 
 
 def of_messages(record: Mapping[str, Any], where: str, answered: bool = True) -> Example:
@@ -199,7 +200,10 @@ def of_messages(record: Mapping[str, Any], where: str, answered: bool = True) ->
         raise ValueError(
             f"{where}: the last answer of the assistant must have text in it, got {got}; mend or remove it"
         )
-    kept = tuple({name: message[name] for name in ("role", "content")} for message in messages[: last + 1])
+    kept = tuple(
+        {"role": message["role"], "content": without_surrogates(message["content"])}
+        for message in messages[: last + 1]
+    )
     prompt = "".join(f"{message['role']}: {message['content']}\n" for message in kept[:-1])
     rest = {name: value for name, value in record.items() if name != "messages"}
     answer = kept[-1]["content"]

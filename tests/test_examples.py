@@ -273,6 +273,7 @@ def test_a_name_that_is_no_set_is_refused_without_asking_the_hub(name, told):
 
 def test_a_prompt_that_is_answered_by_the_model_needs_no_response():
     record = dict(prompt="A kite.", words=["red"])
+    assert example_of(record | {"prompt": "\ud83d"}, Example, "line 1", answered=False).prompt == "\ufffd"
     assert example_of(record, Example, "line 1", answered=False)[:3] == ("A kite.", "", {"words": ["red"]})
     with pytest.raises(
         ValueError, match="line 1: must have .* there is no response, only prompt, words; mend"
