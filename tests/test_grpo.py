@@ -375,6 +375,7 @@ def test_a_step_in_bfloat16_counts_the_choices_in_which_sampler_and_training_dif
         ("--beta 1 --reference nowhere", "nowhere"),
         ("--rewards feature", 'tasks.jsonl, line 1\\) .* must have "feature", one of dialogue, .* got None; mend the reward in'),
         ("--dataset auto --val_dataset nowhere.jsonl", "nowhere.jsonl: cannot be read: there is no such file"),
+        ("--val_dataset tasks.jsonl", "the training data .* and the held-out examples .* are the same, .* give others with"),
         ("--dataset late.jsonl", "the reward first half for the prompt 'B ' \\(late.jsonl, line 2\\) raised KeyError: 'bad'"),
         ("--dropout 0.1", "post_train.py grpo compares .* which dropout of the model would change .*; add --dropout 0"),
         ("--reference base", "reference names a model that is read if beta is above 0, got beta=0; raise it, or leave"),
