@@ -36,8 +36,7 @@ from training.state.run import Run, save
 from training.step import StepResult, accumulate_gradients
 from training.trainer import end_step, is_logged, update
 
-# in which rewards judge the training data before a run: 100,000 lines take 2, unless a reward runs a program
-CHECK_SECONDS = 10
+CHECK_SECONDS = 10  # for the rewards to judge the training data before a run; 100,000 lines usually take 2
 
 
 class Judged(NamedTuple):
