@@ -174,7 +174,7 @@ def sampler_bytes(cfg: TrainConfig, config: Any) -> int:
     layer = config.bytes_kept_per_token(rows, length, attention=cfg.attention, experts=cfg.experts)
     layer *= (
         1.5 / config.num_hidden_layers
-    )  # what training keeps, and half as much again for what it does not (measured)
+    )  # what training keeps, and half as much of other values (measured)
     if cfg.device == "cpu" and counts["total"] <= lean.LARGEST_MODEL:
         # it lays out the weights a second time; those of all experts only once prompts are read and rows have ended
         work = max(4 * counts["total"], 4 * counts["active"] + layer * min(prompts, lean.TOKENS_AT_ONCE))
