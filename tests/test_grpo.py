@@ -289,7 +289,7 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypat
 
     def failing(response):
         calls.append(response)
-        return easy(response) if len(calls) < 9 + 8 + 2 * 16 + 3 else float("nan")
+        return easy(response) if len(calls) < 9 + 30 + 8 + 2 * 16 + 3 else float("nan")
 
     monkeypatch.setitem(rewards.REWARDS, EASY, failing)
     capsys.readouterr()
