@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.files import decode_text, parse_json
-from common.script import shown
+from common.files import decode_text, parse_json, without_surrogates
+from common.script import did_you_mean, shown
 from data.documents import IndexedSource, is_validation_document
+from data.files import FORMATS
 
 BUNDLED = "bundled"
 ROLES = "system", "developer", "user", "assistant"  # of a message
@@ -55,12 +57,16 @@ class ExampleSource(IndexedSource):
     def __getitem__(self, index):
         return self._examples[index]
 
+    def in_memory(self) -> Sequence[Any]:
+        """Those that are in memory; none of the story world: making all of them takes minutes."""
+        return self._examples if self.name != BUNDLED else ()
+
     def long_prompts(self, tokens: int) -> Iterator[Any]:
         """Those whose prompt may have this many tokens or more, because a token has a byte or more.
 
-        The story world has none: its prompts are short, and making all of them takes minutes.
+        The prompts of the story world are short.
         """
-        for example in self._examples if self.name != BUNDLED else ():
+        for example in self.in_memory():
             if getattr(example, "messages", ()) or len(example.prompt.encode()) >= tokens:
                 yield example
 
@@ -110,6 +116,9 @@ def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
     path = Path(name).expanduser()
     if path.suffix == ".jsonl" or path.exists():
         return list(json_lines(path))
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.suffix.lower() in FORMATS:
+        hint = did_you_mean(name, [BUNDLED]) or f"; use {BUNDLED}, a .jsonl file, or ORG/NAME on the Hub"
+        raise ValueError(f"dataset {name!r}: no such file{hint}")
     from data.hub import current_revision, in_one_sentence, open_splits
 
     with in_one_sentence(name, "reading it from the Hub"):
@@ -147,7 +156,7 @@ def example_of(
     """The example of a record. Raises ValueError if a column is missing, no text or empty, or a pair is equal."""
     columns = ("prompt", "response") if kind is Example else ("prompt", "chosen", "rejected")
     if kind is Example and "messages" in record:
-        return of_messages(record, where)
+        return of_messages(record, where, answered)
     if not answered:
         record = {"response": "", **record}
     for column in columns:
@@ -162,16 +171,18 @@ def example_of(
             raise ValueError(f"{where}: {column} must have text in it, got {shown(value)}; mend or remove it")
     if kind is Pair and record["chosen"] == record["rejected"]:
         raise ValueError(f"{where}: chosen and rejected must differ, and are equal; mend or remove it")
+    texts = [without_surrogates(record[column]) for column in columns]
     if kind is Pair:
-        return Pair(*(record[column] for column in columns), where)
+        return Pair(*texts, where)
     rest = {name: value for name, value in record.items() if name not in columns}
-    return Example(record["prompt"], record["response"], rest, where)
+    return Example(*texts, rest, where)
 
 
-def of_messages(record: Mapping[str, Any], where: str) -> Example:
+def of_messages(record: Mapping[str, Any], where: str, answered: bool = True) -> Example:
     """The example of a conversation, {"messages": [{"role", "content"}, ...]}: its last answer, and all before it.
 
     As plain text, each message is a line "role: content", and the prompt ends in "assistant:".
+    answered: False takes a conversation that does not end in an answer as a prompt, with the answer "".
     """
     messages = record["messages"]
     rule = f"{where}: messages must be a list of objects with role ({', '.join(ROLES)}) and content, a text"
@@ -181,13 +192,19 @@ def of_messages(record: Mapping[str, Any], where: str) -> Example:
         found = message if isinstance(message, Mapping) else {}
         if found.get("role") not in ROLES or not isinstance(found.get("content"), str):
             raise ValueError(f"{rule}, got {shown(message)}; mend or remove it")
+    if messages and not answered and messages[-1]["role"] != "assistant":
+        messages = [*messages, {"role": "assistant", "content": ""}]
     last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-    if last is None or not messages[last]["content"].strip():
+    if last is None or answered and not messages[last]["content"].strip():
         got = "none" if last is None else shown(messages[last]["content"])
         raise ValueError(
             f"{where}: the last answer of the assistant must have text in it, got {got}; mend or remove it"
         )
-    kept = tuple({name: message[name] for name in ("role", "content")} for message in messages[: last + 1])
+    kept = tuple(
+        {"role": message["role"], "content": without_surrogates(message["content"])}
+        for message in messages[: last + 1]
+    )
     prompt = "".join(f"{message['role']}: {message['content']}\n" for message in kept[:-1])
     rest = {name: value for name, value in record.items() if name != "messages"}
-    return Example(f"{prompt}assistant:", f" {kept[-1]['content']}", rest, where, kept)
+    answer = kept[-1]["content"]
+    return Example(f"{prompt}assistant:", answer and f" {answer}", rest, where, kept)

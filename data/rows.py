@@ -5,6 +5,7 @@ image stands in it as image_format.tokens ids, the rows of the table of the feat
 first_id and onward. Only text is a target, and no prompt is.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -36,12 +37,23 @@ class Row(NamedTuple):
         return self.ids[: int(self.scored.argmax())].tolist()
 
 
+def chat_format(tokenizer, example: Example):
+    """The Harmony in which a model is asked an example; None for plain text, as with other tokenizers."""
+    return _harmony(tokenizer) if example.messages and tokenizer.name == HARMONY else None
+
+
+@functools.cache  # because making one takes about a second
+def _harmony(tokenizer):
+    from architecture.open_gpt_oss.harmony import Harmony
+
+    return Harmony(tokenizer)
+
+
 class RowEncoder:
     """Turns documents into Rows of block_size tokens. It warns of the 1st, 10th, 100th ... text that it cuts."""
 
     def __init__(self, tokenizer, block_size: int, image_format: ImageFormat | None):
         self._tokenizer, self._block_size, self._format = tokenizer, block_size, image_format
-        self.chat = None  # the chat format of the tokenizer, once a conversation came
         self.cut = 0  # number of texts cut so far
 
     def __call__(self, document: Document) -> Row:
@@ -53,8 +65,8 @@ class RowEncoder:
         else:
             prompt, text = [], encode(self._tokenizer, document)
         first, rest = [eot, *prompt], [*text, eot]
-        if isinstance(document, Example) and document.messages and self._tokenizer.name == HARMONY:
-            first, rest = self._chat().example(document.messages)
+        if isinstance(document, Example) and (chat := chat_format(self._tokenizer, document)):
+            first, rest = chat.example(document.messages)
         ids = np.array([*first, *rest], dtype=np.int64)
         is_image = np.zeros(len(ids), bool) if self._format is None else ids >= self._format.first_id
         scored = ~is_image
@@ -77,14 +89,6 @@ class RowEncoder:
                     f"rest of its text is cut off (documents cut so far: {self.cut:,})"
                 )
         return Row(ids[: self._block_size + 1], scored[: self._block_size + 1], images)
-
-    def _chat(self):
-        """The chat format of the tokenizer."""
-        if self.chat is None:
-            from architecture.open_gpt_oss.harmony import Harmony
-
-            self.chat = Harmony(self._tokenizer)
-        return self.chat
 
     def _with_images(self, document):
         """Return the ids of the prompt and of the text. The placeholders say where the images go."""

@@ -122,7 +122,7 @@ def test_logits_never_count_for_more_than_one_block():
 def test_pairs_have_two_rows_each_and_a_reference_its_weights():
     config = build_config("gptoss", "toy")
     pairs, rows = (memory_bytes(kind(batch_size=n), config) for kind, n in ((DPOConfig, 3), (TrainConfig, 6)))
-    assert pairs == rows | {"weights": 2 * rows["weights"]}
+    assert pairs == rows | {"weights": 2 * rows["weights"], "logits": rows["logits"] * 3 // 2}
     assert "step             1,536 tokens" in report(DPOConfig(batch_size=3), config)
     weights = [memory_bytes(GRPOConfig(beta=beta), config)["weights"] for beta in (0.0, 0.1)]
     assert weights == [rows["weights"], 2 * rows["weights"]]

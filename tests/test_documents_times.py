@@ -43,6 +43,7 @@ RULES = {
         "a step of more than 9.5 minutes",  # training/distributed/mesh.py
         "Two minutes before its time ends",  # --signal=TERM@120, in the script above it
     ],
+    "docs/teaching.md": ["for at most 10 seconds"],  # CHECK_SECONDS of training/post/rollouts.py
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from data.stories.tasks import (
     tasks,
     words_used,
 )
+from training.post.sampling import end_tokens, prompt_encoder, text_of
 
 TOKENIZER = get_tokenizer("bundled1536")
 EOT = TOKENIZER.eot_token
@@ -132,6 +133,17 @@ def test_a_conversation_is_its_last_answer_and_all_before_it():
     assert [*row.ids] == [part for parts in ids_of(example) for part in parts]
 
 
+def test_a_conversation_without_a_last_answer_is_a_prompt_for_the_answers_of_the_model():
+    example = example_of({"messages": TALK, "words": ["a"]}, Example, "line 1", answered=False)
+    assert example.prompt.endswith("assistant: It is 4.\nuser: Thanks\nassistant:") and example.response == ""
+    answered = example_of({"messages": TALK[:-1]}, Example, "line 1", answered=False)
+    assert answered == example_of({"messages": TALK[:-1]}, Example, "line 1")
+    with pytest.raises(
+        ValueError, match="line 1: the last answer of the assistant must have text in it, got none"
+    ):
+        example_of({"messages": []}, Example, "line 1", answered=False)
+
+
 @pytest.mark.parametrize(
     "messages, told",
     [
@@ -162,6 +174,16 @@ def test_a_conversation_is_trained_in_the_format_in_which_a_chat_asks(shared_dat
     answer = row.ids[len(asked) :].tolist()
     assert row.scored[len(asked) :].all() and answer[-1] in chat.stop_tokens
     assert tokenizer.decode(answer) == "<|channel|>final<|message|>It is 4.<|return|>"
+    # GRPO and PPO ask in the same form, also without an answer, and rewards read the answer alone
+    prompts = [TALK[:5], TALK[:4]]
+    examples = [example_of({"messages": talk}, Example, "line 1", answered=False) for talk in prompts]
+    assert [prompt_encoder(tokenizer)(example) for example in examples] == [asked, asked]
+    assert {*chat.stop_tokens} < {*end_tokens(tokenizer)}
+    thought = tokenizer.encode(
+        "<|channel|>analysis<|message|>2+2<|end|><|start|>assistant", allowed_special="all"
+    )
+    assert text_of(tokenizer, examples[1], [*thought, *answer[:-1]]) == "It is 4."
+    assert text_of(tokenizer, Example("a", "b"), tokenizer.encode("It is 4.")) == "It is 4."
 
 
 # ------------------------------------------------------------------------------------------ bundled tasks
@@ -237,8 +259,23 @@ def test_a_set_without_examples_on_one_side_is_refused(tmp_path, prompts, told):
             open_examples(str(path), Example, split=split, bundled=tasks)
 
 
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("bundeld", "no such file; did you mean 'bundled'"),
+        ("auto", "no such file; use bundled, a .jsonl file, or ORG/NAME on the Hub"),
+        ("data/tasks.jsonl", "there is no such file; name a .jsonl file, or bundled"),
+        ("data/tasks.txt", "no such file; use bundled"),
+    ],
+)
+def test_a_name_that_is_no_set_is_refused_without_asking_the_hub(name, told):
+    with pytest.raises(ValueError, match=told):
+        open_examples(name, Example, split="train", bundled=tasks)
+
+
 def test_a_prompt_that_is_answered_by_the_model_needs_no_response():
     record = dict(prompt="A kite.", words=["red"])
+    assert example_of(record | {"prompt": "\ud83d"}, Example, "line 1", answered=False).prompt == "\ufffd"
     assert example_of(record, Example, "line 1", answered=False)[:3] == ("A kite.", "", {"words": ["red"]})
     with pytest.raises(
         ValueError, match="line 1: must have .* there is no response, only prompt, words; mend"

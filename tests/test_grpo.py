@@ -289,7 +289,7 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bits(start, monkeypat
 
     def failing(response):
         calls.append(response)
-        return easy(response) if len(calls) < 9 + 8 + 2 * 16 + 3 else float("nan")
+        return easy(response) if len(calls) < 9 + 30 + 8 + 2 * 16 + 3 else float("nan")
 
     monkeypatch.setitem(rewards.REWARDS, EASY, failing)
     capsys.readouterr()
@@ -373,13 +373,19 @@ def test_a_step_in_bfloat16_counts_the_choices_in_which_sampler_and_training_dif
         ("--rewards words:1,lenght:2", "'lenght' is no reward; did you mean 'length'"),
         ("--group 1", "group must be at least 2; got 1"),
         ("--beta 1 --reference nowhere", "nowhere"),
-        ("--rewards feature", 'line 1 must have "feature", one of dialogue, .* got None; mend the reward in'),
+        ("--rewards feature", 'tasks.jsonl, line 1\\) .* must have "feature", one of dialogue, .* got None; mend the reward in'),
+        ("--dataset auto --val_dataset nowhere.jsonl", "nowhere.jsonl: cannot be read: there is no such file"),
+        ("--val_dataset tasks.jsonl", "the training data .* and the held-out examples .* are the same, .* give others with"),
+        ("--dataset late.jsonl", "the reward first half for the prompt 'B ' \\(late.jsonl, line 2\\) raised KeyError: 'bad'"),
         ("--dropout 0.1", "post_train.py grpo compares .* which dropout of the model would change .*; add --dropout 0"),
         ("--reference base", "reference names a model that is read if beta is above 0, got beta=0; raise it, or leave"),
     ],
     ids=str,
 )  # fmt: skip
-def test_a_bad_flag_is_one_sentence_and_writes_nothing(start, capsys, flags, told):
+def test_a_bad_flag_is_one_sentence_and_writes_nothing(start, capsys, monkeypatch, flags, told):
+    (start[0] / "late.jsonl").write_text('{"prompt": "A "}\n{"prompt": "B ", "bad": 1}\n')
+    reward = lambda r: {}["bad"] if "bad" in r.example.task else 0.0  # noqa: E731
+    monkeypatch.setitem(rewards.REWARDS, EASY, reward)
     assert go(start, "--out_dir", "bad", *flags.split()) == 2
     assert re.search(told, capsys.readouterr().err.splitlines()[-1])
     assert not (start[0] / "bad").exists()

@@ -17,14 +17,20 @@ from toy_run import SMALL, TINY, differences, load, run_here
 
 from architecture.generation import lean
 from architecture.registry import build_config, build_model
+from architecture.tokenizer import get_tokenizer
 from common.device import autocast
+from data.examples import Example
 from training import memory
 from training.balance import update_selection_bias
 from training.config import ContextTrainConfig, TrainConfig
-from training.costs import memory_bytes, recomputed_share
+from training.costs import memory_bytes, recomputed_share, sampler_bytes
 from training.memory import ActivationsOnHost, HostAdamW, HostMuon, checkpoint_blocks, forward_context
 from training.muon import Muon
 from training.optimizer import build_optimizers, parameter_groups, parameter_kinds
+from training.post.policy import score
+from training.post.rollouts import micro_batches
+from training.post.sampling import sample
+from training.post.settings import PROMPT, GRPOConfig
 from training.state.checkpoint import restore_optimizer
 from training.step import accumulate_gradients, apply_gradients
 
@@ -246,6 +252,32 @@ def test_what_is_kept_and_the_peak_are_estimated_to_15_percent(
     if dtype == "float32":
         measured = live.most + parts["weights"] + parts["gradients"]
         assert sum(parts.values()) - parts["optimizer"] == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "name, changes, rows, trained, most", [("gptoss", {}, 64, 2, 60), ("gpt2", {}, 16, 4, 50)]
+)
+def test_the_peaks_of_sampling_and_of_training_on_the_responses_are_estimated_to_15_percent(
+    name, changes, rows, trained, most
+):
+    config, tokenizer = build_config(name, "toy", changes), get_tokenizer("stories4k")
+    model = build_model(name, config, generator=torch.Generator().manual_seed(0)).train()
+    prompt = tokenizer.decode(tokenizer.encode("Once upon a time there was a girl. " * 9)[: PROMPT - 1])
+    examples, routed = [Example(prompt, "")] * rows, hasattr(model, "routed_experts")
+    with LiveBytes() as live:
+        found = sample(model, tokenizer, examples, "0", max_response=most, temperature=1.0, routing=routed)
+        sampling, live.most = live.most, 0
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)  # those of an earlier micro-batch
+        batches, _ = micro_batches(trained, torch.arange(rows), found.targets, **found.inputs)
+        (-score(model, batches[0]["input_ids"], batches[0]["targets"]).logprobs.sum()).backward()
+    cfg = GRPOConfig(prompts=rows // 4, group=4, batch_size=trained, max_response=most, held_out=1)
+    cfg = replace(cfg, device="cpu", dtype="float32", attention="sdpa")
+    parts, estimate = memory_bytes(cfg, config), sampler_bytes(cfg, config)
+    training = sum(parts[part] for part in ("gradients", "activations", "logits"))
+    assert estimate == pytest.approx(sampling, rel=0.15)
+    assert training == pytest.approx(live.most, rel=0.15)
+    assert parts["sampling"] == max(0, estimate - training)
 
 
 @pytest.mark.slow

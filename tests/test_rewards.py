@@ -66,7 +66,7 @@ def test_rewards_are_read_with_their_weights():
 def test_a_reward_that_raises_or_gives_no_number_names_itself_and_the_prompt(monkeypatch):
     with pytest.raises(
         ValueError,
-        match=r"reward words for the prompt 'Tell a story. ' raised .*must have \"words\", a list of them, got None",
+        match=r"reward words for the prompt 'Tell a story. ' \(an example\) raised .*must have \"words\", a list of them, got None",
     ):
         reward_of("words", response("A kite."))
     with pytest.raises(ValueError, match="a list of them, got 'kite'"):  # each letter would be a word

@@ -23,6 +23,7 @@ class TrainConfig:
     tbptt = 1  # micro-batches through which gradients flow back
     kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
     uncounted = ""  # parts of a step that --dry_run leaves out
+    sampled_rows = 0  # responses that the model samples at a time
     unread = frozenset()  # settings that nobody gives to this program; its help leaves them out
     lora_rank = None  # of adapters (training/lora.py); None: the weights train
     uses_reference = False  # whether post-training reads a frozen model beside the one that trains
@@ -205,6 +206,11 @@ class TrainConfig:
     def rows(self) -> int:
         """Rows of a micro-batch of a process."""
         return self.batch_size
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row that trains."""
+        return self.block_size
 
     @property
     def slots_per_step(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from architecture import checkpoint, registry
+from architecture.generation import lean
 from architecture.interface import logit_rows
 from common.device import PEAK_FLOPS, peak_flops
 from common.settings import as_text
@@ -130,12 +131,12 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         moments = min(moments, 2 * 2 * max(PORTION, largest))
     # with LoRA, each matrix has a base beside it, and few gradients of whole matrices exist at a time, say a layer's
     bases = config.matrix_parameters() if cfg.lora_rank else 0
-    tokens = cfg.rows * cfg.block_size
+    tokens = cfg.rows * cfg.row_length
     everything, kept = (
         tokens
         * config.bytes_kept_per_token(
             cfg.rows,
-            cfg.block_size,
+            cfg.row_length,
             attention=cfg.attention,
             experts=cfg.experts,
             checkpointing=checkpointing,
@@ -149,14 +150,37 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
     head = 4 * config.vocab_size * config.hidden_size  # the head keeps its gradient, in float32
     # next_token_loss holds one block of logits and its softmax at a time
     rows = min(tokens, logit_rows(config.vocab_size, cfg.device))
-    return {
+    found = {
         "weights": 4 * (total * (1 + cfg.uses_reference) + bases + (trained if cfg.lora_rank else 0)),
         "gradients": 4 * (trained + bases // config.num_hidden_layers),
         "optimizer": 4 * moments,
         "activations": cfg.tbptt * (int(kept) + head) + int(block),  # until the end of a window
-        "logits": 2 * 4 * rows * config.vocab_size,
+        # next_token_loss holds one block of logits and its softmax at a time, token_losses a third one
+        "logits": (2 + (cfg.kind not in ("", "sft"))) * 4 * rows * config.vocab_size,
         "copies of weights": 2 * config.matrix_parameters() if half else 0,
     }
+    if cfg.sampled_rows:  # the sampler has gone before gradients and activations come
+        training = sum(size for name, size in found.items() if name not in ("weights", "optimizer"))
+        found["sampling"] = max(0, sampler_bytes(cfg, config) - training)
+    return found
+
+
+def sampler_bytes(cfg: TrainConfig, config: Any) -> int:
+    """Bytes that sampling the responses of a step of GRPO or PPO takes beside the weights, estimated (tested to 15 %)."""
+    rows, length, counts = cfg.sampled_rows, cfg.row_length, config.parameter_counts()
+    slots = sum(min(window or length, length) for window in config.windows)
+    cache = 4 * slots * (2 * config.num_key_value_heads * config.head_dim + config.num_attention_heads)
+    prompts = rows * (length - cfg.max_response)  # their tokens, read one layer at a time
+    layer = config.bytes_kept_per_token(rows, length, attention=cfg.attention, experts=cfg.experts)
+    layer *= (
+        1.5 / config.num_hidden_layers
+    )  # what training keeps, and half as much of other values (measured)
+    if cfg.device == "cpu" and counts["total"] <= lean.LARGEST_MODEL:
+        # it lays out the weights a second time; those of all experts only once prompts are read and rows have ended
+        work = max(4 * counts["total"], 4 * counts["active"] + layer * min(prompts, lean.TOKENS_AT_ONCE))
+    else:
+        work = layer * prompts
+    return int(rows * (cache + 4 * config.vocab_size) + work)
 
 
 def recomputed_share(cfg: TrainConfig, config: Any) -> float:
@@ -242,7 +266,7 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
             f"run              {cfg.max_iters:,} steps, {tokens:,} tokens, {tokens * flops:.3g} FLOPs"
         )
     if cfg.uncounted:
-        lines.append(f"not counted      {cfg.uncounted}: memory and time are larger")
+        lines.append(f"not counted      {cfg.uncounted}")
     all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
@@ -340,14 +364,15 @@ def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
     Without this check the system would kill the run later, without a message.
     """
     memory = memory_bytes(cfg, config)
-    tokens = cfg.rows * cfg.block_size
+    tokens = cfg.rows * cfg.row_length
     if cfg.eval_only:  # without gradients only the activations of one layer exist at a time
         needed = memory["weights"] + ESTIMATE * memory["activations"] / (cfg.tbptt * config.num_hidden_layers)
         way_out = "lower batch_size or block_size"
     else:
-        exact = memory["weights"] + memory["gradients"] + memory["optimizer"]
+        exact = memory["weights"] + memory["gradients"] + memory["optimizer"] + memory.get("sampling", 0)
         needed = exact + ESTIMATE * memory["activations"] + TOKEN_BYTES * tokens * cfg.micro_batches
-        way_out = "lower batch_size, block_size or the sizes of the model"
+        rows = "max_response, prompts, held_out" if cfg.sampled_rows else "block_size"
+        way_out = f"lower batch_size, {rows} or the sizes of the model"
     if needed > available:
         raise ValueError(
             f"this run needs about {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are "

@@ -41,7 +41,7 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
     from architecture import checkpoint, registry
     from common import device
     from data.images import PICTURES, open_images
-    from data.sources import choose_dataset, open_dataset
+    from data.sources import AUTO, BUNDLED, choose_dataset, open_dataset
     from data.test_split import PartOfValidation
     from training import costs, optimizer, planner, restart, start, trainer
     from training.distributed import faults
@@ -75,12 +75,13 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
         from training.post.registry import new_objective
 
         cfg = replace(cfg, story_dataset=choose_dataset(cfg.story_dataset, tell))
+        cfg = replace(cfg, dataset=BUNDLED if cfg.dataset == AUTO else cfg.dataset)
         if getattr(cfg, "reference", None):  # the file, because the newest checkpoint of a folder changes
             cfg = replace(cfg, reference=str(checkpoint.find_checkpoint(cfg.reference, tell)))
         objective = new_objective(cfg, tokenizer)
         open_split = objective.open_data
     elif images is not None:
-        cfg = replace(cfg, dataset=PICTURES if cfg.dataset == "auto" else cfg.dataset)
+        cfg = replace(cfg, dataset=PICTURES if cfg.dataset == AUTO else cfg.dataset)
         open_split = functools.partial(open_images, size=images.size)
     else:
         if not (cfg.eval_only and cfg.val_dataset):  # with both, the dataset is not used

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
@@ -43,7 +42,7 @@ from architecture.open_gpt_oss.weights import (
     checksum,
     read_folder,
 )
-from architecture.tokenizer import HARMONY, token_byte_lengths, tokenizer_from_state, tokenizer_state
+from architecture.tokenizer import HARMONY, tokenizer_from_state, tokenizer_state
 from architecture.tokenizer_json import tokenizer_files
 from common.files import as_json, atomic_write, new_folder, require_new_folder
 from common.script import say
@@ -144,10 +143,10 @@ def warnings_of(state: Mapping[str, Any], config: ModelConfig, layout: str) -> l
 # ----------------------------------------------------------------------------------------- selection bias
 @torch.no_grad()
 def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Path) -> str:
-    """A line with the bits per byte of the model with and without its selection bias.
+    """A line with the change of the model's loss if its selection bias is left out.
 
-    The text is what the model itself writes with the bias (seed 0, temperature 1), because an export has no
-    validation data.
+    It is no evaluation: the text is what the model itself writes with the bias (seed 0, temperature 1), because an
+    export has no validation data, and a model's loss on its own text says nothing about another text.
     """
     from architecture.generation.decode import generate_steps
     from architecture.generation.sampling import row_generators
@@ -160,18 +159,15 @@ def change_without_bias(state: Mapping[str, Any], config: ModelConfig, path: Pat
     generators = row_generators(0, MEASURED_ROWS)
     steps = generate_steps(model, start, max_tokens=tokens, temperature=1.0, generators=generators)
     ids = torch.tensor([[row[0] for row in start], *steps]).T
-    lengths = token_byte_lengths(model.tokenizer, config.vocab_size)
-    targets = ids[:, 1:].where(lengths[ids[:, 1:]] > 0, -100)  # as everywhere, end-of-text has no bytes
-    bits = []
+    losses = []
     for _ in range(2):
-        nats = model(ids[:, :-1], targets).loss_sum.item()
-        bits.append(nats / math.log(2) / lengths[ids[:, 1:]].sum().item())
+        losses.append(model(ids[:, :-1], ids[:, 1:]).loss.item())
         for name, buffer in model.named_buffers():
             if names.SELECTION_BIAS.fullmatch(name):
                 buffer.zero_()
     return (
-        f"selection bias left out: {bits[1] - bits[0]:+.4f} bits per byte ({bits[0]:.4f} with it, {bits[1]:.4f} "
-        f"without) on {targets.ge(0).sum()} tokens that the model wrote itself"
+        f"selection bias left out: {losses[1] - losses[0]:+.4f} nats per token on {ids[:, 1:].numel():,} tokens that the "
+        "model wrote itself"
     )
 
 

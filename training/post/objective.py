@@ -50,6 +50,11 @@ class Objective:
             )
             for side in ("train", "validation")
         )
+        if held_out.identity == self.source.identity:
+            raise ValueError(
+                f"the training data ({self.source.name}) and the held-out examples ({held_out.name}) are the same, so "
+                "that evaluations would measure what was learned by heart; give others with --val_dataset, or leave it out"
+            )
         self.held_out = [held_out[n] for n in range(min(cfg.held_out, len(held_out)))]
         return self.source
 

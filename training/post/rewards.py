@@ -39,7 +39,7 @@ def words(response: Response) -> float:
     """The share of the words of the task that the text uses, as whole words."""
     asked = response.example.task.get("words")
     if not asked or not isinstance(asked, list | tuple):  # a text would be its letters
-        raise ValueError(f'{response.example.name} must have "words", a list of them, got {shown(asked)}')
+        raise ValueError(f'the example must have "words", a list of them, got {shown(asked)}')
     return words_used(response.text, asked)
 
 
@@ -48,7 +48,7 @@ def feature(response: Response) -> float:
     asked = response.example.task.get("feature")
     if asked not in list(FEATURES):
         known = ", ".join(FEATURES)
-        raise ValueError(f'{response.example.name} must have "feature", one of {known}, got {shown(asked)}')
+        raise ValueError(f'the example must have "feature", one of {known}, got {shown(asked)}')
     return float(has_feature(response.text, asked))
 
 
@@ -107,7 +107,8 @@ def parse_rewards(text: str) -> dict[str, float]:
 
 def reward_of(name: str, response: Response) -> float:
     """The value of a reward. Raises ValueError, with the prompt, if it raises or returns no finite number."""
-    told = f"the reward {name} for the prompt {shown(response.example.prompt)}"
+    example = response.example
+    told = f"the reward {name} for the prompt {shown(example.prompt)} ({example.name})"
     way_out = "mend the reward in training/post/rewards.py, or the data, or leave it out of --rewards"
     try:
         value = float(REWARDS[name](response))

@@ -10,6 +10,7 @@ Shapes: R responses in groups of equal prompts, T input tokens of the longest pr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -34,6 +35,8 @@ from training.state.checkpoint import Progress
 from training.state.run import Run, save
 from training.step import StepResult, accumulate_gradients
 from training.trainer import end_step, is_logged, update
+
+CHECK_SECONDS = 10  # for the rewards to judge the training data before a run; 100,000 lines usually take 2
 
 
 class Judged(NamedTuple):
@@ -91,7 +94,11 @@ class RolloutObjective(objective.Objective):
         if split == "train":
             for example in (found[0], *self.held_out):  # raises for data that a reward cannot judge
                 for name in self.rewards:
-                    reward_of(name, Response(example.response, example, True, 0))
+                    reward_of(name, Response(example.response, example, True, 1))
+            until = time.perf_counter() + CHECK_SECONDS
+            for example in itertools.takewhile(lambda _: time.perf_counter() < until, found.in_memory()):
+                for name in self.rewards:  # without a text, because judging all of them may take minutes
+                    reward_of(name, Response("", example, True, 1))
         return found
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Prompts:

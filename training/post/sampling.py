@@ -22,7 +22,7 @@ from architecture.generation.text import TextStream
 from architecture.interface import IGNORE_INDEX
 from architecture.tokenizer import HARMONY
 from data.examples import Example
-from data.rows import RowEncoder
+from data.rows import RowEncoder, chat_format
 from training.post.replay import chosen_experts
 from training.post.rewards import Response
 
@@ -89,7 +89,7 @@ def sample(
         targets[row, starts[row] - 1 : lengths[row] - 1] = torch.tensor(response)
     ended = [response[-1] in ends for response in sampled]
     responses = [
-        Response(text_of(tokenizer, ids[:-1] if over else ids), example, over, len(ids))
+        Response(text_of(tokenizer, example, ids[:-1] if over else ids), example, over, len(ids))
         for ids, over, example in zip(sampled, ended, examples)
     ]
     chosen = None if log is None else chosen_experts(log, starts, lengths)
@@ -103,12 +103,16 @@ def prompt_encoder(tokenizer: Any) -> Callable[[Example], list[int]]:
 
 
 def end_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a response: EOT, and that of a chat format."""
-    chat = [tokenizer.encode_single_token("<|return|>")] if tokenizer.name == HARMONY else []
-    return tokenizer.eot_token, *chat
+    """The ids that end a response: EOT, and those of the chat format of gpt-oss."""
+    chat = ("<|return|>", "<|call|>") if tokenizer.name == HARMONY else ()
+    return tokenizer.eot_token, *map(tokenizer.encode_single_token, chat)
 
 
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of a response without its end."""
+def text_of(tokenizer: Any, example: Example, ids: Sequence[int]) -> str:
+    """The text of a response to an example, without its end; in a chat format the answer, without its reasoning."""
+    if chat := chat_format(tokenizer, example):
+        stream = chat.reader()
+        pieces = ((stream.push(token), stream.channel) for token in ids)
+        return "".join(piece for piece, channel in pieces if channel == "final")
     stream = TextStream(tokenizer)
     return "".join(map(stream.push, ids)) + stream.finish()

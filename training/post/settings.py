@@ -7,6 +7,8 @@ from common.settings import option
 from data.defaults import TEXT_COLUMN
 from training.config import TrainConfig
 
+PROMPT = 45  # tokens of a prompt in estimates of memory, which come before the data is open; the story world has fewer
+
 
 @dataclass(frozen=True, kw_only=True)
 class PostTrainConfig(TrainConfig):
@@ -25,7 +27,7 @@ class PostTrainConfig(TrainConfig):
     )
     dataset: str = option(
         "bundled",
-        "data of this kind: bundled = tasks from the story world, a .jsonl file, or a name on the Hub",
+        "data of this kind: bundled or auto = made from the story world, a .jsonl file, or ORG/NAME on the Hub",
     )
     val_dataset: str | None = option(
         None, "held-out examples; none = the validation split of the dataset, or 1% of the prompts by hash"
@@ -77,7 +79,7 @@ class DPOConfig(PostTrainConfig):
     """Direct preference optimization (arXiv:2305.18290)."""
 
     program, kind = "post_train.py dpo", "dpo"
-    uncounted = "the second row of each pair, and the reference model"
+    uncounted = "the reference model, in the time"
 
     batch_size: int = option(8, "pairs per micro-batch, each of two rows", at_least=1)
     uses_reference = True
@@ -96,7 +98,10 @@ class RolloutConfig(PostTrainConfig):
     """Reinforcement learning from the model's own responses."""
 
     unread = PostTrainConfig.unread | {"grad_accum"}
-    uncounted = "sampling, the reference model, and updates after the first one"
+    uncounted = (
+        f"tokens of a prompt after the first {PROMPT}, in the memory; sampling, the reference model and updates after the "
+        "first one, in the time"
+    )
 
     batch_size: int = option(8, "responses that are trained at a time; the step is the same", at_least=1)
     block_size: int = option(256, "tokens per row of the stories that val/loss scores", at_least=1)
@@ -128,6 +133,14 @@ class RolloutConfig(PostTrainConfig):
     @property
     def uses_reference(self) -> bool:
         return getattr(self, self.kl_weight) > 0
+
+    @property
+    def row_length(self) -> int:
+        return PROMPT + self.max_response
+
+    @property
+    def sampled_rows(self) -> int:
+        return max(self.prompts * getattr(self, "group", 1), self.held_out)
 
     @property
     def slots_per_step(self) -> int:

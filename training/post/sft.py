@@ -57,7 +57,10 @@ class Objective(objective.Objective):
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
         responses = respond(run.model, self.rows, self.cfg.block_size, self.ends)
         ended = [ids[-1] in self.ends for ids in responses]
-        texts = [text_of(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in responses]
+        texts = [
+            text_of(self.tokenizer, example, [i for i in ids if i not in self.ends])
+            for example, ids in zip(self.held_out, responses)
+        ]
         record = {"val/response_loss": self.loss(run), "val/ended": fmean(ended)}
         record |= task_record(self.held_out, texts)
         run.writer.text(progress.step, "samples/response", self.held_out[0].prompt + texts[0])
