@@ -12,6 +12,7 @@ from training.config import TrainConfig
 class PostTrainConfig(TrainConfig):
     """What all kinds share. --dataset is the data of the kind; stories measure what the model forgets."""
 
+    recipe_folder = "post/"
     # the checkpoint has the first three, and the rest have one value here
     unread = frozenset({"model", "model_size", "tokenizer", "freeze", "eval_only", "packing"})
 
