@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -52,6 +53,13 @@ class Objective:
         )
         self.held_out = [held_out[n] for n in range(min(cfg.held_out, len(held_out)))]
         return self.source
+
+    def encode_held_out(self, encode: Callable[[Any], Any]) -> list[Any]:
+        """Encode the held-out examples; a prompt without room for a response raises, before a run is in its middle."""
+        encoded = [encode(example) for example in self.held_out]
+        for example in self.source.long_prompts(self.cfg.block_size):
+            encode(example)
+        return encoded
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Any:
         """What gives the batches of a step, with the methods of TrainLoader; options: those of it."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from architecture.generation.decode import generate, length_limit
+from architecture.interface import evaluation_mode
 from data.documents import Source
 from data.loader import TrainLoader
 from data.rows import Row, RowEncoder, packed
@@ -31,13 +32,8 @@ class Objective(objective.Objective):
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         source = super().open_data(split=split, identity=identity)
         if split == "train":
-            encode, self.ends = (
-                RowEncoder(self.tokenizer, self.cfg.block_size, None),
-                end_tokens(self.tokenizer),
-            )
-            self.rows = [encode(example) for example in self.held_out]
-            for example in source.long_prompts(self.cfg.block_size):
-                encode(example)  # raises if no response fits; a run that met it later could not go on
+            self.rows = self.encode_held_out(RowEncoder(self.tokenizer, self.cfg.block_size, None))
+            self.ends = end_tokens(self.tokenizer)
         return source
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
@@ -67,15 +63,13 @@ class Objective(objective.Objective):
     @torch.no_grad()
     def loss(self, run: Run) -> float:
         """Cross-entropy of the held-out responses, nats per token."""
-        was_training = run.model.training
-        run.model.eval()
         total = targets = 0
-        for batch in packed(self.rows, self.cfg.batch_size, self.tokenizer.eot_token, self.cfg.block_size):
-            batch = {name: part.to(run.device) for name, part in batch.items()}
-            with run.autocast():
-                out = run.model(**batch)
-            total, targets = total + out.loss_sum.double(), targets + out.num_targets
-        run.model.train(was_training)
+        with evaluation_mode(run.model), run.autocast():
+            for batch in packed(
+                self.rows, self.cfg.batch_size, self.tokenizer.eot_token, self.cfg.block_size
+            ):
+                out = run.model(**{name: part.to(run.device) for name, part in batch.items()})
+                total, targets = total + out.loss_sum.double(), targets + out.num_targets
         return float(total / targets)
 
 
