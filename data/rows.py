@@ -6,7 +6,7 @@ first_id and onward. Only text is a target, and no prompt is.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,11 @@ class Row(NamedTuple):
     def prompt(self) -> list[int]:
         """The ids in front of the first target."""
         return self.ids[: int(self.scored.argmax())].tolist()
+
+
+def row_of(ids: Sequence[int] | np.ndarray, first: int) -> Row:
+    """A row of text whose targets are the ids from `first` on."""
+    return Row(np.asarray(ids), np.arange(len(ids)) >= first, ())
 
 
 class RowEncoder:
@@ -165,7 +170,7 @@ class ExampleRows(PackedRows):
     def __next__(self) -> dict[str, np.ndarray]:
         if self.tokens:
             ids, (first,) = self.tokens
-            waiting = Row(ids, np.arange(len(ids)) >= first, ())
+            waiting = row_of(ids, first)
         else:
             waiting = next(self._documents)
         rows = []

@@ -21,14 +21,13 @@ from data.loader import TrainLoader
 from data.packing import as_tensors
 from data.rows import PairEncoder, pair_batch
 from data.stories.pairs import pairs
-from training.memory import forward_context
 from training.post import objective
 from training.post.policy import score
 from training.post.replay import flips
 from training.state.checkpoint import Progress
 from training.state.run import Run
-from training.step import StepResult, accumulate_gradients
-from training.trainer import end_step, is_logged, take_batches, update
+from training.step import StepResult
+from training.trainer import end_step, gradients, next_is_logged, take_batches, update
 from training.validation import text_nats_and_bytes
 
 
@@ -68,15 +67,14 @@ def compare(
     return Compared(logprobs.sum(1).view(2, -1), ratios, scored.router, shift, -logprobs)
 
 
-class PairLoss(nn.Module):
-    """The policy with the loss of pairs, as accumulate_gradients calls a model. `seen`: its results, batch by batch."""
+class PairLoss:
+    """The loss of pairs, which accumulate_gradients calls in place of the policy. `seen`: its results, batch by batch."""
 
     def __init__(self, policy: nn.Module, reference: nn.Module, beta: float):
-        super().__init__()
         self.policy, self.reference, self.beta = policy, reference, beta
         self.seen: list[Compared] = []
 
-    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, carry: None = None) -> ModelOutput:
+    def __call__(self, input_ids: torch.Tensor, targets: torch.Tensor, carry: None = None) -> ModelOutput:
         found = compare(self.policy, self.reference, input_ids, targets)
         self.seen.append(found._replace(ratios=found.ratios.detach(), router=None))
         return ModelOutput(
@@ -172,25 +170,15 @@ class Objective(objective.Objective):
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)
-        measured = is_logged(run.cfg, progress.step + 1, progress.share_done(run.cfg, margin=1))
-        model = PairLoss(run.compiled, self.reference, self.cfg.beta)
-        result = accumulate_gradients(
-            model,
-            batches,
-            run.cfg,
-            previous_share=progress.expert_share,
-            carry=None,
-            token_bytes=run.token_bytes,
-            autocast=forward_context(run.model, run.cfg.offload, run.autocast),
-            counts=[len(batch["targets"]) // 2 for batch in batches],
-            copied=run.copied,
-            measured=measured,
-        )
-        loss, nats, num_bytes = of_chosen(model.seen, batches, run.token_bytes)
+        measured = next_is_logged(run, progress)
+        forward = PairLoss(run.compiled, self.reference, self.cfg.beta)
+        num_pairs = [len(batch["targets"]) // 2 for batch in batches]
+        result = gradients(run, progress, batches, num_pairs, measured, forward)
+        loss, nats, num_bytes = of_chosen(forward.seen, batches, run.token_bytes)
         result, record = result._replace(tokens=sum(counts), loss=loss), {}
         if measured:
             result = result._replace(nats=nats, num_bytes=num_bytes)
-            record = step_record(model.seen, batches, self.cfg.beta, self.tokenizer.eot_token)
+            record = step_record(forward.seen, batches, self.cfg.beta, self.tokenizer.eot_token)
         result, norms = update(run, progress, result, batches, measured)
         end_step(run, progress, result)
         return result, norms, record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from data.loader import TrainLoader
 from data.sources import open_dataset
 from data.stories.tasks import tasks
 from training.post.reference import open_reference
+from training.post.rewards import task_record
 from training.post.settings import PostTrainConfig
 from training.state.checkpoint import Progress
 from training.state.run import Run
@@ -91,8 +93,17 @@ class Objective:
         """The records of an evaluation on held-out examples; the first one is of the model before its first step."""
         return {}
 
+    def shown(
+        self, run: Run, progress: Progress, texts: list[str], record: dict[str, float]
+    ) -> dict[str, float]:
+        """Add what the tasks of the held-out examples say of the responses to a record, and show it."""
+        record |= task_record(self.held_out, texts)
+        told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
+        run.writer.text(progress.step, "samples/response", self.held_out[0].prompt + texts[0])
+        run.writer.say(f"step {progress.step}: on {len(texts)} held-out examples {told}")
+        return record
 
-def held_out_line(step: int, number: int, record: dict[str, float]) -> str:
-    """What the console says of an evaluation on that many held-out examples."""
-    told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
-    return f"step {step}: on {number} held-out examples {told}"
+
+def new_objective(cfg: PostTrainConfig, tokenizer: Any) -> Objective:
+    """The objective of cfg.kind; it is the class `Objective` of training/post/KIND.py."""
+    return import_module(f"training.post.{cfg.kind}").Objective(cfg, tokenizer)

@@ -116,6 +116,7 @@ class RolloutConfig(PostTrainConfig):
     )
     log_every: int = option(1, "steps between log records", at_least=1)
 
+    group = 1  # responses to a prompt in a step
     kl_weight = ""  # the setting that is the weight of the reference
 
     def __post_init__(self):
@@ -133,7 +134,7 @@ class RolloutConfig(PostTrainConfig):
     @property
     def slots_per_step(self) -> int:
         """Tokens in the responses of a step, at most."""
-        return self.prompts * getattr(self, "group", 1) * self.max_response
+        return self.prompts * self.group * self.max_response
 
 
 @dataclass(frozen=True, kw_only=True)

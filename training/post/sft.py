@@ -18,7 +18,6 @@ from data.documents import Source
 from data.loader import TrainLoader
 from data.rows import Row, RowEncoder, packed
 from training.post import objective
-from training.post.rewards import task_record
 from training.post.sampling import end_tokens, text_of
 from training.state.checkpoint import Progress
 from training.state.run import Run
@@ -53,12 +52,9 @@ class Objective(objective.Objective):
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
         responses = respond(run.model, self.rows, self.cfg.block_size, self.ends)
         ended = [ids[-1] in self.ends for ids in responses]
-        texts = [text_of(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in responses]
+        texts = [text_of(self.tokenizer, ids, self.ends) for ids in responses]
         record = {"val/response_loss": self.loss(run), "val/ended": fmean(ended)}
-        record |= task_record(self.held_out, texts)
-        run.writer.text(progress.step, "samples/response", self.held_out[0].prompt + texts[0])
-        run.writer.say(objective.held_out_line(progress.step, len(texts), record))
-        return record
+        return self.shown(run, progress, texts, record)
 
     @torch.no_grad()
     def loss(self, run: Run) -> float:
