@@ -7,7 +7,7 @@ frozen reference r. The loss of a step is the mean over its pairs, in all of its
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats, evalu
 from common.intervals import exact_interval
 from data.documents import Source
 from data.examples import Pair
-from data.loader import TrainLoader
 from data.packing import as_tensors
 from data.rows import PairEncoder, pair_batch
 from data.stories.pairs import pairs
@@ -155,7 +154,7 @@ def held_out_record(seen: list[Compared], beta: float) -> dict[str, float]:
 class Objective(objective.Objective):
     """Trains on pairs of responses; batch_size counts pairs, each of which has two rows."""
 
-    example_type, bundled = Pair, staticmethod(pairs)
+    example_type, bundled, packing = Pair, staticmethod(pairs), "pairs"
 
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         source, cfg = super().open_data(split=split, identity=identity), self.cfg
@@ -164,9 +163,6 @@ class Objective(objective.Objective):
             parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
             self.held_out_batches = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
         return source
-
-    def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
-        return TrainLoader(source, tokenizer, **options | {"packing": "pairs"})
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)

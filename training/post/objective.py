@@ -27,6 +27,7 @@ class Objective:
 
     step_in_words = ""  # what a step consists of, if not of rows of block_size tokens
     example_type, bundled, answered = Example, staticmethod(tasks), True  # of the data, see open_examples
+    packing = "packed"  # of its rows, see TrainLoader
 
     def __init__(self, cfg: PostTrainConfig, tokenizer: Any):
         self.cfg, self.tokenizer = cfg, tokenizer
@@ -65,7 +66,7 @@ class Objective:
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Any:
         """What gives the batches of a step, with the methods of TrainLoader; options: those of it."""
-        return TrainLoader(source, tokenizer, **options)
+        return TrainLoader(source, tokenizer, **options | {"packing": self.packing})
 
     def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
         """Prepare what needs the model before it trains, and raise ValueError before a file is written.

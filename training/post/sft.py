@@ -15,7 +15,6 @@ import torch
 from architecture.generation.decode import generate, length_limit
 from architecture.interface import evaluation_mode
 from data.documents import Source
-from data.loader import TrainLoader
 from data.rows import Row, RowEncoder, packed
 from training.post import objective
 from training.post.sampling import end_tokens, text_of
@@ -28,15 +27,14 @@ from training.trainer import take_batches, train_on
 class Objective(objective.Objective):
     """Trains on the responses of examples."""
 
+    packing = "examples"
+
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         source = super().open_data(split=split, identity=identity)
         if split == "train":
             self.rows = self.encode_held_out(RowEncoder(self.tokenizer, self.cfg.block_size, None))
             self.ends = end_tokens(self.tokenizer)
         return source
-
-    def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
-        return TrainLoader(source, tokenizer, **options | {"packing": "examples"})
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)
