@@ -36,11 +36,6 @@ class Row(NamedTuple):
         return self.ids[: int(self.scored.argmax())].tolist()
 
 
-def row_of(ids: Sequence[int] | np.ndarray, first: int) -> Row:
-    """A row of text whose targets are the ids from `first` on."""
-    return Row(np.asarray(ids), np.arange(len(ids)) >= first, ())
-
-
 class RowEncoder:
     """Turns documents into Rows of block_size tokens. It warns of the 1st, 10th, 100th ... text that it cuts."""
 
@@ -179,6 +174,11 @@ class ExampleRows(PackedRows):
             rows.append(row)
         self.tokens = [waiting.ids, np.flatnonzero(waiting.scored)[:1]]
         return packed_batch(rows[self._mine], int(self._eot[0]), self._block_size)
+
+
+def row_of(ids: Sequence[int] | np.ndarray, first: int) -> Row:
+    """A row of text whose targets are the ids from `first` on."""
+    return Row(np.asarray(ids), np.arange(len(ids)) >= first, ())
 
 
 def filled(first: Row, rest: Iterator[Row], block_size: int) -> tuple[list[Row], Row | None]:

@@ -87,7 +87,7 @@ def sample(
     batch = as_tensors(batch_of(rows, tokenizer.eot_token, max(lengths) - 1, None))
     ended = [response[-1] in ends for response in sampled]
     responses = [
-        Response(text_of(tokenizer, ids, ends), example, over, len(ids))
+        Response(text_of(tokenizer, ids[:-1] if over else ids), example, over, len(ids))
         for ids, over, example in zip(sampled, ended, examples)
     ]
     chosen = None if log is None else chosen_experts(log, starts, lengths)
@@ -106,7 +106,7 @@ def end_tokens(tokenizer: Any) -> tuple[int, ...]:
     return tokenizer.eot_token, *chat
 
 
-def text_of(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> str:
-    """The text of a response without its end, one of `ends`, if it has one."""
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of a response without its end."""
     stream = TextStream(tokenizer)
-    return "".join(stream.push(i) for i in ids if i not in ends) + stream.finish()
+    return "".join(map(stream.push, ids)) + stream.finish()

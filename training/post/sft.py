@@ -50,7 +50,7 @@ class Objective(objective.Objective):
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
         responses = respond(run.model, self.rows, self.cfg.block_size, self.ends)
         ended = [ids[-1] in self.ends for ids in responses]
-        texts = [text_of(self.tokenizer, ids, self.ends) for ids in responses]
+        texts = [text_of(self.tokenizer, [i for i in ids if i not in self.ends]) for ids in responses]
         record = {"val/response_loss": self.loss(run), "val/ended": fmean(ended)}
         return self.shown(run, progress, texts, record)
 
