@@ -33,11 +33,14 @@ Shapes: B batch, T tokens, N = tokens in a batch, D hidden_size, V vocabulary, L
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100  # marks a target that is not scored; the default of F.cross_entropy
@@ -143,6 +146,17 @@ class ModelOutput(NamedTuple):
     def loss(self) -> torch.Tensor:
         """Mean cross-entropy per target, nats, () float32."""
         return self.loss_sum / self.num_targets.clamp(min=1)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Set the evaluation mode for the body."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def load_balancing_loss(mean_probability: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

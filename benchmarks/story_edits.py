@@ -33,13 +33,13 @@ from typing import Any, NamedTuple
 
 from benchmarks.publish import judge, publish
 from benchmarks.story_paraphrases import HARMLESS
+from common.intervals import exact_interval
 from common.script import Parser, exit_code
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES
 from data.stories import story as tell
 from data.stories.checker import Report, check
 from data.stories.contradictions import CONTRADICTIONS, halves, joined, shuffled
 from data.stories.grammar import pick
-from evaluation.story_scores.intervals import exact_interval
 
 HAND = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "story_edits.jsonl"
 HELD_OUT = range(TRAIN_STORIES, TRAIN_STORIES + VALIDATION_STORIES)

@@ -7,7 +7,7 @@ first_id and onward. Only text is a target, and no prompt is.
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -169,17 +169,29 @@ class ExampleRows(PackedRows):
     def __next__(self) -> dict[str, np.ndarray]:
         if self.tokens:
             ids, (first,) = self.tokens
-            waiting = Row(ids, np.arange(len(ids)) >= first, ())
+            waiting = row_of(ids, first)
         else:
             waiting = next(self._documents)
-        rows: list[list[Row]] = []
-        while len(rows) < self._num_rows:
-            rows.append([])
-            while sum(len(row.ids) - 1 for row in (*rows[-1], waiting)) <= self._block_size:
-                rows[-1].append(waiting)
-                waiting = next(self._documents)
+        rows = []
+        for _ in range(self._num_rows):
+            row, waiting = filled(waiting, self._documents, self._block_size)
+            rows.append(row)
         self.tokens = [waiting.ids, np.flatnonzero(waiting.scored)[:1]]
         return packed_batch(rows[self._mine], int(self._eot[0]), self._block_size)
+
+
+def row_of(ids: Sequence[int] | np.ndarray, first: int) -> Row:
+    """A row of text whose targets are the ids from `first` on."""
+    return Row(np.asarray(ids), np.arange(len(ids)) >= first, ())
+
+
+def filled(first: Row, rest: Iterator[Row], block_size: int) -> tuple[list[Row], Row | None]:
+    """As many examples, in order, as a row holds, and the one that did not fit; None at the end of `rest`."""
+    held, waiting = [], first
+    while waiting is not None and sum(len(row.ids) - 1 for row in (*held, waiting)) <= block_size:
+        held.append(waiting)
+        waiting = next(rest, None)
+    return held, waiting
 
 
 def packed_batch(rows: list[list[Row]], eot: int, block_size: int) -> dict[str, np.ndarray]:
@@ -199,11 +211,11 @@ def packed_batch(rows: list[list[Row]], eot: int, block_size: int) -> dict[str, 
 
 def packed(rows: Iterable[Row], batch_size: int, eot: int, block_size: int) -> list[dict[str, torch.Tensor]]:
     """All of these examples once, in order, in batches as of ExampleRows; the last one may have fewer rows."""
-    full: list[list[Row]] = [[]]
-    for row in rows:
-        if sum(len(other.ids) - 1 for other in (*full[-1], row)) > block_size:
-            full.append([])
-        full[-1].append(row)
+    rest, full = iter(rows), []
+    waiting = next(rest, None)
+    while waiting is not None:
+        row, waiting = filled(waiting, rest, block_size)
+        full.append(row)
     parts = (full[n : n + batch_size] for n in range(0, len(full), batch_size))
     return [as_tensors(packed_batch(part, eot, block_size)) for part in parts]
 

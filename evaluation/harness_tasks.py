@@ -266,7 +266,7 @@ def interval(values: Sequence[Any], metric: str) -> tuple[float, float] | None:
     """
     import torch
 
-    from evaluation.story_scores.intervals import wilson_interval
+    from common.intervals import wilson_interval
     from training.validation import ratio_interval
 
     if len(values) < 3:

@@ -146,7 +146,7 @@ def table(kinds: Sequence[tuple[str, str]], right: dict[str, list[bool]]) -> lis
 
     kinds: (kind, text) of each document.  right: {column: whether each document was right}.
     """
-    from evaluation.story_scores.intervals import wilson_interval
+    from common.intervals import wilson_interval
 
     texts: dict[str, Counter[str]] = {}
     for kind, text in kinds:

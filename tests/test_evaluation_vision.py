@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from common.intervals import wilson_interval
 from evaluation import vision
-from evaluation.story_scores.intervals import wilson_interval
 from training.monitor.routing import Routing, share_by_medium, total_variation
 
 KINDS = [("caption", "a red ring")] * 3 + [("caption", "a blue ring"), ("count", " two"), ("count", " two")]

@@ -171,7 +171,7 @@ SETTINGS = (
 
 def post_train(folder, *flags) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.post.registry.new_objective", Stories)
+        patch.setattr("training.post.objective.new_objective", Stories)
         return run_here(folder, "sft", *flags, script="post_train")
 
 

@@ -192,13 +192,13 @@ def test_a_restored_value_head_goes_on_to_the_same_bits(tmp_path):
     trained(straight, 3, 1)
     trained(saved, 3, 1)
     torch.save(saved.state_dict(), tmp_path / "state.pt")
-    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), tmp_path)
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     trained(straight, 3, 2)
     trained(restored, 3, 2)
     for name, tensor in straight.linear.state_dict().items():
         assert torch.equal(tensor, restored.linear.state_dict()[name])
     with pytest.raises(ValueError, match="value head's weight is not a tensor of the expected shape"):
-        ValueHead(8, PPOConfig(), "cpu").load_state_dict(saved.state_dict(), tmp_path)
+        ValueHead(8, PPOConfig(), "cpu").load_state_dict(saved.state_dict())
 
 
 # ---------------------------------------------------------------------------------------- whole runs

@@ -17,12 +17,13 @@ from scipy.stats import binomtest
 
 from architecture import gptoss
 from architecture.registry import load_model
+from common.intervals import exact_interval
 from data.stories import story
 from data.stories.copies import RunIndex
 from evaluation import context, stories
 from evaluation.story_scores import minimal_pairs as mp
 from evaluation.story_scores.generations import WORDS, Lexicon, distinct, measures, self_bleu
-from evaluation.story_scores.intervals import difference, exact_interval, ratio
+from evaluation.story_scores.intervals import difference, ratio
 from evaluation.story_scores.likelihood import Reader
 from evaluation.story_scores.references import END, Bigram, joined, openings, pieces, shuffled
 from evaluation.story_scores.splitting import bare, sentences, whole_sentences, words_of

@@ -89,18 +89,12 @@ def parse_command_line(
 
 
 def shipped_configs(config_class: type[TrainConfig], images: bool = False) -> dict[str, Path]:
-    """{name: path} of the YAML files in configs/, configs/context/ or configs/post/, for the program of config_class.
+    """{name: path} of the YAML files in configs/, or in its folder for the program of config_class.
 
-    images: those in configs/vision/, for models that read images.
+    images: those in configs/vision/, for models of train.py that read images.
     """
-    folder = CONFIGS / "context" if config_class.carries else CONFIGS / "vision" if images else CONFIGS
-    folder = CONFIGS / "post" if config_class.kind else folder
+    folder = CONFIGS / (config_class.recipe_folder or ("vision" if images else ""))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _folder(config_class: type[TrainConfig]) -> str:
-    """The name of the folder of shipped_configs, for messages."""
-    return f"configs/{'context/' if config_class.carries else 'post/' if config_class.kind else ''}"
 
 
 def find_config(name: str, config_class: type[TrainConfig]) -> Path:
@@ -110,7 +104,7 @@ def find_config(name: str, config_class: type[TrainConfig]) -> Path:
         return path
     if name not in shipped:
         raise ValueError(
-            f"{name}: cannot be read: there is no such file, and {_folder(config_class)} has "
+            f"{name}: cannot be read: there is no such file, and configs/{config_class.recipe_folder} has "
             f"{', '.join(shipped)}{did_you_mean(name, shipped)}"
         )
     return shipped[name]
@@ -221,7 +215,7 @@ def _parser(config_class: type[TrainConfig]) -> Parser:
     parser.add_argument(
         "--config",
         metavar="FILE.yaml",
-        help=f"a YAML file of settings, or the name of one in {_folder(config_class)}; flags override it",
+        help=f"a YAML file of settings, or the name of one in configs/{config_class.recipe_folder}; flags override it",
     )
     parser.add_argument("--help_model", action="store_true", help="list the fields of the model")
     for f in fields(config_class):

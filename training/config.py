@@ -19,6 +19,7 @@ class TrainConfig:
     # constants of the program, which no flag changes; the subclass below has other values
     program = "train.py"
     tensorboard_root = "runs"
+    recipe_folder = ""  # in configs/, with its slash
     carries = False  # whether the model keeps a state from each batch to the next
     tbptt = 1  # micro-batches through which gradients flow back
     kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
@@ -301,6 +302,7 @@ class ContextTrainConfig(TrainConfig):
 
     program = "train_context.py"
     tensorboard_root = "runs_context"
+    recipe_folder = "context/"
     carries = True
 
     model: str = option("gptoss_context", "architecture that carries a state")

@@ -27,10 +27,9 @@ def recipe_path(cfg: TrainConfig, size: str) -> Path | None:
     cls = registry.model_class(cfg.model)
     if cfg.recipe == "none" or size not in cls.presets and not cfg.kind:
         return None
-    if cfg.kind:
-        return shipped_configs(type(cfg))[cfg.kind]
     images = hasattr(cls.config_class, "image_format")
-    return shipped_configs(type(cfg), images).get("gpt2" if size.startswith("gpt2") else size)
+    name = cfg.kind or ("gpt2" if size.startswith("gpt2") else size)
+    return shipped_configs(type(cfg), images).get(name)
 
 
 def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:

@@ -72,7 +72,7 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
         tell(line)
     images, objective = getattr(config, "image_format", None), None
     if cfg.kind:
-        from training.post.registry import new_objective
+        from training.post.objective import new_objective
 
         cfg = replace(cfg, story_dataset=choose_dataset(cfg.story_dataset, tell))
         cfg = replace(cfg, dataset=BUNDLED if cfg.dataset == AUTO else cfg.dataset)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from architecture.images import ImageFormat
-from architecture.interface import IGNORE_INDEX, load_share
+from architecture.interface import IGNORE_INDEX, ModelOutput, load_share
 from architecture.tokenizer import token_byte_lengths
 from common.device import autocast
 from common.script import first_line, is_out_of_memory, say
@@ -158,24 +158,36 @@ def train_on(
 
     counts: the number of targets of each batch.
     """
-    cfg, model = run.cfg, run.model
-    measured = is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1))
-    result = accumulate_gradients(
+    measured = next_is_logged(run, progress)
+    result = gradients(run, progress, batches, counts, measured)
+    result, norms = update(run, progress, result, batches, measured)
+    end_step(run, progress, result)
+    return result, norms
+
+
+def gradients(
+    run: Run,
+    progress: Progress,
+    batches: list[dict[str, torch.Tensor]],
+    counts: list[int],
+    measured: bool,
+    forward: Callable[..., ModelOutput] | None = None,
+) -> StepResult:
+    """Add the gradient of the loss of batches, by accumulate_gradients, to the parameters of a run."""
+    return accumulate_gradients(
         run.compiled,
         batches,
-        cfg,
+        run.cfg,
         previous_share=progress.expert_share,
         carry=progress.carry,
         token_bytes=run.token_bytes,
-        autocast=forward_context(model, cfg.offload, run.autocast),
+        autocast=forward_context(run.model, run.cfg.offload, run.autocast),
         counts=counts,
         copied=run.copied,
         measured=measured,
         layout=run.layout,
+        forward=forward,
     )
-    result, norms = update(run, progress, result, batches, measured)
-    end_step(run, progress, result)
-    return result, norms
 
 
 def update(
@@ -215,6 +227,11 @@ def end_step(run: Run, progress: Progress, result: StepResult) -> None:
 def is_logged(cfg: TrainConfig, step: int, done: float) -> bool:
     """done: the share of the run after the step. With max_minutes it is an estimate until the step has ended."""
     return step % cfg.log_every == 0 or step == 1 or done == 1
+
+
+def next_is_logged(run: Run, progress: Progress) -> bool:
+    """Whether the step that begins now is logged."""
+    return is_logged(run.cfg, progress.step + 1, progress.share_done(run.cfg, margin=1))
 
 
 @contextlib.contextmanager

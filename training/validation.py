@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from architecture.interface import IGNORE_INDEX
+from architecture.interface import IGNORE_INDEX, evaluation_mode
 from training.causality import Probe, require_causal
 from training.distributed.mesh import ONE, Ranks
 from training.monitor.routing import Routing, RoutingSums
@@ -77,13 +77,11 @@ def evaluate(
     Raises Interrupted if should_stop() returns true. It is asked once for a batch of each rank. Raises ValueError
     for a model that is not causal.
     """
-    was_training = model.training
-    model.eval()
     sums, by_position, routing = [], [], RoutingSums(keep_choices, first_image_id)
     segments, documents, segment, ended, carry = NumberedSums(), NumberedSums(), 0, 0, None
     batches = iter(batches)
     first = list(itertools.islice(batches, 1))
-    try:
+    with evaluation_mode(model):
         probes = []
         for batch in first:
             shape = batch["input_ids"].shape
@@ -112,8 +110,6 @@ def evaluate(
                 segments.add(segment, losses.sum(1), counted.sum(1))
             if out.router is not None:
                 routing.add(out.router, batch["input_ids"], counted)
-    finally:
-        model.train(was_training)
     if ranks.number > 1 and not segments.parts:
         parts = sums, by_position, documents.parts, routing.sums, routing.choices, routing.tokens
         *gathered, layers = zip(*ranks.gather((*parts, routing.layers)))

@@ -1,4 +1,4 @@
-"""Intervals of scores: exact or Wilson's for shares, and by the bootstrap over prompts for sums of texts."""
+"""Intervals of scores: exact ones for shares, and by the bootstrap over prompts for sums of texts."""
 
 from __future__ import annotations
 
@@ -7,26 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from common.intervals import exact_interval
+
 DRAWS, SEED = 2000, 0  # resamples of the bootstrap
 
 Sums = Sequence[tuple[float, float]]  # numerator and denominator of each prompt
-
-
-def exact_interval(hits: int, number: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share (Clopper and Pearson 1934) of at least one pair."""
-    return _of_share(hits, number, "exact")
-
-
-def wilson_interval(hits: int, number: int) -> tuple[float, float]:
-    """The 95 % interval of a share of at least one text, by Wilson's score (1927, J. Am. Stat. Assoc. 22)."""
-    return _of_share(hits, number, "wilson")
-
-
-def _of_share(hits: int, number: int, method: str) -> tuple[float, float]:
-    from scipy.stats import binomtest  # here, so that --help needs no scipy
-
-    found = binomtest(hits, number).proportion_ci(method=method)
-    return float(found.low), float(found.high)
 
 
 def share(hits: int, number: int) -> dict[str, Any]:

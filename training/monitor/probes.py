@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from architecture.interface import IGNORE_INDEX
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Set the evaluation mode for the body."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+from architecture.interface import IGNORE_INDEX, evaluation_mode
 
 
 @torch.no_grad()

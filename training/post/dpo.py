@@ -7,26 +7,26 @@ frozen reference r. The loss of a step is the mean over its pairs, in all of its
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats
+from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats, evaluation_mode
+from common.intervals import exact_interval
 from data.documents import Source
 from data.examples import Pair
-from data.loader import TrainLoader
 from data.packing import as_tensors
 from data.rows import PairEncoder, pair_batch
 from data.stories.pairs import pairs
-from training.memory import forward_context
 from training.post import objective
 from training.post.policy import score
+from training.post.replay import flips
 from training.state.checkpoint import Progress
 from training.state.run import Run
-from training.step import StepResult, accumulate_gradients
-from training.trainer import end_step, is_logged, take_batches, update
+from training.step import StepResult
+from training.trainer import end_step, gradients, next_is_logged, take_batches, update
 from training.validation import text_nats_and_bytes
 
 
@@ -36,7 +36,7 @@ class Compared(NamedTuple):
     logprobs: torch.Tensor  # (2, B) float32, of each response under the policy
     ratios: torch.Tensor  # (2, B) float32, logprobs minus those of the reference
     router: RouterStats | None  # of the policy
-    routing_shift: torch.Tensor | None  # () float32, see routing_shift(); None for a dense model
+    routing_shift: torch.Tensor | None  # () float32, share of other sets of experts; None for a dense model
     token_losses: torch.Tensor  # (2 B, T) float32, of the policy, without a gradient
 
     def losses(self, beta: float) -> torch.Tensor:
@@ -59,26 +59,21 @@ def compare(
     logprobs = scored.logprobs.detach()
     shift = None
     if scored.router is not None:
-        shift = routing_shift(scored.router, frozen.router, targets != IGNORE_INDEX)
+        chosen = torch.stack(frozen.router.chosen, dim=2)
+        counted = (targets != IGNORE_INDEX)[..., None, None]
+        differ, number = flips(scored.router, chosen.where(counted, -1))
+        shift = differ / number.clamp(min=1)
     return Compared(logprobs.sum(1).view(2, -1), ratios, scored.router, shift, -logprobs)
 
 
-def routing_shift(one: RouterStats, other: RouterStats, counted: torch.Tensor) -> torch.Tensor:
-    """Share of the counted tokens, (B, T) bool, over all layers, whose sets of experts differ: () float32."""
-    before, now = (torch.stack(stats.chosen).sort(-1).values for stats in (one, other))  # (L, B, T, k)
-    differs = (before != now).any(-1) & counted  # without an index, which would wait for the device
-    return differs.sum() / (len(differs) * counted.sum()).clamp(min=1)
-
-
-class PairLoss(nn.Module):
-    """The policy with the loss of pairs, as accumulate_gradients calls a model. `seen`: its results, batch by batch."""
+class PairLoss:
+    """The loss of pairs, which accumulate_gradients calls in place of the policy. `seen`: its results, batch by batch."""
 
     def __init__(self, policy: nn.Module, reference: nn.Module, beta: float):
-        super().__init__()
         self.policy, self.reference, self.beta = policy, reference, beta
         self.seen: list[Compared] = []
 
-    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor, carry: None = None) -> ModelOutput:
+    def __call__(self, input_ids: torch.Tensor, targets: torch.Tensor, carry: None = None) -> ModelOutput:
         found = compare(self.policy, self.reference, input_ids, targets)
         self.seen.append(found._replace(ratios=found.ratios.detach(), router=None))
         return ModelOutput(
@@ -142,16 +137,14 @@ def is_cut(targets: torch.Tensor, eot: int) -> torch.Tensor:
 
 def held_out_record(seen: list[Compared], beta: float) -> dict[str, float]:
     """The records of an evaluation: how often the model itself, and how often its reward, prefers the chosen response."""
-    from scipy.stats import binomtest  # here, because importing it takes a second
-
     logprobs = torch.cat([found.logprobs for found in seen], dim=1)
     found, right = preference(seen, beta), int((logprobs[0] > logprobs[1]).sum())
-    share = binomtest(right, logprobs.shape[1])
-    interval = share.proportion_ci(method="exact")  # Clopper and Pearson 1934, 95 %
+    number = logprobs.shape[1]
+    low, high = exact_interval(right, number)
     return {
-        "val/pair_accuracy": share.statistic,
-        "val/pair_accuracy_low": float(interval.low),
-        "val/pair_accuracy_high": float(interval.high),
+        "val/pair_accuracy": right / number,
+        "val/pair_accuracy_low": low,
+        "val/pair_accuracy_high": high,
         "val/reward_accuracy": found["accuracy"],
         "val/reward_margin": found["reward_margin"],
         "val/dpo_loss": found["loss"],
@@ -161,57 +154,38 @@ def held_out_record(seen: list[Compared], beta: float) -> dict[str, float]:
 class Objective(objective.Objective):
     """Trains on pairs of responses; batch_size counts pairs, each of which has two rows."""
 
-    example_type, bundled = Pair, staticmethod(pairs)
+    example_type, bundled, packing = Pair, staticmethod(pairs), "pairs"
 
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         source, cfg = super().open_data(split=split, identity=identity), self.cfg
         if split == "train":
-            encode = PairEncoder(self.tokenizer, cfg.block_size)
-            encoded = [encode(pair) for pair in self.held_out]
+            encoded = self.encode_held_out(PairEncoder(self.tokenizer, cfg.block_size))
             parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
             self.held_out_batches = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
-            for pair in source.long_prompts(cfg.block_size):
-                encode(pair)  # raises if no response fits; a run that met it later could not go on
         return source
-
-    def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
-        return TrainLoader(source, tokenizer, **options | {"packing": "pairs"})
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)
-        measured = is_logged(run.cfg, progress.step + 1, progress.share_done(run.cfg, margin=1))
-        model = PairLoss(run.compiled, self.reference, self.cfg.beta)
-        result = accumulate_gradients(
-            model,
-            batches,
-            run.cfg,
-            previous_share=progress.expert_share,
-            carry=None,
-            token_bytes=run.token_bytes,
-            autocast=forward_context(run.model, run.cfg.offload, run.autocast),
-            counts=[len(batch["targets"]) // 2 for batch in batches],
-            copied=run.copied,
-            measured=measured,
-        )
-        loss, nats, num_bytes = of_chosen(model.seen, batches, run.token_bytes)
+        measured = next_is_logged(run, progress)
+        forward = PairLoss(run.compiled, self.reference, self.cfg.beta)
+        num_pairs = [len(batch["targets"]) // 2 for batch in batches]
+        result = gradients(run, progress, batches, num_pairs, measured, forward)
+        loss, nats, num_bytes = of_chosen(forward.seen, batches, run.token_bytes)
         result, record = result._replace(tokens=sum(counts), loss=loss), {}
         if measured:
             result = result._replace(nats=nats, num_bytes=num_bytes)
-            record = step_record(model.seen, batches, self.cfg.beta, self.tokenizer.eot_token)
+            record = step_record(forward.seen, batches, self.cfg.beta, self.tokenizer.eot_token)
         result, norms = update(run, progress, result, batches, measured)
         end_step(run, progress, result)
         return result, norms, record
 
     @torch.no_grad()
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
-        was_training = run.compiled.training
-        run.compiled.eval()
         seen = []
-        for batch in self.held_out_batches:
-            batch = {name: part.to(run.device) for name, part in batch.items()}
-            with run.autocast():
+        with evaluation_mode(run.compiled), run.autocast():
+            for batch in self.held_out_batches:
+                batch = {name: part.to(run.device) for name, part in batch.items()}
                 seen.append(compare(run.compiled, self.reference, **batch))
-        run.compiled.train(was_training)
         record = held_out_record(seen, self.cfg.beta)
         run.writer.say(
             f"step {progress.step}: of {len(self.held_out):,} held-out pairs, the "

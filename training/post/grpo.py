@@ -108,7 +108,6 @@ class Objective(rollouts.RolloutObjective):
     cfg: GRPOConfig
 
     def __init__(self, cfg: GRPOConfig, tokenizer: Any):
-        self.group = cfg.group
         super().__init__(cfg, tokenizer)
         low, high = CLIP[cfg.loss]
         self.clip = cfg.clip_low or low, cfg.clip_high or high

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,7 @@ from data.loader import TrainLoader
 from data.sources import open_dataset
 from data.stories.tasks import tasks
 from training.post.reference import open_reference
+from training.post.rewards import task_record
 from training.post.settings import PostTrainConfig
 from training.state.checkpoint import Progress
 from training.state.run import Run
@@ -24,6 +27,7 @@ class Objective:
 
     step_in_words = ""  # what a step consists of, if not of rows of block_size tokens
     example_type, bundled, answered = Example, staticmethod(tasks), True  # of the data, see open_examples
+    packing = "packed"  # of its rows, see TrainLoader
 
     def __init__(self, cfg: PostTrainConfig, tokenizer: Any):
         self.cfg, self.tokenizer = cfg, tokenizer
@@ -58,9 +62,16 @@ class Objective:
         self.held_out = [held_out[n] for n in range(min(cfg.held_out, len(held_out)))]
         return self.source
 
+    def encode_held_out(self, encode: Callable[[Any], Any]) -> list[Any]:
+        """Encode the held-out examples; a prompt without room for a response raises, before a run is in its middle."""
+        encoded = [encode(example) for example in self.held_out]
+        for example in self.source.long_prompts(self.cfg.block_size):
+            encode(example)
+        return encoded
+
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Any:
         """What gives the batches of a step, with the methods of TrainLoader; options: those of it."""
-        return TrainLoader(source, tokenizer, **options)
+        return TrainLoader(source, tokenizer, **options | {"packing": self.packing})
 
     def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
         """Prepare what needs the model before it trains, and raise ValueError before a file is written.
@@ -88,8 +99,17 @@ class Objective:
         """The records of an evaluation on held-out examples; the first one is of the model before its first step."""
         return {}
 
+    def shown(
+        self, run: Run, progress: Progress, texts: list[str], record: dict[str, float]
+    ) -> dict[str, float]:
+        """Add what the tasks of the held-out examples say of the responses to a record, and show it."""
+        record |= task_record(self.held_out, texts)
+        told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
+        run.writer.text(progress.step, "samples/response", self.held_out[0].prompt + texts[0])
+        run.writer.say(f"step {progress.step}: on {len(texts)} held-out examples {told}")
+        return record
 
-def held_out_line(step: int, number: int, record: dict[str, float]) -> str:
-    """What the console says of an evaluation on that many held-out examples."""
-    told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
-    return f"step {step}: on {number} held-out examples {told}"
+
+def new_objective(cfg: PostTrainConfig, tokenizer: Any) -> Objective:
+    """The objective of cfg.kind; it is the class `Objective` of training/post/KIND.py."""
+    return import_module(f"training.post.{cfg.kind}").Objective(cfg, tokenizer)

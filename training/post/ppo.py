@@ -62,14 +62,13 @@ class ValueHead:
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.linear.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
 
-    def load_state_dict(self, state: dict[str, Any], path: Any) -> None:
-        """Copy the values of a checkpoint. Raises ValueError that names its path if they do not fit."""
-        with reading(path, "a run to continue", way_out=OLDER), torch.no_grad():
-            for name, parameter in self.linear.named_parameters():
-                parameter.copy_(
-                    owned(state["weights"][name], f"value head's {name}", parameter.shape, torch.float32)
-                )
-            restore_optimizer(self.optimizer, list(self.linear.parameters()), state["optimizer"])
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy the values of a checkpoint. Raises an error if they do not fit."""
+        for name, parameter in self.linear.named_parameters():
+            held = owned(state["weights"][name], f"value head's {name}", parameter.shape, torch.float32)
+            parameter.copy_(held)
+        restore_optimizer(self.optimizer, list(self.linear.parameters()), state["optimizer"])
 
 
 def token_rewards(
@@ -154,9 +153,8 @@ class Objective(RolloutObjective):
         super().open(run, state)
         self.head = ValueHead(run.model.config.hidden_size, self.cfg, run.device)
         if state is not None:
-            path = latest_checkpoint(run.cfg.out_dir)
-            with reading(path, "a run to continue", way_out=OLDER):
-                self.head.load_state_dict(state["value_head"], path)
+            with reading(latest_checkpoint(run.cfg.out_dir), "a run to continue", way_out=OLDER):
+                self.head.load_state_dict(state["value_head"])
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"value_head": self.head.state_dict()}

@@ -74,4 +74,4 @@ def flips(router: RouterStats, chosen: torch.Tensor) -> torch.Tensor:
     own = [layer.choice.topk(k, dim=-1).indices.view(*chosen.shape[:2], k) for layer in router.routing]
     known = chosen[..., 0] >= 0
     differ = (torch.stack(own, dim=2).sort(-1).values != chosen.sort(-1).values).any(-1)
-    return torch.stack(((differ & known).sum(), known.sum()))
+    return torch.stack(((differ & known).sum(), known.sum()))  # an index would wait for the device

@@ -23,18 +23,17 @@ from architecture.generation.decode import length_limit
 from architecture.interface import IGNORE_INDEX, ModelOutput
 from data.documents import Source
 from data.examples import Example
-from training.memory import forward_context
 from training.post import objective
 from training.post.policy import Scored, score
 from training.post.prompts import Prompts
 from training.post.reference import IN_TRAINING_ONLY
 from training.post.replay import flips, replayed_routing
-from training.post.rewards import Response, parse_rewards, reward_of, task_record
+from training.post.rewards import Response, parse_rewards, reward_of
 from training.post.sampling import Rollout, prompt_encoder, sample
 from training.state.checkpoint import Progress
 from training.state.run import Run, save
-from training.step import StepResult, accumulate_gradients
-from training.trainer import end_step, is_logged, update
+from training.step import StepResult
+from training.trainer import end_step, gradients, next_is_logged, update
 
 CHECK_SECONDS = 10  # for the rewards to judge the training data before a run; 100,000 lines usually take 2
 
@@ -44,6 +43,11 @@ class Judged(NamedTuple):
 
     total: torch.Tensor  # (R,) float64, the weighted sum
     parts: dict[str, list[float]]  # of each reward, without its weight
+
+    def record(self, group: str) -> dict[str, float]:
+        """The mean reward, and that of each part."""
+        parts = {f"{group}/reward/{name}": fmean(values) for name, values in self.parts.items()}
+        return {f"{group}/reward": float(self.total.mean())} | parts
 
 
 def micro_batches(
@@ -69,14 +73,13 @@ class RolloutObjective(objective.Objective):
     cfg: a RolloutConfig.
     """
 
-    group = 1  # responses to a prompt in a step
     answered = False  # a prompt needs no response
 
     def __init__(self, cfg: Any, tokenizer: Any):
         super().__init__(cfg, tokenizer)
         self.rewards = parse_rewards(cfg.rewards)
         self.step_in_words = (
-            f"{cfg.prompts} prompts x {self.group} responses of at most {cfg.max_response} tokens, trained "
+            f"{cfg.prompts} prompts x {cfg.group} responses of at most {cfg.max_response} tokens, trained "
             f"{cfg.batch_size} at a time"
         )
 
@@ -130,9 +133,9 @@ class RolloutObjective(objective.Objective):
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         began, cfg = time.perf_counter(), self.cfg
-        measured = is_logged(cfg, progress.step + 1, progress.share_done(cfg, margin=1))
+        measured = next_is_logged(run, progress)
         position = run.loader.state_dict()
-        examples = [example for example in next(run.loader) for _ in range(self.group)]
+        examples = [example for example in next(run.loader) for _ in range(cfg.group)]
         keep = self.routed and (measured or cfg.routing_replay)
         rollout = self.sample(run, examples, f"{cfg.seed} step {progress.step}", routing=keep)
         sampled = time.perf_counter() - began
@@ -143,7 +146,7 @@ class RolloutObjective(objective.Objective):
         seconds = time.perf_counter() - began
         if self.compared:
             records["post/routing_flips"] = self.compared[0] / self.compared[1]
-        records |= self.reward_record("post", judged) | {
+        records |= judged.record("post") | {
             "post/reward_std": float(judged.total.std(correction=0)),
             "post/response_tokens": float(rollout.lengths.double().mean()),
             "post/ended": float(rollout.ended.double().mean()),
@@ -157,15 +160,11 @@ class RolloutObjective(objective.Objective):
         """Judge one response to each held-out example, with the same seeds every time."""
         rollout = self.sample(run, self.held_out, f"{self.cfg.seed} held-out")
         judged = self.judge(run, progress, rollout, run.loader.state_dict())
-        responses, step = rollout.responses, progress.step
-        run.writer.text(step, "samples/response", f"{responses[0].example.prompt}{responses[0].text}")
-        record = self.reward_record("val", judged) | {
+        record = judged.record("val") | {
             "val/response_tokens": float(rollout.lengths.double().mean()),
             "val/ended": float(rollout.ended.double().mean()),
         }
-        record |= task_record(self.held_out, [response.text for response in responses])
-        run.writer.say(objective.held_out_line(step, len(responses), record))
-        return record
+        return self.shown(run, progress, [response.text for response in rollout.responses], record)
 
     def sample(self, run: Run, examples: Sequence[Example], seed: str, routing: bool = False) -> Rollout:
         return sample(
@@ -191,11 +190,6 @@ class RolloutObjective(objective.Objective):
             raise ValueError(f"{error}; the run was saved as {path}; continue it with --resume") from error
         weighted = [[weight * value for value in parts[name]] for name, weight in self.rewards.items()]
         return Judged(torch.tensor(weighted, dtype=torch.float64).sum(0), parts)
-
-    def reward_record(self, group: str, judged: Judged) -> dict[str, float]:
-        """The mean reward, and that of each part."""
-        parts = {f"{group}/reward/{name}": fmean(values) for name, values in judged.parts.items()}
-        return {f"{group}/reward": float(judged.total.mean())} | parts
 
     def logprobs(
         self, run: Run, model: nn.Module, batches: list[dict[str, torch.Tensor]]
@@ -263,19 +257,7 @@ class RolloutObjective(objective.Objective):
             return ModelOutput(None, loss * total, None, -scored.logprobs.detach(), scored.router)
 
         with self.routing(run, run.compiled) as follow, torch.set_grad_enabled(train):
-            result = accumulate_gradients(
-                run.compiled,
-                batches,
-                self.cfg,
-                previous_share=progress.expert_share,
-                carry=None,
-                token_bytes=run.token_bytes,
-                autocast=forward_context(run.model, self.cfg.offload, run.autocast),
-                counts=counts,
-                copied=run.copied,
-                measured=measured,
-                forward=forward,
-            )
+            result = gradients(run, progress, batches, counts, measured, forward)
         norms = {"total": 0.0}
         if train:
             plain = [{name: batch[name] for name in ("input_ids", "targets")} for batch in batches]

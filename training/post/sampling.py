@@ -22,7 +22,8 @@ from architecture.generation.text import TextStream
 from architecture.interface import IGNORE_INDEX
 from architecture.tokenizer import HARMONY
 from data.examples import Example
-from data.rows import RowEncoder, chat_format
+from data.packing import as_tensors
+from data.rows import RowEncoder, batch_of, chat_format, row_of
 from training.post.replay import chosen_experts
 from training.post.rewards import Response
 
@@ -82,18 +83,15 @@ def sample(
     )
     starts = [len(prompt) for prompt in prompts]
     lengths = [start + len(response) for start, response in zip(starts, sampled)]
-    input_ids = torch.full((len(prompts), max(lengths) - 1), tokenizer.eot_token)
-    targets = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, (prompt, response) in enumerate(zip(prompts, sampled)):
-        input_ids[row, : lengths[row] - 1] = torch.tensor([*prompt, *response[:-1]])
-        targets[row, starts[row] - 1 : lengths[row] - 1] = torch.tensor(response)
+    rows = [row_of([*prompt, *response], len(prompt)) for prompt, response in zip(prompts, sampled)]
+    batch = as_tensors(batch_of(rows, tokenizer.eot_token, max(lengths) - 1, None))
     ended = [response[-1] in ends for response in sampled]
     responses = [
         Response(text_of(tokenizer, example, ids[:-1] if over else ids), example, over, len(ids))
         for ids, over, example in zip(sampled, ended, examples)
     ]
     chosen = None if log is None else chosen_experts(log, starts, lengths)
-    return Rollout(input_ids, targets, responses, torch.tensor(ended), chosen)
+    return Rollout(**batch, responses=responses, ended=torch.tensor(ended), chosen=chosen)
 
 
 def prompt_encoder(tokenizer: Any) -> Callable[[Example], list[int]]:

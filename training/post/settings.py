@@ -14,6 +14,7 @@ PROMPT = 45  # tokens of a prompt in estimates of memory, which come before the 
 class PostTrainConfig(TrainConfig):
     """What all kinds share. --dataset is the data of the kind; stories measure what the model forgets."""
 
+    recipe_folder = "post/"
     # the checkpoint has the first three, and the rest have one value here
     unread = frozenset({"model", "model_size", "tokenizer", "freeze", "eval_only", "packing"})
 
@@ -120,6 +121,7 @@ class RolloutConfig(PostTrainConfig):
     )
     log_every: int = option(1, "steps between log records", at_least=1)
 
+    group = 1  # responses to a prompt in a step
     kl_weight = ""  # the setting that is the weight of the reference
 
     def __post_init__(self):
@@ -145,7 +147,7 @@ class RolloutConfig(PostTrainConfig):
     @property
     def slots_per_step(self) -> int:
         """Tokens in the responses of a step, at most."""
-        return self.prompts * getattr(self, "group", 1) * self.max_response
+        return self.prompts * self.group * self.max_response
 
 
 @dataclass(frozen=True, kw_only=True)

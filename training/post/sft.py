@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from architecture.generation.decode import generate, length_limit
+from architecture.interface import evaluation_mode
 from data.documents import Source
-from data.loader import TrainLoader
 from data.rows import Row, RowEncoder, packed
 from training.post import objective
-from training.post.rewards import task_record
 from training.post.sampling import end_tokens, text_of
 from training.state.checkpoint import Progress
 from training.state.run import Run
@@ -28,20 +27,14 @@ from training.trainer import take_batches, train_on
 class Objective(objective.Objective):
     """Trains on the responses of examples."""
 
+    packing = "examples"
+
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         source = super().open_data(split=split, identity=identity)
         if split == "train":
-            encode, self.ends = (
-                RowEncoder(self.tokenizer, self.cfg.block_size, None),
-                end_tokens(self.tokenizer),
-            )
-            self.rows = [encode(example) for example in self.held_out]
-            for example in source.long_prompts(self.cfg.block_size):
-                encode(example)  # raises if no response fits; a run that met it later could not go on
+            self.rows = self.encode_held_out(RowEncoder(self.tokenizer, self.cfg.block_size, None))
+            self.ends = end_tokens(self.tokenizer)
         return source
-
-    def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> TrainLoader:
-        return TrainLoader(source, tokenizer, **options | {"packing": "examples"})
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)
@@ -62,23 +55,18 @@ class Objective(objective.Objective):
             for example, ids in zip(self.held_out, responses)
         ]
         record = {"val/response_loss": self.loss(run), "val/ended": fmean(ended)}
-        record |= task_record(self.held_out, texts)
-        run.writer.text(progress.step, "samples/response", self.held_out[0].prompt + texts[0])
-        run.writer.say(objective.held_out_line(progress.step, len(texts), record))
-        return record
+        return self.shown(run, progress, texts, record)
 
     @torch.no_grad()
     def loss(self, run: Run) -> float:
         """Cross-entropy of the held-out responses, nats per token."""
-        was_training = run.model.training
-        run.model.eval()
         total = targets = 0
-        for batch in packed(self.rows, self.cfg.batch_size, self.tokenizer.eot_token, self.cfg.block_size):
-            batch = {name: part.to(run.device) for name, part in batch.items()}
-            with run.autocast():
-                out = run.model(**batch)
-            total, targets = total + out.loss_sum.double(), targets + out.num_targets
-        run.model.train(was_training)
+        with evaluation_mode(run.model), run.autocast():
+            for batch in packed(
+                self.rows, self.cfg.batch_size, self.tokenizer.eot_token, self.cfg.block_size
+            ):
+                out = run.model(**{name: part.to(run.device) for name, part in batch.items()})
+                total, targets = total + out.loss_sum.double(), targets + out.num_targets
         return float(total / targets)
 
 
