@@ -262,6 +262,7 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     assert at[0]["val/dpo_loss"] == pytest.approx(math.log(2)) and at[0]["val/reward_accuracy"] == 0.5
     assert at[8]["val/dpo_loss"] < 0.6 and at[8]["val/reward_accuracy"] == 1.0
     assert at[8]["val/pair_accuracy_low"] <= at[8]["val/pair_accuracy"] <= at[8]["val/pair_accuracy_high"]
+    assert all(0 <= r["val/ended"] <= 1 for r in at.values()) and "val/passes" not in at[0]  # not of stories
     steps = [r for r in records if "train/loss" in r]
     final = next(r["final/loss"] for r in records if "final/loss" in r)
     capsys.readouterr()

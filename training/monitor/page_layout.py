@@ -91,6 +91,10 @@ TASKS = {  # by kind of post-training
             r"val/reward_accuracy$",
             r"post/accuracy$",
         ],
+        "sampled responses that end, and stories that the checker passes, share": [
+            r"val/ended$",
+            r"val/passes$",
+        ],
         "loss of pairs (log 2 = as the reference)": [r"val/dpo_loss$", r"post/loss$"],
         "reward: beta times log-probability over that of the reference": [r"post/reward_"],
         "log-probability of a response, nats": [r"post/logp_"],

@@ -7,27 +7,33 @@ frozen reference r. The loss of a step is the mean over its pairs, in all of its
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from architecture.generation.decode import length_limit
 from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats, evaluation_mode
 from common.intervals import exact_interval
 from data.documents import Source
-from data.examples import Pair
+from data.examples import BUNDLED, Example, Pair
 from data.packing import as_tensors
 from data.rows import PairEncoder, pair_batch
 from data.stories.pairs import pairs
 from training.post import objective
 from training.post.policy import score
 from training.post.replay import flips
+from training.post.rewards import checked
+from training.post.sampling import prompt_encoder, sample
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
 from training.trainer import end_step, gradients, next_is_logged, take_batches, update
 from training.validation import text_nats_and_bytes
+
+SAMPLED = 64  # responses of an evaluation
 
 
 class Compared(NamedTuple):
@@ -162,6 +168,9 @@ class Objective(objective.Objective):
             encoded = self.encode_held_out(PairEncoder(self.tokenizer, cfg.block_size))
             parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
             self.held_out_batches = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
+            self.asked = [
+                Example(pair.prompt, pair.chosen, name=pair.name) for pair in self.held_out[:SAMPLED]
+            ]
         return source
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
@@ -186,11 +195,30 @@ class Objective(objective.Objective):
             for batch in self.held_out_batches:
                 batch = {name: part.to(run.device) for name, part in batch.items()}
                 seen.append(compare(run.compiled, self.reference, **batch))
-        record = held_out_record(seen, self.cfg.beta)
+        record = held_out_record(seen, self.cfg.beta) | self.sampled(run, progress)
+        told = ""
+        if (passes := record.get("val/passes")) is not None:
+            told = f"; {passes:.1%} of {len(self.asked)} sampled stories pass the checker"
         run.writer.say(
             f"step {progress.step}: of {len(self.held_out):,} held-out pairs, the "
             f"chosen response is more probable in {record['val/pair_accuracy']:.1%} (95 %: "
             f"{record['val/pair_accuracy_low']:.1%} to {record['val/pair_accuracy_high']:.1%}), loss "
-            f"{record['val/dpo_loss']:.4f}"
+            f"{record['val/dpo_loss']:.4f}{told}"
         )
+        return record
+
+    def sampled(self, run: Run, progress: Progress) -> dict[str, float]:
+        """What the model itself writes, at temperature 1, with the same seeds every time.
+
+        A model can prefer every good response and write bad ones: the loss says nothing about those of neither kind.
+        """
+        longest = max(map(len, map(prompt_encoder(self.tokenizer), self.asked)))
+        room = max(1, min(self.cfg.block_size + 1, length_limit(run.model)) - longest)
+        seed = f"{self.cfg.seed} held-out"
+        rollout = sample(run.model, self.tokenizer, self.asked, seed, max_response=room, temperature=1.0)
+        texts = [response.example.prompt + response.text for response in rollout.responses]
+        run.writer.text(progress.step, "samples/response", texts[0])
+        record = {"val/ended": float(rollout.ended.double().mean())}
+        if self.source.name == BUNDLED:
+            record["val/passes"] = fmean(checked(text).passes for text in texts)
         return record
