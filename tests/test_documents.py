@@ -159,6 +159,8 @@ def claims() -> list[tuple[str, str, tuple]]:
     """(document, words around the numbers, the numbers from their records)."""
     light, long, toy = record("light_5_minutes"), record("light_15_minutes"), record("tinystories_20_minutes")
     quick, soak, parity = record("quickstart"), record("soak"), record("parity")
+    checked = record("judging_quickstart")["stories"].values()
+    passed = tuple(one["consistent and finished"]["hits"] for one in checked)
     peers, kill, fuzz = record("compare_peers")["shapes"], record("kill_resume"), record("fuzz")
     head, stories = record("head_memory"), record("stories")
     *_, profile = record("step_profile").values()
@@ -229,7 +231,13 @@ def claims() -> list[tuple[str, str, tuple]]:
         ("stands at {:.3f} just before the fall and at {:.3f} after it", (at["long"][2750], at["long"][4800])),
         ("The recorded run took {:.0f} s ({:,.0f} tokens/s)",
          (quick["final"]["final/seconds"], quick["final"]["final/tokens_per_second"])),
-        ("It rejects {:.1f} % of copies", (100 * stories["swapped_copies_rejected"],)),
+        ("| of the models | {}, {}, {} |", passed[4::2]),
+        ("the same with `--top_p {}` | {}, {}, {} |", (0.95, *passed[5::2])),
+        ("| real, held out | {}; the other {}", (passed[0], 200 - passed[0])),
+        ("shuffled | {} |", passed[1:2]),
+        ("halves of two real stories | {} |", passed[2:3]),
+        ("of a bigram model | {} |", passed[3:4]),
+        ("The checker rejects {:.1f} % of copies", (100 * stories["swapped_copies_rejected"],)),
         ("{:,} stories, all different, {:.0f} to {:.0f} words; {:.1f} % of the held-out",
          (stories["stories"], stories["words"][0], stories["words"][2],
           100 * stories["validation_stories_with_20_words_of_training"])),
