@@ -15,6 +15,7 @@ from data.stories import TRAIN_STORIES, phrases, tell, world
 from data.stories.plots import PLOTS
 from data.stories.tasks import (
     FEATURES,
+    HELD_OUT,
     PLOT_WORDS,
     SUMMARIES,
     has_feature,
@@ -193,8 +194,10 @@ OF_PLOTS = sorted(set().union(*PLOT_WORDS.values()))
 
 def test_a_task_is_about_a_story_with_its_words_and_its_feature():
     (train, identity), (held_out, other) = tasks("train"), tasks("validation")
-    assert len(train) == TRAIN_STORIES and len(held_out) == 1000 and identity != other
-    some = [[source[n] for n in range(40)] for source in (train, held_out)]
+    assert len(train) == TRAIN_STORIES and identity != other
+    some = [[train[n] for n in range(40)], held_out]
+    assert len({example.prompt for example in held_out}) == len(held_out) > 60  # each prompt once
+    assert {(example.task["words"][0], example.task["words"][2]) for example in held_out} == HELD_OUT
     for source, held in zip(some, (False, True)):
         for example in source:
             words = example.task["words"]
@@ -210,7 +213,7 @@ def test_a_task_is_about_a_story_with_its_words_and_its_feature():
     assert {example.task["feature"] for source in some for example in source} == set(FEATURES)
     # TASKS_VERSION changes with the tasks
     told = hashlib.sha256(json.dumps([e[:3] for source in some for e in source]).encode()).hexdigest()
-    assert (identity.split()[1], told[:12]) == ("7", "813057512c8d")
+    assert (identity.split()[3], told[:12]) == ("8", "be8fcd4e575b")
 
 
 def test_tasks_are_short_and_each_of_their_words_is_one_token():

@@ -3,11 +3,10 @@
 The words are the thing and the place of the story, and a word of its plot: they decide much of the text, above all in
 the half of the prompts that have no summary. Words that decide a few tokens among two hundred, such as those that a
 story has by chance, are hardly learned by a small model (benchmarks/LOG.md). A thing has one place (world.py), so a
-combination is a thing with a word of a plot. Of each plot one combination is held out: no training prompt has it, and
-validation tasks, about the validation stories, have no others. All other words of the plot are asked of the same thing,
-and the same word of all other things of the plot: with three of six things held out for "dirty", a model learned the
-word for the other three alone. A training story with a held-out combination is told for another one, and is not left
-out: without the stories about a drum that is "lost", the model would learn that a drum is never "lost".
+combination is a thing with a word of a plot. Of all plots but one (which has two things) one combination is held out:
+no training prompt has it, and validation tasks, about the validation stories, have no others; each of their prompts
+occurs once. A training story with a held-out combination is told for another one, and is not left out: without the
+stories about a drum that is "lost", the model would learn that a drum is never "lost".
 
 A response begins with a line break, so that prompt and story together read as one text. Whether a story has a
 feature is decided by its text alone, so that a generated story is judged by the same rule.
@@ -36,7 +35,7 @@ PLOT_WORDS = {
     "hungry": ("half", "hungry"),
     "lonely": ("lonely",),
 }
-HELD_OUT = {  # (thing, word of a plot); one of each plot that has four things or more
+HELD_OUT = {  # (thing, word of a plot); one of each plot but noise, which has two things
     ("drum", "lost"),
     ("crown", "stuck"),
     ("robot", "broke"),
@@ -50,7 +49,7 @@ HELD_OUT = {  # (thing, word of a plot); one of each plot that has four things o
     ("kite", "lonely"),
 }
 SUMMARY_SHARE = 0.5  # of the prompts
-TASKS_VERSION = 7  # changes with any task; a run resumes only on the tasks that it began with
+TASKS_VERSION = 8  # changes with any task; a run resumes only on the tasks that it began with
 
 STRIDE = 101  # prime, so that it meets every story, and neighbors do not go on to the same one
 MANY_SPEECHES = 5  # more than half of the stories have fewer
@@ -81,38 +80,52 @@ SUMMARIES = {  # plot: N and S are the characters, A the thing with its adjectiv
 
 
 class Tasks(Sequence[Example]):
-    """Tasks about stories from number `first` on, made when they are read."""
+    """A training task for each of the first `number` stories, made when it is read."""
 
-    def __init__(self, first: int, number: int, held_out: bool):
-        self._first, self._number, self._held_out = first, number, held_out
+    def __init__(self, number: int):
+        self._number = number
 
     def __len__(self) -> int:
         return self._number
 
     def __getitem__(self, index: int) -> Example:
-        """The task about the story with that index, or if that has no such words, about one further on."""
+        """The task about the story with that index, or if that has no feature, about one further on."""
         if not 0 <= index < self._number:
             raise IndexError(index)
-        rng = random.Random(f"{self._first + index}")
+        rng = random.Random(f"{index}")
         for step in itertools.count():
-            told = story(self._first + (index + STRIDE * step) % self._number)
-            combinations = [c for c in combinations_in(told) if is_held_out(c) == self._held_out]
-            if not combinations and not self._held_out:
-                combinations = [(told.facts.object, told.facts.place, told.facts.adjective)]
-            features = [name for name in FEATURES if has_feature(told.text, name)]
-            if combinations and features:
-                words, feature = list(rng.choice(combinations)), rng.choice(features)
-                told_before = summary(told.facts) if rng.random() < SUMMARY_SHARE else None
-                task = {"words": words, "feature": feature, "summary": told_before}
-                return Example(prompt_of(**task), f"\n{told.text}", task, f"task {index} of the story world")
+            told = story((index + STRIDE * step) % self._number)
+            if features := features_of(told.text):
+                look = (told.facts.object, told.facts.place, told.facts.adjective)
+                asked = [words for words in combinations_in(told) if not is_held_out(words)] or [look]
+                words, feature = rng.choice(asked), rng.choice(features)
+                before = summary(told.facts) if rng.random() < SUMMARY_SHARE else None
+                return _task(told, words, feature, before, f"task {index} of the story world")
+
+
+def _held_out() -> list[Example]:
+    """A task for each prompt with a held-out combination for which a validation story exists, in a random order."""
+    found: dict[str, Example] = {}
+    for number in range(TRAIN_STORIES, TRAIN_STORIES + VALIDATION_STORIES):
+        told = story(number)
+        asked = filter(is_held_out, combinations_in(told))
+        for words, feature, before in itertools.product(
+            asked, features_of(told.text), (None, summary(told.facts))
+        ):
+            task = _task(told, words, feature, before, f"held-out task {len(found)} of the story world")
+            found.setdefault(task.prompt, task)
+    return random.Random(0).sample(list(found.values()), len(found))
+
+
+def _task(told: Story, words: Sequence[str], feature: str, before: str | None, name: str) -> Example:
+    task = {"words": list(words), "feature": feature, "summary": before}
+    return Example(prompt_of(**task), f"\n{told.text}", task, name)
 
 
 def tasks(split: str) -> tuple[Sequence[Example], str]:
     """The "train" or the "validation" tasks, and their identity."""
-    held_out = split == "validation"
-    first, number = (TRAIN_STORIES, VALIDATION_STORIES) if held_out else (0, TRAIN_STORIES)
-    identity = f"tasks {TASKS_VERSION} of bundled stories {VERSION}, {number:,} from number {first:,}"
-    return Tasks(first, number, held_out), identity
+    found = _held_out() if split == "validation" else Tasks(TRAIN_STORIES)
+    return found, f"{len(found):,} {split} tasks {TASKS_VERSION} of bundled stories {VERSION}"
 
 
 def prompt_of(words: Sequence[str], feature: str, summary: str | None = None) -> str:
@@ -133,6 +146,11 @@ def combinations_in(told: Story) -> list[tuple[str, str, str]]:
     """The thing and the place of a story, with each word of its plot that its text has."""
     there, facts = words_of(told.text), told.facts
     return [(facts.object, facts.place, word) for word in PLOT_WORDS[facts.plot] if word in there]
+
+
+def features_of(text: str) -> list[str]:
+    """The features that a text has."""
+    return [name for name in FEATURES if has_feature(text, name)]
 
 
 def is_held_out(words: Sequence[str]) -> bool:

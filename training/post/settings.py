@@ -112,7 +112,7 @@ class RolloutConfig(PostTrainConfig):
         "functions of training/post/rewards.py and their weights: words, feature, ends, length, no_repetition, checker",
     )
     prompts: int = option(8, "prompts in a step", at_least=1)
-    max_response: int = option(200, "most tokens of a response", at_least=1)
+    max_response: int = option(300, "most tokens of a response", at_least=1)
     temperature: float = option(1.0, "of the sampler and of the trained probabilities", above=0)
     updates: int = option(1, "optimizer updates from the responses of a step", at_least=1)
     reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
