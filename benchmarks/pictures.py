@@ -109,7 +109,7 @@ def taught(ax, names: dict[str, str], measure: str, percent: bool = False) -> No
 
 def fine_tuned(ax) -> None:
     taught(ax, {"sft": "held-out combinations"}, "val/all_words", percent=True)
-    ax.set(title="Fine-tuning: all three words", ylabel="% of 64 stories")
+    ax.set(title="Fine-tuning: all three words", ylabel="% of 64 prompts")
 
 
 def rewarded(ax) -> None:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.teaching NAME=RUN,RUN,... [NAME=RUN,...] [--record teaching]
 
-The runs of a name are finished runs of post_train.py with one recipe and several seeds. Each may begin with a model of
-its own seed. Writes to benchmarks/results/RECORD.json, for each name: its settings, the curve of each measure and seed,
+The runs of a name are finished runs of post_train.py with one recipe and several seeds. They begin with one model, or
+each with that of its own seed. Writes to benchmarks/results/RECORD.json, for each name: its settings, the curve of each measure and seed,
 the mean of last - first with its 95 % interval over seeds, and how the steps spent their time. Between names with the
 same seeds, it judges the differences of the last values as an ablation does; the intervals hold for all pairs of names
 and all measures together.
@@ -76,6 +76,7 @@ def taught(runs: list[Path]) -> dict[str, Any]:
         "commands": [start["command"] for fact in facts for start in fact["starts"]],
         "commits": sorted({start["commit"] for fact in facts for start in fact["starts"]}),
         "parameters": facts[0]["parameters"],
+        "init_from": dict(zip(seeds, (fact["train"]["init_from"] for fact in facts))),
         "curves": by_seed,
         "change": change,
         "medians": {seed: medians(records) for seed, records in logged.items()},
@@ -83,7 +84,7 @@ def taught(runs: list[Path]) -> dict[str, Any]:
 
 
 def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The differences of the last values between names, for each measure that all of them have."""
+    """The differences of the last values between names, for each measure of SHOWN that all of them have."""
     seeds = {tuple(sorted(one["curves"])) for one in found.values()}
     if len(found) < 2 or len(seeds) > 1 or len(next(iter(seeds))) < 2:
         return {}
@@ -91,7 +92,7 @@ def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     values = {
         measure: {(name, int(seed)): curve[measure][-1][1] for name, one in found.items()
                   for seed, curve in one["curves"].items()}
-        for measure in sorted(shared) if measure.startswith("val/")
+        for measure in SHOWN if measure in shared
     }  # fmt: skip
     spread = {m: v for m, v in values.items() if len(set(v.values())) > 1}
     return {measure: differences(some, ALPHA / len(spread)) for measure, some in spread.items()}

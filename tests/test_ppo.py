@@ -1,5 +1,7 @@
 """Proximal policy optimization: each formula beside loops in numpy, a bandit, and whole runs."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from architecture.interface import IGNORE_INDEX
 from training.monitor.metrics import read_metrics
 from training.post import rewards, rollouts
 from training.post.ppo import (
+    Objective,
     ValueHead,
     advantages_and_returns,
     explained_variance,
@@ -68,6 +71,28 @@ def test_advantages_are_the_discounted_sum_of_later_errors_of_the_value(given):
     found, returns = advantages_and_returns(*tensors(given, "logprobs", "values", "mask"), GAMMA, LAM)
     same(found, expected)
     same(returns, np.where(mask, expected + v[:, :-1], 0))
+
+
+def test_what_a_step_trains_on_pays_for_leaving_the_reference(given):
+    cfg = PPOConfig(init_from="base", kl_coef=KL, gamma=1.0, lam=1.0, batch_size=B)
+    logprobs, reference, scores, mask, values = tensors(
+        given, "logprobs", "reference", "scores", "mask", "values"
+    )
+    rollout = SimpleNamespace(mask=mask, targets=torch.where(mask, 1, IGNORE_INDEX), inputs={})
+    objective = SimpleNamespace(
+        cfg=cfg,
+        reference="the reference",
+        measure=lambda run, model, batches, of: [(logprobs, values[:, :-1])],
+        logprobs=lambda run, model, batches: [reference] if model == "the reference" else [logprobs],
+    )
+    held, records = Objective.experience(objective, SimpleNamespace(compiled="the policy"), rollout, scores)
+    apart = np.where(given["mask"], given["logprobs"] - given["reference"], 0)
+    paid = np.cumsum(apart[:, ::-1], axis=1)[:, ::-1]  # from each token on
+    same(held["returns"][mask], (given["scores"][:, None] - KL * paid)[given["mask"]])
+    same(held["old"][mask], given["logprobs"][given["mask"]])
+    k3 = (np.exp(-apart) + apart - 1)[given["mask"]]
+    assert records["post/kl"] == pytest.approx(k3.mean())
+    assert records["post/entropy"] == pytest.approx(-given["logprobs"][given["mask"]].mean())
 
 
 def test_whitened_advantages_have_mean_0_and_variance_1_over_the_tokens_of_responses_alone(given):

@@ -7,7 +7,7 @@ tokens, r = exp(logp - logp_old), A the advantage of the response, and lo, hi th
     l = -min(r A, clip(r, 1 - lo, 1 + hi) A) + beta k3,   k3 = exp(ref - logp) - (ref - logp) - 1
 
 grpo      A = (R - mean) / (std + 1e-4); mean of l over the tokens of a response, then over responses (arXiv:2402.03300)
-dr_grpo   A = R - mean; sum of l / (responses x max_response), so that length has no weight (arXiv:2503.20783)
+dr_grpo   A = R - mean; sum of l / (responses x max_response), so that all tokens have the same weight (arXiv:2503.20783)
 dapo      A as grpo; mean of l over all tokens of the step; lo 0.2, hi 0.28 (arXiv:2503.14476)
 gspo      A as grpo, means as grpo; one ratio for a response, exp of the mean log-ratio of its tokens; lo 3e-4, hi 4e-4
           (arXiv:2507.18071)

@@ -158,15 +158,20 @@ class GRPOConfig(RolloutConfig):
 
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = option(
         "grpo",
-        "grpo = mean over the tokens of a response, dr_grpo = without the weights of length and spread, dapo = mean over "
-        "all tokens, gspo = one ratio for a response",
+        "grpo = mean over the tokens of a response, dr_grpo = all tokens have the same weight, advantages are not divided "
+        "by their spread, dapo = mean over all tokens, gspo = one ratio for a response",
     )
     group: int = option(8, "responses to a prompt in a step", at_least=2)
     clip_low: float | None = option(
-        None, "a ratio below 1 - clip_low has no gradient; none = that of the loss", above=0, at_most=1
+        None,
+        "with a negative advantage, a ratio below 1 - clip_low has no gradient; none = that of the loss",
+        above=0,
+        at_most=1,
     )
     clip_high: float | None = option(
-        None, "a ratio above 1 + clip_high has no gradient; none = that of the loss", above=0
+        None,
+        "with a positive advantage, a ratio above 1 + clip_high has no gradient; none = that of the loss",
+        above=0,
     )
     beta: float = option(
         0.0, "weight of the KL divergence from the reference; 0 = without a reference", at_least=0
@@ -189,16 +194,18 @@ class PPOConfig(RolloutConfig):
     mini_batches: int = option(
         1, "parts into which a pass divides the responses; each is one optimizer update", at_least=1
     )
-    clip: float = option(0.2, "the ratio to the sampled policy has a gradient within 1 +- clip", above=0)
+    clip: float = option(
+        0.2, "beyond 1 +- clip, a ratio that its advantage would move further has no gradient", above=0
+    )
     kl_coef: float = option(
-        0.05, "reward lost per nat that a token moves from the reference; 0 = none is read", at_least=0
+        0.05, "reward lost per nat that a token moves from the reference; 0 = without a reference", at_least=0
     )
     gamma: float = option(1.0, "discount of the reward of the next token", above=0, at_most=1)
     lam: float = option(
         1.0, "lambda of advantage estimation; under 1 it trusts the value head more", at_least=0, at_most=1
     )
     value_lr: float = option(1e-3, "learning rate of the value head, constant", above=0)
-    value_clip: float = option(0.2, "largest move of a value in one step that the loss rewards", above=0)
+    value_clip: float = option(0.2, "range around the old value in which the clipped value stays", above=0)
     value_coef: float = option(
         0.1, "share of the value's gradient that flows on into the model; 0 = none", at_least=0
     )

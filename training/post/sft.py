@@ -1,7 +1,7 @@
 """Supervised fine-tuning: next-token prediction of responses, several examples in a row.
 
 The loss of a step is the sum over the response tokens of all its micro-batches, divided by their number. The end of a
-response is one of its tokens; prompts and padding are none.
+response is one of its tokens; prompts and padding do not count.
 """
 
 from __future__ import annotations
