@@ -11,6 +11,7 @@ from training import recipes, start
 from training.command_line import parse_command_line, read_yaml
 from training.config import ContextTrainConfig, TrainConfig
 from training.costs import report
+from training.post.settings import KINDS
 from training.train_command import model_fields
 
 CONFIGS = sorted(recipes.CONFIGS.glob("*.yaml"))
@@ -165,6 +166,20 @@ def test_the_size_of_given_weights_selects_the_recipe(monkeypatch):
     begun = resolve(*flags)
     assert begun.lines[0] == "recipe: configs/medium.yaml, changed: block_size 16 (recipe: 512)"
     assert (begun.cfg.lr, begun.cfg.tokenizer) == (4e-3, "bundled1536")
+
+
+def test_what_a_tuned_model_forgets_is_measured_on_the_stories_it_was_trained_on(monkeypatch):
+    flags = ["--init_from", Path(__file__).parent / "fixtures/trunk/checkpoint_6.pt", "--block_size", 16]
+
+    def stories(*more, **before) -> str:
+        before = {"text_column": "text", "val_dataset": None} | before
+        monkeypatch.setattr(start.checkpoint, "saved_settings", lambda saved, path: before)
+        return resolve(*flags, *more, config_class=KINDS["sft"]).cfg.story_dataset
+
+    assert stories(dataset="mine.txt") == "mine.txt"
+    assert stories(dataset="tasks.jsonl", val_dataset="held.jsonl", story_dataset="bundled") == "bundled"
+    assert stories(dataset="mine.txt", val_dataset="other.txt") == "auto"
+    assert stories("--story_dataset", "bundled", dataset="mine.txt") == "bundled"
 
 
 def test_the_first_line_of_a_run_names_the_recipe_and_what_flags_changed(tmp_path, corpus, capsys):

@@ -322,6 +322,10 @@ def given_weights(command: CommandLine) -> Start:
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
+    if cfg.kind and not command.given & {"story_dataset", "text_column"} and "dataset" in before:
+        if "story_dataset" in before or not before["val_dataset"]:  # what the model may forget
+            stories = before.get("story_dataset", before["dataset"])
+            brought |= {"story_dataset": stories, "text_column": before["text_column"]}
     data_identity = {}
     brought[purpose] = str(path)  # the file, because the newest checkpoint of a folder changes
     if cfg.eval_only:  # the loss of a token depends on the rest of its row

@@ -35,7 +35,9 @@ class PostTrainConfig(TrainConfig):
     )
     text_column: str = option(TEXT_COLUMN, "column of story_dataset that holds a story's text")
     story_dataset: str = option(
-        "auto", "stories for val/loss and val/bits_per_byte, as --dataset of train.py takes them"
+        "auto",
+        "stories for val/loss and val/bits_per_byte, as --dataset of train.py takes them; auto = those of the model that "
+        "the run begins with, unless it had a val_dataset",
     )
     packing: Literal["packed"] = option("packed", "of the stories that val/loss scores")
     max_iters: int | None = option(300, "length of the run in optimizer steps", at_least=1)
