@@ -79,7 +79,7 @@ def test_a_reward_that_raises_or_gives_no_number_names_itself_and_the_prompt(mon
 
 
 def test_the_story_of_a_task_has_its_words_and_its_feature():
-    example = Tasks(0, 50, held_out=False)[7]
+    example = Tasks(50)[7]
     other = Response(STORY.replace('"', ""), example._replace(task={"feature": "dialogue"}), True, 9)
     assert rewards.words(Response(example.response, example, True, 9)) == 1
     assert rewards.feature(Response(example.response, example, True, 9)) == 1
