@@ -89,48 +89,31 @@ def captions(ax) -> None:
     ax.legend(fontsize=7)
 
 
-def taught(ax, names: dict[str, str], measure: str, percent: bool = False) -> None:
-    """A held-out measure of post-training over its steps: thin lines are seeds, the thick one is their mean.
-
-    names: of the runs of a record (teaching.py), with their labels.
-    """
-    for (name, label), colour in zip(names.items(), COLOURS):
-        record_name = next(
-            path.stem for path in sorted(RESULTS.glob("teaching_*.json")) if name in record(path.stem)["runs"]
-        )
-        curves = [np.array(tags[measure]) for tags in record(record_name)["runs"][name]["curves"].values()]
-        for steps, values in (one.T for one in curves):
-            ax.plot(steps, values * (100 if percent else 1), color=colour, lw=0.6, alpha=0.5)
-        steps, values = np.mean(curves, axis=0).T
-        ax.plot(steps, values * (100 if percent else 1), color=colour, lw=1.8, label=label)
-    ax.set(xlabel="step")
+def taught(ax, kind: str, measure: str, label: str, percent: bool = False) -> None:
+    """A held-out measure of post-training (teaching.py) over its steps: thin lines are seeds, the thick ones their mean."""
+    for (name, run), colour in zip(record(f"teaching_{kind}")["runs"].items(), COLOURS):
+        curves = np.array([tags[measure] for tags in run["curves"].values()]) * (1, 100 if percent else 1)
+        for steps, values in (*(one.T for one in curves), curves.mean(0).T):
+            ax.plot(steps, values, color=colour, lw=0.6, alpha=0.5)
+        ax.lines[-1].set(lw=1.8, alpha=1, label=name)
+    ax.set(title=label, xlabel="step", ylabel="%" if percent else "")
     ax.legend(fontsize=7)
 
 
 def fine_tuned(ax) -> None:
-    taught(ax, {"sft": "held-out combinations"}, "val/all_words", percent=True)
-    ax.set(title="Fine-tuning: all three words", ylabel="% of 64 prompts")
-
-
-def rewarded(ax) -> None:
-    taught(ax, {"grpo": "GRPO", "grpo_replay": "GRPO, routing replay", "ppo": "PPO"}, "val/reward")
-    ax.set(title="Rewards, held-out prompts", ylabel="mean reward")
-
-
-def forgotten(ax) -> None:
-    names = {
-        "grpo": "GRPO",
-        "grpo_replay": "GRPO, routing replay",
-        "ppo": "PPO",
-        "hacked": "words alone, no pull back",
-    }
-    taught(ax, names, "val/bits_per_byte")
-    ax.set(title="What is forgotten", ylabel="bits per byte of stories")
+    taught(ax, "sft", "val/all_words", "stories with all three words", percent=True)
 
 
 def preferred(ax) -> None:
-    taught(ax, {"dpo": "held-out pairs"}, "val/pair_accuracy", percent=True)
-    ax.set(title="DPO: the good story preferred", ylabel="% of 512 pairs")
+    taught(ax, "dpo", "val/reward_margin", "reward of the good story minus the other's")
+
+
+def rewarded(ax) -> None:
+    taught(ax, "rewards", "val/reward", "mean reward, held-out prompts")
+
+
+def forgotten(ax) -> None:
+    taught(ax, "rewards", "val/bits_per_byte", "bits per byte of stories")
 
 
 def save(name: str, *panels: Callable, width: float) -> None:
