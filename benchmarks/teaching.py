@@ -3,10 +3,10 @@
     python -m benchmarks.teaching NAME=RUN,RUN,... [NAME=RUN,...] [--record teaching]
 
 The runs of a name are finished runs of post_train.py with one recipe and several seeds. They begin with one model, or
-each with that of its own seed. Writes to benchmarks/results/RECORD.json, for each name: its settings, the curve of each measure and seed,
-the mean of last - first with its 95 % interval over seeds, and how the steps spent their time. Between names with the
-same seeds, it judges the differences of the last values as an ablation does; the intervals hold for all pairs of names
-and all measures together.
+each with that of its own seed. Writes to benchmarks/results/RECORD.json, for each name: its settings, the curve of each
+measure and seed, the mean of last - first with its 95 % interval over seeds, and how the steps spent their time. Between
+names with the same seeds, it judges the differences of the last values as an ablation does; the intervals hold for all
+pairs of names and all measures of the table together.
 """
 
 from __future__ import annotations

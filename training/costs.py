@@ -155,7 +155,7 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
         "gradients": 4 * (trained + bases // config.num_hidden_layers),
         "optimizer": 4 * moments,
         "activations": cfg.tbptt * (int(kept) + head) + int(block),  # until the end of a window
-        # next_token_loss holds one block of logits and its softmax at a time, token_losses a third one
+        # the per-token losses of dpo, grpo and ppo keep a third block
         "logits": (2 + (cfg.kind not in ("", "sft"))) * 4 * rows * config.vocab_size,
         "copies of weights": 2 * config.matrix_parameters() if half else 0,
     }
@@ -172,9 +172,7 @@ def sampler_bytes(cfg: TrainConfig, config: Any) -> int:
     cache = 4 * slots * (2 * config.num_key_value_heads * config.head_dim + config.num_attention_heads)
     prompts = rows * (length - cfg.max_response)  # their tokens, read one layer at a time
     layer = config.bytes_kept_per_token(rows, length, attention=cfg.attention, experts=cfg.experts)
-    layer *= (
-        1.5 / config.num_hidden_layers
-    )  # what training keeps, and half as much of other values (measured)
+    layer *= 1.5 / config.num_hidden_layers  # what training keeps, and half as much again (measured)
     if cfg.device == "cpu" and counts["total"] <= lean.LARGEST_MODEL:
         # it lays out the weights a second time; those of all experts only once prompts are read and rows have ended
         work = max(4 * counts["total"], 4 * counts["active"] + layer * min(prompts, lean.TOKENS_AT_ONCE))

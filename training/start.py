@@ -323,7 +323,8 @@ def given_weights(command: CommandLine) -> Start:
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
     if cfg.kind and not command.given & {"story_dataset", "text_column"} and "dataset" in before:
-        if "story_dataset" in before or not before["val_dataset"]:  # what the model may forget
+        # a val_dataset is whole, and story_dataset is divided by hash, so it cannot stand for one
+        if "story_dataset" in before or not before["val_dataset"]:
             stories = before.get("story_dataset", before["dataset"])
             brought |= {"story_dataset": stories, "text_column": before["text_column"]}
     data_identity = {}

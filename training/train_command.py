@@ -74,8 +74,8 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
     if cfg.kind:
         from training.post.objective import new_objective
 
-        cfg = replace(cfg, story_dataset=choose_dataset(cfg.story_dataset, tell))
-        cfg = replace(cfg, dataset=BUNDLED if cfg.dataset == AUTO else cfg.dataset)
+        stories = choose_dataset(cfg.story_dataset, tell)
+        cfg = replace(cfg, story_dataset=stories, dataset=BUNDLED if cfg.dataset == AUTO else cfg.dataset)
         if getattr(cfg, "reference", None):  # the file, because the newest checkpoint of a folder changes
             cfg = replace(cfg, reference=str(checkpoint.find_checkpoint(cfg.reference, tell)))
         objective = new_objective(cfg, tokenizer)

@@ -48,7 +48,7 @@ HELD_OUT = {  # (thing, word of a plot); one of each plot but noise, which has t
     ("carrot", "half"),
     ("kite", "lonely"),
 }
-SUMMARY_SHARE = 0.5  # of the prompts
+SUMMARY_SHARE = 0.5  # so many of the training prompts have a summary
 TASKS_VERSION = 8  # changes with any task; a run resumes only on the tasks that it began with
 
 STRIDE = 101  # prime, so that it meets every story, and neighbors do not go on to the same one

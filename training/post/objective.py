@@ -27,7 +27,7 @@ class Objective:
 
     step_in_words = ""  # what a step consists of, if not of rows of block_size tokens
     example_type, bundled, answered = Example, staticmethod(tasks), True  # of the data, see open_examples
-    packing = "packed"  # of its rows, see TrainLoader
+    packing = "packed"  # how TrainLoader puts the data into rows
 
     def __init__(self, cfg: PostTrainConfig, tokenizer: Any):
         self.cfg, self.tokenizer = cfg, tokenizer

@@ -144,7 +144,7 @@ class RolloutConfig(PostTrainConfig):
 
     @property
     def sampled_rows(self) -> int:
-        return max(self.prompts * getattr(self, "group", 1), self.held_out)
+        return max(self.prompts * self.group, self.held_out)
 
     @property
     def slots_per_step(self) -> int:
