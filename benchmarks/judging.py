@@ -152,13 +152,17 @@ def as_text(found: dict[str, Any]) -> str:
         [name, *(with_interval(Summary(**one[measure])) if measure in one else "-" for measure in MEASURES)]
         for name, one in found["over_seeds"].items()
     ]
-    different = [
+    return f"{table(['model', *MEASURES], rows)}\n\n{differences_table(found['differences'])}"
+
+
+def differences_table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """A row for each measure and pair. found: {measure: what differences() returns}"""
+    rows = [
         [f"{measure}: {one['first']} - {one['second']}", f"{one['difference']:+.4f} +- {one['half_width']:.4f}",
          "yes" if one["resolved"] else "no"]
-        for measure, some in found["differences"].items() for one in some
+        for measure, some in found.items() for one in some
     ]  # fmt: skip
-    head = ["difference", "95 % together", "resolved"]
-    return f"{table(['model', *MEASURES], rows)}\n\n{table(head, different)}"
+    return table(["difference", "95 % together", "resolved"], rows)
 
 
 def written(path: Path, told: int, filters: dict[str, float]) -> list[str]:

@@ -21,7 +21,7 @@ from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.judging import differences, named_runs
+from benchmarks.judging import differences, differences_table, named_runs
 from benchmarks.publish import publish, require_clean_commits
 from benchmarks.record_run import figures, over_seeds
 from common.script import Parser, exit_code
@@ -98,15 +98,15 @@ def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {measure: differences(some, ALPHA / len(spread)) for measure, some in spread.items()}
 
 
-def as_text(found: dict[str, dict[str, Any]]) -> str:
-    """The table of docs/teaching.md."""
+def as_text(found: dict[str, dict[str, Any]], different: dict[str, Any]) -> str:
+    """The tables of docs/teaching.md. different: what compared() returns"""
     head = ["run", "measure", "before", "after", "change, 95 % over seeds"]
     rows = [
         [name, f"`{measure}`", f"{one['first']:.3f}", f"{one['last']:.3f}",
          f"{one['change']['mean']:+.3f} +- {one['change']['half_width']:.3f}"]
         for name, some in found.items() for measure in SHOWN if (one := some["change"].get(measure))
     ]  # fmt: skip
-    return table(head, rows)
+    return "\n\n".join([table(head, rows), *([differences_table(different)] if different else [])])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,8 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     named = named_runs(args.runs)
     found = {name: taught(runs) for name, runs in named.items()}
     require_clean_commits(json.dumps(found), Path(f"{args.record}.json"))
-    print(as_text(found))
-    publish(args.record, {"runs": found, "differences": compared(found)}, itertools.chain(*named.values()))
+    different = compared(found)
+    print(as_text(found, different))
+    publish(args.record, {"runs": found, "differences": different}, itertools.chain(*named.values()))
     return 0
 
 
