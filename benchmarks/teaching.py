@@ -15,6 +15,7 @@ import common.begin  # noqa: F401  # isort: skip  first: Ctrl-C during the impor
 
 import itertools
 import json
+import math
 import statistics
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -66,7 +67,7 @@ def taught(runs: list[Path]) -> dict[str, Any]:
         change[measure] = {
             "first": statistics.fmean(first),
             "last": statistics.fmean(last),
-            "change": summary([b - a for a, b in zip(first, last)])._asdict(),
+            "change": spread([b - a for a, b in zip(first, last)]),
         }
     settings = {
         key: value for key, value in facts[0]["train"].items() if key not in ("seed", "out_dir", "init_from")
@@ -98,12 +99,23 @@ def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {measure: differences(some, ALPHA / len(spread)) for measure, some in spread.items()}
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """The summary of a figure over seeds; of one seed the mean alone, because JSON has no NaN."""
+    return {name: value for name, value in summary(values)._asdict().items() if not math.isnan(value)}
+
+
+def change_as_text(change: dict[str, float]) -> str:
+    """mean +- half width, or that there is but one seed. change: what spread() returns"""
+    interval = f" +- {change['half_width']:.3f}" if "half_width" in change else " (one seed)"
+    return f"{change['mean']:+.3f}{interval}"
+
+
 def as_text(found: dict[str, dict[str, Any]], different: dict[str, Any]) -> str:
     """The tables of docs/teaching.md. different: what compared() returns"""
     head = ["run", "measure", "before", "after", "change, 95 % over seeds"]
     rows = [
         [name, f"`{measure}`", f"{one['first']:.3f}", f"{one['last']:.3f}",
-         f"{one['change']['mean']:+.3f} +- {one['change']['half_width']:.3f}"]
+         change_as_text(one["change"])]
         for name, some in found.items() for measure in SHOWN if (one := some["change"].get(measure))
     ]  # fmt: skip
     return "\n\n".join([table(head, rows), *([differences_table(different)] if different else [])])

@@ -42,6 +42,12 @@ def test_each_measure_has_its_first_and_last_value_and_the_change_over_the_seeds
     assert "val/bits_per_byte_by_length" not in found["change"]
 
 
+def test_a_single_seed_has_no_interval_and_the_table_says_so(tmp_path):
+    found = teaching.taught([run(tmp_path / "a", 1, [1.0, 1.5])])
+    assert found["change"]["val/reward"]["change"] == {"mean": 0.5}
+    assert "+0.500 (one seed)" in teaching.as_text({"grpo": found}, {})
+
+
 def test_runs_of_a_name_differ_only_in_seed_and_first_model(tmp_path):
     one, other = run(tmp_path / "a", 1, [1, 2]), run(tmp_path / "b", 2, [1, 2], lr=0.1)
     with pytest.raises(ValueError, match="same except for their seeds"):
