@@ -17,6 +17,7 @@ from data.rows import Row, packed_batch
 from data.stories.tasks import tasks
 from training.config import TrainConfig
 from training.post.rewards import task_record
+from training.post.sampling import share_truncated
 from training.post.sft import Objective, respond
 from training.step import accumulate_gradients
 
@@ -105,9 +106,7 @@ def test_a_response_that_is_cut_off_counts_with_its_kept_tokens_and_is_told():
     whole.ids[-1] = 36  # the end of a response
     batch = {name: torch.from_numpy(part) for name, part in packed_batch([[whole], [cut]], 0, 10).items()}
     assert (batch["targets"] != IGNORE_INDEX).sum() == 2 + 6
-    objective = Objective(None, None)
-    objective.ends = [36]
-    assert objective.truncated([batch]) == 0.5
+    assert share_truncated([batch], [36]) == 0.5
 
 
 # ------------------------------------------------------------------------------------------- held-out tasks

@@ -26,7 +26,7 @@ from training.post import objective
 from training.post.policy import score
 from training.post.replay import flips
 from training.post.rewards import checked
-from training.post.sampling import prompt_encoder, sample
+from training.post.sampling import prompt_encoder, sample, share_truncated
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
@@ -126,19 +126,12 @@ def step_record(
     if seen[0].routing_shift is not None:
         record["post/routing_shift"] = float(torch.stack([found.routing_shift for found in seen]).mean())
     targets = [batch["targets"] for batch in batches]
-    cut = torch.cat([is_cut(rows, eot) for rows in targets])
     scored = sum(int((rows != IGNORE_INDEX).sum()) for rows in targets)
     positions = sum(rows.numel() for rows in targets)
     return record | {
-        "data/truncated": float(cut.float().mean()),
+        "data/truncated": share_truncated(batches, [eot]),
         "data/padding_share": 1 - scored / positions,
     }
-
-
-def is_cut(targets: torch.Tensor, eot: int) -> torch.Tensor:
-    """(R,) bool, whether a row's response was longer than the row, so that its end is no target.  targets: (R, T)."""
-    last = (targets != IGNORE_INDEX).cumsum(1).argmax(1, keepdim=True)  # the first place of the largest sum
-    return targets.gather(1, last).squeeze(1) != eot
 
 
 def held_out_record(seen: list[Compared], beta: float) -> dict[str, float]:

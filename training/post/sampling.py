@@ -106,6 +106,16 @@ def end_tokens(tokenizer: Any) -> tuple[int, ...]:
     return tokenizer.eot_token, *map(tokenizer.encode_single_token, chat)
 
 
+def share_truncated(batches: Sequence[dict[str, torch.Tensor]], ends: Sequence[int]) -> float:
+    """The share of the responses of batches that are cut off, so that their end is no target. ends: from end_tokens.
+
+    Each row has one response, or, in batches with positions, one for each position 0.
+    """
+    number = sum(int((b["positions"] == 0).sum()) if "positions" in b else len(b["targets"]) for b in batches)
+    ended = sum(int((b["targets"] == end).sum()) for b in batches for end in ends)
+    return 1 - ended / number
+
+
 def text_of(tokenizer: Any, example: Example, ids: Sequence[int]) -> str:
     """The text of a response to an example, without its end; in a chat format the answer, without its reasoning."""
     if chat := chat_format(tokenizer, example):

@@ -17,7 +17,7 @@ from architecture.interface import evaluation_mode
 from data.documents import Source
 from data.rows import Row, RowEncoder, packed
 from training.post import objective
-from training.post.sampling import end_tokens, text_of
+from training.post.sampling import end_tokens, share_truncated, text_of
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
@@ -39,13 +39,7 @@ class Objective(objective.Objective):
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)
         result, norms = train_on(run, progress, batches, counts)
-        return result, norms, {"data/truncated": self.truncated(batches)}
-
-    def truncated(self, batches: list[dict[str, torch.Tensor]]) -> float:
-        """The share of the examples whose response is cut off, so that its end is no target."""
-        number = sum(int((batch["positions"] == 0).sum()) for batch in batches)
-        ended = sum(int(sum((batch["targets"] == end).sum() for end in self.ends)) for batch in batches)
-        return 1 - ended / number
+        return result, norms, {"data/truncated": share_truncated(batches, self.ends)}
 
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
         responses = respond(run.model, self.rows, self.cfg.block_size, self.ends)
