@@ -40,14 +40,14 @@ class Compared(NamedTuple):
     """What policy and reference say about B pairs. Rows are 0, the chosen responses, and 1, the rejected ones."""
 
     logprobs: torch.Tensor  # (2, B) float32, of each response under the policy
-    ratios: torch.Tensor  # (2, B) float32, logprobs minus those of the reference
+    log_ratios: torch.Tensor  # (2, B) float32, logprobs minus those of the reference
     router: RouterStats | None  # of the policy
     routing_shift: torch.Tensor | None  # () float32, share of other sets of experts; None for a dense model
     token_losses: torch.Tensor  # (2 B, T) float32, of the policy, without a gradient
 
     def losses(self, beta: float) -> torch.Tensor:
         """(B,) the loss of each pair."""
-        return -F.logsigmoid(beta * (self.ratios[0] - self.ratios[1]))
+        return -F.logsigmoid(beta * (self.log_ratios[0] - self.log_ratios[1]))
 
 
 def compare(
@@ -61,7 +61,7 @@ def compare(
     scored = score(policy, input_ids, targets)
     with torch.no_grad():
         frozen = score(reference, input_ids, targets)
-    ratios = (scored.logprobs - frozen.logprobs).sum(1).view(2, -1)
+    log_ratios = (scored.logprobs - frozen.logprobs).sum(1).view(2, -1)
     logprobs = scored.logprobs.detach()
     shift = None
     if scored.router is not None:
@@ -69,7 +69,7 @@ def compare(
         counted = (targets != IGNORE_INDEX)[..., None, None]
         differ, number = flips(scored.router, chosen.where(counted, -1))
         shift = differ / number.clamp(min=1)
-    return Compared(logprobs.sum(1).view(2, -1), ratios, scored.router, shift, -logprobs)
+    return Compared(logprobs.sum(1).view(2, -1), log_ratios, scored.router, shift, -logprobs)
 
 
 class PairLoss:
@@ -81,7 +81,7 @@ class PairLoss:
 
     def __call__(self, input_ids: torch.Tensor, targets: torch.Tensor, carry: None = None) -> ModelOutput:
         found = compare(self.policy, self.reference, input_ids, targets)
-        self.seen.append(found._replace(ratios=found.ratios.detach(), router=None))
+        self.seen.append(found._replace(log_ratios=found.log_ratios.detach(), router=None))
         return ModelOutput(
             logits=None,
             loss_sum=found.losses(self.beta).sum(),
@@ -109,7 +109,7 @@ def of_chosen(
 def preference(seen: list[Compared], beta: float) -> dict[str, float]:
     """The loss of pairs, the rewards that their responses imply, and how often the chosen one has the larger reward."""
     losses = torch.cat([found.losses(beta) for found in seen])
-    chosen, rejected = rewards = beta * torch.cat([found.ratios for found in seen], dim=1)
+    chosen, rejected = rewards = beta * torch.cat([found.log_ratios for found in seen], dim=1)
     right = ((chosen - rejected).sign() + 1) / 2  # a tie, as at the first step, is half right
     names = ("loss", "accuracy", "reward_margin", "reward_chosen", "reward_rejected")
     means = torch.stack((losses, right, chosen - rejected, *rewards)).mean(1)
