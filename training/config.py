@@ -25,6 +25,7 @@ class TrainConfig:
     kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
     uncounted = ""  # parts of a step that --dry_run leaves out
     sampled_rows = 0  # responses that the model samples at a time
+    sized_by = "block_size"  # settings that a run with too little memory may lower, beside batch_size
     unread = frozenset()  # settings that nobody gives to this program; its help leaves them out
     lora_rank = None  # of adapters (training/lora.py); None: the weights train
     uses_reference = False  # whether post-training reads a frozen model beside the one that trains

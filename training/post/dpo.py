@@ -33,8 +33,6 @@ from training.step import StepResult
 from training.trainer import end_step, gradients, next_is_logged, take_batches, update
 from training.validation import text_nats_and_bytes
 
-SAMPLED = 64  # responses of an evaluation
-
 
 class Compared(NamedTuple):
     """What policy and reference say about B pairs. Rows are 0, the chosen responses, and 1, the rejected ones."""
@@ -161,9 +159,8 @@ class Objective(objective.Objective):
             encoded = self.encode_held_out(PairEncoder(self.tokenizer, cfg.block_size))
             parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
             self.held_out_batches = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
-            self.asked = [
-                Example(pair.prompt, pair.chosen, name=pair.name) for pair in self.held_out[:SAMPLED]
-            ]
+            some = self.held_out[: self.cfg.sampled_rows]
+            self.asked = [Example(pair.prompt, pair.chosen, name=pair.name) for pair in some]
         return source
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:

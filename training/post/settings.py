@@ -7,8 +7,6 @@ from common.settings import option
 from data.defaults import TEXT_COLUMN
 from training.config import TrainConfig
 
-PROMPT = 45  # tokens of a prompt in estimates of memory, which come before the data is open; the story world has fewer
-
 
 @dataclass(frozen=True, kw_only=True)
 class PostTrainConfig(TrainConfig):
@@ -59,6 +57,15 @@ class PostTrainConfig(TrainConfig):
     held_out: int = option(64, "held-out examples that an evaluation scores", at_least=1)
 
     uses_reference = False  # whether a frozen model is read beside the one that trains
+    uncounted = "held-out examples, in the time"
+    sized_by = "block_size, held_out"
+    prompt_length = (
+        45  # tokens in estimates of memory, which come before the data is open; the story world has fewer
+    )
+
+    @property
+    def sampled_rows(self) -> int:
+        return self.held_out
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,7 +89,7 @@ class DPOConfig(PostTrainConfig):
     """Direct preference optimization (arXiv:2305.18290)."""
 
     program, kind = "post_train.py dpo", "dpo"
-    uncounted = "the reference model, in the time"
+    uncounted = "the reference model and held-out examples, in the time"
 
     batch_size: int = option(8, "pairs per micro-batch, each of two rows", at_least=1)
     uses_reference = True
@@ -95,6 +102,11 @@ class DPOConfig(PostTrainConfig):
     def rows(self) -> int:
         return 2 * self.batch_size
 
+    @property
+    def sampled_rows(self) -> int:
+        """The held-out examples to which an evaluation samples a response."""
+        return min(64, self.held_out)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(PostTrainConfig):
@@ -102,7 +114,7 @@ class RolloutConfig(PostTrainConfig):
 
     unread = PostTrainConfig.unread | {"grad_accum"}
     uncounted = (
-        f"tokens of a prompt after the first {PROMPT}, in the memory; sampling, the reference model and updates after the "
+        f"tokens of a prompt after the first {PostTrainConfig.prompt_length}, in the memory; sampling, the reference model and updates after the "
         "first one, in the time"
     )
 
@@ -123,6 +135,7 @@ class RolloutConfig(PostTrainConfig):
     )
     log_every: int = option(1, "steps between log records", at_least=1)
 
+    sized_by = "max_response, prompts, held_out"
     group = 1  # responses to a prompt in a step
     kl_weight = ""  # the setting that is the weight of the reference
 
@@ -140,7 +153,7 @@ class RolloutConfig(PostTrainConfig):
 
     @property
     def row_length(self) -> int:
-        return PROMPT + self.max_response
+        return self.prompt_length + self.max_response
 
     @property
     def sampled_rows(self) -> int:
