@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from common.files import decode_text, parse_json, without_surrogates
 from common.script import did_you_mean, shown
+from data.defaults import BUNDLED
 from data.documents import IndexedSource, is_validation_document
 from data.files import FORMATS
 
-BUNDLED = "bundled"
 ROLES = "system", "developer", "user", "assistant"  # of a message
 
 

@@ -17,8 +17,9 @@ from torch import nn
 from architecture.generation.decode import length_limit
 from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats, evaluation_mode
 from common.intervals import exact_interval
+from data.defaults import BUNDLED
 from data.documents import Source
-from data.examples import BUNDLED, Example, Pair
+from data.examples import Example, Pair
 from data.packing import as_tensors
 from data.rows import PairEncoder, pair_batch
 from data.stories.pairs import pairs

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.settings import option
-from data.defaults import TEXT_COLUMN
+from data.defaults import BUNDLED, TEXT_COLUMN
 from training.config import TrainConfig
 
 
@@ -25,7 +25,7 @@ class PostTrainConfig(TrainConfig):
         "a run is resumed",
     )
     dataset: str = option(
-        "bundled",
+        BUNDLED,
         "data of this kind: bundled or auto = made from the story world, a .jsonl file, or ORG/NAME on the Hub",
     )
     val_dataset: str | None = option(
