@@ -120,7 +120,7 @@ class RolloutConfig(PostTrainConfig):
 
     batch_size: int = option(8, "responses that are trained at a time; the step is the same", at_least=1)
     block_size: int = option(256, "tokens per row of the stories that val/loss scores", at_least=1)
-    grad_accum: int = option(1, "must be 1: a step trains all of its responses", at_least=1, at_most=1)
+    grad_accum: int = option(1, "must be 1: a step trains all of its responses", at_least=1)
     rewards: str = option(
         "words:1,ends:1",
         "functions of training/post/rewards.py and their weights: words, feature, ends, length, no_repetition, checker",
@@ -141,6 +141,11 @@ class RolloutConfig(PostTrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.grad_accum != 1:
+            raise ValueError(
+                f"grad_accum must be 1, because a step trains all responses to its prompts, batch_size at a time, got "
+                f"{self.grad_accum}; leave it out, and set the size of a step with prompts"
+            )
         if self.reference and not self.uses_reference:
             raise ValueError(
                 f"reference names a model that is read if {self.kl_weight} is above 0, got {self.kl_weight}=0; raise it, "
