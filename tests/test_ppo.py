@@ -333,6 +333,6 @@ def test_a_step_whose_responses_all_have_the_same_reward_updates_nothing_and_say
     monkeypatch.setitem(rewards.REWARDS, GIVEN, lambda response: 0)
     assert go(start, "equal", "--max_iters", 1) == 0
     assert "step 1: no update, because all responses have the same reward" in capsys.readouterr().err
-    assert [r["post/groups_dropped"] for r in records(start, "equal") if "post/reward" in r] == [1]
+    assert [r["post/reward_std"] for r in records(start, "equal") if "post/reward" in r] == [0]
     ends = [load(start[0] / out)["model"] for out in ("base/checkpoint_2.pt", "equal/checkpoint_1.pt")]
     assert differences(*ends) == []

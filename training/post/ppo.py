@@ -182,7 +182,6 @@ class Objective(RolloutObjective):
                     self.head.update()
         means = (sums / (updates * mask.sum().item())).tolist()
         records |= zip(("post/policy_loss", "post/value_loss", "post/clip_fraction"), means)
-        records["post/groups_dropped"] = int(not train)
         return result._replace(tokens=int(mask.sum())), norms, records
 
     def experience(
