@@ -1,7 +1,7 @@
 """What GRPO and PPO share: prompts, responses that the model samples, their rewards, and the updates from them.
 
 A step samples `prompts` x `group` responses with the weights of now, judges them with plain functions (rewards.py), and
-makes `updates` optimizer updates from them. The seed of a response is a function of (seed, step, row) and the position
+makes one or more optimizer updates from them. The seed of a response is a function of (seed, step, row) and the position
 in the prompts is exact, so a resumed run samples the same responses.
 
 Shapes: R responses in groups of equal prompts, T input tokens of the longest prompt with its response.

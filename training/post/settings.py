@@ -114,8 +114,8 @@ class RolloutConfig(PostTrainConfig):
 
     unread = PostTrainConfig.unread | {"grad_accum"}
     uncounted = (
-        f"tokens of a prompt after the first {PostTrainConfig.prompt_length}, in the memory; sampling, the reference model and updates after the "
-        "first one, in the time"
+        f"tokens of a prompt after the first {PostTrainConfig.prompt_length}, in the memory; sampling, the reference model "
+        "and updates after the first one, in the time"
     )
 
     batch_size: int = option(8, "responses that are trained at a time; the step is the same", at_least=1)
@@ -128,7 +128,6 @@ class RolloutConfig(PostTrainConfig):
     prompts: int = option(8, "prompts in a step", at_least=1)
     max_response: int = option(300, "most tokens of a response", at_least=1)
     temperature: float = option(1.0, "of the sampler and of the trained probabilities", above=0)
-    updates: int = option(1, "optimizer updates from the responses of a step", at_least=1)
     reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
     routing_replay: bool = option(
         False, "train on the experts that the sampler chose, with the router's probabilities of now"
@@ -182,6 +181,7 @@ class GRPOConfig(RolloutConfig):
         "by their spread, dapo = mean over all tokens, gspo = one ratio for a response",
     )
     group: int = option(8, "responses to a prompt in a step", at_least=2)
+    updates: int = option(1, "optimizer updates from the responses of a step", at_least=1)
     clip_low: float | None = option(
         None,
         "with a negative advantage, a ratio below 1 - clip_low has no gradient; none = that of the loss",
@@ -210,7 +210,7 @@ class PPOConfig(RolloutConfig):
 
     program, kind, kl_weight = "post_train.py ppo", "ppo", "kl_coef"
 
-    updates: int = option(4, "passes over the responses of a step", at_least=1)
+    ppo_epochs: int = option(4, "passes over the responses of a step", at_least=1)
     mini_batches: int = option(
         1, "parts into which a pass divides the responses; each is one optimizer update", at_least=1
     )
