@@ -26,7 +26,7 @@ class PostTrainConfig(TrainConfig):
     )
     dataset: str = option(
         BUNDLED,
-        "data of this kind: bundled or auto = made from the story world, a .jsonl file, or ORG/NAME on the Hub",
+        "data of this kind: bundled or auto = made from the story world, a .jsonl or .parquet file, or ORG/NAME on the Hub",
     )
     val_dataset: str | None = option(
         None, "held-out examples; none = the validation split of the dataset, or 1% of the prompts by hash"
