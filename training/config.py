@@ -234,7 +234,7 @@ RESUMABLE_CHANGES = frozenset(
 
 # Names of the data and of the reference model of post-training. A resume accepts another name, because it compares the
 # content (start.check_data, training/post/reference.py).
-DATA = ("dataset", "val_dataset", "text_column", "story_dataset", "reference")
+DATA = ("dataset", "val_dataset", "text_column", "story_dataset", "story_val_dataset", "reference")
 
 # Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
 CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile", "parallel"})

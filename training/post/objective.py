@@ -41,7 +41,11 @@ class Objective:
         cfg = self.cfg
         if split == "validation":  # shows what the model forgets
             return open_dataset(
-                cfg.story_dataset, split=split, text_column=cfg.text_column, identity=identity
+                cfg.story_dataset,
+                split=split,
+                val_dataset=cfg.story_val_dataset,
+                text_column=cfg.text_column,
+                identity=identity,
             )
         self.source, held_out = (
             open_examples(

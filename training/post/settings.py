@@ -35,7 +35,10 @@ class PostTrainConfig(TrainConfig):
     story_dataset: str = option(
         "auto",
         "stories for val/loss and val/bits_per_byte, as --dataset of train.py takes them; auto = those of the model that "
-        "the run begins with, unless it had a val_dataset",
+        "the run begins with",
+    )
+    story_val_dataset: str | None = option(
+        None, "validation stories, as --val_dataset of train.py; none = those of story_dataset"
     )
     packing: Literal["packed"] = option("packed", "of the stories that val/loss scores")
     max_iters: int | None = option(300, "length of the run in optimizer steps", at_least=1)
