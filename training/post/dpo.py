@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture.generation.decode import length_limit
 from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats, evaluation_mode
 from common.intervals import exact_interval
 from data.defaults import BUNDLED
@@ -27,7 +26,7 @@ from training.post import objective
 from training.post.policy import score
 from training.post.replay import flips
 from training.post.rewards import checked
-from training.post.sampling import prompt_encoder, sample, share_truncated
+from training.post.sampling import sample_in_rows, share_truncated
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
@@ -203,10 +202,9 @@ class Objective(objective.Objective):
 
         A model can prefer every good response and write bad ones: the loss says nothing about those of neither kind.
         """
-        longest = max(map(len, map(prompt_encoder(self.tokenizer), self.asked)))
-        room = max(1, min(self.cfg.block_size + 1, length_limit(run.model)) - longest)
-        seed = f"{self.cfg.seed} held-out"
-        rollout = sample(run.model, self.tokenizer, self.asked, seed, max_response=room, temperature=1.0)
+        cfg = self.cfg
+        seed, options = f"{cfg.seed} held-out", dict(block_size=cfg.block_size, temperature=1.0)
+        rollout = sample_in_rows(run.model, self.tokenizer, self.asked, seed, **options)
         texts = [response.example.prompt + response.text for response in rollout.responses]
         run.writer.text(progress.step, "samples/response", texts[0])
         record = {"val/ended": float(rollout.ended.double().mean())}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from architecture.generation.decode import generate
+from architecture.generation.decode import generate, length_limit
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream
 from architecture.interface import IGNORE_INDEX
@@ -92,6 +92,21 @@ def sample(
     ]
     chosen = None if log is None else chosen_experts(log, starts, lengths)
     return Rollout(**batch, responses=responses, ended=torch.tensor(ended), chosen=chosen)
+
+
+def sample_in_rows(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    seed: str,
+    *,
+    block_size: int,
+    temperature: float,
+) -> Rollout:
+    """As `sample`, with as many tokens for each response as the longest prompt leaves in a row of block_size tokens."""
+    longest = max(map(len, map(prompt_encoder(tokenizer), examples)))
+    room = max(1, min(block_size + 1, length_limit(model)) - longest)
+    return sample(model, tokenizer, examples, seed, max_response=room, temperature=temperature)
 
 
 def prompt_encoder(tokenizer: Any) -> Callable[[Example], list[int]]:
