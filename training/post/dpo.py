@@ -92,7 +92,7 @@ class PairLoss:
 def of_chosen(
     seen: list[Compared], batches: list[dict[str, torch.Tensor]], token_bytes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """loss, nats and num_bytes of a StepResult, of the chosen responses."""
+    """loss, nats and num_bytes of a StepResult, of the chosen responses. token_bytes: (V,) int64."""
     parts = []
     for found, batch in zip(seen, batches):
         losses, targets = (rows.chunk(2)[0] for rows in (found.token_losses, batch["targets"]))

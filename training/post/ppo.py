@@ -149,6 +149,8 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
 class Objective(RolloutObjective):
     """Learns from one response to each prompt; the value head takes the place of GRPO's group."""
 
+    cfg: PPOConfig
+
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
         super().open(run, state)
         self.head = ValueHead(run.model.config.hidden_size, self.cfg, run.device)

@@ -133,7 +133,7 @@ class RolloutConfig(PostTrainConfig):
     temperature: float = option(1.0, "of the sampler and of the trained probabilities", above=0)
     reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
     routing_replay: bool = option(
-        False, "train on the experts that the sampler chose, with the router's probabilities of now"
+        False, "train on the experts that the sampler chose, with the router's present probabilities"
     )
     log_every: int = option(1, "steps between log records", at_least=1)
 

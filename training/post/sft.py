@@ -44,7 +44,7 @@ class Objective(objective.Objective):
             "val/response_loss": self.loss(run),
             "val/ended": float(rollout.ended.double().mean()),
         }
-        return self.shown(run, progress, [response.text for response in rollout.responses], record)
+        return self.shown(run, progress, rollout.responses, record)
 
     @torch.no_grad()
     def loss(self, run: Run) -> float:
