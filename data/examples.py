@@ -1,6 +1,6 @@
 """Examples for post-training: instructions with a response, and prompts with a good and a bad response.
 
-Records come from a .jsonl file, a set on the Hugging Face Hub, or the story world (data/stories/tasks.py and
+Records come from a .jsonl or .parquet file, a set on the Hugging Face Hub, or the story world (data/stories/tasks.py and
 pairs.py). All of them are in memory: such sets are small. A set without held-out examples is divided by the
 hash of each prompt, so that one prompt is never on both sides.
 """
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.files import decode_text, parse_json, without_surrogates
-from common.script import did_you_mean, shown
+from common.script import did_you_mean, first_line, shown
+from data.defaults import BUNDLED
 from data.documents import IndexedSource, is_validation_document
 from data.files import FORMATS
 
-BUNDLED = "bundled"
+FILES = ".jsonl or .parquet"
 ROLES = "system", "developer", "user", "assistant"  # of a message
 
 
@@ -112,12 +113,14 @@ class OneSide(list):
 
 
 def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
-    """(where, record) of each line of a .jsonl file, or of each row of a set on the Hub."""
+    """(where, record) of each line of a .jsonl file, or of each row of a .parquet file or of a set on the Hub."""
     path = Path(name).expanduser()
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        return list(parquet_rows(path))
     if path.suffix == ".jsonl" or path.exists():
         return list(json_lines(path))
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.suffix.lower() in FORMATS:
-        hint = did_you_mean(name, [BUNDLED]) or f"; use {BUNDLED}, a .jsonl file, or ORG/NAME on the Hub"
+        hint = did_you_mean(name, [BUNDLED]) or f"; use {BUNDLED}, a {FILES} file, or ORG/NAME on the Hub"
         raise ValueError(f"dataset {name!r}: no such file{hint}")
     from data.hub import current_revision, in_one_sentence, open_splits
 
@@ -129,11 +132,23 @@ def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
     return OneSide(found) if whole else found
 
 
+def parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield (where, record) of each row."""
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise ValueError(f"{path} is not a whole parquet file: {first_line(error)}") from error
+    for number, record in enumerate(rows, start=1):
+        yield f"{path}, row {number}", record
+
+
 def json_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield (where, object) of each line that is not blank."""
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is no such file"
-        raise ValueError(f"{path}: cannot be read: {found}; name a .jsonl file, or {BUNDLED}")
+        raise ValueError(f"{path}: cannot be read: {found}; name a {FILES} file, or {BUNDLED}")
     text = decode_text(path.read_bytes(), lambda place: f"{path}, byte {place}")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

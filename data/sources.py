@@ -26,14 +26,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.script import did_you_mean
-from data.defaults import TEXT_COLUMN
+from data.defaults import BUNDLED, TEXT_COLUMN
 from data.documents import IndexedSource, Source
 from data.files import FORMATS, open_files
 from data.hub import TINYSTORIES, HubUnreachable, cached_copy, current_revision, open_hub
 from data.stories import TRAIN_STORIES, VALIDATION_STORIES, VERSION, story
 from data.tokens import is_token_folder, open_token_folder
 
-AUTO, BUNDLED = "auto", "bundled"
+AUTO = "auto"
 ON_THE_HUB = {"tinystories": TINYSTORIES}
 
 
@@ -104,7 +104,7 @@ class BundledSource(IndexedSource):
     """One split of the stories that data.stories writes."""
 
     def __init__(self, split: str):
-        self.name = "bundled"
+        self.name = BUNDLED
         self._first, self._count = FIRST_AND_COUNT[split]
         self.identity = f"bundled stories {VERSION}, {self._count:,} from number {self._first:,}"
 

@@ -57,12 +57,12 @@ def data_to_read(
     saved, before: from read().  Both names are None if neither the flags nor the checkpoint name data.
     """
     from data.defaults import TEXT_COLUMN
-    from training.state.checkpoint import saved_identity
+    from training.state.checkpoint import saved_identity, stories_of
 
     if args.dataset is not None or args.val_dataset is not None:
         return args.dataset, args.val_dataset, args.text_column or TEXT_COLUMN, {}
-    column = args.text_column or before.get("text_column", TEXT_COLUMN)
-    return before.get("dataset"), before.get("val_dataset"), column, saved_identity(saved)
+    dataset, val_dataset, column = stories_of(before)
+    return dataset, val_dataset, args.text_column or column, saved_identity(saved)
 
 
 def validation_source(

@@ -19,9 +19,17 @@ from common.device import available_memory
 from evaluation import inference_cost
 from training import muon
 from training.config import TrainConfig
-from training.costs import MACHINES, bounded_evaluations, closing_tokens, memory_bytes, report
+from training.costs import (
+    MACHINES,
+    bounded_evaluations,
+    closing_tokens,
+    memory_bytes,
+    report,
+    require_memory,
+    sampler_bytes,
+)
 from training.optimizer import build_optimizers
-from training.post.settings import DPOConfig, GRPOConfig
+from training.post.settings import DPOConfig, GRPOConfig, SFTConfig
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
@@ -122,10 +130,25 @@ def test_logits_never_count_for_more_than_one_block():
 def test_pairs_have_two_rows_each_and_a_reference_its_weights():
     config = build_config("gptoss", "toy")
     pairs, rows = (memory_bytes(kind(batch_size=n), config) for kind, n in ((DPOConfig, 3), (TrainConfig, 6)))
-    assert pairs == rows | {"weights": 2 * rows["weights"], "logits": rows["logits"] * 3 // 2}
+    changed = {"weights": 2 * rows["weights"], "logits": rows["logits"] * 3 // 2, "sampling": 0}
+    assert pairs == rows | changed
     assert "step             1,536 tokens" in report(DPOConfig(batch_size=3), config)
     weights = [memory_bytes(GRPOConfig(beta=beta), config)["weights"] for beta in (0.0, 0.1)]
     assert weights == [rows["weights"], 2 * rows["weights"]]
+
+
+@pytest.mark.parametrize("kind, most", [(SFTConfig, 512), (DPOConfig, 64)])
+def test_the_responses_of_an_evaluation_count_where_they_take_more_memory_than_a_step(kind, most):
+    config = build_config("gptoss", "toy")
+    few, many = (kind(batch_size=1, held_out=number) for number in (1, 512))
+    step = sum(
+        size for name, size in memory_bytes(few, config).items() if name not in ("weights", "optimizer")
+    )
+    sampler = sampler_bytes(kind(batch_size=1, held_out=most), config)
+    assert memory_bytes(few, config)["sampling"] == 0 < sampler - step
+    assert memory_bytes(many, config) == memory_bytes(few, config) | {"sampling": sampler - step}
+    with pytest.raises(ValueError, match="lower batch_size, block_size, held_out or the sizes of the model"):
+        require_memory(many, config, 0)
 
 
 def gigabytes(cfg, config) -> str:

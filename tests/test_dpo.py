@@ -22,6 +22,7 @@ from data.stories import TRAIN_STORIES, story
 from data.stories.pairs import KINDS, pairs
 from training.post.dpo import PairLoss, of_chosen, step_record
 from training.post.reference import open_reference
+from training.post.sampling import share_truncated
 from training.post.settings import DPOConfig
 from training.step import accumulate_gradients
 
@@ -79,6 +80,9 @@ def test_pairs_go_on_where_they_were_and_a_cut_response_has_no_end_and_is_counte
     assert any(len(set(row.tolist())) > 1 for row in lengths)
     ends = torch.cat([(batch["targets"] == tokenizer.eot_token).sum(1) for batch in batches])
     assert set(ends.tolist()) == {0, 1}
+    assert share_truncated(batches, [tokenizer.eot_token]) == pytest.approx(
+        float((ends == 0).double().mean())
+    )
 
 
 # ------------------------------------------------------------------------------- the loss and its gradient

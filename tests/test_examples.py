@@ -3,8 +3,10 @@
 import hashlib
 import json
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from architecture.interface import IGNORE_INDEX
 from architecture.tokenizer import get_tokenizer
@@ -262,12 +264,28 @@ def test_a_set_without_examples_on_one_side_is_refused(tmp_path, prompts, told):
             open_examples(str(path), Example, split=split, bundled=tasks)
 
 
+def test_rows_of_parquet_are_the_examples_of_the_same_lines_and_a_damaged_file_is_refused(tmp_path):
+    records = [dict(prompt=f"{n} kites.", response=" Red.", words=["kite", "red"]) for n in range(3)]
+    path, lines = tmp_path / "some.parquet", tmp_path / "some.jsonl"
+    parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+    by_row, by_line = (
+        open_examples(str(one), Example, split="train", val_dataset="other", bundled=tasks)
+        for one in (path, lines)
+    )
+    assert [by_row[n][:3] for n in range(3)] == [by_line[n][:3] for n in range(3)]
+    assert by_row.identity == by_line.identity and by_row[2].name == f"{path}, row 3"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="some.parquet is not a whole parquet file: .*magic bytes"):
+        open_examples(str(path), Example, split="train", bundled=tasks)
+
+
 @pytest.mark.parametrize(
     "name, told",
     [
         ("bundeld", "no such file; did you mean 'bundled'"),
-        ("auto", "no such file; use bundled, a .jsonl file, or ORG/NAME on the Hub"),
-        ("data/tasks.jsonl", "there is no such file; name a .jsonl file, or bundled"),
+        ("auto", "no such file; use bundled, a .jsonl or .parquet file, or ORG/NAME on the Hub"),
+        ("data/tasks.jsonl", "there is no such file; name a .jsonl or .parquet file, or bundled"),
         ("data/tasks.txt", "no such file; use bundled"),
     ],
 )

@@ -371,6 +371,7 @@ def test_a_step_in_bfloat16_counts_the_choices_in_which_sampler_and_training_dif
     [
         ("--max_response 29", "held.jsonl, line 1: the prompt needs 4 tokens, and a text may have 32 .* lower --max_response"),
         ("--rewards words:1,lenght:2", "'lenght' is no reward; did you mean 'length'"),
+        ("--grad_accum 2", "grad_accum must be 1, because a step trains all .* got 2; leave it out, and set the size of a step"),
         ("--group 1", "group must be at least 2; got 1"),
         ("--beta 1 --reference nowhere", "nowhere"),
         ("--rewards feature", 'tasks.jsonl, line 1\\) .* must have "feature", one of dialogue, .* got None; mend the reward in'),

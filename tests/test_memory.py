@@ -30,7 +30,7 @@ from training.optimizer import build_optimizers, parameter_groups, parameter_kin
 from training.post.policy import score
 from training.post.rollouts import micro_batches
 from training.post.sampling import sample
-from training.post.settings import PROMPT, GRPOConfig
+from training.post.settings import GRPOConfig
 from training.state.checkpoint import restore_optimizer
 from training.step import accumulate_gradients, apply_gradients
 
@@ -262,7 +262,9 @@ def test_the_peaks_of_sampling_and_of_training_on_the_responses_are_estimated_to
 ):
     config, tokenizer = build_config(name, "toy", changes), get_tokenizer("stories4k")
     model = build_model(name, config, generator=torch.Generator().manual_seed(0)).train()
-    prompt = tokenizer.decode(tokenizer.encode("Once upon a time there was a girl. " * 9)[: PROMPT - 1])
+    prompt = tokenizer.decode(
+        tokenizer.encode("Once upon a time there was a girl. " * 9)[: GRPOConfig.prompt_length - 1]
+    )
     examples, routed = [Example(prompt, "")] * rows, hasattr(model, "routed_experts")
     with LiveBytes() as live:
         found = sample(model, tokenizer, examples, "0", max_response=most, temperature=1.0, routing=routed)

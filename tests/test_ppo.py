@@ -264,7 +264,7 @@ def records(start, out):
 
 
 def test_a_reward_rises_and_the_value_head_foresees_what_the_prompt_decides(start):
-    flags = "--max_iters 16 --eval_every 16 --prompts 32 --batch_size 32 --updates 3".split()
+    flags = "--max_iters 16 --eval_every 16 --prompts 32 --batch_size 32 --ppo_epochs 3".split()
     assert go(start, "learned", *flags, "--value_lr", 0.003, "--kl_coef", 0.01) == 0
     found = records(start, "learned")
     held = {r["step"]: r[f"val/reward/{EASY}"] for r in found if "val/reward" in r}
@@ -277,7 +277,7 @@ def test_a_reward_rises_and_the_value_head_foresees_what_the_prompt_decides(star
 
 
 def test_a_run_killed_between_two_updates_of_a_step_resumes_to_the_same_bits(start, monkeypatch, capsys):
-    flags = "--max_iters 4 --save_every 2 --updates 2 --mini_batches 2".split()
+    flags = "--max_iters 4 --save_every 2 --ppo_epochs 2 --mini_batches 2".split()
     assert go(start, "straight", *flags) == 0
     original, calls = ValueHead.update, []
 
@@ -313,7 +313,7 @@ def test_a_step_is_the_same_in_every_division_into_micro_batches(start, monkeypa
     tags = ("optim/grad_norm", "post/policy_loss", "post/value_loss", "post/entropy", "data/tokens")
     found = []
     for rows in (5, 12):
-        assert go(start, f"rows{rows}", *f"--max_iters 2 --updates 2 --batch_size {rows}".split()) == 0
+        assert go(start, f"rows{rows}", *f"--max_iters 2 --ppo_epochs 2 --batch_size {rows}".split()) == 0
         found += [[r[tag] for tag in tags] for r in records(start, f"rows{rows}") if tags[0] in r]
     for number, step in enumerate(found):  # in the second step the value head has learned, too
         assert step == pytest.approx(found[number % 2], rel=1e-4)
@@ -333,6 +333,6 @@ def test_a_step_whose_responses_all_have_the_same_reward_updates_nothing_and_say
     monkeypatch.setitem(rewards.REWARDS, GIVEN, lambda response: 0)
     assert go(start, "equal", "--max_iters", 1) == 0
     assert "step 1: no update, because all responses have the same reward" in capsys.readouterr().err
-    assert [r["post/groups_dropped"] for r in records(start, "equal") if "post/reward" in r] == [1]
+    assert [r["post/reward_std"] for r in records(start, "equal") if "post/reward" in r] == [0]
     ends = [load(start[0] / out)["model"] for out in ("base/checkpoint_2.pt", "equal/checkpoint_1.pt")]
     assert differences(*ends) == []

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toy_run import TINY, run_here
 
 from architecture import registry
+from evaluation.from_checkpoint import data_to_read
 from training import recipes, start
 from training.command_line import parse_command_line, read_yaml
 from training.config import ContextTrainConfig, TrainConfig
@@ -171,15 +173,27 @@ def test_the_size_of_given_weights_selects_the_recipe(monkeypatch):
 def test_what_a_tuned_model_forgets_is_measured_on_the_stories_it_was_trained_on(monkeypatch):
     flags = ["--init_from", Path(__file__).parent / "fixtures/trunk/checkpoint_6.pt", "--block_size", 16]
 
-    def stories(*more, **before) -> str:
+    def stories(*more, **before) -> tuple[str, str | None]:
         before = {"text_column": "text", "val_dataset": None} | before
         monkeypatch.setattr(start.checkpoint, "saved_settings", lambda saved, path: before)
-        return resolve(*flags, *more, config_class=KINDS["sft"]).cfg.story_dataset
+        cfg = resolve(*flags, *more, config_class=KINDS["sft"]).cfg
+        return cfg.story_dataset, cfg.story_val_dataset
 
-    assert stories(dataset="mine.txt") == "mine.txt"
-    assert stories(dataset="tasks.jsonl", val_dataset="held.jsonl", story_dataset="bundled") == "bundled"
-    assert stories(dataset="mine.txt", val_dataset="other.txt") == "auto"
-    assert stories("--story_dataset", "bundled", dataset="mine.txt") == "bundled"
+    tuned = dict(dataset="tasks.jsonl", val_dataset="held.jsonl", story_dataset="bundled")
+    assert stories(dataset="mine.txt") == ("mine.txt", None)
+    assert stories(dataset="mine.txt", val_dataset="other.txt") == ("mine.txt", "other.txt")
+    assert stories(**tuned) == ("bundled", None)
+    assert stories(**tuned, story_val_dataset="other.txt") == ("bundled", "other.txt")
+    named = stories("--story_dataset", "bundled", dataset="mine.txt", val_dataset="other.txt")
+    assert named == ("bundled", None)
+
+
+def test_evaluations_of_a_tuned_model_read_its_stories_and_not_its_examples():
+    asked = SimpleNamespace(dataset=None, val_dataset=None, text_column=None)
+    held = {"dataset": "mine.txt", "val_dataset": "other.txt", "text_column": "body"}
+    tuned = {f"story_{name}": value for name, value in held.items()} | {"text_column": "body"}
+    for before in (held, tuned | {"dataset": "tasks.jsonl", "val_dataset": "held.jsonl"}):
+        assert data_to_read(asked, {}, before)[:3] == ("mine.txt", "other.txt", "body")
 
 
 def test_the_first_line_of_a_run_names_the_recipe_and_what_flags_changed(tmp_path, corpus, capsys):

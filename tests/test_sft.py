@@ -13,11 +13,15 @@ from toy_run import TINY, differences, load, run_here
 
 from architecture import gpt2
 from architecture.interface import IGNORE_INDEX, documents_of
+from architecture.tokenizer import get_tokenizer
+from data.examples import Example
 from data.rows import Row, packed_batch
 from data.stories.tasks import tasks
 from training.config import TrainConfig
+from training.post import sampling
 from training.post.rewards import task_record
-from training.post.sft import Objective, respond
+from training.post.sampling import sample_in_rows, share_truncated
+from training.post.sft import Objective
 from training.step import accumulate_gradients
 
 LENGTHS = 9, 4, 13  # of the documents of a row; the longest exceeds two windows
@@ -105,9 +109,7 @@ def test_a_response_that_is_cut_off_counts_with_its_kept_tokens_and_is_told():
     whole.ids[-1] = 36  # the end of a response
     batch = {name: torch.from_numpy(part) for name, part in packed_batch([[whole], [cut]], 0, 10).items()}
     assert (batch["targets"] != IGNORE_INDEX).sum() == 2 + 6
-    objective = Objective(None, None)
-    objective.ends = [36]
-    assert objective.truncated([batch]) == 0.5
+    assert share_truncated([batch], [36]) == 0.5
 
 
 # ------------------------------------------------------------------------------------------- held-out tasks
@@ -128,16 +130,13 @@ def test_a_story_is_judged_by_its_own_task():
         assert task_record([some[0]._replace(task=task)], [""]) == {}
 
 
-def test_a_response_goes_on_from_the_prompt_alone_and_to_the_end_of_a_row_at_most():
-    made, rows = model(), example_rows()
-    answers = respond(made, rows, 20, ends=[])
-    for row, answer in zip(rows, answers):
-        assert len(answer) == 21 - 6  # what the longest prompt leaves
-        prompt = row.ids[~row.scored].tolist()
-        for _ in range(3):
-            with torch.no_grad():
-                prompt.append(int(made.eval()(torch.tensor([prompt])).logits[0, -1].argmax()))
-        assert answer[:3] == prompt[-3:]
+@pytest.mark.parametrize("block_size, room", [(20, 12), (1000, 55), (5, 1)])
+def test_a_response_has_the_tokens_that_the_longest_prompt_leaves_in_a_row(monkeypatch, block_size, room):
+    tokenizer, asked = get_tokenizer("bundled1536"), {}
+    monkeypatch.setattr(sampling, "generate", lambda *_, **options: asked.update(options) or [[1]] * 2)
+    examples = [Example(" kite" * number, "") for number in (3, 8)]
+    sample_in_rows(model(), tokenizer, examples, "", block_size=block_size, temperature=0.0)
+    assert asked["max_tokens"] == room  # of 64 tokens at most, the model's context limit
 
 
 # ----------------------------------------------------------------------------------------------- whole runs

@@ -25,6 +25,7 @@ class TrainConfig:
     kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
     uncounted = ""  # parts of a step that --dry_run leaves out
     sampled_rows = 0  # responses that the model samples at a time
+    sized_by = "block_size"  # settings that a run with too little memory may lower, beside batch_size
     unread = frozenset()  # settings that nobody gives to this program; its help leaves them out
     lora_rank = None  # of adapters (training/lora.py); None: the weights train
     uses_reference = False  # whether post-training reads a frozen model beside the one that trains
@@ -233,7 +234,7 @@ RESUMABLE_CHANGES = frozenset(
 
 # Names of the data and of the reference model of post-training. A resume accepts another name, because it compares the
 # content (start.check_data, training/post/reference.py).
-DATA = ("dataset", "val_dataset", "text_column", "story_dataset", "reference")
+DATA = ("dataset", "val_dataset", "text_column", "story_dataset", "story_val_dataset", "reference")
 
 # Settings that change the last bits of the numbers. A resume may change them if they are given, and says so.
 CHANGES_BITS = frozenset({"device", "dtype", "attention", "experts", "threads", "compile", "parallel"})

@@ -166,11 +166,11 @@ def memory_bytes(cfg: TrainConfig, config: Any) -> dict[str, int]:
 
 
 def sampler_bytes(cfg: TrainConfig, config: Any) -> int:
-    """Bytes that sampling the responses of a step of GRPO or PPO takes beside the weights, estimated (tested to 15 %)."""
+    """Bytes that sampling responses in post-training takes beside the weights, estimated (tested to 15 %)."""
     rows, length, counts = cfg.sampled_rows, cfg.row_length, config.parameter_counts()
     slots = sum(min(window or length, length) for window in config.windows)
     cache = 4 * slots * (2 * config.num_key_value_heads * config.head_dim + config.num_attention_heads)
-    prompts = rows * (length - cfg.max_response)  # their tokens, read one layer at a time
+    prompts = rows * min(length, cfg.prompt_length)  # their tokens, read one layer at a time
     layer = config.bytes_kept_per_token(rows, length, attention=cfg.attention, experts=cfg.experts)
     layer *= 1.5 / config.num_hidden_layers  # what training keeps, and half as much again (measured)
     if cfg.device == "cpu" and counts["total"] <= lean.LARGEST_MODEL:
@@ -369,8 +369,7 @@ def require_memory(cfg: TrainConfig, config: Any, available: float) -> None:
     else:
         exact = memory["weights"] + memory["gradients"] + memory["optimizer"] + memory.get("sampling", 0)
         needed = exact + ESTIMATE * memory["activations"] + TOKEN_BYTES * tokens * cfg.micro_batches
-        rows = "max_response, prompts, held_out" if cfg.sampled_rows else "block_size"
-        way_out = f"lower batch_size, {rows} or the sizes of the model"
+        way_out = f"lower batch_size, {cfg.sized_by} or the sizes of the model"
     if needed > available:
         raise ValueError(
             f"this run needs about {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are "

@@ -38,7 +38,7 @@ class Adapter(NamedTuple):
 
 
 class Adapters:
-    """The adapters of a model, which freezes all else. model: on its device, with the weights of the base."""
+    """The adapters of a model; all else is frozen. model: on its device, with the weights of the base."""
 
     def __init__(self, model: nn.Module, cfg: TrainConfig):
         self.scale, self.base_sha256 = cfg.lora_alpha / cfg.lora_rank, weights_sha256(model)
@@ -66,7 +66,7 @@ class Adapters:
     def pass_on(self, adapter: Adapter) -> None:
         """Add the gradient of a merged matrix to its factors, and free it."""
         weight, _, a, b = adapter
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast(weight.device.type, enabled=False):  # in float32, as the factors
             grads = {a: b.mT @ weight.grad, b: weight.grad @ a.mT}
         for factor, grad in grads.items():
             grad.mul_(self.scale)
@@ -122,7 +122,7 @@ def adapted(model: nn.Module, rank: int) -> dict[str, nn.Parameter]:
 
 
 def num_factors(model: nn.Module, rank: int) -> int:
-    """Number of values in the factors of a model, which may have no values itself."""
+    """Number of values in the factors of a model, which may be on the meta device."""
     return sum(
         weight[..., 0, 0].numel() * rank * sum(weight.shape[-2:]) for weight in adapted(model, rank).values()
     )

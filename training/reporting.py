@@ -287,7 +287,7 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
         board = f"\n  tensorboard --logdir {quote(cfg.tensorboard_root)}    # then open {PAGE}"
     data = "".join(  # without these flags a new run would take the default data and rewards
         f" --{field} {quote(value)}"
-        for field in ("dataset", "val_dataset", "text_column", "story_dataset", "rewards")
+        for field in "dataset val_dataset text_column story_dataset story_val_dataset rewards".split()
         if (value := getattr(cfg, field, None)) != getattr(type(cfg), field, None)
     )
     return (

@@ -322,11 +322,10 @@ def given_weights(command: CommandLine) -> Start:
     for name, held in brought.items():
         if name in command.given and getattr(cfg, name) != held:
             raise ValueError(f"{name} of {path} is {held}, got {getattr(cfg, name)}; leave {name} out")
-    if cfg.kind and not command.given & {"story_dataset", "text_column"} and "dataset" in before:
-        # a val_dataset is whole, and story_dataset is divided by hash, so it cannot stand for one
-        if "story_dataset" in before or not before["val_dataset"]:
-            stories = before.get("story_dataset", before["dataset"])
-            brought |= {"story_dataset": stories, "text_column": before["text_column"]}
+    stories, val_stories, column = checkpoint.stories_of(before)
+    named = {"story_dataset": stories, "story_val_dataset": val_stories, "text_column": column}
+    if cfg.kind and not command.given & named.keys() and stories:
+        brought |= named
     data_identity = {}
     brought[purpose] = str(path)  # the file, because the newest checkpoint of a folder changes
     if cfg.eval_only:  # the loss of a token depends on the rest of its row
@@ -335,10 +334,7 @@ def given_weights(command: CommandLine) -> Start:
     if cfg.eval_only and not command.given & {"dataset", "val_dataset"} and "dataset" in before:
         # the loss on other data could not be compared with those that the run logged
         same = {*DATA, "hold_out_test"} & before.keys() & {f.name for f in fields(cfg)}
-        if (
-            "story_dataset" in before
-        ):  # in post-training, val/loss is of these, and dataset is that of the kind
-            before |= {"dataset": before["story_dataset"], "val_dataset": None}
+        before |= {"dataset": stories, "val_dataset": val_stories}
         brought |= {name: before[name] for name in same - command.given}
         data_identity = checkpoint.saved_identity(saved)
     overrides = command.model_overrides

@@ -40,8 +40,9 @@ def run_on(ranks: Ranks, command: CommandLine) -> int:
 
     from architecture import checkpoint, registry
     from common import device
+    from data.defaults import BUNDLED
     from data.images import PICTURES, open_images
-    from data.sources import AUTO, BUNDLED, choose_dataset, open_dataset
+    from data.sources import AUTO, choose_dataset, open_dataset
     from data.test_split import PartOfValidation
     from training import costs, optimizer, planner, restart, start, trainer
     from training.distributed import faults

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from architecture.generation.decode import length_limit
 from architecture.interface import IGNORE_INDEX, ModelOutput, RouterStats, evaluation_mode
 from common.intervals import exact_interval
+from data.defaults import BUNDLED
 from data.documents import Source
-from data.examples import BUNDLED, Example, Pair
+from data.examples import Example, Pair
 from data.packing import as_tensors
 from data.rows import PairEncoder, pair_batch
 from data.stories.pairs import pairs
@@ -26,28 +26,26 @@ from training.post import objective
 from training.post.policy import score
 from training.post.replay import flips
 from training.post.rewards import checked
-from training.post.sampling import prompt_encoder, sample
+from training.post.sampling import sample_in_rows, share_truncated
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
 from training.trainer import end_step, gradients, next_is_logged, take_batches, update
 from training.validation import text_nats_and_bytes
 
-SAMPLED = 64  # responses of an evaluation
-
 
 class Compared(NamedTuple):
     """What policy and reference say about B pairs. Rows are 0, the chosen responses, and 1, the rejected ones."""
 
     logprobs: torch.Tensor  # (2, B) float32, of each response under the policy
-    ratios: torch.Tensor  # (2, B) float32, logprobs minus those of the reference
+    log_ratios: torch.Tensor  # (2, B) float32, logprobs minus those of the reference
     router: RouterStats | None  # of the policy
     routing_shift: torch.Tensor | None  # () float32, share of other sets of experts; None for a dense model
     token_losses: torch.Tensor  # (2 B, T) float32, of the policy, without a gradient
 
     def losses(self, beta: float) -> torch.Tensor:
         """(B,) the loss of each pair."""
-        return -F.logsigmoid(beta * (self.ratios[0] - self.ratios[1]))
+        return -F.logsigmoid(beta * (self.log_ratios[0] - self.log_ratios[1]))
 
 
 def compare(
@@ -61,7 +59,7 @@ def compare(
     scored = score(policy, input_ids, targets)
     with torch.no_grad():
         frozen = score(reference, input_ids, targets)
-    ratios = (scored.logprobs - frozen.logprobs).sum(1).view(2, -1)
+    log_ratios = (scored.logprobs - frozen.logprobs).sum(1).view(2, -1)
     logprobs = scored.logprobs.detach()
     shift = None
     if scored.router is not None:
@@ -69,7 +67,7 @@ def compare(
         counted = (targets != IGNORE_INDEX)[..., None, None]
         differ, number = flips(scored.router, chosen.where(counted, -1))
         shift = differ / number.clamp(min=1)
-    return Compared(logprobs.sum(1).view(2, -1), ratios, scored.router, shift, -logprobs)
+    return Compared(logprobs.sum(1).view(2, -1), log_ratios, scored.router, shift, -logprobs)
 
 
 class PairLoss:
@@ -81,7 +79,7 @@ class PairLoss:
 
     def __call__(self, input_ids: torch.Tensor, targets: torch.Tensor, carry: None = None) -> ModelOutput:
         found = compare(self.policy, self.reference, input_ids, targets)
-        self.seen.append(found._replace(ratios=found.ratios.detach(), router=None))
+        self.seen.append(found._replace(log_ratios=found.log_ratios.detach(), router=None))
         return ModelOutput(
             logits=None,
             loss_sum=found.losses(self.beta).sum(),
@@ -94,7 +92,7 @@ class PairLoss:
 def of_chosen(
     seen: list[Compared], batches: list[dict[str, torch.Tensor]], token_bytes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """loss, nats and num_bytes of a StepResult, of the chosen responses."""
+    """loss, nats and num_bytes of a StepResult, of the chosen responses. token_bytes: (V,) int64."""
     parts = []
     for found, batch in zip(seen, batches):
         losses, targets = (rows.chunk(2)[0] for rows in (found.token_losses, batch["targets"]))
@@ -109,7 +107,7 @@ def of_chosen(
 def preference(seen: list[Compared], beta: float) -> dict[str, float]:
     """The loss of pairs, the rewards that their responses imply, and how often the chosen one has the larger reward."""
     losses = torch.cat([found.losses(beta) for found in seen])
-    chosen, rejected = rewards = beta * torch.cat([found.ratios for found in seen], dim=1)
+    chosen, rejected = rewards = beta * torch.cat([found.log_ratios for found in seen], dim=1)
     right = ((chosen - rejected).sign() + 1) / 2  # a tie, as at the first step, is half right
     names = ("loss", "accuracy", "reward_margin", "reward_chosen", "reward_rejected")
     means = torch.stack((losses, right, chosen - rejected, *rewards)).mean(1)
@@ -126,19 +124,12 @@ def step_record(
     if seen[0].routing_shift is not None:
         record["post/routing_shift"] = float(torch.stack([found.routing_shift for found in seen]).mean())
     targets = [batch["targets"] for batch in batches]
-    cut = torch.cat([is_cut(rows, eot) for rows in targets])
     scored = sum(int((rows != IGNORE_INDEX).sum()) for rows in targets)
     positions = sum(rows.numel() for rows in targets)
     return record | {
-        "data/truncated": float(cut.float().mean()),
+        "data/truncated": share_truncated(batches, [eot]),
         "data/padding_share": 1 - scored / positions,
     }
-
-
-def is_cut(targets: torch.Tensor, eot: int) -> torch.Tensor:
-    """(R,) bool, whether a row's response was longer than the row, so that its end is no target.  targets: (R, T)."""
-    last = (targets != IGNORE_INDEX).cumsum(1).argmax(1, keepdim=True)  # the first place of the largest sum
-    return targets.gather(1, last).squeeze(1) != eot
 
 
 def held_out_record(seen: list[Compared], beta: float) -> dict[str, float]:
@@ -168,9 +159,8 @@ class Objective(objective.Objective):
             encoded = self.encode_held_out(PairEncoder(self.tokenizer, cfg.block_size))
             parts = [encoded[n : n + cfg.batch_size] for n in range(0, len(encoded), cfg.batch_size)]
             self.held_out_batches = [as_tensors(pair_batch(part, self.tokenizer.eot_token)) for part in parts]
-            self.asked = [
-                Example(pair.prompt, pair.chosen, name=pair.name) for pair in self.held_out[:SAMPLED]
-            ]
+            some = self.held_out[: self.cfg.sampled_rows]
+            self.asked = [Example(pair.prompt, pair.chosen, name=pair.name) for pair in some]
         return source
 
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
@@ -212,10 +202,9 @@ class Objective(objective.Objective):
 
         A model can prefer every good response and write bad ones: the loss says nothing about those of neither kind.
         """
-        longest = max(map(len, map(prompt_encoder(self.tokenizer), self.asked)))
-        room = max(1, min(self.cfg.block_size + 1, length_limit(run.model)) - longest)
-        seed = f"{self.cfg.seed} held-out"
-        rollout = sample(run.model, self.tokenizer, self.asked, seed, max_response=room, temperature=1.0)
+        cfg = self.cfg
+        seed, options = f"{cfg.seed} held-out", dict(block_size=cfg.block_size, temperature=1.0)
+        rollout = sample_in_rows(run.model, self.tokenizer, self.asked, seed, **options)
         texts = [response.example.prompt + response.text for response in rollout.responses]
         run.writer.text(progress.step, "samples/response", texts[0])
         record = {"val/ended": float(rollout.ended.double().mean())}

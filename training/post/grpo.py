@@ -42,7 +42,7 @@ CLIP = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": 
 def group_advantages(rewards: torch.Tensor, group: int, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(R,) float64 advantages, and (R,) bool, whether the rewards in the group of a response differ.
 
-    rewards: (R,) float64, the groups one after another.
+    rewards: (R,) float64, the groups one after another.  The standard deviation divides by G - 1.
     """
     groups = rewards.view(-1, group)
     spread = groups.amax(1) - groups.amin(1) > SPREAD

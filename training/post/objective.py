@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +14,7 @@ from data.loader import TrainLoader
 from data.sources import open_dataset
 from data.stories.tasks import tasks
 from training.post.reference import open_reference
-from training.post.rewards import task_record
+from training.post.rewards import Response, task_record
 from training.post.settings import PostTrainConfig
 from training.state.checkpoint import Progress
 from training.state.run import Run
@@ -41,7 +41,11 @@ class Objective:
         cfg = self.cfg
         if split == "validation":  # shows what the model forgets
             return open_dataset(
-                cfg.story_dataset, split=split, text_column=cfg.text_column, identity=identity
+                cfg.story_dataset,
+                split=split,
+                val_dataset=cfg.story_val_dataset,
+                text_column=cfg.text_column,
+                identity=identity,
             )
         self.source, held_out = (
             open_examples(
@@ -70,7 +74,7 @@ class Objective:
         return encoded
 
     def open_loader(self, source: Source, tokenizer: Any, **options: Any) -> Any:
-        """What gives the batches of a step, with the methods of TrainLoader; options: those of it."""
+        """What gives the batches of steps, with the methods of TrainLoader. options: as TrainLoader has them."""
         return TrainLoader(source, tokenizer, **options | {"packing": self.packing})
 
     def open_model(self, model: nn.Module, state: dict[str, Any] | None) -> None:
@@ -100,9 +104,10 @@ class Objective:
         return {}
 
     def shown(
-        self, run: Run, progress: Progress, texts: list[str], record: dict[str, float]
+        self, run: Run, progress: Progress, responses: Sequence[Response], record: dict[str, float]
     ) -> dict[str, float]:
         """Add what the tasks of the held-out examples say of the responses to a record, and show it."""
+        texts = [response.text for response in responses]
         record |= task_record(self.held_out, texts)
         told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
         run.writer.text(progress.step, "samples/response", self.held_out[0].prompt + texts[0])

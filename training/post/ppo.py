@@ -149,6 +149,8 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
 class Objective(RolloutObjective):
     """Learns from one response to each prompt; the value head takes the place of GRPO's group."""
 
+    cfg: PPOConfig
+
     def open(self, run: Run, state: dict[str, Any] | None) -> None:
         super().open(run, state)
         self.head = ValueHead(run.model.config.hidden_size, self.cfg, run.device)
@@ -162,16 +164,16 @@ class Objective(RolloutObjective):
     def learn(
         self, run: Run, progress: Progress, rollout: Rollout, judged: Judged, measured: bool
     ) -> tuple[StepResult, dict[str, float], dict[str, float]]:
-        """`updates` passes over the responses, in `mini_batches` optimizer updates each."""
+        """`ppo_epochs` passes over the responses, in `mini_batches` optimizer updates each."""
         cfg, mask = self.cfg, rollout.mask
         held, records = self.experience(run, rollout, judged.total)
         train = float(judged.total.max() - judged.total.min()) > SPREAD
         if not train:  # whitening would make advantages of the errors of the value head alone
             run.writer.say(f"step {progress.step + 1}: no update, because all responses have the same reward")
-        updates = cfg.updates if train else 1
+        epochs = cfg.ppo_epochs if train else 1
         sums = torch.zeros(3, device=run.device)  # policy loss, value loss and clipped tokens of all updates
         (draw,) = row_generators(f"{cfg.seed} mini-batches of step {progress.step}", 1)
-        for _ in range(updates):
+        for _ in range(epochs):
             for rows in torch.randperm(len(mask), generator=draw).tensor_split(cfg.mini_batches):
                 batches, counts = micro_batches(cfg.batch_size, rows, rollout.targets, **held)
                 loss_of = functools.partial(self.loss_of, total=sum(counts), sums=sums)
@@ -180,9 +182,8 @@ class Objective(RolloutObjective):
                 )
                 if train:
                     self.head.update()
-        means = (sums / (updates * mask.sum().item())).tolist()
+        means = (sums / (epochs * mask.sum().item())).tolist()
         records |= zip(("post/policy_loss", "post/value_loss", "post/clip_fraction"), means)
-        records["post/groups_dropped"] = int(not train)
         return result._replace(tokens=int(mask.sum())), norms, records
 
     def experience(

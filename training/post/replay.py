@@ -42,7 +42,7 @@ def replayed_routing(model: nn.Module) -> Iterator[Callable[[torch.Tensor | None
     """Have the routers of a model follow recorded experts, in the forward pass and when a block is computed again.
 
     Yields a function that takes the experts to follow until its next call, (B, T, L, k) int64; -1 and None leave the
-    choice to the router. The router's probabilities are those of now, from its full logits, so that it has a gradient.
+    choice to the router. The router's probabilities are its present ones, from all of its logits, so that it has a gradient.
     """
     recorded: list[torch.Tensor] = []  # (B * T, k) of each layer with a router
     numbers = itertools.count()

@@ -120,7 +120,7 @@ def reward_of(name: str, response: Response) -> float:
 
 
 def task_record(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
-    """The shares of texts that do what their tasks ask for; empty without tasks as of the story world."""
+    """The shares of texts that do what their tasks ask for; empty if a task is not one of the story world."""
     asked = [(e.task.get("words"), e.task.get("feature")) for e in examples]
     if not all(words and isinstance(words, list) and feature in [*FEATURES] for words, feature in asked):
         return {}

@@ -1,7 +1,7 @@
 """What GRPO and PPO share: prompts, responses that the model samples, their rewards, and the updates from them.
 
-A step samples `prompts` x `group` responses with the weights of now, judges them with plain functions (rewards.py), and
-makes `updates` optimizer updates from them. The seed of a response is a function of (seed, step, row) and the position
+A step samples `prompts` x `group` responses with the present weights, judges them with plain functions (rewards.py), and
+makes one or more optimizer updates from them. The seed of a response is a function of (seed, step, row) and the position
 in the prompts is exact, so a resumed run samples the same responses.
 
 Shapes: R responses in groups of equal prompts, T input tokens of the longest prompt with its response.
@@ -30,6 +30,7 @@ from training.post.reference import IN_TRAINING_ONLY
 from training.post.replay import flips, replayed_routing
 from training.post.rewards import Response, parse_rewards, reward_of
 from training.post.sampling import Rollout, prompt_encoder, sample
+from training.post.settings import RolloutConfig
 from training.state.checkpoint import Progress
 from training.state.run import Run, save
 from training.step import StepResult
@@ -68,14 +69,11 @@ def micro_batches(
 
 
 class RolloutObjective(objective.Objective):
-    """Samples responses and judges them; a subclass learns from them.
-
-    cfg: a RolloutConfig.
-    """
+    """Samples responses and judges them; a subclass learns from them."""
 
     answered = False  # a prompt needs no response
 
-    def __init__(self, cfg: Any, tokenizer: Any):
+    def __init__(self, cfg: RolloutConfig, tokenizer: Any):
         super().__init__(cfg, tokenizer)
         self.rewards = parse_rewards(cfg.rewards)
         self.step_in_words = (
@@ -164,7 +162,7 @@ class RolloutObjective(objective.Objective):
             "val/response_tokens": float(rollout.lengths.double().mean()),
             "val/ended": float(rollout.ended.double().mean()),
         }
-        return self.shown(run, progress, [response.text for response in rollout.responses], record)
+        return self.shown(run, progress, rollout.responses, record)
 
     def sample(self, run: Run, examples: Sequence[Example], seed: str, routing: bool = False) -> Rollout:
         return sample(
@@ -205,7 +203,7 @@ class RolloutObjective(objective.Objective):
         batches: list[dict[str, torch.Tensor]],
         of: Callable[[Scored], Any],
     ) -> list[Any]:
-        """What `of` makes of what a model says of each batch, without gradients.
+        """Score each batch with a model, without gradients, and return `of` each result.
 
         With routing_replay, the policy follows the recorded experts, and the reference chooses its own.
         """

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from architecture.generation.decode import generate
+from architecture.generation.decode import generate, length_limit
 from architecture.generation.sampling import row_generators
 from architecture.generation.text import TextStream
 from architecture.interface import IGNORE_INDEX
@@ -94,6 +94,21 @@ def sample(
     return Rollout(**batch, responses=responses, ended=torch.tensor(ended), chosen=chosen)
 
 
+def sample_in_rows(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    seed: str,
+    *,
+    block_size: int,
+    temperature: float,
+) -> Rollout:
+    """As `sample`, with as many tokens for each response as the longest prompt leaves in a row of block_size tokens."""
+    longest = max(map(len, map(prompt_encoder(tokenizer), examples)))
+    room = max(1, min(block_size + 1, length_limit(model)) - longest)
+    return sample(model, tokenizer, examples, seed, max_response=room, temperature=temperature)
+
+
 def prompt_encoder(tokenizer: Any) -> Callable[[Example], list[int]]:
     """What turns an example into the ids in front of its response, as in supervised fine-tuning."""
     encode = RowEncoder(tokenizer, ANY_LENGTH, None)
@@ -104,6 +119,16 @@ def end_tokens(tokenizer: Any) -> tuple[int, ...]:
     """The ids that end a response: EOT, and those of the chat format of gpt-oss."""
     chat = ("<|return|>", "<|call|>") if tokenizer.name == HARMONY else ()
     return tokenizer.eot_token, *map(tokenizer.encode_single_token, chat)
+
+
+def share_truncated(batches: Sequence[dict[str, torch.Tensor]], ends: Sequence[int]) -> float:
+    """The share of the responses of batches that are cut off, so that their end is no target. ends: from end_tokens.
+
+    Each row has one response, or, in batches with positions, one for each position 0.
+    """
+    number = sum(int((b["positions"] == 0).sum()) if "positions" in b else len(b["targets"]) for b in batches)
+    ended = sum(int((b["targets"] == end).sum()) for b in batches for end in ends)
+    return 1 - ended / number
 
 
 def text_of(tokenizer: Any, example: Example, ids: Sequence[int]) -> str:

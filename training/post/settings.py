@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.settings import option
-from data.defaults import TEXT_COLUMN
+from data.defaults import BUNDLED, TEXT_COLUMN
 from training.config import TrainConfig
-
-PROMPT = 45  # tokens of a prompt in estimates of memory, which come before the data is open; the story world has fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +25,8 @@ class PostTrainConfig(TrainConfig):
         "a run is resumed",
     )
     dataset: str = option(
-        "bundled",
-        "data of this kind: bundled or auto = made from the story world, a .jsonl file, or ORG/NAME on the Hub",
+        BUNDLED,
+        "data of this kind: bundled or auto = made from the story world, a .jsonl or .parquet file, or ORG/NAME on the Hub",
     )
     val_dataset: str | None = option(
         None, "held-out examples; none = the validation split of the dataset, or 1% of the prompts by hash"
@@ -37,7 +35,10 @@ class PostTrainConfig(TrainConfig):
     story_dataset: str = option(
         "auto",
         "stories for val/loss and val/bits_per_byte, as --dataset of train.py takes them; auto = those of the model that "
-        "the run begins with, unless it had a val_dataset",
+        "the run begins with",
+    )
+    story_val_dataset: str | None = option(
+        None, "validation stories, as --val_dataset of train.py; none = those of story_dataset"
     )
     packing: Literal["packed"] = option("packed", "of the stories that val/loss scores")
     max_iters: int | None = option(300, "length of the run in optimizer steps", at_least=1)
@@ -59,6 +60,15 @@ class PostTrainConfig(TrainConfig):
     held_out: int = option(64, "held-out examples that an evaluation scores", at_least=1)
 
     uses_reference = False  # whether a frozen model is read beside the one that trains
+    uncounted = "held-out examples, in the time"
+    sized_by = "block_size, held_out"
+    prompt_length = (
+        45  # tokens in estimates of memory, which come before the data is open; the story world has fewer
+    )
+
+    @property
+    def sampled_rows(self) -> int:
+        return self.held_out
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,7 +92,7 @@ class DPOConfig(PostTrainConfig):
     """Direct preference optimization (arXiv:2305.18290)."""
 
     program, kind = "post_train.py dpo", "dpo"
-    uncounted = "the reference model, in the time"
+    uncounted = "the reference model and held-out examples, in the time"
 
     batch_size: int = option(8, "pairs per micro-batch, each of two rows", at_least=1)
     uses_reference = True
@@ -95,6 +105,11 @@ class DPOConfig(PostTrainConfig):
     def rows(self) -> int:
         return 2 * self.batch_size
 
+    @property
+    def sampled_rows(self) -> int:
+        """The held-out examples to which an evaluation samples a response."""
+        return min(64, self.held_out)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(PostTrainConfig):
@@ -102,13 +117,13 @@ class RolloutConfig(PostTrainConfig):
 
     unread = PostTrainConfig.unread | {"grad_accum"}
     uncounted = (
-        f"tokens of a prompt after the first {PROMPT}, in the memory; sampling, the reference model and updates after the "
-        "first one, in the time"
+        f"tokens of a prompt after the first {PostTrainConfig.prompt_length}, in the memory; sampling, the reference model "
+        "and updates after the first one, in the time"
     )
 
     batch_size: int = option(8, "responses that are trained at a time; the step is the same", at_least=1)
     block_size: int = option(256, "tokens per row of the stories that val/loss scores", at_least=1)
-    grad_accum: int = option(1, "must be 1: a step trains all of its responses", at_least=1, at_most=1)
+    grad_accum: int = option(1, "must be 1: a step trains all of its responses", at_least=1)
     rewards: str = option(
         "words:1,ends:1",
         "functions of training/post/rewards.py and their weights: words, feature, ends, length, no_repetition, checker",
@@ -116,18 +131,23 @@ class RolloutConfig(PostTrainConfig):
     prompts: int = option(8, "prompts in a step", at_least=1)
     max_response: int = option(300, "most tokens of a response", at_least=1)
     temperature: float = option(1.0, "of the sampler and of the trained probabilities", above=0)
-    updates: int = option(1, "optimizer updates from the responses of a step", at_least=1)
     reference: str | None = option(None, "checkpoint of the reference model; none = that of --init_from")
     routing_replay: bool = option(
-        False, "train on the experts that the sampler chose, with the router's probabilities of now"
+        False, "train on the experts that the sampler chose, with the router's present probabilities"
     )
     log_every: int = option(1, "steps between log records", at_least=1)
 
+    sized_by = "max_response, prompts, held_out"
     group = 1  # responses to a prompt in a step
     kl_weight = ""  # the setting that is the weight of the reference
 
     def __post_init__(self):
         super().__post_init__()
+        if self.grad_accum != 1:
+            raise ValueError(
+                f"grad_accum must be 1, because a step trains all responses to its prompts, batch_size at a time, got "
+                f"{self.grad_accum}; leave it out, and set the size of a step with prompts"
+            )
         if self.reference and not self.uses_reference:
             raise ValueError(
                 f"reference names a model that is read if {self.kl_weight} is above 0, got {self.kl_weight}=0; raise it, "
@@ -140,7 +160,7 @@ class RolloutConfig(PostTrainConfig):
 
     @property
     def row_length(self) -> int:
-        return PROMPT + self.max_response
+        return self.prompt_length + self.max_response
 
     @property
     def sampled_rows(self) -> int:
@@ -164,6 +184,7 @@ class GRPOConfig(RolloutConfig):
         "by their spread, dapo = mean over all tokens, gspo = one ratio for a response",
     )
     group: int = option(8, "responses to a prompt in a step", at_least=2)
+    updates: int = option(1, "optimizer updates from the responses of a step", at_least=1)
     clip_low: float | None = option(
         None,
         "with a negative advantage, a ratio below 1 - clip_low has no gradient; none = that of the loss",
@@ -192,7 +213,7 @@ class PPOConfig(RolloutConfig):
 
     program, kind, kl_weight = "post_train.py ppo", "ppo", "kl_coef"
 
-    updates: int = option(4, "passes over the responses of a step", at_least=1)
+    ppo_epochs: int = option(4, "passes over the responses of a step", at_least=1)
     mini_batches: int = option(
         1, "parts into which a pass divides the responses; each is one optimizer update", at_least=1
     )

@@ -6,18 +6,13 @@ response is one of its tokens; prompts and padding do not count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
-from typing import Any
-
 import torch
 
-from architecture.generation.decode import generate, length_limit
 from architecture.interface import evaluation_mode
 from data.documents import Source
-from data.rows import Row, RowEncoder, packed
+from data.rows import RowEncoder, packed
 from training.post import objective
-from training.post.sampling import end_tokens, text_of
+from training.post.sampling import end_tokens, sample_in_rows, share_truncated
 from training.state.checkpoint import Progress
 from training.state.run import Run
 from training.step import StepResult
@@ -39,23 +34,17 @@ class Objective(objective.Objective):
     def step(self, run: Run, progress: Progress) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         batches, counts = take_batches(run, progress)
         result, norms = train_on(run, progress, batches, counts)
-        return result, norms, {"data/truncated": self.truncated(batches)}
-
-    def truncated(self, batches: list[dict[str, torch.Tensor]]) -> float:
-        """The share of the examples whose response is cut off, so that its end is no target."""
-        number = sum(int((batch["positions"] == 0).sum()) for batch in batches)
-        ended = sum(int(sum((batch["targets"] == end).sum() for end in self.ends)) for batch in batches)
-        return 1 - ended / number
+        return result, norms, {"data/truncated": share_truncated(batches, self.ends)}
 
     def evaluate(self, run: Run, progress: Progress) -> dict[str, float]:
-        responses = respond(run.model, self.rows, self.cfg.block_size, self.ends)
-        ended = [ids[-1] in self.ends for ids in responses]
-        texts = [
-            text_of(self.tokenizer, example, [i for i in ids if i not in self.ends])
-            for example, ids in zip(self.held_out, responses)
-        ]
-        record = {"val/response_loss": self.loss(run), "val/ended": fmean(ended)}
-        return self.shown(run, progress, texts, record)
+        # temperature 0 draws nothing, so that it needs no seed
+        options = dict(block_size=self.cfg.block_size, temperature=0.0)
+        rollout = sample_in_rows(run.model, self.tokenizer, self.held_out, "", **options)
+        record = {
+            "val/response_loss": self.loss(run),
+            "val/ended": float(rollout.ended.double().mean()),
+        }
+        return self.shown(run, progress, rollout.responses, record)
 
     @torch.no_grad()
     def loss(self, run: Run) -> float:
@@ -68,10 +57,3 @@ class Objective(objective.Objective):
                 out = run.model(**{name: part.to(run.device) for name, part in batch.items()})
                 total, targets = total + out.loss_sum.double(), targets + out.num_targets
         return float(total / targets)
-
-
-def respond(model: Any, rows: list[Row], block_size: int, ends: Sequence[int]) -> list[list[int]]:
-    """The most probable ids after the prompt of each row, up to its end, or to as many as a row holds."""
-    prompts = [row.prompt for row in rows]
-    room = min(block_size + 1, length_limit(model)) - max(map(len, prompts))
-    return generate(model, prompts, max_tokens=max(1, room), temperature=0, stop_tokens=ends)

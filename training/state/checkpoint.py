@@ -33,6 +33,7 @@ from architecture.tokenizer import tokenizer_state
 from common.files import atomic_write, reading, write_json_atomic
 from common.provenance import git_commit
 from common.settings import cast, require_bounds
+from data.defaults import TEXT_COLUMN
 from data.documents import Source
 from training.balance import BIAS_BUFFER
 from training.config import TrainConfig
@@ -232,6 +233,14 @@ def saved_settings(
     with reading(path, "a run's settings", way_out=OLDER):
         found = saved.get("train_config", {})
         return {k: cast(k, v, hints[k]) if k in hints else v for k, v in found.items()}
+
+
+def stories_of(before: dict[str, Any]) -> tuple[str | None, str | None, str]:
+    """dataset, val_dataset and text_column of the documents of val/loss, from the saved settings of a run."""
+    # in post-training, dataset is that of the kind
+    prefix = "story_" if "story_dataset" in before else ""
+    names = (before.get(f"{prefix}{name}") for name in ("dataset", "val_dataset"))
+    return *names, before.get("text_column", TEXT_COLUMN)
 
 
 def saved_ranks(saved: dict[str, Any], path: Any) -> int:
