@@ -116,6 +116,22 @@ def forgotten(ax) -> None:
     taught(ax, "rewards", "val/bits_per_byte", "bits per byte of stories")
 
 
+def exploited(ax) -> None:
+    """One reward alone rises, and what it does not measure falls."""
+    (curves,) = record("teaching_hacking")["runs"]["words_alone"]["curves"].values()
+    shown = {
+        "val/words": "words used: the reward",
+        "val/feature": "feature",
+        "val/passes": "the checker passes",
+    }
+    for (measure, label), colour in zip(shown.items(), COLOURS):
+        ax.plot(*(np.array(curves[measure]) * (1, 100)).T, color=colour, lw=1.8, label=label)
+    ax.set(
+        title="GRPO with the reward words alone", xlabel="step", ylabel="% of held-out prompts", ylim=(0, 100)
+    )
+    ax.legend(fontsize=7)
+
+
 def save(name: str, *panels: Callable, width: float) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(width, 3.1), layout="constrained", squeeze=False)
@@ -131,7 +147,8 @@ def main() -> None:
     save("ladder", ladder, width=5.5)
     save("load", load, width=4.5)
     save("vision", captions, width=5.5)
-    save("teaching", fine_tuned, preferred, rewarded, forgotten, width=13)
+    save("teaching", fine_tuned, preferred, width=7.5)
+    save("rewards", rewarded, forgotten, exploited, width=11)
     save("overview", curve, ladder, load, width=13)
 
 

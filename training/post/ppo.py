@@ -29,7 +29,7 @@ from training.step import StepResult
 
 
 class ValueHead:
-    """Predicts the return from what the policy's head reads: a linear layer that begins at 0, and its AdamW.
+    """Predicts the return from what the policy's head reads: a linear layer that begins at a constant, and its AdamW.
 
     It is not a part of the model, so that every program opens the checkpoint as any other one.
     The model gets cfg.value_coef times the gradient of the value loss, see docs/teaching.md.
@@ -51,6 +51,14 @@ class ValueHead:
         x = (fixed + self.coef * (hidden - fixed)).float()
         # no matrix product, which autocast would compute in bfloat16
         return (x * self.linear.weight[0]).sum(-1) + self.linear.bias
+
+    def begin_at(self, value: float) -> None:
+        """Have a new head predict this value everywhere.
+
+        From 0 it would come to the scores by its weights, too, whose values differ from token to token: advantages
+        would be noise for tens of steps, and the value loss would move the trunk.
+        """
+        nn.init.constant_(self.linear.bias, value)
 
     def update(self) -> None:
         """Clip the head's own gradient, update the head and clear the gradient."""
@@ -166,6 +174,8 @@ class Objective(RolloutObjective):
     ) -> tuple[StepResult, dict[str, float], dict[str, float]]:
         """`ppo_epochs` passes over the responses, in `mini_batches` optimizer updates each."""
         cfg, mask = self.cfg, rollout.mask
+        if not progress.step:
+            self.head.begin_at(float(judged.total.mean()))
         held, records = self.experience(run, rollout, judged.total)
         train = float(judged.total.max() - judged.total.min()) > SPREAD
         if not train:  # whitening would make advantages of the errors of the value head alone
