@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 from common.script import Parser, exit_code, say
 from common.settings import cast
 from evaluation import from_checkpoint
-from evaluation.windows import Reading, Scores, read, readings
+from evaluation.windows import Reading, Scores, read, readings, require_plain_beginning
 
 
 class Losses(NamedTuple):
@@ -180,6 +180,7 @@ def group_losses(
     import torch
 
     from architecture.interface import IGNORE_INDEX
+    from training.causality import computing_dtype
 
     length = max(map(len, group)) - 1
     eot, device = group[0][0], next(model.parameters()).device
@@ -189,7 +190,9 @@ def group_losses(
         inputs[row, : len(document) - 1] = torch.tensor(document[:-1])
         targets[row, : len(document) - 1] = torch.tensor(document[1:])
     if not getattr(model, "carries", False):
-        return {way.name: read(model, inputs, targets, window, way, autocast) for way in ways}
+        found = {way.name: read(model, inputs, targets, window, way, autocast) for way in ways}
+        require_plain_beginning(found, window, computing_dtype(model, device, autocast))
+        return found
     columns = {name: [] for name in ("carried", "zeroed", "swapped")}
     state = None
     for start in range(0, length, window):

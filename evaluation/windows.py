@@ -102,6 +102,26 @@ def read(
     return Scores(torch.cat(losses, dim=1), windows, computed)
 
 
+def require_plain_beginning(found: dict[str, Scores], window: int, dtype: torch.dtype) -> None:
+    """Raise ValueError if a reading does not score the first window as the plain reading does.
+
+    The causality probe calls the model as the plain reading does. Other readings pass through a cache, and could see
+    later tokens there alone; in the first window nothing is kept or repeated yet. The median is compared, because
+    rounding can change the experts of a few tokens.
+    """
+    from training.causality_passes import LOSS_ROUNDING, ROUNDING
+
+    plain, allowed = found[Reading().name].losses[:, :window], ROUNDING[dtype] + LOSS_ROUNDING
+    for name, scores in found.items():
+        change = (scores.losses[:, :window] - plain)[plain != 0].abs().median()
+        if not change <= allowed:
+            raise ValueError(
+                f"{name} is not scored: in the first window, where nothing is kept yet, its losses differ from those of "
+                f"the model that passed the causality probe by {change:.2g} nats (median), and rounding explains "
+                f"{allowed:.2g}; look for what a cache changes in a mask or in positions (docs/comparing.md)"
+            )
+
+
 def _kept_keys(model: Any, rows: int, window: int, kept: int) -> Any:
     """An empty cache whose forget() leaves the last `kept` tokens."""
     from architecture.generation.cache import KVCache

@@ -190,7 +190,9 @@ def test_a_recorded_folder_is_judged_again_without_a_change_in_it(tmp_path, caps
     assert judge.main([str(folder), "--pair", "d", "b", "--planned", "b", "a", "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "**b** against **a**" in told or "**b** is" in told
-    pairs = json.loads(out.read_text())["pairs"]
+    found = json.loads(out.read_text())
+    assert {"command", "commit", "torch"} <= found.keys()  # a record that nobody could repeat is none
+    pairs = found["pairs"]
     assert [(p["first"], p["second"], p["pair"]) for p in pairs] == [
         ("b", "a", "planned"),
         ("d", "b", EXPLORED),

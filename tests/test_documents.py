@@ -189,10 +189,10 @@ def claims() -> list[tuple[str, str, tuple]]:
     readme = [
         ("{:.3f}, {:.3f}, {:.3f}", scores),
         ("6.3 M tokens? | {:.3f}", (toy["final"]["final/bits_per_byte"],)),
-        ("by {:.3f} +- {:.3f}, or {:.3f} +- {:.3f} in equal seconds: worth {:.1f} times the compute",
-         (*positions("gptoss", "gpt2"), *contract("time")[:2], contract("active")[2])),
+        ("by {:.3f} +- {:.3f}, or {:.3f} +- {:.3f} in equal seconds: worth {:.1f} times the compute and {:.1f} times the clock",
+         (*positions("gptoss", "gpt2"), *contract("time")[:2], *contract("active")[2::3])),
         ("beat no positions by {:.3f} +- {:.3f}", positions("gpt2", "gpt2_none")),
-        ("RoPE: {:.3f} +- {:.3f} against", size("ladder", "rope", "gpt2")),
+        ("RoPE, the first part added: {:.3f} +- {:.3f} against", size("ladder", "rope", "gpt2")),
         ("training without it is {:+.4f} +- {:.4f}", pair("balancing", "none", "aux")),
         ("one of four by {:.3f} +- {:.3f}", size("granularity", "8_of_2", "4_of_1")),
         ("{:.2f} times its step (`toy`, 2 of 8 experts), {:.2f} (8 of 32); decoding {:.2f} and {:.2f} times",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from architecture import gpt2
+from architecture.generation.cache import KVCache
 from architecture.gptoss import ModelConfig, Transformer, visible_keys
 from architecture.gptoss_context import ContextConfig, ContextTransformer
 from evaluation import context
@@ -172,6 +173,17 @@ def test_kept_keys_score_every_token_once_as_token_by_token(trunk, documents, mo
             assert losses.nats[name] == pytest.approx(by_segment(wanted), rel=1e-6)
             assert count <= window or losses.nats[name] != pytest.approx(losses.nats["plain"], rel=1e-3)
             assert (losses.windows[name], losses.computed[name]) == (-(-count // window), count)
+
+
+def test_a_leak_that_only_a_cache_opens_gets_no_score(trunk, documents, monkeypatch):
+    def later(self, window, positions, extend=KVCache.extend):
+        return extend(self, window, positions) - 1  # each query sees the key after it
+
+    monkeypatch.setattr(KVCache, "extend", later)
+    with pytest.raises(
+        ValueError, match="^kept_3 is not scored: in the first window, where nothing is kept yet"
+    ):
+        read_as(trunk, documents, 10, Reading(), Reading(kept=3))
 
 
 def test_costs_are_sums_over_documents_and_a_slot_counts_as_a_token(variant, documents):

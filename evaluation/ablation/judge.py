@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     from common.files import write_json_atomic
+    from common.provenance import provenance, record_path
     from evaluation.ablation.verdict_text import beside_in_words, in_words, pairs_section
 
     x = read(args.folder, args.planned)
@@ -138,7 +139,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out:
         spread, pairs = found["spreads"], [record(v) for v in (*found["planned"], *found["others"])]
         pooled = spread and {"pooled": spread.pooled, "df": spread.df, "documents": spread.documents}
-        write_json_atomic(args.out, {"name": x.spec.name, "pairs": pairs, "spread": pooled})
+        figures = {"name": x.spec.name, "pairs": pairs, "spread": pooled}
+        write_json_atomic(record_path(args.out), provenance() | figures)
 
 
 if __name__ == "__main__":
