@@ -29,7 +29,15 @@ from common.script import Parser, exit_code
 from evaluation.ablation.statistics import ALPHA, summary, table
 from training.monitor.metrics import read_metrics
 
-SHOWN = ("val/pair_accuracy", "val/reward", "val/all_words", "val/feature", "val/passes", "val/bits_per_byte")
+SHOWN = (
+    "val/pair_accuracy",
+    "val/reward",
+    "val/words",
+    "val/all_words",
+    "val/feature",
+    "val/passes",
+    "val/bits_per_byte",
+)
 SPENT = ("post/sampling_share", "post/samples_per_second", "post/routing_flips", "perf/tokens_per_second")
 
 
