@@ -136,7 +136,11 @@ def read_checkpoint(
     """
     path = Path(path)
     if not path.is_file() and not shards.is_sharded(path):
-        raise ValueError(f"checkpoint {path} does not exist; look into its folder for checkpoint_<step>.pt")
+        there = [p.name for p in path.parent.glob("*") if p.suffix == path.suffix == ".pt" or checkpoints(p)]
+        hint = (
+            did_you_mean(path.name, there) or "; name a folder that train.py wrote, or a checkpoint_<step>.pt"
+        )
+        raise ValueError(f"checkpoint {path} does not exist{hint}")
     with reading(path, "a checkpoint", way_out=way_out):
         state = shards.read(path, part) if path.is_dir() else _read_file(path, verified=part[0] == 0)
         state = state if isinstance(state, dict) else {}

@@ -172,16 +172,15 @@ def example_of(
     columns = ("prompt", "response") if kind is Example else ("prompt", "chosen", "rejected")
     if kind is Example and "messages" in record:
         return of_messages(record, where, answered)
+    held = ", ".join(map(str, record)) or "nothing"
+    needed = f"the columns {', '.join(columns)}, each a text"
     if not answered:
-        record = {"response": "", **record}
+        record, needed = {"response": "", **record}, "a column prompt, a text (a response is optional)"
     for column in columns:
         value = record.get(column)
         if not isinstance(value, str):
-            held = ", ".join(map(str, record)) or "nothing"
             got = f"{column} is {shown(value)}" if column in record else f"there is no {column}, only {held}"
-            raise ValueError(
-                f"{where}: must have the columns {', '.join(columns)}, each a text, and {got}; mend or remove it"
-            )
+            raise ValueError(f"{where}: must have {needed}, and {got}; mend or remove it")
         if column != "prompt" and answered and not value.strip():
             raise ValueError(f"{where}: {column} must have text in it, got {shown(value)}; mend or remove it")
     if kind is Pair and record["chosen"] == record["rejected"]:

@@ -302,3 +302,9 @@ def test_a_prompt_that_is_answered_by_the_model_needs_no_response():
         ValueError, match="line 1: must have .* there is no response, only prompt, words; mend"
     ):
         example_of(record, Example, "line 1")
+
+
+def test_a_prompt_without_a_response_needs_one_column_only():
+    told = r"must have a column prompt, a text \(a response is optional\), and there is no prompt, only text"
+    with pytest.raises(ValueError, match=told):
+        example_of({"text": "A kite."}, Example, "line 1", answered=False)

@@ -152,7 +152,7 @@ def test_a_run_prints_its_parameters_and_nothing_about_experts(finished):
     # per block: norms 4 * 32, attention 4 * 32 * 33, MLP 24 * 65 + 32; then a norm, the table, positions
     active = 2 * (4 * 32 + 4 * 32 * 33 + 24 * 65 + 32) + 2 * 32 + 4096 * 32
     assert f": {active + 24 * 32:,} parameters, {active:,} active per token\n" in err
-    assert "(1 threads, attention sdpa)\n" in err and "balance" not in err
+    assert "(1 thread, attention sdpa)\n" in err and "balance" not in err
     saved = load(finished / "model/checkpoint_20.pt")
     assert saved["model_name"] == saved["train_config"]["model"] == "gpt2"
     assert saved["train_config"]["experts"] == "none"

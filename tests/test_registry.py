@@ -130,7 +130,11 @@ def test_truncated_files_noise_text_and_a_foreign_zip_are_refused(checkpoint):
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
-    assert "does not exist" in refusal(tmp_path / "checkpoint_9.pt")
+    assert "does not exist; name a folder that train.py wrote" in refusal(tmp_path / "checkpoint_9.pt")
+    (tmp_path / "model_toy").mkdir()
+    (tmp_path / "model_toy" / "checkpoint_5.pt").touch()
+    assert "did you mean 'model_toy'?" in refusal(tmp_path / "model_tyo")
+    assert "did you mean 'checkpoint_5.pt'?" in refusal(tmp_path / "model_toy" / "checkpoint_7.pt")
 
 
 @pytest.mark.parametrize("content", [{"model": {}}, [1, 2], torch.zeros(3)], ids=["dict", "list", "tensor"])

@@ -404,6 +404,11 @@ def test_damaged_weights_to_evaluate_name_the_newest_good_ones(copied, tmp_path,
         assert told in capsys.readouterr().err
 
 
+def test_a_file_beside_checkpoints_is_refused_with_the_newest_of_them(copied, tmp_path, capsys):
+    assert run_here(tmp_path, "--eval_only", "model/config.json", "--device", "cpu") == 2
+    assert "the newest one that can be read is model/checkpoint_4.pt" in capsys.readouterr().err
+
+
 def test_resume_from_accepts_only_checkpoints_of_the_run(copied, tmp_path, capsys):
     shutil.copy(copied / "checkpoint_2.pt", tmp_path / "mine.pt")
     for name in ("mine.pt", "model/checkpoint_3.pt", "model"):

@@ -324,7 +324,8 @@ def changed_fields(cfg: TrainConfig, config: Any) -> list[str]:
         return []
     preset = asdict(registry.build_config(cfg.model, cfg.model_size))
     changed = {name: value for name, value in asdict(config).items() if value != preset[name]}
-    told = [f"{n} {as_text(v, n):.40}" for n, v in changed.items() if not n.endswith("vocab_size")]
+    texts = {name: as_text(value, name) for name, value in changed.items() if not name.endswith("vocab_size")}
+    told = [f"{name} {text if len(text) <= 60 else text[:57] + '...'}" for name, text in texts.items()]
     return told if len(told) <= 5 else [*told[:4], f"{len(told) - 4} more changes"]
 
 

@@ -231,7 +231,7 @@ def describe(run: Run, source: Source, validation: Source) -> str:
         f"{counts['total']:,} parameters, {counts['active']:,} active per token{expert_layers(run.model.config)}\n"
         f"data: {source.name}{source.left_out()}, validation {validation.name}{other}, tokenizer {run.tokenizer.name}\n"
         f"{length} of {cfg.slots_per_step:,} tokens ({rows}) on {cfg.device} in {cfg.dtype} "
-        f"({cfg.threads} threads, attention {cfg.attention}{experts})\n"
+        f"({cfg.threads} {'thread' if cfg.threads == 1 else 'threads'}, attention {cfg.attention}{experts})\n"
         f"writing {cfg.out_dir}/"
         + (f" and {run.tensorboard_dir}/" if run.tensorboard_dir else "")
         + (f"\n{lora.describe(run.model)}" if cfg.lora_rank else "")

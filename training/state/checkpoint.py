@@ -182,10 +182,11 @@ def naming_a_good_one(path: Path) -> Iterator[None]:
         if found is None:
             raise
         there = checkpoints(path.parent)
-        older = there[: there.index(path)] if path in there else []
+        older = there[: there.index(path)] if path in there else there  # all, if it has another name
         good = next(filter(_reads, reversed(older)), None)
-        told = f"the newest older one that can be read is {good} (for --resume_from or --checkpoint)"
-        way_out = told if good else "its folder has no older checkpoint that can be read"
+        kind = "older " if path in there else ""
+        told = f"the newest {kind}one that can be read is {good} (for --resume_from or --checkpoint)"
+        way_out = told if good else f"its folder has no {kind}checkpoint that can be read"
         raise ValueError(str(error).replace(found[0], way_out)) from None
 
 
