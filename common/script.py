@@ -22,7 +22,12 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises ValueError for a wrong flag; exit_code() prints it."""
 
     def error(self, message: str):
-        raise ValueError(f"{message}; --help lists the flags")
+        unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
+        known = [
+            name.removeprefix("--") for name in self._option_string_actions
+        ]  # "--" would make all similar
+        near = did_you_mean(unknown[1], known).replace("'", "'--", 1) if unknown else ""
+        raise ValueError(message + (near or "; --help lists the flags"))
 
 
 def say(text: str) -> None:

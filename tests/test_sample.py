@@ -207,7 +207,8 @@ def test_a_bad_checkpoint_is_one_line(run, tmp_path, checkpoint):
         (["--max_tokens", "0"], "max_tokens must be at least 1"),
         (["--prompt", "q" * 50], "40 tokens"),
         (["--device", "gpu"], "device must be"),
-        (["--temp", "1"], "unrecognized arguments: --temp"),
+        (["--temp", "1"], "unrecognized arguments: --temp 1; --help lists the flags"),
+        (["--max_new_tokens", "9"], "--max_new_tokens 9; did you mean '--max_tokens'?"),
         (["--out", "{folder}/told.csv"], "--out must end in .jsonl or .txt"),
         (
             ["--prompt", "a", "x<|endoftext|>y", "--out", "{folder}/told.txt"],
