@@ -164,7 +164,9 @@ def test_a_run_learns_its_responses_and_ends_with_the_same_bits_after_a_stop(bas
     records = [json.loads(line) for line in (base / "straight/metrics.jsonl").read_text().splitlines()]
     at = {r["step"]: r for r in records if "val/response_loss" in r}
     assert at.keys() == {0, 8} and at[8]["val/response_loss"] < 0.7 * at[0]["val/response_loss"]
-    assert "step 8: on 10 held-out examples response_loss" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "step 8: on 10 held-out examples response_loss" in err
+    assert "sample.py --checkpoint straight/checkpoint_8.pt --prompt '50 kites.'" in err
     assert any(0 < r.get("data/truncated", 0) < 1 for r in records)
     original = Objective.step
 

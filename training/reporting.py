@@ -290,6 +290,8 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
         for field in "dataset val_dataset text_column story_dataset story_val_dataset rewards".split()
         if (value := getattr(cfg, field, None)) != getattr(type(cfg), field, None)
     )
+    asked = run.objective.held_out[0].prompt if getattr(run.objective, "held_out", None) else "\n"
+    asked = "" if "\n" in asked else f" --prompt {quote(asked)}"  # one of several lines is hard to read
     return (
         f"{told}\n---\n"
         f"validation loss  {in_words(found)}\n"
@@ -297,7 +299,7 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
         f"({final['tokens_per_second']:,.0f} tokens/s), in pass {run.loader.progress.epoch + 1} over the data\n"
         f"parameters       {final['parameters']:,}, {final['active_parameters']:,} active per token\n"
         f"next:\n{activation()}"
-        f"  python sample.py --checkpoint {name}{' --image FILE' if run.examples else ''}{board}\n"
+        f"  python sample.py --checkpoint {name}{' --image FILE' if run.examples else asked}{board}\n"
         f"  python -m evaluation.report {quote(cfg.out_dir)}    # the same pictures as one page, no server\n"
         f"  python {cfg.program} --init_from {name}{data} --out_dir {quote(f'{cfg.out_dir}_next')}"
     )
