@@ -204,6 +204,8 @@ def replayed(a: Path, b: Path, start: int, last: int) -> Iterator[str]:
     """Train both runs again from `start` to `last`, and say where they part."""
     from evaluation import replay
 
+    for folder in (a, b):
+        replay.settings(folder)  # raises for a run that cannot be replayed
     say(f"training steps {start + 1} to {last} of both runs again ...")
     here, there = (replay.replay(folder, start, last) for folder in (a, b))
     step = next((n for n, (x, y) in enumerate(zip(here, there), start + 1) if x != y), None)

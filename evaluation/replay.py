@@ -46,7 +46,7 @@ def settings(folder: Path) -> tuple[TrainConfig, Any, dict[str, Any]]:
         facts = read_json(path)
         name = facts["train"]["model"]
         if "story_dataset" in facts["train"]:
-            raise ValueError("it is of a run of post_train.py, of which only files are compared")
+            raise ValueError(f"{path} is of a run of post_train.py, of which only files are compared")
         config_class = settings_class(name)
         held = checkpoint.saved_settings({"train_config": facts["train"]}, path, config_class)
         cfg, config = config_class(**held), registry.config_from_dict(name, facts["model"])

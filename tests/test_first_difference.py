@@ -158,3 +158,10 @@ def test_a_folder_that_is_no_run_is_an_error_and_nothing_is_written(here, capsys
     assert {path: path.read_bytes() for path in (here / "one").iterdir()} == before
     assert first_difference.main([str(here / "one"), str(REPO_ROOT / "docs")]) == 2
     assert "docs has no config.json; give its --out_dir" in capsys.readouterr().err
+
+
+def test_a_run_of_post_train_is_refused_in_its_own_words(tmp_path):
+    facts = {"train": {"model": "gptoss", "story_dataset": "bundled"}, "model": {}}
+    write_json_atomic(tmp_path / "config.json", facts)
+    with pytest.raises(ValueError, match=r"config.json is of a run of post_train.py, of which only files"):
+        replay.settings(tmp_path)
