@@ -293,6 +293,10 @@ def test_a_wrong_type_in_yaml_names_the_field_and_the_file(yaml_file):
         ("lr: !!timestamp x", "is not valid YAML"),
         ("lr: " + "[" * 20_000, "nested too deeply"),
         ("model: [gptoss]\nnum_experts: 4", "model must be text"),
+        (
+            "out_dir: ''",
+            "out_dir must be text that is not empty (without the setting, its default holds); got ''",
+        ),
         ("lr: " + "9" * 400, "lr must be a finite number"),
         ("seed: " + "9" * 400, "seed must be a whole number below 2**63"),
         ('dataset: "a\\0b"', "dataset must be text without the character NUL"),
