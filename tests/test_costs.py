@@ -29,7 +29,7 @@ from training.costs import (
     sampler_bytes,
 )
 from training.optimizer import build_optimizers
-from training.post.settings import DPOConfig, GRPOConfig, SFTConfig
+from training.post.settings import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
@@ -220,6 +220,15 @@ def test_memory_and_speed_of_a_machine_are_of_one_dtype():
 def test_the_report_names_the_fields_that_differ_from_the_preset(size, changes, told):
     text = report(TrainConfig(model_size=size), build_config("gptoss", "toy", changes))
     assert told in text.splitlines()[0]
+
+
+def test_no_time_on_a_gpu_is_given_where_most_of_a_step_is_not_counted():
+    config = build_config("gptoss", "toy")
+    machines = [
+        sum(machine.name in report(kind(), config) for machine in MACHINES)
+        for kind in (SFTConfig, DPOConfig, GRPOConfig, PPOConfig)
+    ]
+    assert machines == [3, 3, 1, 1] and "two laptop cores" in report(GRPOConfig(), config)
 
 
 def test_a_run_that_does_not_fit_is_reported_for_this_device_and_each_machine():

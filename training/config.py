@@ -24,6 +24,7 @@ class TrainConfig:
     tbptt = 1  # micro-batches through which gradients flow back
     kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
     uncounted = ""  # parts of a step that --dry_run leaves out
+    mostly_uncounted = False  # whether these take most of a step on a GPU, so that a time there would mislead
     sampled_rows = 0  # responses that the model samples at a time
     sized_by = "block_size"  # settings that a run with too little memory may lower, beside batch_size
     unread = frozenset()  # settings that nobody gives to this program; its help leaves them out

@@ -268,6 +268,8 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
+        if cfg.mostly_uncounted and machine is not MACHINES[0]:
+            continue
         run = cfg if machine is here else on_machine(cfg, config, machine)
         taken = sum(memory_bytes(run, config).values())
         room = available if machine is here else machine.memory
