@@ -281,7 +281,7 @@ def test_no_machine_takes_steps_faster_than_it_can_start_them_and_a_time_has_one
         (60_000, "4.0 minutes"),
         (20_000, "80 seconds"),
         (22_600, "1.5 minutes"),
-        (3, "1 seconds"),
+        (3, "1 second"),
     ):
         text = report(TrainConfig(max_iters=steps, block_size=8), tiny)
         assert all(f": about {told}; " in row(text, machine.name) for machine in MACHINES)

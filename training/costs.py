@@ -352,7 +352,8 @@ def duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:,.1f} {unit}"
-    return f"about {max(seconds, 1):.0f} seconds"
+    whole = f"{max(seconds, 1):.0f}"
+    return f"about {whole} {'second' if whole == '1' else 'seconds'}"
 
 
 ESTIMATE = 0.85  # activations are estimated to 15 %, and a run that may fit is not refused
