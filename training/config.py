@@ -285,13 +285,12 @@ def check_resume(
         was = before.get(name)
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
         if name not in free | OF_THIS_CALL and value != was:
+            longer = ", make a finished run longer with --extend STEPS"
             raise ValueError(
-                f"--resume continues the run as it was saved, and {name}={as_text(value, name)} "
-                f"(saved: {as_text(was, name)}) would change it; leave it out, make a finished run longer "
-                "with --extend STEPS, or start a new run from "
-                "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
-                f"{', '.join(sorted(RESUMABLE_CHANGES))}; the name of the same data "
-                f"({', '.join(sorted(DATA))}); and, with other last bits, {', '.join(sorted(CHANGES_BITS))}"
+                f"--resume continues the run as it was saved, and {name}={as_text(value, name)} (saved: "
+                f"{as_text(was, name)}) would change it; leave it out{longer if name.startswith('max_') else ''}, or "
+                "start a new run from the weights with --init_from CHECKPOINT --out_dir NEW (docs/recipes.md lists what "
+                "may change)"
             )
     changes = {name: value for name, value in asked.items() if name in free}
     changes |= {name: getattr(now, name) for name in OF_THIS_CALL}
