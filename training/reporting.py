@@ -279,8 +279,10 @@ def activation() -> str:
 
 
 def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
-    """The text at the end of a run: stories, figures and the next commands."""
-    kind = "image" if run.examples else "story"
+    """The text at the end of a run: stories, or what it writes to held-out prompts, figures and the next commands."""
+    kind = (
+        "image" if run.examples else "held-out prompt" if getattr(run.objective, "answers", None) else "story"
+    )
     told = "\n".join(f"--- {kind} {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
     if run.tensorboard_dir:
