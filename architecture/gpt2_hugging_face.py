@@ -263,7 +263,7 @@ def run(argv: list[str] | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit code; see common/script.py."""
-    return exit_code("gpt2_hugging_face", lambda: run(argv))
+    return exit_code("architecture.gpt2_hugging_face", lambda: run(argv))
 
 
 if __name__ == "__main__":

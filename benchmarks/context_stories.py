@@ -73,4 +73,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code("context_stories", lambda: run(parse(None))))
+    sys.exit(exit_code("benchmarks.context_stories", lambda: run(parse(None))))

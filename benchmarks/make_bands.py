@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return exit_code("benchmarks/make_bands.py", lambda: run(parse(argv)))
+    return exit_code("benchmarks.make_bands", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

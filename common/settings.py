@@ -86,7 +86,8 @@ def cast(name: str, value: Any, hint: Any, remark: str = "") -> Any:
         _require(value in get_args(hint), name, rule, value)
         return value
     if hint is str:
-        _require(isinstance(value, str) and value, name, "text (quoted, in YAML)", value)
+        _require(isinstance(value, str), name, "text (quoted, in YAML)", value)
+        _require(value, name, "text that is not empty (without the setting, its default holds)", value)
         _require("\0" not in value, name, "text without the character NUL", value)
         # a byte that is not UTF-8 becomes a lone surrogate in an argument and cannot be written to a file
         _require(not re.search("[\ud800-\udfff]", value), name, "UTF-8 text", value)

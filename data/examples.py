@@ -21,6 +21,7 @@ from data.documents import IndexedSource, is_validation_document
 from data.files import FORMATS
 
 FILES = ".jsonl or .parquet"
+OTHER_FILES = ".txt", ".csv", ".tsv"
 ROLES = "system", "developer", "user", "assistant"  # of a message
 
 
@@ -115,6 +116,11 @@ class OneSide(list):
 def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
     """(where, record) of each line of a .jsonl file, or of each row of a .parquet file or of a set on the Hub."""
     path = Path(name).expanduser()
+    if path.suffix.lower() in OTHER_FILES and path.is_file():
+        raise ValueError(
+            f"dataset {name!r}: a {path.suffix} file is not read here; give a {FILES} file, ORG/NAME on the "
+            f"Hub, or {BUNDLED}"
+        )
     if path.suffix.lower() == ".parquet" and path.is_file():
         return list(parquet_rows(path))
     if path.suffix == ".jsonl" or path.exists():

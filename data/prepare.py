@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv=None) -> int:
     return exit_code(
-        "data/prepare.py",
+        "data.prepare",
         lambda: run(parse_command_line(argv)),
         interrupted="interrupted before the folder was complete; run the same command again",
     )

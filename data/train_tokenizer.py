@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv=None) -> int:
-    return exit_code("data/train_tokenizer.py", lambda: run(parse_command_line(argv)))
+    return exit_code("data.train_tokenizer", lambda: run(parse_command_line(argv)))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def parse_command_line(argv=None) -> argparse.Namespace:
 
 
 def main(argv=None) -> int:
-    return exit_code("evaluation/check.py", lambda: run(argv))
+    return exit_code("evaluation.check", lambda: run(argv))
 
 
 def run(argv=None) -> None:

@@ -285,4 +285,4 @@ def run(argv: list[str] | None) -> None:
 
 if __name__ == "__main__":
     words = "interrupted; the models that are finished are kept in ruler.json, and the same command goes on"
-    sys.exit(exit_code("evaluation/scoreboard.py", lambda: run(None), interrupted=words))
+    sys.exit(exit_code("evaluation.scoreboard", lambda: run(None), interrupted=words))

@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> None:
     if len(set(hashes)) < len(hashes):
         raise ValueError("two of the checkpoints are the same file content; name each once")
     second = open_second(args, hashes, opened) if args.second else None
+    say("reading held-out and training stories ...")
     held_out, training, names = read_data(args, opened[0])
     work = Work(args.out and args.out.with_name(f"{args.out.name}.work.jsonl"))
     say(f"{len(held_out):,} held-out stories of {names[0]}; {len(training):,} training stories of {names[1]}")
@@ -187,6 +188,7 @@ def run(args: argparse.Namespace) -> None:
     for (path, saved, settings), hash_ in zip(opened, hashes):
         reader = open_reader(path, saved, settings, args.device, args.batch_size)
         name = f"./{path}" if str(path) in REFERENCES else str(path)
+        say(f"{name}: {args.prompts * args.completions:,} texts to write, then pairs to read ...")
         texts[name] = completions(reader, [words for words, _ in groups], args, work, hash_)
         empty = sum(text == words for (words, _), group in zip(groups, texts[name]) for text in group)
         found["empty"][name] = empty

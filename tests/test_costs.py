@@ -29,7 +29,7 @@ from training.costs import (
     sampler_bytes,
 )
 from training.optimizer import build_optimizers
-from training.post.settings import DPOConfig, GRPOConfig, SFTConfig
+from training.post.settings import DPOConfig, GRPOConfig, PPOConfig, SFTConfig
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
@@ -222,6 +222,15 @@ def test_the_report_names_the_fields_that_differ_from_the_preset(size, changes, 
     assert told in text.splitlines()[0]
 
 
+def test_no_time_on_a_gpu_is_given_where_most_of_a_step_is_not_counted():
+    config = build_config("gptoss", "toy")
+    machines = [
+        sum(machine.name in report(kind(), config) for machine in MACHINES)
+        for kind in (SFTConfig, DPOConfig, GRPOConfig, PPOConfig)
+    ]
+    assert machines == [3, 3, 1, 1] and "two laptop cores" in report(GRPOConfig(), config)
+
+
 def test_a_run_that_does_not_fit_is_reported_for_this_device_and_each_machine():
     small, large = (build_config("gptoss", size) for size in ("toy", "gpt-oss-20b"))
     assert "does not fit" not in report(TrainConfig(device="cpu"), small, available=16e9)
@@ -272,7 +281,7 @@ def test_no_machine_takes_steps_faster_than_it_can_start_them_and_a_time_has_one
         (60_000, "4.0 minutes"),
         (20_000, "80 seconds"),
         (22_600, "1.5 minutes"),
-        (3, "1 seconds"),
+        (3, "1 second"),
     ):
         text = report(TrainConfig(max_iters=steps, block_size=8), tiny)
         assert all(f": about {told}; " in row(text, machine.name) for machine in MACHINES)

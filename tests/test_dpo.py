@@ -262,7 +262,8 @@ def test_a_run_learns_the_preference_and_ends_with_the_same_bits_after_a_stop(ba
     assert run_here(base, *FLAGS, "straight", script="post_train") == 0
     records = [json.loads(line) for line in (base / "straight/metrics.jsonl").read_text().splitlines()]
     at = {r["step"]: r for r in records if "val/pair_accuracy" in r}
-    assert at.keys() == {0, 8} and "of 8 held-out pairs" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert at.keys() == {0, 8} and "of 8 held-out pairs" in err and "--- held-out prompt 3" in err
     assert at[0]["val/dpo_loss"] == pytest.approx(math.log(2)) and at[0]["val/reward_accuracy"] == 0.5
     assert at[8]["val/dpo_loss"] < 0.6 and at[8]["val/reward_accuracy"] == 1.0
     assert at[8]["val/pair_accuracy_low"] <= at[8]["val/pair_accuracy"] <= at[8]["val/pair_accuracy_high"]

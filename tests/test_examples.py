@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pyarrow
 import pytest
@@ -292,6 +293,15 @@ def test_rows_of_parquet_are_the_examples_of_the_same_lines_and_a_damaged_file_i
 def test_a_name_that_is_no_set_is_refused_without_asking_the_hub(name, told):
     with pytest.raises(ValueError, match=told):
         open_examples(name, Example, split="train", bundled=tasks)
+
+
+@pytest.mark.parametrize("name", ["tasks.txt", "tasks.csv", "TASKS.TSV"])
+def test_a_file_of_another_kind_is_refused_in_one_sentence_that_names_what_is_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("prompt,response\nA kite.,It flew.\n")
+    told = f"a {path.suffix} file is not read here; give a .jsonl or .parquet file, ORG/NAME on the Hub, or bundled"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        open_examples(str(path), Example, split="train", bundled=tasks)
 
 
 def test_a_prompt_that_is_answered_by_the_model_needs_no_response():

@@ -83,6 +83,18 @@ def test_a_config_file_overrides_only_what_it_names(tmp_path):
     assert (cfg.lr, cfg.grad_accum, cfg.block_size, cfg.eval_every) == (2e-3, 2, 512, 500)
 
 
+def test_the_first_line_names_the_config_file_beside_the_recipe(tmp_path):
+    line = resolve("--config", "quickstart").lines[0]
+    told = "recipe: configs/toy.yaml, then configs/quickstart.yaml, changed: "
+    assert line.startswith(told) and "tokenizer bundled1536 (recipe: stories4k)" in line
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("lr: 2.0e-3\n")
+    line = resolve("--config", mine, "--recipe", "none").lines[0]
+    assert line == f"recipe: none for toy, so the defaults of train.py, then {mine}"
+    with pytest.raises(ValueError, match="quickstart.yaml: cannot be read: .*; did you mean 'quickstart'"):
+        parse("--config", "quickstart.yaml")
+
+
 @pytest.mark.parametrize("path", VISION, ids=lambda path: path.stem)
 def test_a_model_that_reads_images_has_recipes_of_its_own(path):
     cfg, _, config, _, lines, _ = resolve("--model", "gptoss_vision", "--model_size", path.stem)

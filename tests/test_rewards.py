@@ -58,6 +58,10 @@ def test_rewards_are_read_with_their_weights():
         ("ends:1,ends:2", "ends is there twice"),
         ("ends:nan", "the weight of ends must be a number; write ends:1"),
         ("ends:much", "the weight of ends must be a number"),
+        (
+            "words:0,ends:0.0",
+            "must give some reward a weight other than 0, got 'words:0,ends:0.0'; write words:1",
+        ),
     ):
         with pytest.raises(ValueError, match=told):
             parse_rewards(text)

@@ -167,6 +167,11 @@ def test_a_run_learns_its_responses_and_ends_with_the_same_bits_after_a_stop(bas
     err = capsys.readouterr().err
     assert "step 8: on 10 held-out examples response_loss" in err
     assert "sample.py --checkpoint straight/checkpoint_8.pt --prompt '50 kites.'" in err
+    answers = [records[-1][f"samples/final_{number}"] for number in (1, 2, 3)]
+    assert (
+        answers[0].startswith("50 kites.\n--- response\n") and f"--- held-out prompt 1\n{answers[0]}\n" in err
+    )
+    assert "--- story" not in err
     assert any(0 < r.get("data/truncated", 0) < 1 for r in records)
     original = Objective.step
 

@@ -4,6 +4,7 @@ import ast
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -202,6 +203,18 @@ def test_every_script_imports_begin_first():
         ]
         first = next(n for n in imports if getattr(n, "module", None) != "__future__")
         assert isinstance(first, ast.Import) and first.names[0].name == "common.begin", path
+
+
+def test_the_errors_of_a_module_begin_with_the_name_that_python_m_takes():
+    named = {}
+    for folder in ("architecture", "benchmarks", "data", "evaluation", "training"):
+        for path in (ROOT / folder).rglob("*.py"):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+            for name in re.findall(r'exit_code\(\s*"([^"]+)"', path.read_text(encoding="utf-8")):
+                named[module] = name
+    # the first is run as a file, and the text of the second is the ruler of the published numbers
+    others = "architecture.open_gpt_oss.download_weights", "evaluation.ruler"
+    assert len(named) > 20 and {m for m, name in named.items() if m != name} == {*others}
 
 
 # ------------------------------------------------------------------------------------ memory

@@ -357,6 +357,10 @@ def test_a_stopped_command_continues_from_its_finished_pieces(scored, monkeypatc
     other = str(FIXTURES / "context" / "checkpoint_6.pt")
     command = [str(TRUNK), "--second", other, "--out", str(scored), *SMALL]
     assert stories.main(command) == 0 and len(asked) == 1
+    told = capsys.readouterr().err
+    assert (
+        "reading held-out and training stories ...\n" in told and "texts to write, then pairs to read" in told
+    )
     after = json.loads(scored.read_text())
     assert {**after, "seal": 0, "command": 0} == {**before, "seal": 0, "command": 0}
     work.write_bytes(b"[]\n")

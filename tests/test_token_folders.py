@@ -353,7 +353,7 @@ def test_the_second_writer_of_a_folder_is_refused_and_mixes_nothing_in(tmp_path,
         flags = ["--dataset", path, "--val_dataset", other, "--out_dir", folder]
         assert prepare_main([str(flag) for flag in flags]) == 2
         assert capsys.readouterr().err == (
-            f"data/prepare.py: error: data.prepare (process {os.getpid()}) is already writing {folder}; "
+            f"data.prepare: error: data.prepare (process {os.getpid()}) is already writing {folder}; "
             "wait for it, or choose another --out_dir\n"
         )
     first.write_split("train", [[4, 5]])

@@ -17,7 +17,8 @@ from architecture.tokenizer import get_tokenizer, token_byte_lengths
 from data.documents import IndexedSource
 from data.packing import validation_batches, validation_lanes
 from data.rows import validation_rows
-from training.validation import Interrupted, evaluate, ratio_interval
+from training.reporting import in_words
+from training.validation import Evaluation, Interrupted, evaluate, ratio_interval
 
 TEXTS = [text + " caf\u00e9 \U0001f388" * (n % 2) for n, text in enumerate(documents(5))]
 BLOCK = 16
@@ -98,6 +99,32 @@ def test_an_evaluation_equals_a_computation_by_hand(model, tokenizer, batch_size
     assert len(losses) % BLOCK  # the last window is not full
     expected = [float(losses[place::BLOCK].mean()) for place in range(BLOCK)]
     assert (nats / count).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "half_width, documents, told",
+    [
+        (
+            None,
+            1,
+            "2.0000 nats/token (1 document: an interval needs three or more), 1.0000 bits per byte, over 90 tokens",
+        ),
+        (
+            None,
+            2,
+            "2.0000 nats/token (2 documents: an interval needs three or more), 1.0000 bits per byte, over 90 tokens",
+        ),
+        (
+            0.5,
+            3,
+            "2.0000 +- 0.5000 nats/token (95 %, over 3 documents), 1.0000 bits per byte, over 90 tokens",
+        ),
+    ],
+)
+def test_a_loss_of_few_documents_says_why_it_has_no_interval(half_width, documents, told):
+    assert (
+        in_words(Evaluation(2.0, half_width, documents, 1.0, 90, torch.zeros(1, 2), None, None, [])) == told
+    )
 
 
 def half_width_by_hand(losses, is_text):

@@ -34,6 +34,7 @@ class CommandLine(NamedTuple):
     given: frozenset[str]  # the names in both configs that YAML or a flag sets
     help_model: bool  # whether to print the model's fields and stop
     flags: frozenset[str] = frozenset()  # the names in both configs that a flag sets
+    file: Path | None = None  # the YAML file that --config names
 
 
 def parse_command_line(
@@ -85,6 +86,7 @@ def parse_command_line(
         given=frozenset(from_yaml) | frozenset(flags),
         help_model=help_model,
         flags=frozenset(flags),
+        file=yaml_path,
     )
 
 

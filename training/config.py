@@ -24,6 +24,7 @@ class TrainConfig:
     tbptt = 1  # micro-batches through which gradients flow back
     kind = ""  # of post-training (training/post/settings.py); "": next-token prediction
     uncounted = ""  # parts of a step that --dry_run leaves out
+    mostly_uncounted = False  # whether these take most of a step on a GPU, so that a time there would mislead
     sampled_rows = 0  # responses that the model samples at a time
     sized_by = "block_size"  # settings that a run with too little memory may lower, beside batch_size
     unread = frozenset()  # settings that nobody gives to this program; its help leaves them out
@@ -284,13 +285,12 @@ def check_resume(
         was = before.get(name)
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
         if name not in free | OF_THIS_CALL and value != was:
+            longer = ", make a finished run longer with --extend STEPS"
             raise ValueError(
-                f"--resume continues the run as it was saved, and {name}={as_text(value, name)} "
-                f"(saved: {as_text(was, name)}) would change it; leave it out, make a finished run longer "
-                "with --extend STEPS, or start a new run from "
-                "the weights with --init_from CHECKPOINT --out_dir NEW; these may change: "
-                f"{', '.join(sorted(RESUMABLE_CHANGES))}; the name of the same data "
-                f"({', '.join(sorted(DATA))}); and, with other last bits, {', '.join(sorted(CHANGES_BITS))}"
+                f"--resume continues the run as it was saved, and {name}={as_text(value, name)} (saved: "
+                f"{as_text(was, name)}) would change it; leave it out{longer if name.startswith('max_') else ''}, or "
+                "start a new run from the weights with --init_from CHECKPOINT --out_dir NEW (docs/recipes.md lists what "
+                "may change)"
             )
     changes = {name: value for name, value in asked.items() if name in free}
     changes |= {name: getattr(now, name) for name in OF_THIS_CALL}

@@ -268,6 +268,8 @@ def report(cfg: TrainConfig, config: Any, available: float | None = None) -> str
     all_but = " without the closing one, on all tokens" if cfg.final_eval_tokens == "all" else ""
     here = this_machine(cfg.device, cfg.dtype)
     for machine in MACHINES if here in (None, *MACHINES) else (here, *MACHINES):
+        if cfg.mostly_uncounted and machine is not MACHINES[0]:
+            continue
         run = cfg if machine is here else on_machine(cfg, config, machine)
         taken = sum(memory_bytes(run, config).values())
         room = available if machine is here else machine.memory
@@ -350,7 +352,8 @@ def duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"about {seconds / size:,.1f} {unit}"
-    return f"about {max(seconds, 1):.0f} seconds"
+    whole = f"{max(seconds, 1):.0f}"
+    return f"about {whole} {'second' if whole == '1' else 'seconds'}"
 
 
 ESTIMATE = 0.85  # activations are estimated to 15 %, and a run that may fit is not refused

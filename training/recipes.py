@@ -34,9 +34,11 @@ def recipe_path(cfg: TrainConfig, size: str) -> Path | None:
 
 def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:
     """The command with the values of a recipe where none was given, and a line for the start of the run."""
-    cfg, path = command.config, recipe_path(command.config, size)
+    cfg, path, then = command.config, recipe_path(command.config, size), ""
+    if (file := command.file) is not None:
+        then = f", then {file.relative_to(CONFIGS.parent) if file.is_relative_to(CONFIGS) else file}"
     if path is None:
-        return command, f"recipe: none for {size}, so the defaults of {cfg.program}"
+        return command, f"recipe: none for {size}, so the defaults of {cfg.program}{then}"
     recipe = read_settings(path, type(cfg))
     given = command.given & {f.name for f in fields(cfg)}
     given |= LENGTHS if given & LENGTHS else set()
@@ -48,7 +50,7 @@ def under(command: CommandLine, size: str) -> tuple[CommandLine, str]:
         for name in sorted(kept.keys() & recipe.keys())
         if kept[name] != recipe[name]
     )
-    line = f"recipe: configs/{path.relative_to(CONFIGS)}" + (f", changed: {changed}" if changed else "")
+    line = f"recipe: configs/{path.relative_to(CONFIGS)}{then}" + (f", changed: {changed}" if changed else "")
     return command._replace(config=type(cfg)(**(recipe | kept))), line
 
 

@@ -191,11 +191,11 @@ def overfitting(val: float, train: Sequence[float], epoch: int) -> str:
 
 
 def in_words(found: Evaluation) -> str:
-    half_width = "unknown" if found.half_width is None else f"{found.half_width:.4f}"
-    return (
-        f"{found.loss:.4f} +- {half_width} nats/token (95 %, over {found.documents:,} documents), "
-        f"{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
-    )
+    documents = f"{found.documents:,} {'document' if found.documents == 1 else 'documents'}"
+    loss = f"{found.loss:.4f} nats/token ({documents}: an interval needs three or more), "
+    if found.half_width is not None:
+        loss = f"{found.loss:.4f} +- {found.half_width:.4f} nats/token (95 %, over {documents}), "
+    return f"{loss}{found.bits_per_byte:.4f} bits per byte, over {found.tokens:,} tokens"
 
 
 def samples(run: Run, number: int) -> list[str]:
@@ -279,8 +279,10 @@ def activation() -> str:
 
 
 def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
-    """The text at the end of a run: stories, figures and the next commands."""
-    kind = "image" if run.examples else "story"
+    """The text at the end of a run: stories, or what it writes to held-out prompts, figures and the next commands."""
+    kind = (
+        "image" if run.examples else "held-out prompt" if getattr(run.objective, "answers", None) else "story"
+    )
     told = "\n".join(f"--- {kind} {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
     if run.tensorboard_dir:

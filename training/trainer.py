@@ -368,7 +368,7 @@ def close(
     if not run.ranks.writes:
         return
     final = reporting.final_record(run, progress, found)
-    stories = reporting.samples(whole, 3)
+    stories = (run.objective and run.objective.answers) or reporting.samples(whole, 3)
     run.writer.final(
         progress.step,
         asdict(cfg) | asdict(run.model.config),

@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit code; see common/script.py."""
-    return exit_code("open_gpt_oss", lambda: run(sys.argv[1:] if argv is None else argv))
+    return exit_code("architecture.open_gpt_oss", lambda: run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def write(out: Path, png: bytes) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return exit_code("evaluation/report.py", lambda: run(parse(argv)))
+    return exit_code("evaluation.report", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

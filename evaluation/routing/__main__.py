@@ -194,7 +194,7 @@ def summary(found: Any) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return exit_code("evaluation/routing", lambda: run(parse(argv)))
+    return exit_code("evaluation.routing", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

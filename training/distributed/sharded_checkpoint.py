@@ -156,7 +156,7 @@ def run(argv: list[str] | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit code; see common/script.py."""
-    return exit_code("sharded_checkpoint", lambda: run(argv))
+    return exit_code("training.distributed.sharded_checkpoint", lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -205,6 +205,7 @@ class Objective(objective.Objective):
         cfg = self.cfg
         seed, options = f"{cfg.seed} held-out", dict(block_size=cfg.block_size, temperature=1.0)
         rollout = sample_in_rows(run.model, self.tokenizer, self.asked, seed, **options)
+        self.answers = objective.with_prompts(rollout.responses)
         texts = [response.example.prompt + response.text for response in rollout.responses]
         run.writer.text(progress.step, "samples/response", texts[0])
         record = {"val/ended": float(rollout.ended.double().mean())}

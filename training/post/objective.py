@@ -32,6 +32,7 @@ class Objective:
     def __init__(self, cfg: PostTrainConfig, tokenizer: Any):
         self.cfg, self.tokenizer = cfg, tokenizer
         self.reference: nn.Module | None = None  # frozen; with its sha256 if the kind reads one
+        self.answers: list[str] = []  # of the last evaluation, for the end of the run
 
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         """The training data of this kind (split "train"), or the stories of val/loss ("validation").
@@ -107,12 +108,19 @@ class Objective:
         self, run: Run, progress: Progress, responses: Sequence[Response], record: dict[str, float]
     ) -> dict[str, float]:
         """Add what the tasks of the held-out examples say of the responses to a record, and show it."""
-        texts = [response.text for response in responses]
+        texts, self.answers = [response.text for response in responses], with_prompts(responses)
         record |= task_record(self.held_out, texts)
         told = ", ".join(f"{tag.removeprefix('val/')} {value:.4g}" for tag, value in record.items())
         run.writer.text(progress.step, "samples/response", self.held_out[0].prompt + texts[0])
         run.writer.say(f"step {progress.step}: on {len(texts)} held-out examples {told}")
         return record
+
+
+def with_prompts(responses: Sequence[Response]) -> list[str]:
+    """The first three responses, each below its prompt."""
+    return [
+        f"{response.example.prompt}\n--- response\n{response.text.lstrip()}" for response in responses[:3]
+    ]
 
 
 def new_objective(cfg: PostTrainConfig, tokenizer: Any) -> Objective:

@@ -102,6 +102,10 @@ def parse_rewards(text: str) -> dict[str, float]:
             found[name] = math.nan
         if not math.isfinite(found[name]):
             raise ValueError(f"{rule}; the weight of {name} must be a number; write {name}:1")
+    if not any(found.values()):
+        raise ValueError(
+            f"--rewards must give some reward a weight other than 0, got {shown(text)}; write {next(iter(found))}:1"
+        )
     return found
 
 

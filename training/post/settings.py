@@ -120,6 +120,7 @@ class RolloutConfig(PostTrainConfig):
         f"tokens of a prompt after the first {PostTrainConfig.prompt_length}, in the memory; sampling, the reference model "
         "and updates after the first one, in the time"
     )
+    mostly_uncounted = True
 
     batch_size: int = option(8, "responses that are trained at a time; the step is the same", at_least=1)
     block_size: int = option(256, "tokens per row of the stories that val/loss scores", at_least=1)
