@@ -187,6 +187,13 @@ def test_a_run_learns_its_responses_and_ends_with_the_same_bits_after_a_stop(bas
     ends = [load(base / name / "checkpoint_8.pt") for name in ("straight", "stopped")]
     for part in ("model", "optimizers", "rng", "data", "post"):
         assert differences(ends[0][part], ends[1][part], part) == []
+    metrics = base / "stopped/metrics.jsonl"
+    *earlier, closing = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(earlier))  # as if it had been stopped in its closing evaluation
+    assert run_here(base, "sft", "--resume", "--out_dir", "stopped", script="post_train") == 0
+    again = json.loads(metrics.read_text().splitlines()[-1])
+    for number, answer in enumerate(answers, start=1):
+        assert again[tag := f"samples/final_{number}"] == json.loads(closing)[tag] == answer
 
 
 @pytest.mark.parametrize(

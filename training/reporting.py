@@ -280,9 +280,7 @@ def activation() -> str:
 
 def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[str], path: Path) -> str:
     """The text at the end of a run: stories, or what it writes to held-out prompts, figures and the next commands."""
-    kind = (
-        "image" if run.examples else "held-out prompt" if getattr(run.objective, "answers", None) else "story"
-    )
+    kind = "image" if run.examples else "held-out prompt" if run.objective else "story"
     told = "\n".join(f"--- {kind} {i}\n{story}" for i, story in enumerate(stories, start=1))
     cfg, name, board = run.cfg, quote(str(path)), ""
     if run.tensorboard_dir:
@@ -292,8 +290,8 @@ def summary(run: Run, final: dict[str, Any], found: Evaluation, stories: list[st
         for field in "dataset val_dataset text_column story_dataset story_val_dataset rewards".split()
         if (value := getattr(cfg, field, None)) != getattr(type(cfg), field, None)
     )
-    asked = run.objective.held_out[0].prompt if getattr(run.objective, "held_out", None) else "\n"
-    asked = "" if "\n" in asked else f" --prompt {quote(asked)}"  # one of several lines is hard to read
+    asked = f" --prompt {quote(run.objective.held_out[0].prompt)}" if run.objective else ""
+    asked = "" if "\n" in asked else asked  # a prompt of several lines is hard to read
     return (
         f"{told}\n---\n"
         f"validation loss  {in_words(found)}\n"

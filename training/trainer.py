@@ -368,7 +368,9 @@ def close(
     if not run.ranks.writes:
         return
     final = reporting.final_record(run, progress, found)
-    stories = (run.objective and run.objective.answers) or reporting.samples(whole, 3)
+    if run.objective and not run.objective.answers:  # an earlier start was stopped after the last evaluation
+        run.objective.evaluate(whole, progress)
+    stories = run.objective.answers if run.objective else reporting.samples(whole, 3)
     run.writer.final(
         progress.step,
         asdict(cfg) | asdict(run.model.config),
