@@ -17,7 +17,7 @@ from common.settings import as_text, cast
 from training import other_names
 from training.command_line import parse_command_line
 from training.config import RESOLVED_BY_THE_RUN, RESUMABLE_CHANGES, TrainConfig, check_resume
-from training.post.settings import KINDS, PostTrainConfig
+from training.post.settings import KINDS, GRPOConfig, PostTrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_FIELDS = {
@@ -543,6 +543,11 @@ def test_resume_refuses_changes_of_the_computation_and_names_the_page_of_what_ma
     message = str(caught.value)
     assert f"{name}={float(value) if name == 'max_minutes' else value} (saved: " in message
     assert "--init_from" in message and "docs/recipes.md lists what may change" in message
+
+
+def test_a_longer_response_is_no_longer_run():
+    with pytest.raises(ValueError, match="max_response=9 .* leave it out, or start a new run"):
+        check_resume(asdict(GRPOConfig()), GRPOConfig(max_response=9), {}, {}, frozenset({"max_response"}))
 
 
 def test_resume_refuses_a_saved_config_of_other_code():

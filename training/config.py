@@ -285,10 +285,11 @@ def check_resume(
         was = before.get(name)
         was = tuple(was) if isinstance(was, list) else was  # JSON has no tuples
         if name not in free | OF_THIS_CALL and value != was:
-            longer = ", make a finished run longer with --extend STEPS"
+            is_length = name in ("max_iters", "max_minutes")
+            longer = ", make a finished run longer with --extend STEPS" if is_length else ""
             raise ValueError(
                 f"--resume continues the run as it was saved, and {name}={as_text(value, name)} (saved: "
-                f"{as_text(was, name)}) would change it; leave it out{longer if name.startswith('max_') else ''}, or "
+                f"{as_text(was, name)}) would change it; leave it out{longer}, or "
                 "start a new run from the weights with --init_from CHECKPOINT --out_dir NEW (docs/recipes.md lists what "
                 "may change)"
             )
