@@ -134,20 +134,25 @@ def read_records(name: str, split: str) -> list[tuple[str, dict[str, Any]]]:
         splits = open_splits(name, current_revision(name))
         whole = "validation" in splits
         rows = splits[split if whole else "train"]
-        found = [(f"{name}, row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
+        found = list(of_rows(name, rows))
     return OneSide(found) if whole else found
 
 
-def parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield (where, record) of each row."""
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) of each row."""
     import pyarrow.parquet
 
     try:
         rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise ValueError(f"{path} is not a whole parquet file: {first_line(error)}") from error
-    for number, record in enumerate(rows, start=1):
-        yield f"{path}, row {number}", record
+    return of_rows(path, rows)
+
+
+def of_rows(name: Any, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, record) of each row. A row has no way but None to say that a column is missing."""
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}, row {number}", {column: value for column, value in row.items() if value is not None}
 
 
 def json_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -267,6 +267,7 @@ def test_a_set_without_examples_on_one_side_is_refused(tmp_path, prompts, told):
 
 def test_rows_of_parquet_are_the_examples_of_the_same_lines_and_a_damaged_file_is_refused(tmp_path):
     records = [dict(prompt=f"{n} kites.", response=" Red.", words=["kite", "red"]) for n in range(3)]
+    del records[1]["words"]  # null in the table
     path, lines = tmp_path / "some.parquet", tmp_path / "some.jsonl"
     parquet.write_table(pyarrow.Table.from_pylist(records), path)
     lines.write_text("".join(json.dumps(record) + "\n" for record in records))
