@@ -75,7 +75,7 @@ def taught(runs: list[Path]) -> dict[str, Any]:
         change[measure] = {
             "first": statistics.fmean(first),
             "last": statistics.fmean(last),
-            "change": spread([b - a for a, b in zip(first, last)]),
+            "change": change_over_seeds([b - a for a, b in zip(first, last)]),
         }
     settings = {
         key: value for key, value in facts[0]["train"].items() if key not in ("seed", "out_dir", "init_from")
@@ -107,13 +107,13 @@ def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {measure: differences(some, ALPHA / len(spread)) for measure, some in spread.items()}
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def change_over_seeds(values: list[float]) -> dict[str, float]:
     """The summary of a figure over seeds; of one seed the mean alone, because JSON has no NaN."""
     return {name: value for name, value in summary(values)._asdict().items() if not math.isnan(value)}
 
 
 def change_as_text(change: dict[str, float]) -> str:
-    """mean +- half width, or that there is but one seed. change: what spread() returns"""
+    """mean +- half width, or that there is but one seed. change: what change_over_seeds() returns"""
     interval = f" +- {change['half_width']:.3f}" if "half_width" in change else " (one seed)"
     return f"{change['mean']:+.3f}{interval}"
 
