@@ -42,11 +42,13 @@ SPENT = ("post/sampling_share", "post/samples_per_second", "post/routing_flips",
 
 
 def curves(records: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """{measure: [[step, value], ...]} of the held-out measures and of the reward of a run."""
+    """{measure: [[step, value], ...]} of the held-out measures of a run, of its reward, and of what a value head explains."""
     found: dict[str, list[list[float]]] = {}
     for record in records:
         for tag, value in record.items():
-            measured = tag.startswith(("val/", "post/reward")) and "_by_" not in tag
+            measured = (
+                tag.startswith(("val/", "post/reward", "post/explained_variance")) and "_by_" not in tag
+            )
             if measured and isinstance(value, (int, float)):
                 found.setdefault(tag, []).append([record["step"], round(value, 6)])
     return found

@@ -20,6 +20,7 @@ def run(folder: Path, seed: int, scores: list[float], steps: int = 20, **setting
     (folder / "config.json").write_text(json.dumps(facts))
     spent = [
         {"step": step, "post/sampling_share": step / 10, "val/bits_per_byte_by_length": 1}
+        | {"post/explained_variance": 0.5}
         for step in (1, 2, 6)
     ]
     at = np.linspace(0, steps, len(scores)).astype(int).tolist()
@@ -40,6 +41,7 @@ def test_each_measure_has_its_first_and_last_value_and_the_change_over_the_seeds
     assert found["curves"]["2"]["val/reward"] == [[0, 1.0], [10, 9.0], [20, 4.0]]
     assert found["medians"]["1"] == {"post/sampling_share": 0.2} and "init_from" not in found["settings"]
     assert "val/bits_per_byte_by_length" not in found["change"]
+    assert found["curves"]["1"]["post/explained_variance"] == [[1, 0.5], [2, 0.5], [6, 0.5]]
 
 
 def test_a_single_seed_has_no_interval_and_the_table_says_so(tmp_path):
