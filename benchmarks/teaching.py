@@ -31,6 +31,7 @@ from training.monitor.metrics import read_metrics
 
 SHOWN = (
     "val/pair_accuracy",
+    "post/reward",
     "val/reward",
     "val/words",
     "val/all_words",
@@ -72,8 +73,7 @@ def taught(runs: list[Path]) -> dict[str, Any]:
     measures = sorted(set.intersection(*(set(found) for found in by_seed.values())))
     change = {}
     for measure in measures:
-        points = [found[measure] for found in by_seed.values()]
-        first, last = [p[0][1] for p in points], [p[-1][1] for p in points]
+        first, last = zip(*(ends(measure, found[measure]) for found in by_seed.values()))
         change[measure] = {
             "first": statistics.fmean(first),
             "last": statistics.fmean(last),
@@ -94,6 +94,15 @@ def taught(runs: list[Path]) -> dict[str, Any]:
     }
 
 
+def ends(measure: str, curve: list[list[float]]) -> tuple[float, float]:
+    """The first and the last value of a curve; of what each step measures on its own few texts, the mean of the first and
+    of the last fifth of the steps.
+    """
+    values = [value for _, value in curve]
+    some = max(1, len(values) // 5) if measure.startswith("post/") else 1
+    return statistics.fmean(values[:some]), statistics.fmean(values[-some:])
+
+
 def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The differences of the last values between names, for each measure of SHOWN that all of them have."""
     seeds = {tuple(sorted(one["curves"])) for one in found.values()}
@@ -101,7 +110,7 @@ def compared(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return {}
     shared = set.intersection(*(set(one["change"]) for one in found.values()))
     values = {
-        measure: {(name, int(seed)): curve[measure][-1][1] for name, one in found.items()
+        measure: {(name, int(seed)): ends(measure, curve[measure])[1] for name, one in found.items()
                   for seed, curve in one["curves"].items()}
         for measure in SHOWN if measure in shared
     }  # fmt: skip

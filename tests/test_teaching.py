@@ -44,6 +44,13 @@ def test_each_measure_has_its_first_and_last_value_and_the_change_over_the_seeds
     assert found["curves"]["1"]["post/explained_variance"] == [[1, 0.5], [2, 0.5], [6, 0.5]]
 
 
+def test_what_each_step_measures_is_averaged_over_the_first_and_last_fifth_of_the_steps():
+    curve = [[step, float(step**2)] for step in range(1, 11)]
+    assert teaching.ends("post/reward", curve) == (2.5, 90.5)  # of 1, 4 and of 81, 100
+    assert teaching.ends("val/reward", curve) == (1, 100)
+    assert teaching.ends("post/reward", curve[:3]) == (1, 9)
+
+
 def test_a_single_seed_has_no_interval_and_the_table_says_so(tmp_path):
     found = teaching.taught([run(tmp_path / "a", 1, [1.0, 1.5])])
     assert found["change"]["val/reward"]["change"] == {"mean": 0.5}
