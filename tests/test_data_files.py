@@ -495,8 +495,8 @@ def test_a_very_long_document_is_an_array_and_is_not_copied_for_each_batch(tmp_p
 @pytest.mark.parametrize(
     "main, name, out",
     [
-        (prepare_main, "data/prepare.py", ["--out_dir", "tokens"]),
-        (train_tokenizer_main, "data/train_tokenizer.py", ["--out", "a.tiktoken"]),
+        (prepare_main, "data.prepare", ["--out_dir", "tokens"]),
+        (train_tokenizer_main, "data.train_tokenizer", ["--out", "a.tiktoken"]),
     ],
 )
 def test_a_script_on_data_ends_with_one_line_and_2_for_bad_input(

@@ -53,7 +53,7 @@ def told(capsys) -> str:
     err = capsys.readouterr().err
     assert "Traceback" not in err and "Exception" not in err, err
     program, kind, sentence = err.splitlines()[-1].split(": ", 2)
-    assert program in ("train.py", "data/prepare.py") and kind == "error"
+    assert program in ("train.py", "data.prepare") and kind == "error"
     return sentence
 
 

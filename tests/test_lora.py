@@ -8,6 +8,7 @@ from toy_run import TINY, differences, load, run_here
 
 from architecture.checkpoint import read_checkpoint
 from architecture.registry import load_model
+from data.examples import Example
 from data.sources import open_dataset
 from training.costs import memory_bytes
 from training.lora import Adapters, adapted, describe
@@ -147,6 +148,8 @@ def test_the_list_names_what_is_adapted_and_what_is_frozen():
 # --------------------------------------------------------------------------------------------------- runs
 class Stories(Objective):
     """Next-token prediction of stories."""
+
+    held_out = (Example("Once", " upon a time", {}, "an example"),)
 
     def open_data(self, *, split, identity=None):
         return open_dataset(self.cfg.dataset, split=split, identity=identity)
