@@ -101,7 +101,8 @@ def test_a_page_opened_before_any_training_says_what_to_do(here):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--folder", "model"], "Unrecognized arguments: --folder model; --help"),
+    (["--folder", "model"], "Unrecognized arguments: --folder model; did you mean '--folders'?"),
+    (["--xyzzy", "model"], "Unrecognized arguments: --xyzzy model; --help"),
     (["--folders"], "expected at least one argument"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_a_sentence_in_the_page(here, flags, message):
