@@ -4,7 +4,8 @@
 
 The runs of a name are finished runs of post_train.py with one recipe and several seeds. They begin with one model, or
 each with that of its own seed. Writes to benchmarks/results/RECORD.json, for each name: its settings, the curve of each
-measure and seed, the mean of last - first with its 95 % interval over seeds, and how the steps spent their time. Between
+measure and seed, the mean of last - first with its 95 % interval over seeds, and how the steps spent their time. For
+what each step measures (post/), first and last are the means of the first and of the last fifth of the steps. Between
 names with the same seeds, it judges the differences of the last values as an ablation does; the intervals hold for all
 pairs of names and all measures of the table together.
 """

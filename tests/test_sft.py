@@ -136,7 +136,7 @@ def test_a_response_has_the_tokens_that_the_longest_prompt_leaves_in_a_row(monke
     monkeypatch.setattr(sampling, "generate", lambda *_, **options: asked.update(options) or [[1]] * 2)
     examples = [Example(" kite" * number, "") for number in (3, 8)]
     sample_in_rows(model(), tokenizer, examples, "", block_size=block_size, temperature=0.0)
-    assert asked["max_tokens"] == room  # of 64 tokens at most, the model's context limit
+    assert asked["max_tokens"] == room  # a row is no longer than the 64 tokens that the model can take
 
 
 # ----------------------------------------------------------------------------------------------- whole runs

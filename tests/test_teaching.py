@@ -46,7 +46,7 @@ def test_each_measure_has_its_first_and_last_value_and_the_change_over_the_seeds
 
 def test_what_each_step_measures_is_averaged_over_the_first_and_last_fifth_of_the_steps():
     curve = [[step, float(step**2)] for step in range(1, 11)]
-    assert teaching.ends("post/reward", curve) == (2.5, 90.5)  # of 1, 4 and of 81, 100
+    assert teaching.ends("post/reward", curve) == (2.5, 90.5)  # (1 + 4) / 2 and (81 + 100) / 2
     assert teaching.ends("val/reward", curve) == (1, 100)
     assert teaching.ends("post/reward", curve[:3]) == (1, 9)
 

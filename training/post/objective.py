@@ -32,7 +32,7 @@ class Objective:
     def __init__(self, cfg: PostTrainConfig, tokenizer: Any):
         self.cfg, self.tokenizer = cfg, tokenizer
         self.reference: nn.Module | None = None  # frozen; with its sha256 if the kind reads one
-        self.answers: list[str] = []  # of the last evaluation, for the end of the run
+        self.answers: list[str] = []  # what the last evaluation sampled; the end of the run prints it
 
     def open_data(self, *, split: str, identity: str | None = None) -> Source:
         """The training data of this kind (split "train"), or the stories of val/loss ("validation").
